@@ -1,0 +1,1 @@
+"""Run configurations: each file says what differs from the default."""
