@@ -1,89 +1,18 @@
-"""Names of every tensor, PyTorch's beside Flax's; the tables are read in both directions.
-
-A row ties one PyTorch tensor to one or more Flax leaves. Names hold placeholders in braces. A
-placeholder that stands on both sides is copied ({a}: `resnets.{a}` and `resnets_{a}`); one that
-only the PyTorch name has counts the blocks that Flax stacks along a leading axis L.
-
-A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts is another
-table whose rows name several leaves or bring another `Rule`; `convert.tensors` needs no change.
+"""Names of every tensor, PyTorch's beside Flax's, in the form that `convert.mapping` walks.
 
 Axis letters: I inputs, O outputs, h and w kernel height and width.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping
 
-import numpy as np
+from convert.mapping import Permuted, Row, Table, to_flax, to_torch
 
-Shape = tuple[int, ...]
-
-
-class Rule(Protocol):
-    """How one PyTorch tensor becomes the leaves of its row (one block of them), and back."""
-
-    def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The PyTorch tensor's shape, from the leaves' shapes."""
-        ...
-
-    def to_flax(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> Sequence[np.ndarray]:
-        """The leaves, of the given shapes."""
-        ...
-
-    def to_torch(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The PyTorch tensor."""
-        ...
-
-
-@dataclass(frozen=True)
-class Permuted:
-    """One leaf, whose axis j is the PyTorch tensor's axis `axes[j]`."""
-
-    axes: tuple[int, ...]
-
-    def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """See `Rule`."""
-        return tuple(shapes[0][axis] for axis in np.argsort(self.axes))
-
-    def to_flax(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> Sequence[np.ndarray]:
-        """See `Rule`."""
-        return [tensor.transpose(self.axes)]
-
-    def to_torch(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """See `Rule`."""
-        return leaves[0].transpose(np.argsort(self.axes))
-
+__all__ = ["CLIP", "COMPONENTS", "T5", "TRANSFORMER", "VAE", "to_flax", "to_torch"]
 
 VECTOR = Permuted((0,))
 SAME = Permuted((0, 1))
 LINEAR = Permuted((1, 0))  # [O, I] -> [I, O]
 CONV = Permuted((2, 3, 1, 0))  # [O, I, h, w] -> [h, w, I, O]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One PyTorch tensor and the Flax leaves that it holds."""
-
-    torch: str
-    flax: tuple[str, ...]
-    rule: Rule
-
-
-@dataclass(frozen=True)
-class Table:
-    """All names of one component.
-
-    Attributes:
-        rows: the names.
-        prefix: stands before every name in files; files without it are read too.
-        copies: names that files may hold in addition to, or in place of, another name.
-        ignored: names of buffers that some files hold and no model needs.
-    """
-
-    rows: tuple[Row, ...]
-    prefix: str = ""
-    copies: Mapping[str, str] = field(default_factory=dict)
-    ignored: frozenset[str] = frozenset()
 
 
 def _dense(torch: str, flax: str) -> list[Row]:

@@ -1,0 +1,284 @@
+"""The walk of a table of names: a Flax tree from PyTorch's tensors, and back.
+
+A row ties one PyTorch tensor to one or more Flax leaves. Names hold placeholders in braces. A
+placeholder that stands on both sides is copied ({a}: `resnets.{a}` and `resnets_{a}`); one that
+only the PyTorch name has counts the blocks that Flax stacks along a leading axis L.
+
+A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts is another
+table whose rows name several leaves or bring another `Rule`; the walk stays as it is.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from convert.errors import InputError
+
+Params = Mapping[str, Any]
+Shape = tuple[int, ...]
+
+
+class Rule(Protocol):
+    """How one PyTorch tensor becomes the leaves of its row (one block of them), and back."""
+
+    def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The PyTorch tensor's shape, from the leaves' shapes."""
+        ...
+
+    def to_flax(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> Sequence[np.ndarray]:
+        """The leaves, of the given shapes."""
+        ...
+
+    def to_torch(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """The PyTorch tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """One leaf, whose axis j is the PyTorch tensor's axis `axes[j]`."""
+
+    axes: tuple[int, ...]
+
+    def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """See `Rule`."""
+        return tuple(shapes[0][axis] for axis in np.argsort(self.axes))
+
+    def to_flax(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> Sequence[np.ndarray]:
+        """See `Rule`."""
+        return [tensor.transpose(self.axes)]
+
+    def to_torch(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Rule`."""
+        return leaves[0].transpose(np.argsort(self.axes))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One PyTorch tensor and the Flax leaves that it holds."""
+
+    torch: str
+    flax: tuple[str, ...]
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Table:
+    """All names of one component.
+
+    Attributes:
+        rows: the names.
+        prefix: stands before every name in files; files without it are read too.
+        copies: names that files may hold in addition to, or in place of, another name.
+        ignored: names of buffers that some files hold and no model needs.
+    """
+
+    rows: tuple[Row, ...]
+    prefix: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One expected PyTorch tensor: its row, the leaves it fills and which block of them."""
+
+    name: str
+    shape: Shape
+    row: Row
+    leaves: tuple[str, ...]
+    leaf_shapes: tuple[Shape, ...]
+    block: int | None
+
+
+def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries, under their paths joined by "/"."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def placeholders(name: str) -> set[str]:
+    """The names in braces."""
+    return set(re.findall(r"\{(\w+)\}", name))
+
+
+@functools.cache
+def _pattern(name: str) -> re.Pattern[str]:
+    """A regular expression that finds the numbers at a name's placeholders."""
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
+
+
+def match(template: str, name: str) -> dict[str, str] | None:
+    """The numbers at a template's placeholders in `name`, or None if it does not fit."""
+    found = _pattern(template).fullmatch(name)
+    return found.groupdict() if found else None
+
+
+def to_flax(
+    table: Table,
+    tensors: Mapping[str, Any],
+    shapes: Params,
+    *,
+    source: str | os.PathLike[str] = "weights",
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> dict[str, Any]:
+    """Builds a Flax tree from PyTorch tensors, which are read one at a time.
+
+    Args:
+        table: names of the component.
+        tensors: arrays, or anything with `.shape` that `np.asarray` reads (`StoredTensor`,
+            `torch.Tensor`), by PyTorch name.
+        shapes: nested dictionaries of objects with `.shape`: the tree to fill.
+        source: what error messages call the tensors' origin.
+        progress: wraps the loop over tensors, for instance `tqdm`.
+
+    Returns:
+        Nested dictionaries of arrays with the given shapes and the tensors' own dtypes.
+
+    Raises:
+        InputError: tensors are missing, surplus or misshapen; lists every one.
+    """
+    flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    slots, problems = _slots(table, flat_shapes)
+    tensors, surplus = _canonical(table, tensors, {slot.name for slot in slots})
+    for slot in slots:
+        if slot.name not in tensors:
+            problems.append(f"missing: {slot.name} {list(slot.shape)}")
+        elif tuple(tensors[slot.name].shape) != slot.shape:
+            got = list(tensors[slot.name].shape)
+            problems.append(f"misshapen: {slot.name} is {got}, expected {list(slot.shape)}")
+    problems += [f"surplus: {name} {list(tensor.shape)}" for name, tensor in surplus.items()]
+    _refuse(source, problems)
+
+    flat: dict[str, np.ndarray] = {}
+    for slot in progress(slots):
+        parts = slot.row.rule.to_flax(np.asarray(tensors[slot.name]), slot.leaf_shapes)
+        for path, part in zip(slot.leaves, parts, strict=True):
+            if path not in flat:
+                flat[path] = np.empty(flat_shapes[path], part.dtype)
+            if flat[path].dtype != part.dtype:
+                problems.append(
+                    f"mixed types: {slot.name} is {part.dtype}, other blocks {flat[path].dtype}"
+                )
+            elif slot.block is None:
+                flat[path][...] = part
+            else:
+                flat[path][slot.block] = part
+    _refuse(source, problems)
+    return nest(flat)
+
+
+def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
+    """Names a Flax tree's contents as PyTorch does; the arrays are views wherever possible.
+
+    Args:
+        table: names of the component.
+        params: nested dictionaries of arrays.
+
+    Returns:
+        Arrays of the leaves' dtypes by PyTorch name, in the table's order of leaves.
+
+    Raises:
+        InputError: the table has no name for a leaf; lists every one.
+    """
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    slots, problems = _slots(table, {path: leaf.shape for path, leaf in flat.items()})
+    _refuse("parameters", problems)
+    tensors = {}
+    for slot in slots:
+        leaves = [flat[path] for path in slot.leaves]
+        if slot.block is not None:
+            leaves = [leaf[slot.block] for leaf in leaves]
+        tensors[slot.name] = slot.row.rule.to_torch(leaves)
+    return tensors
+
+
+def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[_Slot], list[str]]:
+    """The PyTorch tensors that a tree of these shapes holds, and the leaves without a name."""
+    slots, problems = [], []
+    named = set()
+    for path in shapes:
+        for row in table.rows:
+            numbers = match(row.flax[0], path)
+            if numbers is not None:
+                break
+        else:
+            continue
+        leaves = tuple(template.format(**numbers) for template in row.flax)
+        absent = [
+            f"missing: {leaf}, the partner of {path}" for leaf in leaves if leaf not in shapes
+        ]
+        problems += absent
+        if absent:
+            continue
+        named |= set(leaves)
+        counter = placeholders(row.torch) - set(numbers)
+        leaf_shapes = tuple(shapes[leaf] for leaf in leaves)
+        blocks: Iterable[int | None] = [None]
+        if counter:
+            blocks = range(leaf_shapes[0][0])
+            leaf_shapes = tuple(shape[1:] for shape in leaf_shapes)
+        shape = row.rule.torch_shape(leaf_shapes)
+        for block in blocks:
+            name = row.torch.format(**numbers, **dict.fromkeys(counter, block))
+            slots.append(_Slot(table.prefix + name, shape, row, leaves, leaf_shapes, block))
+    problems += [f"surplus: {path} {list(shapes[path])}" for path in shapes if path not in named]
+    return slots, problems
+
+
+def _canonical(
+    table: Table, tensors: Mapping[str, Any], expected: set[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors under the table's names, and those that it does not want."""
+    known: dict[str, Any] = {}
+    surplus: dict[str, Any] = {}
+    copies: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        full = name if name.startswith(table.prefix) else table.prefix + name
+        if full in table.ignored:
+            continue
+        if full in table.copies:
+            copies[full] = tensor
+        elif full in expected and full not in known:
+            known[full] = tensor
+        else:
+            surplus[name] = tensor
+    for name, tensor in copies.items():
+        original = known.setdefault(table.copies[name], tensor)
+        if original is not tensor and not np.array_equal(original, tensor):
+            raise InputError(
+                f"{name} differs from {table.copies[name]}; this model shares them, so the file "
+                "belongs to another architecture"
+            )
+    return known, surplus
+
+
+def _refuse(source: str | os.PathLike[str], problems: Sequence[str]) -> None:
+    if problems:
+        listing = "\n  ".join(problems)
+        raise InputError(
+            f"{source}: {len(problems)} tensors do not fit the model that config.json describes; "
+            f"give weights and config.json of one model:\n  {listing}"
+        )
