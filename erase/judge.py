@@ -1,0 +1,330 @@
+"""The judge: a small network that says which entities, which style and which relation it sees.
+
+It is trained on rendered scenes only, never on pictures of the model that it is to judge.
+Axis letters: B batch, h w picture, y x feature grid, C channels, E entities, Y styles,
+R relations.
+"""
+
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from convert.errors import InputError
+from convert.mapping import flatten, nest
+from convert.tensors import read_file, write_file
+
+CONFIG, WEIGHTS = "config.json", "judge.safetensors"
+THRESHOLD = 0.5
+# Pictures are judged in chunks of one size, so that a function is compiled once.
+CHUNK = 32
+
+Kind = Literal["entity", "style", "relation"]
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """What a judge tells apart, and its sizes.
+
+    Attributes:
+        entities: names of the E entities.
+        styles: names of the Y styles.
+        relations: names of the R relations, such as "to the left of".
+        widths: channels at 1/2, 1/4 and 1/8 of the picture's resolution.
+        blocks: residual blocks at each of them.
+        embedding: width of the embeddings of subject and object.
+    """
+
+    entities: tuple[str, ...]
+    styles: tuple[str, ...]
+    relations: tuple[str, ...]
+    widths: tuple[int, ...] = (48, 96, 144)
+    blocks: tuple[int, ...] = (1, 1, 2)
+    embedding: int = 32
+
+
+@flax.struct.dataclass
+class Verdict:
+    """What the judge sees in pictures.
+
+    Attributes:
+        entities: logits; an entity is shown where its sigmoid is above `THRESHOLD`.
+        style: logits; the style is the greatest.
+        features: the grid that the relation is read from.
+    """
+
+    entities: Float[Array, "B E"]
+    style: Float[Array, "B Y"]
+    features: Float[Array, "B y x C"]
+
+
+def normalise(channels: int, name: str) -> nn.GroupNorm:
+    """Group norm in float32, in groups of eight channels or fewer."""
+    groups = next(g for g in range(max(1, channels // 8), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, dtype=jnp.float32, name=name)
+
+
+class Block(nn.Module):
+    """Two normalised 3 x 3 convolutions around a shortcut."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y x C"]:
+        """Keeps the shape."""
+        y = x
+        for i in range(2):
+            y = nn.silu(normalise(x.shape[-1], f"norm_{i}")(y))
+            y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name=f"conv_{i}")(y)
+        return x + y
+
+
+class JudgeNetwork(nn.Module):
+    """The network; `relation` reads the features that `__call__` gives."""
+
+    config: JudgeConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """Names the parts."""
+        config = self.config
+        stages = []
+        for width, blocks in zip(config.widths, config.blocks, strict=True):
+            stages.append(nn.Conv(width, (3, 3), 2, dtype=self.dtype))
+            stages.extend(Block(self.dtype) for _ in range(blocks))
+        self.stages = stages
+        self.final_norm = normalise(config.widths[-1], "final_norm")
+        self.entity_head = nn.Dense(len(config.entities))
+        self.style_head = nn.Dense(len(config.styles))
+        self.subject = nn.Embed(len(config.entities), config.embedding, dtype=self.dtype)
+        self.object = nn.Embed(len(config.entities), config.embedding, dtype=self.dtype)
+        self.seek = nn.Dense(config.embedding, dtype=self.dtype)
+        self.relation_in = nn.Conv(64, (3, 3), dtype=self.dtype)
+        self.relation_block = Block(self.dtype)
+        self.relation_down = nn.Conv(64, (3, 3), 2, dtype=self.dtype)
+        self.relation_hidden = nn.Dense(128, dtype=self.dtype)
+        self.relation_head = nn.Dense(len(config.relations) + 1)
+
+    def __call__(self, pictures: Float[Array, "B h w 3"]) -> Verdict:
+        """Entities and style.
+
+        Args:
+            pictures: values in [-1, 1].
+        """
+        x = pictures
+        for stage in self.stages:
+            x = stage(x)
+        x = nn.silu(self.final_norm(x))
+        # The maximum finds an entity wherever it is, the mean sees what is spread over the picture.
+        pooled = jnp.concatenate([x.max((1, 2)), x.mean((1, 2))], axis=-1)
+        return Verdict(self.entity_head(pooled), self.style_head(pooled), x)  # pyright: ignore[reportCallIssue]
+
+    def relation(
+        self,
+        features: Float[Array, "B y x C"],
+        subject: Int[Array, "B"],
+        object: Int[Array, "B"],
+    ) -> Float[Array, "B R+1"]:
+        """Logits of the relation in which `subject` stands to `object`; the last means none.
+
+        "A left of B" is "B right of A", so the question names the ordered pair.
+        """
+        sought = self.seek(features)
+        asked = [self.subject(subject), self.object(object)]
+        seen = [sought * each[:, None, None] for each in asked]
+        rows, columns = features.shape[1:3]
+        place = jnp.stack(
+            jnp.meshgrid(jnp.linspace(-1, 1, rows), jnp.linspace(-1, 1, columns), indexing="ij"), -1
+        )
+        place = jnp.broadcast_to(place, (*features.shape[:3], 2))
+        x = self.relation_in(jnp.concatenate([features, *seen, place], axis=-1))
+        x = self.relation_down(self.relation_block(x))
+        x = nn.silu(self.relation_hidden(nn.silu(x).reshape(x.shape[0], -1)))
+        return self.relation_head(x)
+
+    def everything(
+        self, pictures: Float[Array, "B h w 3"], subject: Int[Array, "B"], object: Int[Array, "B"]
+    ) -> tuple[Verdict, Float[Array, "B R+1"]]:
+        """The verdict and the relation in one pass; touches every parameter."""
+        verdict = self(pictures)
+        return verdict, self.relation(verdict.features, subject, object)
+
+
+def init(network: JudgeNetwork, key: Array, size: int = 64) -> PyTree:
+    """Fresh parameters for pictures of `size` x `size` pixels."""
+    pair = jnp.zeros(1, jnp.int32)
+    pictures = jnp.zeros((1, size, size, 3))
+    return network.init(key, pictures, pair, pair, method="everything")["params"]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained judge; takes pictures as they are written, in uint8.
+
+    Attributes:
+        config: what it tells apart.
+        params: its parameters.
+        size: the pictures' height and width, in pixels.
+    """
+
+    config: JudgeConfig
+    params: PyTree
+    size: int = 64
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Judge":
+        """Reads a folder that `save` wrote.
+
+        Raises:
+            InputError: a file is missing or broken, or the two do not fit each other.
+        """
+        folder = Path(folder)
+        path = folder / CONFIG
+        if not path.is_file():
+            raise InputError(f"judge = {str(folder)!r} has no {CONFIG}; check the path")
+        read = json.loads(path.read_text())
+        size = read.pop("size", 64)
+        names = {field.name for field in fields(JudgeConfig)}
+        if missing := sorted({"entities", "styles", "relations"} - read.keys()):
+            raise InputError(f"{path} lacks {', '.join(missing)}")
+        config = JudgeConfig(**{k: _tupled(v) for k, v in read.items() if k in names})
+        wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
+        shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
+        tensors = {path: np.asarray(leaf) for path, leaf in read_file(folder / WEIGHTS).items()}
+        if odd := sorted(p for p in shapes.keys() | tensors if not _fits(p, shapes, tensors)):
+            raise InputError(
+                f"{folder / WEIGHTS} does not fit {CONFIG}; missing, surplus or misshapen: "
+                f"{', '.join(odd)}"
+            )
+        params = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in tensors.items()})
+        return cls(config, params, size)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `config.json` and `judge.safetensors`, the weights in bfloat16."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = flatten(self.params)
+        tensors = {path: np.asarray(leaf.astype(jnp.bfloat16)) for path, leaf in flat.items()}
+        write_file(folder / WEIGHTS, tensors, {"format": "flax"})
+        (folder / CONFIG).write_text(json.dumps(asdict(self.config) | {"size": self.size}) + "\n")
+
+    def __call__(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Verdict:
+        """Entities and style of pictures.
+
+        Raises:
+            InputError: the pictures are not of the size that the judge knows.
+        """
+        return self._chunked(_judge, pictures)
+
+    def relation(
+        self,
+        pictures: UInt8[np.ndarray, "B h w 3"],
+        subject: Int[np.ndarray, "B"],
+        object: Int[np.ndarray, "B"],
+    ) -> Float[np.ndarray, "B R+1"]:
+        """Logits of the relation of the ordered pairs (subject, object); the last means none."""
+        return self._chunked(_relate, pictures, np.asarray(subject), np.asarray(object))
+
+    def kind(self, concept: str) -> Kind:
+        """Whether a name is an entity, a style or a relation.
+
+        Raises:
+            InputError: it is none of the three; the message offers the nearest names.
+        """
+        config = self.config
+        if concept in config.entities:
+            return "entity"
+        if concept in config.styles:
+            return "style"
+        if concept in config.relations:
+            return "relation"
+        near = difflib.get_close_matches(
+            concept, [*config.entities, *config.styles, *config.relations], cutoff=0.0
+        )
+        raise InputError(
+            f"concept = {concept!r} is not among the judge's labels; the nearest are "
+            f"{', '.join(map(repr, near))}"
+        )
+
+    def shows(self, pictures: UInt8[np.ndarray, "B h w 3"], entity: str) -> np.ndarray:
+        """Whether each picture shows an entity; bool [B].
+
+        Raises:
+            InputError: the judge does not know the entity.
+        """
+        return self.found(pictures, [entity] * len(pictures))
+
+    def found(self, pictures: UInt8[np.ndarray, "B h w 3"], labels: list[str]) -> np.ndarray:
+        """Whether each picture shows its own label, an entity or a style; bool [B].
+
+        Raises:
+            InputError: a label is not one of them. A relation needs its pair: see `relation`.
+        """
+        kinds = {label: self.kind(label) for label in set(labels)}
+        if related := sorted(label for label, kind in kinds.items() if kind == "relation"):
+            raise InputError(f"{related[0]!r} is a relation; name its subject and object")
+        verdict = self(pictures)
+        shown = np.asarray(jax.nn.sigmoid(verdict.entities)) > THRESHOLD
+        style = np.asarray(verdict.style).argmax(-1)
+        return np.array(
+            [
+                shown[i, self.config.entities.index(label)]
+                if kinds[label] == "entity"
+                else style[i] == self.config.styles.index(label)
+                for i, label in enumerate(labels)
+            ],
+            bool,
+        )
+
+    def _chunked(self, function: Any, pictures: np.ndarray, *pair: np.ndarray) -> Any:
+        if pictures.shape[1:] != (self.size, self.size, 3) or pictures.dtype != np.uint8:
+            raise InputError(
+                f"pictures of shape {pictures.shape} and dtype {pictures.dtype}: the judge takes "
+                f"uint8 pictures of {self.size} x {self.size} pixels"
+            )
+        network, chunks = JudgeNetwork(self.config), []
+        for start in range(0, len(pictures), CHUNK):
+            rows = [array[start : start + CHUNK] for array in (pictures, *pair)]
+            padded = [np.concatenate([r, np.repeat(r[:1], CHUNK - len(r), 0)]) for r in rows]
+            out = function(network, self.params, *padded)
+            chunks.append(jax.tree.map(np.asarray, out))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(pictures)], *chunks)
+
+
+def to_float(pictures: UInt8[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
+    """Values of 0..255 as [-1, 1]."""
+    return pictures.astype(jnp.float32) / 127.5 - 1
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(network: JudgeNetwork, params: PyTree, pictures: Array) -> Verdict:
+    return network.apply({"params": params}, to_float(pictures))  # pyright: ignore[reportReturnType]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _relate(
+    network: JudgeNetwork, params: PyTree, pictures: Array, subject: Array, object: Array
+) -> Array:
+    _, logits = network.apply(  # pyright: ignore[reportAssignmentType]
+        {"params": params}, to_float(pictures), subject, object, method="everything"
+    )
+    return logits  # pyright: ignore[reportReturnType]
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(path: str, shapes: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> bool:
+    return path in shapes and path in tensors and shapes[path] == tensors[path].shape
