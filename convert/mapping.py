@@ -11,7 +11,7 @@ table whose rows name several leaves or bring another `Rule`; the walk stays as 
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,12 +76,14 @@ class Table:
         prefix: stands before every name in files; files without it are read too.
         copies: names that files may hold in addition to, or in place of, another name.
         ignored: names of buffers that some files hold and no model needs.
+        stem: name of the files, without suffix.
     """
 
     rows: tuple[Row, ...]
     prefix: str = ""
     copies: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    stem: str = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def to_flax(
     shapes: Params,
     *,
     source: str | os.PathLike[str] = "weights",
+    mend: str = "take weights and config.json of one model",
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any]:
     """Builds a Flax tree from PyTorch tensors, which are read one at a time.
@@ -151,7 +154,8 @@ def to_flax(
         tensors: arrays, or anything with `.shape` that `np.asarray` reads (`StoredTensor`,
             `torch.Tensor`), by PyTorch name.
         shapes: nested dictionaries of objects with `.shape`: the tree to fill.
-        source: what error messages call the tensors' origin.
+        source: where the tensors come from, for error messages.
+        mend: what the user can do about tensors that do not fit, for error messages.
         progress: wraps the loop over tensors, for instance `tqdm`.
 
     Returns:
@@ -162,15 +166,10 @@ def to_flax(
     """
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     slots, problems = _slots(table, flat_shapes)
-    tensors, surplus = _canonical(table, tensors, {slot.name for slot in slots})
-    for slot in slots:
-        if slot.name not in tensors:
-            problems.append(f"missing: {slot.name} {list(slot.shape)}")
-        elif tuple(tensors[slot.name].shape) != slot.shape:
-            got = list(tensors[slot.name].shape)
-            problems.append(f"misshapen: {slot.name} is {got}, expected {list(slot.shape)}")
-    problems += [f"surplus: {name} {list(tensor.shape)}" for name, tensor in surplus.items()]
-    _refuse(source, problems)
+    expected = {slot.name: slot.shape for slot in slots}
+    tensors = _canonical(table, tensors, expected)
+    problems += differences(tensors, expected)
+    refuse(source, mend, problems)
 
     flat: dict[str, np.ndarray] = {}
     for slot in progress(slots):
@@ -186,7 +185,7 @@ def to_flax(
                 flat[path][...] = part
             else:
                 flat[path][slot.block] = part
-    _refuse(source, problems)
+    refuse(source, mend, problems)
     return nest(flat)
 
 
@@ -205,7 +204,7 @@ def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     slots, problems = _slots(table, {path: leaf.shape for path, leaf in flat.items()})
-    _refuse("parameters", problems)
+    refuse("parameters", "take parameters of one model", problems)
     tensors = {}
     for slot in slots:
         leaves = [flat[path] for path in slot.leaves]
@@ -249,36 +248,45 @@ def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[_Slot], list
 
 
 def _canonical(
-    table: Table, tensors: Mapping[str, Any], expected: set[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors under the table's names, and those that it does not want."""
-    known: dict[str, Any] = {}
-    surplus: dict[str, Any] = {}
+    table: Table, tensors: Mapping[str, Any], expected: Container[str]
+) -> dict[str, Any]:
+    """Tensors under the table's names; those that it does not want keep the file's."""
+    named: dict[str, Any] = {}
     copies: dict[str, Any] = {}
     for name, tensor in tensors.items():
         full = name if name.startswith(table.prefix) else table.prefix + name
-        if full in table.ignored:
-            continue
         if full in table.copies:
             copies[full] = tensor
-        elif full in expected and full not in known:
-            known[full] = tensor
-        else:
-            surplus[name] = tensor
+        elif full not in table.ignored:
+            named[full if full in expected and full not in tensors else name] = tensor
     for name, tensor in copies.items():
-        original = known.setdefault(table.copies[name], tensor)
+        original = named.setdefault(table.copies[name], tensor)
         if original is not tensor and not np.array_equal(original, tensor):
             raise InputError(
                 f"{name} differs from {table.copies[name]}; this model shares them, so the file "
                 "belongs to another architecture"
             )
-    return known, surplus
+    return named
 
 
-def _refuse(source: str | os.PathLike[str], problems: Sequence[str]) -> None:
+def differences(tensors: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[str]:
+    """What is missing, misshapen or surplus among tensors, one line each."""
+    problems = [
+        f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors
+    ]
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if name not in expected:
+            problems.append(f"surplus: {name} {list(shape)}")
+        elif shape != expected[name]:
+            problems.append(f"misshapen: {name} is {list(shape)}, expected {list(expected[name])}")
+    return problems
+
+
+def refuse(source: str | os.PathLike[str], mend: str, problems: Sequence[str]) -> None:
+    """Raises one `InputError` that lists all problems, if there are any."""
     if problems:
         listing = "\n  ".join(problems)
         raise InputError(
-            f"{source}: {len(problems)} tensors do not fit the model that config.json describes; "
-            f"give weights and config.json of one model:\n  {listing}"
+            f"{source}: {len(problems)} tensors are not as the model has them; {mend}:\n  {listing}"
         )

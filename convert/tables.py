@@ -151,10 +151,13 @@ def _vae() -> tuple[Row, ...]:
 
 
 TRANSFORMER = Table(_transformer())
-T5 = Table(_t5(), copies={"encoder.embed_tokens.weight": "shared.weight"})
+T5 = Table(_t5(), copies={"encoder.embed_tokens.weight": "shared.weight"}, stem="model")
 # transformers 4 writes the prefix and 5 does not; both read files that have it.
 CLIP = Table(
-    _clip(), prefix="text_model.", ignored=frozenset({"text_model.embeddings.position_ids"})
+    _clip(),
+    prefix="text_model.",
+    ignored=frozenset({"text_model.embeddings.position_ids"}),
+    stem="model",
 )
 VAE = Table(_vae())
 
