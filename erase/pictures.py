@@ -1,0 +1,95 @@
+"""Pictures in bulk: drawn in batches of one size, written so that none is ever half there.
+
+Axis letters: B pictures, h w picture sides.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from convert.errors import InputError
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+
+def draw(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    height: int,
+    width: int,
+    steps: int = 28,
+    guidance: float = 3.5,
+    adapters: Sequence[tuple[Adapter, float]] = (),
+    batch: int = 16,
+    title: str = "pictures",
+) -> UInt8[np.ndarray, "B h w 3"]:
+    """Draws one picture for every (prompt, seed) pair, with a progress bar.
+
+    All batches have the same size, the last one being filled up, so that nothing is compiled
+    twice; a picture does not depend on its batch.
+
+    Args:
+        pipe: the model.
+        prompts: one a picture.
+        seeds: one a picture.
+        height: pixels.
+        width: pixels.
+        steps: Euler steps.
+        guidance: distilled guidance scale.
+        adapters: adapters with their strengths.
+        batch: pictures drawn at once.
+        title: shown at the progress bar.
+
+    Raises:
+        InputError: a prompt or a size cannot be used, or batch is below 1.
+    """
+    if batch < 1:
+        raise InputError(f"batch = {batch} must be at least 1")
+    batch = min(batch, len(prompts))
+    drawn = []
+    with tqdm(total=len(prompts), desc=title, unit="picture") as bar:
+        for start in range(0, len(prompts), batch):
+            rows = [min(start + i, len(prompts) - 1) for i in range(batch)]
+            pictures = pipe(
+                [prompts[i] for i in rows],
+                seeds=[seeds[i] for i in rows],
+                steps=steps,
+                guidance=guidance,
+                height=height,
+                width=width,
+                adapters=adapters,
+            )
+            wanted = min(batch, len(prompts) - start)
+            drawn.append(pictures[:wanted])
+            bar.update(wanted)
+    return np.concatenate(drawn)
+
+
+def png(picture: UInt8[np.ndarray, "h w 3"], notes: Mapping[str, str] | None = None) -> bytes:
+    """A picture as a PNG file's bytes; notes become its text entries."""
+    info = PngInfo()
+    for name, value in (notes or {}).items():
+        info.add_itxt(name, value)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info, optimize=True)
+    return buffer.getvalue()
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Writes a file; it appears under its name only when complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+r"""Draws pictures with a model and, if given, adapters.
+
+    python -m erase.sample --model models/emoji-flux --prompt "a photo of a cat" \
+        --seed 0 --seed 1 --adapter runs/soccer_ball/adapter:0.8 --out pictures
+
+Every prompt is drawn with every seed; each line printed names a file. A PNG's text entries hold
+what it was made from.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from convert.errors import InputError, exits_cleanly
+from convert.lora import read_lora
+from erase.pictures import draw, png, write
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import load
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Reads an adapter from a file, from its folder or from a run's folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"adapter = {str(path)!r} does not exist; check the path")
+    inner = path / "adapter"
+    lora, alpha = read_lora(inner if inner.is_dir() else path)
+    return Adapter(jax.tree.map(jnp.asarray, lora), alpha)  # pyright: ignore[reportCallIssue]
+
+
+def parse_adapter(text: str) -> tuple[Adapter, float]:
+    """Reads "PATH" or "PATH:STRENGTH"; the strength is 1 if left out.
+
+    Raises:
+        InputError: the path or the strength cannot be used.
+    """
+    path, colon, strength = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return read_adapter(text), 1.0
+    try:
+        return read_adapter(path), float(strength)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"adapter = {text!r}: the strength {strength!r} is not a number; write PATH:0.8"
+        ) from error
+
+
+def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
+    """A name for every (prompt, seed): the prompt's number, its words and the seed."""
+    for number, prompt in enumerate(prompts):
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+        yield from (f"{number:03}-{words}-seed{seed}.png" for seed in seeds)
+
+
+def sample(
+    model: str | Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    adapters: Sequence[str],
+    out: Path,
+    *,
+    steps: int = 28,
+    guidance: float = 3.5,
+    height: int | None = None,
+    width: int | None = None,
+    batch: int = 16,
+) -> list[Path]:
+    """Draws every prompt with every seed and writes PNGs.
+
+    Args:
+        model: pipeline folder; read only once the other settings are known to be usable.
+        prompts: what to draw.
+        seeds: of the noise.
+        adapters: "PATH" or "PATH:STRENGTH" each.
+        out: folder; files of the same names are replaced.
+        steps: Euler steps.
+        guidance: distilled guidance scale.
+        height: pixels; by default the size that the autoencoder was made for.
+        width: pixels; likewise.
+        batch: pictures drawn at once.
+
+    Returns:
+        The files, in the order prompt by prompt, seed by seed.
+
+    Raises:
+        InputError: there is nothing to draw, or a setting cannot be used.
+    """
+    if not prompts or not seeds:
+        raise InputError(
+            f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
+            '--prompt "a photo of a cat" --seed 0'
+        )
+    read = [parse_adapter(text) for text in adapters]
+    pipe = load(model)
+    height = height or pipe.vae.config.sample_size
+    width = width or pipe.vae.config.sample_size
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    pictures = draw(
+        pipe,
+        [prompt for prompt, _ in pairs],
+        [seed for _, seed in pairs],
+        height=height,
+        width=width,
+        steps=steps,
+        guidance=guidance,
+        adapters=read,
+        batch=batch,
+    )
+    files = [out / name for name in file_names(prompts, seeds)]
+    settings = {"steps": steps, "guidance": guidance, "adapters": list(adapters)}
+    for file, picture, (prompt, seed) in zip(files, pictures, pairs, strict=True):
+        notes = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(settings)}
+        write(file, png(picture, notes))
+    return files
+
+
+def define_flags() -> None:
+    """Declares the command's flags; a function, so that importing this module declares none."""
+    flags.DEFINE_string("model", "models/emoji-flux", "Pipeline folder in diffusers' layout.")
+    flags.DEFINE_multi_string("prompt", [], "What to draw; may be repeated.")
+    flags.DEFINE_multi_integer("seed", [0], "Seed of the noise; may be repeated.")
+    flags.DEFINE_multi_string(
+        "adapter", [], "Adapter file or folder, with :STRENGTH if not 1; may be repeated."
+    )
+    flags.DEFINE_integer("steps", 28, "Euler steps.")
+    flags.DEFINE_float("guidance", 3.5, "Distilled guidance scale.")
+    flags.DEFINE_integer("height", None, "Pixels; by default the model's own size.")
+    flags.DEFINE_integer("width", None, "Pixels; by default the model's own size.")
+    flags.DEFINE_integer("batch", 16, "Pictures drawn at once.")
+    flags.DEFINE_string("out", "pictures", "Folder for the PNG files.")
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    if len(argv) > 1:
+        raise InputError(f"argument {argv[1]!r} is not a flag; prompts are given with --prompt")
+    given = flags.FLAGS
+    files = sample(
+        given.model,
+        given.prompt,
+        given.seed,
+        given.adapter,
+        Path(given.out),
+        steps=given.steps,
+        guidance=given.guidance,
+        height=given.height,
+        width=given.width,
+        batch=given.batch,
+    )
+    for file in files:
+        print(file)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,146 @@
+"""erase.sample: names, adapters with strengths, pictures that do not depend on their batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert.errors import InputError
+from convert.lora import write_lora
+from erase.pictures import draw, write
+from erase.sample import file_names, parse_adapter, sample
+from flux_jax import load, lora
+from flux_jax.pipeline import Pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = {"height": 16, "width": 16}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder: Path) -> Pipeline:
+    return load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)
+    tree = jax.tree.map(lambda leaf: leaf + 0.5, tree)
+    folder = tmp_path_factory.mktemp("run") / "adapter"
+    write_lora(folder, tree, 2.0)
+    return folder
+
+
+def test_adapter_is_read_from_file_folder_or_run_with_its_strength(adapter_folder: Path):
+    for text in (adapter_folder.parent, adapter_folder, *adapter_folder.iterdir()):
+        adapter, strength = parse_adapter(str(text))
+        assert (adapter.rank, strength) == (2, 1.0)
+        assert parse_adapter(f"{text}:0.25")[1] == 0.25
+
+
+@pytest.mark.parametrize("text", ["nowhere", "nowhere:0.5", "{folder}:strong"])
+def test_unusable_adapter_is_named(adapter_folder: Path, text: str):
+    text = text.format(folder=adapter_folder)
+    with pytest.raises(InputError, match=text.split(":")[0]):
+        parse_adapter(text)
+
+
+def test_pictures_do_not_depend_on_their_batch(pipe: Pipeline):
+    prompts, seeds = ["a cat", "a dog", "", "two cats", "a tree"], [4, 5, 6, 7, 8]
+    settings: dict[str, Any] = {"steps": 2, "batch": 2, **SIZE}
+    there = draw(pipe, prompts, seeds, **settings)
+    back = draw(pipe, prompts[::-1], seeds[::-1], **settings)
+    assert there.shape == (5, 16, 16, 3)
+    assert there.dtype == np.uint8
+    # Rows of a product may be rounded differently, by one grey level.
+    np.testing.assert_allclose(there.astype(int), back[::-1].astype(int), atol=1)
+    assert not np.array_equal(there[0], there[1])
+
+
+def test_sample_writes_every_pair_and_adapters_change_pictures(
+    tiny_folder: Path, adapter_folder: Path, tmp_path: Path
+):
+    prompts, seeds = ["A cat, on a mat!", "a dog"], [0, 3]
+    settings = {"steps": 2, "batch": 4, **SIZE}
+    names = {
+        strength: sample(
+            tiny_folder,
+            prompts,
+            seeds,
+            [f"{adapter_folder}:{strength}"],
+            tmp_path / strength,
+            **settings,
+        )
+        for strength in ("0", "1")
+    }
+    assert [path.name for path in names["1"]] == [
+        "000-a-cat-on-a-mat-seed0.png",
+        "000-a-cat-on-a-mat-seed3.png",
+        "001-a-dog-seed0.png",
+        "001-a-dog-seed3.png",
+    ]
+    base = sample(tiny_folder, prompts, seeds, [], tmp_path / "base", **settings)
+    for without, off, on in zip(base, names["0"], names["1"], strict=True):
+        assert np.array_equal(np.asarray(Image.open(without)), np.asarray(Image.open(off)))
+        assert not np.array_equal(np.asarray(Image.open(without)), np.asarray(Image.open(on)))
+    with Image.open(names["1"][1]) as picture:
+        assert picture.size == (16, 16)
+        assert (picture.info["prompt"], picture.info["seed"]) == (prompts[0], "3")
+
+
+def test_names_of_prompts_without_words():
+    assert list(file_names(["", "!!"], [1])) == ["000-empty-seed1.png", "001-empty-seed1.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": []}, "prompt is missing"),
+        ({"seeds": []}, "seed is missing"),
+        ({"height": 17}, "height = 17"),
+        ({"steps": 0}, "steps = 0"),
+        ({"batch": 0}, "batch = 0"),
+        ({"model": "no-such-folder"}, "no-such-folder"),
+        ({"prompts": ["cat " * 40]}, "limit"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(
+    tiny_folder: Path, tmp_path: Path, changes: dict, message: str
+):
+    arguments = {
+        "model": tiny_folder, "prompts": ["a cat"], "seeds": [0], "adapters": [], **SIZE, **changes
+    }  # fmt: skip
+    with pytest.raises(InputError, match=message):
+        sample(out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "picture.png"
+    write(path, b"old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_command_ends_with_code_2_on_bad_input(tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "erase.sample",
+        "--model",
+        str(tmp_path / "none"),
+        "--prompt",
+        "a",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2
+    assert "error: model folder" in ended.stderr
+    assert "Traceback" not in ended.stderr
