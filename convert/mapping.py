@@ -19,6 +19,8 @@ import numpy as np
 
 from convert.errors import InputError
 
+MEND = "take weights and config.json of one model"
+
 Params = Mapping[str, Any]
 Shape = tuple[int, ...]
 
@@ -144,7 +146,7 @@ def to_flax(
     shapes: Params,
     *,
     source: str | os.PathLike[str] = "weights",
-    mend: str = "take weights and config.json of one model",
+    mend: str = MEND,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any]:
     """Builds a Flax tree from PyTorch tensors, which are read one at a time.
@@ -204,7 +206,7 @@ def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     slots, problems = _slots(table, {path: leaf.shape for path, leaf in flat.items()})
-    refuse("parameters", "take parameters of one model", problems)
+    refuse("parameters", MEND, problems)
     tensors = {}
     for slot in slots:
         leaves = [flat[path] for path in slot.leaves]
