@@ -1,0 +1,89 @@
+"""Joint attention of text and image tokens: rotary positions, kernels, and the weights themselves.
+
+Axis letters: B batch, N tokens (text first, image last), T text, H heads, D head width,
+G groups of text tokens, A position axes.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+ROPE_BASE = 10_000.0
+# Flash kernels want the values' width in multiples of eight.
+MASS_COLUMNS = 8
+
+
+def rope_tables(
+    ids: Float[Array, "N A"], axes_dims: Sequence[int]
+) -> tuple[Float[Array, "N D/2"], Float[Array, "N D/2"]]:
+    """Cosines and sines of rotary position embedding, in float32.
+
+    Args:
+        ids: position of each token on each axis.
+        axes_dims: how many of the D channels each axis turns; their sum is D.
+
+    Returns:
+        Tables for adjacent channel pairs: pair i of axis a turns by
+        ids[:, a] * base^(-2i / axes_dims[a]) radians (RoFormer, eq. 15).
+    """
+    angles = [
+        ids[:, axis, None].astype(jnp.float32)
+        * jnp.asarray(ROPE_BASE ** -(np.arange(0, dim, 2) / max(dim, 1)), jnp.float32)
+        for axis, dim in enumerate(axes_dims)
+    ]
+    angle = jnp.concatenate(angles, axis=-1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(
+    x: Float[Array, "B N H D"], cos: Float[Array, "N D/2"], sin: Float[Array, "N D/2"]
+) -> Float[Array, "B N H D"]:
+    """Turns adjacent channel pairs of queries or keys; float32 inside, x's dtype outside."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def attend(
+    q: Float[Array, "B N H D"], k: Float[Array, "B N H D"], v: Float[Array, "B N H V"]
+) -> Float[Array, "B N H V"]:
+    """softmax(q k^T / sqrt(D)) v, by the fastest exact kernel that the backend has.
+
+    cuDNN's flash attention serves half precision on NVIDIA; elsewhere XLA's own, with the
+    softmax in float32.
+    """
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    flash = half and jax.default_backend() == "gpu" and v.shape == k.shape
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if flash else "xla")
+
+
+def attention_weights(
+    q: Float[Array, "B N H D"], k: Float[Array, "B N H D"]
+) -> Float[Array, "B H N N"]:
+    """The joint attention matrix, softmax(q k^T / sqrt(D)), rows are queries; float32."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores / np.sqrt(q.shape[-1]), axis=-1)
+
+
+def attention_mass(
+    q: Float[Array, "B N H D"], k: Float[Array, "B N H D"], token_masks: Float[Array, "B T G"]
+) -> Float[Array, "B H N G"]:
+    """How much of each query's attention falls on each group of text tokens, in [0, 1]; float32.
+
+    Attention whose values are the masks: the sum of the matrix's columns without the matrix,
+    exact and differentiable for every kernel.
+    """
+    batch, tokens, heads, width = k.shape
+    text, groups = token_masks.shape[1:]
+    # Values as wide as the keys where the masks fit, since flash kernels want one width.
+    columns = width if groups <= width else groups + -groups % MASS_COLUMNS
+    values = jnp.zeros((batch, tokens, columns), k.dtype)
+    values = values.at[:, :text, :groups].set(token_masks.astype(k.dtype))
+    values = jnp.broadcast_to(values[:, :, None, :], (batch, tokens, heads, columns))
+    mass = attend(q, k, values)[..., :groups]
+    return mass.transpose(0, 2, 1, 3).astype(jnp.float32)

@@ -1,0 +1,105 @@
+"""Layers of the MMDiT: dense with adapter, norms, embedders, modulation.
+
+Parameters keep the dtype that they are loaded with; products run in the module's `dtype`;
+norms and sinusoids in float32.
+Axis letters: B batch, N tokens, C channels, K modulation vectors, R rank.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+NORM_EPS = 1e-6
+SINUSOID_CHANNELS = 256
+
+
+class Dense(nn.Module):
+    """x W + b, plus (x A) B where the collection `lora` holds A [C, R] and B [R, features]."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... features"]:
+        """Applies the layer in `dtype`."""
+        x = x.astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        if self.has_variable("lora", "A"):
+            down = self.get_variable("lora", "A").astype(self.dtype)
+            up = self.get_variable("lora", "B").astype(self.dtype)
+            y = y + (x @ down) @ up
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """Normalises; the result has x's dtype."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + NORM_EPS)
+        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def modulate(
+    x: Float[Array, "B N C"], shift: Float[Array, "B C"], scale: Float[Array, "B C"]
+) -> Float[Array, "B N C"]:
+    """LayerNorm without affine part, then (1 + scale) x + shift, in float32; x's dtype outside."""
+    y = x.astype(jnp.float32)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+    y = (y - mean) * jax.lax.rsqrt(variance + NORM_EPS)
+    y = y * (1 + scale[:, None].astype(jnp.float32)) + shift[:, None].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+class Modulation(nn.Module):
+    """AdaLN: K vectors [B, C] from the conditioning vector, each for all tokens of a sample."""
+
+    vectors: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, conditioning: Float[Array, "B C"]) -> tuple[Float[Array, "B C"], ...]:
+        """linear(silu(conditioning)), split into K."""
+        width = conditioning.shape[-1]
+        y = Dense(self.vectors * width, self.dtype, name="linear")(nn.silu(conditioning))
+        return tuple(jnp.split(y, self.vectors, axis=-1))
+
+
+class MLP(nn.Module):
+    """Two dense layers around an activation: GELU (tanh) in blocks, SiLU in embedders."""
+
+    hidden: int
+    features: int
+    activation: str
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... features"]:
+        """Applies both layers."""
+        y = Dense(self.hidden, self.dtype, name="linear_1")(x)
+        y = nn.gelu(y, approximate=True) if self.activation == "gelu" else nn.silu(y)
+        return Dense(self.features, self.dtype, name="linear_2")(y)
+
+
+def sinusoid(value: Float[Array, "B"]) -> Float[Array, "B 256"]:
+    """Cosines, then sines, of 1000 * value at 128 geometric frequencies from 1 to 1/10000.
+
+    Timestep (in [0, 1]) and guidance enter like this. Always float32: in bfloat16
+    1000 * value would be off by up to 2.
+    """
+    half = SINUSOID_CHANNELS // 2
+    # The exponent is rounded to float32 before its power is taken, as PyTorch does: at angles
+    # of 1000 rad the last bit of a frequency shows.
+    exponent = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / half
+    frequencies = jnp.asarray(np.exp(exponent.astype(np.float64)), jnp.float32)
+    angle = (1000.0 * value.astype(jnp.float32))[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -1,0 +1,116 @@
+"""Reading a diffusers pipeline folder: modules from configurations, parameters from files."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from convert import tables
+from convert.errors import InputError
+from convert.mapping import to_flax
+from convert.tensors import read_component
+from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.t5 import T5Config, T5Encoder
+from flux_jax.transformer import FluxConfig, FluxTransformer
+from flux_jax.vae import AutoencoderKL, VAEConfig
+
+
+def _transformer_inputs(config: FluxConfig) -> tuple[Any, ...]:
+    of = jax.ShapeDtypeStruct
+    tokens, one = 4, of((1,), jnp.float32)
+    return (
+        of((1, tokens, config.in_channels), jnp.float32),
+        of((1, tokens, config.joint_attention_dim), jnp.float32),
+        of((1, config.pooled_projection_dim), jnp.float32),
+        one,
+        of((tokens, 3), jnp.float32),
+        one if config.guidance_embeds else None,
+    )
+
+
+def _text_inputs(config: CLIPTextConfig | T5Config) -> tuple[Any, ...]:
+    return (jax.ShapeDtypeStruct((1, 4), jnp.int32),)
+
+
+def _vae_inputs(config: VAEConfig) -> tuple[Any, ...]:
+    side = 2 ** len(config.block_out_channels)
+    return (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),)
+
+
+@dataclass(frozen=True)
+class Component:
+    """How one folder of a pipeline becomes a module with parameters."""
+
+    config: Callable[[Mapping[str, Any]], Any]
+    module: Callable[..., nn.Module]
+    inputs: Callable[[Any], tuple[Any, ...]]
+    table: Any
+
+
+COMPONENTS = {
+    "transformer": Component(
+        FluxConfig.from_dict, FluxTransformer, _transformer_inputs, tables.TRANSFORMER
+    ),
+    "text_encoder": Component(CLIPTextConfig.from_dict, CLIPTextEncoder, _text_inputs, tables.CLIP),
+    "text_encoder_2": Component(T5Config.from_dict, T5Encoder, _text_inputs, tables.T5),
+    "vae": Component(VAEConfig.from_dict, AutoencoderKL, _vae_inputs, tables.VAE),
+}
+
+
+def build(name: str, config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
+    """The module of a component.
+
+    Args:
+        name: a key of `COMPONENTS`.
+        config: its parsed `config.json`.
+        dtype: compute dtype.
+    """
+    component = COMPONENTS[name]
+    return component.module(component.config(config), dtype=dtype)
+
+
+def abstract_params(name: str, config: Mapping[str, Any]) -> PyTree:
+    """Shapes of a component's parameters, as a tree of `jax.ShapeDtypeStruct`; needs no memory."""
+    component = COMPONENTS[name]
+    module = build(name, config)
+    inputs = component.inputs(component.config(config))
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parses a JSON file of a pipeline folder.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: a pipeline folder in diffusers' layout has it; check the path"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error}): fetch the file again") from error
+
+
+def load_component(
+    folder: Path, name: str, dtype: DTypeLike
+) -> tuple[nn.Module, dict[str, PyTree]]:
+    """Module and parameters of one component, computing and stored in `dtype`.
+
+    Every tensor of the files must be in the model and the other way round.
+
+    Raises:
+        InputError: a file is missing or broken, or tensors are missing, surplus or misshapen.
+    """
+    config = read_config(folder / name / "config.json")
+    tensors = read_component(folder / name)
+    params = to_flax(COMPONENTS[name].table, tensors, abstract_params(name, config))
+    return build(name, config, dtype), jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)

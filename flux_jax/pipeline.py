@@ -1,0 +1,341 @@
+"""From prompts to pictures: tokenise, encode, denoise, decode.
+
+Axis letters: B batch, T text tokens, S image tokens, C packed latent channels, E text width,
+P pooled width.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+
+from convert.errors import InputError
+from flux_jax.clip import CLIPTextEncoder
+from flux_jax.load import COMPONENTS, load_component, read_config
+from flux_jax.lora import Adapter, combine
+from flux_jax.sampling import denoise
+from flux_jax.schedule import Schedule
+from flux_jax.t5 import T5Encoder
+from flux_jax.transformer import FluxTransformer
+from flux_jax.vae import AutoencoderKL, latent_ids, unpack, unscale_latents
+
+
+@flax.struct.dataclass
+class Conditioning:
+    """Encoded prompts.
+
+    Attributes:
+        text: T5's output for every token, padding included.
+        pooled: CLIP's output at the end-of-text token.
+    """
+
+    text: Float[Array, "B T E"]
+    pooled: Float[Array, "B P"]
+
+    def __getitem__(self, rows: Any) -> "Conditioning":
+        """The conditioning of some of the prompts."""
+        return Conditioning(self.text[rows], self.pooled[rows])
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A FLUX.1 pipeline; every step is callable on its own.
+
+    Attributes:
+        params: parameters under the keys transformer, text_encoder, text_encoder_2 and vae.
+    """
+
+    transformer: FluxTransformer
+    text_encoder: CLIPTextEncoder
+    text_encoder_2: T5Encoder
+    vae: AutoencoderKL
+    params: Mapping[str, PyTree]
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_2: PreTrainedTokenizerBase
+    schedule: Schedule
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels that one image token stands for."""
+        return 2 * self.vae.config.spatial_factor
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Latent height and width (before 2 x 2 packing) of a picture.
+
+        Raises:
+            InputError: a side is not a positive multiple of `pixels_per_token`.
+        """
+        step = self.pixels_per_token
+        for name, side in (("height", height), ("width", width)):
+            if side < step or side % step:
+                near = max(step, round(side / step) * step)
+                raise InputError(
+                    f"{name} = {side} is not a multiple of {step} pixels; the nearest is {near}"
+                )
+        factor = self.vae.config.spatial_factor
+        return height // factor, width // factor
+
+    def image_ids(self, height: int, width: int) -> Float[Array, "S 3"]:
+        """Positions of the image tokens of a picture."""
+        return latent_ids(*self.grid(height, width))
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "B K"], np.ndarray]:
+        """Token ids for CLIP (cut at its limit, as FLUX does) and for T5.
+
+        Raises:
+            InputError: a prompt has more T5 tokens than `tokenizer_2.model_max_length`.
+        """
+        limit = self.tokenizer_2.model_max_length
+        t5_ids = self.tokenizer_2(list(prompts)).input_ids
+        for prompt, ids in zip(prompts, t5_ids, strict=True):
+            if len(ids) > limit:
+                raise InputError(
+                    f"prompt = {prompt!r} has {len(ids)} tokens, over the limit of {limit}: "
+                    "shorten it"
+                )
+        pad = self.tokenizer_2.pad_token_id
+        padded = np.array([ids + [pad] * (limit - len(ids)) for ids in t5_ids], np.int32)
+        clip = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+        )
+        return np.array(clip.input_ids, np.int32), padded
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encodes prompts with both text encoders.
+
+        Raises:
+            InputError: a prompt is over the token limit.
+        """
+        clip_ids, t5_ids = self.tokenize(prompts)
+        return _encode(
+            self.text_encoder,
+            self.text_encoder_2,
+            self.params["text_encoder"],
+            self.params["text_encoder_2"],
+            clip_ids,
+            t5_ids,
+        )
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Array, "B S C"]:
+        """Packed standard normal latents, one seed a picture, whatever the rest of the batch."""
+        height, width = self.grid(height, width)
+        channels = self.transformer.config.in_channels
+        return jnp.stack(
+            [
+                jax.random.normal(jax.random.key(seed), (height // 2 * (width // 2), channels))
+                for seed in seeds
+            ]
+        )
+
+    def velocity(
+        self,
+        latents: Float[Array, "B S C"],
+        conditioning: Conditioning,
+        timestep: Float[Array, "B"],
+        image_ids: Float[Array, "S 3"],
+        guidance: float = 3.5,
+        adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
+    ) -> Float[Array, "B S C"]:
+        """The transformer's velocity; guidance is left out where the model does not embed it."""
+        return _velocity(
+            self.transformer,
+            self.params["transformer"],
+            combine(adapters),
+            latents,
+            conditioning,
+            timestep,
+            image_ids,
+            guidance,
+        )
+
+    def denoise(
+        self,
+        noise: Float[Array, "B S C"],
+        conditioning: Conditioning,
+        image_ids: Float[Array, "S 3"],
+        steps: int = 28,
+        guidance: float = 3.5,
+        adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
+    ) -> Float[Array, "B S C"]:
+        """Integrates the velocity from noise (t = 1) to packed latents (t = 0) in Euler steps."""
+        if steps < 1:
+            raise InputError(f"steps = {steps} must be at least 1")
+        return _denoise(
+            self.transformer,
+            self.params["transformer"],
+            combine(adapters),
+            noise,
+            conditioning,
+            image_ids,
+            guidance,
+            jnp.asarray(self.schedule.sigmas(steps, noise.shape[1])),
+        )
+
+    def decode(
+        self, latents: Float[Array, "B S C"], height: int, width: int
+    ) -> UInt8[np.ndarray, "B h w 3"]:
+        """Pictures of packed latents."""
+        grid = self.grid(height, width)
+        return np.asarray(_decode(self.vae, self.params["vae"], latents, grid))
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        steps: int = 28,
+        guidance: float = 3.5,
+        height: int = 512,
+        width: int = 512,
+        latents: Float[Array, "B S C"] | None = None,
+        adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
+    ) -> UInt8[np.ndarray, "B h w 3"]:
+        """Draws a picture for every prompt.
+
+        Args:
+            prompts: one a picture.
+            seeds: one a picture; 0, 1, ... if neither seeds nor latents are given.
+            steps: Euler steps.
+            guidance: distilled guidance scale.
+            height: pixels.
+            width: pixels.
+            latents: packed noise to start from, instead of seeds.
+            adapters: adapters with their strengths; their effects add up.
+
+        Raises:
+            InputError: sizes, seeds or a prompt cannot be used.
+        """
+        if latents is None:
+            seeds = range(len(prompts)) if seeds is None else seeds
+            if len(seeds) != len(prompts):
+                raise InputError(f"seeds = {list(seeds)} must be one for each prompt")
+            latents = self.noise(seeds, height, width)
+        elif seeds is not None:
+            raise InputError("seeds and latents exclude each other; give one of them")
+        ids = self.image_ids(height, width)
+        wanted = (len(prompts), len(ids), self.transformer.config.in_channels)
+        if latents.shape != wanted:
+            raise InputError(f"latents have shape {latents.shape} and must have {wanted}")
+        conditioning = self.encode(prompts)
+        latents = self.denoise(latents, conditioning, ids, steps, guidance, adapters)
+        return self.decode(latents, height, width)
+
+
+def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
+    """Reads a pipeline folder in diffusers' layout, sharded or not.
+
+    Args:
+        path: the folder with `model_index.json`.
+        dtype: dtype of parameters and products; by default float32 on CPU, else bfloat16.
+
+    Raises:
+        InputError: a file is missing or broken, or does not fit the model.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"model folder {str(path)!r} does not exist; check the path")
+    read_config(folder / "model_index.json")
+    chosen = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    loaded = {name: load_component(folder, name, chosen) for name in COMPONENTS}
+    schedule = Schedule.from_dict(read_config(folder / "scheduler" / "scheduler_config.json"))
+    return Pipeline(
+        **{name: module for name, (module, _) in loaded.items()},  # pyright: ignore[reportArgumentType]
+        params={name: params for name, (_, params) in loaded.items()},
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer_2=T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
+        schedule=schedule,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(
+    text_encoder: CLIPTextEncoder,
+    text_encoder_2: T5Encoder,
+    clip_params: PyTree,
+    t5_params: PyTree,
+    clip_ids: Array,
+    t5_ids: Array,
+) -> Conditioning:
+    text = text_encoder_2.apply({"params": t5_params}, t5_ids)
+    pooled = text_encoder.apply({"params": clip_params}, clip_ids)
+    return Conditioning(text, pooled)  # pyright: ignore[reportArgumentType]
+
+
+def apply_transformer(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree | None,
+    latents: Float[Array, "B S C"],
+    conditioning: Conditioning,
+    timestep: Float[Array, "B"],
+    image_ids: Float[Array, "S 3"],
+    guidance: Float[Array, "B"] | Float[Array, ""] | float,
+    **options: Any,
+) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
+    """The transformer with or without an adapter tree, one guidance scale for all or for each.
+
+    Options go to `FluxTransformer` (token_masks, attention, stop_after).
+    """
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    embeds = transformer.config.guidance_embeds
+    scale = jnp.full(latents.shape[:1], guidance, jnp.float32) if embeds else None
+    return transformer.apply(  # pyright: ignore[reportReturnType]
+        variables,
+        latents,
+        conditioning.text,
+        conditioning.pooled,
+        timestep,
+        image_ids,
+        scale,
+        **options,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _velocity(
+    transformer: FluxTransformer, params: PyTree, lora: PyTree | None, *arguments: Any
+) -> Array:
+    velocity, _ = apply_transformer(transformer, params, lora, *arguments)
+    assert velocity is not None
+    return velocity
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _denoise(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree | None,
+    noise: Array,
+    conditioning: Conditioning,
+    image_ids: Array,
+    guidance: Array,
+    sigmas: Array,
+) -> Array:
+    def velocity(latents: Array, timestep: Array) -> Array:
+        timesteps = jnp.broadcast_to(timestep, latents.shape[:1])
+        predicted, _ = apply_transformer(
+            transformer, params, lora, latents, conditioning, timesteps, image_ids, guidance
+        )
+        assert predicted is not None
+        return predicted
+
+    return denoise(velocity, noise, sigmas)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _decode(vae: AutoencoderKL, params: PyTree, latents: Array, grid: tuple[int, int]) -> Array:
+    raw = unscale_latents(vae.config, unpack(latents, *grid))
+    pictures = vae.apply({"params": params}, raw, method="decode")
+    pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)  # pyright: ignore
+    return jnp.round(pictures * 255).astype(jnp.uint8)
