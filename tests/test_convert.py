@@ -1,0 +1,345 @@
+"""The walk of the name tables and the weight files, without any model code of our own."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.numpy import load_file, save_file
+
+from convert.errors import InputError
+from convert.mapping import (
+    Permuted,
+    Row,
+    Table,
+    flatten,
+    match,
+    nest,
+    placeholders,
+    to_flax,
+    to_torch,
+)
+from convert.tables import CLIP, COMPONENTS, LINEAR, T5, TRANSFORMER, VAE
+from convert.tensors import read_component, read_file, write_component, write_file
+
+
+def shapes_of(table, tensors):
+    """Shapes of the Flax tree that holds these tensors, found by reading the table forwards.
+
+    The first row whose PyTorch name fits wins, as T5's relative bias of block 0 is its own leaf.
+    """
+    shapes = {}
+    for name, tensor in tensors.items():
+        for row in table.rows:
+            numbers = match(row.torch, name.removeprefix(table.prefix))
+            if numbers is not None:
+                break
+        else:
+            raise AssertionError(f"no row for {name}")
+        shape = tuple(tensor.shape[axis] for axis in row.rule.axes)
+        (counter,) = placeholders(row.torch) - placeholders(row.flax[0]) or (None,)
+        if counter is not None:
+            depth = max(int(numbers[counter]) + 1, shapes.get(row.flax[0], (0,))[0])
+            shape = (depth, *shape)
+        shapes[row.flax[0].format(**numbers)] = shape
+    return nest({path: SimpleNamespace(shape=shape) for path, shape in shapes.items()})
+
+
+def arrays(model, dtype=np.float32):
+    return {name: value.numpy().astype(dtype) for name, value in model.state_dict().items()}
+
+
+MODELS = {
+    "dev": (TRANSFORMER, lambda: tiny.transformer()),
+    "schnell": (TRANSFORMER, lambda: tiny.transformer(guidance=False, dual=1, single=1)),
+    "deep": (TRANSFORMER, lambda: tiny.transformer(dual=3, single=11, heads=3)),
+    "clip": (CLIP, lambda: tiny.clip(50)),
+    "t5": (T5, lambda: tiny.t5(50, depth=3)),
+    "vae": (VAE, lambda: tiny.vae()),
+    "vae-deep": (VAE, lambda: tiny.vae(widths=(8, 16, 16), layers=2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip_is_bit_exact_and_keeps_the_dtype(name, dtype):
+    table, make = MODELS[name]
+    tensors = arrays(make(), dtype)
+    params = to_flax(table, tensors, shapes_of(table, canonical(table, tensors)))
+    assert {leaf.dtype for leaf in flatten(params).values()} == {np.dtype(dtype)}
+    again = to_torch(table, params)
+    wanted = canonical(table, tensors)
+    assert again.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert again[key].shape == tensor.shape
+        assert again[key].tobytes() == tensor.tobytes(), key
+
+
+def canonical(table, tensors):
+    """Tensors under the names that we write."""
+    return {
+        table.prefix + name.removeprefix(table.prefix): tensor
+        for name, tensor in tensors.items()
+        if name not in table.copies
+    }
+
+
+def test_values_land_where_flax_expects_them():
+    model = tiny.transformer()
+    tensors = arrays(model)
+    params = to_flax(TRANSFORMER, tensors, shapes_of(TRANSFORMER, tensors))
+    block = model.transformer_blocks[1]
+    np.testing.assert_array_equal(
+        params["dual_blocks"]["attn"]["to_out"]["kernel"][1],
+        block.attn.to_out[0].weight.detach().numpy().T,
+    )
+    autoencoder = tiny.vae()
+    tensors = arrays(autoencoder)
+    params = to_flax(VAE, tensors, shapes_of(VAE, tensors))
+    kernel = params["decoder"]["up_blocks_1"]["resnets_0"]["conv1"]["kernel"]
+    weight = autoencoder.decoder.up_blocks[1].resnets[0].conv1.weight.detach().numpy()
+    assert kernel.shape == (3, 3, 16, 8)
+    np.testing.assert_array_equal(kernel[2, 0], weight[:, :, 2, 0].T)
+
+
+def test_torch_tensors_are_taken_as_they_are():
+    state = tiny.transformer().state_dict()
+    params = to_flax(TRANSFORMER, state, shapes_of(TRANSFORMER, state))
+    np.testing.assert_array_equal(params["proj_out"]["bias"], state["proj_out.bias"].numpy())
+
+
+def test_every_name_is_there_once():
+    for table in COMPONENTS.values():
+        assert len({row.torch for row in table.rows}) == len(table.rows)
+        assert len({row.flax for row in table.rows}) == len(table.rows)
+
+
+def test_all_defects_are_listed_at_once():
+    tensors = arrays(tiny.transformer())
+    shapes = shapes_of(TRANSFORMER, tensors)
+    del tensors["proj_out.bias"], tensors["transformer_blocks.1.attn.norm_q.weight"]
+    tensors["x_embedder.weight"] = tensors["x_embedder.weight"].T
+    tensors["something.else"] = np.zeros((2, 3))
+    extra = {
+        name.replace("blocks.0.", "blocks.7."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("transformer_blocks.0.")
+    }
+    with pytest.raises(InputError) as caught:
+        to_flax(TRANSFORMER, tensors | extra, shapes, source="somewhere/transformer")
+    lines = str(caught.value).split("\n  ")
+    assert lines[0].startswith(f"somewhere/transformer: {4 + len(extra)} tensors")
+    assert set(lines[1:]) == {
+        "missing: proj_out.bias [16]",
+        "missing: transformer_blocks.1.attn.norm_q.weight [16]",
+        "misshapen: x_embedder.weight is [16, 32], expected [32, 16]",
+        "surplus: something.else [2, 3]",
+        *(f"surplus: {name} {list(tensor.shape)}" for name, tensor in extra.items()),
+    }
+
+
+def test_blocks_of_unlike_types_are_refused():
+    tensors = arrays(tiny.transformer())
+    name = "single_transformer_blocks.1.proj_mlp.bias"
+    tensors[name] = tensors[name].astype(np.float16)
+    with pytest.raises(InputError, match=f"mixed types: {name} is float16, other blocks float32"):
+        to_flax(TRANSFORMER, tensors, shapes_of(TRANSFORMER, tensors))
+
+
+def test_leaves_without_a_name_are_refused():
+    with pytest.raises(InputError, match=r"surplus: dual_blocks/attn/to_z/kernel \[1, 2, 2\]"):
+        to_torch(TRANSFORMER, nest({"dual_blocks/attn/to_z/kernel": np.zeros((1, 2, 2))}))
+
+
+def test_t5_alias_may_replace_or_repeat_the_embedding_but_not_contradict_it():
+    state = arrays(tiny.t5(50))
+    shapes = shapes_of(T5, canonical(T5, state))
+    alias, name = "encoder.embed_tokens.weight", "shared.weight"
+    assert alias in state
+    both = to_flax(T5, state, shapes)
+    only_alias = {key: value for key, value in state.items() if key != name}
+    for path, leaf in flatten(to_flax(T5, only_alias, shapes)).items():
+        np.testing.assert_array_equal(leaf, flatten(both)[path])
+    with pytest.raises(InputError, match=f"{alias} differs from {name}"):
+        to_flax(T5, state | {alias: state[name] + 1}, shapes)
+
+
+def test_clip_with_prefix_and_old_buffer_equals_clip_without():
+    plain = {name.removeprefix("text_model."): x for name, x in arrays(tiny.clip(50)).items()}
+    shapes = shapes_of(CLIP, plain)
+    old = {f"text_model.{name}": tensor for name, tensor in plain.items()}
+    old["text_model.embeddings.position_ids"] = np.arange(77)[None]
+    new = flatten(to_flax(CLIP, plain, shapes))
+    for path, leaf in flatten(to_flax(CLIP, old, shapes)).items():
+        np.testing.assert_array_equal(leaf, new[path])
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A rule of another layout: several dense layers joined along their outputs."""
+
+    def torch_shape(self, shapes):
+        return (sum(shape[1] for shape in shapes), shapes[0][0])
+
+    def to_flax(self, tensor, shapes):
+        return np.split(tensor.T, np.cumsum([shape[1] for shape in shapes])[:-1], axis=1)
+
+    def to_torch(self, leaves):
+        return np.concatenate(leaves, axis=1).T
+
+
+def test_another_layout_is_only_another_table():
+    flat = {
+        f"blocks/{name}/kernel": np.random.default_rng(number).normal(size=(3, 4, 5 + number))
+        for number, name in enumerate(("q", "k", "mlp"))
+    } | {"out/kernel": np.arange(6.0).reshape(2, 3)}
+    joined = tuple(f"blocks/{name}/kernel" for name in ("q", "k", "mlp"))
+    table = Table(
+        (
+            Row("deep.{i}.linear1.weight", joined, Joined()),
+            Row("out.weight", ("out/kernel",), LINEAR),
+        )
+    )
+    tensors = to_torch(table, nest(flat))
+    assert {name: x.shape for name, x in tensors.items()} == {
+        "out.weight": (3, 2),
+        **{f"deep.{block}.linear1.weight": (18, 4) for block in range(3)},
+    }
+    again = flatten(to_flax(table, tensors, nest(flat)))
+    for path, leaf in flat.items():
+        np.testing.assert_array_equal(again[path], leaf)
+    del flat["blocks/k/kernel"]
+    with pytest.raises(InputError, match="missing: blocks/k/kernel, the partner of blocks/q"):
+        to_torch(table, nest(flat))
+
+
+def test_permutation_and_its_shape_are_inverse():
+    rule = Permuted((2, 3, 1, 0))
+    weight = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    (kernel,) = rule.to_flax(weight, [(4, 5, 3, 2)])
+    assert kernel.shape == (4, 5, 3, 2)
+    assert rule.torch_shape([kernel.shape]) == weight.shape
+    np.testing.assert_array_equal(rule.to_torch([kernel]), weight)
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 300, 1])
+def test_written_weights_are_read_back_exactly(tmp_path, shard_bytes):
+    generator = np.random.default_rng(0)
+    tensors = {
+        "a.transposed": generator.normal(size=(3, 5)).astype(np.float32).T,
+        "b.bfloat16": generator.normal(size=(7,)).astype(ml_dtypes.bfloat16),
+        "c.integers": np.arange(4),
+        "d.scalar": np.array(2.5, np.float16),
+    }
+    write_component(tmp_path, tensors, "model", {"format": "pt"}, shard_bytes)
+    again = read_component(tmp_path)
+    assert set(again) == set(tensors)
+    for name, tensor in tensors.items():
+        array = np.asarray(again[name])
+        assert (array.dtype, array.shape) == (tensor.dtype, again[name].shape)
+        np.testing.assert_array_equal(array, tensor)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_torch_reads_shards_as_written(tmp_path):
+    model = tiny.transformer(dual=1, single=1)
+    model.save_config(tmp_path)
+    write_component(
+        tmp_path, arrays(model), "diffusion_pytorch_model", {"format": "pt"}, shard_bytes=50_000
+    )
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(again[name], value), name
+
+
+def test_rewriting_leaves_no_shards_of_the_past(tmp_path):
+    tensors = {"a": np.zeros(8), "b": np.ones(8)}
+    for shard_bytes in (64, 10**9, 64):
+        write_component(tmp_path, tensors, "model", {}, shard_bytes)
+        assert set(read_component(tmp_path)) == {"a", "b"}
+        assert len(list(tmp_path.iterdir())) == (1 if shard_bytes > 64 else 3)
+
+
+def refusal(action) -> str:
+    with pytest.raises(InputError) as caught:
+        action()
+    return str(caught.value)
+
+
+def sharded(folder: Path) -> Path:
+    write_component(folder, {"a": np.zeros(8), "b": np.ones(8)}, "model", {}, 64)
+    return folder / "model.safetensors.index.json"
+
+
+def test_missing_folder_weights_and_shard_are_named(tmp_path):
+    assert "nowhere: no such folder" in refusal(lambda: read_component(tmp_path / "nowhere"))
+    assert "no weights; expected diffusion_pytorch_model.safetensors or model" in refusal(
+        lambda: read_component(tmp_path)
+    )
+    sharded(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    message = refusal(lambda: read_component(tmp_path))
+    assert "missing shards model-00002-of-00002.safetensors; copy or download" in message
+
+
+def test_index_that_disagrees_with_its_shards_is_refused(tmp_path):
+    index = sharded(tmp_path)
+    content = json.loads(index.read_text())
+    content["weight_map"]["c"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    assert "c (model-00001-of-00002.safetensors)" in refusal(lambda: read_component(tmp_path))
+    index.write_text("{")
+    assert "model.safetensors.index.json: not an index" in refusal(lambda: read_component(tmp_path))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 40, -1])
+def test_truncated_file_is_named_with_a_mend(tmp_path, kept):
+    file = tmp_path / "model.safetensors"
+    write_file(file, {"a": np.arange(100.0)}, {"format": "pt"})
+    file.write_bytes(file.read_bytes()[:kept])
+    message = refusal(lambda: read_component(tmp_path))
+    assert str(file) in message
+    assert "truncated or not a safetensors file" in message
+    assert "copy or download it again" in message
+
+
+def test_pointer_in_place_of_weights_is_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "not a safetensors file" in refusal(lambda: read_file(file))
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "model.safetensors"
+    write_file(file, {"a": np.arange(3.0)}, {})
+    with pytest.raises(Exception, match="complex"):
+        write_file(file, {"a": np.zeros(3, np.complex128), "b": np.array(["text"])}, {})
+    assert list(load_file(file)) == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_tensors_are_read_one_at_a_time(tmp_path, monkeypatch):
+    save_file({"a": np.zeros(4), "b": np.ones(4)}, tmp_path / "model.safetensors")
+    tensors = read_component(tmp_path)
+    read = []
+    kind = type(tensors["a"])
+    original = kind.__array__
+    monkeypatch.setattr(
+        kind, "__array__", lambda self, *rest: read.append(self.name) or original(self, *rest)
+    )
+    table = Table(tuple(Row(name, (name,), Permuted((0,))) for name in "ab"))
+    seen = []
+
+    def progress(slots):
+        for slot in slots:
+            yield slot
+            seen.append(list(read))
+
+    to_flax(table, tensors, {name: np.empty(4) for name in "ab"}, progress=progress)
+    assert seen == [["a"], ["a", "b"]]
