@@ -1,0 +1,209 @@
+"""The pipeline command: both directions, and what it says about unusable input."""
+
+import filecmp
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from safetensors.numpy import load_file, save_file
+
+from convert.errors import InputError
+from convert.pipeline import convert
+from convert.tables import COMPONENTS
+from convert.tensors import read_component
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a pipeline under folder and name; CLIP's optional prefix left out."""
+    return {
+        f"{name}:{key.removeprefix('text_model.')}": np.asarray(tensor)
+        for name in COMPONENTS
+        for key, tensor in read_component(folder / name).items()
+    }
+
+
+def assert_same_tensors(one: Path, two: Path):
+    first, second = contents(one), contents(two)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype, name
+        assert tensor.tobytes() == second[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def bfloat16_folder(tmp_path_factory, tiny_folder) -> Path:
+    """The tiny pipeline with bfloat16 weights."""
+    folder = tmp_path_factory.mktemp("tiny") / "bfloat16"
+    pipeline = FluxPipeline.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("source", ["tiny_folder", "sharded_folder", "bfloat16_folder"])
+def test_there_and_back_is_bit_exact(source, request, tmp_path):
+    folder = request.getfixturevalue(source)
+    convert(folder, tmp_path / "flax")
+    convert(tmp_path / "flax", tmp_path / "again")
+    assert_same_tensors(folder, tmp_path / "again")
+    weights = {f"{name}/flax_model.safetensors" for name in COMPONENTS}
+    rest = {name for name in files(folder) if ".safetensors" not in name}
+    assert files(tmp_path / "flax") == weights | rest
+    for name in rest:
+        assert filecmp.cmp(folder / name, tmp_path / "again" / name, shallow=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"flax", "again"}
+
+
+def test_flax_folder_survives_the_way_back_in_shards(tiny_folder, tmp_path):
+    convert(tiny_folder, tmp_path / "flax", shard_bytes=40_000)
+    assert (tmp_path / "flax/transformer/flax_model.safetensors.index.json").is_file()
+    convert(tmp_path / "flax", tmp_path / "torch", shard_bytes=40_000)
+    assert_same_tensors(tiny_folder, tmp_path / "torch")
+    convert(tmp_path / "torch", tmp_path / "flax again", shard_bytes=40_000)
+    assert_same_tensors(tmp_path / "flax", tmp_path / "flax again")
+
+
+def test_diffusers_loads_what_came_back(tiny_folder, tmp_path):
+    convert(tiny_folder, tmp_path / "flax")
+    convert(tmp_path / "flax", tmp_path / "again")
+    one, two = (FluxPipeline.from_pretrained(f) for f in (tiny_folder, tmp_path / "again"))
+    for name in COMPONENTS:
+        first, second = (getattr(pipeline, name).state_dict() for pipeline in (one, two))
+        assert first.keys() == second.keys()
+        assert all(first[key].equal(second[key]) for key in first)
+
+
+def test_other_layouts_and_hidden_files_are_left_and_the_rest_is_copied(tiny_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder, source)
+    for name in ("LICENSE", "judge/weights.safetensors", "flux1-dev.safetensors", ".git/HEAD"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("text")
+    convert(source, tmp_path / "flax")
+    copied = files(tmp_path / "flax")
+    assert {"LICENSE", "judge/weights.safetensors"} <= copied
+    assert not {"flux1-dev.safetensors", ".git/HEAD"} & copied
+
+
+def edit_transformer(folder: Path, **changes):
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_config_of_another_depth_lists_every_surplus_tensor(tiny_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder, source)
+    edit_transformer(source, num_layers=1, guidance_embeds=False)
+    with pytest.raises(InputError) as caught:
+        convert(source, tmp_path / "new")
+    lines = str(caught.value).splitlines()
+    surplus = [line for line in lines if "surplus: transformer_blocks.1." in line]
+    assert len(surplus) == 32
+    assert len([line for line in lines if "guidance_embedder" in line]) == 4
+    assert str(source / "transformer") in lines[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_flax_weights_that_do_not_fit_are_listed(tiny_folder, tmp_path):
+    source = tmp_path / "flax"
+    convert(tiny_folder, source)
+    file = source / "transformer" / "flax_model.safetensors"
+    tensors = load_file(file)
+    tensors["proj_out/bias"] = np.zeros(3, np.float32)
+    tensors["dual_blocks/extra"] = tensors.pop("x_embedder/bias")
+    save_file(tensors, file)
+    with pytest.raises(InputError) as caught:
+        convert(source, tmp_path / "new")
+    message = str(caught.value)
+    assert "missing: x_embedder/bias [32]" in message
+    assert "misshapen: proj_out/bias is [3], expected [16]" in message
+    assert "surplus: dual_blocks/extra [32]" in message
+
+
+def test_target_inside_source_is_refused(tiny_folder):
+    with pytest.raises(InputError, match="lies inside SRC"):
+        convert(tiny_folder, tiny_folder / "flax")
+    assert not (tiny_folder / "flax").exists()
+
+
+def test_mixed_layouts_are_refused(tiny_folder, tmp_path):
+    convert(tiny_folder, tmp_path / "mixed")
+    shutil.rmtree(tmp_path / "mixed" / "vae")
+    shutil.copytree(tiny_folder / "vae", tmp_path / "mixed" / "vae")
+    with pytest.raises(InputError, match="transformer, text_encoder, text_encoder_2 in Flax"):
+        convert(tmp_path / "mixed", tmp_path / "new")
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "convert.pipeline", *map(str, arguments)],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_converts(tiny_folder, tmp_path):
+    result = command(tiny_folder, tmp_path / "new" / "flax")
+    assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'new' / 'flax'}\n")
+    assert "transformer/flax_model.safetensors" in files(tmp_path / "new" / "flax")
+
+
+def missing_folder(folder: Path):
+    shutil.rmtree(folder)
+    return "source: no such folder"
+
+
+def no_pipeline(folder: Path):
+    (folder / "model_index.json").unlink()
+    return "model_index.json"
+
+
+def another_pipeline(folder: Path):
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    return "not a FLUX pipeline (model_index.json says 'StableDiffusionPipeline'"
+
+
+def missing_component(folder: Path):
+    shutil.rmtree(folder / "vae")
+    return "missing folders: vae"
+
+
+def truncated(folder: Path):
+    file = folder / "text_encoder_2" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return f"{file}: truncated or not a safetensors file"
+
+
+@pytest.mark.parametrize(
+    "spoil", [missing_folder, no_pipeline, another_pipeline, missing_component, truncated]
+)
+def test_unusable_source_ends_with_a_message_and_code_2(spoil, tiny_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_folder, source)
+    told = spoil(source)
+    result = command(source, tmp_path / "new")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"source"}
+
+
+def test_existing_target_is_not_touched(tiny_folder, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    result = command(tiny_folder, tmp_path)
+    assert result.returncode == 2
+    assert "exists; choose another DST" in result.stderr
+    assert files(tmp_path) == {"mine"}
