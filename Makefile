@@ -1,0 +1,28 @@
+# Two commands do everything: `make demo` and `make test`. Both need Python >= 3.11 only.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/soccer-ball
+
+.PHONY: demo test lint
+
+demo: .venv/demo
+	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO) --resume
+
+test: .venv/test
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv/demo: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/test: .venv/demo
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@

@@ -1,0 +1,78 @@
+"""Writing the trained networks as a pipeline folder in diffusers' layout, in bfloat16."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jaxtyping import PyTree
+
+from convert.mapping import to_torch
+from convert.tensors import write_component
+from flux_jax.load import COMPONENTS
+
+DIFFUSERS_VERSION = "0.42.1"
+TRANSFORMERS_VERSION = "5.23.0"
+SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "_diffusers_version": DIFFUSERS_VERSION,
+    "base_image_seq_len": 64,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": True,
+}
+MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": DIFFUSERS_VERSION,
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+STEMS = {
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def export(out: Path, configs: Mapping[str, Any], params: Mapping[str, PyTree]) -> None:
+    """Writes configurations, weights, scheduler and index; the tokenizers are there already.
+
+    Args:
+        out: the pipeline folder.
+        configs: `config.json` of every component.
+        params: parameters of every component, in any floating dtype.
+    """
+    for name, stem in STEMS.items():
+        versions = (
+            {"_diffusers_version": DIFFUSERS_VERSION}
+            if stem.startswith("diffusion")
+            else {"dtype": "bfloat16", "transformers_version": TRANSFORMERS_VERSION}
+        )
+        write_json(out / name / "config.json", configs[name] | versions)
+        rounded = jax.tree.map(
+            lambda leaf: np.asarray(leaf, np.float32).astype(ml_dtypes.bfloat16), params[name]
+        )
+        tensors = to_torch(COMPONENTS[name].table, rounded)
+        write_component(out / name, tensors, stem, {"format": "pt"})
+    write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(out / "model_index.json", MODEL_INDEX)
