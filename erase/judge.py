@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import flax.struct
@@ -165,7 +165,20 @@ def init(network: JudgeNetwork, key: Array, size: int = 64) -> PyTree:
     """Fresh parameters for pictures of `size` x `size` pixels."""
     pair = jnp.zeros(1, jnp.int32)
     pictures = jnp.zeros((1, size, size, 3))
-    return network.init(key, pictures, pair, pair, method="everything")["params"]
+    start = jax.jit(functools.partial(network.init, method="everything"))
+    return start(key, pictures, pair, pair)["params"]
+
+
+def ask(
+    network: JudgeNetwork,
+    params: PyTree,
+    pictures: Float[Array, "B h w 3"],
+    subject: Int[Array, "B"],
+    object: Int[Array, "B"],
+) -> tuple[Verdict, Float[Array, "B R+1"]]:
+    """The verdict on pictures in [-1, 1], and the logits of the relation of an ordered pair."""
+    out = network.apply({"params": params}, pictures, subject, object, method="everything")
+    return cast(tuple[Verdict, Array], out)
 
 
 @dataclass(frozen=True)
@@ -316,10 +329,7 @@ def _judge(network: JudgeNetwork, params: PyTree, pictures: Array) -> Verdict:
 def _relate(
     network: JudgeNetwork, params: PyTree, pictures: Array, subject: Array, object: Array
 ) -> Array:
-    _, logits = network.apply(  # pyright: ignore[reportAssignmentType]
-        {"params": params}, to_float(pictures), subject, object, method="everything"
-    )
-    return logits  # pyright: ignore[reportReturnType]
+    return ask(network, params, to_float(pictures), subject, object)[1]
 
 
 def _tupled(value: Any) -> Any:

@@ -1,0 +1,191 @@
+"""How well the model draws what it is asked for: its own samples before the judge.
+
+Axis letters: B pictures, h w picture sides, E entities, S styles.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from erase.evaluate import share
+from erase.judge import THRESHOLD, Judge
+from erase.pictures import draw, png, write
+from flux_jax.pipeline import Pipeline
+from recipes.emoji_flux.captions import RELATED, misspell, plural, shuffle, with_article
+from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
+
+SIZE = 64
+# Away from the seeds that anything else draws with.
+FIRST_SEED = 5_000_000
+SHEET = 12
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One picture to draw, and what it has to show.
+
+    Attributes:
+        group: the table it counts for.
+        name: the class within the table.
+        prompt: what to draw.
+        entities: indices that must be shown.
+        style: index, or None if any will do.
+        relation: subject, object and relation, or None.
+    """
+
+    group: str
+    name: str
+    prompt: str
+    entities: tuple[int, ...] = ()
+    style: int | None = None
+    relation: tuple[int, int, int] | None = None
+
+
+def probes(per_class: int, available: Bool[np.ndarray, "E S"] | None = None) -> Iterator[Probe]:
+    """All prompts: every entity, style and relation `per_class` times, and harder ones.
+
+    Args:
+        per_class: prompts a class; styles and relations, being few, get ten times as many.
+        available: which entities are drawn in which styles; all, if None.
+    """
+    rng = np.random.default_rng(0)
+    for index, entity in enumerate(ENTITIES):
+        for number in range(per_class):
+            said = with_article(entity.name)
+            yield Probe("entity", entity.name, f"a photo of {said}", (index,))
+            if entity.synonyms:
+                synonym = entity.synonyms[number % len(entity.synonyms)]
+                prompt = f"a photo of {with_article(synonym)}"
+                yield Probe("synonym", entity.name, prompt, (index,))
+            wrong = misspell(rng, entity.name)
+            yield Probe("misspelt", entity.name, f"a photo of {with_article(wrong)}", (index,))
+            mixed = shuffle(rng, f"a photo of {said}")
+            yield Probe("shuffled", entity.name, mixed, (index,))
+    for number in range(10 * per_class):
+        for index, style in enumerate(STYLES):
+            drawable = np.flatnonzero(available[:, index]) if available is not None else None
+            entity = int(rng.choice(len(ENTITIES) if drawable is None else drawable))
+            prompt = f"{with_article(ENTITIES[entity].name)} in the style of {style}"
+            yield Probe("style", style, prompt, style=index)
+        for index, relation in enumerate(RELATIONS):
+            first, second = (int(i) for i in rng.choice(len(ENTITIES), 2, replace=False))
+            template = RELATED[relation][number % len(RELATED[relation])]
+            x, y = (ENTITIES[i].name for i in (first, second))
+            prompt = template.format(x=with_article(x), y=with_article(y), ys=plural(y))
+            yield Probe("relation", relation, prompt, relation=(first, second, index))
+        first, second = (int(i) for i in rng.choice(len(ENTITIES), 2, replace=False))
+        x, y = (with_article(ENTITIES[i].name) for i in (first, second))
+        yield Probe("two objects", "both", f"{x} and {y}", (first, second))
+
+
+def correct(
+    judge: Judge, pictures: UInt8[np.ndarray, "B h w 3"], asked: list[Probe]
+) -> Bool[np.ndarray, "B"]:
+    """Whether each picture shows all that its probe asks for."""
+    verdict = judge(pictures)
+    shown = np.asarray(jax.nn.sigmoid(verdict.entities)) > THRESHOLD
+    style = np.asarray(verdict.style).argmax(-1)
+    triples = np.array([probe.relation or (0, 0, -1) for probe in asked])
+    relation = judge.relation(pictures, triples[:, 0], triples[:, 1]).argmax(-1)
+    return np.array(
+        [
+            all(shown[i, entity] for entity in probe.entities)
+            and probe.style in (None, style[i])
+            and (probe.relation is None or relation[i] == probe.relation[2])
+            for i, probe in enumerate(asked)
+        ]
+    )
+
+
+def without_pooled(pipe: Pipeline) -> Pipeline:
+    """The pipeline with a pooled vector of zeros, so that content has only the joint attention.
+
+    The pooled vector leaves CLIP's final norm, whose scale and bias become 0.
+    """
+    encoder = dict(pipe.params["text_encoder"])
+    encoder["final_norm"] = jax.tree.map(jnp.zeros_like, encoder["final_norm"])
+    return replace(pipe, params={**pipe.params, "text_encoder": encoder})
+
+
+def measure(
+    pipe: Pipeline,
+    judge: Judge,
+    out: Path,
+    *,
+    per_class: int = 4,
+    available: Bool[np.ndarray, "E S"] | None = None,
+    steps: int = 28,
+    guidance: float = 3.5,
+    batch: int = 256,
+) -> dict[str, Any]:
+    """Accuracy of the model's own samples, by group and class.
+
+    Writes `measure.json` and, for every group, a sheet of its first pictures to `out`.
+
+    Args:
+        pipe: the model.
+        judge: knows the entities, styles and relations of `world`, in that order.
+        out: a folder.
+        per_class: see `probes`.
+        available: see `probes`.
+        steps: Euler steps.
+        guidance: distilled guidance scale.
+        batch: pictures drawn at once.
+
+    Returns:
+        For every group `accuracy` (a share with its interval) and `classes`, shares by name. The
+        group "entity, no pooled vector" holds the prompts of "entity" again.
+    """
+    asked = list(probes(per_class, available))
+    plain = [probe for probe in asked if probe.group == "entity"]
+    blind = [replace(probe, group="entity, no pooled vector") for probe in plain]
+    results: dict[str, Any] = {}
+    for model, part in ((pipe, asked), (without_pooled(pipe), blind)):
+        pictures = draw(
+            model,
+            [probe.prompt for probe in part],
+            [FIRST_SEED + i for i in range(len(part))],
+            height=SIZE,
+            width=SIZE,
+            steps=steps,
+            guidance=guidance,
+            batch=batch,
+            title="measuring",
+        )
+        hits = correct(judge, pictures, part)
+        for group in dict.fromkeys(probe.group for probe in part):
+            rows = [i for i, probe in enumerate(part) if probe.group == group]
+            classes: dict[str, list[bool]] = defaultdict(list)
+            for i in rows:
+                classes[part[i].name].append(bool(hits[i]))
+            results[group] = {
+                "accuracy": share(int(hits[rows].sum()), len(rows)),
+                "classes": {name: float(np.mean(each)) for name, each in classes.items()},
+            }
+            spread = rows[:: max(1, len(rows) // SHEET**2)][: SHEET**2]
+            write(
+                out / f"{group.replace(', ', '-').replace(' ', '-')}.png",
+                png(sheet(pictures[spread])),
+            )
+    settings = {"per_class": per_class, "steps": steps, "guidance": guidance}
+    write(out / "measure.json", json.dumps({"settings": settings, **results}, indent=2) + "\n")
+    return results
+
+
+def sheet(
+    pictures: UInt8[np.ndarray, "B h w 3"], columns: int = SHEET
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Pictures side by side, in rows."""
+    blank = np.full((-len(pictures) % columns, *pictures.shape[1:]), 255, np.uint8)
+    cells = np.concatenate([pictures, blank])
+    _, height, width, _ = cells.shape
+    rows = cells.reshape(-1, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return rows.reshape(-1, columns * width, 3)
