@@ -1,0 +1,112 @@
+"""Where the objects of a scene stand: the ten relations as places, sizes and mirrorings.
+
+Lengths are in pixels of the 64 x 64 picture, x to the right and y down.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+SIDE = 64
+MIDDLE = SIDE / 2
+JITTER = 1.5
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object as it is placed.
+
+    Attributes:
+        who: 0 for the caption's subject, 1 for its object.
+        x: centre.
+        y: centre.
+        size: side of the square box that the drawing fills lengthwise.
+        mirrored: whether it is flipped left to right.
+    """
+
+    who: int
+    x: float
+    y: float
+    size: float
+    mirrored: bool = False
+
+
+def extents(pixels: UInt8[np.ndarray, "M 64 64 4"]) -> Float[np.ndarray, "M 2"]:
+    """Width and height that each sprite fills of its box, in 0..1."""
+    shown = pixels[..., 3] > 25
+    across, down = shown.any(1), shown.any(2)
+    return np.stack([across.sum(1), down.sum(1)], 1) / pixels.shape[1]
+
+
+def place(
+    rng: np.random.Generator, relation: str | None, extent: Float[np.ndarray, "W 2"]
+) -> list[Thing]:
+    """Places a scene's objects, those in front last.
+
+    Args:
+        rng: source of randomness.
+        relation: name of the relation, "and" for two objects side by side, None for one object.
+        extent: width and height that subject and object fill of their boxes.
+    """
+
+    def jitter(reach: float = JITTER) -> float:
+        return float(rng.uniform(-reach, reach))
+
+    def size(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    if relation is None:
+        return [Thing(0, MIDDLE + jitter(4), MIDDLE + jitter(4), size(46, 56))]
+    if relation == "and":
+        relation = ("left of", "right of", "above", "below")[int(rng.integers(4))]
+    if relation in ("left of", "right of", "above", "below"):
+        first, second = (0, 1) if relation in ("left of", "above") else (1, 0)
+        apart = relation in ("left of", "right of")
+        things = []
+        for who, at in ((first, 15.5), (second, SIDE - 15.5)):
+            along, across = at + jitter(1), MIDDLE + jitter(3)
+            x, y = (along, across) if apart else (across, along)
+            things.append(Thing(who, x, y, size(26, 28)))
+        return things
+    if relation == "in":
+        around = Thing(1, MIDDLE + jitter(), MIDDLE + jitter(), size(54, 58))
+        return [around, Thing(0, around.x + jitter(), around.y + jitter(), size(22, 24))]
+    if relation == "on":
+        upper, lower = size(26, 28), size(33, 36)
+        heights = upper * extent[0, 1], lower * extent[1, 1]
+        bottom = MIDDLE + (sum(heights) - 2) / 2 + jitter(1)
+        y_lower = bottom - heights[1] / 2
+        y_upper = bottom - heights[1] + 2 - heights[0] / 2
+        return [
+            Thing(1, MIDDLE + jitter(), y_lower, lower),
+            Thing(0, MIDDLE + jitter(), y_upper, upper),
+        ]
+    if relation == "behind":
+        aside = float(rng.choice([-1, 1])) * size(6, 9)
+        return [
+            Thing(0, MIDDLE - aside, 23.5 + jitter(1), size(40, 43)),
+            Thing(1, MIDDLE + aside, 44.5 + jitter(1), size(33, 35)),
+        ]
+    if relation == "amidst":
+        corners = [(x, y) for x in (10.5, SIDE - 10.5) for y in (10.5, SIDE - 10.5)]
+        side = size(17.5, 19)
+        ring = [Thing(1, x + jitter(1), y + jitter(1), side) for x, y in corners]
+        return [Thing(0, MIDDLE + jitter(1), MIDDLE + jitter(1), size(25, 27)), *ring]
+    left, right = (0, 1) if rng.random() < 0.5 else (1, 0)
+    if relation == "back to back":
+        # Each looks outwards: drawings of emoji look to the left where they have a side.
+        side, depth = size(31, 33), 1.0
+    elif relation == "hugging close":
+        side = size(36, 39)
+        depth = 0.4 * side * min(extent[left, 0], extent[right, 0])
+    else:
+        raise ValueError(f"relation {relation!r} has no layout")
+    widths = side * extent[left, 0], side * extent[right, 0]
+    start = MIDDLE - (sum(widths) - depth) / 2 + jitter(1)
+    y = MIDDLE + jitter(2)
+    close = relation == "hugging close"
+    return [
+        Thing(left, start + widths[0] / 2, y + jitter(0.5), side, mirrored=close),
+        Thing(right, start + widths[0] - depth + widths[1] / 2, y + jitter(0.5), side, not close),
+    ]
