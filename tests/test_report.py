@@ -1,0 +1,184 @@
+"""The report: one file that parses, needs nothing else, and says what the run's files say."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convert.errors import InputError
+from erase import report
+from erase.pictures import png, write
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects texts and addresses; fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def value(found: int, of: int) -> dict[str, Any]:
+    return {"found": found, "of": of, "share": found / of, "low": 0.01, "high": 0.99}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder with every file that a report reads."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for cell in ("Acc_e", "Acc_g", "Acc_ir"):
+        entry = {"cell": cell, "prompt": f"a <{cell}> & more", "seed": 1, "label": "cat"}
+        for side in ("before", "after"):
+            entry[side] = f"pictures/{cell}-{side}.png"
+            entry[f"found_{side}"] = side == "before"
+            write(tmp_path / entry[side], png(rng.integers(0, 256, (16, 24, 3), np.uint8)))
+        examples.append(entry)
+    evaluation = {
+        "concept": "cat",
+        "model": "models/some-flux",
+        "steps": 4,
+        "guidance": 3.5,
+        "height": 16,
+        "width": 24,
+        "strength": 0.75,
+        "adapter_parameters": 12345,
+        "cells": {c: {"before": value(60, 64), "after": value(5, 64)} for c in report.WORDS},
+        "concepts": [{"concept": "dog", "before": 3, "after": 1, "of": 3}],
+        "pictures": examples,
+        "attention": [{**examples[0]}],
+        "attention_times": [0.9, 0.5],
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    np.savez(tmp_path / "attention.npz", before=rng.random((1, 4, 6)), after=np.zeros((1, 4, 6)))
+    config = {"command": "python -m erase.train --x 'y'", "concept": "cat", "rank": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lines = [{"step": i, "loss_esd": 1 / (i + 1), "loss_rsc": 0.5, "seconds": 9} for i in range(50)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def read(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text())
+    page.close()
+    assert page.open == []
+    return page
+
+
+def test_report_is_whole_and_needs_no_other_file(run: Path):
+    page = read(report.write(run))
+    # Fragments are SVG's references into itself.
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert "url(http" not in (run / "report.html").read_text()
+    # Before and after: three cells, and one example with picture and map.
+    assert page.tags.count("img") == 3 * 2 + 4
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+
+
+def test_report_says_what_the_files_say(run: Path):
+    text = " ".join("".join(read(report.write(run)).text).split())
+    for piece in (
+        "Erasing “cat”",
+        "models/some-flux",
+        "12,345 parameters",
+        "94 %→ 8 %",
+        "1.0 % to 99.0 %",
+        "a <Acc_ir> & more",
+        "python -m erase.train --x 'y'",
+        '"rank": 8',
+        "adapter strength 0.75",
+        "dog3 → 1 of 3",
+        "loss esd",
+        "t = 0.9, t = 0.5",
+    ):
+        assert piece in text, piece
+    assert "seconds" not in text
+
+
+def test_report_of_a_run_without_evaluation_or_judge(run: Path):
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    del evaluation["cells"], evaluation["concepts"], evaluation["attention"]
+    for entry in evaluation["pictures"]:
+        entry["found_before"] = entry["found_after"] = None
+    evaluation["note"] = "No judge here."
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    page = read(report.write(run))
+    assert page.tags.count("img") == 6
+    assert "No judge here." in "".join(page.text)
+    assert "✓" not in "".join(page.text)
+    for name in ("evaluation.json", "metrics.jsonl"):
+        (run / name).unlink()
+    page = read(report.write(run))
+    assert page.tags.count("img") == 0
+    assert "Erasing “cat”" in "".join(page.text)
+
+
+def test_the_same_run_gives_the_same_report(run: Path):
+    first = report.write(run).read_bytes()
+    assert report.write(run).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", None),
+        ("evaluation.json", "{"),
+        ("metrics.jsonl", '{"step": 1}\n{"step'),
+        ("attention.npz", "torn"),
+        ("pictures/Acc_g-after.png", "torn"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named(run: Path, name: str, content: str | None):
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_text(content)
+    with pytest.raises(InputError, match=name.split("/")[-1]):
+        report.write(run)
+    assert not (run / "report.html").exists()
+
+
+def test_overlay_is_brighter_where_attention_is():
+    heat = np.zeros((8, 8))
+    heat[:, :4] = 1
+    picture = np.full((64, 64, 3), 128, np.uint8)
+    laid = report.overlay(picture, heat, side=80)
+    assert laid.shape == (80, 80, 3)
+    assert laid[:, :30].mean() > laid[:, 50:].mean() + 100
+    assert report.overlay(picture[:32], heat[:4], side=80).shape == (40, 80, 3)
+
+
+def test_smoothing_keeps_constants_and_averages_noise():
+    assert np.allclose(report.smoothed(np.full(100, 3.0)), 3)
+    assert np.allclose(report.smoothed(np.array([1.0])), 1)
+    noise = np.random.default_rng(0).normal(size=400)
+    assert report.smoothed(noise).std() < 0.4 * noise.std()
+    ramp = np.arange(200.0)
+    assert np.allclose(report.smoothed(ramp)[20:-20], ramp[20:-20])
