@@ -108,7 +108,7 @@ def test_report_says_what_the_files_say(run: Path):
         "Erasing “cat”",
         "models/some-flux",
         "12,345 parameters",
-        "94 %→ 8 %",
+        "94 %→8 %",
         "1.0 % to 99.0 %",
         "a <Acc_ir> & more",
         "python -m erase.train --x 'y'",
