@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
+from scipy.stats import binomtest
 
 from convert.errors import InputError
 from convert.mapping import flatten, nest
@@ -27,6 +28,7 @@ from convert.tensors import read_file, write_file
 
 CONFIG, WEIGHTS = "config.json", "judge.safetensors"
 THRESHOLD = 0.5
+ENTITY_BIAS = -4.0
 # Pictures are judged in chunks of one size, so that a function is compiled once.
 CHUNK = 32
 
@@ -105,7 +107,10 @@ class JudgeNetwork(nn.Module):
             stages.extend(Block(self.dtype) for _ in range(blocks))
         self.stages = stages
         self.final_norm = normalise(config.widths[-1], "final_norm")
-        self.entity_head = nn.Dense(len(config.entities))
+        # Few of the many entities are in a picture: begin from that.
+        self.entity_head = nn.Dense(
+            len(config.entities), bias_init=nn.initializers.constant(ENTITY_BIAS)
+        )
         self.style_head = nn.Dense(len(config.styles))
         self.subject = nn.Embed(len(config.entities), config.embedding, dtype=self.dtype)
         self.object = nn.Embed(len(config.entities), config.embedding, dtype=self.dtype)
@@ -313,6 +318,18 @@ class Judge:
             out = function(network, self.params, *padded)
             chunks.append(jax.tree.map(np.asarray, out))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(pictures)], *chunks)
+
+
+def share(found: int, of: int) -> dict[str, float]:
+    """A share with its Wilson interval at 95 %."""
+    interval = binomtest(found, of).proportion_ci(method="wilson")
+    return {
+        "found": found,
+        "of": of,
+        "share": found / of,
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }
 
 
 def to_float(pictures: UInt8[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:

@@ -13,7 +13,7 @@ import pytest
 from convert.errors import InputError
 from convert.mapping import flatten
 from convert.tensors import read_file, write_file
-from erase.judge import CHUNK, Judge, JudgeConfig, JudgeNetwork, ask, init, to_float
+from erase.judge import CHUNK, Judge, JudgeConfig, JudgeNetwork, ask, init, share, to_float
 from recipes.emoji_flux import judge_training
 from recipes.emoji_flux.scenes import Scenes
 
@@ -32,7 +32,10 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge(LABELS, init(JudgeNetwork(LABELS), jax.random.key(0)))
+    params = init(JudgeNetwork(LABELS), jax.random.key(0))
+    # An untrained judge would see nothing at all.
+    params["entity_head"]["bias"] *= 0
+    return Judge(LABELS, params)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,19 @@ def test_unusable_folders_are_refused(judge: Judge, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"entities": ["disc"]}))
     with pytest.raises(InputError, match="lacks relations, styles"):
         Judge.load(tmp_path)
+
+
+@pytest.mark.parametrize(("found", "of"), [(0, 64), (13, 64), (64, 64)])
+def test_intervals_are_wilsons(found: int, of: int):
+    z = 1.959963984540054
+    p = found / of
+    middle = (p + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
+    value = share(found, of)
+    assert value["share"] == p
+    np.testing.assert_allclose(
+        [value["low"], value["high"]], [middle - half, middle + half], atol=1e-9
+    )
 
 
 def test_questions_are_answered_as_the_scenes_are_labelled():

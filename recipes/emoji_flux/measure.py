@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from erase.evaluate import share
-from erase.judge import THRESHOLD, Judge
+from erase.judge import THRESHOLD, Judge, share
 from erase.pictures import draw, png, write
 from flux_jax.pipeline import Pipeline
 from recipes.emoji_flux.captions import RELATED, misspell, plural, shuffle, with_article
@@ -142,17 +141,21 @@ def measure(
 
     Returns:
         For every group `accuracy` (a share with its interval) and `classes`, shares by name. The
-        group "entity, no pooled vector" holds the prompts of "entity" again.
+        group "entity, no pooled vector" holds the prompts and seeds of "entity" again.
     """
     asked = list(probes(per_class, available))
-    plain = [probe for probe in asked if probe.group == "entity"]
-    blind = [replace(probe, group="entity, no pooled vector") for probe in plain]
+    seeds = range(FIRST_SEED, FIRST_SEED + len(asked))
+    entity = [i for i, probe in enumerate(asked) if probe.group == "entity"]
+    blind = [replace(asked[i], group="entity, no pooled vector") for i in entity]
     results: dict[str, Any] = {}
-    for model, part in ((pipe, asked), (without_pooled(pipe), blind)):
+    for model, part, noise in (
+        (pipe, asked, seeds),
+        (without_pooled(pipe), blind, [seeds[i] for i in entity]),
+    ):
         pictures = draw(
             model,
             [probe.prompt for probe in part],
-            [FIRST_SEED + i for i in range(len(part))],
+            noise,
             height=SIZE,
             width=SIZE,
             steps=steps,

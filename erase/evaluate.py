@@ -1,0 +1,417 @@
+"""Counts what an adapter erased and what it kept, by a judge that looks at pictures.
+
+    python -m erase.evaluate --config configs/emoji_soccer_ball.py --workdir RUN
+
+Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
+same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
+judge finds those. Each is measured on the base and with the adapter, from the same noise.
+Axis letters: B pictures, h w picture sides, K examples, y x image tokens, T text tokens,
+S image tokens, C packed latent channels.
+"""
+
+import functools
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from rich.console import Console
+from rich.table import Table
+
+from convert.errors import InputError, exits_cleanly
+from erase import report
+from erase.config import Config, load_config
+from erase.judge import Judge, share
+from erase.pictures import draw, png, write
+from erase.sample import read_adapter
+from erase.tokens import concept_masks
+from flux_jax.lora import Adapter, combine
+from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer, load
+from flux_jax.transformer import FluxTransformer
+
+CELLS = ("Acc_e", "Acc_g", "Acc_ir")
+# Early, where a picture's content is decided, to middling times.
+ATTENTION_TIMES = (0.9, 0.7, 0.5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to draw twice.
+
+    Attributes:
+        cell: one of `CELLS`.
+        prompt: what to draw.
+        seed: of the noise.
+        label: what the judge is to look for.
+    """
+
+    cell: str
+    prompt: str
+    seed: int
+    label: str
+
+
+def cases(config: Config, others: Sequence[str]) -> list[Case]:
+    """The pictures that an evaluation draws.
+
+    Templates and words alternate, so that every cell shows all of them as evenly as may be.
+
+    Args:
+        config: the run's configuration.
+        others: labels of the concepts that should stay.
+    """
+    settings = config.evaluation
+    shuffled = np.random.default_rng(settings.seed).permutation(sorted(others)).tolist()
+    words = {
+        "Acc_e": [(config.concept, config.concept)],
+        "Acc_g": [(synonym, config.concept) for synonym in config.synonyms],
+        "Acc_ir": [(other, other) for other in shuffled],
+    }
+    drawn = []
+    for cell, pairs in words.items():
+        for index in range(settings.pictures if pairs else 0):
+            word, label = pairs[index % len(pairs)]
+            # After each common multiple the templates move on by one, or pairs would repeat.
+            turn = math.lcm(len(pairs), len(settings.templates))
+            template = settings.templates[(index + index // turn) % len(settings.templates)]
+            drawn.append(Case(cell, phrase(template, word), settings.seed + index, label))
+    return drawn
+
+
+def phrase(template: str, word: str) -> str:
+    """Puts a word at a template's "{}"; "a {}" becomes "an {}" where a vowel follows."""
+    if word[:1].lower() in tuple("aeiou"):
+        template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
+    return template.format(word)
+
+
+def judged(
+    judge: Judge, pictures: UInt8[np.ndarray, "B h w 3"], drawn: Sequence[Case]
+) -> Bool[np.ndarray, "B"]:
+    """Whether the judge finds in each picture what its case asks for.
+
+    A relation is asked for between the first two entities that the prompt names.
+
+    Raises:
+        InputError: the judge knows no such label, or a relation's prompt does not name a pair.
+    """
+    kinds = [judge.kind(case.label) for case in drawn]
+    found = np.zeros(len(drawn), bool)
+    plain = [i for i, kind in enumerate(kinds) if kind != "relation"]
+    if plain:
+        found[plain] = judge.found(pictures[plain], [drawn[i].label for i in plain])
+    related = [i for i, kind in enumerate(kinds) if kind == "relation"]
+    if related:
+        pairs = np.array([named_pair(judge, drawn[i].prompt) for i in related])
+        wanted = [judge.config.relations.index(drawn[i].label) for i in related]
+        logits = judge.relation(pictures[related], pairs[:, 0], pairs[:, 1])
+        found[related] = logits.argmax(-1) == np.array(wanted)
+    return found
+
+
+def named_pair(judge: Judge, prompt: str) -> tuple[int, int]:
+    """Indices of the first two entities that a prompt names, longer names first.
+
+    Raises:
+        InputError: it names fewer than two.
+    """
+    names = sorted(judge.config.entities, key=len, reverse=True)
+    pattern = rf"\b({'|'.join(map(re.escape, names))})s?\b"
+    named = [match.group(1) for match in re.finditer(pattern, prompt)]
+    if len(named) < 2:
+        raise InputError(
+            f"prompt = {prompt!r}: a relation needs two entities that the judge knows, "
+            'for instance "a cat {} a dog"'
+        )
+    first, second = (judge.config.entities.index(name) for name in named[:2])
+    return first, second
+
+
+def evaluate(
+    pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path
+) -> dict[str, Any]:
+    """Draws, judges and writes.
+
+    Writes `evaluation.json`, example pictures to `pictures/` and `attention.npz` (attention maps
+    `before` and `after` [K, y, x]) in `workdir`. Without a judge there are pictures and maps only.
+
+    Args:
+        pipe: the base model.
+        adapter: what erases.
+        config: the run's configuration.
+        workdir: the run's folder.
+
+    Returns:
+        What `evaluation.json` holds.
+
+    Raises:
+        InputError: a setting does not fit the judge or the model.
+    """
+    workdir, settings = Path(workdir), config.evaluation
+    judge = Judge.load(settings.judge) if settings.judge else None
+    drawn = cases(config, _others(config, judge))
+    if judge is not None:
+        for case in drawn:
+            # Known before minutes are spent on drawing.
+            if judge.kind(case.label) == "relation":
+                named_pair(judge, case.prompt)
+    else:
+        # Nobody counts, so only what the report shows is drawn.
+        drawn = [c for i, c in enumerate(drawn) if _rank(drawn, i) < settings.examples]
+    # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
+    sides = {
+        side: _draw(pipe, drawn, config, [(adapter, strength)], side)
+        for side, strength in (("before", 0.0), ("after", settings.strength))
+    }
+    result: dict[str, Any] = {
+        "concept": config.concept,
+        "model": str(config.model),
+        "strength": settings.strength,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "height": config.height,
+        "width": config.width,
+        "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)),
+    }
+    found = None
+    if judge is None:
+        result["note"] = (
+            "No judge is configured for this model: nothing was counted, pictures were drawn."
+        )
+    else:
+        found = {side: judged(judge, pictures, drawn) for side, pictures in sides.items()}
+        result |= {
+            "kind": judge.kind(config.concept),
+            "cells": _counts(drawn, found),
+            "concepts": _by_concept(drawn, found),
+        }
+    result["pictures"] = _write_examples(workdir, drawn, sides, found, settings.examples)
+    result |= _write_attention(workdir, pipe, adapter, config, result["pictures"])
+    write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    _show(result)
+    return result
+
+
+def attention_maps(
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+) -> dict[str, Float[np.ndarray, "K y x"]]:
+    """Attention that image tokens give to the concept's tokens, before and after.
+
+    Mean over the dual-stream blocks, their heads and `ATTENTION_TIMES`. Both look at the same x_t,
+    on the straight line between the noise and what the base draws from it.
+    """
+    settings = config.evaluation
+    noise = pipe.noise(seeds, config.height, config.width)
+    conditioning = pipe.encode(prompts)
+    ids = pipe.image_ids(config.height, config.width)
+    clean = pipe.denoise(
+        noise, conditioning, ids, settings.steps, settings.guidance, [(adapter, 0.0)]
+    )
+    masks = jnp.asarray(concept_masks(pipe.tokenizer_2, prompts, config.concept))[..., None]
+    rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
+    maps = {}
+    for side, strength in (("before", 0.0), ("after", settings.strength)):
+        mass = _attention_mass(
+            pipe.transformer,
+            pipe.params["transformer"],
+            combine([(adapter, strength)]),
+            noise,
+            clean,
+            conditioning,
+            ids,
+            settings.guidance,
+            masks,
+        )
+        maps[side] = np.asarray(mass, np.float32).reshape(-1, rows, columns)
+    return maps
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention_mass(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree,
+    noise: Float[Array, "K S C"],
+    clean: Float[Array, "K S C"],
+    conditioning: Conditioning,
+    image_ids: Float[Array, "S 3"],
+    guidance: Array,
+    masks: Float[Array, "K T 1"],
+) -> Float[Array, "K S"]:
+    def at(time: Array) -> Array:
+        _, out = apply_transformer(
+            transformer,
+            params,
+            lora,
+            (1 - time) * clean + time * noise,
+            conditioning,
+            jnp.full(len(noise), time),
+            image_ids,
+            guidance,
+            token_masks=masks,
+            stop_after="dual",
+        )
+        return out["attention"][..., 0].mean((0, 2))[:, masks.shape[1] :]
+
+    return jax.lax.map(at, jnp.array(ATTENTION_TIMES)).mean(0)
+
+
+def _others(config: Config, judge: Judge | None) -> Sequence[str]:
+    """Labels that should stay: the configuration's, or all of the concept's kind."""
+    settings = config.evaluation
+    if settings.others or judge is None:
+        return settings.others
+    labels = {
+        "entity": judge.config.entities,
+        "style": judge.config.styles,
+        "relation": judge.config.relations,
+    }[judge.kind(config.concept)]
+    return [label for label in labels if label != config.concept]
+
+
+def _rank(drawn: Sequence[Case], index: int) -> int:
+    """How many cases of the same cell come before this one."""
+    return sum(case.cell == drawn[index].cell for case in drawn[:index])
+
+
+def _draw(
+    pipe: Pipeline,
+    drawn: Sequence[Case],
+    config: Config,
+    adapters: Sequence[tuple[Adapter, float]],
+    title: str,
+) -> UInt8[np.ndarray, "B h w 3"]:
+    settings = config.evaluation
+    return draw(
+        pipe,
+        [case.prompt for case in drawn],
+        [case.seed for case in drawn],
+        height=config.height,
+        width=config.width,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        adapters=adapters,
+        batch=settings.batch,
+        title=f"pictures {title}",
+    )
+
+
+def _counts(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> dict[str, Any]:
+    counts = {}
+    for cell in CELLS:
+        rows = [i for i, case in enumerate(drawn) if case.cell == cell]
+        if rows:
+            counts[cell] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
+    return counts
+
+
+def _by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Counts for every concept that should stay, those that lost most first."""
+    of = Counter(case.label for case in drawn if case.cell == "Acc_ir")
+    rows = []
+    for label in sorted(of):
+        mine = [i for i, c in enumerate(drawn) if c.cell == "Acc_ir" and c.label == label]
+        hits = {side: int(hit[mine].sum()) for side, hit in found.items()}
+        rows.append({"concept": label, **hits, "of": of[label]})
+    return sorted(rows, key=lambda row: row["after"] - row["before"])
+
+
+def _write_examples(
+    workdir: Path,
+    drawn: Sequence[Case],
+    sides: dict[str, np.ndarray],
+    found: dict[str, np.ndarray] | None,
+    examples: int,
+) -> list[dict[str, Any]]:
+    """Keeps the first pictures of every cell: the first, not the best."""
+    kept = []
+    for index, case in enumerate(drawn):
+        rank = _rank(drawn, index)
+        if rank >= examples:
+            continue
+        entry: dict[str, Any] = asdict(case)
+        for side, pictures in sides.items():
+            name = f"pictures/{case.cell}-{rank:02}-{side}.png"
+            write(workdir / name, png(pictures[index], {"prompt": case.prompt}))
+            entry[side] = name
+            entry[f"found_{side}"] = None if found is None else bool(found[side][index])
+        kept.append(entry)
+    return kept
+
+
+def _write_attention(
+    workdir: Path,
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    pictures: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    chosen = [p for p in pictures if p["cell"] == "Acc_e"][: config.evaluation.attention_examples]
+    if not chosen:
+        return {}
+    maps = attention_maps(
+        pipe, adapter, config, [p["prompt"] for p in chosen], [p["seed"] for p in chosen]
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **maps)  # pyright: ignore[reportArgumentType]
+    write(workdir / "attention.npz", buffer.getvalue())
+    names = ("prompt", "seed", "before", "after")
+    return {
+        "attention": [{name: p[name] for name in names} for p in chosen],
+        "attention_times": list(ATTENTION_TIMES),
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Prints the numbers."""
+    console = Console()
+    if "cells" not in result:
+        console.print(result["note"])
+        return
+    table = Table(title=f"Erasing {result['concept']!r}: pictures in which the judge finds it")
+    for heading in ("", "pictures", "before", "95 %", "after", "95 %"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for cell, sides in result["cells"].items():
+        texts = []
+        for side in ("before", "after"):
+            value = sides[side]
+            low, high = report.percent(value["low"], 1), report.percent(value["high"], 1)
+            texts += [report.percent(value["share"], 1), f"{low} .. {high}"]
+        table.add_row(cell, str(sides["after"]["of"]), *texts)
+    console.print(table)
+
+
+def define_flags() -> None:
+    """Declares the command's flags; a function, so that importing this module declares none."""
+    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    flags.DEFINE_string("adapter", None, "Adapter; by default the run's own.")
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    workdir = Path(flags.FLAGS.workdir)
+    config = load_config(flags.FLAGS.config)
+    adapter = read_adapter(flags.FLAGS.adapter or workdir)
+    evaluate(load(config.model), adapter, config, workdir)
+    if (workdir / "config.json").is_file():
+        print(report.write(workdir))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

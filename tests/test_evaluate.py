@@ -1,0 +1,203 @@
+"""Evaluation: what is drawn, how it is counted, what is written."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from erase.config import Config, Evaluation
+from PIL import Image
+
+from convert.errors import InputError
+from erase import report
+from erase.evaluate import (
+    ATTENTION_TIMES,
+    CELLS,
+    Case,
+    attention_maps,
+    cases,
+    evaluate,
+    judged,
+    named_pair,
+    phrase,
+)
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from flux_jax import Adapter, load, lora
+from flux_jax.pipeline import Pipeline
+
+LABELS = JudgeConfig(
+    ("cat", "dog", "hot dog", "apple"),
+    ("plain", "dark"),
+    ("left of", "on"),
+    widths=(8, 8),
+    blocks=(1, 1),
+    embedding=4,
+)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder: Path) -> Pipeline:
+    return load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def adapter(pipe: Pipeline) -> Adapter:
+    tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)
+    return Adapter(jax.tree.map(lambda leaf: leaf + 0.5, tree), 2.0)  # pyright: ignore
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
+    # An untrained judge would see nothing at all.
+    params["entity_head"]["bias"] *= 0
+    return Judge(LABELS, params, 16)
+
+
+@pytest.fixture(scope="module")
+def config(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("judge")
+    judge.save(folder)
+    return Config(
+        concept="cat",
+        model="tiny",
+        synonyms=("kitty", "feline"),
+        height=16,
+        width=16,
+        evaluation=Evaluation(
+            judge=str(folder),
+            templates=("a photo of a {}", "a {} on a mat"),
+            pictures=6,
+            batch=8,
+            steps=2,
+            examples=3,
+            attention_examples=2,
+        ),
+    )
+
+
+def test_cases_spread_over_words_templates_and_seeds(config: Config):
+    drawn = cases(config, ["dog", "apple"])
+    by_cell = {cell: [c for c in drawn if c.cell == cell] for cell in CELLS}
+    assert [len(part) for part in by_cell.values()] == [6, 6, 6]
+    assert {c.prompt for c in by_cell["Acc_e"]} == {"a photo of a cat", "a cat on a mat"}
+    # Every synonym in every template, all asked about under the concept's own name.
+    assert len({c.prompt for c in by_cell["Acc_g"]}) == 4
+    assert {c.label for c in by_cell["Acc_g"]} == {"cat"}
+    assert len({c.prompt for c in by_cell["Acc_ir"]}) == 4
+    assert {c.label for c in by_cell["Acc_ir"]} == {"dog", "apple"}
+    assert len({(c.prompt, c.seed) for c in drawn}) == len(drawn)
+    assert cases(config, ["dog", "apple"]) == drawn
+    assert all(c.cell != "Acc_g" for c in cases(replace(config, synonyms=()), ["dog"]))
+
+
+def test_articles():
+    assert phrase("a photo of a {} on a mat", "apple") == "a photo of an apple on a mat"
+    assert phrase("A {}", "apple") == "An apple"
+    assert phrase("a {} on a mat", "cat") == "a cat on a mat"
+    assert phrase("pasta {}", "apple") == "pasta apple"
+
+
+def test_longer_names_win_and_pairs_are_ordered(judge: Judge):
+    assert named_pair(judge, "a hot dog left of an apple") == (2, 3)
+    assert named_pair(judge, "an apple on dogs and a cat") == (3, 1)
+    with pytest.raises(InputError, match="two entities"):
+        named_pair(judge, "a hot dog alone")
+
+
+def test_verdicts_follow_each_label(judge: Judge):
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    labels = ["cat", "dark", "left of", "on"] * 10
+    drawn = [Case("Acc_e", "a dog left of a cat", 0, label) for label in labels]
+    verdict = judge(pictures)
+    relation = judge.relation(pictures, np.full(40, 1), np.full(40, 0)).argmax(-1)
+    expected = {
+        "cat": verdict.entities[:, 0] > 0,
+        "dark": verdict.style.argmax(-1) == 1,
+        "left of": relation == 0,
+        "on": relation == 1,
+    }
+    wanted = [expected[label][i] for i, label in enumerate(labels)]
+    assert np.array_equal(judged(judge, pictures, drawn), wanted)
+
+
+def test_evaluation_writes_what_a_report_reads(
+    pipe: Pipeline, adapter: Adapter, config: Config, judge: Judge, tmp_path: Path
+):
+    result = evaluate(pipe, adapter, config, tmp_path)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+    assert list(result["cells"]) == ["Acc_e", "Acc_g", "Acc_ir"]
+    assert {v["of"] for cell in result["cells"].values() for v in cell.values()} == {6}
+    assert [row["concept"] for row in result["concepts"]] != []
+    assert sum(row["of"] for row in result["concepts"]) == 6
+    assert {row["concept"] for row in result["concepts"]} <= {"dog", "hot dog", "apple"}
+    assert len(result["pictures"]) == 9
+    for entry in result["pictures"]:
+        before, after = (np.asarray(Image.open(tmp_path / entry[s])) for s in ("before", "after"))
+        assert before.shape == (16, 16, 3)
+        assert not np.array_equal(before, after)
+        assert np.array_equal(before, pipe([entry["prompt"]], [entry["seed"]], 2, 3.5, 16, 16)[0])
+        assert entry["found_before"] == judge.found(before[None], [entry["label"]])[0]
+    assert result["adapter_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(adapter.lora))
+    maps = np.load(tmp_path / "attention.npz")
+    assert maps["before"].shape == maps["after"].shape == (2, 4, 4)
+    assert result["attention_times"] == list(ATTENTION_TIMES)
+    (tmp_path / "config.json").write_text(json.dumps({"concept": "cat"}))
+    assert "Acc_ir" in report.write(tmp_path).read_text()
+
+
+def test_attention_is_a_share_and_strength_zero_changes_nothing(
+    pipe: Pipeline, adapter: Adapter, config: Config
+):
+    prompts, seeds = ["a cat on a mat", "a photo of a cat"], [5, 6]
+    off = replace(config, evaluation=replace(config.evaluation, strength=0.0))
+    same = attention_maps(pipe, adapter, off, prompts, seeds)
+    changed = attention_maps(pipe, adapter, config, prompts, seeds)
+    assert np.array_equal(same["before"], same["after"])
+    assert np.array_equal(same["before"], changed["before"])
+    assert np.abs(changed["after"] - changed["before"]).max() > 1e-3
+    for maps in changed.values():
+        assert maps.shape == (2, 4, 4)
+        assert maps.min() >= 0
+        assert maps.max() < 1
+
+
+def test_without_a_judge_there_are_pictures_and_a_clear_line(
+    pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    unjudged = replace(config, evaluation=replace(config.evaluation, judge=None, others=("dog",)))
+    result = evaluate(pipe, adapter, unjudged, tmp_path)
+    assert "cells" not in result
+    assert len(result["pictures"]) == 9
+    assert {entry["found_after"] for entry in result["pictures"]} == {None}
+    assert "No judge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"concept": "catt"}, "concept = 'catt'.*'cat'"),
+        ({"others": ("zebra",)}, "'zebra'"),
+        ({"others": ("on",)}, "two entities"),
+        ({"judge": "no-such-folder"}, "no-such-folder"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_drawn(
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict,
+    message: str,
+):
+    monkeypatch.setattr("erase.evaluate.draw", lambda *_, **__: pytest.fail("drawn"))
+    if "concept" in changes:
+        config = replace(config, **changes)
+    else:
+        config = replace(config, evaluation=replace(config.evaluation, **changes))
+    with pytest.raises(InputError, match=message):
+        evaluate(pipe, adapter, config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
