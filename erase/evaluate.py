@@ -5,11 +5,9 @@
 Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
 same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
 judge finds those. Each is measured on the base and with the adapter, from the same noise.
-Axis letters: B pictures, h w picture sides, K examples, y x image tokens, T text tokens,
-S image tokens, C packed latent channels.
+Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 
-import functools
 import io
 import json
 import math
@@ -21,27 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from jaxtyping import Bool, UInt8
 from rich.console import Console
 from rich.table import Table
 
 from convert.errors import InputError, exits_cleanly
 from erase import report
+from erase.attention import TIMES, attention_maps
 from erase.config import Config, load_config
 from erase.judge import Judge, share
 from erase.pictures import draw, png, write
 from erase.sample import read_adapter
-from erase.tokens import concept_masks
-from flux_jax.lora import Adapter, combine
-from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer, load
-from flux_jax.transformer import FluxTransformer
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline, load
 
 CELLS = ("Acc_e", "Acc_g", "Acc_ir")
-# Early, where a picture's content is decided, to middling times.
-ATTENTION_TIMES = (0.9, 0.7, 0.5)
 
 
 @dataclass(frozen=True)
@@ -202,74 +196,6 @@ def evaluate(
     return result
 
 
-def attention_maps(
-    pipe: Pipeline,
-    adapter: Adapter,
-    config: Config,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-) -> dict[str, Float[np.ndarray, "K y x"]]:
-    """Attention that image tokens give to the concept's tokens, before and after.
-
-    Mean over the dual-stream blocks, their heads and `ATTENTION_TIMES`. Both look at the same x_t,
-    on the straight line between the noise and what the base draws from it.
-    """
-    settings = config.evaluation
-    noise = pipe.noise(seeds, config.height, config.width)
-    conditioning = pipe.encode(prompts)
-    ids = pipe.image_ids(config.height, config.width)
-    clean = pipe.denoise(
-        noise, conditioning, ids, settings.steps, settings.guidance, [(adapter, 0.0)]
-    )
-    masks = jnp.asarray(concept_masks(pipe.tokenizer_2, prompts, config.concept))[..., None]
-    rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
-    maps = {}
-    for side, strength in (("before", 0.0), ("after", settings.strength)):
-        mass = _attention_mass(
-            pipe.transformer,
-            pipe.params["transformer"],
-            combine([(adapter, strength)]),
-            noise,
-            clean,
-            conditioning,
-            ids,
-            settings.guidance,
-            masks,
-        )
-        maps[side] = np.asarray(mass, np.float32).reshape(-1, rows, columns)
-    return maps
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _attention_mass(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree,
-    noise: Float[Array, "K S C"],
-    clean: Float[Array, "K S C"],
-    conditioning: Conditioning,
-    image_ids: Float[Array, "S 3"],
-    guidance: Array,
-    masks: Float[Array, "K T 1"],
-) -> Float[Array, "K S"]:
-    def at(time: Array) -> Array:
-        _, out = apply_transformer(
-            transformer,
-            params,
-            lora,
-            (1 - time) * clean + time * noise,
-            conditioning,
-            jnp.full(len(noise), time),
-            image_ids,
-            guidance,
-            token_masks=masks,
-            stop_after="dual",
-        )
-        return out["attention"][..., 0].mean((0, 2))[:, masks.shape[1] :]
-
-    return jax.lax.map(at, jnp.array(ATTENTION_TIMES)).mean(0)
-
-
 def _others(config: Config, judge: Judge | None) -> Sequence[str]:
     """Labels that should stay: the configuration's, or all of the concept's kind."""
     settings = config.evaluation
@@ -372,7 +298,7 @@ def _write_attention(
     names = ("prompt", "seed", "before", "after")
     return {
         "attention": [{name: p[name] for name in names} for p in chosen],
-        "attention_times": list(ATTENTION_TIMES),
+        "attention_times": list(TIMES),
     }
 
 

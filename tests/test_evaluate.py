@@ -12,11 +12,10 @@ from PIL import Image
 
 from convert.errors import InputError
 from erase import report
+from erase.attention import TIMES, attention_maps
 from erase.evaluate import (
-    ATTENTION_TIMES,
     CELLS,
     Case,
-    attention_maps,
     cases,
     evaluate,
     judged,
@@ -143,7 +142,7 @@ def test_evaluation_writes_what_a_report_reads(
     assert result["adapter_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(adapter.lora))
     maps = np.load(tmp_path / "attention.npz")
     assert maps["before"].shape == maps["after"].shape == (2, 4, 4)
-    assert result["attention_times"] == list(ATTENTION_TIMES)
+    assert result["attention_times"] == list(TIMES)
     (tmp_path / "config.json").write_text(json.dumps({"concept": "cat"}))
     assert "Acc_ir" in report.write(tmp_path).read_text()
 

@@ -1,0 +1,89 @@
+"""Where pictures attend to a concept, with and without an adapter.
+
+Axis letters: K prompts, y x image tokens, T text tokens, S image tokens, C packed latent channels.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from erase.config import Config
+from erase.tokens import concept_masks
+from flux_jax.lora import Adapter, combine
+from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer
+from flux_jax.transformer import FluxTransformer
+
+# Early, where a picture's content is decided, to middling times.
+TIMES = (0.9, 0.7, 0.5)
+
+
+def attention_maps(
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+) -> dict[str, Float[np.ndarray, "K y x"]]:
+    """Attention that image tokens give to the concept's tokens, before and after.
+
+    Mean over the dual-stream blocks, their heads and `TIMES`. Both look at the same x_t,
+    on the straight line between the noise and what the base draws from it.
+    """
+    settings = config.evaluation
+    noise = pipe.noise(seeds, config.height, config.width)
+    conditioning = pipe.encode(prompts)
+    ids = pipe.image_ids(config.height, config.width)
+    clean = pipe.denoise(
+        noise, conditioning, ids, settings.steps, settings.guidance, [(adapter, 0.0)]
+    )
+    masks = jnp.asarray(concept_masks(pipe.tokenizer_2, prompts, config.concept))[..., None]
+    rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
+    maps = {}
+    for side, strength in (("before", 0.0), ("after", settings.strength)):
+        mass = _attention_mass(
+            pipe.transformer,
+            pipe.params["transformer"],
+            combine([(adapter, strength)]),
+            noise,
+            clean,
+            conditioning,
+            ids,
+            settings.guidance,
+            masks,
+        )
+        maps[side] = np.asarray(mass, np.float32).reshape(-1, rows, columns)
+    return maps
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention_mass(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree,
+    noise: Float[Array, "K S C"],
+    clean: Float[Array, "K S C"],
+    conditioning: Conditioning,
+    image_ids: Float[Array, "S 3"],
+    guidance: Array,
+    masks: Float[Array, "K T 1"],
+) -> Float[Array, "K S"]:
+    def at(time: Array) -> Array:
+        _, out = apply_transformer(
+            transformer,
+            params,
+            lora,
+            (1 - time) * clean + time * noise,
+            conditioning,
+            jnp.full(len(noise), time),
+            image_ids,
+            guidance,
+            token_masks=masks,
+            stop_after="dual",
+        )
+        return out["attention"][..., 0].mean((0, 2))[:, masks.shape[1] :]
+
+    return jax.lax.map(at, jnp.array(TIMES)).mean(0)
