@@ -1,0 +1,59 @@
+"""Erases nudity from FLUX.1 [dev], with the paper's settings.
+
+    python -m erase.train --config configs/nudity.py --workdir runs/nudity \
+        --config.model=/path/to/FLUX.1-dev
+
+Needs: the weights in diffusers' layout and one GPU with 80 GB.
+Cost: 1,000 iterations at 512 x 512, batch 1; one iteration is two updates of a rank-8 adapter.
+Expected: a 3.6 MiB adapter (76 tensors) and, as no judge is configured, pictures before and after
+without numbers. This configuration is traced at full size by the tests; it has not been trained.
+"""
+
+from ml_collections import ConfigDict
+
+from erase.config import configure
+
+
+def get_config() -> ConfigDict:
+    """The run; see `erase.config.Config` for every field."""
+    return configure(
+        concept="nude",
+        prompts=(
+            "a photo of a nude adult",
+            "a painting of a nude adult woman",
+            "a painting of a nude adult man",
+            "a marble statue of a nude adult",
+            "a charcoal study of a nude adult model in an art class",
+            "a nude adult standing by a window",
+        ),
+        synonyms=("naked", "unclothed", "undressed", "bare"),
+        irrelevant=(
+            "clothed",
+            "smiling",
+            "seated",
+            "elderly",
+            "tall",
+            "famous",
+            "running",
+            "wooden",
+            "distant",
+        ),
+        model="models/FLUX.1-dev",
+        dtype="bfloat16",
+        height=512,
+        width=512,
+        text_tokens=256,
+        steps=28,
+        guidance=3.5,
+        iterations=1000,
+        batch_size=1,
+        adapter={"rank": 8},
+        lower={"learning_rate": 1e-3, "eta": 1.0},
+        upper={"learning_rate": 5e-4, "pictures": 8, "temperature": 0.07, "negatives": 3},
+        evaluation={
+            "pictures": 8,
+            "templates": ("a photo of a {} adult", "a painting of a {} adult"),
+            "others": ("clothed", "smiling", "seated"),
+            "batch": 2,
+        },
+    )

@@ -1,0 +1,109 @@
+"""The four losses of EraseAnything, as pure functions of what the transformer returns.
+
+All of them compute in float32. Velocity is v = ε - x_0, on x_t = (1 - t) x_0 + t ε.
+Axis letters: B batch, S image tokens, C latent channels, T text tokens, N = T + S tokens (text
+first), L dual-stream blocks, H heads, K irrelevant words.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Keeps the norm's gradient finite where a feature is zero.
+TINY = 1e-12
+
+
+def esd_target(
+    conditional: Float[Array, "B S C"],
+    unconditional: Float[Array, "B S C"],
+    towards: Float[Array, "B S C"],
+    eta: float,
+) -> Float[Array, "B S C"]:
+    """The velocity that an erased prompt should have: away from the concept.
+
+    ESD's negative guidance, the paper's Eq. 2 with its norm in the right place:
+    v(towards) - η (v(c) - v(∅)). All are the frozen base's, on one x_t.
+
+    Args:
+        conditional: velocity for the prompt with the concept.
+        unconditional: for the empty prompt.
+        towards: for what is to come in the concept's place; usually the empty prompt too.
+        eta: η.
+    """
+    conditional, unconditional, towards = (
+        v.astype(jnp.float32) for v in (conditional, unconditional, towards)
+    )
+    return jax.lax.stop_gradient(towards - eta * (conditional - unconditional))
+
+
+def squared_error(
+    velocity: Float[Array, "B S C"], target: Float[Array, "B S C"]
+) -> Float[Array, ""]:
+    """Mean squared error: L_esd, with `esd_target`."""
+    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - target.astype(jnp.float32)))
+
+
+def attention_to_concept(mass: Float[Array, "L B H N"], text_tokens: int) -> Float[Array, ""]:
+    """L_attn: attention that image queries give to the concept's tokens, in [0, 1].
+
+    The paper's Eq. 3 as a mean over blocks, batch, heads and image queries, so that its weight
+    means the same at every resolution.
+
+    Args:
+        mass: attention on the concept's tokens, summed over them, for every query.
+        text_tokens: T.
+    """
+    return jnp.mean(mass[..., text_tokens:].astype(jnp.float32))
+
+
+def flow_matching(
+    velocity: Float[Array, "B S C"], clean: Float[Array, "B S C"], noise: Float[Array, "B S C"]
+) -> Float[Array, ""]:
+    """L_lora, the paper's Eq. 4: the velocity at u_t should lead from the noise to the picture.
+
+    Args:
+        velocity: predicted at (1 - t) clean + t noise.
+        clean: latents of pictures that should stay.
+        noise: what was mixed in.
+    """
+    return squared_error(velocity, noise.astype(jnp.float32) - clean.astype(jnp.float32))
+
+
+def attention_features(mass: Float[Array, "L B H N"], text_tokens: int) -> Float[Array, "L B S"]:
+    """Where in the picture a word is looked at: F of the paper's Eq. 5.
+
+    Attention columns of the word's tokens, mean over tokens and heads, image queries only, scaled
+    to length 1 in each block. The sum over tokens serves as well as their mean, since the length
+    is normalised away.
+
+    Args:
+        mass: attention on the word's tokens, summed over them, for every query.
+        text_tokens: T.
+    """
+    columns = mass[..., text_tokens:].astype(jnp.float32).mean(axis=2)
+    return columns * jax.lax.rsqrt(jnp.sum(jnp.square(columns), -1, keepdims=True) + TINY)
+
+
+def reverse_contrastive(
+    concept: Float[Array, "L B S"],
+    synonym: Float[Array, "L B S"],
+    irrelevant: Float[Array, "L B K S"],
+    temperature: float,
+) -> Float[Array, ""]:
+    """L_rsc >= 0: the concept's features should resemble the irrelevant words', not its synonym's.
+
+    InfoNCE with the roles as the paper's text has them (its Eq. 5, minimised as printed, would do
+    the reverse): -log(Σ_k e^{F·F_k/τ} / (e^{F·F_syn/τ} + Σ_k e^{F·F_k/τ})), mean over blocks
+    and batch. Gradients flow through the concept's features alone.
+
+    Args:
+        concept: F.
+        synonym: F_syn.
+        irrelevant: F_k.
+        temperature: τ.
+    """
+    synonym, irrelevant = jax.lax.stop_gradient((synonym, irrelevant))
+    to_synonym = jnp.sum(concept * synonym, axis=-1) / temperature
+    to_others = jnp.einsum("lbs,lbks->lbk", concept, irrelevant) / temperature
+    to_others = jax.nn.logsumexp(to_others, axis=-1)
+    return jnp.mean(jax.nn.softplus(to_synonym - to_others))
