@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
         model="models/emoji-flux",
         height=64,
         width=64,
-        iterations=300,
+        iterations=600,
         bank={"shuffled": 0.5},
         lower={"attn": 5.0},
         evaluation={

@@ -12,6 +12,7 @@ nothing but frozen dataclasses.
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 import sys
@@ -19,6 +20,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -261,10 +263,14 @@ def define_flag() -> None:
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """For `app.run(main, flags_parser=...)`: unusable flags end the command with exit code 2."""
     try:
-        for argument in arguments:
+        for argument, following in itertools.pairwise([*arguments, ""]):
             named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
             if named and named[1] not in set(_paths(Config)):
                 raise InputError(unknown(named[1]))
+            if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
+                path = file[1] or following
+                if not Path(path).is_file():
+                    raise InputError(f"config = {path!r} is not a file; check the path")
         return flags.FLAGS(list(arguments))
     except (InputError, flags.Error, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -96,10 +96,9 @@ def draw_groups(
         template = templates[index % len(templates)]
         if rng.random() < shuffled:
             template = shuffle(rng, template)
-        words = [concept]
+        words: list[str] = [concept]
         if synonyms:
-            words.append(synonyms[int(rng.integers(len(synonyms)))])
-            chosen = rng.choice(len(irrelevant), negatives, replace=False)
-            words += [irrelevant[i] for i in chosen]
+            words.append(str(rng.choice(synonyms)))
+            words += rng.choice(irrelevant, negatives, replace=False).tolist()
         groups.append(Group(tuple(phrase(template, word) for word in words), tuple(words)))
     return groups

@@ -1,0 +1,160 @@
+"""The losses against their formulas, written out in NumPy with float64, and their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from erase import losses
+
+L, B, H, T, S, C, K = 3, 2, 4, 5, 6, 8, 3
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def masses(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0.01, 0.3, shape).astype(np.float32)
+
+
+def features(*shape: int, seed: int = 0) -> np.ndarray:
+    values = masses(*shape, seed=seed)
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def close(actual: jax.Array, expected: float | np.ndarray) -> None:
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
+def test_esd(eta: float):
+    student, conditional, empty, towards = (normal(B, S, C, seed=i) for i in range(4))
+    total = 0.0
+    for index in np.ndindex(B, S, C):
+        s, c, e, to = (float(v[index]) for v in (student, conditional, empty, towards))
+        total += (s - (to - eta * (c - e))) ** 2
+    target = losses.esd_target(conditional, empty, towards, eta)
+    close(losses.squared_error(student, target), total / (B * S * C))
+
+
+def test_esd_pushes_past_the_empty_prompt():
+    conditional, empty = normal(B, S, C), normal(B, S, C, seed=1)
+    target = losses.esd_target(conditional, empty, empty, 1.0)
+    np.testing.assert_allclose(target - empty, empty - conditional, atol=1e-6)
+
+
+def test_esd_has_no_gradient_through_its_target():
+    student, conditional, empty = (jnp.asarray(normal(B, S, C, seed=i)) for i in range(3))
+
+    def loss(student: jax.Array, conditional: jax.Array, empty: jax.Array) -> jax.Array:
+        return losses.squared_error(student, losses.esd_target(conditional, empty, empty, eta=1.0))
+
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(student, conditional, empty)
+    assert jnp.abs(gradients[0]).max() > 0
+    assert not jnp.any(gradients[1])
+    assert not jnp.any(gradients[2])
+    check_grads(lambda s: loss(s, conditional, empty), (student,), 1, ["rev"], 1e-2, 1e-2)
+
+
+def test_attention_to_the_concept():
+    mass = masses(L, B, H, T + S)
+    total = 0.0
+    for block, sample, head in np.ndindex(L, B, H):
+        for query in range(T, T + S):
+            total += float(mass[block, sample, head, query])
+    close(losses.attention_to_concept(mass, T), total / (L * B * H * S))
+    check_grads(lambda m: losses.attention_to_concept(m, T), (mass,), 1, ["rev"], 1e-2, 1e-2)
+
+
+def test_attention_of_text_queries_does_not_count():
+    gradient = jax.grad(losses.attention_to_concept)(jnp.asarray(masses(L, B, H, T + S)), T)
+    assert not gradient[..., :T].any()
+    assert (gradient[..., T:] > 0).all()
+
+
+def test_flow_matching():
+    velocity, clean, noise = (normal(B, S, C, seed=i) for i in range(3))
+    total = 0.0
+    for index in np.ndindex(B, S, C):
+        total += (float(noise[index]) - float(clean[index]) - float(velocity[index])) ** 2
+    close(losses.flow_matching(velocity, clean, noise), total / (B * S * C))
+    check_grads(
+        lambda v: losses.flow_matching(v, clean, noise), (velocity,), 1, ["rev"], 1e-2, 1e-2
+    )
+
+
+def test_the_true_velocity_has_no_flow_matching_loss():
+    clean, noise = normal(B, S, C), normal(B, S, C, seed=1)
+    steps = 1e-2
+    mixed = [(1 - t) * clean + t * noise for t in (0.4, 0.4 + steps)]
+    assert losses.flow_matching((mixed[1] - mixed[0]) / steps, clean, noise) < 1e-6
+
+
+def test_attention_features():
+    mass = masses(L, B, H, T + S).astype(np.float64)
+    expected = np.zeros((L, B, S))
+    for block, sample in np.ndindex(L, B):
+        column = sum(mass[block, sample, head, T:] for head in range(H)) / H
+        expected[block, sample] = column / np.sqrt((column**2).sum())
+    close(losses.attention_features(mass, T), expected)
+    # Mean or sum over a word's tokens: the same features.
+    close(losses.attention_features(mass / 7, T), expected)
+    weights = normal(L, B, S)
+    check_grads(
+        lambda m: jnp.sum(weights * losses.attention_features(m, T)),
+        (mass.astype(np.float32),),
+        1,
+        ["rev"],
+        1e-2,
+        1e-2,
+        eps=1e-3,
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_reverse_contrastive(temperature: float):
+    concept, synonym = features(L, B, S), features(L, B, S, seed=1)
+    irrelevant = features(L, B, K, S, seed=2)
+    total = 0.0
+    for block, sample in np.ndindex(L, B):
+        f = concept[block, sample].astype(np.float64)
+        to_synonym = np.exp(f @ synonym[block, sample] / temperature)
+        to_others = sum(np.exp(f @ irrelevant[block, sample, k] / temperature) for k in range(K))
+        total += -np.log(to_others / (to_synonym + to_others))
+    actual = losses.reverse_contrastive(concept, synonym, irrelevant, temperature)
+    close(actual, total / (L * B))
+    check_grads(
+        lambda f: losses.reverse_contrastive(f, synonym, irrelevant, temperature),
+        (concept,),
+        1,
+        ["rev"],
+        2e-2,
+        2e-2,
+        eps=1e-3,
+    )
+
+
+def test_reverse_contrastive_prefers_the_irrelevant_and_moves_the_concept_alone():
+    synonym, irrelevant = features(L, B, S, seed=1), features(L, B, K, S, seed=2)
+    near, far = (
+        losses.reverse_contrastive(f, synonym, irrelevant, 0.07)
+        for f in (irrelevant[:, :, 0], synonym)
+    )
+    assert 0 <= near < far
+    gradients = jax.grad(losses.reverse_contrastive, argnums=(0, 1, 2))(
+        jnp.asarray(features(L, B, S)), jnp.asarray(synonym), jnp.asarray(irrelevant), 0.07
+    )
+    assert jnp.abs(gradients[0]).max() > 0
+    assert not jnp.any(gradients[1])
+    assert not jnp.any(gradients[2])
+
+
+def test_losses_of_half_precision_are_float32():
+    half = jnp.asarray(normal(B, S, C), jnp.bfloat16)
+    assert losses.squared_error(half, half + 1).dtype == jnp.float32
+    assert losses.flow_matching(half, half, half).dtype == jnp.float32
+    mass = jnp.asarray(masses(L, B, H, T + S), jnp.bfloat16)
+    assert losses.attention_to_concept(mass, T).dtype == jnp.float32
+    assert losses.attention_features(mass, T).dtype == jnp.float32

@@ -1,0 +1,111 @@
+"""Sentences: the concept stays whole wherever it goes, and can be replaced."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from convert.errors import InputError
+from erase.prompts import as_template, draw_groups, phrase, shuffle
+
+PROMPTS = ("a photo of a {}", "a painting by Vincent van Gogh, in the style of VINCENT VAN GOGH")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "concept", "template"),
+    [
+        ("a photo of a {}", "cat", "a photo of a {}"),
+        ("A Cat and a cat.", "cat", "A {} and a {}."),
+        ("a cat, a {}", "cat", "a {}, a {}"),
+        ("a Soccer Ball on grass", "soccer ball", "a {} on grass"),
+        ("what (1+1)? is", "(1+1)?", "what {} is"),
+        ("dîner avec Timothée", "timothée", "dîner avec {}"),
+    ],
+)
+def test_the_concept_becomes_a_slot_everywhere(sentence: str, concept: str, template: str):
+    assert as_template(sentence, concept) == template
+
+
+@pytest.mark.parametrize("sentence", ["a dog", "a caterpillar", "concatenated", ""])
+def test_a_prompt_without_the_concept_is_refused(sentence: str):
+    with pytest.raises(InputError, match=f"'{sentence}' does not hold the concept 'cat'"):
+        as_template(sentence, "cat")
+
+
+def test_shuffles_keep_the_words_and_move_the_concept_whole():
+    rng = np.random.default_rng(0)
+    template = as_template(PROMPTS[1], "Vincent van Gogh")
+    seen = set()
+    for _ in range(50):
+        shuffled = shuffle(rng, template)
+        assert Counter(shuffled.split()) == Counter(template.split())
+        assert phrase(shuffled, "Vincent van Gogh").count("Vincent van Gogh") == 2
+        seen.add(shuffled)
+    assert len(seen) > 40
+
+
+def test_articles_and_foreign_braces():
+    assert phrase("A {} with a {}", "apple") == "An apple with an apple"
+    assert phrase("a {}", "cat") == "a cat"
+    assert phrase("pasta {}", "onion") == "pasta onion"
+    assert phrase("a {} and {this}", "cat") == "a cat and {this}"
+
+
+def test_groups_differ_in_one_word_only():
+    irrelevant = ("tree", "owl", "key", "sun")
+    groups = draw_groups(
+        np.random.default_rng(1),
+        PROMPTS,
+        "Vincent van Gogh",
+        ("the Dutch painter",),
+        irrelevant,
+        count=20,
+        negatives=3,
+        shuffled=0.5,
+    )
+    assert len(groups) == 20
+    drawn = set()
+    for group in groups:
+        assert group.words[:2] == ("Vincent van Gogh", "the Dutch painter")
+        assert len(set(group.words[2:])) == 3
+        drawn |= set(group.words[2:])
+        template = as_template(group.prompts[0], "Vincent van Gogh")
+        for prompt, word in zip(group.prompts, group.words, strict=True):
+            back = prompt.replace(word, "{}").replace("an {}", "a {}")
+            assert back == template.replace("an {}", "a {}")
+    assert drawn == set(irrelevant)
+    originals = [phrase(as_template(p, "Vincent van Gogh"), "Vincent van Gogh") for p in PROMPTS]
+    kept = sum(group.prompts[0] in originals for group in groups)
+    assert 4 <= kept <= 16
+
+
+def test_groups_follow_the_generator_alone():
+    def draw(seed: int) -> list:
+        rng = np.random.default_rng(seed)
+        return draw_groups(
+            rng, PROMPTS[:1], "cat", ("kitty",), tuple("abc"), count=9, negatives=2, shuffled=1.0
+        )
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_without_synonyms_there_is_the_concept_alone():
+    (group,) = draw_groups(
+        np.random.default_rng(0), PROMPTS[:1], "cat", (), (), count=1, negatives=3, shuffled=0.0
+    )
+    assert group.prompts == ("a photo of a cat",)
+
+
+def test_too_few_irrelevant_words_are_refused():
+    with pytest.raises(InputError, match=r"irrelevant = tree, owl: 3 different words"):
+        draw_groups(
+            np.random.default_rng(0),
+            PROMPTS[:1],
+            "cat",
+            ("kitty",),
+            ("tree", "owl"),
+            count=1,
+            negatives=3,
+            shuffled=0.0,
+        )
