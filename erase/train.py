@@ -191,7 +191,7 @@ def check_finite(step: int, values: dict[str, float]) -> None:
     if lost:
         raise InputError(
             f"iteration {step}: {', '.join(lost)} left the range of numbers; "
-            "lower lower.learning_rate or upper.learning_rate"
+            "reduce lower.learning_rate or upper.learning_rate"
         )
 
 

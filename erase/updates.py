@@ -341,7 +341,7 @@ def _descend(
     return (
         optax.apply_updates(lora, changes),
         state,
-        metrics | {"gradient": optax.global_norm(gradient)},
+        metrics | {"gradient": optax.tree.norm(gradient)},
     )
 
 

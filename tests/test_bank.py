@@ -1,0 +1,129 @@
+"""The bank: what is drawn, encoded and denoised once, by the frozen model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.errors import InputError
+from erase import bank
+from erase.bank import Bank, Plan
+from erase.config import BankConfig, Config, Lower, Upper
+from flux_jax import load
+from flux_jax.pipeline import Pipeline
+
+CONFIG = Config(
+    concept="soccer ball",
+    prompts=("a photo of a {}", "a {} and a dog on the grass"),
+    synonyms=("football", "futbol"),
+    irrelevant=("apple", "tree", "cat", "rocket"),
+    height=16,
+    width=12,
+    steps=3,
+    seed=5,
+    bank=BankConfig(sentences=3, trajectories=4, batch=3),
+    lower=Lower(erase_to="a dog"),
+    upper=Upper(pictures=3, prompts=("a cat", "a pizza"), negatives=2),
+)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder: Path) -> Pipeline:
+    return load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def planned(pipe: Pipeline) -> Plan:
+    return bank.plan(CONFIG, pipe)
+
+
+@pytest.fixture(scope="module")
+def made(pipe: Pipeline, planned: Plan) -> Bank:
+    return bank.make(CONFIG, pipe, planned)
+
+
+def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
+    again = bank.plan(CONFIG, pipe)
+    assert (again.groups, again.trajectory_seeds) == (planned.groups, planned.trajectory_seeds)
+    other = bank.plan(replace(CONFIG, seed=6), pipe)
+    assert other.trajectory_seeds != planned.trajectory_seeds
+    seeds = (*planned.trajectory_seeds, *planned.picture_seeds)
+    assert len(set(seeds)) == 7
+
+
+def test_sizes(made: Bank):
+    tokens, text = 4 * 3, 32
+    assert made.sentences.text.shape == (3, 4, text, 24)
+    assert made.sentences.pooled.shape == (3, 4, 16)
+    assert made.masks.shape == (3, 4, text)
+    assert made.anchors.text.shape == (2, text, 24)
+    assert made.trajectories.shape == (4, 3, tokens, 16)
+    assert made.trajectory_sentences.tolist() == [0, 1, 2, 0]
+    assert made.pictures.shape == (3, tokens, 16)
+    assert made.picture_prompts.text.shape == (3, text, 24)
+    assert made.image_ids.shape == (tokens, 3)
+
+
+def test_every_form_is_encoded_in_its_place(pipe: Pipeline, planned: Plan, made: Bank):
+    for m, group in enumerate(planned.groups):
+        expected = pipe.encode(group.prompts)
+        np.testing.assert_allclose(made.sentences.text[m], expected.text, atol=1e-5)
+        np.testing.assert_allclose(made.sentences.pooled[m], expected.pooled, atol=1e-5)
+    expected = pipe.encode(["", "a dog", "a cat", "a pizza", "a cat"])
+    np.testing.assert_allclose(made.anchors.text, expected.text[:2], atol=1e-5)
+    np.testing.assert_allclose(made.picture_prompts.pooled, expected.pooled[2:], atol=1e-5)
+
+
+def test_masks_mark_the_word_of_each_form(pipe: Pipeline, planned: Plan, made: Bank):
+    for m, group in enumerate(planned.groups):
+        for v, (prompt, word) in enumerate(zip(group.prompts, group.words, strict=True)):
+            ids = np.array(pipe.tokenizer_2(prompt).input_ids)
+            marked = ids[np.asarray(made.masks[m, v][: len(ids)], bool)]
+            assert pipe.tokenizer_2.decode(marked).strip() == word
+
+
+def test_trajectories_are_the_frozen_models(pipe: Pipeline, planned: Plan, made: Bank):
+    noise = pipe.noise(planned.trajectory_seeds, 16, 12)
+    np.testing.assert_allclose(made.trajectories[:, 0], noise, atol=1e-6)
+    sigmas = pipe.schedule.sigmas(3, 12)
+    np.testing.assert_allclose(made.times, sigmas[:-1])
+    concept = made.sentences[np.array([0, 1, 2, 0]), 0]
+    for step in range(2):
+        x, t = made.trajectories[:, step], np.full(4, sigmas[step])
+        velocity = pipe.velocity(x, concept, t, made.image_ids, CONFIG.guidance)
+        expected = x + (sigmas[step + 1] - sigmas[step]) * velocity
+        np.testing.assert_allclose(made.trajectories[:, step + 1], expected, atol=2e-4)
+
+
+def test_pictures_are_what_the_frozen_model_draws(pipe: Pipeline, planned: Plan, made: Bank):
+    noise = pipe.noise(planned.picture_seeds, 16, 12)
+    expected = pipe.denoise(noise, made.picture_prompts, made.image_ids, 3, CONFIG.guidance)
+    np.testing.assert_allclose(made.pictures, expected, atol=2e-4)
+
+
+def test_pictures_show_the_first_sentence_by_default(pipe: Pipeline):
+    config = replace(CONFIG, upper=replace(CONFIG.upper, prompts=()))
+    assert bank.plan(config, pipe).pictures == ("a photo of a soccer ball",) * 3
+
+
+def test_without_contrast_other_words_are_not_prepared(pipe: Pipeline):
+    config = replace(CONFIG, upper=replace(CONFIG.upper, rsc=0.0), synonyms=())
+    assert bank.plan(config, pipe).masks.shape == (3, 1, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": ("a dog",)}, "'a dog' does not hold the concept 'soccer ball'"),
+        ({"height": 18}, "height = 18 is not a multiple of 4"),
+        ({"prompts": ("a {} " * 20,)}, "over the limit of 32"),
+        ({"lower": Lower(erase_to="dog " * 40)}, "over the limit of 32"),
+        ({"synonyms": ("日本",)}, "characters that the tokenizer's vocabulary lacks"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_computed(
+    pipe: Pipeline, changes: dict, message: str
+):
+    with pytest.raises(InputError, match=message):
+        bank.plan(replace(CONFIG, **changes), pipe)

@@ -1,0 +1,199 @@
+"""Configurations: defaults, files, overrides, and what is said of unusable values."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from convert.errors import InputError
+from erase.config import Config, configure, load_config, parse_flags, unknown
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
+# ml_collections loads files so; the warning is not ours to mend.
+LOADS_FILES = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun", "tree")}
+
+
+def test_defaults_are_the_methods():
+    config = load_config(configure(**USABLE))
+    assert config == Config(**USABLE)
+    assert (config.lower.learning_rate, config.upper.learning_rate) == (1e-3, 5e-4)
+    assert (config.lower.eta, config.lower.erase_to) == (1.0, "")
+    assert (config.upper.temperature, config.upper.negatives) == (0.07, 3)
+    assert (config.iterations, config.steps, config.batch_size) == (1000, 28, 1)
+    assert config.bank.shuffled == 1.0
+    assert config.adapter.targets == (
+        "dual_blocks/attn/add_q_proj",
+        "dual_blocks/attn/add_k_proj",
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_shipped_files_are_usable_and_say_how_to_run_them(path: Path):
+    module = runpy.run_path(str(path))
+    config = load_config(module["get_config"]())
+    assert f"python -m erase.train --config configs/{path.name} --workdir" in module["__doc__"]
+    for word in ("Cost:", "Expected:"):
+        assert word in module["__doc__"]
+    assert hash(config) == hash(load_config(module["get_config"]()))
+
+
+def test_five_files_ship():
+    assert {path.stem for path in FILES} >= {
+        "emoji_soccer_ball",
+        "emoji_cat",
+        "emoji_car",
+        "emoji_airplane",
+        "nudity",
+    }
+
+
+def test_the_real_models_settings_are_the_papers():
+    config = load_config(runpy.run_path(str(ROOT / "configs/nudity.py"))["get_config"]())
+    assert (config.height, config.width, config.text_tokens) == (512, 512, 256)
+    assert (config.iterations, config.batch_size, config.steps) == (1000, 1, 28)
+    assert (config.lower.learning_rate, config.upper.learning_rate) == (1e-3, 5e-4)
+    assert config.adapter.rank == 8
+    assert 3 <= config.guidance <= 3.5
+    assert 6 <= config.upper.pictures <= 10
+
+
+def parsed(tmp_path: Path, *overrides: str) -> Config:
+    """What a configuration file and overrides on a command line give."""
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from erase.config import configure\n"
+        "def get_config():\n"
+        "    return configure(concept='cat', lower={'attn': 5}, upper={'rsc': 0})\n"
+    )
+    arguments = ["program", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    values(arguments)
+    return load_config(values.config)
+
+
+@LOADS_FILES
+def test_overrides_reach_every_kind_of_field(tmp_path: Path):
+    config = parsed(
+        tmp_path,
+        "--config.lower.attn=2.5",
+        "--config.lower.esd=2",
+        "--config.iterations=7",
+        "--config.adapter.alpha=0.5",
+        "--config.text_tokens=32",
+        "--config.dtype=bfloat16",
+        "--config.evaluation.judge=some/where",
+        "--config.synonyms=('kitty', 'feline')",
+        "--config.height",
+        "64",
+    )
+    assert (config.lower.attn, config.lower.esd, config.iterations) == (2.5, 2.0, 7)
+    assert (config.adapter.alpha, config.text_tokens, config.dtype) == (0.5, 32, "bfloat16")
+    assert config.evaluation.judge == "some/where"
+    assert (config.synonyms, config.height) == (("kitty", "feline"), 64)
+    assert isinstance(config.lower.esd, float)
+
+
+@LOADS_FILES
+def test_without_overrides_absent_values_stay_absent(tmp_path: Path):
+    config = parsed(tmp_path)
+    assert config.adapter.alpha is None
+    assert config.evaluation.judge is None
+    assert config.lower.attn == 5.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conept": "cat"}, r"conept is not a field .* did you mean concept"),
+        ({"lowr": {"esd": 1}}, r"lowr is not a field .* did you mean lower"),
+        ({"lower": {"esdd": 1}}, r"lower\.esdd is not a field .* did you mean lower\.esd"),
+        ({"attn": 2}, r"attn is not a field .* lower\.attn"),
+        ({"qqq": 2}, r"qqq is not a field .* choose from concept"),
+        ({"concept": "  "}, r"concept = '  ' is empty"),
+        ({"concept": 5}, r"concept = 5 must be text"),
+        ({"prompts": ()}, r"prompts = \(\) is empty"),
+        ({"prompts": "a {}"}, r"prompts = 'a \{\}' must be a tuple of texts"),
+        ({"prompts": ("a {}", "a dog")}, r"prompts: 'a dog' does not hold the concept 'cat'"),
+        ({"synonyms": ("kitty", "")}, r"synonyms = .* none of them empty"),
+        ({"synonyms": ("Cat",)}, r"synonyms = \('Cat',\) holds the concept itself"),
+        ({"synonyms": ()}, r"synonyms = \(\) is empty: L_rsc .* upper\.rsc"),
+        ({"irrelevant": ("dog", "dog", "sun")}, r"irrelevant = .* fewer than upper\.negatives = 3"),
+        ({"irrelevant": ("dog", "sun", "KITTY")}, r"'KITTY' is the concept or a synonym"),
+        ({"dtype": "float16"}, r"dtype = 'float16' must be float32 or bfloat16"),
+        ({"iterations": 0}, r"iterations = 0 must be at least 1"),
+        ({"iterations": 2.5}, r"iterations = 2\.5 must be a whole number"),
+        ({"batch_size": True}, r"batch_size = True must be a whole number"),
+        ({"adapter": {"rank": 0}}, r"adapter\.rank = 0 must be at least 1"),
+        ({"adapter": {"targets": ()}}, r"adapter\.targets = \(\) is empty"),
+        ({"lower": {"esd": -1}}, r"lower\.esd = -1\.0 must be at least 0"),
+        ({"lower": {"esd": 0, "attn": 0}}, r"lower\.esd = lower\.attn = 0"),
+        ({"lower": {"eta": float("nan")}}, r"lower\.eta = nan must be a finite number"),
+        ({"lower": {"learning_rate": 0}}, r"lower\.learning_rate = 0\.0 must be above 0"),
+        ({"lower": 3}, r"lower = 3 must be a dictionary"),
+        ({"upper": {"temperature": 0.0}}, r"upper\.temperature = 0\.0 must be above 0"),
+        ({"upper": {"early": 1.5}}, r"upper\.early = 1\.5 must be at most 1"),
+        ({"upper": {"negatives": 4}}, r"fewer than upper\.negatives = 4"),
+        ({"bank": {"shuffled": 2}}, r"bank\.shuffled = 2\.0 must be at most 1"),
+        ({"evaluation": {"templates": ("a cat",)}}, r"evaluation\.templates: 'a cat' needs"),
+        ({"evaluation": {"templates": ()}}, r"evaluation\.templates = \(\) is empty"),
+        ({"evaluation": {"pictures": -1}}, r"evaluation\.pictures = -1 must be at least 0"),
+    ],
+)
+def test_bad_values_are_named(changes: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        load_config(configure(**{**USABLE, **changes}))
+
+
+def test_everything_wrong_is_told_at_once():
+    with pytest.raises(InputError) as caught:
+        load_config(configure(lower={"eta": -1}, iterations=0, modle="x"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    for word in ("concept is missing", "lower.eta", "iterations", "modle"):
+        assert any(word in line for line in lines)
+
+
+@pytest.mark.parametrize("given", [None, 5, "text"])
+def test_what_is_no_configuration_is_refused(given: object):
+    with pytest.raises(InputError, match="config"):
+        load_config(given)
+
+
+def test_every_field_is_found_under_its_own_name():
+    assert "did you mean upper.learning_rate" in unknown("upper.learning_rat")
+    for part in dataclasses.fields(Config):
+        assert f"did you mean {part.name}" in unknown(f"{part.name}x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "here.py", "--config.lower.esdd=2"], "did you mean lower.esd"),
+        (["--config=here.py", "--config.lowr.esd", "2"], "lowr.esd is not a field"),
+        (["--config=nowhere.py"], "config = 'nowhere.py' is not a file"),
+        (["--config", "nowhere.py"], "config = 'nowhere.py' is not a file"),
+        (["--config"], "config = '' is not a file"),
+        (["--confg=x"], "confg"),
+    ],
+)
+def test_unusable_flags_end_with_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.py").write_text("def get_config(): pass")
+    with pytest.raises(SystemExit) as caught:
+        parse_flags(["program", *arguments])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed

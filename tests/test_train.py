@@ -1,0 +1,156 @@
+"""A whole run on a tiny model: its files, its resumption, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from safetensors import safe_open
+
+from convert.errors import InputError
+from convert.lora import read_lora
+from erase import checkpoints, train
+from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Upper
+
+ROOT = Path(__file__).resolve().parents[1]
+ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Path) -> Config:
+    return Config(
+        concept="soccer ball",
+        prompts=("a photo of a {}", "a {} and a dog"),
+        synonyms=("football",),
+        irrelevant=("apple", "tree"),
+        model=str(tiny_folder),
+        height=16,
+        width=16,
+        steps=3,
+        iterations=5,
+        checkpoint_every=2,
+        adapter=AdapterConfig(rank=2, alpha=3.0),
+        bank=BankConfig(sentences=3, trajectories=3, batch=4),
+        upper=Upper(negatives=2, pictures=2),
+        evaluation=Evaluation(pictures=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder; read only."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train.run(config, workdir, command="python -m erase.train --here")
+    return workdir
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines(workdir)]
+
+
+@pytest.mark.slow
+def test_a_runs_folder_is_complete(config: Config, finished: Path):
+    written = lines(finished)
+    assert [line["step"] for line in written] == [1, 2, 3, 4, 5]
+    for line in written:
+        assert {"esd", "attn", "lora", "rsc", "seconds"} <= line.keys()
+        assert all(np.isfinite(value) for value in line.values())
+    described = json.loads((finished / "config.json").read_text())
+    assert described["command"] == "python -m erase.train --here"
+    assert described["lower"]["learning_rate"] == config.lower.learning_rate
+    assert described["concept"] == "soccer ball"
+    assert "soccer ball" in (finished / "report.html").read_text()
+    assert checkpoints.has_checkpoints(finished)
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "report.html"}
+
+
+@pytest.mark.slow
+def test_the_adapter_is_what_diffusers_loads(config: Config, finished: Path):
+    lora, alpha = read_lora(finished / ADAPTER)
+    assert alpha == 3.0
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(lora))
+    with safe_open(finished / ADAPTER, "np") as file:
+        metadata = file.metadata()
+    assert metadata["concept"] == "soccer ball"
+    assert metadata["base_model"] == config.model
+    assert metadata["method"] == "EraseAnything"
+    assert metadata["version"]
+    # Targets and ranks are what diffusers expects, or it would refuse the file.
+    state, _ = FluxPipeline.lora_state_dict(str(finished / "adapter"), return_alphas=True)
+    assert len([name for name in state if name.endswith("lora_A.weight")]) == 4
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+    config: Config, finished: Path, tmp_path: Path
+):
+    workdir = tmp_path / "run"
+    train.run(replace(config, iterations=3), workdir)
+    # Lines that no checkpoint holds, as after a crash.
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4}\n')
+    resumed = train.run(config, workdir, resume=True)
+    assert without_times(workdir) == without_times(finished)
+    expected, _ = read_lora(finished / ADAPTER)
+    for a, b in zip(jax.tree.leaves(resumed.lora), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    before = (workdir / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="holds a run already: give --resume"):
+        train.run(config, workdir)
+    changed = replace(config, seed=3, lower=replace(config.lower, eta=2.0))
+    with pytest.raises(InputError, match="holds a run with another seed, lower"):
+        train.run(changed, workdir, resume=True)
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert (workdir / "config.json").read_text() == (finished / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "no/such/folder"}, "'no/such/folder' does not exist"),
+        ({"prompts": ("a dog",)}, "'a dog' does not hold the concept"),
+        ({"width": 17}, "width = 17 is not a multiple of 4"),
+        ({"text_tokens": 99}, "text_tokens = 99 is over the limit of 32"),
+        ({"text_tokens": 4}, "over the limit of 4"),
+        ({"adapter": AdapterConfig(targets=("dual_blocks/nothing",))}, "dual_blocks/nothing"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(
+    config: Config, tmp_path: Path, changes: dict, message: str
+):
+    with pytest.raises(InputError, match=message):
+        train.run(replace(config, **changes), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_divergence_is_told():
+    train.check_finite(3, {"esd": 1.0})
+    with pytest.raises(InputError, match=r"iteration 3: esd left .* reduce lower\.learning_rate"):
+        train.check_finite(3, {"esd": float("nan"), "attn": 0.0})
+
+
+def test_the_command_ends_with_code_2_and_no_traceback(tmp_path: Path):
+    command = [sys.executable, "-m", "erase.train", "--config", "configs/emoji_cat.py"]
+    command += ["--workdir", str(tmp_path / "run"), "--config.model=no/such/folder"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: model folder 'no/such/folder' does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
