@@ -1,1 +1,1 @@
-"""Tensor layouts: PyTorch files on one side, Flax trees on the other. Needs neither torch nor JAX."""
+"""Tensor layouts: PyTorch files on one side, Flax trees on the other; no torch needed."""

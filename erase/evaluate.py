@@ -28,9 +28,10 @@ from rich.table import Table
 from convert.errors import InputError, exits_cleanly
 from erase import report
 from erase.attention import TIMES, attention_maps
-from erase.config import Config, load_config
+from erase.config import FLAG, Config, define_flag, load_config, parse_flags
 from erase.judge import Judge, share
 from erase.pictures import draw, png, write
+from erase.prompts import phrase
 from erase.sample import read_adapter
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
@@ -80,13 +81,6 @@ def cases(config: Config, others: Sequence[str]) -> list[Case]:
             template = settings.templates[(index + index // turn) % len(settings.templates)]
             drawn.append(Case(cell, phrase(template, word), settings.seed + index, label))
     return drawn
-
-
-def phrase(template: str, word: str) -> str:
-    """Puts a word at a template's "{}"; "a {}" becomes "an {}" where a vowel follows."""
-    if word[:1].lower() in tuple("aeiou"):
-        template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
-    return template.format(word)
 
 
 def judged(
@@ -323,6 +317,7 @@ def _show(result: dict[str, Any]) -> None:
 
 def define_flags() -> None:
     """Declares the command's flags; a function, so that importing this module declares none."""
+    define_flag()
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
     flags.DEFINE_string("adapter", None, "Adapter; by default the run's own.")
 
@@ -330,14 +325,16 @@ def define_flags() -> None:
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
-    workdir = Path(flags.FLAGS.workdir)
-    config = load_config(flags.FLAGS.config)
-    adapter = read_adapter(flags.FLAGS.adapter or workdir)
-    evaluate(load(config.model), adapter, config, workdir)
+    if len(argv) > 1:
+        raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
+    given = flags.FLAGS
+    config, workdir = load_config(given[FLAG].value), Path(given.workdir)
+    adapter = read_adapter(given.adapter or workdir)
+    evaluate(load(config.model, config.dtype), adapter, config, workdir)
     if (workdir / "config.json").is_file():
         print(report.write(workdir))
 
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

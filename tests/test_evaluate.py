@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from erase.config import Config, Evaluation
 from PIL import Image
 
 from convert.errors import InputError
 from erase import report
 from erase.attention import TIMES, attention_maps
+from erase.config import Config, Evaluation
 from erase.evaluate import (
     CELLS,
     Case,
@@ -20,7 +20,6 @@ from erase.evaluate import (
     evaluate,
     judged,
     named_pair,
-    phrase,
 )
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from flux_jax import Adapter, load, lora
@@ -90,13 +89,6 @@ def test_cases_spread_over_words_templates_and_seeds(config: Config):
     assert len({(c.prompt, c.seed) for c in drawn}) == len(drawn)
     assert cases(config, ["dog", "apple"]) == drawn
     assert all(c.cell != "Acc_g" for c in cases(replace(config, synonyms=()), ["dog"]))
-
-
-def test_articles():
-    assert phrase("a photo of a {} on a mat", "apple") == "a photo of an apple on a mat"
-    assert phrase("A {}", "apple") == "An apple"
-    assert phrase("a {} on a mat", "cat") == "a cat on a mat"
-    assert phrase("pasta {}", "apple") == "pasta apple"
 
 
 def test_longer_names_win_and_pairs_are_ordered(judge: Judge):

@@ -23,7 +23,10 @@ SIDE = 64
 PLACES = 5
 # Empty pixels that resampling sees around a sprite, so that its edges stay smooth.
 MARGIN = 4
+# Share of backgrounds that grow lighter towards the top.
 GRADIENT = 0.5
+# Scenes that a process draws at a time.
+CHUNK = 10_000
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,9 @@ def make(
         workers: processes.
     """
     extents = layout.extents(pixels)
-    chunk = 10_000
-    starts = range(0, count, chunk)
+    starts = range(0, count, CHUNK)
     tasks = [
-        (extents, sprite_of, tokenizer_folder, (seed, start), min(chunk, count - start))
+        (extents, sprite_of, tokenizer_folder, (seed, start), min(CHUNK, count - start))
         for start in starts
     ]
     if workers == 1:

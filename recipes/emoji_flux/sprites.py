@@ -200,9 +200,18 @@ def draw_icon(emoji_set: EmojiSet, icons: dict[str, Any], entity: Entity) -> Ima
 
 
 def draw_svg(svg: str) -> Image.Image:
-    """Renders to a raster of `RASTER` pixels."""
+    """Renders to a raster of `RASTER` pixels.
+
+    Raises:
+        InputError: the renderer is not installed.
+    """
     # Imported here, since only the recipe's extra installs it.
-    import resvg_py
+    try:
+        import resvg_py
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "resvg_py: not installed, so drawings cannot be rendered; pip install '.[recipe]'"
+        ) from error
 
     png = resvg_py.svg_to_bytes(svg_string=svg, width=RASTER, height=RASTER, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")

@@ -42,7 +42,7 @@ def start(params: PyTree, optimizer: optax.GradientTransformation) -> State:
 
 
 def adamw(peak: float, updates: int, weight_decay: float = 0.01) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a cosine to a hundredth of the peak, gradients clipped at norm 1."""
+    """AdamW, warmed up, then a cosine to a hundredth of the peak; gradients clipped at norm 1."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, peak, min(500, updates // 10 + 1), updates + 1, peak / 100
     )

@@ -1,0 +1,286 @@
+"""The text encoders and the transformer, trained together by flow matching; then distillation.
+
+Axis letters: B batch, N scenes, T text tokens, S image tokens, C packed latent channels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from convert.mapping import flatten, nest
+from flux_jax.load import build
+from flux_jax.pipeline import Conditioning, apply_transformer
+from flux_jax.vae import latent_ids
+from recipes.emoji_flux import training
+
+TRANSFORMER: dict[str, Any] = {
+    "_class_name": "FluxTransformer2DModel",
+    "attention_head_dim": 32,
+    # diffusers fixes the base at 10,000, made for grids of 64 x 64. Position axes of 14
+    # channels leave 1, 0.27 and 0.07 rad a token: enough to tell 8 x 8 positions apart.
+    "axes_dims_rope": [4, 14, 14],
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 128,
+    "num_attention_heads": 6,
+    "num_layers": 4,
+    "num_single_layers": 6,
+    "out_channels": None,
+    "patch_size": 1,
+    "pooled_projection_dim": 16,
+}
+GRID = 16
+BATCH = 256
+# Captions dropped, so that the model also learns the empty prompt.
+DROP_CAPTION = 0.1
+# The pooled vector is left out most of the time: what a picture shows has to come through the
+# joint attention, as it does in FLUX.1.
+DROP_POOLED = 0.9
+GUIDANCE = (1.0, 5.0)
+
+
+@flax.struct.dataclass
+class FluxData:
+    """Training data on the device."""
+
+    latents: Float[Array, "N S C"]
+    clip_ids: Int[Array, "N T"]
+    t5_ids: Int[Array, "N T"]
+    empty_clip: Int[Array, "T"]
+    empty_t5: Int[Array, "T"]
+
+
+def text_configs(clip_vocabulary: int, clip_end: int, t5_vocabulary: int, tokens: int) -> dict:
+    """Configurations of the two text encoders for given vocabularies."""
+    clip = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "attention_dropout": 0.0,
+        "bos_token_id": clip_end - 1,
+        "eos_token_id": clip_end,
+        "pad_token_id": clip_end,
+        "hidden_act": "quick_gelu",
+        "hidden_size": TRANSFORMER["pooled_projection_dim"],
+        "intermediate_size": 64,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": tokens,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "projection_dim": TRANSFORMER["pooled_projection_dim"],
+        "vocab_size": clip_vocabulary,
+    }
+    t5 = {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "d_ff": 256,
+        "d_kv": 32,
+        "d_model": TRANSFORMER["joint_attention_dim"],
+        "decoder_start_token_id": 0,
+        "dense_act_fn": "gelu_new",
+        "dropout_rate": 0.0,
+        "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": True,
+        "is_gated_act": True,
+        "layer_norm_epsilon": 1e-6,
+        "num_decoder_layers": 4,
+        "num_heads": 4,
+        "num_layers": 4,
+        "pad_token_id": 0,
+        "relative_attention_max_distance": 128,
+        "relative_attention_num_buckets": 32,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": t5_vocabulary,
+    }
+    return {"text_encoder": clip, "text_encoder_2": t5}
+
+
+def initial_params(key: PRNGKeyArray, modules: dict[str, Any]) -> dict[str, PyTree]:
+    """Random parameters; modulations, the guidance embedder's and the final layer's output are 0.
+
+    With zero gates every block starts as the identity (adaLN-Zero, DiT).
+    """
+    ids = jnp.zeros((1, 8), jnp.int32)
+    one = jnp.zeros(1)
+    config = modules["transformer"].config
+    inputs = {
+        "text_encoder": (ids,),
+        "text_encoder_2": (ids,),
+        "transformer": (
+            jnp.zeros((1, 4, config.in_channels)),
+            jnp.zeros((1, 4, config.joint_attention_dim)),
+            jnp.zeros((1, config.pooled_projection_dim)),
+            one,
+            jnp.zeros((4, 3)),
+            one,
+        ),
+    }
+    params = {
+        name: modules[name].init(jax.random.fold_in(key, index), *inputs[name])["params"]
+        for index, name in enumerate(sorted(inputs))
+    }
+    flat = flatten(params["transformer"])
+    for path in flat:
+        if "/linear/" in path or path.startswith(("proj_out/", "guidance_embedder/linear_2/")):
+            flat[path] = jnp.zeros_like(flat[path])
+    params["transformer"] = nest(flat)
+    # T5 does not divide its scores by the root of the head width, so the queries start smaller.
+    t5 = params["text_encoder_2"]
+    t5["blocks"]["attn"]["q"]["kernel"] /= np.sqrt(modules["text_encoder_2"].config.d_kv)
+    # Tokens start as large as what the blocks add to them.
+    t5["token_embedder"]["embedding"] *= np.sqrt(modules["text_encoder_2"].config.d_model)
+    return params
+
+
+def draw_batch(
+    modules: dict[str, Any],
+    params: PyTree,
+    key: PRNGKeyArray,
+    data: FluxData,
+    batch: int,
+) -> tuple[Array, Array, Array, Conditioning, Conditioning]:
+    """A random batch of the flow.
+
+    Returns:
+        x_t and the velocity ε - x_0 [B, S, C], t [B], the captions' conditioning and the empty
+        prompt's.
+    """
+    keys = jax.random.split(key, 5)
+    rows = jax.random.randint(keys[0], (batch,), 0, len(data.latents))
+    clean = data.latents[rows].astype(jnp.float32)
+    noise = jax.random.normal(keys[1], clean.shape)
+    # Logit-normal times: most of what has to be learnt lies in the middle (SD3, section 3.1).
+    time = jax.nn.sigmoid(jax.random.normal(keys[2], (batch,)))
+    dropped = jax.random.bernoulli(keys[3], DROP_CAPTION, (batch, 1))
+    clip_ids = jnp.where(dropped, data.empty_clip, data.clip_ids[rows])
+    t5_ids = jnp.where(dropped, data.empty_t5, data.t5_ids[rows])
+    without_pooled = jax.random.bernoulli(keys[4], DROP_POOLED, (batch, 1))
+
+    def encode(clip_ids: Array, t5_ids: Array, keep: Array) -> Conditioning:
+        text = modules["text_encoder_2"].apply(
+            {"params": params["text_encoder_2"]}, t5_ids.astype(jnp.int32)
+        )
+        pooled = modules["text_encoder"].apply(
+            {"params": params["text_encoder"]}, clip_ids.astype(jnp.int32)
+        )
+        return Conditioning(text, jnp.where(keep, pooled, 0))  # pyright: ignore[reportCallIssue]
+
+    caption = encode(clip_ids, t5_ids, ~without_pooled)
+    empty = encode(data.empty_clip[None], data.empty_t5[None], jnp.ones((1, 1), bool))
+    empty = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape[1:])), empty)
+    empty = empty.replace(pooled=jnp.where(without_pooled, 0, empty.pooled))
+    wide = time[:, None, None]
+    return (1 - wide) * clean + wide * noise, noise - clean, time, caption, empty
+
+
+def predict(
+    modules: dict[str, Any],
+    params: PyTree,
+    x: Array,
+    time: Array,
+    text: Conditioning,
+    guidance: Any,
+) -> Array:
+    """The transformer's velocity in float32."""
+    velocity, _ = apply_transformer(
+        modules["transformer"],
+        params,
+        None,
+        x,
+        text,
+        time,
+        latent_ids(GRID, GRID),
+        guidance,
+    )
+    assert velocity is not None
+    return velocity.astype(jnp.float32)
+
+
+def build_modules(configs: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
+    """The three modules that are trained here."""
+    names = ("transformer", "text_encoder", "text_encoder_2")
+    return {name: build(name, configs[name], dtype) for name in names}
+
+
+def train(
+    configs: dict[str, Any],
+    data: FluxData,
+    folder: Path,
+    updates: int,
+    batch: int = BATCH,
+    dtype: DTypeLike = jnp.bfloat16,
+) -> dict[str, PyTree]:
+    """Trains text encoders and transformer from scratch; guidance is held at 1.
+
+    Returns:
+        Averaged parameters under transformer, text_encoder and text_encoder_2.
+    """
+    modules = build_modules(configs, dtype)
+
+    def loss(params: PyTree, key: PRNGKeyArray, data: FluxData) -> tuple[Array, dict]:
+        x, target, time, caption, _ = draw_batch(modules, params, key, data, batch)
+        velocity = predict(modules, params["transformer"], x, time, caption, 1.0)
+        return jnp.mean(jnp.square(velocity - target)), {}
+
+    optimizer = training.adamw(1e-3, updates)
+    state = training.start(initial_params(jax.random.key(1), modules), optimizer)
+    return training.fit(state, loss, data, optimizer, updates, folder, title="transformer", seed=1)
+
+
+def distil(
+    configs: dict[str, Any],
+    teacher: dict[str, PyTree],
+    data: FluxData,
+    folder: Path,
+    updates: int,
+    batch: int = BATCH,
+    dtype: DTypeLike = jnp.bfloat16,
+) -> PyTree:
+    """Distils classifier-free guidance into the guidance embedding, as in FLUX.1 [dev].
+
+    The student learns v(x, c, g) = v_u + g (v_c - v_u) for g in `GUIDANCE`; the text encoders
+    stay as they are.
+
+    Returns:
+        The student's averaged transformer parameters.
+    """
+    modules = build_modules(configs, dtype)
+
+    def loss(
+        params: PyTree, key: PRNGKeyArray, data: tuple[FluxData, PyTree]
+    ) -> tuple[Array, dict]:
+        scenes, teacher = data
+        batch_key, guidance_key = jax.random.split(key)
+        x, _, time, caption, empty = draw_batch(modules, teacher, batch_key, scenes, batch)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), caption, empty)
+        pair = predict(
+            modules,
+            teacher["transformer"],
+            jnp.concatenate([x, x]),
+            jnp.concatenate([time, time]),
+            both,
+            1.0,
+        )
+        conditional, unconditional = jnp.split(pair, 2)
+        guidance = jax.random.uniform(
+            guidance_key, (batch,), minval=GUIDANCE[0], maxval=GUIDANCE[1]
+        )
+        wide = guidance[:, None, None]
+        target = jax.lax.stop_gradient(unconditional + wide * (conditional - unconditional))
+        velocity = predict(modules, params, x, time, caption, guidance)
+        return jnp.mean(jnp.square(velocity - target)), {}
+
+    optimizer: optax.GradientTransformation = training.adamw(5e-4, updates)
+    # A copy, since the state is donated while the teacher goes on being read.
+    state = training.start(jax.tree.map(jnp.copy, teacher["transformer"]), optimizer)
+    return training.fit(
+        state, loss, (data, teacher), optimizer, updates, folder, title="distillation", seed=2
+    )
