@@ -161,7 +161,7 @@ class T5Encoder(nn.Module):
             name="relative_attention_bias",
         )
         bias = table(jnp.asarray(bucket)).transpose(2, 0, 1)[None]
-        words = nn.Embed(config.vocab_size, config.d_model, dtype=self.dtype, name="token_embedder")
+        words = nn.Embed(config.vocab_size, config.d_model, name="token_embedder")
         blocks = nn.scan(
             Block,
             variable_axes={"params": 0},
@@ -169,5 +169,5 @@ class T5Encoder(nn.Module):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_layers,
         )
-        x, _ = blocks(config, self.dtype, name="blocks")(words(ids), bias)
+        x, _ = blocks(config, self.dtype, name="blocks")(words(ids).astype(self.dtype), bias)
         return RMSNorm(name="final_norm")(x)

@@ -4,8 +4,8 @@
 
 Stages, in order: sprites (needs npm and the extra `recipe`), tokenizers, scenes, judge, vae,
 transformer, distillation, export, measure. Each leaves its result in the work folder and is
-passed over when that is there; networks go on from their newest checkpoint. About 25 minutes on
-one H100, of which the transformer takes 15.
+passed over when that is there; networks go on from their newest checkpoint. On one H100 an update
+of the judge takes 7 ms, of the autoencoder 11 ms, of the transformer 21 ms.
 """
 
 import functools
@@ -41,10 +41,10 @@ flags.DEFINE_string("out", "models/emoji-flux", "The pipeline folder to write.")
 flags.DEFINE_multi_enum("stage", list(STAGES), STAGES, "Run these stages only; may be repeated.")
 flags.DEFINE_integer("scenes", 600_000, "Training scenes.", lower_bound=1)
 flags.DEFINE_integer("workers", 16, "Processes that draw scenes.", lower_bound=1)
-flags.DEFINE_integer("judge_updates", 6000, "Updates of the judge.", lower_bound=1)
+flags.DEFINE_integer("judge_updates", 12_000, "Updates of the judge.", lower_bound=1)
 flags.DEFINE_integer("vae_updates", 8000, "Updates of the autoencoder.", lower_bound=1)
-flags.DEFINE_integer("updates", 40_000, "Updates of the transformer.", lower_bound=1)
-flags.DEFINE_integer("distillation_updates", 6000, "Updates of the distillation.", lower_bound=1)
+flags.DEFINE_integer("updates", 36_000, "Updates of the transformer.", lower_bound=1)
+flags.DEFINE_integer("distillation_updates", 4000, "Updates of the distillation.", lower_bound=1)
 flags.DEFINE_integer("batch", flux_training.BATCH, "Pictures an update.", lower_bound=1)
 flags.DEFINE_integer("per_class", 4, "Prompts for each entity when measuring.", lower_bound=1)
 

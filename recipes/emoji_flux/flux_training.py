@@ -3,6 +3,7 @@
 Axis letters: B batch, N scenes, T text tokens, S image tokens, C packed latent channels.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -43,6 +43,8 @@ DROP_CAPTION = 0.1
 # The pooled vector is left out most of the time: what a picture shows has to come through the
 # joint attention, as it does in FLUX.1.
 DROP_POOLED = 0.9
+# Share of a batch whose times are uniform instead of logit-normal.
+UNIFORM_TIMES = 0.25
 GUIDANCE = (1.0, 5.0)
 
 
@@ -153,12 +155,15 @@ def draw_batch(
         x_t and the velocity ε - x_0 [B, S, C], t [B], the captions' conditioning and the empty
         prompt's.
     """
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
     rows = jax.random.randint(keys[0], (batch,), 0, len(data.latents))
     clean = data.latents[rows].astype(jnp.float32)
     noise = jax.random.normal(keys[1], clean.shape)
-    # Logit-normal times: most of what has to be learnt lies in the middle (SD3, section 3.1).
-    time = jax.nn.sigmoid(jax.random.normal(keys[2], (batch,)))
+    # Logit-normal times, as most of what has to be learnt lies in the middle (SD3, section 3.1);
+    # some uniform, since logit-normal ones all but leave out the first steps of sampling.
+    middling = jax.nn.sigmoid(jax.random.normal(keys[2], (batch,)))
+    uniform = jax.random.uniform(keys[5], (batch,))
+    time = jnp.where(jnp.arange(batch) < UNIFORM_TIMES * batch, uniform, middling)
     dropped = jax.random.bernoulli(keys[3], DROP_CAPTION, (batch, 1))
     clip_ids = jnp.where(dropped, data.empty_clip, data.clip_ids[rows])
     t5_ids = jnp.where(dropped, data.empty_t5, data.t5_ids[rows])
@@ -210,6 +215,45 @@ def build_modules(configs: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     return {name: build(name, configs[name], dtype) for name in names}
 
 
+def matching_loss(
+    modules: dict[str, Any], batch: int, params: PyTree, key: PRNGKeyArray, data: FluxData
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Flow matching: mean squared error of the velocity, at guidance 1."""
+    x, target, time, caption, _ = draw_batch(modules, params, key, data, batch)
+    velocity = predict(modules, params["transformer"], x, time, caption, 1.0)
+    return jnp.mean(jnp.square(velocity - target)), {}
+
+
+def distillation_loss(
+    modules: dict[str, Any],
+    batch: int,
+    params: PyTree,
+    key: PRNGKeyArray,
+    data: tuple[FluxData, PyTree],
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean squared error against the teacher's classifier-free guidance, g drawn from `GUIDANCE`.
+
+    Args:
+        modules: from `build_modules`.
+        batch: pictures an update.
+        params: the student transformer's.
+        key: random key.
+        data: scenes, and the teacher's parameters under the names of all three modules.
+    """
+    scenes, teacher = data
+    batch_key, guidance_key = jax.random.split(key)
+    x, _, time, caption, empty = draw_batch(modules, teacher, batch_key, scenes, batch)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), caption, empty)
+    twice = jnp.concatenate([x, x]), jnp.concatenate([time, time])
+    pair = predict(modules, teacher["transformer"], *twice, both, 1.0)
+    conditional, unconditional = jnp.split(pair, 2)
+    guidance = jax.random.uniform(guidance_key, (batch,), minval=GUIDANCE[0], maxval=GUIDANCE[1])
+    wide = guidance[:, None, None]
+    target = jax.lax.stop_gradient(unconditional + wide * (conditional - unconditional))
+    velocity = predict(modules, params, x, time, caption, guidance)
+    return jnp.mean(jnp.square(velocity - target)), {}
+
+
 def train(
     configs: dict[str, Any],
     data: FluxData,
@@ -224,14 +268,9 @@ def train(
         Averaged parameters under transformer, text_encoder and text_encoder_2.
     """
     modules = build_modules(configs, dtype)
-
-    def loss(params: PyTree, key: PRNGKeyArray, data: FluxData) -> tuple[Array, dict]:
-        x, target, time, caption, _ = draw_batch(modules, params, key, data, batch)
-        velocity = predict(modules, params["transformer"], x, time, caption, 1.0)
-        return jnp.mean(jnp.square(velocity - target)), {}
-
     optimizer = training.adamw(1e-3, updates)
     state = training.start(initial_params(jax.random.key(1), modules), optimizer)
+    loss = functools.partial(matching_loss, modules, batch)
     return training.fit(state, loss, data, optimizer, updates, folder, title="transformer", seed=1)
 
 
@@ -253,34 +292,10 @@ def distil(
         The student's averaged transformer parameters.
     """
     modules = build_modules(configs, dtype)
-
-    def loss(
-        params: PyTree, key: PRNGKeyArray, data: tuple[FluxData, PyTree]
-    ) -> tuple[Array, dict]:
-        scenes, teacher = data
-        batch_key, guidance_key = jax.random.split(key)
-        x, _, time, caption, empty = draw_batch(modules, teacher, batch_key, scenes, batch)
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), caption, empty)
-        pair = predict(
-            modules,
-            teacher["transformer"],
-            jnp.concatenate([x, x]),
-            jnp.concatenate([time, time]),
-            both,
-            1.0,
-        )
-        conditional, unconditional = jnp.split(pair, 2)
-        guidance = jax.random.uniform(
-            guidance_key, (batch,), minval=GUIDANCE[0], maxval=GUIDANCE[1]
-        )
-        wide = guidance[:, None, None]
-        target = jax.lax.stop_gradient(unconditional + wide * (conditional - unconditional))
-        velocity = predict(modules, params, x, time, caption, guidance)
-        return jnp.mean(jnp.square(velocity - target)), {}
-
-    optimizer: optax.GradientTransformation = training.adamw(5e-4, updates)
+    optimizer = training.adamw(5e-4, updates)
     # A copy, since the state is donated while the teacher goes on being read.
     state = training.start(jax.tree.map(jnp.copy, teacher["transformer"]), optimizer)
+    loss = functools.partial(distillation_loss, modules, batch)
     return training.fit(
         state, loss, (data, teacher), optimizer, updates, folder, title="distillation", seed=2
     )

@@ -67,7 +67,7 @@ def fit(
 ) -> PyTree:
     """Trains until `updates` updates were made, going on from the folder's newest checkpoint.
 
-    Updates run in chunks inside one compiled scan, so that the host costs nothing. The random
+    Updates run in chunks inside one compiled loop, so that the host costs nothing. The random
     key of an update depends on seed and update alone: a resumed run sees the same data.
 
     Args:
@@ -99,13 +99,20 @@ def fit(
         rate = jnp.minimum(decay, (1 + state.update) / (10 + state.update))
         average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, params)
         state = State(params, average, optimizer_state, state.update + 1)  # pyright: ignore
-        return state, metrics | {"loss": value, "gradient": optax.global_norm(gradient)}
+        return state, metrics | {"loss": value, "gradient": optax.tree.norm(gradient)}
 
-    def many(state: State, data: PyTree, length: int) -> tuple[State, dict[str, Array]]:
-        state, metrics = jax.lax.scan(lambda carry, _: one(carry, data), state, None, length)
-        return state, jax.tree.map(jnp.mean, metrics)
+    def many(state: State, data: PyTree, length: Array) -> tuple[State, dict[str, Array]]:
+        def body(_: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
+            state, metrics = one(carry[0], data)
+            return state, jax.tree.map(jnp.add, carry[1], metrics)
 
-    advance = jax.jit(many, static_argnums=2, donate_argnums=0)
+        shapes = jax.eval_shape(one, state, data)[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        state, sums = jax.lax.fori_loop(0, length, body, (state, zeros))
+        return state, jax.tree.map(lambda leaf: leaf / length, sums)
+
+    # The length is traced, so that a last, shorter chunk is not compiled again.
+    advance = jax.jit(many, donate_argnums=0)
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
     with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
