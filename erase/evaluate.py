@@ -33,6 +33,7 @@ from erase.judge import Judge, share
 from erase.pictures import draw, png, write
 from erase.prompts import phrase
 from erase.sample import read_adapter
+from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 
@@ -327,6 +328,7 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
+    compiler.set_flags()
     given = flags.FLAGS
     config, workdir = load_config(given[FLAG].value), Path(given.workdir)
     adapter = read_adapter(given.adapter or workdir)

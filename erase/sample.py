@@ -19,6 +19,7 @@ from absl import app, flags
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_lora
 from erase.pictures import draw, png, write
+from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import load
 
@@ -146,6 +147,7 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; prompts are given with --prompt")
+    compiler.set_flags()
     given = flags.FLAGS
     files = sample(
         given.model,

@@ -10,7 +10,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -32,6 +31,7 @@ from erase.config import FLAG, Config, define_flag, load_config, parse_flags
 from erase.evaluate import evaluate
 from erase.pictures import write
 from erase.updates import Setup, State, lower_update, start, upper_update
+from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 
@@ -218,10 +218,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
     # Orbax tells every step of a checkpoint.
     logging.set_verbosity(logging.WARNING)
-    # XLA's Triton products are slow on this model's shapes; what the user sets comes last and wins.
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_gpu_enable_triton_gemm=false {os.environ.get('XLA_FLAGS', '')}".strip()
-    )
+    compiler.set_flags()
     given = flags.FLAGS
     run(
         load_config(given[FLAG].value),

@@ -14,8 +14,6 @@ from jaxtyping import Array, Float
 ROPE_BASE = 10_000.0
 # Flash kernels want the values' width in multiples of eight.
 MASS_COLUMNS = 8
-# Below this many tokens XLA's own attention is the faster one on a GPU.
-FLASH_TOKENS = 0
 
 
 def rope_tables(
@@ -60,12 +58,7 @@ def attend(
     softmax in float32.
     """
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    flash = (
-        half
-        and jax.default_backend() == "gpu"
-        and v.shape == k.shape
-        and k.shape[1] >= FLASH_TOKENS
-    )
+    flash = half and jax.default_backend() == "gpu" and v.shape == k.shape
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if flash else "xla")
 
 

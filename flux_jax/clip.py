@@ -150,6 +150,7 @@ class CLIPTextEncoder(nn.Module):
             raise InputError(
                 f"{tokens} tokens a prompt: max_position_embeddings = {positions} is the most"
             )
+        # In the table's dtype, as in `t5`.
         x = nn.Embed(config.vocab_size, config.hidden_size, name="token_embedder")(ids)
         x = x.astype(self.dtype)
         x += nn.Embed(positions, config.hidden_size, dtype=self.dtype, name="position_embedder")(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -58,10 +59,25 @@ class FluxConfig:
 
 
 class FluxTransformer(nn.Module):
-    """The MMDiT. Products run in `dtype`, parameters stay as they are given."""
+    """The MMDiT.
+
+    Attributes:
+        config: sizes.
+        dtype: of products; parameters stay as they are given.
+        remat: whether the backward pass keeps only the blocks' products and computes everything
+            else again: less memory and, as what is cheap to compute is dear to store, less time.
+    """
 
     config: FluxConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def _rematted(self, block: type[nn.Module]) -> type[nn.Module]:
+        if not self.remat:
+            return block
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        # Within a scan nothing can be merged by mistake.
+        return nn.remat(block, policy=policy, prevent_cse=False)
 
     @nn.compact
     def __call__(
@@ -128,7 +144,7 @@ class FluxTransformer(nn.Module):
 
         image_stream = Dense(width, self.dtype, name="x_embedder")(latents)
         text_stream = Dense(width, self.dtype, name="context_embedder")(text)
-        dual = nn.scan(DualStreamBlock, length=config.num_layers, **stack)
+        dual = nn.scan(self._rematted(DualStreamBlock), length=config.num_layers, **stack)
         (image_stream, text_stream), seen = dual(heads, attention, self.dtype, name="dual_blocks")(
             (image_stream, text_stream), shared
         )
@@ -137,7 +153,9 @@ class FluxTransformer(nn.Module):
             return None, out
 
         joined = jnp.concatenate([text_stream, image_stream], axis=1)
-        single = nn.scan(SingleStreamBlock, length=config.num_single_layers, **stack)
+        single = nn.scan(
+            self._rematted(SingleStreamBlock), length=config.num_single_layers, **stack
+        )
         joined, _ = single(heads, self.dtype, name="single_blocks")(joined, shared)
         image_stream = joined[:, text.shape[1] :]
 

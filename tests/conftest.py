@@ -1,9 +1,14 @@
 """What several tests share."""
 
+import os
 from pathlib import Path
 
-import pytest
-import tiny
+# Before JAX starts: what is compiled here runs once, so compiling it well is time lost.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,17 @@ def test_the_autoencoders_loss_is_its_formula():
     wanted = absolute + vae_training.GRADIENT_WEIGHT * edges + vae_training.KL_WEIGHT * divergence
     assert float(loss) == pytest.approx(wanted, rel=1e-4)
     assert float(parts["psnr"]) == pytest.approx(psnr, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+def test_gradients_of_word_tables_are_summed_in_float32(name: str):
+    encoder = flux_training.build_modules(configs(), jnp.bfloat16)[name]
+    ids = jnp.zeros((2, TOKENS), jnp.int32)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)
+
+    def total(variables: Any) -> Any:
+        return jnp.sum(encoder.apply(variables, ids).astype(jnp.float32))
+
+    program = str(jax.make_jaxpr(jax.grad(total))(shapes))
+    rows = encoder.config.vocab_size
+    assert re.findall(rf"(\w+)\[{rows},\d+\] = scatter-add", program) == ["f32"]

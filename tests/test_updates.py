@@ -279,7 +279,8 @@ def test_contrast_moves_the_concepts_features_alone(params: dict, bank: Bank, lo
         lora
     )
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, atol=2e-5 * float(jnp.abs(e).max()))
+        # The slope is a small difference of nearly equal terms.
+        np.testing.assert_allclose(a, e, atol=1e-4 * float(jnp.abs(e).max()))
 
 
 @pytest.mark.slow

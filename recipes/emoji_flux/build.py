@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 import flux_jax
 from convert.errors import exits_cleanly
 from erase.judge import Judge, JudgeConfig
+from flux_jax import compiler
 from flux_jax.load import build
 from flux_jax.vae import AutoencoderKL, pack, scale_latents
 from recipes.emoji_flux import flux_training, judge_training, sprites, tokenizers, vae_training
@@ -178,6 +179,7 @@ def draw_scenes(workdir: Path, out: Path) -> None:
 def main(_: list[str]) -> None:
     """Runs the chosen stages in order."""
     logging.set_verbosity(logging.WARNING)
+    compiler.set_flags()
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
     stages: dict[str, tuple[Callable[[], Any], Path | None]] = {
         "sprites": (
