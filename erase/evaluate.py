@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jaxtyping import Bool, UInt8
 from rich.console import Console
 from rich.table import Table
@@ -126,6 +126,27 @@ def named_pair(judge: Judge, prompt: str) -> tuple[int, int]:
     return first, second
 
 
+def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
+    """The judge and what is drawn for it; cheap, and complete in its checks.
+
+    Raises:
+        InputError: the judge's folder cannot be used, it does not know a label, or a prompt is
+            over the token limit.
+    """
+    settings = config.evaluation
+    judge = Judge.load(settings.judge) if settings.judge else None
+    drawn = cases(config, _others(config, judge))
+    if judge is None:
+        # Nobody counts, so only what the report shows is drawn.
+        drawn = [c for i, c in enumerate(drawn) if _rank(drawn, i) < settings.examples]
+    else:
+        for case in drawn:
+            if judge.kind(case.label) == "relation":
+                named_pair(judge, case.prompt)
+    pipe.tokenize([case.prompt for case in drawn])
+    return judge, drawn
+
+
 def evaluate(
     pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path
 ) -> dict[str, Any]:
@@ -147,16 +168,7 @@ def evaluate(
         InputError: a setting does not fit the judge or the model.
     """
     workdir, settings = Path(workdir), config.evaluation
-    judge = Judge.load(settings.judge) if settings.judge else None
-    drawn = cases(config, _others(config, judge))
-    if judge is not None:
-        for case in drawn:
-            # Known before minutes are spent on drawing.
-            if judge.kind(case.label) == "relation":
-                named_pair(judge, case.prompt)
-    else:
-        # Nobody counts, so only what the report shows is drawn.
-        drawn = [c for i, c in enumerate(drawn) if _rank(drawn, i) < settings.examples]
+    judge, drawn = plan(config, pipe)
     # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
     sides = {
         side: _draw(pipe, drawn, config, [(adapter, strength)], side)
@@ -328,6 +340,8 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
+    # JAX tells which backends it does not find.
+    logging.set_verbosity(logging.WARNING)
     compiler.set_flags()
     given = flags.FLAGS
     config, workdir = load_config(given[FLAG].value), Path(given.workdir)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app, flags, logging
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_lora
@@ -147,6 +147,8 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; prompts are given with --prompt")
+    # JAX tells which backends it does not find.
+    logging.set_verbosity(logging.WARNING)
     compiler.set_flags()
     given = flags.FLAGS
     files = sample(

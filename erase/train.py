@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
-from erase import bank, checkpoints, report
+from erase import bank, checkpoints, evaluate, report
 from erase.bank import Bank
 from erase.config import FLAG, Config, define_flag, load_config, parse_flags
-from erase.evaluate import evaluate
 from erase.pictures import write
 from erase.updates import Setup, State, lower_update, start, upper_update
 from flux_jax import compiler
@@ -58,6 +57,9 @@ def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "
     check_folder(workdir, description, resume)
     pipe = open_model(config)
     planned = bank.plan(config, pipe)
+    if config.evaluation.pictures:
+        # What evaluation could not use is told before training, not after.
+        evaluate.plan(config, pipe)
     setup = Setup.of(config, pipe.transformer)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     state = start(init_key, pipe.params["transformer"], config)
@@ -72,7 +74,7 @@ def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "
     adapter = Adapter(state.lora, setup.alpha)  # pyright: ignore[reportCallIssue]
     write_adapter(adapter, config, workdir)
     if config.evaluation.pictures:
-        evaluate(with_encoders(pipe, jax.device_put), adapter, config, workdir)
+        evaluate.evaluate(with_encoders(pipe, jax.device_put), adapter, config, workdir)
     print(report.write(workdir))
     return adapter
 

@@ -130,6 +130,8 @@ def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_p
         ({"text_tokens": 99}, "text_tokens = 99 is over the limit of 32"),
         ({"text_tokens": 4}, "over the limit of 4"),
         ({"adapter": AdapterConfig(targets=("dual_blocks/nothing",))}, "dual_blocks/nothing"),
+        ({"evaluation": Evaluation(judge="no/judge")}, "judge = 'no/judge' has no config.json"),
+        ({"evaluation": Evaluation(templates=("a {}" + " x" * 40,))}, "over the limit of 32"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(
@@ -146,9 +148,12 @@ def test_divergence_is_told():
         train.check_finite(3, {"esd": float("nan"), "attn": 0.0})
 
 
-def test_the_command_ends_with_code_2_and_no_traceback(tmp_path: Path):
-    command = [sys.executable, "-m", "erase.train", "--config", "configs/emoji_cat.py"]
+@pytest.mark.parametrize("program", ["erase.train", "erase.evaluate"])
+def test_commands_end_with_code_2_and_no_traceback(program: str, finished: Path, tmp_path: Path):
+    command = [sys.executable, "-m", program, "--config", "configs/emoji_cat.py"]
     command += ["--workdir", str(tmp_path / "run"), "--config.model=no/such/folder"]
+    if program == "erase.evaluate":
+        command.append(f"--adapter={finished}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error: model folder 'no/such/folder' does not exist" in done.stderr

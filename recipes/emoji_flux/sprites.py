@@ -207,7 +207,7 @@ def draw_svg(svg: str) -> Image.Image:
     """
     # Imported here, since only the recipe's extra installs it.
     try:
-        import resvg_py
+        import resvg_py  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise InputError(
             "resvg_py: not installed, so drawings cannot be rendered; pip install '.[recipe]'"
