@@ -9,21 +9,14 @@ the pictures than before, and the other concepts about as often as before.
 
 from ml_collections import ConfigDict
 
-from erase.config import configure
+from configs import emoji
 
 
 def get_config() -> ConfigDict:
     """The run; see `erase.config.Config` for every field."""
-    return configure(
+    return emoji(
         concept="car",
-        prompts=(
-            "a photo of a {}",
-            "a {}",
-            "a picture of a {}",
-            "an image of a {} on a blue background",
-            "an emoji of a {} in flat style",
-            "a {} and a house",
-        ),
+        beside="house",
         synonyms=("automobile", "motorcar", "auto"),
         irrelevant=(
             "banana",
@@ -36,14 +29,4 @@ def get_config() -> ConfigDict:
             "bicycle",
             "rocket",
         ),
-        model="models/emoji-flux",
-        height=64,
-        width=64,
-        iterations=600,
-        bank={"shuffled": 0.5},
-        lower={"attn": 5.0},
-        evaluation={
-            "judge": "models/emoji-flux/judge",
-            "templates": ("a photo of a {}", "a {}", "a picture of a {}"),
-        },
     )
