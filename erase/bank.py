@@ -73,8 +73,13 @@ class Plan:
     picture_seeds: tuple[int, ...]
 
 
-def plan(config: Config, pipe: Pipeline) -> Plan:
+def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) -> Plan:
     """Draws sentences and seeds and finds the concept's tokens; cheap, and complete in its checks.
+
+    Args:
+        config: the run's configuration.
+        pipe: the frozen model.
+        irrelevant: pools of words for other things.
 
     Raises:
         InputError: a concept is not in its prompt, a prompt is over the token limit, or the
@@ -87,7 +92,7 @@ def plan(config: Config, pipe: Pipeline) -> Plan:
         config.prompts,
         config.concept,
         config.synonyms if config.upper.rsc else (),
-        config.irrelevant,
+        irrelevant,
         count=config.bank.sentences,
         negatives=config.upper.negatives,
         shuffled=config.bank.shuffled,

@@ -166,6 +166,7 @@ class Config:
         prompts: sentences with the concept, or templates with "{}" in its place.
         synonyms: other words for the concept.
         irrelevant: words for other things, whose attention the concept's is to resemble.
+        language_model: whether a language model names those words instead; see `erase.irrelevant`.
         model: pipeline folder in diffusers' layout.
         dtype: of weights and products; by default float32 on CPU, else bfloat16.
         height: pixels.
@@ -188,6 +189,7 @@ class Config:
     prompts: tuple[str, ...] = ("a photo of a {}",)
     synonyms: tuple[str, ...] = ()
     irrelevant: tuple[str, ...] = ()
+    language_model: bool = False
     model: str = "models/emoji-flux"
     dtype: str | None = None
     height: int = _number(512, least=1)
@@ -353,6 +355,10 @@ def _checked(hint: Any, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         raise ValueError("a whole number")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("True or False")
     if kind is str:
         if isinstance(value, str):
             return value
@@ -400,7 +406,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         without = "or set upper.rsc to 0"
         if not config.synonyms:
             yield f"synonyms = () is empty: L_rsc needs at least one; name some, {without}"
-        if len(set(config.irrelevant)) < upper.negatives:
+        if len(set(config.irrelevant)) < upper.negatives and not config.language_model:
             yield (
                 f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
                 f"{upper.negatives} different words: name more, {without}"

@@ -52,7 +52,7 @@ class JudgeConfig:
     styles: tuple[str, ...]
     relations: tuple[str, ...]
     widths: tuple[int, ...] = (48, 96, 144)
-    blocks: tuple[int, ...] = (1, 1, 2)
+    blocks: tuple[int, ...] = (1, 2, 2)
     embedding: int = 32
 
 

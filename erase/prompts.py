@@ -64,7 +64,7 @@ def draw_groups(
     prompts: Sequence[str],
     concept: str,
     synonyms: Sequence[str],
-    irrelevant: Sequence[str],
+    irrelevant: Sequence[Sequence[str]],
     *,
     count: int,
     negatives: int,
@@ -77,7 +77,7 @@ def draw_groups(
         prompts: sentences or templates, taken in turn.
         concept: what they are about.
         synonyms: other words for it; with none, groups hold the concept's sentence alone.
-        irrelevant: words for other things.
+        irrelevant: words for other things, in pools that are drawn from in turn.
         count: groups to draw.
         negatives: irrelevant words a group, all different.
         shuffled: share of the sentences whose words are put into a random order.
@@ -86,9 +86,10 @@ def draw_groups(
         InputError: a prompt lacks the concept, or there are fewer irrelevant words than wanted.
     """
     templates = [as_template(prompt, concept) for prompt in prompts]
-    if synonyms and len(irrelevant) < negatives:
+    everything = dict.fromkeys(word for pool in irrelevant for word in pool)
+    if synonyms and len(everything) < negatives:
         raise InputError(
-            f"irrelevant = {', '.join(irrelevant) or 'none'}: "
+            f"irrelevant = {', '.join(everything) or 'none'}: "
             f"{negatives} different words are needed (upper.negatives)"
         )
     groups = []
@@ -99,6 +100,24 @@ def draw_groups(
         words: list[str] = [concept]
         if synonyms:
             words.append(str(rng.choice(synonyms)))
-            words += rng.choice(irrelevant, negatives, replace=False).tolist()
+            words += draw_words(rng, irrelevant, negatives)
         groups.append(Group(tuple(phrase(template, word) for word in words), tuple(words)))
     return groups
+
+
+def draw_words(rng: np.random.Generator, pools: Sequence[Sequence[str]], count: int) -> list[str]:
+    """Draws different words from pools in turn, so that each gives its share.
+
+    Args:
+        rng: source of randomness.
+        pools: words; together they hold at least `count` different ones.
+        count: words to draw.
+    """
+    drawn: list[str] = []
+    turn = 0
+    while len(drawn) < count:
+        left = [word for word in pools[turn % len(pools)] if word not in drawn]
+        if left:
+            drawn.append(str(rng.choice(left)))
+        turn += 1
+    return drawn

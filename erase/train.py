@@ -2,8 +2,9 @@
 
     python -m erase.train --config configs/emoji_soccer_ball.py --workdir RUN [--resume]
 
-The run's folder holds config.json, metrics.jsonl (a line an iteration), checkpoints/,
-adapter/pytorch_lora_weights.safetensors and, after evaluation, evaluation.json and report.html.
+The run's folder holds config.json, irrelevant.json (words for other things, and their source),
+metrics.jsonl (a line an iteration), checkpoints/, adapter/pytorch_lora_weights.safetensors and,
+after evaluation, evaluation.json and report.html.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
-from erase import bank, checkpoints, evaluate, report
+from erase import bank, checkpoints, evaluate, irrelevant, report
 from erase.bank import Bank
 from erase.config import FLAG, Config, define_flag, load_config, parse_flags
 from erase.pictures import write
@@ -56,7 +57,8 @@ def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "
     description = json.loads(json.dumps(dataclasses.asdict(config) | {"command": command}))
     check_folder(workdir, description, resume)
     pipe = open_model(config)
-    planned = bank.plan(config, pipe)
+    words = irrelevant.gather(config, workdir)
+    planned = bank.plan(config, pipe, words.pools)
     if config.evaluation.pictures:
         # What evaluation could not use is told before training, not after.
         evaluate.plan(config, pipe)
@@ -64,6 +66,8 @@ def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     state = start(init_key, pipe.params["transformer"], config)
     write(workdir / "config.json", json.dumps(description, indent=2) + "\n")
+    write(workdir / irrelevant.FILE, irrelevant.describe(words))
+    print(f"irrelevant words come from {words.source}")
 
     prepared = setup.replicated(bank.make(config, pipe, planned))
     # The text encoders, larger than all but the transformer, make room on the device.

@@ -28,6 +28,9 @@ CONFIG = Config(
 )
 
 
+WORDS = (CONFIG.irrelevant,)
+
+
 @pytest.fixture(scope="module")
 def pipe(tiny_folder: Path) -> Pipeline:
     return load(tiny_folder)
@@ -35,7 +38,7 @@ def pipe(tiny_folder: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def planned(pipe: Pipeline) -> Plan:
-    return bank.plan(CONFIG, pipe)
+    return bank.plan(CONFIG, pipe, WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +47,9 @@ def made(pipe: Pipeline, planned: Plan) -> Bank:
 
 
 def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
-    again = bank.plan(CONFIG, pipe)
+    again = bank.plan(CONFIG, pipe, WORDS)
     assert (again.groups, again.trajectory_seeds) == (planned.groups, planned.trajectory_seeds)
-    other = bank.plan(replace(CONFIG, seed=6), pipe)
+    other = bank.plan(replace(CONFIG, seed=6), pipe, WORDS)
     assert other.trajectory_seeds != planned.trajectory_seeds
     seeds = (*planned.trajectory_seeds, *planned.picture_seeds)
     assert len(set(seeds)) == 7
@@ -104,12 +107,12 @@ def test_pictures_are_what_the_frozen_model_draws(pipe: Pipeline, planned: Plan,
 
 def test_pictures_show_the_first_sentence_by_default(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, prompts=()))
-    assert bank.plan(config, pipe).pictures == ("a photo of a soccer ball",) * 3
+    assert bank.plan(config, pipe, WORDS).pictures == ("a photo of a soccer ball",) * 3
 
 
 def test_without_contrast_other_words_are_not_prepared(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, rsc=0.0), synonyms=())
-    assert bank.plan(config, pipe).masks.shape == (3, 1, 32)
+    assert bank.plan(config, pipe, WORDS).masks.shape == (3, 1, 32)
 
 
 @pytest.mark.parametrize(
@@ -126,4 +129,4 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     pipe: Pipeline, changes: dict, message: str
 ):
     with pytest.raises(InputError, match=message):
-        bank.plan(replace(CONFIG, **changes), pipe)
+        bank.plan(replace(CONFIG, **changes), pipe, WORDS)

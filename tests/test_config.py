@@ -125,6 +125,7 @@ def test_without_overrides_absent_values_stay_absent(tmp_path: Path):
         ({"synonyms": ()}, r"synonyms = \(\) is empty: L_rsc .* upper\.rsc"),
         ({"irrelevant": ("dog", "dog", "sun")}, r"irrelevant = .* fewer than upper\.negatives = 3"),
         ({"irrelevant": ("dog", "sun", "KITTY")}, r"'KITTY' is the concept or a synonym"),
+        ({"language_model": 1}, r"language_model = 1 must be True or False"),
         ({"dtype": "float16"}, r"dtype = 'float16' must be float32 or bfloat16"),
         ({"iterations": 0}, r"iterations = 0 must be at least 1"),
         ({"iterations": 2.5}, r"iterations = 2\.5 must be a whole number"),

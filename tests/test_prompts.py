@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convert.errors import InputError
-from erase.prompts import as_template, draw_groups, phrase, shuffle
+from erase.prompts import as_template, draw_groups, draw_words, phrase, shuffle
 
 PROMPTS = ("a photo of a {}", "a painting by Vincent van Gogh, in the style of VINCENT VAN GOGH")
 
@@ -58,7 +58,7 @@ def test_groups_differ_in_one_word_only():
         PROMPTS,
         "Vincent van Gogh",
         ("the Dutch painter",),
-        irrelevant,
+        (irrelevant,),
         count=20,
         negatives=3,
         shuffled=0.5,
@@ -83,11 +83,21 @@ def test_groups_follow_the_generator_alone():
     def draw(seed: int) -> list:
         rng = np.random.default_rng(seed)
         return draw_groups(
-            rng, PROMPTS[:1], "cat", ("kitty",), tuple("abc"), count=9, negatives=2, shuffled=1.0
+            rng, PROMPTS[:1], "cat", ("kitty",), ("abc",), count=9, negatives=2, shuffled=1.0
         )
 
     assert draw(3) == draw(3)
     assert draw(3) != draw(4)
+
+
+def test_pools_are_drawn_from_in_turn_and_no_word_twice():
+    pools = (("cloud", "tree"), ("hot",), ("image", "cloud"))
+    for seed in range(20):
+        words = draw_words(np.random.default_rng(seed), pools, 3)
+        assert [word in pool for word, pool in zip(words, pools, strict=True)] == [True] * 3
+        assert len(set(words)) == 3
+    everything = draw_words(np.random.default_rng(0), pools, 4)
+    assert sorted(everything) == ["cloud", "hot", "image", "tree"]
 
 
 def test_without_synonyms_there_is_the_concept_alone():
@@ -104,7 +114,7 @@ def test_too_few_irrelevant_words_are_refused():
             PROMPTS[:1],
             "cat",
             ("kitty",),
-            ("tree", "owl"),
+            (("tree",), ("owl",)),
             count=1,
             negatives=3,
             shuffled=0.0,

@@ -72,7 +72,14 @@ def test_a_runs_folder_is_complete(config: Config, finished: Path):
     assert "soccer ball" in (finished / "report.html").read_text()
     assert checkpoints.has_checkpoints(finished)
     names = {path.name for path in finished.iterdir()}
-    assert names == {"adapter", "checkpoints", "config.json", "metrics.jsonl", "report.html"}
+    assert names == {
+        "adapter",
+        "checkpoints",
+        "config.json",
+        "irrelevant.json",
+        "metrics.jsonl",
+        "report.html",
+    }
 
 
 @pytest.mark.slow

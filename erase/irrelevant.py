@@ -1,0 +1,204 @@
+"""Words for other things, c_ir: from a language model (the paper's Table 5), or from lists.
+
+Endpoint, key and model come from the environment: OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL.
+Replies are data: checked against a schema, never evaluated. The key is in no message and no file.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import openai
+import pydantic
+
+from convert.errors import InputError
+from erase.config import Config
+
+FILE = "irrelevant.json"
+KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
+DEFAULT_MODEL = "gpt-4o"
+# Words asked for in each category; sentences then draw one from each.
+WANTED = 8
+# Replies that may be unusable before the lists serve.
+ATTEMPTS = 3
+# Of one request, in seconds; the client itself retries what may pass, and waits longer each time.
+TIMEOUT, RETRIES = 30.0, 4
+SYSTEM = "You are a helpful assistant and a well-established language expert"
+# Serve where neither a language model nor the configuration names words.
+COMMON = (
+    "cloud",
+    "tree",
+    "carpet",
+    "bridge",
+    "bread",
+    "river",
+    "window",
+    "bicycle",
+    "mountain",
+    "spoon",
+    "clock",
+    "garden",
+)
+
+Word = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z '-]{0,39}$")]
+Score = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class Reply(pydantic.BaseModel):
+    """What the language model has to answer: words with their similarity to the concept."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    no_relation: list[tuple[Word, Score]]
+    far: list[tuple[Word, Score]]
+    mid: list[tuple[Word, Score]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Irrelevant words, in pools of which sentences draw in turn.
+
+    Attributes:
+        concept: what they have nothing to do with.
+        pools: the categories of a reply, or a single list.
+        source: where they come from, in words.
+    """
+
+    concept: str
+    pools: tuple[tuple[str, ...], ...]
+    source: str
+
+
+def gather(config: Config, workdir: Path) -> Words:
+    """The words of a run: those that its folder keeps, else from the model, else from lists.
+
+    Args:
+        config: the run's configuration.
+        workdir: the run's folder; only read.
+
+    Raises:
+        InputError: the kept file is damaged, or the lists are too short.
+    """
+    path, why = workdir / FILE, ""
+    if config.language_model and config.upper.rsc:
+        if path.is_file() and (kept := read(path)).concept == config.concept:
+            return kept
+        try:
+            return ask(config.concept, config.synonyms, max(WANTED, config.upper.negatives))
+        except InputError as error:
+            why = f" ({error})"
+    listed = config.irrelevant or _others(COMMON, config.concept, config.synonyms)
+    whose = "the configuration's list" if config.irrelevant else "the list of common words"
+    if config.upper.rsc and len(set(listed)) < config.upper.negatives:
+        raise InputError(
+            f"irrelevant: {whose} has {len(set(listed))} different words, fewer than "
+            f"upper.negatives = {config.upper.negatives}; name more{why}"
+        )
+    return Words(config.concept, (tuple(dict.fromkeys(listed)),), whose + why)
+
+
+def ask(concept: str, synonyms: Sequence[str], count: int) -> Words:
+    """Asks the language model of the environment for `count` words of each category.
+
+    Args:
+        concept: what is to be erased.
+        synonyms: other words for it, which are no answers either.
+        count: words a category.
+
+    Raises:
+        InputError: there is no key, the endpoint cannot be used, or no reply was usable.
+    """
+    if not os.environ.get(KEY):
+        raise InputError(f"{KEY} is not set: give a key in the environment")
+    model = os.environ.get(MODEL) or DEFAULT_MODEL
+    problem = ""
+    with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES) as client:
+        host = urlsplit(str(client.base_url)).hostname
+        for _ in range(ATTEMPTS):
+            try:
+                answer = client.chat.completions.create(
+                    model=model,
+                    messages=[
+                        {"role": "system", "content": SYSTEM},
+                        {"role": "user", "content": question(concept, count)},
+                    ],
+                )
+                text = answer.choices[0].message.content or ""
+                pools = check(text, concept, synonyms, count)
+                return Words(concept, pools, f"{model} at {host}")
+            except openai.APIStatusError as error:
+                # The body may repeat the key; the status says enough.
+                raise InputError(f"language model at {host}: status {error.status_code}") from None
+            except openai.APITimeoutError:
+                raise InputError(f"language model at {host}: no answer in {TIMEOUT:g} s") from None
+            except openai.OpenAIError as error:
+                raise InputError(f"language model at {host}: {type(error).__name__}") from None
+            except (ValueError, AttributeError, IndexError, TypeError) as error:
+                problem = str(error) if isinstance(error, InputError) else "not a chat completion"
+    raise InputError(f"language model at {host}: {ATTEMPTS} unusable replies, the last: {problem}")
+
+
+def question(concept: str, count: int) -> str:
+    """The paper's Table 5, with lists in the place of its tuples, which JSON does not have."""
+    return (
+        f"Hello, please return {count} English words that you think with Human intuition are "
+        f"no_relation/far/mid in the semantic space from the English word: {json.dumps(concept)}, "
+        "and only reply the result with JSON format is as follows: "
+        '{"no_relation": [["word1", similarity_score1], ...], '
+        '"far": [["word1", similarity_score1], ...], "mid": [["word1", similarity_score1], ...]}'
+    )
+
+
+def check(
+    text: str, concept: str, synonyms: Sequence[str], count: int
+) -> tuple[tuple[str, ...], ...]:
+    """The words of a reply, a pool for each category.
+
+    Raises:
+        InputError: it is not the JSON that was asked for, or has too few usable words.
+    """
+    # Chat models like to fence their JSON.
+    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
+    try:
+        reply = Reply.model_validate_json(fenced[1] if fenced else text)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "reply"
+        raise InputError(f"{place}: {first['msg']}") from None
+    pools, taken = [], set()
+    for name in Reply.model_fields:
+        words = _others([word for word, _ in getattr(reply, name)], concept, synonyms)
+        words = tuple(word for word in words if word.casefold() not in taken)
+        if len(words) < count:
+            raise InputError(f"{name}: {len(words)} usable words, {count} were asked for")
+        taken |= {word.casefold() for word in words}
+        pools.append(words[:count])
+    return tuple(pools)
+
+
+def read(path: Path) -> Words:
+    """Reads what a run's folder keeps.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return pydantic.TypeAdapter(Words).validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path} is damaged: remove it to ask again") from error
+
+
+def describe(words: Words) -> str:
+    """The file that a run's folder keeps."""
+    return json.dumps(asdict(words), indent=2) + "\n"
+
+
+def _others(words: Sequence[str], concept: str, synonyms: Sequence[str]) -> tuple[str, ...]:
+    """The words that are not the concept, once each."""
+    own = {word.casefold() for word in (concept, *synonyms)}
+    return tuple(dict.fromkeys(word for word in words if word.casefold() not in own))
