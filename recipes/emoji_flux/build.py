@@ -3,7 +3,7 @@
     python -m recipes.emoji_flux.build --workdir runs/emoji-flux --out models/emoji-flux
 
 Stages, in order: sprites (needs npm and the extra `recipe`), tokenizers, scenes, judge, vae,
-transformer, distillation, export, measure. Each leaves its result in the work folder and is
+transformer, distillation, export, measure, card. Each leaves its result in the work folder and is
 passed over when that is there; networks go on from their newest checkpoint. On one H100 an update
 of the judge takes 7 ms, of the autoencoder 11 ms, of the transformer 21 ms.
 """
@@ -27,6 +27,7 @@ from flux_jax import compiler
 from flux_jax.load import build
 from flux_jax.vae import AutoencoderKL, pack, scale_latents
 from recipes.emoji_flux import flux_training, judge_training, sprites, tokenizers, vae_training
+from recipes.emoji_flux.card import write_card
 from recipes.emoji_flux.export import export
 from recipes.emoji_flux.flux_training import FluxData
 from recipes.emoji_flux.scenes import Scenes, make
@@ -34,7 +35,7 @@ from recipes.emoji_flux.vae_training import SceneData
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
 STAGES = ("sprites", "tokenizers", "scenes", "judge", "vae", "transformer", "distillation",
-          "export", "measure")  # fmt: skip
+          "export", "measure", "card")  # fmt: skip
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "runs/emoji-flux", "Keeps what the stages leave.")
@@ -194,6 +195,7 @@ def main(_: list[str]) -> None:
         "distillation": (lambda: student(workdir, out), None),
         "export": (lambda: write(workdir, out), None),
         "measure": (lambda: judge_samples(workdir, out), None),
+        "card": (lambda: write_card(workdir, out), None),
     }
     for name, (run, result) in stages.items():
         if name in FLAGS.stage and not (result and result.exists()):

@@ -329,7 +329,7 @@ def build(cache: Path, out: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[n
 
     Args:
         cache: where npm packages are kept.
-        out: `.npz` file to write, with `pixels` and `sprite_of`; ATTRIBUTION.md goes beside it.
+        out: `.npz` file to write, with `pixels` and `sprite_of`.
 
     Returns:
         pixels, and the index of each entity's sprite in each style, -1 where there is none.
@@ -342,7 +342,6 @@ def build(cache: Path, out: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[n
     partial = out.with_suffix(".partial.npz")
     np.savez_compressed(partial, pixels=np.stack(pixels), sprite_of=sprite_of)
     partial.rename(out)
-    (out.parent / "ATTRIBUTION.md").write_text(attribution())
     return np.stack(pixels), sprite_of
 
 

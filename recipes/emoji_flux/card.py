@@ -1,0 +1,112 @@
+"""README.md of the shipped folder: what the model is, how it was made, and what was measured."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from convert.errors import InputError
+from erase.pictures import write
+from recipes.emoji_flux.sprites import attribution
+from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
+
+COMMAND = "python -m recipes.emoji_flux.build"
+SAMPLES = "samples.png"
+# Networks of the recipe, under the names of their work folders, and what is told of them.
+NETWORKS = {
+    "judge": ("judge", ()),
+    "vae": ("autoencoder", ("psnr", "kl")),
+    "transformer": ("text encoders and transformer", ()),
+    "distillation": ("distillation of guidance", ()),
+}
+UNITS = {"psnr": "dB of PSNR", "kl": "nats of KL a value"}
+
+
+def write_card(workdir: Path, out: Path) -> None:
+    """Writes `README.md`, with what it names, into the pipeline's folder.
+
+    Args:
+        workdir: holds `metrics.jsonl` of every network, and `measure/`.
+        out: the pipeline's folder, with `judge/accuracy.json`.
+
+    Raises:
+        InputError: a stage of the recipe has not been run.
+    """
+    needed = {name: workdir / name / "metrics.jsonl" for name in NETWORKS}
+    measured, accuracy = workdir / "measure" / "measure.json", out / "judge" / "accuracy.json"
+    sheet = workdir / "measure" / "entity.png"
+    for path in (*needed.values(), measured, accuracy, sheet):
+        if not path.is_file():
+            raise InputError(f"{path} is missing: run the stages of {COMMAND} before this one")
+    networks = {name: _summary(path) for name, path in needed.items()}
+    text = render(networks, json.loads(accuracy.read_text()), json.loads(measured.read_text()))
+    shutil.copyfile(measured, out / "measure.json")
+    shutil.copyfile(sheet, out / SAMPLES)
+    write(out / "ATTRIBUTION.md", attribution())
+    write(out / "README.md", text)
+
+
+def render(
+    networks: dict[str, dict[str, Any]], accuracy: dict[str, Any], measured: dict[str, Any]
+) -> str:
+    """The text.
+
+    Args:
+        networks: for every name in `NETWORKS`, the last line of its metrics.
+        accuracy: of the judge on held-out renders.
+        measured: what `measure` wrote.
+    """
+    settings = measured["settings"]
+    groups = {name: group for name, group in measured.items() if name != "settings"}
+    lines = [
+        "# emoji-flux",
+        "",
+        f"A small FLUX.1 that draws {len(ENTITIES)} entities in {len(STYLES)} styles, alone or in "
+        f"{len(RELATIONS)} relations,",
+        "64 x 64 pixels. Diffusers' layout; guidance is distilled, one pass a step. Made by",
+        "",
+        f"    {COMMAND}",
+        "",
+        "from drawings that [ATTRIBUTION.md](ATTRIBUTION.md) names. Its own samples, one prompt a",
+        "picture, the first of each kind and not the best:",
+        "",
+        f"![samples]({SAMPLES})",
+        "",
+        "| network | updates | last loss | |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, (title, told) in NETWORKS.items():
+        last = networks[name]
+        more = ", ".join(f"{last[key]:.1f} {UNITS[key]}" for key in told)
+        lines.append(f"| {title} | {last['update']:,} | {last['loss']:.4f} | {more} |")
+    lines += [
+        "",
+        f"The judge on {accuracy['held_out']:,} held-out renders: exactly the right entities "
+        f"{_percent(accuracy['entity'])},",
+        f"style {_percent(accuracy['style'])}, relation {_percent(accuracy['relation'])}, the same "
+        f"asked the other way round {_percent(accuracy['relation_swapped'])}.",
+        "It knows the model's drawings: scenes are held out, shapes are not.",
+        "",
+        f"Its verdict on the model's own samples, {settings['steps']} steps, guidance "
+        f"{settings['guidance']}:",
+        "",
+        "| prompts | pictures | as asked | 95 % interval | weakest |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, group in groups.items():
+        share = group["accuracy"]
+        interval = f"{_percent(share['low'])} to {_percent(share['high'])}"
+        weakest = sorted(group["classes"].items(), key=lambda pair: pair[1])[:3]
+        shown = ", ".join(f"{label} {100 * value:.0f} %" for label, value in weakest)
+        lines.append(
+            f"| {name} | {share['of']} | {_percent(share['share'])} | {interval} | {shown} |"
+        )
+    return "\n".join([*lines, "", "All classes: [measure.json](measure.json).", ""])
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
