@@ -68,7 +68,7 @@ def render(
         f"    {COMMAND}",
         "",
         "from drawings that [ATTRIBUTION.md](ATTRIBUTION.md) names. Its own samples, one prompt a",
-        "picture, the first of each kind and not the best:",
+        "picture, spread evenly over them and not chosen:",
         "",
         f"![samples]({SAMPLES})",
         "",
