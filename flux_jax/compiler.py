@@ -2,7 +2,7 @@
 
 import os
 
-# XLA's Triton products are slow on this model's shapes, and slow to compile.
+# XLA's Triton products are slow on the shapes of FLUX.1.
 FLAGS = "--xla_gpu_enable_triton_gemm=false"
 
 

@@ -161,8 +161,8 @@ class T5Encoder(nn.Module):
             name="relative_attention_bias",
         )
         bias = table(jnp.asarray(bucket)).transpose(2, 0, 1)[None]
-        # In the table's dtype, for its gradient sums over tokens: in bfloat16 that loses the small
-        # ones and, on a GPU, makes the many padding tokens wait for each other.
+        # In the table's dtype, for its gradient sums over tokens, many of them padding: in bfloat16
+        # that loses the small ones, and GPUs have no fast atomic sums of it.
         words = nn.Embed(config.vocab_size, config.d_model, name="token_embedder")
         blocks = nn.scan(
             Block,

@@ -65,7 +65,7 @@ class FluxTransformer(nn.Module):
         config: sizes.
         dtype: of products; parameters stay as they are given.
         remat: whether the backward pass keeps only the blocks' products and computes everything
-            else again: less memory and, as what is cheap to compute is dear to store, less time.
+            else again, which takes less memory.
     """
 
     config: FluxConfig

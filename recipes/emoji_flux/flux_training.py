@@ -213,7 +213,7 @@ def build_modules(configs: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     """The three modules that are trained here."""
     names = ("transformer", "text_encoder", "text_encoder_2")
     modules = {name: build(name, configs[name], dtype) for name in names}
-    # Narrow blocks are bound by memory traffic: a third of it is for intermediates kept.
+    # Narrow blocks are bound by memory traffic, of which intermediates that are kept make much.
     return modules | {"transformer": modules["transformer"].clone(remat=True)}
 
 
