@@ -98,7 +98,10 @@ def test_a_fit_is_plain_descent_with_an_average_beside_it(tmp_path: Path):
     found = fit(tmp_path, 5, chunk=2)
     key, w, average, chosen = jax.random.key(0), np.zeros(2), np.zeros(2), []
     for update in range(5):
-        target = float(jax.random.randint(jax.random.fold_in(key, update), (), 0, 5))
+        # Every device draws for itself; their gradients are averaged.
+        each = [jax.random.fold_in(key, device) for device in range(jax.device_count())]
+        draws = [jax.random.randint(jax.random.fold_in(k, update), (), 0, 5) for k in each]
+        target = float(np.mean(draws))
         chosen.append(target)
         w = w - 0.1 * 2 * (w - target)
         rate = min(0.999, (1 + update) / (10 + update))

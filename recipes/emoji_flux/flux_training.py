@@ -272,7 +272,7 @@ def train(
     modules = build_modules(configs, dtype)
     optimizer = training.adamw(1e-3, updates)
     state = training.start(initial_params(jax.random.key(1), modules), optimizer)
-    loss = functools.partial(matching_loss, modules, batch)
+    loss = functools.partial(matching_loss, modules, training.per_device(batch))
     return training.fit(state, loss, data, optimizer, updates, folder, title="transformer", seed=1)
 
 
@@ -297,7 +297,7 @@ def distil(
     optimizer = training.adamw(5e-4, updates)
     # A copy, since the state is donated while the teacher goes on being read.
     state = training.start(jax.tree.map(jnp.copy, teacher["transformer"]), optimizer)
-    loss = functools.partial(distillation_loss, modules, batch)
+    loss = functools.partial(distillation_loss, modules, training.per_device(batch))
     return training.fit(
         state, loss, (data, teacher), optimizer, updates, folder, title="distillation", seed=2
     )

@@ -267,7 +267,7 @@ def train(
     params = init(JudgeNetwork(labels), jax.random.key(0))
     params = training.fit(
         training.start(params, optimizer),
-        partial(judge_loss, network, count - held_out, batch),
+        partial(judge_loss, network, count - held_out, training.per_device(batch)),
         data,
         optimizer,
         updates,

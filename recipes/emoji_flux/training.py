@@ -1,4 +1,4 @@
-"""One resumable loop for every network of the recipe, and the state that it advances."""
+"""One resumable, data-parallel loop for every network of the recipe, and the state it advances."""
 
 import json
 import time
@@ -10,9 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
+from convert.errors import InputError
+
+AXIS = "data"
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
 
@@ -51,6 +55,18 @@ def adamw(peak: float, updates: int, weight_decay: float = 0.01) -> optax.Gradie
     )
 
 
+def per_device(batch: int) -> int:
+    """Samples that each device draws of a batch.
+
+    Raises:
+        InputError: the batch cannot be split evenly.
+    """
+    devices = jax.device_count()
+    if batch % devices:
+        raise InputError(f"batch = {batch} is not a multiple of the {devices} devices")
+    return batch // devices
+
+
 def fit(
     state: State,
     loss: LossFunction,
@@ -67,12 +83,14 @@ def fit(
 ) -> PyTree:
     """Trains until `updates` updates were made, going on from the folder's newest checkpoint.
 
-    Updates run in chunks inside one compiled loop, so that the host costs nothing. The random
-    key of an update depends on seed and update alone: a resumed run sees the same data.
+    Updates run in chunks inside one compiled loop, so that the host costs nothing. Every device
+    draws samples of its own, and gradients are averaged over them. The random key of an update
+    depends on seed, update and device alone: a resumed run sees the same data.
 
     Args:
         state: from `start`.
-        loss: loss and metrics of parameters, a key and the data; draws its own batch.
+        loss: loss and metrics of parameters, a key and the data; draws its own batch, of
+            `per_device` samples.
         data: arrays that the loss draws from (an argument: a closure would compile them in).
         optimizer: the transformation that `state` was started with.
         updates: total number of updates.
@@ -87,11 +105,15 @@ def fit(
         The averaged parameters.
     """
     key = jax.random.key(seed)
+    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), (AxisType.Auto,))
+    everywhere = PartitionSpec()
+    state, data = jax.device_put((state, data), NamedSharding(mesh, everywhere))
 
     def one(state: State, data: PyTree) -> tuple[State, dict[str, Array]]:
-        step_key = jax.random.fold_in(key, state.update)
-        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params, step_key, data
+        device_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        step_key = jax.random.fold_in(device_key, state.update)
+        (value, metrics), gradient = jax.lax.pmean(
+            jax.value_and_grad(loss, has_aux=True)(state.params, step_key, data), AXIS
         )
         change, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, change)
@@ -111,8 +133,12 @@ def fit(
         state, sums = jax.lax.fori_loop(0, length, body, (state, zeros))
         return state, jax.tree.map(lambda leaf: leaf / length, sums)
 
-    # The length is traced, so that a last, shorter chunk is not compiled again.
-    advance = jax.jit(many, donate_argnums=0)
+    # The length is traced, so that a last, shorter chunk is not compiled again. Unchecked, since
+    # a checked shard_map would sum the gradients of replicated parameters by itself.
+    sharded = jax.shard_map(
+        many, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+    )
+    advance = jax.jit(sharded, donate_argnums=0)
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
     with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:

@@ -3,6 +3,7 @@
 Axis letters: B batch, h w picture sides, M sprites, N scenes.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def train(
     optimizer = training.adamw(1e-3, updates)
     params = training.fit(
         training.start(params, optimizer),
-        lambda params, key, data: vae_loss(vae, batch, params, key, data),
+        functools.partial(vae_loss, vae, training.per_device(batch)),
         data,
         optimizer,
         updates,
