@@ -29,6 +29,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         last = {"update": 1000 * number, "loss": 0.5 / number, "psnr": 36.84, "kl": 2.31}
         lines = [json.dumps({"update": 1, "loss": 9.0}), json.dumps(last)]
         write(work / name / "metrics.jsonl", "\n".join(lines) + "\n")
+    (work / "transformer" / "metrics.jsonl").unlink()
+    for cycle in (2, 10):
+        line = json.dumps({"update": 800 * cycle, "loss": 1 / cycle})
+        write(work / "transformer" / str(cycle) / "metrics.jsonl", line + "\n")
     write(work / "measure" / "measure.json", json.dumps(measured()))
     write(work / "measure" / "entity.png", png(np.zeros((4, 4, 3), np.uint8)))
     accuracy = {"held_out": 8192, "entity": 0.9775, "style": 0.9988}
@@ -42,6 +46,7 @@ def test_the_card_says_what_was_measured(folders: tuple[Path, Path]):
     write_card(work, out)
     text = (out / "README.md").read_text()
     assert "| autoencoder | 2,000 | 0.2500 | 36.8 dB of PSNR, 2.3 nats of KL a value |" in text
+    assert "| text encoders and transformer | 9,600 | 0.1000 |  |" in text
     assert "| distillation of guidance | 4,000 | 0.1250 |  |" in text
     assert "on 8,192 held-out renders: exactly the right entities 97.8 %" in text
     low, high = (f"{100 * share(10, 16)[key]:.1f} %" for key in ("low", "high"))

@@ -2,7 +2,10 @@
 
 import functools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from flux_jax.vae import AutoencoderKL, VAEConfig
 from recipes.emoji_flux import flux_training, training, vae_training
 from recipes.emoji_flux.flux_training import FluxData
 
+ROOT = Path(__file__).parent.parent
 TOKENS, SCENES = 8, 12
 
 
@@ -60,6 +64,10 @@ def randomised(params: Any) -> Any:
         for key, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, moved)
+
+
+def added(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf + 1, tree)
 
 
 def draw(modules: dict[str, Any], params: Any, key: Any, data: FluxData, batch: int) -> Any:
@@ -112,6 +120,30 @@ def test_a_fit_is_plain_descent_with_an_average_beside_it(tmp_path: Path):
     assert [line["chosen"] for line in lines] == pytest.approx(means)
 
 
+@pytest.mark.slow
+def test_two_devices_average_their_gradients(tmp_path: Path):
+    """In a process of its own, since the number of devices is fixed at start."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    command = (
+        f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tests')!r});"
+        "import test_recipe_training as test;"
+        f"test.test_a_fit_is_plain_descent_with_an_average_beside_it(pathlib.Path({str(tmp_path)!r}));"
+        "assert test.training.per_device(4) == 2; test.training.per_device(3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    # Its last call fails, and nothing before it did.
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith("InputError: batch = 3 is not a multiple of the 2 devices"), done.stderr
+
+
 def test_every_block_starts_as_the_identity(modules: dict[str, Any], fresh: Any, data: FluxData):
     flat = flatten(fresh["transformer"])
     zero = {path for path, leaf in flat.items() if path.endswith("kernel") and not np.any(leaf)}
@@ -127,6 +159,27 @@ def test_every_block_starts_as_the_identity(modules: dict[str, Any], fresh: Any,
     loss, _ = jax.jit(functools.partial(flux_training.matching_loss, modules, 4))(fresh, key, data)
     _, target, *_ = draw(modules, fresh, key, data, 4)
     assert float(loss) == pytest.approx(float(jnp.mean(jnp.square(target))), rel=1e-5)
+
+
+def test_a_cycle_starts_from_the_average_of_the_one_before(
+    data: FluxData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun = []
+
+    def fit(state: training.State, *given: Any, **named: Any) -> Any:
+        begun.append((jax.tree.map(np.asarray, state), named["seed"]))
+        return added(state.params)
+
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(flux_training, "initial_params", lambda *_: {"w": jnp.zeros(2)})
+    last = flux_training.train(configs(), data, tmp_path, cycles=3, updates=5, batch=4)
+    assert [seed for _, seed in begun] == [1, 2, 3]
+    assert all(state.update == 0 for state, _ in begun)
+    for index in range(2):
+        former, latter = begun[index][0], begun[index + 1][0]
+        jax.tree.map(np.testing.assert_array_equal, added(former.params), latter.params)
+        jax.tree.map(np.testing.assert_array_equal, latter.params, latter.average)
+    jax.tree.map(np.testing.assert_array_equal, added(begun[2][0].params), last)
 
 
 def test_a_batch_lies_on_the_straight_path(modules: dict[str, Any], fresh: Any, data: FluxData):

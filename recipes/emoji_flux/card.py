@@ -26,19 +26,20 @@ def write_card(workdir: Path, out: Path) -> None:
     """Writes `README.md`, with what it names, into the pipeline's folder.
 
     Args:
-        workdir: holds `metrics.jsonl` of every network, and `measure/`.
+        workdir: holds `metrics.jsonl` of every network (of the transformer, one for each cycle),
+            and `measure/`.
         out: the pipeline's folder, with `judge/accuracy.json`.
 
     Raises:
         InputError: a stage of the recipe has not been run.
     """
-    needed = {name: workdir / name / "metrics.jsonl" for name in NETWORKS}
+    logs = {name: _logs(workdir / name) for name in NETWORKS}
     measured, accuracy = workdir / "measure" / "measure.json", out / "judge" / "accuracy.json"
     sheet = workdir / "measure" / "entity.png"
-    for path in (*needed.values(), measured, accuracy, sheet):
+    for path in (*(log for each in logs.values() for log in each), measured, accuracy, sheet):
         if not path.is_file():
             raise InputError(f"{path} is missing: run the stages of {COMMAND} before this one")
-    networks = {name: _summary(path) for name, path in needed.items()}
+    networks = {name: _summary(each) for name, each in logs.items()}
     text = render(networks, json.loads(accuracy.read_text()), json.loads(measured.read_text()))
     shutil.copyfile(measured, out / "measure.json")
     shutil.copyfile(sheet, out / SAMPLES)
@@ -52,7 +53,8 @@ def render(
     """The text.
 
     Args:
-        networks: for every name in `NETWORKS`, the last line of its metrics.
+        networks: for every name in `NETWORKS`, the last line of its metrics, its update counted
+            from the first.
         accuracy: of the judge on held-out renders.
         measured: what `measure` wrote.
     """
@@ -104,8 +106,15 @@ def render(
     return "\n".join([*lines, "", "All classes: [measure.json](measure.json).", ""])
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text().splitlines()[-1])
+def _logs(folder: Path) -> list[Path]:
+    """The network's metrics, those of its cycles in their order if it has any."""
+    cycles = sorted(folder.glob("*/metrics.jsonl"), key=lambda path: int(path.parent.name))
+    return cycles or [folder / "metrics.jsonl"]
+
+
+def _summary(logs: list[Path]) -> dict[str, Any]:
+    ends = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    return ends[-1] | {"update": sum(end["update"] for end in ends)}
 
 
 def _percent(share: float) -> str:

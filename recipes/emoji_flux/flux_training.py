@@ -260,20 +260,44 @@ def train(
     configs: dict[str, Any],
     data: FluxData,
     folder: Path,
+    cycles: int,
     updates: int,
     batch: int = BATCH,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> dict[str, PyTree]:
     """Trains text encoders and transformer from scratch; guidance is held at 1.
 
+    In cycles (SGDR, without its growing periods): each starts from the average of the one before,
+    with a fresh optimiser and the full learning rate. So training can be made longer later.
+
+    Args:
+        configs: `config.json` of the three modules.
+        data: latents and tokens of the scenes.
+        folder: keeps a folder for each cycle.
+        cycles: how often the learning rate rises and falls.
+        updates: in each cycle.
+        batch: pictures an update.
+        dtype: of products.
+
     Returns:
         Averaged parameters under transformer, text_encoder and text_encoder_2.
     """
     modules = build_modules(configs, dtype)
     optimizer = training.adamw(1e-3, updates)
-    state = training.start(initial_params(jax.random.key(1), modules), optimizer)
     loss = functools.partial(matching_loss, modules, training.per_device(batch))
-    return training.fit(state, loss, data, optimizer, updates, folder, title="transformer", seed=1)
+    params = initial_params(jax.random.key(1), modules)
+    for cycle in range(1, cycles + 1):
+        params = training.fit(
+            training.start(params, optimizer),
+            loss,
+            data,
+            optimizer,
+            updates,
+            folder / str(cycle),
+            title=f"transformer {cycle}/{cycles}",
+            seed=cycle,
+        )
+    return params
 
 
 def distil(
@@ -299,5 +323,5 @@ def distil(
     state = training.start(jax.tree.map(jnp.copy, teacher["transformer"]), optimizer)
     loss = functools.partial(distillation_loss, modules, training.per_device(batch))
     return training.fit(
-        state, loss, (data, teacher), optimizer, updates, folder, title="distillation", seed=2
+        state, loss, (data, teacher), optimizer, updates, folder, title="distillation", seed=0
     )
