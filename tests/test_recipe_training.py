@@ -167,13 +167,14 @@ def test_a_cycle_starts_from_the_average_of_the_one_before(
     begun = []
 
     def fit(state: training.State, *given: Any, **named: Any) -> Any:
-        begun.append((jax.tree.map(np.asarray, state), named["seed"]))
+        _, _, _, updates, folder = given
+        begun.append((jax.tree.map(np.asarray, state), (updates, folder.name, named["seed"])))
         return added(state.params)
 
     monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(flux_training, "initial_params", lambda *_: {"w": jnp.zeros(2)})
-    last = flux_training.train(configs(), data, tmp_path, cycles=3, updates=5, batch=4)
-    assert [seed for _, seed in begun] == [1, 2, 3]
+    last = flux_training.train(configs(), data, tmp_path, cycles=(5, 6, 7), batch=4)
+    assert [run for _, run in begun] == [(5, "1", 1), (6, "2", 2), (7, "3", 3)]
     assert all(state.update == 0 for state, _ in begun)
     for index in range(2):
         former, latter = begun[index][0], begun[index + 1][0]

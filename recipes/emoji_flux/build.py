@@ -45,8 +45,9 @@ flags.DEFINE_integer("scenes", 600_000, "Training scenes.", lower_bound=1)
 flags.DEFINE_integer("workers", 16, "Processes that draw scenes.", lower_bound=1)
 flags.DEFINE_integer("judge_updates", 14_000, "Updates of the judge.", lower_bound=1)
 flags.DEFINE_integer("vae_updates", 5000, "Updates of the autoencoder.", lower_bound=1)
-flags.DEFINE_integer("cycles", 3, "Cycles of the transformer's training.", lower_bound=1)
-flags.DEFINE_integer("updates", 32_000, "Updates of the transformer a cycle.", lower_bound=1)
+flags.DEFINE_multi_integer(
+    "updates", [32_000], "Updates of the transformer in a cycle; repeated for more.", lower_bound=1
+)
 flags.DEFINE_integer("distillation_updates", 4000, "Updates of the distillation.", lower_bound=1)
 flags.DEFINE_integer("batch", flux_training.BATCH, "Pictures an update.", lower_bound=1)
 flags.DEFINE_integer("per_class", 4, "Prompts for each entity when measuring.", lower_bound=1)
@@ -110,7 +111,6 @@ def teacher(workdir: Path, out: Path) -> dict[str, PyTree]:
         configs(workdir, out),
         flux_data(workdir, out),
         workdir / "transformer",
-        FLAGS.cycles,
         FLAGS.updates,
         FLAGS.batch,
         dtype(),

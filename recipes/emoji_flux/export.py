@@ -66,7 +66,9 @@ def export(out: Path, configs: Mapping[str, Any], params: Mapping[str, PyTree]) 
         versions = (
             {"_diffusers_version": DIFFUSERS_VERSION}
             if stem.startswith("diffusion")
-            else {"dtype": "bfloat16", "transformers_version": TRANSFORMERS_VERSION}
+            # Transformers reads weights into this dtype, diffusers into float32 unless it is told
+            # another; the two have to meet.
+            else {"dtype": "float32", "transformers_version": TRANSFORMERS_VERSION}
         )
         write_json(out / name / "config.json", configs[name] | versions)
         rounded = jax.tree.map(

@@ -4,6 +4,7 @@ Axis letters: B batch, N scenes, T text tokens, S image tokens, C packed latent 
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,7 @@ def train(
     configs: dict[str, Any],
     data: FluxData,
     folder: Path,
-    cycles: int,
-    updates: int,
+    cycles: Sequence[int],
     batch: int = BATCH,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> dict[str, PyTree]:
@@ -274,8 +274,7 @@ def train(
         configs: `config.json` of the three modules.
         data: latents and tokens of the scenes.
         folder: keeps a folder for each cycle.
-        cycles: how often the learning rate rises and falls.
-        updates: in each cycle.
+        cycles: updates of each; the learning rate rises and falls once in a cycle.
         batch: pictures an update.
         dtype: of products.
 
@@ -283,10 +282,10 @@ def train(
         Averaged parameters under transformer, text_encoder and text_encoder_2.
     """
     modules = build_modules(configs, dtype)
-    optimizer = training.adamw(1e-3, updates)
     loss = functools.partial(matching_loss, modules, training.per_device(batch))
     params = initial_params(jax.random.key(1), modules)
-    for cycle in range(1, cycles + 1):
+    for cycle, updates in enumerate(cycles, start=1):
+        optimizer = training.adamw(1e-3, updates)
         params = training.fit(
             training.start(params, optimizer),
             loss,
@@ -294,7 +293,7 @@ def train(
             optimizer,
             updates,
             folder / str(cycle),
-            title=f"transformer {cycle}/{cycles}",
+            title=f"transformer {cycle}/{len(cycles)}",
             seed=cycle,
         )
     return params
