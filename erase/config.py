@@ -33,6 +33,7 @@ from flux_jax.lora import TEXT_QUERY_KEY
 
 FLAG = "config"
 DTYPES = ("float32", "bfloat16")
+LORA_TARGETS = ("noise", "base")
 
 
 def _number(
@@ -108,6 +109,8 @@ class Upper:
         weight_decay: AdamW's.
         lora: weight of L_lora.
         rsc: weight of L_rsc.
+        lora_target: what L_lora holds the velocity to: "noise" is the paper's, from picture to
+            noise; "base" is the frozen model's own velocity there.
         pictures: pictures of the frozen model that L_lora holds on to.
         prompts: what they show, in turn; by default the first sentence, with the concept.
         temperature: of L_rsc.
@@ -119,6 +122,7 @@ class Upper:
     weight_decay: float = _number(0.01, least=0)
     lora: float = _number(0.1, least=0)
     rsc: float = _number(0.1, least=0)
+    lora_target: str = "noise"
     pictures: int = _number(8, least=1)
     prompts: tuple[str, ...] = ()
     temperature: float = _number(0.07, above=0)
@@ -395,6 +399,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield str(error)
     if config.dtype not in (None, *DTYPES):
         yield f"dtype = {config.dtype!r} must be {' or '.join(DTYPES)}"
+    if upper.lora_target not in LORA_TARGETS:
+        yield f"upper.lora_target = {upper.lora_target!r} must be {' or '.join(LORA_TARGETS)}"
     if not config.adapter.targets:
         yield "adapter.targets = () is empty: name layers of the transformer"
     if concept in (word.casefold() for word in config.synonyms):

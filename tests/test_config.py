@@ -127,6 +127,7 @@ def test_without_overrides_absent_values_stay_absent(tmp_path: Path):
         ({"irrelevant": ("dog", "sun", "KITTY")}, r"'KITTY' is the concept or a synonym"),
         ({"language_model": 1}, r"language_model = 1 must be True or False"),
         ({"dtype": "float16"}, r"dtype = 'float16' must be float32 or bfloat16"),
+        ({"upper": {"lora_target": "x"}}, r"upper\.lora_target = 'x' must be noise or base"),
         ({"iterations": 0}, r"iterations = 0 must be at least 1"),
         ({"iterations": 2.5}, r"iterations = 2\.5 must be a whole number"),
         ({"batch_size": True}, r"batch_size = True must be a whole number"),

@@ -203,6 +203,21 @@ def test_upper_losses_sample_by_sample(params: dict, bank: Bank, lora: dict):
         errors.append(np.square(velocity - (noise - clean)).mean())
     np.testing.assert_allclose(metrics["lora"], np.mean(errors), rtol=1e-5)
 
+    base = replace(SETUP, upper=replace(CONFIG.upper, rsc=0.0, lora_target="base"))
+    errors = []
+    for row, step, noise in zip(rows, steps, noises, strict=True):
+        t = bank.times[step]
+        mixed = (1 - t) * bank.pictures[row] + t * noise
+        adapted, frozen = (
+            alone(params, each, mixed, bank.picture_prompts[row], t)[0] for each in (lora, None)
+        )
+        errors.append(np.square(adapted - frozen).mean())
+    _, held = upper(lora, params=params, bank=bank, key=KEY, setup=base)
+    np.testing.assert_allclose(held["lora"], np.mean(errors), rtol=1e-5)
+    unchanged = fresh(params).lora
+    _, held = upper(unchanged, params=params, bank=bank, key=KEY, setup=base)
+    assert held["lora"] < 1e-10
+
     row_key, step_key = jax.random.split(rsc_key)
     rows = jax.random.randint(row_key, (4,), 0, R)
     steps = jax.random.randint(step_key, (4,), 0, D // 2)
