@@ -3,6 +3,18 @@
 from ml_collections import ConfigDict
 
 from erase.config import configure
+from erase.prompts import phrase
+
+# Every third entity that no configuration here erases. Pictures of these are held on to; the
+# other two thirds are seen by the evaluation alone.
+# fmt: off
+KEPT = (
+    "apple", "watermelon", "cherry", "mushroom", "cake", "coffee", "french fries", "volleyball",
+    "dog", "pig", "frog", "fish", "crab", "bee", "snail", "bicycle", "sailboat", "tower",
+    "castle", "shoe", "crown", "key", "light bulb", "balloon", "pumpkin", "star", "lightning",
+    "explosion", "cactus", "globe", "ghost", "handshake",
+)
+# fmt: on
 
 
 def emoji(
@@ -31,9 +43,15 @@ def emoji(
         model="models/emoji-flux",
         height=64,
         width=64,
-        iterations=600,
+        iterations=400,
         bank={"shuffled": 0.5},
         lower={"attn": 5.0},
+        upper={
+            "lora": 10.0,
+            "lora_target": "base",
+            "prompts": tuple(phrase("a photo of a {}", name) for name in KEPT),
+            "pictures": len(KEPT),
+        },
         evaluation={
             "judge": "models/emoji-flux/judge",
             "templates": ("a photo of a {}", "a {}", "a picture of a {}"),

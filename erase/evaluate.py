@@ -30,7 +30,7 @@ from erase import report
 from erase.attention import TIMES, attention_maps
 from erase.config import FLAG, Config, define_flag, load_config, parse_flags
 from erase.judge import Judge, share
-from erase.pictures import draw, png, write
+from erase.pictures import draw, png, sheet, write
 from erase.prompts import phrase
 from erase.sample import read_adapter
 from flux_jax import compiler
@@ -152,8 +152,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draws, judges and writes.
 
-    Writes `evaluation.json`, example pictures to `pictures/` and `attention.npz` (attention maps
-    `before` and `after` [K, y, x]) in `workdir`. Without a judge there are pictures and maps only.
+    Writes `evaluation.json`, example pictures to `pictures/`, all of them in `before_after.png`,
+    and `attention.npz` (attention maps `before` and `after` [K, y, x]) in `workdir`. Without a
+    judge there are pictures and maps only.
 
     Args:
         pipe: the base model.
@@ -272,10 +273,12 @@ def _write_examples(
 ) -> list[dict[str, Any]]:
     """Keeps the first pictures of every cell: the first, not the best."""
     kept = []
+    shown: dict[str, list[int]] = {}
     for index, case in enumerate(drawn):
         rank = _rank(drawn, index)
         if rank >= examples:
             continue
+        shown.setdefault(case.cell, []).append(index)
         entry: dict[str, Any] = asdict(case)
         for side, pictures in sides.items():
             name = f"pictures/{case.cell}-{rank:02}-{side}.png"
@@ -283,6 +286,10 @@ def _write_examples(
             entry[side] = name
             entry[f"found_{side}"] = None if found is None else bool(found[side][index])
         kept.append(entry)
+    # Two rows a cell: before, and after.
+    columns = max(map(len, shown.values()))
+    rows = [sheet(pictures[i], columns) for i in shown.values() for pictures in sides.values()]
+    write(workdir / "before_after.png", png(np.concatenate(rows)))
     return kept
 
 

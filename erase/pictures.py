@@ -74,6 +74,15 @@ def draw(
     return np.concatenate(drawn)
 
 
+def sheet(pictures: UInt8[np.ndarray, "B h w 3"], columns: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Pictures side by side, in rows; the last row is filled up with white."""
+    blank = np.full((-len(pictures) % columns, *pictures.shape[1:]), 255, np.uint8)
+    cells = np.concatenate([pictures, blank])
+    _, height, width, _ = cells.shape
+    rows = cells.reshape(-1, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return rows.reshape(-1, columns * width, 3)
+
+
 def png(picture: UInt8[np.ndarray, "h w 3"], notes: Mapping[str, str] | None = None) -> bytes:
     """A picture as a PNG file's bytes; notes become its text entries."""
     info = PngInfo()

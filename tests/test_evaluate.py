@@ -125,9 +125,15 @@ def test_evaluation_writes_what_a_report_reads(
     assert sum(row["of"] for row in result["concepts"]) == 6
     assert {row["concept"] for row in result["concepts"]} <= {"dog", "hot dog", "apple"}
     assert len(result["pictures"]) == 9
-    for entry in result["pictures"]:
+    together = np.asarray(Image.open(tmp_path / "before_after.png"))
+    assert together.shape == (6 * 16, 3 * 16, 3)
+    for number, entry in enumerate(result["pictures"]):
         before, after = (np.asarray(Image.open(tmp_path / entry[s])) for s in ("before", "after"))
         assert before.shape == (16, 16, 3)
+        # Two rows a cell, a column an example.
+        down, across = 32 * (number // 3), 16 * (number % 3)
+        assert np.array_equal(together[down : down + 16, across : across + 16], before)
+        assert np.array_equal(together[down + 16 : down + 32, across : across + 16], after)
         assert not np.array_equal(before, after)
         assert np.array_equal(before, pipe([entry["prompt"]], [entry["seed"]], 2, 3.5, 16, 16)[0])
         assert entry["found_before"] == judge.found(before[None], [entry["label"]])[0]

@@ -12,7 +12,7 @@ from PIL import Image
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from flux_jax.pipeline import load
 from recipes.emoji_flux import measure as measuring
-from recipes.emoji_flux.measure import Probe, correct, measure, probes, sheet, without_pooled
+from recipes.emoji_flux.measure import Probe, correct, measure, probes, without_pooled
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
 
@@ -107,10 +107,3 @@ def test_measure_writes_shares_and_sheets(
     assert set(zip(*seen[1], strict=True)) <= set(zip(*seen[0], strict=True))
     with Image.open(tmp_path / "two-objects.png") as picture:
         assert picture.size == (12 * 64, 64)
-
-
-def test_sheet_puts_pictures_in_reading_order():
-    pictures = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8)
-    laid = sheet(pictures, columns=3)
-    assert laid.shape == (4, 9, 3)
-    assert laid[::2, ::3, 0].tolist() == [[0, 1, 2], [3, 4, 255]]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from erase.judge import THRESHOLD, Judge, share
-from erase.pictures import draw, png, write
+from erase.pictures import draw, png, sheet, write
 from flux_jax.pipeline import Pipeline
 from recipes.emoji_flux.captions import RELATED, misspell, plural, shuffle, with_article
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
@@ -176,19 +176,8 @@ def measure(
             spread = rows[:: max(1, len(rows) // SHEET**2)][: SHEET**2]
             write(
                 out / f"{group.replace(', ', '-').replace(' ', '-')}.png",
-                png(sheet(pictures[spread])),
+                png(sheet(pictures[spread], SHEET)),
             )
     settings = {"per_class": per_class, "steps": steps, "guidance": guidance}
     write(out / "measure.json", json.dumps({"settings": settings, **results}, indent=2) + "\n")
     return results
-
-
-def sheet(
-    pictures: UInt8[np.ndarray, "B h w 3"], columns: int = SHEET
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures side by side, in rows."""
-    blank = np.full((-len(pictures) % columns, *pictures.shape[1:]), 255, np.uint8)
-    cells = np.concatenate([pictures, blank])
-    _, height, width, _ = cells.shape
-    rows = cells.reshape(-1, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
-    return rows.reshape(-1, columns * width, 3)
