@@ -47,7 +47,7 @@ def emoji(
         bank={"shuffled": 0.5},
         lower={"attn": 5.0},
         upper={
-            # As fast as the lower level: at half its rate 5 of 100 other pictures are lost.
+            # As fast as the lower level: slower, it loses more of what should stay.
             "learning_rate": 1e-3,
             "lora": 10.0,
             "lora_target": "base",

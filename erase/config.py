@@ -32,8 +32,6 @@ from erase.prompts import SLOT, as_template
 from flux_jax.lora import TEXT_QUERY_KEY
 
 FLAG = "config"
-DTYPES = ("float32", "bfloat16")
-LORA_TARGETS = ("noise", "base")
 
 
 def _number(
@@ -45,6 +43,11 @@ def _number(
 ) -> Any:
     """A number that lies in a range."""
     return field(default=default, metadata={"least": least, "most": most, "above": above})
+
+
+def _choice(default: str | None, *choices: str) -> Any:
+    """One of several words."""
+    return field(default=default, metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Upper:
     weight_decay: float = _number(0.01, least=0)
     lora: float = _number(0.1, least=0)
     rsc: float = _number(0.1, least=0)
-    lora_target: str = "noise"
+    lora_target: str = _choice("noise", "noise", "base")
     pictures: int = _number(8, least=1)
     prompts: tuple[str, ...] = ()
     temperature: float = _number(0.07, above=0)
@@ -195,7 +198,7 @@ class Config:
     irrelevant: tuple[str, ...] = ()
     language_model: bool = False
     model: str = "models/emoji-flux"
-    dtype: str | None = None
+    dtype: str | None = _choice(None, "float32", "bfloat16")
     height: int = _number(512, least=1)
     width: int = _number(512, least=1)
     text_tokens: int | None = _number(None, least=2)
@@ -338,7 +341,7 @@ def _built(cls: type, values: Mapping[str, Any], prefix: str, problems: list[str
         else:
             try:
                 ready[spec.name] = _checked(hint, values[spec.name])
-                _in_range(ready[spec.name], spec.metadata)
+                _allowed(ready[spec.name], spec.metadata)
             except ValueError as error:
                 problems.append(f"{path} = {values[spec.name]!r} must be {error}")
     return None if problems else cls(**ready)
@@ -372,9 +375,12 @@ def _checked(hint: Any, value: Any) -> Any:
     raise ValueError("a tuple of texts, none of them empty, such as ('one', 'two')")
 
 
-def _in_range(value: Any, limits: Mapping[str, Any]) -> None:
+def _allowed(value: Any, limits: Mapping[str, Any]) -> None:
+    """A ValueError says which values the field takes."""
     if value is None:
         return
+    if value not in limits.get("choices", (value,)):
+        raise ValueError(" or ".join(limits["choices"]))
     least, most, above = (limits.get(name) for name in ("least", "most", "above"))
     if least is not None and value < least:
         raise ValueError(f"at least {least}")
@@ -397,10 +403,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             as_template(prompt, config.concept)
         except InputError as error:
             yield str(error)
-    if config.dtype not in (None, *DTYPES):
-        yield f"dtype = {config.dtype!r} must be {' or '.join(DTYPES)}"
-    if upper.lora_target not in LORA_TARGETS:
-        yield f"upper.lora_target = {upper.lora_target!r} must be {' or '.join(LORA_TARGETS)}"
     if not config.adapter.targets:
         yield "adapter.targets = () is empty: name layers of the transformer"
     if concept in (word.casefold() for word in config.synonyms):

@@ -2,10 +2,7 @@
 
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from devices import run_on
 
 from convert.mapping import flatten
 from flux_jax.vae import AutoencoderKL, VAEConfig
 from recipes.emoji_flux import flux_training, training, vae_training
 from recipes.emoji_flux.flux_training import FluxData
 
-ROOT = Path(__file__).parent.parent
 TOKENS, SCENES = 8, 12
 
 
@@ -122,22 +119,11 @@ def test_a_fit_is_plain_descent_with_an_average_beside_it(tmp_path: Path):
 
 @pytest.mark.slow
 def test_two_devices_average_their_gradients(tmp_path: Path):
-    """In a process of its own, since the number of devices is fixed at start."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    command = (
-        f"import sys, pathlib; sys.path.insert(0, {str(ROOT / 'tests')!r});"
-        "import test_recipe_training as test;"
+    done = run_on(
+        2,
+        "import pathlib; import test_recipe_training as test;"
         f"test.test_a_fit_is_plain_descent_with_an_average_beside_it(pathlib.Path({str(tmp_path)!r}));"
-        "assert test.training.per_device(4) == 2; test.training.per_device(3)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", command],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        "assert test.training.per_device(4) == 2; test.training.per_device(3)",
     )
     # Its last call fails, and nothing before it did.
     last = done.stderr.strip().splitlines()[-1]

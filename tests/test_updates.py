@@ -4,10 +4,7 @@ Axis letters: M sentences, V forms, T text tokens, R trajectories, D steps, F pi
 tokens, C latent channels, E text width, P pooled width.
 """
 
-import os
 import runpy
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import run_on
 
 from erase import losses
 from erase.bank import Bank
@@ -364,21 +362,7 @@ def test_training_lowers_what_it_weighs(params: dict, bank: Bank):
 
 @pytest.mark.slow
 def test_four_devices_give_what_one_gives():
-    """In a process of its own, since the number of devices is fixed at start."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    command = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r});"
-        "import test_updates; test_updates.compare_meshes()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", command],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_on(4, "import test_updates; test_updates.compare_meshes()")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["4", "devices", "agree"]
 

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
 from convert.errors import InputError
+from erase.updates import AXIS, make_mesh
 
-AXIS = "data"
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
 
@@ -105,7 +105,7 @@ def fit(
         The averaged parameters.
     """
     key = jax.random.key(seed)
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), (AxisType.Auto,))
+    mesh = make_mesh(jax.device_count())
     everywhere = PartitionSpec()
     state, data = jax.device_put((state, data), NamedSharding(mesh, everywhere))
 
