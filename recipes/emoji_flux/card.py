@@ -70,7 +70,7 @@ def render(
         f"    {COMMAND}",
         "",
         "from drawings that [ATTRIBUTION.md](ATTRIBUTION.md) names. Its own samples, one prompt a",
-        "picture, spread evenly over them and not chosen:",
+        "picture, evenly spaced from the first prompt on and not chosen:",
         "",
         f"![samples]({SAMPLES})",
         "",
