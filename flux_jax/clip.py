@@ -136,6 +136,8 @@ class CLIPTextEncoder(nn.Module):
 
     config: CLIPTextConfig
     dtype: DTypeLike = jnp.float32
+    # As in `FluxTransformer`.
+    unroll: bool = False
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B P"]:
@@ -161,6 +163,7 @@ class CLIPTextEncoder(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=config.num_hidden_layers,
+            unroll=config.num_hidden_layers if self.unroll else 1,
         )
         x, _ = blocks(config, self.dtype, name="blocks")(x, None)
         x = x[jnp.arange(x.shape[0]), end_of_text(ids, config.eos_token_id)]

@@ -143,6 +143,8 @@ class T5Encoder(nn.Module):
 
     config: T5Config
     dtype: DTypeLike = jnp.float32
+    # As in `FluxTransformer`.
+    unroll: bool = False
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
@@ -170,6 +172,7 @@ class T5Encoder(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_layers,
+            unroll=config.num_layers if self.unroll else 1,
         )
         x, _ = blocks(config, self.dtype, name="blocks")(words(ids).astype(self.dtype), bias)
         return RMSNorm(name="final_norm")(x)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -64,20 +63,13 @@ class FluxTransformer(nn.Module):
     Attributes:
         config: sizes.
         dtype: of products; parameters stay as they are given.
-        remat: whether the backward pass keeps only the blocks' products and computes everything
-            else again, which takes less memory.
+        unroll: whether the blocks are compiled one by one instead of as one loop's body: faster
+            where they are narrow, slower to compile.
     """
 
     config: FluxConfig
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
-
-    def _rematted(self, block: type[nn.Module]) -> type[nn.Module]:
-        if not self.remat:
-            return block
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        # Within a scan nothing can be merged by mistake.
-        return nn.remat(block, policy=policy, prevent_cse=False)
+    unroll: bool = False
 
     @nn.compact
     def __call__(
@@ -124,11 +116,16 @@ class FluxTransformer(nn.Module):
             )
         width = config.width
         heads = config.num_attention_heads
-        stack: dict[str, Any] = {
-            "variable_axes": {"params": 0, "lora": 0},
-            "split_rngs": {"params": True},
-            "in_axes": nn.broadcast,
-        }
+
+        def scanned(block: type[nn.Module], length: int) -> Any:
+            return nn.scan(
+                block,
+                variable_axes={"params": 0, "lora": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+                length=length,
+                unroll=length if self.unroll else 1,
+            )
 
         def embedder(name: str) -> MLP:
             return MLP(width, width, "silu", self.dtype, name=name)
@@ -144,7 +141,7 @@ class FluxTransformer(nn.Module):
 
         image_stream = Dense(width, self.dtype, name="x_embedder")(latents)
         text_stream = Dense(width, self.dtype, name="context_embedder")(text)
-        dual = nn.scan(self._rematted(DualStreamBlock), length=config.num_layers, **stack)
+        dual = scanned(DualStreamBlock, config.num_layers)
         (image_stream, text_stream), seen = dual(heads, attention, self.dtype, name="dual_blocks")(
             (image_stream, text_stream), shared
         )
@@ -153,9 +150,7 @@ class FluxTransformer(nn.Module):
             return None, out
 
         joined = jnp.concatenate([text_stream, image_stream], axis=1)
-        single = nn.scan(
-            self._rematted(SingleStreamBlock), length=config.num_single_layers, **stack
-        )
+        single = scanned(SingleStreamBlock, config.num_single_layers)
         joined, _ = single(heads, self.dtype, name="single_blocks")(joined, shared)
         image_stream = joined[:, text.shape[1] :]
 
