@@ -46,9 +46,12 @@ flags.DEFINE_integer("workers", 16, "Processes that draw scenes.", lower_bound=1
 flags.DEFINE_integer("judge_updates", 14_000, "Updates of the judge.", lower_bound=1)
 flags.DEFINE_integer("vae_updates", 5000, "Updates of the autoencoder.", lower_bound=1)
 flags.DEFINE_multi_integer(
-    "updates", [32_000], "Updates of the transformer in a cycle; repeated for more.", lower_bound=1
+    "updates",
+    [32_000, 50_000],
+    "Updates of the transformer in a cycle; repeated for more.",
+    lower_bound=1,
 )
-flags.DEFINE_integer("distillation_updates", 4000, "Updates of the distillation.", lower_bound=1)
+flags.DEFINE_integer("distillation_updates", 8000, "Updates of the distillation.", lower_bound=1)
 flags.DEFINE_integer("batch", flux_training.BATCH, "Pictures an update.", lower_bound=1)
 flags.DEFINE_integer("per_class", 4, "Prompts for each entity when measuring.", lower_bound=1)
 

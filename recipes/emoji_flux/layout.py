@@ -10,7 +10,8 @@ from jaxtyping import Float, UInt8
 
 SIDE = 64
 MIDDLE = SIDE / 2
-JITTER = 1.5
+# Small: what moves by pixels has to be learnt at every offset, as tokens are 8 pixels wide.
+JITTER = 0.75
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def place(
         return float(rng.uniform(low, high))
 
     if relation is None:
-        return [Thing(0, MIDDLE + jitter(4), MIDDLE + jitter(4), size(46, 56))]
+        return [Thing(0, MIDDLE + jitter(1), MIDDLE + jitter(1), size(51, 53))]
     if relation == "and":
         relation = ("left of", "right of", "above", "below")[int(rng.integers(4))]
     if relation in ("left of", "right of", "above", "below"):
@@ -65,17 +66,17 @@ def place(
         apart = relation in ("left of", "right of")
         things = []
         for who, at in ((first, 15.5), (second, SIDE - 15.5)):
-            along, across = at + jitter(1), MIDDLE + jitter(3)
+            along, across = at + jitter(0.5), MIDDLE + jitter(1)
             x, y = (along, across) if apart else (across, along)
-            things.append(Thing(who, x, y, size(26, 28)))
+            things.append(Thing(who, x, y, size(26.5, 27.5)))
         return things
     if relation == "in":
-        around = Thing(1, MIDDLE + jitter(), MIDDLE + jitter(), size(54, 58))
-        return [around, Thing(0, around.x + jitter(), around.y + jitter(), size(22, 24))]
+        around = Thing(1, MIDDLE + jitter(), MIDDLE + jitter(), size(55, 57))
+        return [around, Thing(0, around.x + jitter(), around.y + jitter(), size(22.5, 23.5))]
     if relation == "on":
-        upper, lower = size(26, 28), size(33, 36)
+        upper, lower = size(26.5, 27.5), size(34, 35)
         heights = upper * extent[0, 1], lower * extent[1, 1]
-        bottom = MIDDLE + (sum(heights) - 2) / 2 + jitter(1)
+        bottom = MIDDLE + (sum(heights) - 2) / 2 + jitter(0.5)
         y_lower = bottom - heights[1] / 2
         y_upper = bottom - heights[1] + 2 - heights[0] / 2
         return [
@@ -83,28 +84,28 @@ def place(
             Thing(0, MIDDLE + jitter(), y_upper, upper),
         ]
     if relation == "behind":
-        aside = float(rng.choice([-1, 1])) * size(6, 9)
+        aside = float(rng.choice([-1, 1])) * size(7, 8)
         return [
-            Thing(0, MIDDLE - aside, 23.5 + jitter(1), size(40, 43)),
-            Thing(1, MIDDLE + aside, 44.5 + jitter(1), size(33, 35)),
+            Thing(0, MIDDLE - aside, 23.5 + jitter(), size(41, 42)),
+            Thing(1, MIDDLE + aside, 44.5 + jitter(), size(33.5, 34.5)),
         ]
     if relation == "amidst":
         corners = [(x, y) for x in (10.5, SIDE - 10.5) for y in (10.5, SIDE - 10.5)]
-        side = size(17.5, 19)
-        ring = [Thing(1, x + jitter(1), y + jitter(1), side) for x, y in corners]
-        return [Thing(0, MIDDLE + jitter(1), MIDDLE + jitter(1), size(25, 27)), *ring]
+        side = size(18, 18.5)
+        ring = [Thing(1, x + jitter(0.5), y + jitter(0.5), side) for x, y in corners]
+        return [Thing(0, MIDDLE + jitter(), MIDDLE + jitter(), size(25.5, 26.5)), *ring]
     left, right = (0, 1) if rng.random() < 0.5 else (1, 0)
     if relation == "back to back":
         # Each looks outwards: drawings of emoji look to the left where they have a side.
-        side, depth = size(31, 33), 1.0
+        side, depth = size(31.5, 32.5), 1.0
     elif relation == "hugging close":
-        side = size(36, 39)
+        side = size(37, 38)
         depth = 0.4 * side * min(extent[left, 0], extent[right, 0])
     else:
         raise ValueError(f"relation {relation!r} has no layout")
     widths = side * extent[left, 0], side * extent[right, 0]
-    start = MIDDLE - (sum(widths) - depth) / 2 + jitter(1)
-    y = MIDDLE + jitter(2)
+    start = MIDDLE - (sum(widths) - depth) / 2 + jitter(0.5)
+    y = MIDDLE + jitter(1)
     close = relation == "hugging close"
     return [
         Thing(left, start + widths[0] / 2, y + jitter(0.5), side, mirrored=close),

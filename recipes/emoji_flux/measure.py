@@ -127,7 +127,7 @@ def measure(
 ) -> dict[str, Any]:
     """Accuracy of the model's own samples, by group and class.
 
-    Writes `measure.json` and, for every group, a sheet of its first pictures to `out`.
+    Writes `measure.json` and, for every group, a sheet of its pictures, evenly spaced, to `out`.
 
     Args:
         pipe: the model.
@@ -173,7 +173,8 @@ def measure(
                 "accuracy": share(int(hits[rows].sum()), len(rows)),
                 "classes": {name: float(np.mean(each)) for name, each in classes.items()},
             }
-            spread = rows[:: max(1, len(rows) // SHEET**2)][: SHEET**2]
+            shown = min(len(rows), SHEET**2)
+            spread = [rows[i] for i in np.linspace(0, len(rows) - 1, shown, dtype=int)]
             write(
                 out / f"{group.replace(', ', '-').replace(' ', '-')}.png",
                 png(sheet(pictures[spread], SHEET)),
