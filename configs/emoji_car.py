@@ -3,8 +3,8 @@
     python -m erase.train --config configs/emoji_car.py --workdir runs/emoji_car
 
 Cost: minutes on 2 CPU cores, the evaluation's pictures included; no GPU needed.
-Expected: the judge finds the concept, under its own name and under its synonyms, in far fewer of
-the pictures than before, and the other concepts about as often as before.
+Expected: at seeds 0 and 1, 64 pictures a cell, Acc_e 100 % before, 0 and 0 % after; Acc_g
+100 %, 0 and 0 %; Acc_ir 100 %, 100 and 100 %.
 """
 
 from ml_collections import ConfigDict

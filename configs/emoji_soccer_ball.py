@@ -3,8 +3,8 @@
     python -m erase.train --config configs/emoji_soccer_ball.py --workdir runs/emoji_soccer_ball
 
 Cost: minutes on 2 CPU cores, the evaluation's pictures included; no GPU needed.
-Expected: the judge finds the concept, under its own name and under its synonyms, in far fewer of
-the pictures than before, and the other concepts about as often as before.
+Expected: at seeds 0 and 1, 64 pictures a cell, Acc_e 93.8 % before, 0 and 0 % after; Acc_g
+95.3 %, 0 and 0 %; Acc_ir 100 %, 100 and 98.4 %.
 """
 
 from ml_collections import ConfigDict
