@@ -32,6 +32,7 @@ from erase.prompts import SLOT, as_template
 from flux_jax.lora import TEXT_QUERY_KEY
 
 FLAG = "config"
+PARTS_OF_SPEECH = ("noun", "adjective", "verb")
 
 
 def _number(
@@ -171,7 +172,8 @@ class Config:
     Attributes:
         concept: what is erased.
         prompts: sentences with the concept, or templates with "{}" in its place.
-        synonyms: other words for the concept.
+        synonyms: other words for the concept; with none, WordNet's, see `erase.synonyms`.
+        part_of_speech: of the concept, for WordNet.
         irrelevant: words for other things, whose attention the concept's is to resemble.
         language_model: whether a language model names those words instead; see `erase.irrelevant`.
         model: pipeline folder in diffusers' layout.
@@ -195,6 +197,7 @@ class Config:
     concept: str
     prompts: tuple[str, ...] = ("a photo of a {}",)
     synonyms: tuple[str, ...] = ()
+    part_of_speech: str = _choice("noun", *PARTS_OF_SPEECH)
     irrelevant: tuple[str, ...] = ()
     language_model: bool = False
     model: str = "models/emoji-flux"
@@ -412,8 +415,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"irrelevant: {word!r} is the concept or a synonym of it: leave it out"
     if upper.rsc:
         without = "or set upper.rsc to 0"
-        if not config.synonyms:
-            yield f"synonyms = () is empty: L_rsc needs at least one; name some, {without}"
         if len(set(config.irrelevant)) < upper.negatives and not config.language_model:
             yield (
                 f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "

@@ -33,6 +33,7 @@ from erase.judge import Judge, share
 from erase.pictures import draw, png, sheet, write
 from erase.prompts import phrase
 from erase.sample import read_adapter
+from erase.synonyms import settle
 from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
@@ -351,7 +352,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     compiler.set_flags()
     given = flags.FLAGS
-    config, workdir = load_config(given[FLAG].value), Path(given.workdir)
+    (config, _), workdir = settle(load_config(given[FLAG].value)), Path(given.workdir)
     adapter = read_adapter(given.adapter or workdir)
     evaluate(load(config.model, config.dtype), adapter, config, workdir)
     if (workdir / "config.json").is_file():

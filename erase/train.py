@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
-from erase import bank, checkpoints, evaluate, irrelevant, report
+from erase import bank, checkpoints, evaluate, irrelevant, report, synonyms
 from erase.bank import Bank
 from erase.config import FLAG, Config, define_flag, load_config, parse_flags
 from erase.pictures import write
@@ -38,7 +38,7 @@ from flux_jax.pipeline import Pipeline, load
 PACKAGE = "erase-anything-jax"
 METRICS = "metrics.jsonl"
 # What a resumed run may change: how far it goes, what follows, how it was started.
-FREE = ("iterations", "checkpoint_every", "evaluation", "command")
+FREE = ("iterations", "checkpoint_every", "evaluation", "command", "synonyms_from")
 
 
 def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "") -> Adapter:
@@ -53,8 +53,11 @@ def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "
     Raises:
         InputError: a setting does not fit the model, or the folder holds another run.
     """
+    config, source = synonyms.settle(config)
     # Through JSON, so that it compares with what an earlier start wrote.
-    description = json.loads(json.dumps(dataclasses.asdict(config) | {"command": command}))
+    description = json.loads(
+        json.dumps(dataclasses.asdict(config) | {"command": command, "synonyms_from": source})
+    )
     check_folder(workdir, description, resume)
     pipe = open_model(config)
     words = irrelevant.gather(config, workdir)
@@ -67,7 +70,7 @@ def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "
     state = start(init_key, pipe.params["transformer"], config)
     write(workdir / "config.json", json.dumps(description, indent=2) + "\n")
     write(workdir / irrelevant.FILE, irrelevant.describe(words))
-    print(f"irrelevant words come from {words.source}")
+    print(f"synonyms come from {source}, irrelevant words from {words.source}")
 
     prepared = setup.replicated(bank.make(config, pipe, planned))
     # The text encoders, larger than all but the transformer, make room on the device.
