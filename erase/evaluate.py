@@ -4,16 +4,18 @@
 
 Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
 same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
-judge finds those. Each is measured on the base and with the adapter, from the same noise.
+judge finds those; H is their harmonic mean, the first two taken from 1. Each is measured on the
+base and with the adapter, from the same noise.
 Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 
 import io
+import itertools
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from absl import app, flags, logging
 from jaxtyping import Bool, UInt8
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import hmean
 
 from convert.errors import InputError, exits_cleanly
 from erase import report
@@ -139,7 +142,8 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
     drawn = cases(config, _others(config, judge))
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
-        drawn = [c for i, c in enumerate(drawn) if _rank(drawn, i) < settings.examples]
+        ranked = zip(drawn, _ranks(drawn), strict=True)
+        drawn = [case for case, rank in ranked if rank < settings.examples]
     else:
         for case in drawn:
             if judge.kind(case.label) == "relation":
@@ -195,14 +199,27 @@ def evaluate(
         found = {side: judged(judge, pictures, drawn) for side, pictures in sides.items()}
         result |= {
             "kind": judge.kind(config.concept),
-            "cells": _counts(drawn, found),
+            "cells": (cells := _counts(drawn, found)),
             "concepts": _by_concept(drawn, found),
         }
+        if set(cells) == set(CELLS):
+            result["H"] = {side: harmonic_mean(cells, side) for side in found}
     result["pictures"] = _write_examples(workdir, drawn, sides, found, settings.examples)
     result |= _write_attention(workdir, pipe, adapter, config, result["pictures"])
     write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
     _show(result)
     return result
+
+
+def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
+    """H: the harmonic mean of 1 - Acc_e, Acc_ir and 1 - Acc_g, in [0, 1]; greater is better.
+
+    Args:
+        cells: for every name in `CELLS`, shares by side.
+        side: "before" or "after".
+    """
+    erased, other_words, kept = (cells[c][side]["share"] for c in ("Acc_e", "Acc_g", "Acc_ir"))
+    return float(hmean([1 - erased, kept, 1 - other_words]))
 
 
 def _others(config: Config, judge: Judge | None) -> Sequence[str]:
@@ -218,9 +235,10 @@ def _others(config: Config, judge: Judge | None) -> Sequence[str]:
     return [label for label in labels if label != config.concept]
 
 
-def _rank(drawn: Sequence[Case], index: int) -> int:
-    """How many cases of the same cell come before this one."""
-    return sum(case.cell == drawn[index].cell for case in drawn[:index])
+def _ranks(drawn: Sequence[Case]) -> list[int]:
+    """How many cases of the same cell come before each."""
+    counters = defaultdict(itertools.count)
+    return [next(counters[case.cell]) for case in drawn]
 
 
 def _draw(
@@ -275,8 +293,7 @@ def _write_examples(
     """Keeps the first pictures of every cell: the first, not the best."""
     kept = []
     shown: dict[str, list[int]] = {}
-    for index, case in enumerate(drawn):
-        rank = _rank(drawn, index)
+    for index, (case, rank) in enumerate(zip(drawn, _ranks(drawn), strict=True)):
         if rank >= examples:
             continue
         shown.setdefault(case.cell, []).append(index)
@@ -333,6 +350,9 @@ def _show(result: dict[str, Any]) -> None:
             low, high = report.percent(value["low"], 1), report.percent(value["high"], 1)
             texts += [report.percent(value["share"], 1), f"{low} .. {high}"]
         table.add_row(cell, str(sides["after"]["of"]), *texts)
+    if "H" in result:
+        before, after = (report.percent(result["H"][side], 1) for side in ("before", "after"))
+        table.add_row("H", "", before, "", after, "")
     console.print(table)
 
 

@@ -18,6 +18,7 @@ from erase.evaluate import (
     Case,
     cases,
     evaluate,
+    harmonic_mean,
     judged,
     named_pair,
 )
@@ -114,6 +115,16 @@ def test_verdicts_follow_each_label(judge: Judge):
     assert np.array_equal(judged(judge, pictures, drawn), wanted)
 
 
+def test_harmonic_mean_wants_all_three():
+    def cells(erased: float, other_words: float, kept: float):
+        shares = {"Acc_e": erased, "Acc_g": other_words, "Acc_ir": kept}
+        return {name: {"after": {"share": value}} for name, value in shares.items()}
+
+    assert harmonic_mean(cells(0.25, 0.5, 1.0), "after") == pytest.approx(3 / (1 / 0.75 + 2 + 1))
+    assert harmonic_mean(cells(1.0, 0.0, 1.0), "after") == 0
+    assert harmonic_mean(cells(0.0, 0.0, 0.0), "after") == 0
+
+
 def test_evaluation_writes_what_a_report_reads(
     pipe: Pipeline, adapter: Adapter, config: Config, judge: Judge, tmp_path: Path
 ):
@@ -121,6 +132,7 @@ def test_evaluation_writes_what_a_report_reads(
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
     assert list(result["cells"]) == ["Acc_e", "Acc_g", "Acc_ir"]
     assert {v["of"] for cell in result["cells"].values() for v in cell.values()} == {6}
+    assert result["H"] == {side: harmonic_mean(result["cells"], side) for side in result["H"]}
     assert [row["concept"] for row in result["concepts"]] != []
     assert sum(row["of"] for row in result["concepts"]) == 6
     assert {row["concept"] for row in result["concepts"]} <= {"dog", "hot dog", "apple"}
