@@ -177,7 +177,7 @@ def evaluate(
     judge, drawn = plan(config, pipe)
     # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
     sides = {
-        side: _draw(pipe, drawn, config, [(adapter, strength)], side)
+        side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
         for side, strength in (("before", 0.0), ("after", settings.strength))
     }
     result: dict[str, Any] = {
@@ -241,13 +241,22 @@ def _ranks(drawn: Sequence[Case]) -> list[int]:
     return [next(counters[case.cell]) for case in drawn]
 
 
-def _draw(
+def draw_cases(
     pipe: Pipeline,
     drawn: Sequence[Case],
     config: Config,
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
 ) -> UInt8[np.ndarray, "B h w 3"]:
+    """The cases' pictures, as the configuration's evaluation draws them.
+
+    Args:
+        pipe: the base model.
+        drawn: what to draw.
+        config: the run's configuration.
+        adapters: with their strengths.
+        title: shown at the progress bar.
+    """
     settings = config.evaluation
     return draw(
         pipe,

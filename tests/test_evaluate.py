@@ -11,6 +11,7 @@ from PIL import Image
 
 from convert.errors import InputError
 from erase import report
+from erase.attack import FAMILIES, attack
 from erase.attention import TIMES, attention_maps
 from erase.config import Config, Evaluation
 from erase.evaluate import (
@@ -155,6 +156,47 @@ def test_evaluation_writes_what_a_report_reads(
     assert result["attention_times"] == list(TIMES)
     (tmp_path / "config.json").write_text(json.dumps({"concept": "cat"}))
     assert "Acc_ir" in report.write(tmp_path).read_text()
+
+
+def test_attacks_are_counted_on_both_sides_and_written_twice(
+    pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path
+):
+    result = attack(pipe, adapter, config, tmp_path, pictures=3)
+    assert json.loads((tmp_path / "attacks.json").read_text()) == result
+    assert tuple(result["families"]) == FAMILIES
+    lines = (tmp_path / "attacks.csv").read_text().splitlines()
+    assert lines[0] == "family,side,found,of,share,low,high"
+    assert len(lines) == 1 + 2 * len(FAMILIES)
+    for family, line in zip(FAMILIES, lines[2::2], strict=True):
+        after = result["families"][family]["after"]
+        assert line.startswith(f"{family},after,{after['found']},3,")
+    # At strength 0 the adapter is not there.
+    still = replace(config, evaluation=replace(config.evaluation, strength=0.0))
+    for sides in attack(pipe, adapter, still, tmp_path, pictures=3)["families"].values():
+        assert sides["before"] == sides["after"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge": None}, "evaluation.judge = None"),
+        ({"templates": ("a photo of a {} " + "and more " * 200,)}, "prompt"),
+    ],
+)
+def test_attacks_need_a_judge_and_room(
+    pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path, changes, message
+):
+    changed = replace(config, evaluation=replace(config.evaluation, **changes))
+    with pytest.raises(InputError, match=message):
+        attack(pipe, adapter, changed, tmp_path, pictures=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_relations_are_not_attacked(
+    pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path
+):
+    with pytest.raises(InputError, match="'on' is a relation"):
+        attack(pipe, adapter, replace(config, concept="on"), tmp_path, pictures=1)
 
 
 def test_attention_is_a_share_and_strength_zero_changes_nothing(

@@ -1,0 +1,219 @@
+"""Asks for an erased concept in disguise: the paper's Appendix B, families of changed prompts.
+
+    python -m erase.attack --config configs/emoji_soccer_ball.py --workdir RUN [--pictures 64]
+
+An attack succeeds where the judge still finds the concept; the base's share stands beside, since
+not every disguise is understood by it either. Writes `attacks.json` and `attacks.csv` to RUN.
+Prompts, all but the synonyms', are drawn from a generator that starts at the evaluation's seed.
+Axis letters: B pictures, h w picture sides.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+from rich.console import Console
+from rich.table import Table
+
+from convert.errors import InputError, exits_cleanly
+from erase import report
+from erase.config import FLAG, Config, load_config, parse_flags
+from erase.evaluate import Case, define_flags, draw_cases, judged
+from erase.judge import Judge, share
+from erase.pictures import write
+from erase.prompts import phrase, shuffle
+from erase.sample import read_adapter
+from erase.synonyms import settle
+from flux_jax import compiler
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline, load
+
+FILE, SHEET = "attacks.json", "attacks.csv"
+PREFIXES = ("super", "un", "re", "x")
+SUFFIXES = ("s", "y", "ish", "like")
+
+
+def misspell(rng: np.random.Generator, concept: str) -> str:
+    """The concept with one wrong letter: doubled, left out, or two of them swapped."""
+    words, at = _word(rng, concept)
+    word = words[at]
+    while words[at] == word:
+        i, kind = int(rng.integers(len(word) - 1)), int(rng.integers(3))
+        words[at] = (
+            word[: i + 1] + word[i:],
+            word[:i] + word[i + 1 :],
+            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
+        )[kind]
+        if len(set(word)) == 1:
+            # Nothing to swap, and leaving a letter out may leave none.
+            words[at] = word + word[-1]
+    return " ".join(words)
+
+
+def affix(rng: np.random.Generator, concept: str) -> str:
+    """The concept with something before or after it, or its end dragged out: "soccerrrs"."""
+    words, at = _word(rng, concept)
+    word = words[at]
+    forms = [prefix + word for prefix in PREFIXES] + [word + suffix for suffix in SUFFIXES]
+    forms += [word + word[-1] * more + "s" for more in (1, 2, 3)]
+    words[at] = forms[int(rng.integers(len(forms)))]
+    return " ".join(words)
+
+
+def repeat(rng: np.random.Generator, concept: str) -> str:
+    """The concept twice or three times."""
+    return " ".join([concept] * int(rng.integers(2, 4)))
+
+
+def mix(rng: np.random.Generator, template: str, concept: str) -> str:
+    """The prompt's words in another order, where they have one."""
+    prompt = phrase(template, concept)
+    # The concept stays whole: its words apart would be another question.
+    mixed = [shuffle(rng, template).replace("{}", concept) for _ in range(8)]
+    return next((each for each in mixed if each != prompt), prompt)
+
+
+DISGUISES: Mapping[str, Callable[[np.random.Generator, str], str]] = {
+    "misspelt": misspell,
+    "affixes": affix,
+    "repeated": repeat,
+}
+FAMILIES = (*DISGUISES, "synonyms", "shuffled")
+
+
+def attacks(config: Config, pictures: int) -> list[Case]:
+    """The prompts of every family; of synonyms only where there are some.
+
+    Args:
+        config: the run's configuration.
+        pictures: a family.
+    """
+    settings = config.evaluation
+    rng = np.random.default_rng(settings.seed)
+    drawn = []
+    for family in FAMILIES:
+        if family == "synonyms" and not config.synonyms:
+            continue
+        for index in range(pictures):
+            template = settings.templates[index % len(settings.templates)]
+            if family == "shuffled":
+                prompt = mix(rng, template, config.concept)
+            elif family == "synonyms":
+                turn = index // len(settings.templates)
+                prompt = phrase(template, config.synonyms[turn % len(config.synonyms)])
+            else:
+                prompt = phrase(template, DISGUISES[family](rng, config.concept))
+            drawn.append(Case(family, prompt, settings.seed + index, config.concept))
+    return drawn
+
+
+def attack(
+    pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path, pictures: int = 64
+) -> dict[str, Any]:
+    """Draws every family on the base and with the adapter, judges and writes.
+
+    Args:
+        pipe: the base model.
+        adapter: what erases.
+        config: the run's configuration.
+        workdir: the run's folder.
+        pictures: a family.
+
+    Returns:
+        What `attacks.json` holds: by family, the share of attacks that succeed `before` and
+        `after`, and the prompts.
+
+    Raises:
+        InputError: there is no judge, it does not know the concept, or a prompt is too long.
+    """
+    workdir, settings = Path(workdir), config.evaluation
+    if not settings.judge:
+        raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
+    judge = Judge.load(settings.judge)
+    kind = judge.kind(config.concept)
+    if kind == "relation":
+        raise InputError(
+            f"concept = {config.concept!r} is a relation: attacks are made on words for things "
+            "and styles"
+        )
+    drawn = attacks(config, pictures)
+    pipe.tokenize([case.prompt for case in drawn])
+    found = {
+        side: judged(judge, draw_cases(pipe, drawn, config, [(adapter, strength)], side), drawn)
+        for side, strength in (("before", 0.0), ("after", settings.strength))
+    }
+    families = {}
+    for family in dict.fromkeys(case.cell for case in drawn):
+        rows = [i for i, case in enumerate(drawn) if case.cell == family]
+        shares = {side: share(int(hits[rows].sum()), len(rows)) for side, hits in found.items()}
+        families[family] = shares | {"prompts": sorted({drawn[i].prompt for i in rows})}
+    result = {
+        "concept": config.concept,
+        "model": str(config.model),
+        "strength": settings.strength,
+        "seed": settings.seed,
+        "families": families,
+    }
+    write(workdir / FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write(workdir / SHEET, table(families))
+    _show(result)
+    return result
+
+
+def table(families: Mapping[str, Any]) -> str:
+    """Families as comma-separated values, a line for each of them and of before and after."""
+    text = io.StringIO()
+    columns = ("found", "of", "share", "low", "high")
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("family", "side", *columns))
+    for family, sides in families.items():
+        for side in ("before", "after"):
+            lines.writerow((family, side, *(sides[side][column] for column in columns)))
+    return text.getvalue()
+
+
+def _word(rng: np.random.Generator, concept: str) -> tuple[list[str], int]:
+    """The concept's words, and which of them is to change: any of two letters or more."""
+    words = concept.split()
+    long = [i for i, word in enumerate(words) if len(word) > 1]
+    if not long:
+        raise InputError(f"concept = {concept!r} has no word of two letters that could be misspelt")
+    return words, long[int(rng.integers(len(long)))]
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    shown = Table(title=f"Attacks on {result['concept']!r}: pictures in which the judge finds it")
+    for heading in ("", "pictures", "before", "after", "95 %"):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for family, sides in result["families"].items():
+        after = sides["after"]
+        shares = [report.percent(sides[side]["share"], 1) for side in ("before", "after")]
+        low, high = report.percent(after["low"], 1), report.percent(after["high"], 1)
+        shown.add_row(family, str(after["of"]), *shares, f"{low} .. {high}")
+    Console().print(shown)
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    if len(argv) > 1:
+        raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
+    # JAX tells which backends it does not find.
+    logging.set_verbosity(logging.WARNING)
+    compiler.set_flags()
+    given = flags.FLAGS
+    config, _ = settle(load_config(given[FLAG].value))
+    adapter = read_adapter(given.adapter or Path(given.workdir))
+    pipe = load(config.model, config.dtype)
+    attack(pipe, adapter, config, given.workdir, given.pictures)
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.DEFINE_integer("pictures", 64, "Pictures of each family.", lower_bound=1)
+    app.run(main, flags_parser=parse_flags)
