@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
 from convert.errors import InputError, exits_cleanly
-from erase import report
-from erase.config import FLAG, Config, load_config, parse_flags
-from erase.evaluate import Case, define_flags, draw_cases, judged
+from erase import evaluate, report
+from erase.command import FLAG, begin, parse_flags
+from erase.config import Config, load_config
+from erase.evaluate import Case, draw_cases, judged
 from erase.judge import Judge, share
 from erase.pictures import write
 from erase.prompts import phrase, shuffle
 from erase.sample import read_adapter
 from erase.synonyms import settle
-from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 
@@ -72,10 +72,9 @@ def repeat(rng: np.random.Generator, concept: str) -> str:
 
 def mix(rng: np.random.Generator, template: str, concept: str) -> str:
     """The prompt's words in another order, where they have one."""
-    prompt = phrase(template, concept)
     # The concept stays whole: its words apart would be another question.
-    mixed = [shuffle(rng, template).replace("{}", concept) for _ in range(8)]
-    return next((each for each in mixed if each != prompt), prompt)
+    mixed = [shuffle(rng, template) for _ in range(8)]
+    return phrase(next((each for each in mixed if each != template), template), concept)
 
 
 DISGUISES: Mapping[str, Callable[[np.random.Generator, str], str]] = {
@@ -201,11 +200,7 @@ def _show(result: Mapping[str, Any]) -> None:
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
-    if len(argv) > 1:
-        raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
-    # JAX tells which backends it does not find.
-    logging.set_verbosity(logging.WARNING)
-    compiler.set_flags()
+    begin(argv)
     given = flags.FLAGS
     config, _ = settle(load_config(given[FLAG].value))
     adapter = read_adapter(given.adapter or Path(given.workdir))
@@ -214,6 +209,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
+    evaluate.define_flags()
+    flags.adopt_module_key_flags(evaluate)
     flags.DEFINE_integer("pictures", 64, "Pictures of each family.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)

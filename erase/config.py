@@ -12,26 +12,20 @@ nothing but frozen dataclasses.
 
 import dataclasses
 import difflib
-import itertools
 import math
-import re
-import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from convert.errors import InputError
 from erase.prompts import SLOT, as_template
 from flux_jax.lora import TEXT_QUERY_KEY
 
-FLAG = "config"
 PARTS_OF_SPEECH = ("noun", "adjective", "verb")
 
 
@@ -258,7 +252,7 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
 
 def unknown(path: str) -> str:
     """What to say of a field that does not exist: its name and the nearest ones."""
-    known = list(_paths(Config))
+    known = list(paths(Config))
     near = difflib.get_close_matches(path, known, n=3)
     # A field under the wrong part, or without one.
     last = path.rpartition(".")[2]
@@ -267,38 +261,16 @@ def unknown(path: str) -> str:
     return f"{path} is not a field of the configuration; {hint}"
 
 
-def define_flag() -> None:
-    """Declares `--config` and its overrides; a function, so that importing declares nothing."""
-    config_flags.DEFINE_config_file(FLAG, None, "Configuration file; see configs/.")
-
-
-def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """For `app.run(main, flags_parser=...)`: unusable flags end the command with exit code 2."""
-    try:
-        for argument, following in itertools.pairwise([*arguments, ""]):
-            named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
-            if named and named[1] not in set(_paths(Config)):
-                raise InputError(unknown(named[1]))
-            if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
-                path = file[1] or following
-                if not Path(path).is_file():
-                    raise InputError(f"config = {path!r} is not a file; check the path")
-        return flags.FLAGS(list(arguments))
-    except (InputError, flags.Error, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _paths(cls: type, prefix: str = "") -> Iterator[str]:
+def paths(cls: type, prefix: str = "") -> Iterator[str]:
     """Names of all fields, parts included, as overrides write them."""
     for name, hint in _hints(cls).items():
         yield prefix + name
         if dataclasses.is_dataclass(hint):
-            yield from _paths(typing.cast(type, hint), f"{prefix}{name}.")
+            yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
 
 
 def _merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:

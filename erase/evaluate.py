@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from jaxtyping import Bool, UInt8
 from rich.console import Console
 from rich.table import Table
@@ -31,13 +31,13 @@ from scipy.stats import hmean
 from convert.errors import InputError, exits_cleanly
 from erase import report
 from erase.attention import TIMES, attention_maps
-from erase.config import FLAG, Config, define_flag, load_config, parse_flags
+from erase.command import FLAG, begin, define_flag, parse_flags
+from erase.config import Config, load_config
 from erase.judge import Judge, share
 from erase.pictures import draw, png, sheet, write
 from erase.prompts import phrase
 from erase.sample import read_adapter
 from erase.synonyms import settle
-from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 
@@ -368,6 +368,7 @@ def _show(result: dict[str, Any]) -> None:
 def define_flags() -> None:
     """Declares the command's flags; a function, so that importing this module declares none."""
     define_flag()
+    flags.declare_key_flag(FLAG)
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
     flags.DEFINE_string("adapter", None, "Adapter; by default the run's own.")
 
@@ -375,11 +376,7 @@ def define_flags() -> None:
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
-    if len(argv) > 1:
-        raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
-    # JAX tells which backends it does not find.
-    logging.set_verbosity(logging.WARNING)
-    compiler.set_flags()
+    begin(argv)
     given = flags.FLAGS
     (config, _), workdir = settle(load_config(given[FLAG].value)), Path(given.workdir)
     adapter = read_adapter(given.adapter or workdir)

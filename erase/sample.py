@@ -14,12 +14,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import app, flags
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_lora
+from erase.command import begin
 from erase.pictures import draw, png, write
-from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import load
 
@@ -145,11 +145,7 @@ def define_flags() -> None:
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
-    if len(argv) > 1:
-        raise InputError(f"argument {argv[1]!r} is not a flag; prompts are given with --prompt")
-    # JAX tells which backends it does not find.
-    logging.set_verbosity(logging.WARNING)
-    compiler.set_flags()
+    begin(argv, "prompts are given with --prompt")
     given = flags.FLAGS
     files = sample(
         given.model,

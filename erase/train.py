@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from jaxtyping import PRNGKeyArray, PyTree
 from tqdm import tqdm
 
@@ -28,10 +28,10 @@ from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
 from erase import bank, checkpoints, evaluate, irrelevant, report, synonyms
 from erase.bank import Bank
-from erase.config import FLAG, Config, define_flag, load_config, parse_flags
+from erase.command import FLAG, begin, define_flag, parse_flags
+from erase.config import Config, load_config
 from erase.pictures import write
 from erase.updates import Setup, State, lower_update, start, upper_update
-from flux_jax import compiler
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 
@@ -223,11 +223,7 @@ def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
-    if len(argv) > 1:
-        raise InputError(f"argument {argv[1]!r} is not a flag; see --help")
-    # Orbax tells every step of a checkpoint.
-    logging.set_verbosity(logging.WARNING)
-    compiler.set_flags()
+    begin(argv)
     given = flags.FLAGS
     run(
         load_config(given[FLAG].value),
@@ -240,6 +236,7 @@ def main(argv: Sequence[str]) -> None:
 def define_flags() -> None:
     """Declares the command's flags; a function, so that importing this module declares none."""
     define_flag()
+    flags.declare_key_flag(FLAG)
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
     flags.DEFINE_bool("resume", False, "Go on from the folder's latest checkpoint.")
 

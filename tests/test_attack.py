@@ -54,6 +54,9 @@ def test_mixed_prompts_have_the_same_words_and_the_concept_whole():
         assert "soccer ball" in prompt
         assert prompt != "a photo of a soccer ball"
     assert draws(mix, "{}", "soccer ball", count=1) == ["soccer ball"]
+    assert not {"a photo of a airplane", "a photo of an airplane"} & set(
+        draws(mix, "a photo of a {}", "airplane", count=1000)
+    )
 
 
 def test_every_family_gets_as_many_pictures_and_seeds_of_its_own_kind():

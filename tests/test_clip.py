@@ -69,6 +69,15 @@ def test_pooled_output_equals_transformers(shape, tokens):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
+def test_unrolled_blocks_give_the_same():
+    looped, variables = ours(reference(SHAPES["quick, first end of text"]))
+    unrolled = CLIPTextEncoder(looped.config, unroll=True)
+    run = [jax.jit(each.apply).lower(variables, prompts(20)) for each in (looped, unrolled)]
+    assert [" stablehlo.while" in each.as_text() for each in run] == [True, False]
+    wanted, got = (np.asarray(each.compile()(variables, prompts(20))) for each in run)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
 def test_half_precision_stays_close():
     exact, variables = ours(reference(SHAPES["quick, first end of text"]))
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), variables)

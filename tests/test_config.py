@@ -9,7 +9,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from convert.errors import InputError
-from erase.config import Config, configure, load_config, parse_flags, unknown
+from erase.command import parse_flags
+from erase.config import Config, configure, load_config, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")

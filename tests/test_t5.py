@@ -63,6 +63,15 @@ def test_buckets_equal_transformers(buckets, distance):
     np.testing.assert_array_equal(relative_position_bucket(offsets, buckets, distance), wanted)
 
 
+def test_unrolled_blocks_give_the_same():
+    looped, variables = ours(reference(SHAPES["wide heads"]))
+    unrolled = T5Encoder(looped.config, unroll=True)
+    run = [jax.jit(each.apply).lower(variables, np.arange(40)[None]) for each in (looped, unrolled)]
+    assert [" stablehlo.while" in each.as_text() for each in run] == [True, False]
+    wanted, got = (np.asarray(each.compile()(variables, np.arange(40)[None])) for each in run)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
 def test_half_precision_stays_close():
     exact, variables = ours(reference(SHAPES["wide heads"]))
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), variables)

@@ -213,7 +213,7 @@ def predict(
 def build_modules(configs: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     """The three modules that are trained here."""
     names = ("transformer", "text_encoder", "text_encoder_2")
-    # On one H100, 128 samples: 10.2 ms an update with loops over blocks, 7.3 without.
+    # Blocks as narrow as these run faster without a loop over them.
     return {name: build(name, configs[name], dtype).clone(unroll=True) for name in names}
 
 

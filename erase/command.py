@@ -1,0 +1,55 @@
+"""What the commands of this package share: the configuration's flag, and how they begin."""
+
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from convert.errors import InputError
+from erase.config import Config, paths, unknown
+from flux_jax import compiler
+
+FLAG = "config"
+
+
+def define_flag() -> None:
+    """Declares `--config` and its overrides; a function, so that importing declares nothing."""
+    config_flags.DEFINE_config_file(FLAG, None, "Configuration file; see configs/.")
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """For `app.run(main, flags_parser=...)`: unusable flags end the command with exit code 2."""
+    try:
+        for argument, following in itertools.pairwise([*arguments, ""]):
+            named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
+            if named and named[1] not in set(paths(Config)):
+                raise InputError(unknown(named[1]))
+            if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
+                path = file[1] or following
+                if not Path(path).is_file():
+                    raise InputError(f"config = {path!r} is not a file; check the path")
+        return flags.FLAGS(list(arguments))
+    except (InputError, flags.Error, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def begin(argv: Sequence[str], hint: str = "see --help") -> None:
+    """The first thing that a command does: no stray arguments, quiet libraries, compiler flags.
+
+    Args:
+        argv: the program's name, and what absl left over.
+        hint: what to do about an argument that is no flag.
+
+    Raises:
+        InputError: there is one.
+    """
+    if len(argv) > 1:
+        raise InputError(f"argument {argv[1]!r} is not a flag; {hint}")
+    # JAX tells which backends it does not find, Orbax every step of a checkpoint.
+    logging.set_verbosity(logging.WARNING)
+    compiler.set_flags()
