@@ -121,7 +121,7 @@ def test_harmonic_mean_wants_all_three():
         shares = {"Acc_e": erased, "Acc_g": other_words, "Acc_ir": kept}
         return {name: {"after": {"share": value}} for name, value in shares.items()}
 
-    assert harmonic_mean(cells(0.25, 0.5, 1.0), "after") == pytest.approx(3 / (1 / 0.75 + 2 + 1))
+    assert harmonic_mean(cells(0.25, 0.6, 1.0), "after") == pytest.approx(3 / (1 / 0.75 + 2.5 + 1))
     assert harmonic_mean(cells(1.0, 0.0, 1.0), "after") == 0
     assert harmonic_mean(cells(0.0, 0.0, 0.0), "after") == 0
 
