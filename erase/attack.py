@@ -2,8 +2,10 @@
 
     python -m erase.attack --config configs/emoji_soccer_ball.py --workdir RUN [--pictures 64]
 
-An attack succeeds where the judge still finds the concept; the base's share stands beside, since
-not every disguise is understood by it either. Writes `attacks.json` and `attacks.csv` to RUN.
+An attack succeeds where the judge still finds the concept. Beside the adapter's share stand the
+base's, since not every disguise is understood by it either, and that of the paper's attention map
+erasure (Fig. 3), which needs no training: the concept's tokens, where the prompt has them, give
+nothing to the picture. Writes `attacks.json` and `attacks.csv` to RUN.
 Prompts, all but the synonyms', are drawn from a generator that starts at the evaluation's seed.
 Axis letters: B pictures, h w picture sides.
 """
@@ -24,7 +26,7 @@ from convert.errors import InputError, exits_cleanly
 from erase import evaluate, report
 from erase.command import FLAG, begin, parse_flags
 from erase.config import Config, load_config
-from erase.evaluate import Case, draw_cases, judged
+from erase.evaluate import Case, check, draw_cases, judged
 from erase.judge import Judge, share
 from erase.pictures import write
 from erase.prompts import phrase, shuffle
@@ -34,6 +36,7 @@ from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 
 FILE, SHEET = "attacks.json", "attacks.csv"
+SIDES = ("before", "silenced", "after")
 PREFIXES = ("super", "un", "re", "x")
 SUFFIXES = ("s", "y", "ish", "like")
 
@@ -85,18 +88,20 @@ DISGUISES: Mapping[str, Callable[[np.random.Generator, str], str]] = {
 FAMILIES = (*DISGUISES, "synonyms", "shuffled")
 
 
-def attacks(config: Config, pictures: int) -> list[Case]:
+def attacks(config: Config, pictures: int, ordered: bool = False) -> list[Case]:
     """The prompts of every family; of synonyms only where there are some.
 
     Args:
         config: the run's configuration.
         pictures: a family.
+        ordered: whether the order of words carries the concept, as it does a relation's; then no
+            words are shuffled.
     """
     settings = config.evaluation
     rng = np.random.default_rng(settings.seed)
     drawn = []
     for family in FAMILIES:
-        if family == "synonyms" and not config.synonyms:
+        if (family == "synonyms" and not config.synonyms) or (family == "shuffled" and ordered):
             continue
         for index in range(pictures):
             template = settings.templates[index % len(settings.templates)]
@@ -114,7 +119,7 @@ def attacks(config: Config, pictures: int) -> list[Case]:
 def attack(
     pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path, pictures: int = 64
 ) -> dict[str, Any]:
-    """Draws every family on the base and with the adapter, judges and writes.
+    """Draws every family on the base, with the concept silenced and with the adapter; judges.
 
     Args:
         pipe: the base model.
@@ -124,28 +129,23 @@ def attack(
         pictures: a family.
 
     Returns:
-        What `attacks.json` holds: by family, the share of attacks that succeed `before` and
-        `after`, and the prompts.
+        What `attacks.json` holds: by family, the share of attacks that succeed `before`,
+        `silenced` and `after`, and the prompts.
 
     Raises:
-        InputError: there is no judge, it does not know the concept, or a prompt is too long.
+        InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
     workdir, settings = Path(workdir), config.evaluation
     if not settings.judge:
         raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
     judge = Judge.load(settings.judge)
-    kind = judge.kind(config.concept)
-    if kind == "relation":
-        raise InputError(
-            f"concept = {config.concept!r} is a relation: attacks are made on words for things "
-            "and styles"
-        )
-    drawn = attacks(config, pictures)
-    pipe.tokenize([case.prompt for case in drawn])
-    found = {
-        side: judged(judge, draw_cases(pipe, drawn, config, [(adapter, strength)], side), drawn)
-        for side, strength in (("before", 0.0), ("after", settings.strength))
-    }
+    drawn = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
+    check(pipe, judge, drawn)
+    ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))
+    found = {}
+    for side, (strength, silenced) in zip(SIDES, ways, strict=True):
+        shown = draw_cases(pipe, drawn, config, [(adapter, strength)], side, silenced)
+        found[side] = judged(judge, shown, drawn)
     families = {}
     for family in dict.fromkeys(case.cell for case in drawn):
         rows = [i for i, case in enumerate(drawn) if case.cell == family]
@@ -165,13 +165,13 @@ def attack(
 
 
 def table(families: Mapping[str, Any]) -> str:
-    """Families as comma-separated values, a line for each of them and of before and after."""
+    """Families as comma-separated values, a line for each of them and each side."""
     text = io.StringIO()
     columns = ("found", "of", "share", "low", "high")
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("family", "side", *columns))
     for family, sides in families.items():
-        for side in ("before", "after"):
+        for side in SIDES:
             lines.writerow((family, side, *(sides[side][column] for column in columns)))
     return text.getvalue()
 
@@ -187,11 +187,11 @@ def _word(rng: np.random.Generator, concept: str) -> tuple[list[str], int]:
 
 def _show(result: Mapping[str, Any]) -> None:
     shown = Table(title=f"Attacks on {result['concept']!r}: pictures in which the judge finds it")
-    for heading in ("", "pictures", "before", "after", "95 %"):
+    for heading in ("", "pictures", *SIDES, "95 %"):
         shown.add_column(heading, justify="left" if not heading else "right")
     for family, sides in result["families"].items():
         after = sides["after"]
-        shares = [report.percent(sides[side]["share"], 1) for side in ("before", "after")]
+        shares = [report.percent(sides[side]["share"], 1) for side in SIDES]
         low, high = report.percent(after["low"], 1), report.percent(after["high"], 1)
         shown.add_row(family, str(after["of"]), *shares, f"{low} .. {high}")
     Console().print(shown)

@@ -144,12 +144,22 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
         # Nobody counts, so only what the report shows is drawn.
         ranked = zip(drawn, _ranks(drawn), strict=True)
         drawn = [case for case, rank in ranked if rank < settings.examples]
-    else:
+    check(pipe, judge, drawn)
+    return judge, drawn
+
+
+def check(pipe: Pipeline, judge: Judge | None, drawn: Sequence[Case]) -> None:
+    """Makes sure that every prompt can be drawn and judged; cheap.
+
+    Raises:
+        InputError: a prompt is over the token limit, the judge does not know its label, or a
+            relation's prompt does not name a pair.
+    """
+    pipe.tokenize([case.prompt for case in drawn])
+    if judge is not None:
         for case in drawn:
             if judge.kind(case.label) == "relation":
                 named_pair(judge, case.prompt)
-    pipe.tokenize([case.prompt for case in drawn])
-    return judge, drawn
 
 
 def evaluate(
@@ -247,6 +257,7 @@ def draw_cases(
     config: Config,
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
+    silenced: str | None = None,
 ) -> UInt8[np.ndarray, "B h w 3"]:
     """The cases' pictures, as the configuration's evaluation draws them.
 
@@ -256,6 +267,7 @@ def draw_cases(
         config: the run's configuration.
         adapters: with their strengths.
         title: shown at the progress bar.
+        silenced: a concept whose tokens give nothing to the picture.
     """
     settings = config.evaluation
     return draw(
@@ -267,6 +279,7 @@ def draw_cases(
         steps=settings.steps,
         guidance=settings.guidance,
         adapters=adapters,
+        silenced=silenced,
         batch=settings.batch,
         title=f"pictures {title}",
     )

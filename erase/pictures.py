@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from convert.errors import InputError
+from erase.tokens import marks
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -29,6 +30,7 @@ def draw(
     steps: int = 28,
     guidance: float = 3.5,
     adapters: Sequence[tuple[Adapter, float]] = (),
+    silenced: str | None = None,
     batch: int = 16,
     title: str = "pictures",
 ) -> UInt8[np.ndarray, "B h w 3"]:
@@ -46,11 +48,13 @@ def draw(
         steps: Euler steps.
         guidance: distilled guidance scale.
         adapters: adapters with their strengths.
+        silenced: a concept whose tokens give nothing to the picture (the paper's attention map
+            erasure, Fig. 3); prompts that do not hold it are drawn as they are.
         batch: pictures drawn at once.
         title: shown at the progress bar.
 
     Raises:
-        InputError: a prompt or a size cannot be used, or batch is below 1.
+        InputError: a prompt, a concept or a size cannot be used, or batch is below 1.
     """
     if batch < 1:
         raise InputError(f"batch = {batch} must be at least 1")
@@ -59,14 +63,16 @@ def draw(
     with tqdm(total=len(prompts), desc=title, unit="picture") as bar:
         for start in range(0, len(prompts), batch):
             rows = [min(start + i, len(prompts) - 1) for i in range(batch)]
+            texts = [prompts[i] for i in rows]
             pictures = pipe(
-                [prompts[i] for i in rows],
+                texts,
                 seeds=[seeds[i] for i in rows],
                 steps=steps,
                 guidance=guidance,
                 height=height,
                 width=width,
                 adapters=adapters,
+                silenced=None if silenced is None else marks(pipe.tokenizer_2, texts, silenced),
             )
             wanted = min(batch, len(prompts) - start)
             drawn.append(pictures[:wanted])

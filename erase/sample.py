@@ -71,6 +71,7 @@ def sample(
     adapters: Sequence[str],
     out: Path,
     *,
+    silenced: str | None = None,
     steps: int = 28,
     guidance: float = 3.5,
     height: int | None = None,
@@ -85,6 +86,7 @@ def sample(
         seeds: of the noise.
         adapters: "PATH" or "PATH:STRENGTH" each.
         out: folder; files of the same names are replaced.
+        silenced: a word whose tokens give nothing to the picture.
         steps: Euler steps.
         guidance: distilled guidance scale.
         height: pixels; by default the size that the autoencoder was made for.
@@ -116,10 +118,16 @@ def sample(
         steps=steps,
         guidance=guidance,
         adapters=read,
+        silenced=silenced,
         batch=batch,
     )
     files = [out / name for name in file_names(prompts, seeds)]
-    settings = {"steps": steps, "guidance": guidance, "adapters": list(adapters)}
+    settings = {
+        "steps": steps,
+        "guidance": guidance,
+        "adapters": list(adapters),
+        "silenced": silenced,
+    }
     for file, picture, (prompt, seed) in zip(files, pictures, pairs, strict=True):
         notes = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(settings)}
         write(file, png(picture, notes))
@@ -133,6 +141,9 @@ def define_flags() -> None:
     flags.DEFINE_multi_integer("seed", [0], "Seed of the noise; may be repeated.")
     flags.DEFINE_multi_string(
         "adapter", [], "Adapter file or folder, with :STRENGTH if not 1; may be repeated."
+    )
+    flags.DEFINE_string(
+        "silence", None, "Training-free erasure: this word's tokens give nothing to the picture."
     )
     flags.DEFINE_integer("steps", 28, "Euler steps.")
     flags.DEFINE_float("guidance", 3.5, "Distilled guidance scale.")
@@ -153,6 +164,7 @@ def main(argv: Sequence[str]) -> None:
         given.seed,
         given.adapter,
         Path(given.out),
+        silenced=given.silence,
         steps=given.steps,
         guidance=given.guidance,
         height=given.height,

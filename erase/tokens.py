@@ -21,6 +21,26 @@ ANCHORS = ("(", "-")
 def concept_masks(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], words: str | Sequence[str]
 ) -> Float[np.ndarray, "B T"]:
+    """What `marks` finds, where every prompt has to hold its concept.
+
+    Raises:
+        InputError: what `marks` raises, or a concept is not in its prompt.
+    """
+    masks = marks(tokenizer, prompts, words)
+    words = [words] * len(prompts) if isinstance(words, str) else words
+    for row, prompt, word in zip(masks, prompts, words, strict=True):
+        if not row.any():
+            pieces = tokenizer.convert_ids_to_tokens(_ids(tokenizer, prompt))
+            raise InputError(
+                f"prompt = {prompt!r} does not hold the concept {word!r} "
+                f"(its tokens are {' '.join(pieces)}); name the concept there as it is written"
+            )
+    return masks
+
+
+def marks(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], words: str | Sequence[str]
+) -> Float[np.ndarray, "B T"]:
     """Marks the tokens of a concept in every prompt.
 
     A token is marked where one of the concept's token sequences stands in the tokenised prompt:
@@ -34,11 +54,10 @@ def concept_masks(
         words: the concept, or one for each prompt.
 
     Returns:
-        Ones and zeros; no row is all zeros.
+        Ones and zeros; a row is all zeros where the prompt does not hold the concept.
 
     Raises:
-        InputError: a concept is empty, is not in its prompt, or is unknown to the vocabulary;
-            or a prompt is too long.
+        InputError: a concept is empty or is unknown to the vocabulary, or a prompt is too long.
     """
     words = [words] * len(prompts) if isinstance(words, str) else words
     limit = tokenizer.model_max_length
@@ -57,11 +76,6 @@ def concept_masks(
                 stop = start + len(sequence)
                 if tuple(ids[start:stop]) == sequence and _word_starts(pieces, start):
                     row[start:stop] = 1
-        if not row.any():
-            raise InputError(
-                f"prompt = {prompt!r} does not hold the concept {word!r} "
-                f"(its tokens are {' '.join(pieces)}); name the concept there as it is written"
-            )
     return masks
 
 

@@ -62,6 +62,20 @@ def attend(
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if flash else "xla")
 
 
+def silence(
+    v: Float[Array, "B N H D"], silenced: Float[Array, "B T"] | None
+) -> Float[Array, "B N H D"]:
+    """The values, those of silenced text tokens set to zero.
+
+    The same as setting the tokens' columns of the attention matrix to zero after the softmax: what
+    they drew of it is lost, not given to others.
+    """
+    if silenced is None:
+        return v
+    kept = (1 - silenced).astype(v.dtype)
+    return v.at[:, : silenced.shape[1]].multiply(kept[:, :, None, None])
+
+
 def attention_weights(
     q: Float[Array, "B N H D"], k: Float[Array, "B N H D"]
 ) -> Float[Array, "B H N N"]:

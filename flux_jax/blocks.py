@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flux_jax.attention import apply_rope, attend, attention_mass, attention_weights
+from flux_jax.attention import apply_rope, attend, attention_mass, attention_weights, silence
 from flux_jax.layers import MLP, Dense, Modulation, RMSNorm, modulate
 
 MLP_RATIO = 4
@@ -24,6 +24,7 @@ class Shared(NamedTuple):
     cos: Float[Array, "N D/2"]
     sin: Float[Array, "N D/2"]
     token_masks: Float[Array, "B T G"] | None
+    silenced: Float[Array, "B T"] | None
 
 
 def split_heads(x: Float[Array, "B N C"], heads: int) -> Float[Array, "B N H D"]:
@@ -64,7 +65,7 @@ class JointAttention(nn.Module):
         v = jnp.concatenate([project("add_v_proj", text), project("to_v", image)], axis=1)
         q = apply_rope(q, shared.cos, shared.sin)
         k = apply_rope(k, shared.cos, shared.sin)
-        mixed = attend(q, k, v).reshape(*v.shape[:2], -1)
+        mixed = attend(q, k, silence(v, shared.silenced)).reshape(*v.shape[:2], -1)
 
         seen = None
         if self.attention == "weights":
@@ -129,7 +130,7 @@ class SingleAttention(nn.Module):
         )
         q = apply_rope(RMSNorm(name="norm_q")(q), shared.cos, shared.sin)
         k = apply_rope(RMSNorm(name="norm_k")(k), shared.cos, shared.sin)
-        return attend(q, k, v).reshape(x.shape)
+        return attend(q, k, silence(v, shared.silenced)).reshape(x.shape)
 
 
 class SingleStreamBlock(nn.Module):

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
@@ -26,7 +26,7 @@ from flux_jax.sampling import denoise
 from flux_jax.schedule import Schedule
 from flux_jax.t5 import T5Encoder
 from flux_jax.transformer import FluxTransformer
-from flux_jax.vae import AutoencoderKL, latent_ids, unpack, unscale_latents
+from flux_jax.vae import AutoencoderKL, latent_ids, pack, scale_latents, unpack, unscale_latents
 
 
 @flax.struct.dataclass
@@ -168,6 +168,7 @@ class Pipeline:
         steps: int = 28,
         guidance: float = 3.5,
         adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
+        silenced: Float[ArrayLike, "B T"] | None = None,
     ) -> Float[Array, "B S C"]:
         """Integrates the velocity from noise (t = 1) to packed latents (t = 0) in Euler steps."""
         if steps < 1:
@@ -181,6 +182,7 @@ class Pipeline:
             image_ids,
             guidance,
             jnp.asarray(self.schedule.sigmas(steps, noise.shape[1])),
+            silenced,
         )
 
     def decode(
@@ -189,6 +191,15 @@ class Pipeline:
         """Pictures of packed latents."""
         grid = self.grid(height, width)
         return np.asarray(_decode(self.vae, self.params["vae"], latents, grid))
+
+    def encode_pictures(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[Array, "B S C"]:
+        """Packed latents of pictures, the means of their distributions; undone by `decode`.
+
+        Raises:
+            InputError: a side is not a positive multiple of `pixels_per_token`.
+        """
+        self.grid(*pictures.shape[1:3])
+        return _encode_pictures(self.vae, self.params["vae"], pictures)
 
     def __call__(
         self,
@@ -200,6 +211,7 @@ class Pipeline:
         width: int = 512,
         latents: Float[Array, "B S C"] | None = None,
         adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
+        silenced: Float[ArrayLike, "B T"] | None = None,
     ) -> UInt8[np.ndarray, "B h w 3"]:
         """Draws a picture for every prompt.
 
@@ -212,6 +224,7 @@ class Pipeline:
             width: pixels.
             latents: packed noise to start from, instead of seeds.
             adapters: adapters with their strengths; their effects add up.
+            silenced: ones where a prompt's T5 token gives nothing to the picture.
 
         Raises:
             InputError: sizes, seeds or a prompt cannot be used.
@@ -228,7 +241,7 @@ class Pipeline:
         if latents.shape != wanted:
             raise InputError(f"latents have shape {latents.shape} and must have {wanted}")
         conditioning = self.encode(prompts)
-        latents = self.denoise(latents, conditioning, ids, steps, guidance, adapters)
+        latents = self.denoise(latents, conditioning, ids, steps, guidance, adapters, silenced)
         return self.decode(latents, height, width)
 
 
@@ -285,7 +298,7 @@ def apply_transformer(
 ) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
     """The transformer with or without an adapter tree, one guidance scale for all or for each.
 
-    Options go to `FluxTransformer` (token_masks, attention, stop_after).
+    Options go to `FluxTransformer` (token_masks, silenced, attention, stop_after).
     """
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
     embeds = transformer.config.guidance_embeds
@@ -321,11 +334,20 @@ def _denoise(
     image_ids: Array,
     guidance: Array,
     sigmas: Array,
+    silenced: Array | None,
 ) -> Array:
     def velocity(latents: Array, timestep: Array) -> Array:
         timesteps = jnp.broadcast_to(timestep, latents.shape[:1])
         predicted, _ = apply_transformer(
-            transformer, params, lora, latents, conditioning, timesteps, image_ids, guidance
+            transformer,
+            params,
+            lora,
+            latents,
+            conditioning,
+            timesteps,
+            image_ids,
+            guidance,
+            silenced=silenced,
         )
         assert predicted is not None
         return predicted
@@ -339,3 +361,10 @@ def _decode(vae: AutoencoderKL, params: PyTree, latents: Array, grid: tuple[int,
     pictures = vae.apply({"params": params}, raw, method="decode")
     pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)  # pyright: ignore
     return jnp.round(pictures * 255).astype(jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_pictures(vae: AutoencoderKL, params: PyTree, pictures: Array) -> Array:
+    signed = pictures.astype(jnp.float32) / 127.5 - 1
+    mean, _ = vae.apply({"params": params}, signed, method="encode")
+    return pack(scale_latents(vae.config, mean.astype(jnp.float32)))

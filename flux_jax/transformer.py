@@ -82,6 +82,7 @@ class FluxTransformer(nn.Module):
         guidance: Float[Array, "B"] | None = None,
         *,
         token_masks: Float[Array, "B T G"] | None = None,
+        silenced: Float[Array, "B T"] | None = None,
         attention: Literal["weights"] | None = None,
         stop_after: Literal["dual"] | None = None,
     ) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
@@ -97,6 +98,9 @@ class FluxTransformer(nn.Module):
             image_ids: positions of the image tokens; text tokens stand at 0.
             guidance: distilled guidance scale; only for models that embed it.
             token_masks: ones where a text token belongs to a group.
+            silenced: ones where a text token gives nothing to any token, itself included: its
+                columns of every block's attention are set to zero after the softmax. What
+                `attention` returns is from before.
             attention: "weights" asks for the whole matrices.
             stop_after: "dual" leaves the single-stream blocks out; the velocity is then None.
 
@@ -105,7 +109,8 @@ class FluxTransformer(nn.Module):
             token_masks, [L, B, H, N, G] (the mass on each group).
 
         Raises:
-            InputError: guidance is given to a model without it, or is missing.
+            InputError: guidance is given to a model without it, or is missing; or silenced is not
+                one number for each text token.
         """
         config = self.config
         if config.guidance_embeds != (guidance is not None):
@@ -113,6 +118,11 @@ class FluxTransformer(nn.Module):
                 f"guidance: this model {'needs' if config.guidance_embeds else 'has no'} "
                 f"guidance embedding, so guidance must "
                 f"{'be a number for each sample' if config.guidance_embeds else 'be None'}"
+            )
+        if silenced is not None and silenced.shape != text.shape[:2]:
+            raise InputError(
+                f"silenced has shape {silenced.shape} and must have {text.shape[:2]}: one number "
+                "for each text token"
             )
         width = config.width
         heads = config.num_attention_heads
@@ -137,7 +147,7 @@ class FluxTransformer(nn.Module):
 
         text_ids = jnp.zeros((text.shape[1], image_ids.shape[1]), image_ids.dtype)
         cos, sin = rope_tables(jnp.concatenate([text_ids, image_ids]), config.axes_dims_rope)
-        shared = Shared(conditioning, cos, sin, token_masks)
+        shared = Shared(conditioning, cos, sin, token_masks, silenced)
 
         image_stream = Dense(width, self.dtype, name="x_embedder")(latents)
         text_stream = Dense(width, self.dtype, name="context_embedder")(text)

@@ -75,6 +75,8 @@ def test_every_family_gets_as_many_pictures_and_seeds_of_its_own_kind():
     ]
     without = attacks(Config("soccer ball", evaluation=CONFIG.evaluation), 2)
     assert {case.cell for case in without} == set(FAMILIES) - {"synonyms"}
+    ordered = attacks(CONFIG, 12, ordered=True)
+    assert ordered == [case for case in drawn if case.cell != "shuffled"]
 
 
 @pytest.mark.parametrize("function", [misspell, affix])

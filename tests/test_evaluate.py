@@ -18,6 +18,7 @@ from erase.evaluate import (
     CELLS,
     Case,
     cases,
+    draw_cases,
     evaluate,
     harmonic_mean,
     judged,
@@ -158,7 +159,7 @@ def test_evaluation_writes_what_a_report_reads(
     assert "Acc_ir" in report.write(tmp_path).read_text()
 
 
-def test_attacks_are_counted_on_both_sides_and_written_twice(
+def test_attacks_are_counted_on_every_side_and_written_twice(
     pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path
 ):
     result = attack(pipe, adapter, config, tmp_path, pictures=3)
@@ -166,8 +167,8 @@ def test_attacks_are_counted_on_both_sides_and_written_twice(
     assert tuple(result["families"]) == FAMILIES
     lines = (tmp_path / "attacks.csv").read_text().splitlines()
     assert lines[0] == "family,side,found,of,share,low,high"
-    assert len(lines) == 1 + 2 * len(FAMILIES)
-    for family, line in zip(FAMILIES, lines[2::2], strict=True):
+    assert len(lines) == 1 + 3 * len(FAMILIES)
+    for family, line in zip(FAMILIES, lines[3::3], strict=True):
         after = result["families"][family]["after"]
         assert line.startswith(f"{family},after,{after['found']},3,")
     # At strength 0 the adapter is not there.
@@ -192,10 +193,32 @@ def test_attacks_need_a_judge_and_room(
     assert not list(tmp_path.iterdir())
 
 
-def test_relations_are_not_attacked(
+def test_attacks_silence_the_concept_where_the_prompt_holds_it(
+    pipe: Pipeline, config: Config, judge: Judge
+):
+    drawn = [Case("any", f"a photo of a {word}", 5, "cat") for word in ("cat", "ctat", "kitty")]
+    base = draw_cases(pipe, drawn, config, [], "before")
+    silenced = draw_cases(pipe, drawn, config, [], "silenced", "cat")
+    changed = np.abs(base.astype(int) - silenced).max((1, 2, 3))
+    assert changed[0] > 1
+    # Two programs may round differently, by one grey level.
+    assert changed[1:].max() <= 1
+
+
+def test_relations_are_attacked_by_all_but_shuffled_words(
     pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path
 ):
-    with pytest.raises(InputError, match="'on' is a relation"):
+    templates = ("a cat {} a dog", "an apple {} a cat")
+    of_relation = replace(
+        config,
+        concept="on",
+        synonyms=("atop",),
+        evaluation=replace(config.evaluation, templates=templates),
+    )
+    families = attack(pipe, adapter, of_relation, tmp_path, pictures=2)["families"]
+    assert tuple(families) == tuple(f for f in FAMILIES if f != "shuffled")
+    assert families["synonyms"]["prompts"] == ["a cat atop a dog", "an apple atop a cat"]
+    with pytest.raises(InputError, match="two entities"):
         attack(pipe, adapter, replace(config, concept="on"), tmp_path, pictures=1)
 
 

@@ -161,3 +161,27 @@ def test_weights_of_another_size_are_listed(tiny_folder, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_single_layers": 9}))
     with pytest.raises(InputError, match="missing"):
         flux_jax.load(copy)
+
+
+@torch.no_grad()
+def test_encoded_pictures_equal_diffusers(pipe, reference):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
+    vae = reference.vae
+    signed = torch.tensor(pictures.astype(np.float32) / 255 * 2 - 1).permute(0, 3, 1, 2)
+    mode = vae.encode(signed).latent_dist.mode()
+    scaled = (mode - vae.config.shift_factor) * vae.config.scaling_factor
+    packed = FluxPipeline._pack_latents(scaled, *scaled.shape).numpy()
+    ours = pipe.encode_pictures(pictures)
+    assert ours.dtype == np.float32
+    assert ours.shape == pipe.noise([0, 1], HEIGHT, WIDTH).shape
+    assert np.max(np.abs(ours - packed)) <= 2e-5 * np.max(np.abs(packed))
+    with pytest.raises(InputError, match="height = 23"):
+        pipe.encode_pictures(pictures[:, :-1])
+
+
+def test_the_shipped_autoencoder_keeps_its_own_pictures():
+    shipped = flux_jax.load(tiny.SHIPPED)
+    first = shipped(["a photo of a soccer ball"], seeds=[0], steps=4, height=64, width=64)
+    again = shipped.decode(shipped.encode_pictures(first), 64, 64)
+    assert first.std() > 20
+    assert np.abs(again.astype(int) - first).mean() < 3

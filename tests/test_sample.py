@@ -1,5 +1,6 @@
 """erase.sample: names, adapters with strengths, pictures that do not depend on their batch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_sample_writes_every_pair_and_adapters_change_pictures(
         assert (picture.info["prompt"], picture.info["seed"]) == (prompts[0], "3")
 
 
+def test_a_silenced_word_changes_the_prompts_that_hold_it(tiny_folder: Path, tmp_path: Path):
+    prompts, settings = ["a red ball", "a rde ball"], {"steps": 2, **SIZE}
+    base = sample(tiny_folder, prompts, [0], [], tmp_path / "base", **settings)
+    silenced = sample(tiny_folder, prompts, [0], [], tmp_path / "off", silenced="red", **settings)
+    pairs = zip(base, silenced, strict=True)
+    red, rde = (np.abs(np.subtract(*(np.asarray(Image.open(p), int) for p in q))) for q in pairs)
+    assert red.max() > 1
+    # Two programs may round differently, by one grey level.
+    assert rde.max() <= 1
+    with Image.open(silenced[0]) as picture:
+        assert json.loads(picture.info["settings"])["silenced"] == "red"
+
+
 def test_names_of_prompts_without_words():
     assert list(file_names(["", "!!"], [1])) == ["000-empty-seed1.png", "001-empty-seed1.png"]
 
@@ -106,6 +120,7 @@ def test_names_of_prompts_without_words():
         ({"batch": 0}, "batch = 0"),
         ({"model": "no-such-folder"}, "no-such-folder"),
         ({"prompts": ["cat " * 40]}, "limit"),
+        ({"silenced": " "}, "is empty"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(

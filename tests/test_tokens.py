@@ -8,7 +8,7 @@ import sentencepiece
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
 from convert.errors import InputError
-from erase.tokens import SPACE, concept_masks, token_sequences
+from erase.tokens import SPACE, concept_masks, marks, token_sequences
 
 TEXT = (
     "a photo of a soccer ball on the grass",
@@ -96,6 +96,12 @@ def test_one_word_for_each_prompt(tokenizer: PreTrainedTokenizerBase):
     assert both.shape == (2, 64)
     for row, prompt, word in zip(both, prompts, ("soccer ball", "hat"), strict=True):
         assert (row == concept_masks(tokenizer, [prompt], word)[0]).all()
+
+
+def test_nothing_is_marked_where_the_concept_is_missing(tokenizer: PreTrainedTokenizerBase):
+    rows = marks(tokenizer, ["a soccer ball", "a scocer ball", ""], "soccer ball")
+    assert (rows[0] == concept_masks(tokenizer, ["a soccer ball"], "soccer ball")[0]).all()
+    assert not rows[1:].any()
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def blocks_inputs(case):
 def shared_of(case, conditioning):
     ids = np.concatenate([np.zeros((case.inputs["text"].shape[1], 3), np.float32), case.image_ids])
     cos, sin = rope_tables(jnp.asarray(ids), case.config.axes_dims_rope)
-    return Shared(conditioning, cos, sin, None), case.torch_model.pos_embed(torch.tensor(ids))
+    return Shared(conditioning, cos, sin, None, None), case.torch_model.pos_embed(torch.tensor(ids))
 
 
 @torch.no_grad()
