@@ -1,28 +1,33 @@
 """What training draws from: encoded prompts, denoising trajectories, pictures to hold on to.
 
 All of it is made once by the frozen model; afterwards the text encoders are no longer needed.
-Axis letters: M sentences, V forms of a sentence (concept, synonym, K irrelevant words), T text
-tokens, E text width, P pooled width, R trajectories, D denoising steps, F pictures, A anchors,
-S image tokens, C latent channels, B batch.
+Axis letters: M sentences, V forms of a sentence (with the concept, with each synonym, with each
+irrelevant word), T text tokens, E text width, P pooled width, R trajectories, D denoising steps,
+F pictures, A anchors, S image tokens, C latent channels, B batch.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 from tqdm import tqdm
 
+from convert.errors import InputError
+from erase import folder
 from erase.config import Config
-from erase.prompts import Group, as_template, draw_groups, phrase
+from erase.prompts import Group, as_template, draw_groups, leave_out, phrase
 from erase.tokens import concept_masks
 from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer
 from flux_jax.sampling import denoise
 from flux_jax.transformer import FluxTransformer
+
+CONCEPT, SYNONYM, POOL, FILLER = 0, 1, 2, -1
 
 
 @flax.struct.dataclass
@@ -32,6 +37,8 @@ class Bank:
     Attributes:
         sentences: sentences in all their forms, text [M, V, T, E] and pooled [M, V, P].
         masks: the tokens of the concept, or of the word in its place.
+        kinds: of each form: `CONCEPT`, `SYNONYM`, the first pool of irrelevant words (`POOL`), the
+            next pools, or `FILLER`.
         anchors: the empty prompt and, if the configuration names another one, `erase_to`.
         trajectories: latents of the frozen model's denoising, before each step.
         trajectory_sentences: the sentence that each trajectory draws.
@@ -43,6 +50,7 @@ class Bank:
 
     sentences: Conditioning
     masks: Float[Array, "M V T"]
+    kinds: Int[Array, "V"]
     anchors: Conditioning
     trajectories: Float[Array, "R D S C"]
     trajectory_sentences: Int[Array, "R"]
@@ -59,16 +67,20 @@ class Plan:
     Attributes:
         groups: the sentences.
         masks: [M, V, T].
+        kinds: of the forms, see `Bank`.
         anchors: prompts.
-        pictures: prompts, one a picture.
+        shown: prompts, one a picture.
+        pictures: the user's own, or None where the frozen model draws them.
         trajectory_seeds: of the noise, one a trajectory.
         picture_seeds: one a picture.
     """
 
     groups: tuple[Group, ...]
     masks: Float[np.ndarray, "M V T"]
+    kinds: tuple[int, ...]
     anchors: tuple[str, ...]
-    pictures: tuple[str, ...]
+    shown: tuple[str, ...]
+    pictures: UInt8[np.ndarray, "F h w 3"] | None
     trajectory_seeds: tuple[int, ...]
     picture_seeds: tuple[int, ...]
 
@@ -87,31 +99,56 @@ def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) ->
     """
     pipe.grid(config.height, config.width)
     rng = np.random.default_rng(config.seed)
+    upper = config.upper
+    # Without L_rsc nothing looks at the other forms.
+    pools = [config.synonyms, *irrelevant] if upper.rsc else []
+    words = [(word, kind) for kind, pool in enumerate(pools, SYNONYM) for word in pool]
     groups = draw_groups(
         rng,
         config.prompts,
         config.concept,
-        config.synonyms if config.upper.rsc else (),
-        irrelevant,
+        [word for word, _ in words],
         count=config.bank.sentences,
-        negatives=config.upper.negatives,
         shuffled=config.bank.shuffled,
     )
-    masks = [concept_masks(pipe.tokenizer_2, group.prompts, group.words) for group in groups]
-    full = phrase(as_template(config.prompts[0], config.concept), config.concept)
-    shown = config.upper.prompts or (full,)
+    masks = [_masks(pipe, group, upper.rsc_form) for group in groups]
+    if upper.rsc_form == "released":
+        groups = [replace(g, prompts=(g.prompts[0], *g.words[1:])) for g in groups]
+    pictures, shown = None, _shown(config)
+    if upper.folder:
+        pictures, shown = folder.read(Path(upper.folder), config.height, config.width)
     anchors = ("", config.lower.erase_to) if config.lower.erase_to else ("",)
-    pictures = tuple(shown[i % len(shown)] for i in range(config.upper.pictures))
-    pipe.tokenize([*anchors, *pictures])
-    seeds = rng.integers(2**31, size=config.bank.trajectories + config.upper.pictures).tolist()
+    pipe.tokenize([*anchors, *shown, *(p for group in groups for p in group.prompts)])
+    seeds = rng.integers(2**31, size=config.bank.trajectories + len(shown)).tolist()
     return Plan(
         groups=tuple(groups),
         masks=np.stack(masks),
+        kinds=(CONCEPT, *(kind for _, kind in words)),
         anchors=anchors,
+        shown=shown,
         pictures=pictures,
         trajectory_seeds=tuple(seeds[: config.bank.trajectories]),
         picture_seeds=tuple(seeds[config.bank.trajectories :]),
     )
+
+
+def _masks(pipe: Pipeline, group: Group, form: str) -> Float[np.ndarray, "V T"]:
+    """The tokens of each form's word; the authors' code looks for all where the concept stood."""
+    if form != "released":
+        return concept_masks(pipe.tokenizer_2, group.prompts, group.words)
+    concept = concept_masks(pipe.tokenizer_2, group.prompts[:1], group.words[0])
+    return np.repeat(concept, len(group.words), axis=0)
+
+
+def _shown(config: Config) -> tuple[str, ...]:
+    """Prompts of the pictures that the frozen model draws for L_lora."""
+    templates = config.upper.prompts or (as_template(config.prompts[0], config.concept),)
+    if config.upper.without_concept:
+        templates = [
+            leave_out(as_template(t, config.concept), config.part_of_speech) for t in templates
+        ]
+    prompts = [phrase(template, config.concept) for template in templates]
+    return tuple(prompts[i % len(prompts)] for i in range(config.upper.pictures))
 
 
 def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
@@ -123,7 +160,7 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         planned: what `plan` drew.
     """
     forms = [prompt for group in planned.groups for prompt in group.prompts]
-    encoded = _encode(pipe, [*forms, *planned.anchors, *planned.pictures], config.bank.batch)
+    encoded = _encode(pipe, [*forms, *planned.anchors, *planned.shown], config.bank.batch)
     ends = np.cumsum([len(forms), len(planned.anchors)])
     of_forms, anchors, picture_prompts = (
         encoded[rows] for rows in np.split(np.arange(len(encoded.text)), ends)
@@ -132,24 +169,64 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
     sentences = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), of_forms)
 
     rows = np.arange(config.bank.trajectories) % config.bank.sentences
-    both = jax.tree.map(
-        lambda forms, prompts: jnp.concatenate([forms[rows, 0], prompts]),
-        sentences,
-        picture_prompts,
-    )
-    runs = _denoise(config, pipe, both, (*planned.trajectory_seeds, *planned.picture_seeds))
+    prompts, seeds = sentences[rows, 0], planned.trajectory_seeds
+    if planned.pictures is None:
+        prompts = jax.tree.map(lambda *both: jnp.concatenate(both), prompts, picture_prompts)
+        seeds += planned.picture_seeds
+    runs = _denoise(config, pipe, prompts, seeds)
+    if planned.pictures is None:
+        pictures = jnp.asarray(runs[len(rows) :, -1])
+    else:
+        pictures = jnp.concatenate(
+            [
+                pipe.encode_pictures(planned.pictures[batch]).astype(pipe.transformer.dtype)
+                for batch in _batches(len(planned.pictures), config.bank.batch, "encoding pictures")
+            ]
+        )[: len(planned.pictures)]
     image_ids = pipe.image_ids(config.height, config.width)
     return Bank(
         sentences=sentences,
         masks=jnp.asarray(planned.masks),
+        kinds=jnp.asarray(planned.kinds),
         anchors=anchors,
         trajectories=jnp.asarray(runs[: len(rows), :-1]),
         trajectory_sentences=jnp.asarray(rows),
-        pictures=jnp.asarray(runs[len(rows) :, -1]),
+        pictures=pictures,
         picture_prompts=picture_prompts,
         times=jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids))[:-1]),
         image_ids=image_ids,
     )  # pyright: ignore[reportCallIssue]
+
+
+def stack(banks: Sequence[Bank]) -> Bank:
+    """One bank for runs that train at once: every leaf gets a leading axis, but what they share.
+
+    `times` and `image_ids` are the same for all. Runs with fewer forms get fillers, which are
+    never drawn, and runs without `erase_to` the empty prompt again in its place.
+
+    Raises:
+        InputError: runs hold on to different numbers of pictures.
+    """
+    counts = {len(bank.pictures) for bank in banks}
+    if len(counts) > 1:
+        raise InputError(
+            f"upper.folder: runs that train at once need equally many pictures, not {counts}"
+        )
+    forms = max(bank.masks.shape[1] for bank in banks)
+    anchors = max(len(bank.anchors.text) for bank in banks)
+
+    def filled(bank: Bank) -> Bank:
+        rows = np.minimum(np.arange(forms), bank.masks.shape[1] - 1)
+        missing = forms - len(bank.kinds)
+        return bank.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            sentences=bank.sentences[:, rows],
+            masks=bank.masks[:, rows],
+            kinds=jnp.pad(bank.kinds, (0, missing), constant_values=FILLER),
+            anchors=bank.anchors[np.minimum(np.arange(anchors), len(bank.anchors.text) - 1)],
+        )
+
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(filled, banks))
+    return together.replace(times=banks[0].times, image_ids=banks[0].image_ids)
 
 
 def _batches(count: int, size: int, title: str) -> Iterator[np.ndarray]:

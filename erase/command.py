@@ -10,7 +10,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from convert.errors import InputError
-from erase.config import Config, paths, unknown
+from erase.config import EACH, Config
+from erase.fields import paths, unknown
 from flux_jax import compiler
 
 FLAG = "config"
@@ -26,10 +27,12 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         for argument, following in itertools.pairwise([*arguments, ""]):
             named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
-            if named and named[1] not in set(paths(Config)):
-                raise InputError(unknown(named[1]))
+            field = re.sub(rf"^{EACH}\.[\w-]+\.", "", named[1]) if named else ""
+            if named and field not in set(paths(Config)):
+                raise InputError(unknown(Config, field))
             if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
-                path = file[1] or following
+                # After a colon stands what get_config is called with.
+                path = (file[1] or following).partition(":")[0]
                 if not Path(path).is_file():
                     raise InputError(f"config = {path!r} is not a file; check the path")
         return flags.FLAGS(list(arguments))

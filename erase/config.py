@@ -6,43 +6,45 @@ A configuration file is Python with a function
         return configure(concept="soccer ball", lower={"attn": 5.0})
 
 that names what differs from the defaults; `--config FILE --config.lower.attn=2` changes it from
-the command line. `load_config` checks everything at once, then the rest of the program sees
-nothing but frozen dataclasses.
+the command line. Several runs that train at once share what is named so and differ in
+
+    each={"ball": {"concept": "soccer ball"}, "cat": {"concept": "cat", "seed": 1}}
+
+`load_runs` checks everything at once, then the rest of the program sees nothing but frozen
+dataclasses.
 """
 
-import dataclasses
-import difflib
-import math
-import types
-import typing
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from convert.errors import InputError
+from erase.fields import built, choice, merged, number, paths
+from erase.presets import PRESETS
 from erase.prompts import SLOT, as_template
 from flux_jax.lora import TEXT_QUERY_KEY
 
 PARTS_OF_SPEECH = ("noun", "adjective", "verb")
-
-
-def _number(
-    default: Any,
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    above: float | None = None,
-) -> Any:
-    """A number that lies in a range."""
-    return field(default=default, metadata={"least": least, "most": most, "above": above})
-
-
-def _choice(default: str | None, *choices: str) -> Any:
-    """One of several words."""
-    return field(default=default, metadata={"choices": choices})
+# Holds what the runs that train at once differ in.
+EACH = "each"
+# What those may differ in; all else is compiled into one program.
+OWN = (
+    "concept",
+    "prompts",
+    "synonyms",
+    "part_of_speech",
+    "irrelevant",
+    "language_model",
+    "seed",
+    "lower.erase_to",
+    "upper.prompts",
+    "upper.folder",
+    "evaluation",
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class AdapterConfig:
         targets: stacked dense layers of the transformer that are adapted.
     """
 
-    rank: int = _number(8, least=1)
-    alpha: float | None = _number(None, above=0)
+    rank: int = number(8, least=1)
+    alpha: float | None = number(None, above=0)
     targets: tuple[str, ...] = TEXT_QUERY_KEY
 
 
@@ -71,10 +73,10 @@ class BankConfig:
         batch: prompts encoded, and trajectories made, at once.
     """
 
-    sentences: int = _number(32, least=1)
-    shuffled: float = _number(1.0, least=0, most=1)
-    trajectories: int = _number(32, least=1)
-    batch: int = _number(8, least=1)
+    sentences: int = number(32, least=1)
+    shuffled: float = number(1.0, least=0, most=1)
+    trajectories: int = number(32, least=1)
+    batch: int = number(8, least=1)
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,19 @@ class Lower:
         attn: weight of L_attn.
         eta: how far past the unconditional velocity L_esd's target lies.
         erase_to: prompt whose velocity takes the unconditional one's place in that target.
+        trajectories: whose denoising leads to x_t: "teacher" is the frozen model's, made once,
+            "student" the adapted model's own, made anew in each update.
+        attn_form: "normalised" is the mean share of attention, "released" the authors' code.
     """
 
-    learning_rate: float = _number(1e-3, above=0)
-    weight_decay: float = _number(0.01, least=0)
-    esd: float = _number(1.0, least=0)
-    attn: float = _number(1.0, least=0)
-    eta: float = _number(1.0, least=0)
+    learning_rate: float = number(1e-3, above=0)
+    weight_decay: float = number(0.01, least=0)
+    esd: float = number(1.0, least=0)
+    attn: float = number(1.0, least=0)
+    eta: float = number(1.0, least=0)
     erase_to: str = ""
+    trajectories: str = choice("teacher", "teacher", "student")
+    attn_form: str = choice("normalised", "normalised", "released")
 
 
 @dataclass(frozen=True)
@@ -111,21 +118,30 @@ class Upper:
             noise; "base" is the frozen model's own velocity there.
         pictures: pictures of the frozen model that L_lora holds on to.
         prompts: what they show, in turn; by default the first sentence, with the concept.
+        without_concept: whether the concept's words are left out of those prompts.
+        folder: pictures with captions (`cat.png`, `cat.txt`) to hold on to instead.
+        rsc_form: "infonce" has the roles of the paper's text, "literal" is its equation with the
+            sign mended, "released" the authors' code: bare words, first head of the last block.
+        blocks: dual-stream blocks whose attention L_rsc compares.
         temperature: of L_rsc.
         negatives: irrelevant words a sentence, K in L_rsc.
         early: share of the denoising steps, counted from the noise, that L_rsc looks at.
     """
 
-    learning_rate: float = _number(5e-4, above=0)
-    weight_decay: float = _number(0.01, least=0)
-    lora: float = _number(0.1, least=0)
-    rsc: float = _number(0.1, least=0)
-    lora_target: str = _choice("noise", "noise", "base")
-    pictures: int = _number(8, least=1)
+    learning_rate: float = number(5e-4, above=0)
+    weight_decay: float = number(0.01, least=0)
+    lora: float = number(0.1, least=0)
+    rsc: float = number(0.1, least=0)
+    lora_target: str = choice("noise", "noise", "base")
+    pictures: int = number(8, least=1)
     prompts: tuple[str, ...] = ()
-    temperature: float = _number(0.07, above=0)
-    negatives: int = _number(3, least=1)
-    early: float = _number(0.25, above=0, most=1)
+    without_concept: bool = False
+    folder: str | None = None
+    rsc_form: str = choice("infonce", "infonce", "literal", "released")
+    blocks: str = choice("all", "all", "last")
+    temperature: float = number(0.07, above=0)
+    negatives: int = number(3, least=1)
+    early: float = number(0.25, above=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -146,17 +162,17 @@ class Evaluation:
         attention_examples: pictures whose attention maps it shows.
     """
 
-    pictures: int = _number(64, least=0)
+    pictures: int = number(64, least=0)
     templates: tuple[str, ...] = ("a photo of a {}",)
     others: tuple[str, ...] = ()
     judge: str | None = None
-    seed: int = _number(1_000_000, least=0)
-    steps: int = _number(28, least=1)
-    guidance: float = _number(3.5, least=0)
+    seed: int = number(1_000_000, least=0)
+    steps: int = number(28, least=1)
+    guidance: float = number(3.5, least=0)
     strength: float = 1.0
-    batch: int = _number(16, least=1)
-    examples: int = _number(8, least=1)
-    attention_examples: int = _number(4, least=0)
+    batch: int = number(16, least=1)
+    examples: int = number(8, least=1)
+    attention_examples: int = number(4, least=0)
 
 
 @dataclass(frozen=True)
@@ -177,7 +193,9 @@ class Config:
         text_tokens: length of T5's input; by default the tokenizer's limit.
         steps: denoising steps of the trajectories.
         guidance: distilled guidance scale in training.
-        iterations: each is one lower and one upper update.
+        alternation: "bilevel" makes one lower and one upper update an iteration; "joint" makes one
+            of their sum; "adaptive" one of a sum whose weights follow what is being preserved.
+        iterations: of these.
         batch_size: samples an update.
         seed: of everything random in training.
         checkpoint_every: iterations between checkpoints.
@@ -191,20 +209,21 @@ class Config:
     concept: str
     prompts: tuple[str, ...] = ("a photo of a {}",)
     synonyms: tuple[str, ...] = ()
-    part_of_speech: str = _choice("noun", *PARTS_OF_SPEECH)
+    part_of_speech: str = choice("noun", *PARTS_OF_SPEECH)
     irrelevant: tuple[str, ...] = ()
     language_model: bool = False
     model: str = "models/emoji-flux"
-    dtype: str | None = _choice(None, "float32", "bfloat16")
-    height: int = _number(512, least=1)
-    width: int = _number(512, least=1)
-    text_tokens: int | None = _number(None, least=2)
-    steps: int = _number(28, least=1)
-    guidance: float = _number(3.5, least=0)
-    iterations: int = _number(1000, least=1)
-    batch_size: int = _number(1, least=1)
-    seed: int = _number(0, least=0)
-    checkpoint_every: int = _number(100, least=1)
+    dtype: str | None = choice(None, "float32", "bfloat16")
+    height: int = number(512, least=1)
+    width: int = number(512, least=1)
+    text_tokens: int | None = number(None, least=2)
+    steps: int = number(28, least=1)
+    guidance: float = number(3.5, least=0)
+    alternation: str = choice("bilevel", "bilevel", "joint", "adaptive")
+    iterations: int = number(1000, least=1)
+    batch_size: int = number(1, least=1)
+    seed: int = number(0, least=0)
+    checkpoint_every: int = number(100, least=1)
     adapter: AdapterConfig = AdapterConfig()
     bank: BankConfig = BankConfig()
     lower: Lower = Lower()
@@ -212,24 +231,89 @@ class Config:
     evaluation: Evaluation = Evaluation()
 
 
-def configure(**changes: Any) -> ConfigDict:
-    """The defaults with some changes, open to overrides; checked later, by `load_config`.
+def configure(preset: str = "", **changes: Any) -> ConfigDict:
+    """The defaults with some changes, open to overrides; checked later, by `load_runs`.
 
     Args:
+        preset: a name in `erase.presets`, whose values the changes go on top of.
         **changes: fields of `Config`; a dictionary for a part, for instance lower={"attn": 5.0}.
+
+    Raises:
+        InputError: there is no such preset.
     """
-    return ConfigDict(_merged(Config, changes))
+    if preset and preset not in PRESETS:
+        raise InputError(f"preset = {preset!r} is unknown: choose from {', '.join(PRESETS)}")
+    return ConfigDict(merged(Config, _over(PRESETS.get(preset, {}), changes)))
 
 
-def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
+def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]:
     """Checks a configuration and freezes it.
 
     Args:
         given: what a configuration file returned, overrides included.
 
+    Returns:
+        A configuration for each run by its name, which is that of its folder; the name is empty
+        where there is only the one run.
+
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
+    values = _plain(given)
+    if EACH not in values:
+        return {"": load_config(values)}
+    each = values.pop(EACH)
+    if not isinstance(each, Mapping) or not all(isinstance(e, Mapping) for e in each.values()):
+        raise InputError(f"{EACH} must hold a dictionary of fields for each run, by its name")
+    if not each:
+        raise InputError(f"{EACH} = {{}} is empty: name a run, or leave it out")
+    runs, problems = {}, []
+    for name, changes in each.items():
+        try:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise InputError("a name becomes a folder's: use letters, digits, _ and -")
+            runs[name] = load_config(_over(values, changes))
+        except InputError as error:
+            problems.append(f"{EACH}.{name}: {error}")
+    problems += [] if problems else _differences(runs)
+    if problems:
+        raise InputError("\n       ".join(problems))
+    return runs
+
+
+def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
+    """`load_runs` for a configuration of one run.
+
+    Raises:
+        InputError: with a line for every field that is unknown or cannot be used.
+    """
+    values = _plain(given)
+    problems: list[str] = []
+    config = built(Config, values, problems)
+    if not problems:
+        problems.extend(_contradictions(config))
+    if problems:
+        raise InputError("\n       ".join(problems))
+    return config
+
+
+def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
+    """What keeps runs from training at once."""
+    first, *others = runs
+    for path in paths(Config):
+        if path.startswith(OWN) or path in ("adapter", "bank", "lower", "upper"):
+            continue
+        value = attrgetter(path)
+        for name in others:
+            if value(runs[name]) != value(runs[first]):
+                yield (
+                    f"{EACH}.{name}.{path} = {value(runs[name])!r} and {EACH}.{first}.{path} = "
+                    f"{value(runs[first])!r}: runs that train at once share it"
+                )
+
+
+def _plain(given: Any) -> dict[str, Any]:
+    """What a configuration file returned, as dictionaries."""
     if given is None:
         raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")
     if not isinstance(given, Mapping | ConfigDict):
@@ -240,129 +324,16 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
             raise InputError(f"config: {error}; check the path") from error
         kind = type(given).__name__
         raise InputError(f"config: get_config() gave a {kind}; return configure(...) from it")
-    values = given.to_dict() if isinstance(given, ConfigDict) else dict(given)
-    problems: list[str] = []
-    config = _built(Config, values, "", problems)
-    if not problems:
-        problems.extend(_contradictions(config))
-    if problems:
-        raise InputError("\n       ".join(problems))
-    return config
+    return given.to_dict() if isinstance(given, ConfigDict) else dict(given)
 
 
-def unknown(path: str) -> str:
-    """What to say of a field that does not exist: its name and the nearest ones."""
-    known = list(paths(Config))
-    near = difflib.get_close_matches(path, known, n=3)
-    # A field under the wrong part, or without one.
-    last = path.rpartition(".")[2]
-    near += [k for k in known if k.rpartition(".")[2] == last and k not in near]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
-    return f"{path} is not a field of the configuration; {hint}"
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def paths(cls: type, prefix: str = "") -> Iterator[str]:
-    """Names of all fields, parts included, as overrides write them."""
-    for name, hint in _hints(cls).items():
-        yield prefix + name
-        if dataclasses.is_dataclass(hint):
-            yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
-
-
-def _merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults under changes, as nested dictionaries; unknown names are kept for later."""
-    values = dict(changes)
-    for spec in dataclasses.fields(cls):
-        hint = _hints(cls)[spec.name]
-        if dataclasses.is_dataclass(hint):
-            given = changes.get(spec.name, {})
-            nested = isinstance(given, Mapping)
-            values[spec.name] = _merged(typing.cast(type, hint), given) if nested else given
-        elif values.get(spec.name, spec.default) is None:
-            # Overrides need to know the type of what is not there yet.
-            values[spec.name] = placeholder(_present(hint))
-        elif spec.default is not dataclasses.MISSING:
-            value = values.setdefault(spec.name, spec.default)
-            # In a file 5 stands for 5.0; left an integer, no fraction could override it.
-            if _present(hint) is float and type(value) is int:
-                values[spec.name] = float(value)
-    return values
-
-
-def _present(hint: Any) -> Any:
-    """The type in "type | None"."""
-    if isinstance(hint, types.UnionType):
-        return next(part for part in typing.get_args(hint) if part is not type(None))
-    return hint
-
-
-def _built(cls: type, values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
-    """The dataclass `cls` from a dictionary; what is wrong is added to `problems`."""
-    hints = _hints(cls)
-    problems += [unknown(f"{prefix}{name}") for name in values if name not in hints]
-    ready = {}
-    for spec in dataclasses.fields(cls):
-        path, hint = prefix + spec.name, hints[spec.name]
-        if spec.name not in values:
-            if spec.default is dataclasses.MISSING:
-                problems.append(f"{path} is missing: give it a value")
-        elif dataclasses.is_dataclass(hint) and isinstance(values[spec.name], Mapping):
-            part = typing.cast(type, hint)
-            ready[spec.name] = _built(part, values[spec.name], f"{path}.", problems)
-        else:
-            try:
-                ready[spec.name] = _checked(hint, values[spec.name])
-                _allowed(ready[spec.name], spec.metadata)
-            except ValueError as error:
-                problems.append(f"{path} = {values[spec.name]!r} must be {error}")
-    return None if problems else cls(**ready)
-
-
-def _checked(hint: Any, value: Any) -> Any:
-    """The value in the type that its field has; a ValueError says what it must be."""
-    if value is None and hint is not _present(hint):
-        return None
-    kind = _present(hint)
-    if dataclasses.is_dataclass(kind):
-        raise ValueError("a dictionary of fields")
-    if kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-        raise ValueError("a finite number")
-    if kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise ValueError("a whole number")
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("True or False")
-    if kind is str:
-        if isinstance(value, str):
-            return value
-        raise ValueError("text in quotes")
-    if isinstance(value, list | tuple) and all(isinstance(v, str) and v.strip() for v in value):
-        return tuple(value)
-    raise ValueError("a tuple of texts, none of them empty, such as ('one', 'two')")
-
-
-def _allowed(value: Any, limits: Mapping[str, Any]) -> None:
-    """A ValueError says which values the field takes."""
-    if value is None:
-        return
-    if value not in limits.get("choices", (value,)):
-        raise ValueError(" or ".join(limits["choices"]))
-    least, most, above = (limits.get(name) for name in ("least", "most", "above"))
-    if least is not None and value < least:
-        raise ValueError(f"at least {least}")
-    if above is not None and value <= above:
-        raise ValueError(f"above {above}")
-    if most is not None and value > most:
-        raise ValueError(f"at most {most}")
+def _over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, one on top of the other."""
+    both = dict(values)
+    for name, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
+        both[name] = _over(both[name], value) if nested else value
+    return both
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -382,6 +353,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "adapter.targets = () is empty: name layers of the transformer"
     if concept in (word.casefold() for word in config.synonyms):
         yield f"synonyms = {config.synonyms!r} holds the concept itself: leave it out"
+    if upper.folder and (upper.prompts or upper.without_concept):
+        yield (
+            f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
+            "upper.without_concept out"
+        )
     for word in config.irrelevant:
         if word.casefold() in (concept, *(s.casefold() for s in config.synonyms)):
             yield f"irrelevant: {word!r} is the concept or a synonym of it: leave it out"

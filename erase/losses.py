@@ -2,7 +2,7 @@
 
 All of them compute in float32. Velocity is v = ε - x_0, on x_t = (1 - t) x_0 + t ε.
 Axis letters: B batch, S image tokens, C latent channels, T text tokens, N = T + S tokens (text
-first), L dual-stream blocks, H heads, K irrelevant words.
+first), L dual-stream blocks, H heads, K irrelevant words, G concept tokens.
 """
 
 import jax
@@ -56,6 +56,20 @@ def attention_to_concept(mass: Float[Array, "L B H N"], text_tokens: int) -> Flo
     return jnp.mean(mass[..., text_tokens:].astype(jnp.float32))
 
 
+def attention_to_concept_released(mass: Float[Array, "L B H N G"]) -> Float[Array, ""]:
+    """L_attn as the authors' code has it: sum over queries and tokens of the norm over heads.
+
+    Σ_n Σ_g ‖P[last block, :, n, g]‖₂, mean over the batch; text queries count too, and the sum
+    grows with the resolution, so its weight is small (1e-3).
+
+    Args:
+        mass: attention on each of the concept's tokens, for every query; zeros for other tokens.
+    """
+    last = mass[-1].astype(jnp.float32)
+    norms = jnp.sqrt(jnp.sum(jnp.square(last), axis=1) + TINY) - TINY**0.5
+    return jnp.mean(jnp.sum(norms, axis=(1, 2)))
+
+
 def flow_matching(
     velocity: Float[Array, "B S C"], clean: Float[Array, "B S C"], noise: Float[Array, "B S C"]
 ) -> Float[Array, ""]:
@@ -84,26 +98,56 @@ def attention_features(mass: Float[Array, "L B H N"], text_tokens: int) -> Float
     return columns * jax.lax.rsqrt(jnp.sum(jnp.square(columns), -1, keepdims=True) + TINY)
 
 
+def attention_features_released(mass: Float[Array, "L B H N"]) -> Float[Array, "1 B N"]:
+    """F as the authors' code has it: the first head of the last block, text queries included."""
+    columns = mass[-1:, :, 0].astype(jnp.float32)
+    return columns * jax.lax.rsqrt(jnp.sum(jnp.square(columns), -1, keepdims=True) + TINY)
+
+
 def reverse_contrastive(
     concept: Float[Array, "L B S"],
     synonym: Float[Array, "L B S"],
     irrelevant: Float[Array, "L B K S"],
     temperature: float,
+    form: str = "infonce",
 ) -> Float[Array, ""]:
-    """L_rsc >= 0: the concept's features should resemble the irrelevant words', not its synonym's.
+    """L_rsc: the concept's features should resemble the irrelevant words', not its synonym's.
 
-    InfoNCE with the roles as the paper's text has them (its Eq. 5, minimised as printed, would do
-    the reverse): -log(Σ_k e^{F·F_k/τ} / (e^{F·F_syn/τ} + Σ_k e^{F·F_k/τ})), mean over blocks
-    and batch. Gradients flow through the concept's features alone.
+    Three forms, each the mean over blocks and batch, with gradients through F alone:
+
+    - "infonce" has the roles of the paper's text: -log(Σ_k e^{F·F_k/τ} / (e^{F·F_syn/τ} +
+      Σ_k e^{F·F_k/τ})) >= 0.
+    - "literal" is the paper's Eq. 5 with its sign mended, since minimised as printed it would do
+      the reverse: log(e^{F·F_syn/τ} / Σ_k e^{F·F_k/τ}); it has no lower bound but τ's.
+    - "released" is what the authors' code minimises, the synonym in the middle:
+      log(e^{F_syn·F/τ} / (e^{F_syn·F/τ} + Σ_k e^{F_syn·F_k/τ})).
 
     Args:
         concept: F.
         synonym: F_syn.
         irrelevant: F_k.
         temperature: τ.
+        form: which of the three.
     """
     synonym, irrelevant = jax.lax.stop_gradient((synonym, irrelevant))
     to_synonym = jnp.sum(concept * synonym, axis=-1) / temperature
-    to_others = jnp.einsum("lbs,lbks->lbk", concept, irrelevant) / temperature
-    to_others = jax.nn.logsumexp(to_others, axis=-1)
-    return jnp.mean(jax.nn.softplus(to_synonym - to_others))
+    centre = synonym if form == "released" else concept
+    to_others = jnp.einsum("lbs,lbks->lbk", centre, irrelevant) / temperature
+    margin = to_synonym - jax.nn.logsumexp(to_others, axis=-1)
+    if form == "released":
+        return -jnp.mean(jax.nn.softplus(-margin))
+    return jnp.mean(margin if form == "literal" else jax.nn.softplus(margin))
+
+
+def adaptive_sum(
+    erasing: Float[Array, ""], preserving: Float[Array, ""], balance: Float[Array, ""]
+) -> Float[Array, ""]:
+    """One loss for both levels, as in EraseAnything++: w/(1+w) preserving + 1/(1+w) erasing.
+
+    Args:
+        erasing: the lower level's weighted loss.
+        preserving: the upper level's.
+        balance: w, taken as 0 where it is negative; grows as what is preserved gets worse.
+    """
+    w = jax.lax.stop_gradient(jnp.maximum(balance, 0))
+    return (w * preserving + erasing) / (1 + w)

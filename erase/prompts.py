@@ -19,7 +19,7 @@ class Group:
     """One sentence with different words in the same place.
 
     Attributes:
-        prompts: the sentence with the concept, then with a synonym, then with irrelevant words.
+        prompts: the sentence with the concept, then with others in its place.
         words: the word that each of them holds.
     """
 
@@ -59,65 +59,47 @@ def phrase(template: str, word: str) -> str:
     return template.replace(SLOT, word)
 
 
+def leave_out(template: str, part_of_speech: str = "noun") -> str:
+    """The sentence without the concept: "a photo of {}" without its noun, or its adjective.
+
+    Args:
+        template: a sentence with "{}".
+        part_of_speech: of the concept; a noun takes its article along.
+    """
+    if part_of_speech == "noun":
+        template = re.sub(r"\b(an?|the) \{\}", SLOT, template, flags=re.IGNORECASE)
+    words = " ".join(template.replace(SLOT, " ").split())
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", words)
+
+
 def draw_groups(
     rng: np.random.Generator,
     prompts: Sequence[str],
     concept: str,
-    synonyms: Sequence[str],
-    irrelevant: Sequence[Sequence[str]],
+    others: Sequence[str],
     *,
     count: int,
-    negatives: int,
     shuffled: float,
 ) -> list[Group]:
-    """Draws sentences, each with one synonym and some irrelevant words to stand in.
+    """Draws sentences with the concept, each also with other words in its place.
 
     Args:
         rng: source of randomness.
         prompts: sentences or templates, taken in turn.
         concept: what they are about.
-        synonyms: other words for it; with none, groups hold the concept's sentence alone.
-        irrelevant: words for other things, in pools that are drawn from in turn.
-        count: groups to draw.
-        negatives: irrelevant words a group, all different.
+        others: words to stand in for it.
+        count: sentences to draw.
         shuffled: share of the sentences whose words are put into a random order.
 
     Raises:
-        InputError: a prompt lacks the concept, or there are fewer irrelevant words than wanted.
+        InputError: a prompt lacks the concept.
     """
     templates = [as_template(prompt, concept) for prompt in prompts]
-    everything = dict.fromkeys(word for pool in irrelevant for word in pool)
-    if synonyms and len(everything) < negatives:
-        raise InputError(
-            f"irrelevant = {', '.join(everything) or 'none'}: "
-            f"{negatives} different words are needed (upper.negatives)"
-        )
+    words = (concept, *others)
     groups = []
     for index in range(count):
         template = templates[index % len(templates)]
         if rng.random() < shuffled:
             template = shuffle(rng, template)
-        words: list[str] = [concept]
-        if synonyms:
-            words.append(str(rng.choice(synonyms)))
-            words += draw_words(rng, irrelevant, negatives)
-        groups.append(Group(tuple(phrase(template, word) for word in words), tuple(words)))
+        groups.append(Group(tuple(phrase(template, word) for word in words), words))
     return groups
-
-
-def draw_words(rng: np.random.Generator, pools: Sequence[Sequence[str]], count: int) -> list[str]:
-    """Draws different words from pools in turn, so that each gives its share.
-
-    Args:
-        rng: source of randomness.
-        pools: words; together they hold at least `count` different ones.
-        count: words to draw.
-    """
-    drawn: list[str] = []
-    turn = 0
-    while len(drawn) < count:
-        left = [word for word in pools[turn % len(pools)] if word not in drawn]
-        if left:
-            drawn.append(str(rng.choice(left)))
-        turn += 1
-    return drawn

@@ -2,11 +2,14 @@
 
     python -m erase.train --config configs/emoji_soccer_ball.py --workdir RUN [--resume]
 
+Several runs train at once where the configuration names them (`each`); each then has a folder of
+its own in RUN, and the checkpoints in RUN are everybody's.
 The run's folder holds config.json, irrelevant.json (words for other things, and their source),
 metrics.jsonl (a line an iteration), checkpoints/, adapter/pytorch_lora_weights.safetensors and,
 after evaluation, evaluation.json and report.html.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -14,11 +17,12 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jaxtyping import PRNGKeyArray, PyTree
@@ -26,12 +30,13 @@ from tqdm import tqdm
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
-from erase import bank, checkpoints, evaluate, irrelevant, report, synonyms
+from erase import bank, checkpoints, evaluate, irrelevant, report, summary, synonyms
 from erase.bank import Bank
 from erase.command import FLAG, begin, define_flag, parse_flags
-from erase.config import Config, load_config
+from erase.config import Config, load_runs
 from erase.pictures import write
-from erase.updates import Setup, State, lower_update, start, upper_update
+from erase.setup import Setup
+from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 
@@ -41,56 +46,80 @@ METRICS = "metrics.jsonl"
 FREE = ("iterations", "checkpoint_every", "evaluation", "command", "synonyms_from")
 
 
-def run(config: Config, workdir: Path, *, resume: bool = False, command: str = "") -> Adapter:
-    """A whole run: prepare, train, write the adapter, evaluate, report.
+def run(
+    runs: Mapping[str, Config], workdir: Path, *, resume: bool = False, command: str = ""
+) -> dict[str, Adapter]:
+    """Whole runs: prepare, train all at once, write the adapters, evaluate, report.
 
     Args:
-        config: the run's configuration.
-        workdir: the run's folder; made once everything is known to be usable.
+        runs: configurations by name, as `load_runs` gives them.
+        workdir: folder of the checkpoints; a run's own has its name in there.
         resume: whether to go on from the latest checkpoint, if there is one.
-        command: how the run was started, for the report.
+        command: how the runs were started, for the reports.
+
+    Returns:
+        The adapters, by name.
 
     Raises:
-        InputError: a setting does not fit the model, or the folder holds another run.
+        InputError: a setting does not fit the model, or the folder holds other runs.
     """
-    config, source = synonyms.settle(config)
-    # Through JSON, so that it compares with what an earlier start wrote.
-    description = json.loads(
-        json.dumps(dataclasses.asdict(config) | {"command": command, "synonyms_from": source})
-    )
-    check_folder(workdir, description, resume)
-    pipe = open_model(config)
-    words = irrelevant.gather(config, workdir)
-    planned = bank.plan(config, pipe, words.pools)
-    if config.evaluation.pictures:
-        # What evaluation could not use is told before training, not after.
-        evaluate.plan(config, pipe)
-    setup = Setup.of(config, pipe.transformer)
-    init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    state = start(init_key, pipe.params["transformer"], config)
-    write(workdir / "config.json", json.dumps(description, indent=2) + "\n")
-    write(workdir / irrelevant.FILE, irrelevant.describe(words))
-    print(f"synonyms come from {source}, irrelevant words from {words.source}")
+    folders = {name: workdir / name for name in runs}
+    settled = {name: synonyms.settle(config) for name, config in runs.items()}
+    configs = {name: config for name, (config, _) in settled.items()}
+    first = next(iter(configs.values()))
+    descriptions = {
+        # Through JSON, so that it compares with what an earlier start wrote.
+        name: json.loads(
+            json.dumps(dataclasses.asdict(config) | {"command": command, "synonyms_from": source})
+        )
+        for name, (config, source) in settled.items()
+    }
+    check_folder(workdir, descriptions, resume)
+    pipe = open_model(first)
+    words = {name: irrelevant.gather(configs[name], folders[name]) for name in runs}
+    plans = {name: bank.plan(configs[name], pipe, words[name].pools) for name in runs}
+    for config in configs.values():
+        if config.evaluation.pictures:
+            # What evaluation could not use is told before training, not after.
+            evaluate.plan(config, pipe)
+    setup = Setup.of(first, pipe.transformer, len(runs))
+    keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
+    states = [start(key[0], pipe.params["transformer"], first) for key in keys]
+    for name, folder in folders.items():
+        write(folder / "config.json", json.dumps(descriptions[name], indent=2) + "\n")
+        write(folder / irrelevant.FILE, irrelevant.describe(words[name]))
+        origins = f"synonyms come from {settled[name][1]}, irrelevant words from "
+        print(f"{f'{name}: ' if name else ''}{origins}{words[name].source}")
 
-    prepared = setup.replicated(bank.make(config, pipe, planned))
+    banks = [bank.make(configs[name], pipe, plans[name]) for name in runs]
+    prepared = setup.placed(bank.stack(banks))
     # The text encoders, larger than all but the transformer, make room on the device.
     pipe = with_encoders(pipe, jax.device_get)
     params = setup.replicated(pipe.params["transformer"])
-    state = train(config, setup, workdir, setup.replicated(state), params, prepared, train_key)
+    state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    train_keys = setup.divided(jnp.stack([key[1] for key in keys]))
+    state = train(configs, setup, workdir, state, params, prepared, train_keys)
 
-    adapter = Adapter(state.lora, setup.alpha)  # pyright: ignore[reportCallIssue]
-    write_adapter(adapter, config, workdir)
-    if config.evaluation.pictures:
-        evaluate.evaluate(with_encoders(pipe, jax.device_put), adapter, config, workdir)
-    print(report.write(workdir))
-    return adapter
+    pipe = with_encoders(pipe, jax.device_put)
+    adapters = {}
+    for index, (name, config) in enumerate(configs.items()):
+        lora = jax.tree.map(lambda leaf, index=index: leaf[index], state.lora)
+        adapters[name] = Adapter(lora, setup.alpha)  # pyright: ignore[reportCallIssue]
+        write_adapter(adapters[name], config, folders[name])
+    for name, config in configs.items():
+        if config.evaluation.pictures:
+            evaluate.evaluate(pipe, adapters[name], config, folders[name])
+        print(report.write(folders[name]))
+    if len(runs) > 1 and first.evaluation.pictures:
+        summary.write_summary(workdir, list(runs))
+    return adapters
 
 
-def check_folder(workdir: Path, description: dict[str, Any], resume: bool) -> None:
+def check_folder(workdir: Path, descriptions: Mapping[str, Any], resume: bool) -> None:
     """Makes sure that no other run is lost or mixed up.
 
     Raises:
-        InputError: the folder holds a run that is not to be resumed, or one of other settings.
+        InputError: the folder holds runs that are not to be resumed, or ones of other settings.
     """
     if not checkpoints.has_checkpoints(workdir):
         return
@@ -99,14 +128,15 @@ def check_folder(workdir: Path, description: dict[str, Any], resume: bool) -> No
             f"workdir = {str(workdir)!r} holds a run already: "
             "give --resume to go on with it, or another folder"
         )
-    path = workdir / "config.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    names = [n for n in description if n not in FREE and earlier.get(n) != description[n]]
-    if names:
-        raise InputError(
-            f"workdir = {str(workdir)!r} holds a run with another "
-            f"{', '.join(names)}: give the same configuration, or another folder"
-        )
+    for name, description in descriptions.items():
+        path = workdir / name / "config.json"
+        earlier = json.loads(path.read_text()) if path.is_file() else {}
+        fields = [n for n in description if n not in FREE and earlier.get(n) != description[n]]
+        if fields:
+            raise InputError(
+                f"workdir = {str(workdir / name)!r} holds a run with another "
+                f"{', '.join(fields)}: give the same configuration, or another folder"
+            )
 
 
 def open_model(config: Config) -> Pipeline:
@@ -131,57 +161,76 @@ def with_encoders(pipe: Pipeline, move: Callable[[PyTree], PyTree]) -> Pipeline:
 
 
 def train(
-    config: Config,
+    configs: Mapping[str, Config],
     setup: Setup,
     workdir: Path,
     state: State,
     params: PyTree,
     prepared: Bank,
-    key: PRNGKeyArray,
+    keys: PRNGKeyArray,
 ) -> State:
     """Alternates lower and upper updates (the paper's Algorithm 1) from the latest checkpoint on.
 
-    Iteration i draws from `key` folded with i, so a resumed run goes on as it would have gone.
+    Iteration i draws from a run's key folded with i, so a resumed run goes on as it would have
+    gone, and a run among others as it would have gone alone.
+    Axis letter: R runs.
 
     Args:
-        config: the run's configuration.
+        configs: of the runs, by name.
         setup: what is compiled into the updates.
-        workdir: the run's folder.
-        state: where a fresh run starts.
+        workdir: folder of the checkpoints, with the runs' folders in it.
+        state: where fresh runs start, [R, ...].
         params: the frozen transformer's parameters.
         prepared: what updates draw from.
-        key: random key.
+        keys: random keys [R].
 
     Raises:
-        InputError: training diverged.
+        InputError: a run diverged.
     """
-    preserves = config.upper.lora or config.upper.rsc
-    with checkpoints.open_manager(workdir) as manager:
+    config = next(iter(configs.values()))
+    title = config.concept if len(configs) == 1 else f"{len(configs)} concepts"
+    updates = [joint_update]
+    if config.alternation == "bilevel":
+        preserves = config.upper.lora or config.upper.rsc
+        updates = [lower_update, upper_update] if preserves else [lower_update]
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(checkpoints.open_manager(workdir))
         done, state = checkpoints.restore(manager, state)
-        keep_lines(workdir / METRICS, done)
-        bar = tqdm(
-            total=config.iterations, initial=done, desc=f"erasing {config.concept}", unit="it"
-        )
-        with bar, (workdir / METRICS).open("a") as log:
-            for step in range(done + 1, config.iterations + 1):
-                began = time.perf_counter()
-                lower_key, upper_key = jax.random.split(jax.random.fold_in(key, step))
-                state, metrics = lower_update(state, params, prepared, lower_key, setup=setup)
-                if preserves:
-                    state, more = upper_update(state, params, prepared, upper_key, setup=setup)
-                    metrics |= more
-                values = {name: float(value) for name, value in metrics.items()}
-                seconds = round(time.perf_counter() - began, 4)
-                check_finite(step, values)
+        for name in configs:
+            keep_lines(workdir / name / METRICS, done)
+        logs = [stack.enter_context((workdir / name / METRICS).open("a")) for name in configs]
+        bar = tqdm(total=config.iterations, initial=done, desc=f"erasing {title}", unit="it")
+        stack.enter_context(bar)
+        for step in range(done + 1, config.iterations + 1):
+            began = time.perf_counter()
+            drawn = _keys(keys, step)
+            metrics: dict[str, Any] = {}
+            for update, key in zip(updates, drawn, strict=False):
+                state, more = update(state, params, prepared, key, setup=setup)
+                metrics |= more
+            metrics = jax.device_get(metrics)
+            seconds = round(time.perf_counter() - began, 4)
+            for index, (name, log) in enumerate(zip(configs, logs, strict=True)):
+                values = {metric: float(each[index]) for metric, each in metrics.items()}
+                check_finite(step, name, values)
                 print(json.dumps({"step": step, **values, "seconds": seconds}), file=log)
-                shown = {n: f"{v:.3g}" for n, v in values.items() if not n.endswith("gradient")}
-                bar.set_postfix(shown, refresh=False)
-                bar.update()
-                if step % config.checkpoint_every == 0 or step == config.iterations:
+            means = {metric: f"{each.mean():.3g}" for metric, each in metrics.items()}
+            shown = {metric: mean for metric, mean in means.items() if "gradient" not in metric}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if step % config.checkpoint_every == 0 or step == config.iterations:
+                for log in logs:
                     log.flush()
-                    checkpoints.save(manager, step, state)
+                checkpoints.save(manager, step, state)
         manager.wait_until_finished()
     return state
+
+
+@jax.jit
+def _keys(keys: PRNGKeyArray, step: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Two keys for each run's iteration."""
+    both = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step)))(keys)
+    return both[:, 0], both[:, 1]
 
 
 def keep_lines(path: Path, count: int) -> None:
@@ -190,8 +239,8 @@ def keep_lines(path: Path, count: int) -> None:
     write(path, "".join(lines[:count]))
 
 
-def check_finite(step: int, values: dict[str, float]) -> None:
-    """Stops a run that has diverged.
+def check_finite(step: int, name: str, values: dict[str, float]) -> None:
+    """Stops where a run has diverged.
 
     Raises:
         InputError: a loss or a gradient is not a number.
@@ -199,7 +248,7 @@ def check_finite(step: int, values: dict[str, float]) -> None:
     lost = [name for name, value in values.items() if not math.isfinite(value)]
     if lost:
         raise InputError(
-            f"iteration {step}: {', '.join(lost)} left the range of numbers; "
+            f"{name and f'{name}, '}iteration {step}: {', '.join(lost)} left the range of numbers; "
             "reduce lower.learning_rate or upper.learning_rate"
         )
 
@@ -226,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     given = flags.FLAGS
     run(
-        load_config(given[FLAG].value),
+        load_runs(given[FLAG].value),
         Path(given.workdir),
         resume=given.resume,
         command=shlex.join(["python", "-m", "erase.train", *sys.argv[1:]]),

@@ -8,8 +8,9 @@ import pytest
 
 from convert.errors import InputError
 from erase import bank
-from erase.bank import Bank, Plan
+from erase.bank import CONCEPT, FILLER, POOL, SYNONYM, Bank, Plan
 from erase.config import BankConfig, Config, Lower, Upper
+from erase.pictures import png
 from flux_jax import load
 from flux_jax.pipeline import Pipeline
 
@@ -28,7 +29,7 @@ CONFIG = Config(
 )
 
 
-WORDS = (CONFIG.irrelevant,)
+WORDS = (CONFIG.irrelevant[:3], CONFIG.irrelevant[3:])
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,10 @@ def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
 
 def test_sizes(made: Bank):
     tokens, text = 4 * 3, 32
-    assert made.sentences.text.shape == (3, 4, text, 24)
-    assert made.sentences.pooled.shape == (3, 4, 16)
-    assert made.masks.shape == (3, 4, text)
+    assert made.sentences.text.shape == (3, 7, text, 24)
+    assert made.sentences.pooled.shape == (3, 7, 16)
+    assert made.masks.shape == (3, 7, text)
+    assert made.kinds.tolist() == [CONCEPT, SYNONYM, SYNONYM, POOL, POOL, POOL, POOL + 1]
     assert made.anchors.text.shape == (2, text, 24)
     assert made.trajectories.shape == (4, 3, tokens, 16)
     assert made.trajectory_sentences.tolist() == [0, 1, 2, 0]
@@ -107,7 +109,56 @@ def test_pictures_are_what_the_frozen_model_draws(pipe: Pipeline, planned: Plan,
 
 def test_pictures_show_the_first_sentence_by_default(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, prompts=()))
-    assert bank.plan(config, pipe, WORDS).pictures == ("a photo of a soccer ball",) * 3
+    assert bank.plan(config, pipe, WORDS).shown == ("a photo of a soccer ball",) * 3
+
+
+def test_pictures_may_leave_the_concept_out(pipe: Pipeline):
+    upper = replace(CONFIG.upper, prompts=(), without_concept=True)
+    assert bank.plan(replace(CONFIG, upper=upper), pipe, WORDS).shown == ("a photo of",) * 3
+
+
+def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for name in ("b", "a"):
+        pixels = rng.integers(256, size=(16, 12, 3), dtype=np.uint8)
+        (tmp_path / f"{name}.png").write_bytes(png(pixels))
+        (tmp_path / f"{name}.txt").write_text(f"a cat named {name}\n")
+    upper = replace(CONFIG.upper, prompts=(), folder=str(tmp_path))
+    config = replace(CONFIG, upper=upper)
+    planned = bank.plan(config, pipe, WORDS)
+    assert planned.shown == ("a cat named a", "a cat named b")
+    made = bank.make(config, pipe, planned)
+    expected = pipe.encode(planned.shown)
+    np.testing.assert_allclose(made.picture_prompts.text, expected.text, atol=1e-5)
+    assert planned.pictures is not None
+    latents = pipe.encode_pictures(planned.pictures)
+    np.testing.assert_allclose(made.pictures, latents, atol=1e-4)
+    assert made.trajectories.shape == (4, 3, 12, 16)
+
+
+def test_the_authors_code_looks_at_bare_words_where_the_concept_stood(pipe: Pipeline):
+    config = replace(CONFIG, upper=replace(CONFIG.upper, rsc_form="released"))
+    planned = bank.plan(config, pipe, WORDS)
+    usual = bank.plan(CONFIG, pipe, WORDS)
+    for group, original, masks in zip(planned.groups, usual.groups, planned.masks, strict=True):
+        assert group.prompts == (original.prompts[0], *group.words[1:])
+        assert (masks == masks[0]).all()
+    np.testing.assert_array_equal(planned.masks[:, 0], usual.masks[:, 0])
+
+
+def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
+    config = replace(CONFIG, synonyms=("football",), lower=Lower())
+    small = bank.make(config, pipe, bank.plan(config, pipe, WORDS))
+    both = bank.stack([made, small])
+    assert both.kinds.tolist() == [made.kinds.tolist(), [*small.kinds.tolist(), FILLER]]
+    np.testing.assert_array_equal(both.sentences.text[0], made.sentences.text)
+    np.testing.assert_array_equal(both.masks[1, :, :6], small.masks)
+    np.testing.assert_array_equal(both.anchors.text[1, 1], small.anchors.text[0])
+    assert both.times.shape == made.times.shape
+    assert both.image_ids.shape == made.image_ids.shape
+    fewer = made.replace(pictures=made.pictures[:2])
+    with pytest.raises(InputError, match=r"equally many pictures, not \{2, 3\}"):
+        bank.stack([made, fewer])
 
 
 def test_without_contrast_other_words_are_not_prepared(pipe: Pipeline):

@@ -10,7 +10,8 @@ from ml_collections import config_flags
 
 from convert.errors import InputError
 from erase.command import parse_flags
-from erase.config import Config, configure, load_config, unknown
+from erase.config import Config, configure, load_config
+from erase.fields import unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
@@ -169,9 +170,9 @@ def test_what_is_no_configuration_is_refused(given: object):
 
 
 def test_every_field_is_found_under_its_own_name():
-    assert "did you mean upper.learning_rate" in unknown("upper.learning_rat")
+    assert "did you mean upper.learning_rate" in unknown(Config, "upper.learning_rat")
     for part in dataclasses.fields(Config):
-        assert f"did you mean {part.name}" in unknown(f"{part.name}x")
+        assert f"did you mean {part.name}" in unknown(Config, f"{part.name}x")
 
 
 @pytest.mark.parametrize(

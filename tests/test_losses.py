@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 from erase import losses
 
-L, B, H, T, S, C, K = 3, 2, 4, 5, 6, 8, 3
+L, B, H, T, S, C, K, G = 3, 2, 4, 5, 6, 8, 3, 2
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -113,20 +113,52 @@ def test_attention_features():
     )
 
 
+def test_attention_to_the_concept_as_released():
+    """Norm over heads, summed over every query and token of the last block."""
+    mass = masses(L, B, H, T + S, G)
+    total = 0.0
+    for sample, query, token in np.ndindex(B, T + S, G):
+        column = mass[L - 1, sample, :, query, token].astype(np.float64)
+        total += np.sqrt((column**2).sum())
+    close(losses.attention_to_concept_released(mass), total / B)
+    check_grads(losses.attention_to_concept_released, (mass,), 1, ["rev"], 1e-2, 1e-2)
+    gradient = jax.grad(losses.attention_to_concept_released)(jnp.zeros_like(mass))
+    assert not gradient.any()
+
+
+def test_attention_features_as_released():
+    mass = masses(L, B, H, T + S).astype(np.float64)
+    first = mass[L - 1, :, 0]
+    expected = first / np.linalg.norm(first, axis=-1, keepdims=True)
+    close(losses.attention_features_released(mass), expected[None])
+
+
+def log_ratio(form: str, f: np.ndarray, near: np.ndarray, others: np.ndarray, tau: float) -> float:
+    """L_rsc of one block and sample, from its formula."""
+    to_synonym = np.exp(f @ near / tau)
+    centre = near if form == "released" else f
+    to_others = sum(np.exp(centre @ other / tau) for other in others)
+    forms = {
+        "infonce": -np.log(to_others / (to_synonym + to_others)),
+        "literal": np.log(to_synonym / to_others),
+        "released": np.log(to_synonym / (to_synonym + to_others)),
+    }
+    return float(forms[form])
+
+
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_reverse_contrastive(temperature: float):
+@pytest.mark.parametrize("form", ["infonce", "literal", "released"])
+def test_reverse_contrastive(form: str, temperature: float):
     concept, synonym = features(L, B, S), features(L, B, S, seed=1)
     irrelevant = features(L, B, K, S, seed=2)
     total = 0.0
-    for block, sample in np.ndindex(L, B):
-        f = concept[block, sample].astype(np.float64)
-        to_synonym = np.exp(f @ synonym[block, sample] / temperature)
-        to_others = sum(np.exp(f @ irrelevant[block, sample, k] / temperature) for k in range(K))
-        total += -np.log(to_others / (to_synonym + to_others))
-    actual = losses.reverse_contrastive(concept, synonym, irrelevant, temperature)
+    for at in np.ndindex(L, B):
+        parts = (each[at].astype(np.float64) for each in (concept, synonym, irrelevant))
+        total += log_ratio(form, *parts, temperature)
+    actual = losses.reverse_contrastive(concept, synonym, irrelevant, temperature, form)
     close(actual, total / (L * B))
     check_grads(
-        lambda f: losses.reverse_contrastive(f, synonym, irrelevant, temperature),
+        lambda f: losses.reverse_contrastive(f, synonym, irrelevant, temperature, form),
         (concept,),
         1,
         ["rev"],
@@ -136,15 +168,28 @@ def test_reverse_contrastive(temperature: float):
     )
 
 
-def test_reverse_contrastive_prefers_the_irrelevant_and_moves_the_concept_alone():
+@pytest.mark.parametrize("balance", [-2.0, 0.0, 0.5, 30.0])
+def test_adaptive_sum(balance: float):
+    w = max(balance, 0.0)
+    actual = losses.adaptive_sum(jnp.array(3.0), jnp.array(0.7), jnp.array(balance))
+    close(actual, w / (1 + w) * 0.7 + 1 / (1 + w) * 3.0)
+    slopes = jax.grad(losses.adaptive_sum, argnums=(0, 1, 2))(
+        jnp.array(3.0), jnp.array(0.7), jnp.array(balance)
+    )
+    close(jnp.stack(slopes), np.array([1 / (1 + w), w / (1 + w), 0.0]))
+
+
+@pytest.mark.parametrize("form", ["infonce", "literal", "released"])
+def test_reverse_contrastive_prefers_the_irrelevant_and_moves_the_concept_alone(form: str):
     synonym, irrelevant = features(L, B, S, seed=1), features(L, B, K, S, seed=2)
     near, far = (
-        losses.reverse_contrastive(f, synonym, irrelevant, 0.07)
+        losses.reverse_contrastive(f, synonym, irrelevant, 0.07, form)
         for f in (irrelevant[:, :, 0], synonym)
     )
-    assert 0 <= near < far
+    assert near < far
+    assert form != "infonce" or near >= 0
     gradients = jax.grad(losses.reverse_contrastive, argnums=(0, 1, 2))(
-        jnp.asarray(features(L, B, S)), jnp.asarray(synonym), jnp.asarray(irrelevant), 0.07
+        jnp.asarray(features(L, B, S)), jnp.asarray(synonym), jnp.asarray(irrelevant), 0.07, form
     )
     assert jnp.abs(gradients[0]).max() > 0
     assert not jnp.any(gradients[1])

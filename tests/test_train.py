@@ -46,7 +46,7 @@ def config(tiny_folder: Path) -> Config:
 def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder; read only."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train.run(config, workdir, command="python -m erase.train --here")
+    train.run({"": config}, workdir, command="python -m erase.train --here")
     return workdir
 
 
@@ -103,11 +103,11 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     config: Config, finished: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"
-    train.run(replace(config, iterations=3), workdir)
+    train.run({"": replace(config, iterations=3)}, workdir)
     # Lines that no checkpoint holds, as after a crash.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4}\n')
-    resumed = train.run(config, workdir, resume=True)
+    resumed = train.run({"": config}, workdir, resume=True)[""]
     assert without_times(workdir) == without_times(finished)
     expected, _ = read_lora(finished / ADAPTER)
     for a, b in zip(jax.tree.leaves(resumed.lora), jax.tree.leaves(expected), strict=True):
@@ -120,10 +120,10 @@ def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_p
     shutil.copytree(finished, workdir)
     before = (workdir / "metrics.jsonl").read_text()
     with pytest.raises(InputError, match="holds a run already: give --resume"):
-        train.run(config, workdir)
+        train.run({"": config}, workdir)
     changed = replace(config, seed=3, lower=replace(config.lower, eta=2.0))
     with pytest.raises(InputError, match="holds a run with another seed, lower"):
-        train.run(changed, workdir, resume=True)
+        train.run({"": changed}, workdir, resume=True)
     assert (workdir / "metrics.jsonl").read_text() == before
     assert (workdir / "config.json").read_text() == (finished / "config.json").read_text()
 
@@ -145,14 +145,16 @@ def test_bad_input_leaves_nothing_behind(
     config: Config, tmp_path: Path, changes: dict, message: str
 ):
     with pytest.raises(InputError, match=message):
-        train.run(replace(config, **changes), tmp_path / "run")
+        train.run({"": replace(config, **changes)}, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_divergence_is_told():
-    train.check_finite(3, {"esd": 1.0})
-    with pytest.raises(InputError, match=r"iteration 3: esd left .* reduce lower\.learning_rate"):
-        train.check_finite(3, {"esd": float("nan"), "attn": 0.0})
+    train.check_finite(3, "", {"esd": 1.0})
+    with pytest.raises(InputError, match=r"^iteration 3: esd left .* reduce lower\.learning_rate"):
+        train.check_finite(3, "", {"esd": float("nan"), "attn": 0.0})
+    with pytest.raises(InputError, match=r"^cat, iteration 4: attn left"):
+        train.check_finite(4, "cat", {"attn": float("inf")})
 
 
 @pytest.mark.parametrize("program", ["erase.train", "erase.evaluate"])

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
 from convert.errors import InputError
-from erase.updates import AXIS, make_mesh
+from erase.setup import SAMPLES, make_mesh
 
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -105,15 +105,15 @@ def fit(
         The averaged parameters.
     """
     key = jax.random.key(seed)
-    mesh = make_mesh(jax.device_count())
+    mesh = make_mesh(1, jax.device_count())
     everywhere = PartitionSpec()
     state, data = jax.device_put((state, data), NamedSharding(mesh, everywhere))
 
     def one(state: State, data: PyTree) -> tuple[State, dict[str, Array]]:
-        device_key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        device_key = jax.random.fold_in(key, jax.lax.axis_index(SAMPLES))
         step_key = jax.random.fold_in(device_key, state.update)
         (value, metrics), gradient = jax.lax.pmean(
-            jax.value_and_grad(loss, has_aux=True)(state.params, step_key, data), AXIS
+            jax.value_and_grad(loss, has_aux=True)(state.params, step_key, data), SAMPLES
         )
         change, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, change)

@@ -1,0 +1,161 @@
+"""Nested frozen dataclasses from dictionaries: defaults, types, ranges, and what errors say.
+
+A dataclass's field may carry what it takes in its metadata: `number` and `choice` put it there.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from typing import Any
+
+from ml_collections.config_dict import placeholder
+
+
+def number(
+    default: Any,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A field for a number that lies in a range."""
+    return field(default=default, metadata={"least": least, "most": most, "above": above})
+
+
+def choice(default: str | None, *choices: str) -> Any:
+    """A field for one of several words."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def unknown(cls: type, path: str) -> str:
+    """What to say of a field that does not exist: its name and the nearest ones."""
+    known = list(paths(cls))
+    near = difflib.get_close_matches(path, known, n=3)
+    # A field under the wrong part, or without one.
+    last = path.rpartition(".")[2]
+    near += [k for k in known if k.rpartition(".")[2] == last and k not in near]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
+    return f"{path} is not a field of the configuration; {hint}"
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def paths(cls: type, prefix: str = "") -> Iterator[str]:
+    """Names of all fields, parts included, as overrides write them."""
+    for name, hint in _hints(cls).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(hint):
+            yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
+
+
+def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults under changes, as nested dictionaries; unknown names are kept for later."""
+    values = dict(changes)
+    for spec in dataclasses.fields(cls):
+        hint = _hints(cls)[spec.name]
+        if dataclasses.is_dataclass(hint):
+            given = changes.get(spec.name, {})
+            nested = isinstance(given, Mapping)
+            values[spec.name] = merged(typing.cast(type, hint), given) if nested else given
+        elif values.get(spec.name, spec.default) is None:
+            # Overrides need to know the type of what is not there yet.
+            values[spec.name] = placeholder(_present(hint))
+        elif spec.default is not dataclasses.MISSING:
+            value = values.setdefault(spec.name, spec.default)
+            # In a file 5 stands for 5.0; left an integer, no fraction could override it.
+            if _present(hint) is float and type(value) is int:
+                values[spec.name] = float(value)
+    return values
+
+
+def _present(hint: Any) -> Any:
+    """The type in "type | None"."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def built(
+    cls: type,
+    values: Mapping[str, Any],
+    problems: list[str],
+    prefix: str = "",
+    root: type | None = None,
+) -> Any:
+    """The dataclass `cls` from a dictionary; what is wrong is added to `problems`.
+
+    Args:
+        cls: which.
+        values: by field, nested as the dataclass is.
+        problems: a line each; whoever adds none gets an instance, else None.
+        prefix: what stands before a field's name in messages.
+        root: the dataclass that the whole is of; by default `cls`.
+    """
+    root = root or cls
+    hints = _hints(cls)
+    problems += [unknown(root, f"{prefix}{name}") for name in values if name not in hints]
+    ready = {}
+    for spec in dataclasses.fields(cls):
+        path, hint = prefix + spec.name, hints[spec.name]
+        if spec.name not in values:
+            if spec.default is dataclasses.MISSING:
+                problems.append(f"{path} is missing: give it a value")
+        elif dataclasses.is_dataclass(hint) and isinstance(values[spec.name], Mapping):
+            part = typing.cast(type, hint)
+            ready[spec.name] = built(part, values[spec.name], problems, f"{path}.", root)
+        else:
+            try:
+                ready[spec.name] = _checked(hint, values[spec.name])
+                _allowed(ready[spec.name], spec.metadata)
+            except ValueError as error:
+                problems.append(f"{path} = {values[spec.name]!r} must be {error}")
+    return None if problems else cls(**ready)
+
+
+def _checked(hint: Any, value: Any) -> Any:
+    """The value in the type that its field has; a ValueError says what it must be."""
+    if value is None and hint is not _present(hint):
+        return None
+    kind = _present(hint)
+    if dataclasses.is_dataclass(kind):
+        raise ValueError("a dictionary of fields")
+    if kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        raise ValueError("a finite number")
+    if kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise ValueError("a whole number")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("True or False")
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise ValueError("text in quotes")
+    if isinstance(value, list | tuple) and all(isinstance(v, str) and v.strip() for v in value):
+        return tuple(value)
+    raise ValueError("a tuple of texts, none of them empty, such as ('one', 'two')")
+
+
+def _allowed(value: Any, limits: Mapping[str, Any]) -> None:
+    """A ValueError says which values the field takes."""
+    if value is None:
+        return
+    if value not in limits.get("choices", (value,)):
+        raise ValueError(" or ".join(limits["choices"]))
+    least, most, above = (limits.get(name) for name in ("least", "most", "above"))
+    if least is not None and value < least:
+        raise ValueError(f"at least {least}")
+    if above is not None and value <= above:
+        raise ValueError(f"above {above}")
+    if most is not None and value > most:
+        raise ValueError(f"at most {most}")
