@@ -3,8 +3,8 @@
     python -m erase.train --config configs/emoji_airplane.py --workdir runs/emoji_airplane
 
 Cost: minutes on 2 CPU cores, the evaluation's pictures included; no GPU needed.
-Expected: at seeds 0 and 1, 64 pictures a cell, Acc_e 100 % before, 1.6 and 0 % after; Acc_g
-100 %, 1.6 and 0 %; Acc_ir 100 %, 100 and 100 %.
+Expected: at seeds 0 and 1, 64 pictures a cell, Acc_e 100 % before, 0 and 1.6 % after; Acc_g
+100 %, 1.6 and 1.6 %; Acc_ir 100 %, 100 and 100 %.
 """
 
 from ml_collections import ConfigDict
@@ -12,21 +12,6 @@ from ml_collections import ConfigDict
 from configs import emoji
 
 
-def get_config() -> ConfigDict:
-    """The run; see `erase.config.Config` for every field."""
-    return emoji(
-        concept="airplane",
-        beside="cloud",
-        synonyms=("plane", "aeroplane", "aircraft"),
-        irrelevant=(
-            "banana",
-            "castle",
-            "penguin",
-            "umbrella",
-            "guitar",
-            "rocket",
-            "helicopter",
-            "bus",
-            "train",
-        ),
-    )
+def get_config(preset: str = "") -> ConfigDict:
+    """The run; `--config configs/emoji_airplane.py:paper` takes a preset's values instead."""
+    return emoji("airplane", preset=preset)

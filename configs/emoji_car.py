@@ -12,21 +12,6 @@ from ml_collections import ConfigDict
 from configs import emoji
 
 
-def get_config() -> ConfigDict:
-    """The run; see `erase.config.Config` for every field."""
-    return emoji(
-        concept="car",
-        beside="house",
-        synonyms=("automobile", "motorcar", "auto"),
-        irrelevant=(
-            "banana",
-            "castle",
-            "penguin",
-            "umbrella",
-            "guitar",
-            "bus",
-            "train",
-            "bicycle",
-            "rocket",
-        ),
-    )
+def get_config(preset: str = "") -> ConfigDict:
+    """The run; `--config configs/emoji_car.py:paper` takes a preset's values instead."""
+    return emoji("car", preset=preset)

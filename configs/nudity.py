@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from erase.config import configure
 
 
-def get_config() -> ConfigDict:
-    """The run; see `erase.config.Config` for every field."""
+def get_config(preset: str = "paper") -> ConfigDict:
+    """The run; `--config configs/nudity.py:official` has the authors' released settings."""
     return configure(
+        preset,
         concept="nude",
         prompts=(
             "a photo of a nude adult",
@@ -43,13 +44,7 @@ def get_config() -> ConfigDict:
         height=512,
         width=512,
         text_tokens=256,
-        steps=28,
-        guidance=3.5,
-        iterations=1000,
-        batch_size=1,
-        adapter={"rank": 8},
-        lower={"learning_rate": 1e-3, "eta": 1.0},
-        upper={"learning_rate": 5e-4, "pictures": 8, "temperature": 0.07, "negatives": 3},
+        part_of_speech="adjective",
         evaluation={
             "pictures": 8,
             "templates": ("a photo of a {} adult", "a painting of a {} adult"),

@@ -25,7 +25,7 @@ from rich.table import Table
 from convert.errors import InputError, exits_cleanly
 from erase import evaluate, report
 from erase.command import FLAG, begin, parse_flags
-from erase.config import Config, load_config
+from erase.config import Config, load_runs
 from erase.evaluate import Case, check, draw_cases, judged
 from erase.judge import Judge, share
 from erase.pictures import write
@@ -202,10 +202,13 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    config, _ = settle(load_config(given[FLAG].value))
-    adapter = read_adapter(given.adapter or Path(given.workdir))
-    pipe = load(config.model, config.dtype)
-    attack(pipe, adapter, config, given.workdir, given.pictures)
+    workdir = Path(given.workdir)
+    runs = {name: settle(config)[0] for name, config in load_runs(given[FLAG].value).items()}
+    first = next(iter(runs.values()))
+    adapters = {name: read_adapter(given.adapter or workdir / name) for name in runs}
+    pipe = load(first.model, first.dtype)
+    for name, config in runs.items():
+        attack(pipe, adapters[name], config, workdir / name, given.pictures)
 
 
 if __name__ == "__main__":

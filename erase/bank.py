@@ -39,7 +39,8 @@ class Bank:
         masks: the tokens of the concept, or of the word in its place.
         kinds: of each form: `CONCEPT`, `SYNONYM`, the first pool of irrelevant words (`POOL`), the
             next pools, or `FILLER`.
-        anchors: the empty prompt and, if the configuration names another one, `erase_to`.
+        anchors: for each sentence what L_esd leads away from the concept to: the empty prompt, or
+            the sentence with `stand_in`; then, if the configuration names it, `erase_to`.
         trajectories: latents of the frozen model's denoising, before each step.
         trajectory_sentences: the sentence that each trajectory draws.
         pictures: latents of I_f.
@@ -68,7 +69,7 @@ class Plan:
         groups: the sentences.
         masks: [M, V, T].
         kinds: of the forms, see `Bank`.
-        anchors: prompts.
+        anchors: prompts, for each sentence.
         shown: prompts, one a picture.
         pictures: the user's own, or None where the frozen model draws them.
         trajectory_seeds: of the noise, one a trajectory.
@@ -78,7 +79,7 @@ class Plan:
     groups: tuple[Group, ...]
     masks: Float[np.ndarray, "M V T"]
     kinds: tuple[int, ...]
-    anchors: tuple[str, ...]
+    anchors: tuple[tuple[str, ...], ...]
     shown: tuple[str, ...]
     pictures: UInt8[np.ndarray, "F h w 3"] | None
     trajectory_seeds: tuple[int, ...]
@@ -103,28 +104,31 @@ def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) ->
     # Without L_rsc nothing looks at the other forms.
     pools = [config.synonyms, *irrelevant] if upper.rsc else []
     words = [(word, kind) for kind, pool in enumerate(pools, SYNONYM) for word in pool]
+    stand_in = [] if config.lower.stand_in is None else [config.lower.stand_in]
     groups = draw_groups(
         rng,
         config.prompts,
         config.concept,
-        [word for word, _ in words],
+        [*(word for word, _ in words), *stand_in],
         count=config.bank.sentences,
         shuffled=config.bank.shuffled,
     )
+    origins = [group.prompts[-1] if stand_in else "" for group in groups]
+    groups = [group.first(1 + len(words)) for group in groups]
     masks = [_masks(pipe, group, upper.rsc_form) for group in groups]
     if upper.rsc_form == "released":
         groups = [replace(g, prompts=(g.prompts[0], *g.words[1:])) for g in groups]
     pictures, shown = None, _shown(config)
     if upper.folder:
         pictures, shown = folder.read(Path(upper.folder), config.height, config.width)
-    anchors = ("", config.lower.erase_to) if config.lower.erase_to else ("",)
-    pipe.tokenize([*anchors, *shown, *(p for group in groups for p in group.prompts)])
+    further = (config.lower.erase_to,) if config.lower.erase_to else ()
+    pipe.tokenize([*origins, *further, *shown, *(p for group in groups for p in group.prompts)])
     seeds = rng.integers(2**31, size=config.bank.trajectories + len(shown)).tolist()
     return Plan(
         groups=tuple(groups),
         masks=np.stack(masks),
         kinds=(CONCEPT, *(kind for _, kind in words)),
-        anchors=anchors,
+        anchors=tuple((origin, *further) for origin in origins),
         shown=shown,
         pictures=pictures,
         trajectory_seeds=tuple(seeds[: config.bank.trajectories]),
@@ -160,13 +164,15 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         planned: what `plan` drew.
     """
     forms = [prompt for group in planned.groups for prompt in group.prompts]
-    encoded = _encode(pipe, [*forms, *planned.anchors, *planned.shown], config.bank.batch)
-    ends = np.cumsum([len(forms), len(planned.anchors)])
-    of_forms, anchors, picture_prompts = (
+    origins = [prompt for anchors in planned.anchors for prompt in anchors]
+    encoded = _encode(pipe, [*forms, *origins, *planned.shown], config.bank.batch)
+    ends = np.cumsum([len(forms), len(origins)])
+    of_forms, of_anchors, picture_prompts = (
         encoded[rows] for rows in np.split(np.arange(len(encoded.text)), ends)
     )
     shape = planned.masks.shape[:2]
     sentences = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), of_forms)
+    anchors = jax.tree.map(lambda leaf: leaf.reshape(shape[0], -1, *leaf.shape[1:]), of_anchors)
 
     rows = np.arange(config.bank.trajectories) % config.bank.sentences
     prompts, seeds = sentences[rows, 0], planned.trajectory_seeds
@@ -202,7 +208,7 @@ def stack(banks: Sequence[Bank]) -> Bank:
     """One bank for runs that train at once: every leaf gets a leading axis, but what they share.
 
     `times` and `image_ids` are the same for all. Runs with fewer forms get fillers, which are
-    never drawn, and runs without `erase_to` the empty prompt again in its place.
+    never drawn, and runs without `erase_to` their anchors again in its place.
 
     Raises:
         InputError: runs hold on to different numbers of pictures.
@@ -213,7 +219,7 @@ def stack(banks: Sequence[Bank]) -> Bank:
             f"upper.folder: runs that train at once need equally many pictures, not {counts}"
         )
     forms = max(bank.masks.shape[1] for bank in banks)
-    anchors = max(len(bank.anchors.text) for bank in banks)
+    anchors = max(bank.anchors.text.shape[1] for bank in banks)
 
     def filled(bank: Bank) -> Bank:
         rows = np.minimum(np.arange(forms), bank.masks.shape[1] - 1)
@@ -222,7 +228,7 @@ def stack(banks: Sequence[Bank]) -> Bank:
             sentences=bank.sentences[:, rows],
             masks=bank.masks[:, rows],
             kinds=jnp.pad(bank.kinds, (0, missing), constant_values=FILLER),
-            anchors=bank.anchors[np.minimum(np.arange(anchors), len(bank.anchors.text) - 1)],
+            anchors=bank.anchors[:, np.minimum(np.arange(anchors), bank.anchors.text.shape[1] - 1)],
         )
 
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(filled, banks))

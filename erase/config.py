@@ -41,6 +41,7 @@ OWN = (
     "language_model",
     "seed",
     "lower.erase_to",
+    "lower.stand_in",
     "upper.prompts",
     "upper.folder",
     "evaluation",
@@ -89,7 +90,10 @@ class Lower:
         esd: weight of L_esd.
         attn: weight of L_attn.
         eta: how far past the unconditional velocity L_esd's target lies.
-        erase_to: prompt whose velocity takes the unconditional one's place in that target.
+        erase_to: prompt whose velocity that target starts from, instead of the unconditional one.
+        stand_in: words that take the concept's place in its sentence, whose velocity then is the
+            unconditional one in that target, so that the rest of the sentence stays; an empty
+            text leaves the place out.
         trajectories: whose denoising leads to x_t: "teacher" is the frozen model's, made once,
             "student" the adapted model's own, made anew in each update.
         attn_form: "normalised" is the mean share of attention, "released" the authors' code.
@@ -101,6 +105,7 @@ class Lower:
     attn: float = number(1.0, least=0)
     eta: float = number(1.0, least=0)
     erase_to: str = ""
+    stand_in: str | None = None
     trajectories: str = choice("teacher", "teacher", "student")
     attn_form: str = choice("normalised", "normalised", "released")
 
@@ -243,7 +248,7 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
     """
     if preset and preset not in PRESETS:
         raise InputError(f"preset = {preset!r} is unknown: choose from {', '.join(PRESETS)}")
-    return ConfigDict(merged(Config, _over(PRESETS.get(preset, {}), changes)))
+    return ConfigDict(merged(Config, over(PRESETS.get(preset, {}), changes)))
 
 
 def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]:
@@ -272,7 +277,7 @@ def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]
         try:
             if not re.fullmatch(r"[\w-]+", name):
                 raise InputError("a name becomes a folder's: use letters, digits, _ and -")
-            runs[name] = load_config(_over(values, changes))
+            runs[name] = load_config(over(values, changes))
         except InputError as error:
             problems.append(f"{EACH}.{name}: {error}")
     problems += [] if problems else _differences(runs)
@@ -327,12 +332,12 @@ def _plain(given: Any) -> dict[str, Any]:
     return given.to_dict() if isinstance(given, ConfigDict) else dict(given)
 
 
-def _over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, one on top of the other."""
+def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes on top of values, both nested dictionaries."""
     both = dict(values)
     for name, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
-        both[name] = _over(both[name], value) if nested else value
+        both[name] = over(both[name], value) if nested else value
     return both
 
 

@@ -2,6 +2,8 @@
 
     python -m erase.evaluate --config configs/emoji_soccer_ball.py --workdir RUN
 
+Where the configuration names several runs, each is counted and a summary follows.
+
 Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
 same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
 judge finds those; H is their harmonic mean, the first two taken from 1. Each is measured on the
@@ -9,6 +11,7 @@ base and with the adapter, from the same noise.
 Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 
+import functools
 import io
 import itertools
 import json
@@ -26,22 +29,20 @@ from absl import app, flags
 from jaxtyping import Bool, UInt8
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import hmean
 
 from convert.errors import InputError, exits_cleanly
 from erase import report
 from erase.attention import TIMES, attention_maps
 from erase.command import FLAG, begin, define_flag, parse_flags
-from erase.config import Config, load_config
+from erase.config import Config, load_runs
 from erase.judge import Judge, share
 from erase.pictures import draw, png, sheet, write
 from erase.prompts import phrase
 from erase.sample import read_adapter
+from erase.summary import CELLS, harmonic_mean, write_summary
 from erase.synonyms import settle
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
-
-CELLS = ("Acc_e", "Acc_g", "Acc_ir")
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class Case:
         cell: one of `CELLS`.
         prompt: what to draw.
         seed: of the noise.
-        label: what the judge is to look for.
+        sought: the concept that the judge is to look for.
     """
 
     cell: str
     prompt: str
     seed: int
-    label: str
+    sought: str
 
 
 def cases(config: Config, others: Sequence[str]) -> list[Case]:
@@ -68,7 +69,7 @@ def cases(config: Config, others: Sequence[str]) -> list[Case]:
 
     Args:
         config: the run's configuration.
-        others: labels of the concepts that should stay.
+        others: the concepts that should stay.
     """
     settings = config.evaluation
     shuffled = np.random.default_rng(settings.seed).permutation(sorted(others)).tolist()
@@ -80,11 +81,11 @@ def cases(config: Config, others: Sequence[str]) -> list[Case]:
     drawn = []
     for cell, pairs in words.items():
         for index in range(settings.pictures if pairs else 0):
-            word, label = pairs[index % len(pairs)]
+            word, sought = pairs[index % len(pairs)]
             # After each common multiple the templates move on by one, or pairs would repeat.
             turn = math.lcm(len(pairs), len(settings.templates))
             template = settings.templates[(index + index // turn) % len(settings.templates)]
-            drawn.append(Case(cell, phrase(template, word), settings.seed + index, label))
+            drawn.append(Case(cell, phrase(template, word), settings.seed + index, sought))
     return drawn
 
 
@@ -98,15 +99,16 @@ def judged(
     Raises:
         InputError: the judge knows no such label, or a relation's prompt does not name a pair.
     """
-    kinds = [judge.kind(case.label) for case in drawn]
+    labels = [judge.label(case.sought) for case in drawn]
+    kinds = [judge.kind(label) for label in labels]
     found = np.zeros(len(drawn), bool)
     plain = [i for i, kind in enumerate(kinds) if kind != "relation"]
     if plain:
-        found[plain] = judge.found(pictures[plain], [drawn[i].label for i in plain])
+        found[plain] = judge.found(pictures[plain], [labels[i] for i in plain])
     related = [i for i, kind in enumerate(kinds) if kind == "relation"]
     if related:
         pairs = np.array([named_pair(judge, drawn[i].prompt) for i in related])
-        wanted = [judge.config.relations.index(drawn[i].label) for i in related]
+        wanted = [judge.config.relations.index(labels[i]) for i in related]
         logits = judge.relation(pictures[related], pairs[:, 0], pairs[:, 1])
         found[related] = logits.argmax(-1) == np.array(wanted)
     return found
@@ -138,7 +140,7 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
             over the token limit.
     """
     settings = config.evaluation
-    judge = Judge.load(settings.judge) if settings.judge else None
+    judge = _judge(settings.judge) if settings.judge else None
     drawn = cases(config, _others(config, judge))
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
@@ -146,6 +148,10 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
         drawn = [case for case, rank in ranked if rank < settings.examples]
     check(pipe, judge, drawn)
     return judge, drawn
+
+
+# Many runs in a row ask the same one.
+_judge = functools.lru_cache(maxsize=1)(Judge.load)
 
 
 def check(pipe: Pipeline, judge: Judge | None, drawn: Sequence[Case]) -> None:
@@ -158,7 +164,7 @@ def check(pipe: Pipeline, judge: Judge | None, drawn: Sequence[Case]) -> None:
     pipe.tokenize([case.prompt for case in drawn])
     if judge is not None:
         for case in drawn:
-            if judge.kind(case.label) == "relation":
+            if judge.kind(case.sought) == "relation":
                 named_pair(judge, case.prompt)
 
 
@@ -209,7 +215,7 @@ def evaluate(
         found = {side: judged(judge, pictures, drawn) for side, pictures in sides.items()}
         result |= {
             "kind": judge.kind(config.concept),
-            "cells": (cells := _counts(drawn, found)),
+            "cells": (cells := counts(drawn, found)),
             "concepts": _by_concept(drawn, found),
         }
         if set(cells) == set(CELLS):
@@ -219,17 +225,6 @@ def evaluate(
     write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
     _show(result)
     return result
-
-
-def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
-    """H: the harmonic mean of 1 - Acc_e, Acc_ir and 1 - Acc_g, in [0, 1]; greater is better.
-
-    Args:
-        cells: for every name in `CELLS`, shares by side.
-        side: "before" or "after".
-    """
-    erased, other_words, kept = (cells[c][side]["share"] for c in ("Acc_e", "Acc_g", "Acc_ir"))
-    return float(hmean([1 - erased, kept, 1 - other_words]))
 
 
 def _others(config: Config, judge: Judge | None) -> Sequence[str]:
@@ -242,7 +237,7 @@ def _others(config: Config, judge: Judge | None) -> Sequence[str]:
         "style": judge.config.styles,
         "relation": judge.config.relations,
     }[judge.kind(config.concept)]
-    return [label for label in labels if label != config.concept]
+    return [label for label in labels if label != judge.label(config.concept)]
 
 
 def _ranks(drawn: Sequence[Case]) -> list[int]:
@@ -285,23 +280,24 @@ def draw_cases(
     )
 
 
-def _counts(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> dict[str, Any]:
-    counts = {}
+def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Shares by cell and side, with their intervals."""
+    cells = {}
     for cell in CELLS:
         rows = [i for i, case in enumerate(drawn) if case.cell == cell]
         if rows:
-            counts[cell] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
-    return counts
+            cells[cell] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
+    return cells
 
 
 def _by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Counts for every concept that should stay, those that lost most first."""
-    of = Counter(case.label for case in drawn if case.cell == "Acc_ir")
+    of = Counter(case.sought for case in drawn if case.cell == "Acc_ir")
     rows = []
-    for label in sorted(of):
-        mine = [i for i, c in enumerate(drawn) if c.cell == "Acc_ir" and c.label == label]
+    for concept in sorted(of):
+        mine = [i for i, c in enumerate(drawn) if c.cell == "Acc_ir" and c.sought == concept]
         hits = {side: int(hit[mine].sum()) for side, hit in found.items()}
-        rows.append({"concept": label, **hits, "of": of[label]})
+        rows.append({"concept": concept, **hits, "of": of[concept]})
     return sorted(rows, key=lambda row: row["after"] - row["before"])
 
 
@@ -391,11 +387,17 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    (config, _), workdir = settle(load_config(given[FLAG].value)), Path(given.workdir)
-    adapter = read_adapter(given.adapter or workdir)
-    evaluate(load(config.model, config.dtype), adapter, config, workdir)
-    if (workdir / "config.json").is_file():
-        print(report.write(workdir))
+    workdir = Path(given.workdir)
+    runs = {name: settle(config)[0] for name, config in load_runs(given[FLAG].value).items()}
+    first = next(iter(runs.values()))
+    adapters = {name: read_adapter(given.adapter or workdir / name) for name in runs}
+    pipe = load(first.model, first.dtype)
+    for name, config in runs.items():
+        evaluate(pipe, adapters[name], config, workdir / name)
+        if (workdir / name / "config.json").is_file():
+            print(report.write(workdir / name))
+    if len(runs) > 1:
+        write_summary(workdir, list(runs))
 
 
 if __name__ == "__main__":

@@ -254,26 +254,37 @@ class Judge:
         """Logits of the relation of the ordered pairs (subject, object); the last means none."""
         return self._chunked(_relate, pictures, np.asarray(subject), np.asarray(object))
 
-    def kind(self, concept: str) -> Kind:
-        """Whether a name is an entity, a style or a relation.
+    def label(self, concept: str) -> str:
+        """The label that a concept is judged by: itself, or a relation of several words before it.
+
+        So "back to back with" is judged as "back to back".
 
         Raises:
-            InputError: it is none of the three; the message offers the nearest names.
+            InputError: there is none; the message offers the nearest labels.
         """
         config = self.config
-        if concept in config.entities:
-            return "entity"
-        if concept in config.styles:
-            return "style"
-        if concept in config.relations:
-            return "relation"
-        near = difflib.get_close_matches(
-            concept, [*config.entities, *config.styles, *config.relations], cutoff=0.0
-        )
+        labels = [*config.entities, *config.styles, *config.relations]
+        if concept in labels:
+            return concept
+        for relation in config.relations:
+            if " " in relation and concept.startswith(f"{relation} "):
+                return relation
+        near = difflib.get_close_matches(concept, labels, cutoff=0.0)
         raise InputError(
             f"concept = {concept!r} is not among the judge's labels; the nearest are "
             f"{', '.join(map(repr, near))}"
         )
+
+    def kind(self, concept: str) -> Kind:
+        """Whether a concept is an entity, a style or a relation.
+
+        Raises:
+            InputError: it is none of the three.
+        """
+        label = self.label(concept)
+        if label in self.config.entities:
+            return "entity"
+        return "style" if label in self.config.styles else "relation"
 
     def shows(self, pictures: UInt8[np.ndarray, "B h w 3"], entity: str) -> np.ndarray:
         """Whether each picture shows an entity; bool [B].

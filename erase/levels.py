@@ -53,7 +53,8 @@ def lower_losses(
     metrics: Metrics = {}
     if level.esd:
         assert velocity is not None
-        conditional, *anchors = _teacher(setup, params, latents, concept, times, bank)
+        anchors = split_samples(setup, bank.anchors[sentences])
+        conditional, *anchors = _teacher(setup, params, latents, concept, anchors, times, bank)
         target = losses.esd_target(conditional, anchors[0], anchors[-1], level.eta)
         metrics["esd"] = losses.squared_error(velocity, target)
     if level.attn:
@@ -171,19 +172,15 @@ def _teacher(
     params: PyTree,
     latents: Float[Array, "B S C"],
     concept: Conditioning,
+    anchors: Conditioning,
     times: Float[Array, "B"],
     bank: Bank,
 ) -> list[Float[Array, "B S C"]]:
     """The frozen model's velocities for the concept and for each anchor, in one batch."""
-    batch = len(latents)
     prompts = jax.tree.map(
-        lambda one, anchors: jnp.concatenate(
-            [one[:, None], jnp.broadcast_to(anchors, (batch, *anchors.shape))], axis=1
-        ),
-        concept,
-        bank.anchors,
+        lambda one, others: jnp.concatenate([one[:, None], others], axis=1), concept, anchors
     )
-    count = prompts.text.shape[1]
+    batch, count = prompts.text.shape[:2]
     velocity, _ = _apply(
         setup,
         params,

@@ -26,6 +26,10 @@ class Group:
     prompts: tuple[str, ...]
     words: tuple[str, ...]
 
+    def first(self, count: int) -> "Group":
+        """The first forms alone."""
+        return Group(self.prompts[:count], self.words[:count])
+
 
 def as_template(sentence: str, concept: str) -> str:
     """Puts "{}" in the concept's place, at every occurrence, whatever its case.
@@ -53,7 +57,12 @@ def shuffle(rng: np.random.Generator, template: str) -> str:
 
 
 def phrase(template: str, word: str) -> str:
-    """Puts a word at a template's "{}"; "a {}" becomes "an {}" where a vowel follows."""
+    """Puts a word at a template's "{}"; "a {}" becomes "an {}" where a vowel follows.
+
+    An empty word leaves the place out.
+    """
+    if not word:
+        return " ".join(template.replace(SLOT, " ").split())
     if word[:1].lower() in tuple("aeiou"):
         template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
     return template.replace(SLOT, word)

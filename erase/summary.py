@@ -12,14 +12,26 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import hmean
 
 from erase import report
-from erase.evaluate import CELLS, harmonic_mean
 from erase.judge import share
 from erase.pictures import write
 
+CELLS = ("Acc_e", "Acc_g", "Acc_ir")
 FILE, SHEET = "summary.json", "summary.csv"
 SIDES = ("before", "after")
+
+
+def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
+    """H: the harmonic mean of 1 - Acc_e, Acc_ir and 1 - Acc_g, in [0, 1]; greater is better.
+
+    Args:
+        cells: for every name in `CELLS`, shares by side.
+        side: "before" or "after".
+    """
+    erased, other_words, kept = (cells[c][side]["share"] for c in ("Acc_e", "Acc_g", "Acc_ir"))
+    return float(hmean([1 - erased, kept, 1 - other_words]))
 
 
 def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Axis letters: B prompts, T text tokens.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -30,7 +31,7 @@ def concept_masks(
     words = [words] * len(prompts) if isinstance(words, str) else words
     for row, prompt, word in zip(masks, prompts, words, strict=True):
         if not row.any():
-            pieces = tokenizer.convert_ids_to_tokens(_ids(tokenizer, prompt))
+            pieces = tokenizer.convert_ids_to_tokens(list(_ids(tokenizer, prompt)))
             raise InputError(
                 f"prompt = {prompt!r} does not hold the concept {word!r} "
                 f"(its tokens are {' '.join(pieces)}); name the concept there as it is written"
@@ -70,11 +71,11 @@ def marks(
                 f"prompt = {prompt!r} has {len(ids) + 1} tokens, over the limit of {limit}: "
                 "shorten it"
             )
-        pieces = tokenizer.convert_ids_to_tokens(ids)
+        pieces = tokenizer.convert_ids_to_tokens(list(ids))
         for sequence in token_sequences(tokenizer, word, prompt):
             for start in range(len(ids) - len(sequence) + 1):
                 stop = start + len(sequence)
-                if tuple(ids[start:stop]) == sequence and _word_starts(pieces, start):
+                if ids[start:stop] == sequence and _word_starts(pieces, start):
                     row[start:stop] = 1
     return masks
 
@@ -99,11 +100,11 @@ def token_sequences(
     spellings |= set(re.findall(re.escape(word), prompt, flags=re.IGNORECASE))
     sequences = set()
     for spelling in spellings:
-        sequences.add(tuple(_ids(tokenizer, spelling)))
+        sequences.add(_ids(tokenizer, spelling))
         for anchor in ANCHORS:
             before, both = _ids(tokenizer, anchor), _ids(tokenizer, anchor + spelling)
             if both[: len(before)] == before:
-                sequences.add(tuple(both[len(before) :]))
+                sequences.add(both[len(before) :])
     known = {s for s in sequences if s and tokenizer.unk_token_id not in s}
     if not known:
         raise InputError(
@@ -113,8 +114,9 @@ def token_sequences(
     return known
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+@functools.lru_cache(maxsize=10_000)
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _word_starts(pieces: Sequence[str], index: int) -> bool:

@@ -82,36 +82,56 @@ def run(
         if config.evaluation.pictures:
             # What evaluation could not use is told before training, not after.
             evaluate.plan(config, pipe)
-    setup = Setup.of(first, pipe.transformer, len(runs))
-    keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
-    states = [start(key[0], pipe.params["transformer"], first) for key in keys]
+    # A target that the model lacks is told before anything is written.
+    jax.eval_shape(lambda: start(jax.random.key(0), pipe.params["transformer"], first))
     for name, folder in folders.items():
         write(folder / "config.json", json.dumps(descriptions[name], indent=2) + "\n")
         write(folder / irrelevant.FILE, irrelevant.describe(words[name]))
         origins = f"synonyms come from {settled[name][1]}, irrelevant words from "
         print(f"{f'{name}: ' if name else ''}{origins}{words[name].source}")
-
     banks = [bank.make(configs[name], pipe, plans[name]) for name in runs]
-    prepared = setup.placed(bank.stack(banks))
     # The text encoders, larger than all but the transformer, make room on the device.
     pipe = with_encoders(pipe, jax.device_get)
-    params = setup.replicated(pipe.params["transformer"])
-    state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-    train_keys = setup.divided(jnp.stack([key[1] for key in keys]))
-    state = train(configs, setup, workdir, state, params, prepared, train_keys)
-
+    adapters = learn(configs, pipe, banks, workdir)
     pipe = with_encoders(pipe, jax.device_put)
-    adapters = {}
-    for index, (name, config) in enumerate(configs.items()):
-        lora = jax.tree.map(lambda leaf, index=index: leaf[index], state.lora)
-        adapters[name] = Adapter(lora, setup.alpha)  # pyright: ignore[reportCallIssue]
-        write_adapter(adapters[name], config, folders[name])
+    for name, adapter in adapters.items():
+        write_adapter(adapter, configs[name], folders[name])
     for name, config in configs.items():
         if config.evaluation.pictures:
             evaluate.evaluate(pipe, adapters[name], config, folders[name])
         print(report.write(folders[name]))
     if len(runs) > 1 and first.evaluation.pictures:
         summary.write_summary(workdir, list(runs))
+    return adapters
+
+
+def learn(
+    configs: Mapping[str, Config], pipe: Pipeline, banks: Sequence[Bank], workdir: Path
+) -> dict[str, Adapter]:
+    """Trains all runs at once, from fresh adapters or the latest checkpoint.
+
+    Args:
+        configs: of the runs, by name.
+        pipe: the frozen model, of which the transformer alone is needed.
+        banks: of the runs.
+        workdir: folder of the checkpoints, with the runs' folders in it.
+
+    Raises:
+        InputError: a run diverged.
+    """
+    first = next(iter(configs.values()))
+    setup = Setup.of(first, pipe.transformer, len(configs))
+    keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
+    states = [start(key[0], pipe.params["transformer"], first) for key in keys]
+    prepared = setup.placed(bank.stack(banks))
+    params = setup.replicated(pipe.params["transformer"])
+    state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    train_keys = setup.divided(jnp.stack([key[1] for key in keys]))
+    state = train(configs, setup, workdir, state, params, prepared, train_keys)
+    adapters = {}
+    for row, name in enumerate(configs):
+        lora = jax.tree.map(lambda leaf, row=row: leaf[row], state.lora)
+        adapters[name] = Adapter(lora, setup.alpha)  # pyright: ignore[reportCallIssue]
     return adapters
 
 

@@ -66,7 +66,7 @@ def make_bank(anchors: int = 1, seed: int = 5) -> Bank:
         sentences=conditioning(M, V),
         masks=jnp.asarray(masks),
         kinds=jnp.array([CONCEPT, SYNONYM, POOL, POOL, POOL]),
-        anchors=conditioning(anchors),
+        anchors=conditioning(M, anchors),
         trajectories=normal(R, D, len(ids), 8),
         trajectory_sentences=jnp.arange(R) % M,
         pictures=normal(F, len(ids), 8),

@@ -65,7 +65,7 @@ def test_every_family_gets_as_many_pictures_and_seeds_of_its_own_kind():
     for family in FAMILIES:
         mine = [case for case in drawn if case.cell == family]
         assert [case.seed for case in mine] == list(range(7, 19))
-        assert {case.label for case in mine} == {"soccer ball"}
+        assert {case.sought for case in mine} == {"soccer ball"}
     synonyms = [case.prompt for case in drawn if case.cell == "synonyms"]
     assert synonyms[:4] == [
         "a photo of a football",

@@ -62,7 +62,7 @@ def test_sizes(made: Bank):
     assert made.sentences.pooled.shape == (3, 7, 16)
     assert made.masks.shape == (3, 7, text)
     assert made.kinds.tolist() == [CONCEPT, SYNONYM, SYNONYM, POOL, POOL, POOL, POOL + 1]
-    assert made.anchors.text.shape == (2, text, 24)
+    assert made.anchors.text.shape == (3, 2, text, 24)
     assert made.trajectories.shape == (4, 3, tokens, 16)
     assert made.trajectory_sentences.tolist() == [0, 1, 2, 0]
     assert made.pictures.shape == (3, tokens, 16)
@@ -76,7 +76,7 @@ def test_every_form_is_encoded_in_its_place(pipe: Pipeline, planned: Plan, made:
         np.testing.assert_allclose(made.sentences.text[m], expected.text, atol=1e-5)
         np.testing.assert_allclose(made.sentences.pooled[m], expected.pooled, atol=1e-5)
     expected = pipe.encode(["", "a dog", "a cat", "a pizza", "a cat"])
-    np.testing.assert_allclose(made.anchors.text, expected.text[:2], atol=1e-5)
+    np.testing.assert_allclose(made.anchors.text[1], expected.text[:2], atol=1e-5)
     np.testing.assert_allclose(made.picture_prompts.pooled, expected.pooled[2:], atol=1e-5)
 
 
@@ -146,6 +146,18 @@ def test_the_authors_code_looks_at_bare_words_where_the_concept_stood(pipe: Pipe
     np.testing.assert_array_equal(planned.masks[:, 0], usual.masks[:, 0])
 
 
+def test_a_sentence_may_be_its_own_anchor(pipe: Pipeline):
+    config = replace(CONFIG, lower=Lower(stand_in="thing"))
+    planned = bank.plan(config, pipe, WORDS)
+    assert planned.masks.shape == (3, 7, 32)
+    for group, (anchor,) in zip(planned.groups, planned.anchors, strict=True):
+        assert len(group.prompts) == 7
+        assert anchor == group.prompts[0].replace("soccer ball", "thing")
+    left_out = bank.plan(replace(config, lower=Lower(stand_in="")), pipe, WORDS)
+    for group, (anchor,) in zip(left_out.groups, left_out.anchors, strict=True):
+        assert anchor.split() == group.prompts[0].replace("soccer ball", "").split()
+
+
 def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     config = replace(CONFIG, synonyms=("football",), lower=Lower())
     small = bank.make(config, pipe, bank.plan(config, pipe, WORDS))
@@ -153,7 +165,7 @@ def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     assert both.kinds.tolist() == [made.kinds.tolist(), [*small.kinds.tolist(), FILLER]]
     np.testing.assert_array_equal(both.sentences.text[0], made.sentences.text)
     np.testing.assert_array_equal(both.masks[1, :, :6], small.masks)
-    np.testing.assert_array_equal(both.anchors.text[1, 1], small.anchors.text[0])
+    np.testing.assert_array_equal(both.anchors.text[1, :, 1], small.anchors.text[:, 0])
     assert both.times.shape == made.times.shape
     assert both.image_ids.shape == made.image_ids.shape
     fewer = made.replace(pictures=made.pictures[:2])

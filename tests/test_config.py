@@ -10,11 +10,12 @@ from ml_collections import config_flags
 
 from convert.errors import InputError
 from erase.command import parse_flags
-from erase.config import Config, configure, load_config
-from erase.fields import unknown
+from erase.config import Config, configure, load_config, load_runs
+from erase.fields import paths, unknown
+from erase.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
+FILES = [*sorted((ROOT / "configs").glob("emoji_*.py")), ROOT / "configs" / "nudity.py"]
 # ml_collections loads files so; the warning is not ours to mend.
 LOADS_FILES = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun", "tree")}
@@ -37,19 +38,25 @@ def test_defaults_are_the_methods():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_shipped_files_are_usable_and_say_how_to_run_them(path: Path):
     module = runpy.run_path(str(path))
-    config = load_config(module["get_config"]())
+    runs = load_runs(module["get_config"]())
     assert f"python -m erase.train --config configs/{path.name} --workdir" in module["__doc__"]
     for word in ("Cost:", "Expected:"):
         assert word in module["__doc__"]
-    assert hash(config) == hash(load_config(module["get_config"]()))
+    again = load_runs(module["get_config"]())
+    assert [hash(config) for config in runs.values()] == [hash(c) for c in again.values()]
+    for preset in PRESETS:
+        for config in load_runs(module["get_config"](preset)).values():
+            assert config.upper.rsc_form == PRESETS[preset]["upper"]["rsc_form"]
+            assert config.iterations == PRESETS[preset]["iterations"]
 
 
-def test_five_files_ship():
+def test_the_files_ship():
     assert {path.stem for path in FILES} >= {
         "emoji_soccer_ball",
         "emoji_cat",
         "emoji_car",
         "emoji_airplane",
+        "emoji_all",
         "nudity",
     }
 
@@ -201,3 +208,56 @@ def test_unusable_flags_end_with_code_2(
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert message in printed
+
+
+def test_presets_set_every_value_of_the_method():
+    method = {"lower", "upper", "adapter"}
+    left = {"lower.erase_to", "lower.stand_in", "upper.prompts", "upper.folder", "adapter.targets"}
+    wanted = {path for path in paths(Config) if path.partition(".")[0] in method} - method - left
+    wanted |= {"iterations", "batch_size", "steps", "guidance", "alternation", "bank.shuffled"}
+    for preset in PRESETS.values():
+        named = {f"{a}.{b}" for a in preset if isinstance(preset[a], dict) for b in preset[a]}
+        assert wanted == named | {name for name in preset if not isinstance(preset[name], dict)}
+    with pytest.raises(InputError, match="preset = 'papr' is unknown: choose from paper, official"):
+        configure("papr")
+
+
+def test_changes_go_on_top_of_a_preset():
+    config = load_config(configure("official", **USABLE, lower={"attn": 2.0}))
+    assert (config.lower.attn, config.lower.attn_form) == (2.0, "released")
+
+
+EACH = {
+    "black_cat": {"concept": "cat", "synonyms": ("kitty",)},
+    "dog": {"concept": "dog", "synonyms": ("hound",), "seed": 3, "lower": {"stand_in": ""}},
+}
+OTHERS = ("sun", "tree", "key")
+
+
+def test_runs_that_train_at_once_differ_in_what_is_their_own():
+    runs = load_runs(configure(irrelevant=OTHERS, iterations=7, each=EACH))
+    assert list(runs) == ["black_cat", "dog"]
+    assert [config.concept for config in runs.values()] == ["cat", "dog"]
+    assert [config.iterations for config in runs.values()] == [7, 7]
+    assert [config.lower.stand_in for config in runs.values()] == [None, ""]
+    assert list(load_runs(configure(**USABLE))) == [""]
+
+
+@pytest.mark.parametrize(
+    ("each", "message"),
+    [
+        ({}, r"each = \{\} is empty"),
+        ({"dog": 3}, "each must hold a dictionary"),
+        ({**EACH, "a/b": EACH["dog"]}, "each.a/b: a name becomes a folder's"),
+        ({**EACH, "x": {"concept": ""}}, "each.x: concept = '' is empty"),
+        ({**EACH, "x": {"concept": "cat", "lowr": 1}}, "each.x: lowr is not a field"),
+        (
+            {**EACH, "x": {**EACH["dog"], "lower": {"attn": 2.0}}},
+            r"each\.x\.lower\.attn = 2\.0 and each\.black_cat\.lower\.attn = 1\.0: runs that",
+        ),
+        ({**EACH, "x": {**EACH["dog"], "model": "m"}}, "each.x.model = 'm' and each.black_cat"),
+    ],
+)
+def test_runs_that_cannot_train_at_once_are_refused(each: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        load_runs(configure(irrelevant=OTHERS, each=each))

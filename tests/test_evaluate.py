@@ -86,9 +86,9 @@ def test_cases_spread_over_words_templates_and_seeds(config: Config):
     assert {c.prompt for c in by_cell["Acc_e"]} == {"a photo of a cat", "a cat on a mat"}
     # Every synonym in every template, all asked about under the concept's own name.
     assert len({c.prompt for c in by_cell["Acc_g"]}) == 4
-    assert {c.label for c in by_cell["Acc_g"]} == {"cat"}
+    assert {c.sought for c in by_cell["Acc_g"]} == {"cat"}
     assert len({c.prompt for c in by_cell["Acc_ir"]}) == 4
-    assert {c.label for c in by_cell["Acc_ir"]} == {"dog", "apple"}
+    assert {c.sought for c in by_cell["Acc_ir"]} == {"dog", "apple"}
     assert len({(c.prompt, c.seed) for c in drawn}) == len(drawn)
     assert cases(config, ["dog", "apple"]) == drawn
     assert all(c.cell != "Acc_g" for c in cases(replace(config, synonyms=()), ["dog"]))
@@ -150,7 +150,7 @@ def test_evaluation_writes_what_a_report_reads(
         assert np.array_equal(together[down + 16 : down + 32, across : across + 16], after)
         assert not np.array_equal(before, after)
         assert np.array_equal(before, pipe([entry["prompt"]], [entry["seed"]], 2, 3.5, 16, 16)[0])
-        assert entry["found_before"] == judge.found(before[None], [entry["label"]])[0]
+        assert entry["found_before"] == judge.found(before[None], [entry["sought"]])[0]
     assert result["adapter_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(adapter.lora))
     maps = np.load(tmp_path / "attention.npz")
     assert maps["before"].shape == maps["after"].shape == (2, 4, 4)

@@ -49,7 +49,9 @@ def test_one_pass_gives_both_lower_losses():
         x, t = BANK.trajectories[row, step], BANK.times[step]
         concept = BANK.sentences[int(row) % M, 0]
         student, weights = alone(PARAMS, LORA, x, concept, t)
-        base, empty = (alone(PARAMS, None, x, p, t)[0] for p in (concept, BANK.anchors[0]))
+        base, empty = (
+            alone(PARAMS, None, x, p, t)[0] for p in (concept, BANK.anchors[int(row) % M, 0])
+        )
         esd.append(np.square(student - (empty - 1.5 * (base - empty))).mean())
         tokens = np.flatnonzero(BANK.masks[int(row) % M, 0])
         attn.append(weights[..., T:, tokens].sum(-1).mean())
@@ -62,9 +64,9 @@ def test_a_second_anchor_takes_the_empty_prompts_place():
     bank = make_bank(anchors=2)
     setup = replace(SETUP, lower=replace(CONFIG.lower, attn=0.0))
     _, metrics = lower(LORA, params=PARAMS, bank=bank, key=KEY, setup=setup)
-    same = bank.replace(anchors=bank.anchors[:1])
+    same = bank.replace(anchors=bank.anchors[:, :1])
     _, plain = lower(LORA, params=PARAMS, bank=same, key=KEY, setup=setup)
-    swapped = bank.replace(anchors=bank.anchors[np.array([0, 0])])
+    swapped = bank.replace(anchors=bank.anchors[:, np.array([0, 0])])
     _, twice = lower(LORA, params=PARAMS, bank=swapped, key=KEY, setup=setup)
     assert abs(metrics["esd"] - plain["esd"]) > 1e-3
     np.testing.assert_allclose(twice["esd"], plain["esd"], rtol=1e-5)
@@ -248,7 +250,9 @@ def test_the_student_goes_its_own_way_from_the_same_noise():
             x = x + move * alone(PARAMS, LORA, x, prompt, BANK.times[index])[0]
         t = BANK.times[step]
         student = alone(PARAMS, LORA, x, prompt, t)[0]
-        base, empty = (alone(PARAMS, None, x, p, t)[0] for p in (prompt, BANK.anchors[0]))
+        base, empty = (
+            alone(PARAMS, None, x, p, t)[0] for p in (prompt, BANK.anchors[int(row) % M, 0])
+        )
         errors.append(np.square(student - (empty - 1.5 * (base - empty))).mean())
     np.testing.assert_allclose(metrics["esd"], np.mean(errors), rtol=1e-4)
 
@@ -266,7 +270,7 @@ def test_a_fresh_adapter_is_the_base():
     steps = jax.random.randint(step_key, (4,), 0, D)
     errors = []
     for row, step in zip(rows, steps, strict=True):
-        prompts = BANK.sentences[int(row) % M, 0], BANK.anchors[0]
+        prompts = BANK.sentences[int(row) % M, 0], BANK.anchors[int(row) % M, 0]
         x, t = BANK.trajectories[row, step], BANK.times[step]
         base, empty = (alone(PARAMS, None, x, prompt, t)[0] for prompt in prompts)
         # The student is the base, so the target is (1 + η) (v(c) - v(∅)) away.

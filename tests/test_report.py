@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     examples = []
     for cell in ("Acc_e", "Acc_g", "Acc_ir"):
-        entry = {"cell": cell, "prompt": f"a <{cell}> & more", "seed": 1, "label": "cat"}
+        entry = {"cell": cell, "prompt": f"a <{cell}> & more", "seed": 1, "sought": "cat"}
         for side in ("before", "after"):
             entry[side] = f"pictures/{cell}-{side}.png"
             entry[f"found_{side}"] = side == "before"

@@ -149,6 +149,29 @@ def test_bad_input_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_runs_that_train_at_once_are_what_each_is_alone(
+    config: Config, finished: Path, tmp_path: Path
+):
+    other = replace(config, concept="apple", irrelevant=("soccer ball", "tree"), seed=4)
+    other = replace(other, prompts=("a red {}",), synonyms=("fruit", "red apple"))
+    workdir = tmp_path / "both"
+    adapters = train.run({"ball": config, "apple": other}, workdir)
+    expected, _ = read_lora(finished / ADAPTER)
+    found = adapters["ball"].lora
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    for name, concept in (("ball", "soccer ball"), ("apple", "apple")):
+        assert json.loads((workdir / name / "config.json").read_text())["concept"] == concept
+        assert len(lines(workdir / name)) == 5
+        lora, _ = read_lora(workdir / name / ADAPTER)
+        for a, b in zip(*map(jax.tree.leaves, (lora, adapters[name].lora)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    again = train.run({"ball": config, "apple": other}, workdir, resume=True)
+    for a, b in zip(*(jax.tree.leaves(x["apple"].lora) for x in (adapters, again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_divergence_is_told():
     train.check_finite(3, "", {"esd": 1.0})
     with pytest.raises(InputError, match=r"^iteration 3: esd left .* reduce lower\.learning_rate"):

@@ -220,7 +220,7 @@ def test_both_updates_trace_at_full_size():
         sentences=conditioning(config.bank.sentences, forms),
         masks=shape((config.bank.sentences, forms, config.text_tokens), jnp.float32),
         kinds=shape((forms,), jnp.int32),
-        anchors=conditioning(1),
+        anchors=conditioning(config.bank.sentences, 1),
         trajectories=shape((config.bank.trajectories, config.steps, tokens, 64), jnp.bfloat16),
         trajectory_sentences=shape((config.bank.trajectories,), jnp.int32),
         pictures=shape((config.upper.pictures, tokens, 64), jnp.bfloat16),

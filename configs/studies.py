@@ -1,0 +1,83 @@
+"""What is compared on the shipped small FLUX, and answered in RESULTS.md; see `erase.study`.
+
+Choices are looked at with the validation's seeds, so that those of the evaluation stay unseen until
+the method is settled.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from configs import EMOJI, PLACE
+from configs.suite import CONCEPTS
+from erase.config import over
+from erase.presets import PRESETS
+from erase.study import Study
+
+VALIDATION = {"evaluation": {"seed": 2_000_000, "batch": 192}}
+EVALUATION = {"evaluation": {"batch": 192}}
+# So few that what a variant changes still shows.
+SHORT = {"iterations": 100}
+
+
+def _concepts(*changes: Mapping[str, Any]) -> dict[str, Any]:
+    """All thirty, with some changes."""
+    return {
+        name: functools.reduce(over, (EMOJI, fields, *changes)) for name, fields in CONCEPTS.items()
+    }
+
+
+def _without(*losses: str) -> dict[str, dict[str, float]]:
+    """Losses' weights set to 0."""
+    levels = {"lower": ("esd", "attn"), "upper": ("lora", "rsc")}
+    return {
+        level: {loss: 0.0 for loss in names if loss in losses} for level, names in levels.items()
+    }
+
+
+STUDIES = {
+    "curve": Study(
+        question="How many iterations does erasing take?",
+        concepts=_concepts(VALIDATION),
+        variants={str(count): {"iterations": count} for count in (25, 50, 100, 200, 300, 600)},
+        seeds=(0,),
+    ),
+    "choices": Study(
+        question="What does each choice within the method change?",
+        concepts=_concepts(VALIDATION, SHORT),
+        variants={
+            "as configured": {},
+            "trajectories of the student": {"lower": {"trajectories": "student"}},
+            "L_attn as released": {"lower": {"attn_form": "released", "attn": 0.01}},
+            "L_rsc literal": {"upper": {"rsc_form": "literal"}},
+            "L_rsc as released": {"upper": {"rsc_form": "released", "blocks": "last"}},
+            "L_rsc, last block": {"upper": {"blocks": "last"}},
+            "L_lora on the concept's pictures": {"upper": {"prompts": ()}},
+            "L_lora without the concept": {"upper": {"prompts": (), "without_concept": True}},
+            "L_lora towards noise": {"upper": {"lora_target": "noise"}},
+            "joint": {"alternation": "joint"},
+            "adaptive": {"alternation": "adaptive"},
+            "rank 4": {"adapter": {"rank": 4}},
+        },
+        seeds=(0,),
+    ),
+    "losses": Study(
+        question="What does each loss do?",
+        concepts=_concepts(EVALUATION, SHORT),
+        variants={
+            "esd + attn": _without("lora", "rsc"),
+            "esd + lora": _without("attn", "rsc"),
+            "esd + rsc": _without("attn", "lora"),
+            "attn + rsc": _without("esd", "lora"),
+            "attn + lora + rsc": _without("esd"),
+            "all four": {},
+        },
+        seeds=(0, 1, 2),
+    ),
+    "presets": Study(
+        question="What do the paper's and the authors' own settings do?",
+        concepts={name: over(over(PLACE, f), EVALUATION) for name, f in CONCEPTS.items()},
+        variants={"ours": EMOJI, **PRESETS},
+        seeds=(0,),
+    ),
+}

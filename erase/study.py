@@ -1,0 +1,200 @@
+"""Compares variants of the method: trains each on the same concepts and seeds, and counts.
+
+    python -m erase.study --study configs/studies.py:losses --out docs/results/losses.json
+
+The file's STUDIES name what is compared. All runs of a variant train at once; its counts are
+written as soon as they are there, and variants that the output already holds are left out.
+"""
+
+import json
+import platform
+import runpy
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jaxtyping import Bool
+from rich.console import Console
+from rich.table import Table
+
+from convert.errors import InputError, exits_cleanly
+from erase import bank, evaluate, irrelevant, report, summary, synonyms
+from erase.command import begin
+from erase.config import Config, load_config, over
+from erase.pictures import write
+from erase.train import learn
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline, load
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        question: that the study answers, in a sentence.
+        concepts: fields of `Config` for each concept, by its name.
+        variants: changes to all of them, by the variant's name; an empty one is the default.
+        seeds: of training; each variant is trained on each concept once a seed.
+    """
+
+    question: str
+    concepts: Mapping[str, Mapping[str, Any]]
+    variants: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+
+
+def run_study(study: Study, out: Path) -> dict[str, Any]:
+    """Trains and counts every variant.
+
+    Args:
+        study: what is compared.
+        out: JSON file of the results.
+
+    Returns:
+        What the file holds: the question, the device, and for each variant its changes, its
+        seconds of training and a row for each run: concept, seed and cells (see `erase.evaluate`).
+
+    Raises:
+        InputError: a setting cannot be used, or the file holds another study.
+    """
+    plans = {
+        variant: {
+            f"{name}-{seed}": load_config(over(over(fields, changes), {"seed": seed}))
+            for name, fields in study.concepts.items()
+            for seed in study.seeds
+        }
+        for variant, changes in study.variants.items()
+    }
+    head = {
+        "question": study.question,
+        "concepts": list(study.concepts),
+        "seeds": list(study.seeds),
+        "pictures": next(iter(plans[next(iter(plans))].values())).evaluation.pictures,
+    }
+    result = json.loads(out.read_text()) if out.is_file() else head | {"variants": {}}
+    if {key: result.get(key) for key in head} != head:
+        raise InputError(f"out = {str(out)!r} holds another study: name another file")
+    first = next(iter(next(iter(plans.values())).values()))
+    pipe = load(first.model, first.dtype)
+    before: dict[str, np.ndarray] = {}
+    for variant, configs in plans.items():
+        changes = json.loads(json.dumps(study.variants[variant]))
+        if result["variants"].get(variant, {}).get("changes") == changes:
+            continue
+        adapters, seconds = train_variant(configs, pipe)
+        rows = [
+            count(pipe, adapters[name], config, before) | {"name": name.rpartition("-")[0]}
+            for name, config in configs.items()
+        ]
+        result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
+        result["device"] = jax.devices()[0].device_kind or platform.machine()
+        result["jax"] = jax.__version__
+        write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(result)
+    return result
+
+
+def train_variant(
+    configs: Mapping[str, Config], pipe: Pipeline
+) -> tuple[dict[str, Adapter], float]:
+    """The adapters of a variant's runs, by name, and the seconds of training, compiling included.
+
+    Raises:
+        InputError: a setting does not fit the model, or a run diverged.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder)
+        banks, settled = [], {}
+        for name, given in configs.items():
+            settled[name], _ = synonyms.settle(given)
+            words = irrelevant.gather(settled[name], workdir / name)
+            planned = bank.plan(settled[name], pipe, words.pools)
+            banks.append(bank.make(settled[name], pipe, planned))
+            (workdir / name).mkdir()
+        began = time.perf_counter()
+        adapters = learn(settled, pipe, banks, workdir)
+        return adapters, round(time.perf_counter() - began, 1)
+
+
+def count(
+    pipe: Pipeline, adapter: Adapter, config: Config, before: dict[str, Bool[np.ndarray, "B"]]
+) -> dict[str, Any]:
+    """What the judge finds with the base and with an adapter.
+
+    Args:
+        pipe: the frozen model.
+        adapter: a run's.
+        config: the run's.
+        before: what it finds with the base, by concept; added to, so that nothing is drawn twice.
+
+    Raises:
+        InputError: there is no judge, or it does not know a concept.
+    """
+    config, _ = synonyms.settle(config)
+    judge, drawn = evaluate.plan(config, pipe)
+    if judge is None:
+        raise InputError("evaluation.judge = None: a study counts; name the judge's folder")
+
+    def found(strength: float, title: str) -> Bool[np.ndarray, "B"]:
+        pictures = evaluate.draw_cases(pipe, drawn, config, [(adapter, strength)], title)
+        return evaluate.judged(judge, pictures, drawn)
+
+    if config.concept not in before:
+        before[config.concept] = found(0.0, f"of {config.concept}, before")
+    after = found(config.evaluation.strength, f"of {config.concept}, after")
+    cells = evaluate.counts(drawn, {"before": before[config.concept], "after": after})
+    kind = judge.kind(config.concept)
+    return {"concept": config.concept, "kind": kind, "seed": config.seed, "cells": cells}
+
+
+def sums(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's cells, pooled over its runs, with their H."""
+    return summary.pooled(row["cells"] for row in variant["rows"])
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints a line for each variant."""
+    table = Table(title=result["question"])
+    for heading in ("", *summary.CELLS, "H"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, variant in result["variants"].items():
+        cells = sums(variant)
+        shares = [cells[c]["after"]["share"] for c in summary.CELLS] + [cells["H"]["after"]]
+        table.add_row(name, *(report.percent(share, 1) for share in shares))
+    Console().print(table)
+
+
+def read_study(given: str) -> Study:
+    """The study that "FILE:NAME" names.
+
+    Raises:
+        InputError: there is no such file, or no such study in it.
+    """
+    path, _, name = given.partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"study = {given!r}: {path!r} is not a file; check the path")
+    studies = runpy.run_path(path).get("STUDIES", {})
+    if name not in studies:
+        raise InputError(f"study = {given!r} is unknown: choose {path}:{{{','.join(studies)}}}")
+    return studies[name]
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    given = flags.FLAGS
+    run_study(read_study(given.study), Path(given.out))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("study", None, "FILE:NAME of what is compared.", required=True)
+    flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
+    app.run(main)

@@ -1,0 +1,84 @@
+"""Studies: variants trained on the same concepts and seeds, and counted by a judge."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from convert.errors import InputError
+from erase import study
+from erase.config import configure
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from erase.study import Study, read_study, run_study, sums
+
+LABELS = JudgeConfig(
+    ("cat", "dog", "apple"), ("plain", "dark"), ("on",), (8, 8), blocks=(1, 1), embedding=4
+)
+
+
+@pytest.fixture
+def small(tiny_folder: Path, tmp_path: Path) -> Study:
+    params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
+    params["entity_head"]["bias"] *= 0
+    Judge(LABELS, params, 16).save(tmp_path / "judge")
+    common = configure(
+        model=str(tiny_folder),
+        height=16,
+        width=16,
+        steps=2,
+        iterations=1,
+        synonyms=("kitty",),
+        irrelevant=("tree", "sun", "key"),
+        bank={"sentences": 2, "trajectories": 2},
+        upper={"pictures": 2, "rsc": 0.0},
+        evaluation={"judge": str(tmp_path / "judge"), "pictures": 2, "steps": 2, "batch": 6},
+    ).to_dict()
+    return Study(
+        question="Does it?",
+        concepts={name: common | {"concept": name} for name in ("cat", "dog")},
+        variants={"plain": {}, "in order": {"bank": {"shuffled": 0.0}}},
+        seeds=(0, 7),
+    )
+
+
+@pytest.mark.slow
+def test_every_variant_is_counted_once(small: Study, tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / "results" / "small.json"
+    made = run_study(small, out)
+    assert json.loads(out.read_text()) == made
+    assert made["concepts"] == ["cat", "dog"]
+    assert list(made["variants"]) == ["plain", "in order"]
+    base = sums(made["variants"]["plain"])["Acc_e"]["before"]
+    for variant in made["variants"].values():
+        rows = variant["rows"]
+        assert [(r["name"], r["seed"]) for r in rows] == [
+            ("cat", 0), ("cat", 7), ("dog", 0), ("dog", 7)
+        ]  # fmt: skip
+        assert sums(variant)["Acc_e"]["after"]["of"] == 8
+        assert sums(variant)["Acc_e"]["before"] == base
+    assert "Does it?" in capsys.readouterr().out
+
+    # What is there is not made again; a changed variant is.
+    trained = []
+    monkeypatch.setattr(study, "train_variant", lambda *a: trained.append(a) or 1 / 0)
+    assert run_study(small, out) == made
+    assert not trained
+    with pytest.raises(ZeroDivisionError):
+        run_study(replace(small, variants={"plain": {"lower": {"eta": 2.0}}}), out)
+    assert json.loads(out.read_text()) == made
+    with pytest.raises(InputError, match=r"small\.json' holds another study"):
+        run_study(replace(small, seeds=(1,)), out)
+
+
+def test_unusable_studies_are_named(small: Study, tmp_path: Path):
+    with pytest.raises(InputError, match=r"'no\.py' is not a file"):
+        read_study("no.py:losses")
+    path = Path(__file__).resolve().parents[1] / "configs" / "studies.py"
+    assert set(read_study(f"{path}:losses").variants) >= {"esd + attn", "all four"}
+    with pytest.raises(InputError, match=r"is unknown: choose .*\{curve,choices,losses,presets\}"):
+        read_study(f"{path}:loses")
+    with pytest.raises(InputError, match=r"lower\.attn = -1\.0 must be at least 0"):
+        run_study(replace(small, variants={"bad": {"lower": {"attn": -1.0}}}), tmp_path / "x.json")
+    assert not (tmp_path / "x.json").exists()
