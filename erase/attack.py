@@ -24,16 +24,14 @@ from rich.table import Table
 
 from convert.errors import InputError, exits_cleanly
 from erase import evaluate, report
-from erase.command import FLAG, begin, parse_flags
-from erase.config import Config, load_runs
-from erase.evaluate import Case, check, draw_cases, judged
+from erase.cases import Case, check, draw_cases, judged
+from erase.command import begin, parse_flags
+from erase.config import Config
 from erase.judge import Judge, share
 from erase.pictures import write
 from erase.prompts import phrase, shuffle
-from erase.sample import read_adapter
-from erase.synonyms import settle
 from flux_jax.lora import Adapter
-from flux_jax.pipeline import Pipeline, load
+from flux_jax.pipeline import Pipeline
 
 FILE, SHEET = "attacks.json", "attacks.csv"
 SIDES = ("before", "silenced", "after")
@@ -201,14 +199,10 @@ def _show(result: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
-    given = flags.FLAGS
-    workdir = Path(given.workdir)
-    runs = {name: settle(config)[0] for name, config in load_runs(given[FLAG].value).items()}
-    first = next(iter(runs.values()))
-    adapters = {name: read_adapter(given.adapter or workdir / name) for name in runs}
-    pipe = load(first.model, first.dtype)
-    for name, config in runs.items():
-        attack(pipe, adapters[name], config, workdir / name, given.pictures)
+    pipe, runs = evaluate.open_runs(flags.FLAGS)
+    for name, (config, adapter) in runs.items():
+        folder = Path(flags.FLAGS.workdir) / name
+        attack(pipe, adapter, config, folder, flags.FLAGS.pictures)
 
 
 if __name__ == "__main__":

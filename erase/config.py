@@ -363,6 +363,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
             "upper.without_concept out"
         )
+    for prompt in upper.prompts if upper.without_concept else ():
+        try:
+            as_template(prompt, config.concept)
+        except InputError as error:
+            yield f"upper.{error}, or leave upper.without_concept out"
     for word in config.irrelevant:
         if word.casefold() in (concept, *(s.casefold() for s in config.synonyms)):
             yield f"irrelevant: {word!r} is the concept or a synonym of it: leave it out"

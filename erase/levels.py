@@ -219,28 +219,29 @@ def _apply(
     )
 
 
+def _draw_places(
+    bank: Bank, key: PRNGKeyArray, setup: Setup, steps: int
+) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+    """Draws trajectories and, among the first of their steps, one of each."""
+    row_key, step_key = jax.random.split(key)
+    rows = jax.random.randint(row_key, (setup.batch_size,), 0, len(bank.trajectories))
+    return rows, jax.random.randint(step_key, (setup.batch_size,), 0, steps)
+
+
 def _draw_latents(
     bank: Bank, key: PRNGKeyArray, setup: Setup, steps: int
 ) -> tuple[Float[Array, "B S C"], Float[Array, "B"], Int[Array, "B"]]:
     """Draws x_t, its t and its sentence, among the first steps of the trajectories."""
-    row_key, step_key = jax.random.split(key)
-    rows = jax.random.randint(row_key, (setup.batch_size,), 0, len(bank.trajectories))
-    step = jax.random.randint(step_key, (setup.batch_size,), 0, steps)
-    latents, times = bank.trajectories[rows, step], bank.times[step]
-    return (
-        split_samples(setup, latents),
-        split_samples(setup, times),
-        bank.trajectory_sentences[rows],
-    )
+    rows, step = _draw_places(bank, key, setup, steps)
+    latents = split_samples(setup, bank.trajectories[rows, step])
+    return latents, split_samples(setup, bank.times[step]), bank.trajectory_sentences[rows]
 
 
 def _student_latents(
     lora: PyTree, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
 ) -> tuple[Float[Array, "B S C"], Float[Array, "B"], Int[Array, "B"]]:
     """What `_draw_latents` draws, but on the adapted model's own way from the same noise."""
-    row_key, step_key = jax.random.split(key)
-    rows = jax.random.randint(row_key, (setup.batch_size,), 0, len(bank.trajectories))
-    steps = jax.random.randint(step_key, (setup.batch_size,), 0, len(bank.times))
+    rows, steps = _draw_places(bank, key, setup, len(bank.times))
     sentences = bank.trajectory_sentences[rows]
     concept = split_samples(setup, bank.sentences[sentences, 0])
     fixed = jax.lax.stop_gradient(lora)

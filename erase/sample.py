@@ -143,7 +143,10 @@ def define_flags() -> None:
         "adapter", [], "Adapter file or folder, with :STRENGTH if not 1; may be repeated."
     )
     flags.DEFINE_string(
-        "silence", None, "Training-free erasure: this word's tokens give nothing to the picture."
+        "silence",
+        None,
+        "Training-free erasure: this word's tokens give nothing to the picture; prompts without it "
+        "are drawn as they are.",
     )
     flags.DEFINE_integer("steps", 28, "Euler steps.")
     flags.DEFINE_float("guidance", 3.5, "Distilled guidance scale.")

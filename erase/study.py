@@ -25,12 +25,13 @@ from rich.table import Table
 
 from convert.errors import InputError, exits_cleanly
 from erase import bank, evaluate, irrelevant, report, summary, synonyms
+from erase.cases import draw_cases, judged
 from erase.command import begin
-from erase.config import Config, load_config, over
+from erase.config import EACH, Config, load_runs, over
 from erase.pictures import write
-from erase.train import learn
+from erase.train import learn, open_model
 from flux_jax.lora import Adapter
-from flux_jax.pipeline import Pipeline, load
+from flux_jax.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,30 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         InputError: a setting cannot be used, or the file holds another study.
     """
     plans = {
-        variant: {
-            f"{name}-{seed}": load_config(over(over(fields, changes), {"seed": seed}))
-            for name, fields in study.concepts.items()
-            for seed in study.seeds
-        }
+        variant: load_runs(
+            {
+                EACH: {
+                    f"{name}-{seed}": over(over(fields, changes), {"seed": seed})
+                    for name, fields in study.concepts.items()
+                    for seed in study.seeds
+                }
+            }
+        )
         for variant, changes in study.variants.items()
     }
+    first = next(iter(next(iter(plans.values())).values()))
+    if first.evaluation.judge is None:
+        raise InputError("evaluation.judge = None: a study counts; name the judge's folder")
     head = {
         "question": study.question,
         "concepts": list(study.concepts),
         "seeds": list(study.seeds),
-        "pictures": next(iter(plans[next(iter(plans))].values())).evaluation.pictures,
+        "pictures": first.evaluation.pictures,
     }
     result = json.loads(out.read_text()) if out.is_file() else head | {"variants": {}}
     if {key: result.get(key) for key in head} != head:
         raise InputError(f"out = {str(out)!r} holds another study: name another file")
-    first = next(iter(next(iter(plans.values())).values()))
-    pipe = load(first.model, first.dtype)
+    pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
     for variant, configs in plans.items():
         changes = json.loads(json.dumps(study.variants[variant]))
@@ -135,16 +142,15 @@ def count(
         before: what it finds with the base, by concept; added to, so that nothing is drawn twice.
 
     Raises:
-        InputError: there is no judge, or it does not know a concept.
+        InputError: the judge does not know a concept.
     """
     config, _ = synonyms.settle(config)
     judge, drawn = evaluate.plan(config, pipe)
-    if judge is None:
-        raise InputError("evaluation.judge = None: a study counts; name the judge's folder")
+    assert judge is not None, "run_study has made sure"
 
     def found(strength: float, title: str) -> Bool[np.ndarray, "B"]:
-        pictures = evaluate.draw_cases(pipe, drawn, config, [(adapter, strength)], title)
-        return evaluate.judged(judge, pictures, drawn)
+        pictures = draw_cases(pipe, drawn, config, [(adapter, strength)], title)
+        return judged(judge, pictures, drawn)
 
     if config.concept not in before:
         before[config.concept] = found(0.0, f"of {config.concept}, before")

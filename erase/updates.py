@@ -9,7 +9,7 @@ Axis letter: R runs.
 import functools
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -43,6 +43,9 @@ class State:
     lower: optax.OptState
     upper: optax.OptState
     balance: tuple[Float[Array, ""], optax.OptState]
+
+
+Update = Callable[[State, Bank, PRNGKeyArray], tuple[State, Metrics]]
 
 
 def optimiser(level: Lower | Upper) -> optax.GradientTransformation:
@@ -93,14 +96,7 @@ def lower_update(
         The new state; for each run the losses `esd` and `attn` (those that have a weight) and the
         gradient's norm, `lower_gradient`.
     """
-
-    def update(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
-        loss = functools.partial(lower_losses, params=params, bank=bank, key=key, setup=setup)
-        lora, lower, metrics = _descend(loss, state.lora, state.lower, optimiser(setup.lower))
-        metrics["lower_gradient"] = metrics.pop("gradient")
-        return state.replace(lora=lora, lower=lower), metrics  # pyright: ignore
-
-    return _in_every_run(setup, update)(state, bank, key)
+    return _in_every_run(setup, _level("lower", lower_losses, params, setup))(state, bank, key)
 
 
 @functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
@@ -112,14 +108,7 @@ def upper_update(
     Arguments and results are `lower_update`'s, with the losses `lora` and `rsc` and the
     gradient's norm `upper_gradient`.
     """
-
-    def update(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
-        loss = functools.partial(upper_losses, params=params, bank=bank, key=key, setup=setup)
-        lora, upper, metrics = _descend(loss, state.lora, state.upper, optimiser(setup.upper))
-        metrics["upper_gradient"] = metrics.pop("gradient")
-        return state.replace(lora=lora, upper=upper), metrics  # pyright: ignore
-
-    return _in_every_run(setup, update)(state, bank, key)
+    return _in_every_run(setup, _level("upper", upper_losses, params, setup))(state, bank, key)
 
 
 @functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
@@ -162,9 +151,25 @@ def joint_update(
     return _in_every_run(setup, update)(state, bank, key)
 
 
-def _in_every_run(
-    setup: Setup, update: Callable[[State, Bank, PRNGKeyArray], tuple[State, Metrics]]
-) -> Callable[[State, Bank, PRNGKeyArray], tuple[State, Metrics]]:
+def _level(
+    name: Literal["lower", "upper"],
+    losses_of: Callable[..., tuple[Array, Metrics]],
+    params: PyTree,
+    setup: Setup,
+) -> Update:
+    """The update of one run at a level, by its losses, optimiser and state."""
+
+    def update(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        loss = functools.partial(losses_of, params=params, bank=bank, key=key, setup=setup)
+        level = optimiser(getattr(setup, name))
+        lora, own, metrics = _descend(loss, state.lora, getattr(state, name), level)
+        metrics[f"{name}_gradient"] = metrics.pop("gradient")
+        return state.replace(**{"lora": lora, name: own}), metrics  # pyright: ignore
+
+    return update
+
+
+def _in_every_run(setup: Setup, update: Update) -> Update:
     """The update of one run, for all of them; results stay where the arguments were."""
     own = dict.fromkeys((spec.name for spec in fields(Bank)), 0)
     bank_axes = Bank(**own | {"times": None, "image_ids": None})  # pyright: ignore

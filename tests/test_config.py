@@ -148,6 +148,14 @@ def test_without_overrides_absent_values_stay_absent(tmp_path: Path):
         ({"lower": {"learning_rate": 0}}, r"lower\.learning_rate = 0\.0 must be above 0"),
         ({"lower": 3}, r"lower = 3 must be a dictionary"),
         ({"upper": {"temperature": 0.0}}, r"upper\.temperature = 0\.0 must be above 0"),
+        (
+            {"upper": {"without_concept": True, "prompts": ("a dog",)}},
+            r"upper\.prompts: 'a dog' does not hold the concept 'cat'",
+        ),
+        (
+            {"upper": {"folder": "mine", "prompts": ("a cat",)}},
+            r"upper\.folder = 'mine' brings captions of its own",
+        ),
         ({"upper": {"early": 1.5}}, r"upper\.early = 1\.5 must be at most 1"),
         ({"upper": {"negatives": 4}}, r"fewer than upper\.negatives = 4"),
         ({"bank": {"shuffled": 2}}, r"bank\.shuffled = 2\.0 must be at most 1"),

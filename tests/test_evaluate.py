@@ -13,18 +13,11 @@ from convert.errors import InputError
 from erase import report
 from erase.attack import FAMILIES, attack
 from erase.attention import TIMES, attention_maps
+from erase.cases import Case, cases, draw_cases, judged, named_pair
 from erase.config import Config, Evaluation
-from erase.evaluate import (
-    CELLS,
-    Case,
-    cases,
-    draw_cases,
-    evaluate,
-    harmonic_mean,
-    judged,
-    named_pair,
-)
+from erase.evaluate import evaluate
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from erase.summary import CELLS, harmonic_mean
 from flux_jax import Adapter, load, lora
 from flux_jax.pipeline import Pipeline
 
@@ -267,7 +260,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(
     changes: dict,
     message: str,
 ):
-    monkeypatch.setattr("erase.evaluate.draw", lambda *_, **__: pytest.fail("drawn"))
+    monkeypatch.setattr("erase.cases.draw", lambda *_, **__: pytest.fail("drawn"))
     if "concept" in changes:
         config = replace(config, **changes)
     else:
