@@ -27,9 +27,12 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         for argument, following in itertools.pairwise([*arguments, ""]):
             named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
-            field = re.sub(rf"^{EACH}\.[\w-]+\.", "", named[1]) if named else ""
-            if named and field not in set(paths(Config)):
-                raise InputError(unknown(Config, field))
+            if named and named[1].startswith(f"{EACH}."):
+                raise InputError(
+                    f"{named[1]}: an override reaches what all runs share; change the file instead"
+                )
+            if named and named[1] not in set(paths(Config)):
+                raise InputError(unknown(Config, named[1]))
             if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
                 # After a colon stands what get_config is called with.
                 path = (file[1] or following).partition(":")[0]
@@ -37,7 +40,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
                     raise InputError(f"config = {path!r} is not a file; check the path")
         return flags.FLAGS(list(arguments))
     except (InputError, flags.Error, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # What get_config itself has to say comes at the end of a traceback.
+        said = re.search(r"\bInputError: (.*)\s*$", str(error))
+        print(f"error: {said[1] if said else error}", file=sys.stderr)
         sys.exit(2)
 
 

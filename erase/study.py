@@ -26,7 +26,7 @@ from rich.table import Table
 from convert.errors import InputError, exits_cleanly
 from erase import bank, evaluate, irrelevant, report, summary, synonyms
 from erase.cases import draw_cases, judged
-from erase.command import begin
+from erase.command import begin, parse_flags
 from erase.config import EACH, Config, load_runs, over
 from erase.pictures import write
 from erase.train import learn, open_model
@@ -203,4 +203,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("study", None, "FILE:NAME of what is compared.", required=True)
     flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,7 @@ def test_every_field_is_found_under_its_own_name():
         (["--config=nowhere.py"], "config = 'nowhere.py' is not a file"),
         (["--config", "nowhere.py"], "config = 'nowhere.py' is not a file"),
         (["--config"], "config = '' is not a file"),
+        (["--config=here.py", "--config.each.cat.seed=2"], "each.cat.seed: an override reaches"),
         (["--confg=x"], "confg"),
     ],
 )
@@ -269,3 +272,12 @@ def test_runs_that_train_at_once_differ_in_what_is_their_own():
 def test_runs_that_cannot_train_at_once_are_refused(each: dict, message: str):
     with pytest.raises(InputError, match=message):
         load_runs(configure(irrelevant=OTHERS, each=each))
+
+
+def test_an_unknown_preset_is_told_without_a_traceback():
+    command = [sys.executable, "-m", "erase.train", "--config", "configs/emoji_cat.py:papr"]
+    command += ["--workdir", "unused"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: preset = 'papr' is unknown: choose from paper, official" in done.stderr
+    assert "Traceback" not in done.stderr
