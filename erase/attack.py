@@ -27,7 +27,7 @@ from erase import evaluate, report
 from erase.cases import Case, check, draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import Config
-from erase.judge import Judge, share
+from erase.judge import open_judge, share
 from erase.pictures import write
 from erase.prompts import phrase, shuffle
 from flux_jax.lora import Adapter
@@ -136,7 +136,7 @@ def attack(
     workdir, settings = Path(workdir), config.evaluation
     if not settings.judge:
         raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
-    judge = Judge.load(settings.judge)
+    judge = open_judge(settings.judge)
     drawn = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
     check(pipe, judge, drawn)
     ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))

@@ -150,6 +150,23 @@ class Upper:
 
 
 @dataclass(frozen=True)
+class EarlyStop:
+    """When a run has erased enough: a judge looks at pictures that evaluation does not draw.
+
+    Attributes:
+        every: iterations between two looks; 0 trains all iterations.
+        pictures: drawn at a look, of `prompts` in turn.
+        share: the run stops where the judge finds the concept in no larger a share of them.
+        seed: of the first picture.
+    """
+
+    every: int = number(0, least=0)
+    pictures: int = number(32, least=1)
+    share: float = number(0.0, least=0, most=1)
+    seed: int = number(3_000_000, least=0)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What is drawn and counted after training.
 
@@ -208,6 +225,7 @@ class Config:
         bank: what is prepared.
         lower: the erasing level.
         upper: the preserving level.
+        early_stop: when training ends before that.
         evaluation: what follows training.
     """
 
@@ -233,6 +251,7 @@ class Config:
     bank: BankConfig = BankConfig()
     lower: Lower = Lower()
     upper: Upper = Upper()
+    early_stop: EarlyStop = EarlyStop()
     evaluation: Evaluation = Evaluation()
 
 

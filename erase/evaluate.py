@@ -11,7 +11,6 @@ base and with the adapter, from the same noise.
 Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 
-import functools
 import io
 import itertools
 import json
@@ -33,7 +32,7 @@ from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, check, draw_cases, judged
 from erase.command import FLAG, begin, define_flag, parse_flags
 from erase.config import Config, load_runs
-from erase.judge import Judge, share
+from erase.judge import Judge, open_judge, share
 from erase.pictures import png, sheet, write
 from erase.sample import read_adapter
 from erase.summary import CELLS, harmonic_mean, write_summary
@@ -50,7 +49,7 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
             over the token limit.
     """
     settings = config.evaluation
-    judge = _judge(settings.judge) if settings.judge else None
+    judge = open_judge(settings.judge) if settings.judge else None
     drawn = cases(config, _others(config, judge))
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
@@ -58,10 +57,6 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
         drawn = [case for case, rank in ranked if rank < settings.examples]
     check(pipe, judge, drawn)
     return judge, drawn
-
-
-# Many runs in a row ask the same one.
-_judge = functools.lru_cache(maxsize=1)(Judge.load)
 
 
 def evaluate(

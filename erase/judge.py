@@ -331,6 +331,10 @@ class Judge:
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(pictures)], *chunks)
 
 
+# Many runs in a row ask the same one.
+open_judge = functools.lru_cache(maxsize=1)(Judge.load)
+
+
 def share(found: int, of: int) -> dict[str, float]:
     """A share with its Wilson interval at 95 %."""
     interval = binomtest(found, of).proportion_ci(method="wilson")

@@ -60,7 +60,8 @@ def draw(
         raise InputError(f"batch = {batch} must be at least 1")
     batch = min(batch, len(prompts))
     drawn = []
-    with tqdm(total=len(prompts), desc=title, unit="picture") as bar:
+    # Within another bar it vanishes when it is done.
+    with tqdm(total=len(prompts), desc=title, unit="picture", leave=None) as bar:
         for start in range(0, len(prompts), batch):
             rows = [min(start + i, len(prompts) - 1) for i in range(batch)]
             texts = [prompts[i] for i in rows]

@@ -29,7 +29,7 @@ from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import EACH, Config, load_runs, over
 from erase.pictures import write
-from erase.train import learn, open_model
+from erase.train import METRICS, learn, open_model
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -60,7 +60,8 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
 
     Returns:
         What the file holds: the question, the device, and for each variant its changes, its
-        seconds of training and a row for each run: concept, seed and cells (see `erase.evaluate`).
+        seconds of training and a row for each run: concept, seed, iterations and cells (see
+        `erase.evaluate`).
 
     Raises:
         InputError: a setting cannot be used, or the file holds another study.
@@ -95,9 +96,10 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         changes = json.loads(json.dumps(study.variants[variant]))
         if result["variants"].get(variant, {}).get("changes") == changes:
             continue
-        adapters, seconds = train_variant(configs, pipe)
+        adapters, iterations, seconds = train_variant(configs, pipe)
         rows = [
-            count(pipe, adapters[name], config, before) | {"name": name.rpartition("-")[0]}
+            {"name": name.rpartition("-")[0], "iterations": iterations[name]}
+            | count(pipe, adapters[name], config, before)
             for name, config in configs.items()
         ]
         result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
@@ -110,8 +112,12 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
 
 def train_variant(
     configs: Mapping[str, Config], pipe: Pipeline
-) -> tuple[dict[str, Adapter], float]:
-    """The adapters of a variant's runs, by name, and the seconds of training, compiling included.
+) -> tuple[dict[str, Adapter], dict[str, int], float]:
+    """Trains a variant's runs.
+
+    Returns:
+        The adapters and the iterations that each took, by the run's name, and the seconds of
+        training, compiling included.
 
     Raises:
         InputError: a setting does not fit the model, or a run diverged.
@@ -127,7 +133,9 @@ def train_variant(
             (workdir / name).mkdir()
         began = time.perf_counter()
         adapters = learn(settled, pipe, banks, workdir)
-        return adapters, round(time.perf_counter() - began, 1)
+        seconds = round(time.perf_counter() - began, 1)
+        lines = {name: (workdir / name / METRICS).read_text().splitlines() for name in configs}
+        return adapters, {name: len(each) for name, each in lines.items()}, seconds
 
 
 def count(

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
-from erase import bank, checkpoints, evaluate, irrelevant, report, summary, synonyms
+from erase import bank, checkpoints, evaluate, irrelevant, report, stopping, summary, synonyms
 from erase.bank import Bank
 from erase.command import FLAG, begin, define_flag, parse_flags
 from erase.config import Config, load_runs
@@ -82,6 +82,8 @@ def run(
         if config.evaluation.pictures:
             # What evaluation could not use is told before training, not after.
             evaluate.plan(config, pipe)
+        if config.early_stop.every:
+            stopping.plan(config, pipe)
     # A target that the model lacks is told before anything is written.
     jax.eval_shape(lambda: start(jax.random.key(0), pipe.params["transformer"], first))
     for name, folder in folders.items():
@@ -112,7 +114,7 @@ def learn(
 
     Args:
         configs: of the runs, by name.
-        pipe: the frozen model, of which the transformer alone is needed.
+        pipe: the frozen model, of which the updates need the transformer alone.
         banks: of the runs.
         workdir: folder of the checkpoints, with the runs' folders in it.
 
@@ -127,12 +129,17 @@ def learn(
     params = setup.replicated(pipe.params["transformer"])
     state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
     train_keys = setup.divided(jnp.stack([key[1] for key in keys]))
-    state = train(configs, setup, workdir, state, params, prepared, train_keys)
-    adapters = {}
-    for row, name in enumerate(configs):
-        lora = jax.tree.map(lambda leaf, row=row: leaf[row], state.lora)
-        adapters[name] = Adapter(lora, setup.alpha)  # pyright: ignore[reportCallIssue]
-    return adapters
+
+    def erased(name: str, state: State) -> bool:
+        return stopping.erased(pipe, adapter_of(name, state), configs[name])
+
+    def adapter_of(name: str, state: State) -> Adapter:
+        row = list(configs).index(name)
+        lora = jax.tree.map(lambda leaf: leaf[row], state.lora)
+        return Adapter(lora, setup.alpha)  # pyright: ignore[reportCallIssue]
+
+    state = train(configs, setup, workdir, state, params, prepared, train_keys, erased)
+    return {name: adapter_of(name, state) for name in configs}
 
 
 def check_folder(workdir: Path, descriptions: Mapping[str, Any], resume: bool) -> None:
@@ -188,11 +195,13 @@ def train(
     params: PyTree,
     prepared: Bank,
     keys: PRNGKeyArray,
+    erased: Callable[[str, State], bool],
 ) -> State:
     """Alternates lower and upper updates (the paper's Algorithm 1) from the latest checkpoint on.
 
     Iteration i draws from a run's key folded with i, so a resumed run goes on as it would have
-    gone, and a run among others as it would have gone alone.
+    gone, and a run among others as it would have gone alone. Runs that have erased enough stop by
+    themselves (`early_stop`).
     Axis letter: R runs.
 
     Args:
@@ -203,6 +212,7 @@ def train(
         params: the frozen transformer's parameters.
         prepared: what updates draw from.
         keys: random keys [R].
+        erased: whether the run of a name has erased enough, in a state.
 
     Raises:
         InputError: a run diverged.
@@ -221,7 +231,10 @@ def train(
         logs = [stack.enter_context((workdir / name / METRICS).open("a")) for name in configs]
         bar = tqdm(total=config.iterations, initial=done, desc=f"erasing {title}", unit="it")
         stack.enter_context(bar)
+        names, active = list(configs), np.array(state.active)
         for step in range(done + 1, config.iterations + 1):
+            if not active.any():
+                break
             began = time.perf_counter()
             drawn = _keys(keys, step)
             metrics: dict[str, Any] = {}
@@ -230,15 +243,23 @@ def train(
                 metrics |= more
             metrics = jax.device_get(metrics)
             seconds = round(time.perf_counter() - began, 4)
-            for index, (name, log) in enumerate(zip(configs, logs, strict=True)):
+            for index in np.flatnonzero(active):
                 values = {metric: float(each[index]) for metric, each in metrics.items()}
-                check_finite(step, name, values)
-                print(json.dumps({"step": step, **values, "seconds": seconds}), file=log)
-            means = {metric: f"{each.mean():.3g}" for metric, each in metrics.items()}
+                check_finite(step, names[index], values)
+                line = json.dumps({"step": step, **values, "seconds": seconds})
+                print(line, file=logs[index])
+            means = {metric: f"{each[active].mean():.3g}" for metric, each in metrics.items()}
             shown = {metric: mean for metric, mean in means.items() if "gradient" not in metric}
             bar.set_postfix(shown, refresh=False)
             bar.update()
-            if step % config.checkpoint_every == 0 or step == config.iterations:
+            last = step == config.iterations
+            if config.early_stop.every and step % config.early_stop.every == 0 and not last:
+                for index in np.flatnonzero(active):
+                    active[index] = not erased(name := names[index], state)
+                    if not active[index]:
+                        bar.write(f"{name and f'{name}: '}erased after {step} iterations")
+                state = state.replace(active=setup.divided(jnp.asarray(active)))  # pyright: ignore
+            if step % config.checkpoint_every == 0 or last or not active.any():
                 for log in logs:
                     log.flush()
                 checkpoints.save(manager, step, state)

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from erase import losses
 from erase.bank import Bank
@@ -37,12 +37,14 @@ class State:
         lower: state of the erasing level's optimiser.
         upper: state of the preserving level's optimiser.
         balance: w of the adaptive sum, which starts at 0, and its optimiser's state.
+        active: whether updates still change anything; a run that has stopped is kept as it is.
     """
 
     lora: PyTree
     lower: optax.OptState
     upper: optax.OptState
     balance: tuple[Float[Array, ""], optax.OptState]
+    active: Bool[Array, ""]
 
 
 Update = Callable[[State, Bank, PRNGKeyArray], tuple[State, Metrics]]
@@ -76,6 +78,7 @@ def start(key: PRNGKeyArray, params: PyTree, config: Config) -> State:
         lower=optimiser(config.lower).init(lora),
         upper=optimiser(config.upper).init(lora),
         balance=(balance, balancer().init(balance)),
+        active=jnp.ones((), bool),
     )  # pyright: ignore[reportCallIssue]
 
 
@@ -173,7 +176,12 @@ def _in_every_run(setup: Setup, update: Update) -> Update:
     """The update of one run, for all of them; results stay where the arguments were."""
     own = dict.fromkeys((spec.name for spec in fields(Bank)), 0)
     bank_axes = Bank(**own | {"times": None, "image_ids": None})  # pyright: ignore
-    every = jax.vmap(update, in_axes=(0, bank_axes, 0), spmd_axis_name=RUNS)
+
+    def unless_stopped(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
+        changed, metrics = update(state, bank, key)
+        return jax.tree.map(lambda *both: jnp.where(state.active, *both), changed, state), metrics
+
+    every = jax.vmap(unless_stopped, in_axes=(0, bank_axes, 0), spmd_axis_name=RUNS)
 
     def placed(*arguments: Any) -> tuple[State, Metrics]:
         state, metrics = every(*arguments)

@@ -1,0 +1,100 @@
+"""Early stopping: runs end by themselves once a judge finds nothing, alone or among others."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from convert.errors import InputError
+from convert.lora import read_lora
+from erase import stopping, train
+from erase.config import AdapterConfig, BankConfig, Config, EarlyStop, Evaluation, Upper
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from flux_jax import load
+
+LABELS = JudgeConfig(
+    ("cat", "apple"), ("plain",), ("on",), widths=(8, 8), blocks=(1, 1), embedding=4
+)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Of a run whose judge sees cats everywhere and apples nowhere."""
+    params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
+    params["entity_head"]["bias"] = np.array([100.0, -100.0], np.float32)
+    folder = tmp_path_factory.mktemp("judge")
+    Judge(LABELS, params, 16).save(folder)
+    return Config(
+        concept="cat",
+        prompts=("a photo of a {}", "a {} and a dog"),
+        synonyms=("kitty",),
+        irrelevant=("tree", "sun", "key"),
+        model=str(tiny_folder),
+        height=16,
+        width=16,
+        steps=2,
+        iterations=5,
+        checkpoint_every=4,
+        adapter=AdapterConfig(rank=2),
+        bank=BankConfig(sentences=2, trajectories=2),
+        upper=Upper(pictures=2, rsc=0.0),
+        early_stop=EarlyStop(every=2, pictures=3),
+        evaluation=Evaluation(judge=str(folder), pictures=0, steps=2, batch=4),
+    )
+
+
+def steps(workdir: Path) -> list[int]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    apple = replace(config, concept="apple", synonyms=("red apple",))
+    both = train.run({"cat": config, "apple": apple}, tmp_path / "both")
+    assert steps(tmp_path / "both" / "cat") == [1, 2, 3, 4, 5]
+    assert steps(tmp_path / "both" / "apple") == [1, 2]
+    assert "apple: erased after 2 iterations" in capsys.readouterr().out
+
+    alone = train.run({"": apple}, tmp_path / "alone")[""]
+    assert steps(tmp_path / "alone") == [1, 2]
+    short = replace(apple, iterations=2, early_stop=EarlyStop())
+    shorter = train.run({"": short}, tmp_path / "short")[""]
+    kept = read_lora(tmp_path / "both" / "apple" / "adapter" / "pytorch_lora_weights.safetensors")
+    for a, b, c in zip(
+        *(jax.tree.leaves(tree) for tree in (alone.lora, shorter.lora, kept[0])), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(c, b, rtol=1e-3, atol=1e-4)
+
+    # What has stopped stays so when everything is taken up again, with more iterations.
+    further = {name: replace(c, iterations=6) for name, c in (("cat", config), ("apple", apple))}
+    again = train.run(further, tmp_path / "both", resume=True)
+    assert steps(tmp_path / "both" / "cat") == [1, 2, 3, 4, 5, 6]
+    assert steps(tmp_path / "both" / "apple") == [1, 2]
+    for a, b in zip(*(jax.tree.leaves(x["apple"].lora) for x in (both, again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_look_takes_the_sentences_in_turn_from_noise_of_its_own(config: Config):
+    _, drawn = stopping.plan(config, load(config.model))
+    assert [case.prompt for case in drawn] == [
+        "a photo of a cat", "a cat and a dog", "a photo of a cat"
+    ]  # fmt: skip
+    assert [case.seed for case in drawn] == [3_000_000, 3_000_001, 3_000_002]
+    assert {case.sought for case in drawn} == {"cat"}
+
+
+def test_what_a_judge_could_not_answer_is_told_before_training(config: Config, tmp_path: Path):
+    for changes, message in (
+        ({"evaluation": Evaluation(pictures=0)}, r"evaluation\.judge = None: early_stop asks"),
+        ({"concept": "dog", "prompts": ("a {}",)}, "'dog' is not among the judge's labels"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.run({"": replace(config, **changes)}, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
