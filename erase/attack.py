@@ -30,10 +30,11 @@ from erase.config import Config
 from erase.judge import open_judge, share
 from erase.pictures import write
 from erase.prompts import phrase, shuffle
+from erase.summary import write_summary
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
-FILE, SHEET = "attacks.json", "attacks.csv"
+STEM = "attacks"
 SIDES = ("before", "silenced", "after")
 PREFIXES = ("super", "un", "re", "x")
 SUFFIXES = ("s", "y", "ish", "like")
@@ -127,8 +128,8 @@ def attack(
         pictures: a family.
 
     Returns:
-        What `attacks.json` holds: by family, the share of attacks that succeed `before`,
-        `silenced` and `after`, and the prompts.
+        What `attacks.json` holds: as `cells`, by family, the share of attacks that succeed
+        `before`, `silenced` and `after`; and each family's prompts.
 
     Raises:
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
@@ -144,31 +145,33 @@ def attack(
     for side, (strength, silenced) in zip(SIDES, ways, strict=True):
         shown = draw_cases(pipe, drawn, config, [(adapter, strength)], side, silenced)
         found[side] = judged(judge, shown, drawn)
-    families = {}
+    cells, prompts = {}, {}
     for family in dict.fromkeys(case.cell for case in drawn):
         rows = [i for i, case in enumerate(drawn) if case.cell == family]
-        shares = {side: share(int(hits[rows].sum()), len(rows)) for side, hits in found.items()}
-        families[family] = shares | {"prompts": sorted({drawn[i].prompt for i in rows})}
+        cells[family] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
+        prompts[family] = sorted({drawn[i].prompt for i in rows})
     result = {
         "concept": config.concept,
+        "kind": judge.kind(config.concept),
         "model": str(config.model),
         "strength": settings.strength,
         "seed": settings.seed,
-        "families": families,
+        "cells": cells,
+        "prompts": prompts,
     }
-    write(workdir / FILE, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write(workdir / SHEET, table(families))
+    write(workdir / f"{STEM}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write(workdir / f"{STEM}.csv", table(cells))
     _show(result)
     return result
 
 
-def table(families: Mapping[str, Any]) -> str:
+def table(cells: Mapping[str, Any]) -> str:
     """Families as comma-separated values, a line for each of them and each side."""
     text = io.StringIO()
     columns = ("found", "of", "share", "low", "high")
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("family", "side", *columns))
-    for family, sides in families.items():
+    for family, sides in cells.items():
         for side in SIDES:
             lines.writerow((family, side, *(sides[side][column] for column in columns)))
     return text.getvalue()
@@ -187,7 +190,7 @@ def _show(result: Mapping[str, Any]) -> None:
     shown = Table(title=f"Attacks on {result['concept']!r}: pictures in which the judge finds it")
     for heading in ("", "pictures", *SIDES, "95 %"):
         shown.add_column(heading, justify="left" if not heading else "right")
-    for family, sides in result["families"].items():
+    for family, sides in result["cells"].items():
         after = sides["after"]
         shares = [report.percent(sides[side]["share"], 1) for side in SIDES]
         low, high = report.percent(after["low"], 1), report.percent(after["high"], 1)
@@ -200,9 +203,13 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     pipe, runs = evaluate.open_runs(flags.FLAGS)
-    for name, (config, adapter) in runs.items():
-        folder = Path(flags.FLAGS.workdir) / name
-        attack(pipe, adapter, config, folder, flags.FLAGS.pictures)
+    workdir, pictures = Path(flags.FLAGS.workdir), flags.FLAGS.pictures
+    results = {
+        name: attack(pipe, adapter, config, workdir / name, pictures)
+        for name, (config, adapter) in runs.items()
+    }
+    if len(runs) > 1:
+        write_summary(workdir, results, STEM)
 
 
 if __name__ == "__main__":

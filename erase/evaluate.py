@@ -260,12 +260,13 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     workdir = Path(flags.FLAGS.workdir)
     pipe, runs = open_runs(flags.FLAGS)
+    results = {}
     for name, (config, adapter) in runs.items():
-        evaluate(pipe, adapter, config, workdir / name)
+        results[name] = evaluate(pipe, adapter, config, workdir / name)
         if (workdir / name / "config.json").is_file():
             print(report.write(workdir / name))
     if len(runs) > 1:
-        write_summary(workdir, list(runs))
+        write_summary(workdir, results)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Many erased concepts in one table: counts by kind, in the shape of the paper's Table 3.
 
-Reads the runs' evaluation.json; writes summary.json and summary.csv beside their folders.
+Cells are an evaluation's, or families of attacks. Two files are written beside the runs' folders.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from erase.judge import share
 from erase.pictures import write
 
 CELLS = ("Acc_e", "Acc_g", "Acc_ir")
-FILE, SHEET = "summary.json", "summary.csv"
+STEM = "summary"
 SIDES = ("before", "after")
 
 
@@ -41,20 +41,19 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         cells: of each concept, shares by cell and side; a concept may lack a cell.
 
     Returns:
-        Cells of the same form, and `H` by side where all three cells are there.
+        Cells of the same form, and `H` by side where the three of an evaluation are there.
     """
     cells = list(cells)
     sums: dict[str, Any] = {}
-    for cell in CELLS:
+    for cell in dict.fromkeys(cell for each in cells for cell in each):
         having = [each[cell] for each in cells if cell in each]
-        if having:
-            sums[cell] = {
-                side: share(
-                    sum(each[side]["found"] for each in having),
-                    sum(each[side]["of"] for each in having),
-                )
-                for side in SIDES
-            }
+        sums[cell] = {
+            side: share(
+                sum(each[side]["found"] for each in having),
+                sum(each[side]["of"] for each in having),
+            )
+            for side in having[0]
+        }
     if set(sums) == set(CELLS):
         sums["H"] = {side: harmonic_mean(sums, side) for side in SIDES}
     return sums
@@ -64,7 +63,7 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Results of many runs by kind of concept, and all together.
 
     Args:
-        results: what evaluation.json of each run holds, by the run's name.
+        results: each run's kind, concept and cells, whatever else it holds, by the run's name.
 
     Returns:
         `kinds` and `all`, pooled; `worst`, for every cell the concept that is furthest from where
@@ -77,19 +76,19 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     by_kind: dict[str, list[Any]] = {}
     for run in runs.values():
         by_kind.setdefault(run["kind"], []).append(run["cells"])
+    total = pooled(run["cells"] for run in runs.values())
     worst = {}
-    for cell in CELLS:
+    for cell in [name for name in total if name != "H"]:
         having = {name: run["cells"] for name, run in runs.items() if cell in run["cells"]}
         shares = {name: cells[cell]["after"]["share"] for name, cells in having.items()}
-        if shares:
-            pick = min if cell == "Acc_ir" else max
-            name = pick(shares, key=lambda each: shares[each])
-            worst[cell] = {"run": name, "share": shares[name]}
+        pick = min if cell == "Acc_ir" else max
+        name = pick(shares, key=lambda each: shares[each])
+        worst[cell] = {"run": name, "share": shares[name]}
     return {
         "kinds": {
             kind: pooled(cells) | {"concepts": len(cells)} for kind, cells in by_kind.items()
         },
-        "all": pooled(run["cells"] for run in runs.values()) | {"concepts": len(runs)},
+        "all": total | {"concepts": len(runs)},
         "worst": worst,
         "runs": runs,
     }
@@ -105,27 +104,29 @@ def table(summary: Mapping[str, Any]) -> str:
     rows += [("", kind, "", cells) for kind, cells in summary["kinds"].items()]
     rows.append(("", "", "", summary["all"]))
     for name, kind, concept, cells in rows:
-        for cell in CELLS:
-            for side in SIDES if cell in cells else ():
-                values = (cells[cell][side][column] for column in columns)
+        for cell in [name for name in cells if name in summary["worst"]]:
+            for side, value in cells[cell].items():
+                values = (value[column] for column in columns)
                 lines.writerow((name, kind, concept, cell, side, *values))
     return text.getvalue()
 
 
-def write_summary(workdir: Path, names: Sequence[str]) -> dict[str, Any] | None:
-    """Sums up the runs in a folder that have been counted; None if none of them has.
+def write_summary(
+    workdir: Path, results: Mapping[str, Mapping[str, Any]], stem: str = STEM
+) -> dict[str, Any] | None:
+    """Sums up runs that have been counted, on the terminal too; None if none of them has.
 
     Args:
         workdir: folder with the runs' folders.
-        names: theirs.
+        results: each run's kind, concept and cells, by its name.
+        stem: of the two files, JSON and CSV.
     """
-    results = {name: json.loads((workdir / name / "evaluation.json").read_text()) for name in names}
     results = {name: result for name, result in results.items() if "cells" in result}
     if not results:
         return None
     summary = summarise(results)
-    write(workdir / FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    write(workdir / SHEET, table(summary))
+    write(workdir / f"{stem}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write(workdir / f"{stem}.csv", table(summary))
     show(summary)
     return summary
 
@@ -133,13 +134,14 @@ def write_summary(workdir: Path, names: Sequence[str]) -> dict[str, Any] | None:
 def show(summary: Mapping[str, Any]) -> None:
     """Prints a summary: a line for each kind, and one for all."""
     shown = Table(title="Pictures in which the judge finds what it looks for, before → after")
-    for heading in ("kind", "concepts", *CELLS, "H"):
+    cells = [cell for cell in summary["all"] if cell != "concepts"]
+    for heading in ("kind", "concepts", *cells):
         shown.add_column(heading, justify="left" if heading == "kind" else "right")
-    for kind, cells in (*summary["kinds"].items(), ("all", summary["all"])):
+    for kind, sums in (*summary["kinds"].items(), ("all", summary["all"])):
         texts = []
-        for cell in (*CELLS, "H"):
-            values = [cells[cell][side] for side in SIDES] if cell in cells else []
-            shares = [v if cell == "H" else v["share"] for v in values]
+        for cell in cells:
+            values = sums.get(cell, {}).values()
+            shares = [value if cell == "H" else value["share"] for value in values]
             texts.append(" → ".join(report.percent(value, 1) for value in shares))
-        shown.add_row(kind, str(cells["concepts"]), *texts)
+        shown.add_row(kind, str(sums["concepts"]), *texts)
     Console().print(shown)

@@ -98,12 +98,13 @@ def run(
     pipe = with_encoders(pipe, jax.device_put)
     for name, adapter in adapters.items():
         write_adapter(adapter, configs[name], folders[name])
+    results = {}
     for name, config in configs.items():
         if config.evaluation.pictures:
-            evaluate.evaluate(pipe, adapters[name], config, folders[name])
+            results[name] = evaluate.evaluate(pipe, adapters[name], config, folders[name])
         print(report.write(folders[name]))
-    if len(runs) > 1 and first.evaluation.pictures:
-        summary.write_summary(workdir, list(runs))
+    if len(runs) > 1:
+        summary.write_summary(workdir, results)
     return adapters
 
 

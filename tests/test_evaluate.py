@@ -157,16 +157,16 @@ def test_attacks_are_counted_on_every_side_and_written_twice(
 ):
     result = attack(pipe, adapter, config, tmp_path, pictures=3)
     assert json.loads((tmp_path / "attacks.json").read_text()) == result
-    assert tuple(result["families"]) == FAMILIES
+    assert tuple(result["cells"]) == FAMILIES
     lines = (tmp_path / "attacks.csv").read_text().splitlines()
     assert lines[0] == "family,side,found,of,share,low,high"
     assert len(lines) == 1 + 3 * len(FAMILIES)
     for family, line in zip(FAMILIES, lines[3::3], strict=True):
-        after = result["families"][family]["after"]
+        after = result["cells"][family]["after"]
         assert line.startswith(f"{family},after,{after['found']},3,")
     # At strength 0 the adapter is not there.
     still = replace(config, evaluation=replace(config.evaluation, strength=0.0))
-    for sides in attack(pipe, adapter, still, tmp_path, pictures=3)["families"].values():
+    for sides in attack(pipe, adapter, still, tmp_path, pictures=3)["cells"].values():
         assert sides["before"] == sides["after"]
 
 
@@ -208,9 +208,14 @@ def test_relations_are_attacked_by_all_but_shuffled_words(
         synonyms=("atop",),
         evaluation=replace(config.evaluation, templates=templates),
     )
-    families = attack(pipe, adapter, of_relation, tmp_path, pictures=2)["families"]
-    assert tuple(families) == tuple(f for f in FAMILIES if f != "shuffled")
-    assert families["synonyms"]["prompts"] == ["a cat atop a dog", "an apple atop a cat"]
+    result = attack(pipe, adapter, of_relation, tmp_path, pictures=2)
+    assert result["kind"] == "relation"
+    assert (
+        tuple(result["cells"])
+        == tuple(result["prompts"])
+        == tuple(f for f in FAMILIES if f != "shuffled")
+    )
+    assert result["prompts"]["synonyms"] == ["a cat atop a dog", "an apple atop a cat"]
     with pytest.raises(InputError, match="two entities"):
         attack(pipe, adapter, replace(config, concept="on"), tmp_path, pictures=1)
 

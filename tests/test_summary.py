@@ -51,18 +51,39 @@ def test_a_missing_cell_is_left_out():
     assert "H" not in pooled([cells[1]])
 
 
+def test_families_of_attacks_are_cells_of_three_sides():
+    def attacked(kind: str, found: tuple[int, int, int], *families: str) -> dict:
+        shares = [share(count, 10) for count in found]
+        sides = dict(zip(("before", "silenced", "after"), shares, strict=True))
+        return {"kind": kind, "concept": kind, "cells": dict.fromkeys(families, sides)}
+
+    made = summarise(
+        {
+            "cat": attacked("entity", (9, 5, 1), "misspelt", "shuffled"),
+            "on": attacked("relation", (8, 4, 2), "misspelt"),
+        }
+    )
+    assert made["all"]["misspelt"]["silenced"] == share(9, 20)
+    assert made["all"]["shuffled"]["after"] == share(1, 10)
+    assert "shuffled" not in made["kinds"]["relation"]
+    assert made["worst"]["misspelt"] == {"run": "on", "share": 0.2}
+    assert len(summary.table(made).splitlines()) == 1 + 3 * (2 + 1 + 2 + 1 + 2)
+
+
 def test_files(tmp_path: Path, capsys: pytest.CaptureFixture):
-    for name, each in {**RESULTS, "blind": {"note": "no judge"}}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "evaluation.json").write_text(json.dumps(each))
-    assert write_summary(tmp_path, ["blind"]) is None
-    made = write_summary(tmp_path, [*RESULTS, "blind"])
-    assert json.loads((tmp_path / summary.FILE).read_text()) == made
-    rows = list(csv.DictReader(io.StringIO((tmp_path / summary.SHEET).read_text())))
+    blind = {"blind": {"note": "no judge"}}
+    assert write_summary(tmp_path, blind) is None
+    made = write_summary(tmp_path, RESULTS | blind)
+    assert json.loads((tmp_path / "summary.json").read_text()) == made
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text())))
     # Three runs, two kinds and all: three cells of two sides each.
     assert len(rows) == 6 * 3 * 2
     flat = [row for row in rows if row["run"] == "flat" and row["side"] == "after"]
-    assert [row["found"] for row in flat] == ["6", "5", "9"]
+    assert {row["cell"]: row["found"] for row in flat} == {
+        "Acc_e": "6",
+        "Acc_g": "5",
+        "Acc_ir": "9",
+    }
     printed = capsys.readouterr().out
     assert "entity" in printed
     assert "20.0 %" in printed
