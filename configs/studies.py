@@ -5,25 +5,28 @@ the method is settled.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from configs import EMOJI, PLACE
+from configs import EMOJI, PLACE, STRONG
 from configs.suite import CONCEPTS
 from erase.config import over
 from erase.presets import PRESETS
 from erase.study import Study
+from flux_jax.lora import TEXT_QUERY_KEY
 
-VALIDATION = {"evaluation": {"seed": 2_000_000, "batch": 192}}
-EVALUATION = {"evaluation": {"batch": 192}}
-# So few that what a variant changes still shows.
-SHORT = {"iterations": 100}
+VALIDATION = {"evaluation": {"seed": 2_000_000, "batch": 192}, "bank": {"batch": 64}}
+EVALUATION = {"evaluation": {"batch": 192}, "bank": {"batch": 64}}
+# So few that what a variant changes still shows, and all equally many.
+SHORT = {"iterations": 100, "early_stop": {"every": 0}}
+# Ten of the thirty, of all kinds.
+THIRD = tuple(CONCEPTS)[::3]
 
 
-def _concepts(*changes: Mapping[str, Any]) -> dict[str, Any]:
-    """All thirty, with some changes."""
+def _concepts(*changes: Mapping[str, Any], names: Iterable[str] = CONCEPTS) -> dict[str, Any]:
+    """Concepts as `configs.emoji_all` erases them, with some changes."""
     return {
-        name: functools.reduce(over, (EMOJI, fields, *changes)) for name, fields in CONCEPTS.items()
+        name: functools.reduce(over, (EMOJI, STRONG, CONCEPTS[name], *changes)) for name in names
     }
 
 
@@ -36,15 +39,26 @@ def _without(*losses: str) -> dict[str, dict[str, float]]:
 
 
 STUDIES = {
+    "settings": Study(
+        question="How large an adapter, and when does training stop?",
+        concepts=_concepts(VALIDATION),
+        variants={
+            "as configured": {},
+            "queries and keys alone": {"adapter": {"targets": TEXT_QUERY_KEY}},
+            "rank 16": {"adapter": {"rank": 16}},
+            "300 iterations, no stop": {"iterations": 300, "early_stop": {"every": 0}},
+        },
+        seeds=(0,),
+    ),
     "curve": Study(
         question="How many iterations does erasing take?",
-        concepts=_concepts(VALIDATION),
-        variants={str(count): {"iterations": count} for count in (25, 50, 100, 200, 300, 600)},
+        concepts=_concepts(VALIDATION, SHORT),
+        variants={str(count): {"iterations": count} for count in (10, 25, 50, 100, 200, 400)},
         seeds=(0,),
     ),
     "choices": Study(
         question="What does each choice within the method change?",
-        concepts=_concepts(VALIDATION, SHORT),
+        concepts=_concepts(VALIDATION, SHORT, names=THIRD),
         variants={
             "as configured": {},
             "trajectories of the student": {"lower": {"trajectories": "student"}},
@@ -58,12 +72,15 @@ STUDIES = {
             "joint": {"alternation": "joint"},
             "adaptive": {"alternation": "adaptive"},
             "rank 4": {"adapter": {"rank": 4}},
+            "rank 16": {"adapter": {"rank": 16}},
+            "queries and keys alone": {"adapter": {"targets": TEXT_QUERY_KEY}},
+            "the empty prompt as stand-in": {"lower": {"stand_in": None}},
         },
-        seeds=(0,),
+        seeds=(0, 1, 2),
     ),
     "losses": Study(
         question="What does each loss do?",
-        concepts=_concepts(EVALUATION, SHORT),
+        concepts=_concepts(EVALUATION, SHORT, names=THIRD),
         variants={
             "esd + attn": _without("lora", "rsc"),
             "esd + lora": _without("attn", "rsc"),
@@ -77,7 +94,7 @@ STUDIES = {
     "presets": Study(
         question="What do the paper's and the authors' own settings do?",
         concepts={name: over(over(PLACE, f), EVALUATION) for name, f in CONCEPTS.items()},
-        variants={"ours": EMOJI, **PRESETS},
+        variants={"ours": over(EMOJI, STRONG), **PRESETS},
         seeds=(0,),
     ),
 }

@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import Any
 
 from erase.prompts import phrase
-from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
+from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
 # Every third entity. The other two thirds are seen by the evaluation alone.
 # fmt: off
@@ -57,35 +57,31 @@ _STYLES = {
     "firefox": ("firefoxos", "mozilla"),
     "sticker": ("stickers", "decal"),
 }
+# Many things, or what is learnt about a style stays with the few that were named.
+_IN_STYLE = ("a {} in the style of SLOT", "a photo of a {} in SLOT style", "a {} in SLOT style")
 _STYLE_PROMPTS = (
     "an art in the style of {}",
     "a picture in the style of {}",
-    "a dog in the style of {}",
-    "a castle in the style of {}",
-    "a photo of an apple in {} style",
-    "a bicycle in {} style",
+    *(phrase(form, name).replace("SLOT", "{}") for form, name in zip(cycle(_IN_STYLE), KEPT)),
 )
 
-# As they stand between two things, and how else that may be said.
+# As they stand between two things, how else that may be said, and what to draw instead. Two things
+# joined by "and" are drawn beside or above each other, so that is nothing else for these.
 _RELATIONS = {
-    "left of": ("left of", ("to the left side of", "leftward of")),
-    "right of": ("right of", ("to the right side of", "rightward of")),
-    "above": ("above", ("over",)),
-    "below": ("below", ("under", "beneath")),
-    "in": ("in", ("inside",)),
-    "on": ("on", ("on top of", "atop")),
-    "behind": ("behind", ("at the back of", "in back of")),
-    "amidst": ("amidst", ("among", "surrounded by")),
-    "back to back": ("back to back with", ("back-to-back with",)),
-    "hugging close": ("hugging close to", ("embracing", "cuddling")),
+    "left of": ("left of", ("to the left side of", "leftward of"), "behind"),
+    "right of": ("right of", ("to the right side of", "rightward of"), "behind"),
+    "above": ("above", ("over",), "behind"),
+    "below": ("below", ("under", "beneath"), "behind"),
+    "in": ("in", ("inside",), "and"),
+    "on": ("on", ("on top of", "atop"), "and"),
+    "behind": ("behind", ("at the back of", "in back of"), "and"),
+    "amidst": ("amidst", ("among", "surrounded by"), "and"),
+    "back to back": ("back to back with", ("back-to-back with",), "and"),
+    "hugging close": ("hugging close to", ("embracing", "cuddling"), "and"),
 }
-_RELATION_PROMPTS = (
-    "a dog {} french fries",
-    "a castle {} a star",
-    "a photo of an apple {} a crown",
-    "a frog {} a bicycle",
-    "an emoji of a balloon {} a shoe",
-    "a fish {} a globe",
+_RELATION_PROMPTS = tuple(
+    phrase("a {} ", a) + "{} " + phrase("a {}", b)
+    for a, b in zip(KEPT, KEPT[16:] + KEPT[:16], strict=True)
 )
 
 
@@ -109,6 +105,7 @@ def _style(name: str) -> dict[str, Any]:
         "prompts": _STYLE_PROMPTS,
         "synonyms": _STYLES[name],
         "irrelevant": others,
+        "lower": {"stand_in": "sticker" if name == "flat" else "flat"},
         "upper": {"prompts": tuple(shown)},
         "evaluation": {
             "templates": tuple(
@@ -119,14 +116,19 @@ def _style(name: str) -> dict[str, Any]:
 
 
 def _relation(name: str) -> dict[str, Any]:
+    between, synonyms, stand_in = _RELATIONS[name]
     others = tuple(_RELATIONS[relation][0] for relation in RELATIONS if relation != name)
-    pairs = zip(KEPT * 2, KEPT[5:] + KEPT[11:] + KEPT[:16], cycle(others))
-    shown = [phrase(phrase("a {} ", a) + f"{between} a {{}}", b) for a, b, between in pairs]
+    # What is above has something below: the converse is the concept itself in other words.
+    apart = tuple(word for word in others if word != INVERSE.get(name))
+    pairs = zip(KEPT, KEPT[5:] + KEPT[:5], cycle(apart))
+    shown = [phrase(phrase("a {} ", a) + f"{word} a {{}}", b) for a, b, word in pairs]
     return {
-        "concept": _RELATIONS[name][0],
+        "concept": between,
         "prompts": _RELATION_PROMPTS,
-        "synonyms": _RELATIONS[name][1],
-        "irrelevant": others,
+        "synonyms": synonyms,
+        "irrelevant": apart,
+        "bank": {"shuffled": 0.0},
+        "lower": {"stand_in": stand_in},
         "upper": {"prompts": tuple(shown)},
         "evaluation": {
             "templates": (

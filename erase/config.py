@@ -39,7 +39,9 @@ OWN = (
     "part_of_speech",
     "irrelevant",
     "language_model",
+    "more_prompts",
     "seed",
+    "bank.shuffled",
     "lower.erase_to",
     "lower.stand_in",
     "upper.prompts",
@@ -204,6 +206,7 @@ class Config:
     Attributes:
         concept: what is erased.
         prompts: sentences with the concept, or templates with "{}" in its place.
+        more_prompts: sentences with the concept that a language model adds; see `erase.sentences`.
         synonyms: other words for the concept; with none, WordNet's, see `erase.synonyms`.
         part_of_speech: of the concept, for WordNet.
         irrelevant: words for other things, whose attention the concept's is to resemble.
@@ -231,6 +234,7 @@ class Config:
 
     concept: str
     prompts: tuple[str, ...] = ("a photo of a {}",)
+    more_prompts: int = number(0, least=0)
     synonyms: tuple[str, ...] = ()
     part_of_speech: str = choice("noun", *PARTS_OF_SPEECH)
     irrelevant: tuple[str, ...] = ()

@@ -1,34 +1,23 @@
 """Words for other things, c_ir: from a language model (the paper's Table 5), or from lists.
 
-Endpoint, key and model come from the environment: OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL.
-Replies are data: checked against a schema, never evaluated. The key is in no message and no file.
+See `erase.language_model` for how it is asked.
 """
 
 import json
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
-import openai
 import pydantic
 
 from convert.errors import InputError
+from erase import language_model
 from erase.config import Config
 
 FILE = "irrelevant.json"
-KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
-DEFAULT_MODEL = "gpt-4o"
 # Words asked for in each category; sentences then draw one from each.
 WANTED = 8
-# Replies that may be unusable before the lists serve.
-ATTEMPTS = 3
-# Of one request, in seconds; the client itself retries what may pass, and waits longer each time.
-TIMEOUT, RETRIES = 30.0, 4
-SYSTEM = "You are a helpful assistant and a well-established language expert"
 # Serve where neither a language model nor the configuration names words.
 COMMON = (
     "cloud",
@@ -113,34 +102,10 @@ def ask(concept: str, synonyms: Sequence[str], count: int) -> Words:
     Raises:
         InputError: there is no key, the endpoint cannot be used, or no reply was usable.
     """
-    if not os.environ.get(KEY):
-        raise InputError(f"{KEY} is not set: give a key in the environment")
-    model = os.environ.get(MODEL) or DEFAULT_MODEL
-    problem = ""
-    with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES) as client:
-        host = urlsplit(str(client.base_url)).hostname
-        for _ in range(ATTEMPTS):
-            try:
-                answer = client.chat.completions.create(
-                    model=model,
-                    messages=[
-                        {"role": "system", "content": SYSTEM},
-                        {"role": "user", "content": question(concept, count)},
-                    ],
-                )
-                text = answer.choices[0].message.content or ""
-                pools = check(text, concept, synonyms, count)
-                return Words(concept, pools, f"{model} at {host}")
-            except openai.APIStatusError as error:
-                # The body may repeat the key; the status says enough.
-                raise InputError(f"language model at {host}: status {error.status_code}") from None
-            except openai.APITimeoutError:
-                raise InputError(f"language model at {host}: no answer in {TIMEOUT:g} s") from None
-            except openai.OpenAIError as error:
-                raise InputError(f"language model at {host}: {type(error).__name__}") from None
-            except (ValueError, AttributeError, IndexError, TypeError) as error:
-                problem = str(error) if isinstance(error, InputError) else "not a chat completion"
-    raise InputError(f"language model at {host}: {ATTEMPTS} unusable replies, the last: {problem}")
+    pools, source = language_model.ask(
+        question(concept, count), lambda text: check(text, concept, synonyms, count)
+    )
+    return Words(concept, pools, source)
 
 
 def question(concept: str, count: int) -> str:
@@ -162,14 +127,7 @@ def check(
     Raises:
         InputError: it is not the JSON that was asked for, or has too few usable words.
     """
-    # Chat models like to fence their JSON.
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
-    try:
-        reply = Reply.model_validate_json(fenced[1] if fenced else text)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "reply"
-        raise InputError(f"{place}: {first['msg']}") from None
+    reply = language_model.parse(Reply, text)
     pools, taken = [], set()
     for name in Reply.model_fields:
         words = _others([word for word, _ in getattr(reply, name)], concept, synonyms)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.errors import InputError, exits_cleanly
-from erase import bank, evaluate, irrelevant, report, summary, synonyms
+from erase import bank, evaluate, irrelevant, report, sentences, summary, synonyms
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import EACH, Config, load_runs, over
@@ -127,6 +127,7 @@ def train_variant(
         banks, settled = [], {}
         for name, given in configs.items():
             settled[name], _ = synonyms.settle(given)
+            settled[name], _ = sentences.settle(settled[name], workdir / name)
             words = irrelevant.gather(settled[name], workdir / name)
             planned = bank.plan(settled[name], pipe, words.pools)
             banks.append(bank.make(settled[name], pipe, planned))

@@ -5,8 +5,9 @@
 Several runs train at once where the configuration names them (`each`); each then has a folder of
 its own in RUN, and the checkpoints in RUN are everybody's.
 The run's folder holds config.json, irrelevant.json (words for other things, and their source),
-metrics.jsonl (a line an iteration), checkpoints/, adapter/pytorch_lora_weights.safetensors and,
-after evaluation, evaluation.json and report.html.
+sentences.json (the same of sentences that a language model was asked for), metrics.jsonl (a line an
+iteration), checkpoints/, adapter/pytorch_lora_weights.safetensors and, after evaluation,
+evaluation.json and report.html.
 """
 
 import contextlib
@@ -30,7 +31,17 @@ from tqdm import tqdm
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
-from erase import bank, checkpoints, evaluate, irrelevant, report, stopping, summary, synonyms
+from erase import (
+    bank,
+    checkpoints,
+    evaluate,
+    irrelevant,
+    report,
+    sentences,
+    stopping,
+    summary,
+    synonyms,
+)
 from erase.bank import Bank
 from erase.command import FLAG, begin, define_flag, parse_flags
 from erase.config import Config, load_runs
@@ -76,6 +87,8 @@ def run(
     }
     check_folder(workdir, descriptions, resume)
     pipe = open_model(first)
+    written = {name: sentences.settle(configs[name], folders[name]) for name in runs}
+    configs = {name: config for name, (config, _) in written.items()}
     words = {name: irrelevant.gather(configs[name], folders[name]) for name in runs}
     plans = {name: bank.plan(configs[name], pipe, words[name].pools) for name in runs}
     for config in configs.values():
@@ -89,8 +102,13 @@ def run(
     for name, folder in folders.items():
         write(folder / "config.json", json.dumps(descriptions[name], indent=2) + "\n")
         write(folder / irrelevant.FILE, irrelevant.describe(words[name]))
-        origins = f"synonyms come from {settled[name][1]}, irrelevant words from "
-        print(f"{f'{name}: ' if name else ''}{origins}{words[name].source}")
+        _, further = written[name]
+        if configs[name].more_prompts:
+            write(folder / sentences.FILE, sentences.describe(further))
+        print(
+            f"{name and f'{name}: '}sentences come from {further.source}, "
+            f"synonyms from {settled[name][1]}, irrelevant words from {words[name].source}"
+        )
     banks = [bank.make(configs[name], pipe, plans[name]) for name in runs]
     # The text encoders, larger than all but the transformer, make room on the device.
     pipe = with_encoders(pipe, jax.device_get)

@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before JAX starts: what is compiled here runs once, so compiling it well is time lost.
@@ -9,6 +10,7 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402
+from endpoint import SECRET, Endpoint  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same pipeline with its weights in shards; read only."""
     return tiny.build(tmp_path_factory.mktemp("tiny") / "sharded", max_shard_size="40KB")
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    """A language model that the environment names."""
+    made = Endpoint()
+    monkeypatch.setenv("OPENAI_BASE_URL", made.url)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_MODEL", "some-model")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()

@@ -1,22 +1,18 @@
 """Irrelevant words: from a chat endpoint (a real server on loopback), a run's folder, or lists."""
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from endpoint import SECRET, Endpoint, hangs, says, sends
 
 from convert.errors import InputError
-from erase import irrelevant
+from erase import irrelevant, language_model
 from erase.config import Config, Upper
 from erase.irrelevant import COMMON, Words, ask, check, describe, gather, question, read
 
-SECRET = "sk-not-to-be-seen-anywhere"
 CONFIG = Config(
     concept="nude",
     synonyms=("naked",),
@@ -31,69 +27,6 @@ GOOD = json.dumps(
         for name, pool in zip(("no_relation", "far", "mid"), POOLS, strict=True)
     }
 )
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-def says(text: str | None) -> Answer:
-    """A chat completion with this content."""
-    choice = {"index": 0, "finish_reason": "stop"}
-    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-    message = {"role": "assistant", "content": text}
-    return sends(200, json.dumps(body | {"choices": [choice | {"message": message}]}))
-
-
-def sends(status: int, body: str, **headers: str) -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Type", "application/json")
-        # The client would otherwise wait for seconds before it tries again.
-        handler.send_header("retry-after-ms", "1")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body.encode())
-
-    return answer
-
-
-def hangs(handler: BaseHTTPRequestHandler) -> None:
-    time.sleep(1.0)
-    handler.close_connection = True
-
-
-class Endpoint:
-    """A server that gives its answers in turn, the last one for ever, and keeps the requests."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.requests: list[dict[str, Any]] = []
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.requests.append({"path": self.path, "key": self.headers["Authorization"]})
-                endpoint.requests[-1] |= body
-                answers = endpoint.answers
-                (answers.pop(0) if len(answers) > 1 else answers[0])(self)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                del format, args
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    made = Endpoint()
-    monkeypatch.setenv("OPENAI_BASE_URL", made.url)
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    monkeypatch.setenv("OPENAI_MODEL", "some-model")
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
 
 
 def test_a_good_reply_gives_a_pool_for_each_category(endpoint: Endpoint):
@@ -120,7 +53,7 @@ def test_replies_that_stay_unusable_are_given_up(endpoint: Endpoint):
     endpoint.answers = [says(GOOD)]
     with pytest.raises(InputError, match="3 unusable replies, the last: no_relation: 2 usable"):
         ask("nude", (), 3)
-    assert len(endpoint.requests) == irrelevant.ATTEMPTS
+    assert len(endpoint.requests) == language_model.ATTEMPTS
 
 
 def test_what_is_no_chat_completion_is_given_up(endpoint: Endpoint):
@@ -140,7 +73,7 @@ def test_what_does_not_pass_is_given_up(endpoint: Endpoint):
     endpoint.answers = [sends(500, "{}")]
     with pytest.raises(InputError, match=r"language model at 127\.0\.0\.1: status 500"):
         ask("nude", (), 2)
-    assert len(endpoint.requests) == 1 + irrelevant.RETRIES
+    assert len(endpoint.requests) == 1 + language_model.RETRIES
 
 
 def test_a_refused_key_is_not_repeated(endpoint: Endpoint, capfd: pytest.CaptureFixture[str]):
@@ -154,8 +87,8 @@ def test_a_refused_key_is_not_repeated(endpoint: Endpoint, capfd: pytest.Capture
 
 
 def test_a_hung_socket_ends(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(irrelevant, "TIMEOUT", 0.2)
-    monkeypatch.setattr(irrelevant, "RETRIES", 1)
+    monkeypatch.setattr(language_model, "TIMEOUT", 0.2)
+    monkeypatch.setattr(language_model, "RETRIES", 1)
     endpoint.answers = [hangs]
     began = time.monotonic()
     with pytest.raises(InputError, match=r"no answer in 0\.2 s"):
@@ -165,7 +98,7 @@ def test_a_hung_socket_ends(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nobody_listening_is_told(monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint):
-    monkeypatch.setattr(irrelevant, "RETRIES", 0)
+    monkeypatch.setattr(language_model, "RETRIES", 0)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(InputError, match=r"language model at 127\.0\.0\.1: APIConnectionError"):
         ask("nude", (), 2)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from endpoint import Endpoint, says
 from safetensors import safe_open
 
 from convert.errors import InputError
@@ -191,3 +192,20 @@ def test_commands_end_with_code_2_and_no_traceback(program: str, finished: Path,
     assert "error: model folder 'no/such/folder' does not exist" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_language_model_s_sentences_are_trained_on_and_kept(
+    config: Config, tmp_path: Path, endpoint: Endpoint, capsys: pytest.CaptureFixture
+):
+    written = ["a soccer ball on grass", "the soccer ball"]
+    endpoint.answers = [says(json.dumps({"sentences": written}))]
+    further = replace(config, more_prompts=2, iterations=1)
+    train.run({"": further}, tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "sentences.json").read_text())
+    assert kept["sentences"] == written
+    assert "sentences come from some-model at 127.0.0.1, synonyms" in capsys.readouterr().out
+    train.run({"": replace(further, iterations=2)}, tmp_path / "run", resume=True)
+    assert len(endpoint.requests) == 1
+    with pytest.raises(InputError, match="another more_prompts"):
+        train.run({"": replace(further, more_prompts=3)}, tmp_path / "run", resume=True)

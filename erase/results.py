@@ -1,0 +1,263 @@
+"""Draws RESULTS.md: the numbers in docs/results as tables and figures, in the text around them.
+
+    python -m erase.results
+
+The text is docs/results/results.md.j2, in which a table is asked for by its name. Tables give
+percent; a range in brackets is Wilson's at 95 %. The figures lie beside the numbers.
+"""
+
+import functools
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from convert.errors import InputError, exits_cleanly
+from erase.command import begin, parse_flags
+from erase.pictures import write
+from erase.summary import CELLS, pooled
+
+TEMPLATE = "results.md.j2"
+KINDS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
+LINES = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
+
+
+def draw(folder: Path, out: Path) -> None:
+    """Writes the page and its figures.
+
+    Args:
+        folder: where the numbers and the text are; figures are put there.
+        out: the page.
+
+    Raises:
+        InputError: the text asks for numbers that are not there.
+    """
+    tables: Mapping[str, Callable[[dict[str, Any]], str]] = {
+        "kinds": kinds_table,
+        "runs": runs_table,
+        "variants": variants_table,
+        "intervals": intervals_table,
+        "attacks": attacks_table,
+        "speed": speed_table,
+    }
+    figures: Mapping[str, Callable[[dict[str, Any]], Figure]] = {
+        "curve": curve,
+        "trade": trade_off,
+        "bars": attack_bars,
+    }
+
+    def picture(figure: Callable[[dict[str, Any]], Figure], name: str, alt: str) -> str:
+        path = folder / f"{name}.png"
+        buffer = io.BytesIO()
+        figure(read(folder, name)).savefig(buffer, dpi=150, metadata={"Software": None})
+        write(path, buffer.getvalue())
+        return f"![{alt}]({path.relative_to(out.parent)})"
+
+    text = (folder / TEMPLATE).read_text()
+    page = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
+    asked = {
+        name: (lambda named, table=table: table(read(folder, named)))
+        for name, table in tables.items()
+    }
+    shown = {name: functools.partial(picture, figure) for name, figure in figures.items()}
+    write(out, page.render(**asked, **shown, read=functools.partial(read, folder)) + "\n")
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """The numbers of a name.
+
+    Raises:
+        InputError: they are not there.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the page's text asks for it")
+    return json.loads(path.read_text())
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, its first column to the left, the others to the right."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def percent(value: Mapping[str, float] | float) -> str:
+    """A share, or a count with its share, in percent."""
+    return f"{100 * (value['share'] if isinstance(value, Mapping) else value):.1f}"
+
+
+def interval(value: Mapping[str, float]) -> str:
+    """A share in percent with its interval."""
+    return f"{percent(value)} [{percent(value['low'])}, {percent(value['high'])}]"
+
+
+def kinds_table(summary: Mapping[str, Any]) -> str:
+    """The paper's Table 3: a line for each kind, and for all; before → after."""
+    rows = []
+    for kind, cells in (*summary["kinds"].items(), ("all", summary["all"])):
+        shares = [f"{percent(cells[c]['before'])} → {interval(cells[c]['after'])}" for c in CELLS]
+        sides = cells["H"]
+        h = f"{percent(sides['before'])} → {percent(sides['after'])}"
+        rows.append([kind, str(cells["concepts"]), *shares, h])
+    return markdown(["", "concepts", *CELLS, "H"], rows)
+
+
+def runs_table(summary: Mapping[str, Any]) -> str:
+    """A line for each concept; before → after."""
+    rows = []
+    for run in summary["runs"].values():
+        sides = [[run["cells"][c][side] for side in ("before", "after")] for c in CELLS]
+        rows.append(
+            [run["concept"], run["kind"], *(" → ".join(map(percent, pair)) for pair in sides)]
+        )
+    return markdown(["erased", "kind", *CELLS], rows)
+
+
+def variants_table(study: Mapping[str, Any]) -> str:
+    """A line for each variant of a study, after erasing; a triple of cells for each kind."""
+    kinds = list(dict.fromkeys(row["kind"] for row in _first(study)["rows"]))
+    rows = [["base", *(_triple(_sums(_first(study), kind), "before") for kind in (*kinds, None))]]
+    for name, variant in study["variants"].items():
+        sums = [_sums(variant, kind) for kind in (*kinds, None)]
+        rows.append([name, *(_triple(each, "after") for each in sums)])
+    headings = ["", *(f"{kind} {' / '.join(CELLS)} / H" for kind in kinds), "all"]
+    return markdown(headings, rows)
+
+
+def intervals_table(study: Mapping[str, Any]) -> str:
+    """A line for each variant over all concepts, with intervals, and the range of H over seeds."""
+    rows = []
+    for name, variant in study["variants"].items():
+        cells = _sums(variant)
+        by_seed = [
+            pooled(row["cells"] for row in variant["rows"] if row["seed"] == seed)["H"]["after"]
+            for seed in study["seeds"]
+        ]
+        spread = (
+            f"{percent(cells['H']['after'])} ({percent(min(by_seed))} to {percent(max(by_seed))})"
+        )
+        rows.append([name, *(interval(cells[cell]["after"]) for cell in CELLS), spread])
+    return markdown(["", *CELLS, "H (seeds from, to)"], rows)
+
+
+def attacks_table(summary: Mapping[str, Any]) -> str:
+    """A line for each family of attacks: base / silenced / adapter, for each kind and for all."""
+    groups = {**summary["kinds"], "all": summary["all"]}
+    rows = []
+    for family in [name for name in summary["all"] if name != "concepts"]:
+        texts = []
+        for group in groups.values():
+            sides = group.get(family, {})
+            shares = [percent(sides[side]) for side in sides if side != "after"]
+            shown = interval if group is summary["all"] else percent
+            texts.append(" / ".join([*shares, shown(sides["after"])]) if sides else "–")
+        rows.append([family, *texts])
+    return markdown(["", *groups], rows)
+
+
+def speed_table(speed: Mapping[str, Any]) -> str:
+    """A line for each number of concepts that train at once."""
+    alone = speed["runs"][0]
+    rows = []
+    for run in speed["runs"]:
+        each = run["iteration_ms"] / run["concepts"]
+        gain = alone["iteration_ms"] / each
+        rows.append(
+            [
+                str(run["concepts"]),
+                f"{run['compile_s']:.1f}",
+                f"{run['iteration_ms']:.1f}",
+                f"{each:.2f}",
+                f"{gain:.1f}",
+            ]
+        )
+    headings = ["concepts at once", "compiling, s", "iteration, ms", "ms a concept", "times faster"]
+    return markdown(headings, rows)
+
+
+def curve(study: Mapping[str, Any]) -> Figure:
+    """Shares against the number of iterations, which name the study's variants."""
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axis = figure.subplots()
+    steps = [0, *map(int, study["variants"])]
+    for kind, colour in KINDS.items():
+        sums = [_sums(variant, kind) for variant in study["variants"].values()]
+        for cell, line in LINES.items():
+            shares = [sums[0][cell]["before"]["share"], *(s[cell]["after"]["share"] for s in sums)]
+            axis.plot(steps, [100 * s for s in shares], line, color=colour, label=f"{kind} {cell}")
+    axis.set(xlabel="iterations", ylabel="pictures in which it is found, %", ylim=(-2, 102))
+    axis.legend(ncols=3, frameon=False, fontsize=8, loc="center right")
+    return _plain(figure)
+
+
+def trade_off(study: Mapping[str, Any]) -> Figure:
+    """What is still found against what is kept, a point for each variant and kind."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(KINDS), sharey=True)
+    for axis, (kind, colour) in zip(axes, KINDS.items(), strict=True):
+        for name, variant in study["variants"].items():
+            sums = _sums(variant, kind)
+            point = [100 * sums[cell]["after"]["share"] for cell in ("Acc_e", "Acc_ir")]
+            axis.plot(*point, "o", color=colour, markersize=4)
+            axis.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize=6)
+        axis.set(title=kind, xlabel="Acc_e, %")
+    axes[0].set_ylabel("Acc_ir, %")
+    return _plain(figure)
+
+
+def attack_bars(summary: Mapping[str, Any]) -> Figure:
+    """Share of attacks that succeed on the base, with the concept silenced, with the adapter."""
+    families = [name for name in summary["all"] if name != "concepts"]
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    axis = figure.subplots()
+    sides = {"before": "#cbd5e1", "silenced": "#b45309", "after": "#0f766e"}
+    for place, (side, colour) in enumerate(sides.items()):
+        values = [summary["all"][family][side] for family in families]
+        low = [100 * (v["share"] - v["low"]) for v in values]
+        high = [100 * (v["high"] - v["share"]) for v in values]
+        at = [index + 0.27 * (place - 1) for index in range(len(families))]
+        heights = [100 * v["share"] for v in values]
+        axis.bar(at, heights, 0.25, yerr=(low, high), color=colour, label=side, capsize=2)
+    axis.set_xticks(range(len(families)), families)
+    axis.set_ylabel("attacks that succeed, %")
+    axis.legend(frameon=False, fontsize=8)
+    return _plain(figure)
+
+
+def _plain(figure: Figure) -> Figure:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#eceff3", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure
+
+
+def _first(study: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(iter(study["variants"].values()))
+
+
+def _sums(variant: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
+    """A variant's cells over all of its runs, or those of a kind."""
+    return pooled(row["cells"] for row in variant["rows"] if kind in (None, row["kind"]))
+
+
+def _triple(sums: Mapping[str, Any], side: str) -> str:
+    return " / ".join(percent(sums[cell][side]) for cell in (*CELLS, "H"))
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    draw(Path(flags.FLAGS.results), Path(flags.FLAGS.out))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("results", "docs/results", "Folder of the numbers and of the text.")
+    flags.DEFINE_string("out", "RESULTS.md", "The page.")
+    app.run(main, flags_parser=parse_flags)
