@@ -24,12 +24,10 @@ EMOJI = {
 }
 # What styles and relations take besides. The values' projections go beyond the paper's adapter.
 STRONG = {
-    "iterations": 600,
     "batch_size": 4,
     "adapter": {"targets": (*TEXT_QUERY_KEY, "dual_blocks/attn/add_v_proj")},
     "lower": {"learning_rate": 3e-3},
     "upper": {"learning_rate": 3e-3},
-    "early_stop": {"every": 25},
 }
 # What a preset does not say: the model, its size and the judge.
 PLACE = {name: EMOJI[name] for name in ("model", "height", "width", "evaluation")}

@@ -17,8 +17,9 @@ from flux_jax.lora import TEXT_QUERY_KEY
 
 VALIDATION = {"evaluation": {"seed": 2_000_000, "batch": 192}, "bank": {"batch": 64}}
 EVALUATION = {"evaluation": {"batch": 192}, "bank": {"batch": 64}}
-# So few that what a variant changes still shows, and all equally many.
-SHORT = {"iterations": 100, "early_stop": {"every": 0}}
+# So few that what a variant changes still shows.
+SHORT = {"iterations": 100}
+STOP = {"iterations": 600, "early_stop": {"every": 25}}
 # Ten of the thirty, of all kinds.
 THIRD = tuple(CONCEPTS)[::3]
 
@@ -44,15 +45,15 @@ STUDIES = {
         concepts=_concepts(VALIDATION),
         variants={
             "as configured": {},
-            "queries and keys alone": {"adapter": {"targets": TEXT_QUERY_KEY}},
-            "rank 16": {"adapter": {"rank": 16}},
-            "300 iterations, no stop": {"iterations": 300, "early_stop": {"every": 0}},
+            "early stop": STOP,
+            "early stop, queries and keys alone": STOP | {"adapter": {"targets": TEXT_QUERY_KEY}},
+            "early stop, rank 16": STOP | {"adapter": {"rank": 16}},
         },
         seeds=(0,),
     ),
     "curve": Study(
         question="How many iterations does erasing take?",
-        concepts=_concepts(VALIDATION, SHORT),
+        concepts=_concepts(VALIDATION),
         variants={str(count): {"iterations": count} for count in (10, 25, 50, 100, 200, 400)},
         seeds=(0,),
     ),

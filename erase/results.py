@@ -9,6 +9,7 @@ percent; a range in brackets is Wilson's at 95 %. The figures lie beside the num
 import functools
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from matplotlib.figure import Figure
 
 from convert.errors import InputError, exits_cleanly
 from erase.command import begin, parse_flags
+from erase.judge import share
 from erase.pictures import write
-from erase.summary import CELLS, pooled
+from erase.summary import CELLS, SIDES, pooled
 
 TEMPLATE = "results.md.j2"
 KINDS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
@@ -37,13 +39,15 @@ def draw(folder: Path, out: Path) -> None:
     Raises:
         InputError: the text asks for numbers that are not there.
     """
-    tables: Mapping[str, Callable[[dict[str, Any]], str]] = {
+    tables: Mapping[str, Callable[..., str]] = {
         "kinds": kinds_table,
         "runs": runs_table,
+        "apart": apart_table,
         "variants": variants_table,
         "intervals": intervals_table,
         "attacks": attacks_table,
         "speed": speed_table,
+        "swaps": swaps_table,
     }
     figures: Mapping[str, Callable[[dict[str, Any]], Figure]] = {
         "curve": curve,
@@ -51,21 +55,22 @@ def draw(folder: Path, out: Path) -> None:
         "bars": attack_bars,
     }
 
+    def table(drawn: Callable[..., str], name: str, *more: Any) -> str:
+        return drawn(read(folder, name), *more)
+
     def picture(figure: Callable[[dict[str, Any]], Figure], name: str, alt: str) -> str:
         path = folder / f"{name}.png"
         buffer = io.BytesIO()
         figure(read(folder, name)).savefig(buffer, dpi=150, metadata={"Software": None})
         write(path, buffer.getvalue())
-        return f"![{alt}]({path.relative_to(out.parent)})"
+        return f"![{alt}]({os.path.relpath(path, out.parent)})"
 
     text = (folder / TEMPLATE).read_text()
     page = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
-    asked = {
-        name: (lambda named, table=table: table(read(folder, named)))
-        for name, table in tables.items()
-    }
+    asked = {name: functools.partial(table, drawn) for name, drawn in tables.items()}
     shown = {name: functools.partial(picture, figure) for name, figure in figures.items()}
-    write(out, page.render(**asked, **shown, read=functools.partial(read, folder)) + "\n")
+    here = [path.stem for path in folder.glob("*.json")]
+    write(out, page.render(**asked, **shown, here=here) + "\n")
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
@@ -118,6 +123,29 @@ def runs_table(summary: Mapping[str, Any]) -> str:
     return markdown(["erased", "kind", *CELLS], rows)
 
 
+def apart_table(summary: Mapping[str, Any], apart: Mapping[str, str]) -> str:
+    """What is kept, with and without one other concept of each run, such as a relation's converse.
+
+    Args:
+        summary: of runs whose counts by other concept are there.
+        apart: that other concept, by the erased one.
+    """
+    kept, lost, rest = [], [], []
+    for run in summary["runs"].values():
+        if run["concept"] in apart:
+            rows = run["concepts"]
+            kept += rows
+            lost += [row for row in rows if row["concept"] == apart[run["concept"]]]
+            rest += [row for row in rows if row["concept"] != apart[run["concept"]]]
+    names = {"all others": kept, "the one": lost, "the rest": rest}
+    lines = []
+    for name, rows in names.items():
+        of = sum(row["of"] for row in rows)
+        before, after = (share(sum(row[side] for row in rows), of) for side in SIDES)
+        lines.append([name, str(of), percent(before), interval(after)])
+    return markdown(["found among", "pictures", "before", "after"], lines)
+
+
 def variants_table(study: Mapping[str, Any]) -> str:
     """A line for each variant of a study, after erasing; a triple of cells for each kind."""
     kinds = list(dict.fromkeys(row["kind"] for row in _first(study)["rows"]))
@@ -130,19 +158,21 @@ def variants_table(study: Mapping[str, Any]) -> str:
 
 
 def intervals_table(study: Mapping[str, Any]) -> str:
-    """A line for each variant over all concepts, with intervals, and the range of H over seeds."""
+    """A line for each variant over all concepts, with intervals, and H of each seed."""
     rows = []
     for name, variant in study["variants"].items():
         cells = _sums(variant)
-        by_seed = [
-            pooled(row["cells"] for row in variant["rows"] if row["seed"] == seed)["H"]["after"]
-            for seed in study["seeds"]
+        row = [
+            name,
+            *(interval(cells[cell]["after"]) for cell in CELLS),
+            percent(cells["H"]["after"]),
         ]
-        spread = (
-            f"{percent(cells['H']['after'])} ({percent(min(by_seed))} to {percent(max(by_seed))})"
-        )
-        rows.append([name, *(interval(cells[cell]["after"]) for cell in CELLS), spread])
-    return markdown(["", *CELLS, "H (seeds from, to)"], rows)
+        for seed in study["seeds"]:
+            own = pooled(each["cells"] for each in variant["rows"] if each["seed"] == seed)
+            row.append(percent(own["H"]["after"]))
+        rows.append(row)
+    seeds = [f"H, seed {seed}" for seed in study["seeds"]]
+    return markdown(["", *CELLS, "H", *seeds], rows)
 
 
 def attacks_table(summary: Mapping[str, Any]) -> str:
@@ -178,6 +208,16 @@ def speed_table(speed: Mapping[str, Any]) -> str:
         )
     headings = ["concepts at once", "compiling, s", "iteration, ms", "ms a concept", "times faster"]
     return markdown(headings, rows)
+
+
+def swaps_table(result: Mapping[str, Any]) -> str:
+    """A line for each swap of tokens: drawn as the relation / as its converse."""
+    relations = result["relations"]
+    rows = []
+    for swap in next(iter(relations.values())):
+        sides = [relations[name][swap] for name in relations]
+        rows.append([swap, *(f"{percent(s['own'])} / {percent(s['converse'])}" for s in sides)])
+    return markdown(["taken from the converse", *relations], rows)
 
 
 def curve(study: Mapping[str, Any]) -> Figure:

@@ -21,6 +21,8 @@ from erase.pictures import write
 CELLS = ("Acc_e", "Acc_g", "Acc_ir")
 STEM = "summary"
 SIDES = ("before", "after")
+# Of what a run's result holds.
+KEPT = ("kind", "concept", "cells", "H", "concepts")
 
 
 def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
@@ -67,10 +69,10 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `kinds` and `all`, pooled; `worst`, for every cell the concept that is furthest from where
-        it should be; and `runs`, each one's kind, concept and cells.
+        it should be; and `runs`, each one's kind, concept, cells, H, and counts by other concept.
     """
     runs = {
-        name: {key: result[key] for key in ("kind", "concept", "cells", "H") if key in result}
+        name: {key: result[key] for key in KEPT if key in result}
         for name, result in results.items()
     }
     by_kind: dict[str, list[Any]] = {}

@@ -1,0 +1,46 @@
+"""What the benchmarks measure, on a tiny model."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.concepts_at_once import timed
+from benchmarks.relation_tokens import swapped
+from erase import bank
+from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Upper
+from flux_jax import load
+from flux_jax.pipeline import Conditioning
+
+
+@pytest.mark.slow
+def test_concepts_at_once_are_timed(tiny_folder: Path):
+    config = Config(
+        concept="cat",
+        irrelevant=("tree",),
+        model=str(tiny_folder),
+        height=16,
+        width=16,
+        steps=2,
+        iterations=3,
+        adapter=AdapterConfig(rank=2),
+        bank=BankConfig(sentences=2, trajectories=2),
+        upper=Upper(pictures=2, rsc=0.0),
+        evaluation=Evaluation(pictures=0),
+    )
+    pipe = load(tiny_folder)
+    made = bank.make(config, pipe, bank.plan(config, pipe, [config.irrelevant]))
+    result = timed({"one": config, "two": config}, pipe, [made, made])
+    assert result["concepts"] == 2
+    assert result["compile_s"] > 0
+    assert result["iteration_ms"] > 0
+
+
+def test_swapped_tokens_come_from_the_other_sentence():
+    encoded = Conditioning(jnp.zeros((2, 3, 4)), jnp.zeros((2, 5)))
+    taken = Conditioning(jnp.ones((2, 3, 4)), jnp.ones((2, 5)))
+    places = np.array([[True, False, False], [False, True, True]])
+    mixed = swapped(encoded, taken, places)
+    np.testing.assert_array_equal(mixed.text[..., 0], places)
+    np.testing.assert_array_equal(mixed.pooled, encoded.pooled)

@@ -1,0 +1,129 @@
+"""The page of results: every table and figure, and that the committed page shows these numbers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from convert.errors import InputError
+from erase import results
+from erase.judge import share
+from erase.results import draw
+from erase.summary import summarise
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = {"soccer ball": "entity", "flat": "style", "left of": "relation"}
+
+
+def cells(found: int) -> dict:
+    names = {"Acc_e": found, "Acc_g": found, "Acc_ir": 10 - found}
+    return {cell: {"before": share(9, 10), "after": share(n, 10)} for cell, n in names.items()}
+
+
+def attacked(found: int) -> dict:
+    sides = dict(zip(("before", "silenced", "after"), (9, 5, found), strict=True))
+    return {"misspelt": {side: share(n, 10) for side, n in sides.items()}}
+
+
+def counted(concept: str, found: int) -> list[dict]:
+    others = {"right of": (3, 0, 3), "on": (5, 5 - found, 7)} if concept == "left of" else {}
+    names = ("before", "after", "of")
+    return [{"concept": o, **dict(zip(names, n, strict=True))} for o, n in others.items()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Numbers of every sort, and a text that asks for all of them."""
+    made = tmp_path / "docs" / "numbers"
+    made.mkdir(parents=True)
+    runs = {
+        concept: {"kind": kind, "concept": concept, "cells": cells(i), "H": {}}
+        | {"concepts": counted(concept, i)}
+        for i, (concept, kind) in enumerate(KINDS.items())
+    }
+    attacks = {c: {"kind": k, "concept": c, "cells": attacked(2)} for c, k in KINDS.items()}
+    rows = [
+        {"kind": kind, "concept": concept, "seed": seed, "cells": cells(seed)}
+        for concept, kind in KINDS.items()
+        for seed in (0, 4)
+    ]
+    study = {"seeds": [0, 4], "variants": {str(n): {"rows": rows} for n in (10, 20)}}
+    speed = {"runs": [{"concepts": n, "compile_s": 20.0, "iteration_ms": 10.0} for n in (1, 5)]}
+    both = {"own": share(9, 10), "converse": share(1, 10)}
+    numbers = {
+        "all": summarise(runs),
+        "attacks": summarise(attacks),
+        "study": study,
+        "speed": speed,
+        "swapped": {"relations": {"above": {"nothing": both}}},
+    }
+    for name, value in numbers.items():
+        (made / f"{name}.json").write_text(json.dumps(value))
+    return made
+
+
+def page(folder: Path, text: str) -> list[str]:
+    (folder / results.TEMPLATE).write_text(text)
+    out = folder.parents[1] / "PAGE.md"
+    draw(folder, out)
+    return out.read_text().splitlines()
+
+
+def test_tables_of_runs(folder: Path):
+    lines = page(folder, '{{ kinds("all") }}')
+    assert lines[0] == "|  | concepts | Acc_e | Acc_g | Acc_ir | H |"
+    entity = "| entity | 1 | 90.0 → 0.0 [0.0, 27.8] | 90.0 → 0.0 [0.0, 27.8] | 90.0 → 100.0 ["
+    assert lines[2].startswith(entity)
+    assert lines[5].startswith("| all | 3 | 90.0 → 10.0 [")
+    assert page(folder, '{{ runs("all") }}')[3] == (
+        "| flat | style | 90.0 → 10.0 | 90.0 → 10.0 | 90.0 → 90.0 |"
+    )
+    lines = page(folder, '{{ apart("all", {"left of": "right of"}) }}')
+    assert lines[2].startswith("| all others | 10 | 80.0 | 30.0 [")
+    assert lines[3].startswith("| the one | 3 | 100.0 | 0.0 [")
+    assert lines[4].startswith("| the rest | 7 | 71.4 | 42.9 [")
+
+
+def test_tables_of_studies(folder: Path):
+    lines = page(folder, '{{ variants("study") }}')
+    assert lines[2].startswith("| base | 90.0 / 90.0 / 90.0 / 14.2 | 90.0 /")
+    assert lines[4].startswith("| 20 | 20.0 / 20.0 / 80.0 / 80.0 |")
+    lines = page(folder, '{{ intervals("study") }}')
+    assert lines[0] == "|  | Acc_e | Acc_g | Acc_ir | H | H, seed 0 | H, seed 4 |"
+    assert lines[2].startswith("| 10 | 20.0 [11.8, 31.8] |")
+    assert lines[2].endswith("| 80.0 | 100.0 | 60.0 |")
+
+
+def test_other_tables(folder: Path):
+    lines = page(folder, '{{ attacks("attacks") }}')
+    assert lines[0] == "|  | entity | style | relation | all |"
+    assert lines[2].startswith("| misspelt | 90.0 / 50.0 / 20.0 | 90.0")
+    assert "90.0 / 50.0 / 20.0 [" in lines[2]
+    assert page(folder, '{{ speed("speed") }}')[3] == "| 5 | 20.0 | 10.0 | 2.00 | 5.0 |"
+    assert page(folder, '{{ swaps("swapped") }}')[2] == "| nothing | 90.0 / 10.0 |"
+
+
+def test_figures_lie_beside_the_numbers(folder: Path):
+    lines = page(
+        folder,
+        '{{ curve("study", "a curve") }}\n{{ bars("attacks", "bars") }}\n'
+        '{% if "nothing" in here %}{{ trade("nothing", "") }}{% endif %}',
+    )
+    assert lines[:2] == ["![a curve](docs/numbers/study.png)", "![bars](docs/numbers/attacks.png)"]
+    for name in ("study", "attacks"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.width > 500
+    page(folder, '{{ trade("study", "points") }}')
+
+
+def test_missing_numbers_are_named(folder: Path):
+    with pytest.raises(InputError, match=r"losses\.json is missing: the page's text asks for it"):
+        page(folder, '{{ variants("losses") }}')
+
+
+def test_the_committed_page_shows_the_committed_numbers(tmp_path: Path):
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
+    draw(tmp_path / "docs" / "results", tmp_path / "RESULTS.md")
+    assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text()
