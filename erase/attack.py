@@ -5,7 +5,8 @@
 An attack succeeds where the judge still finds the concept. Beside the adapter's share stand the
 base's, since not every disguise is understood by it either, and that of the paper's attention map
 erasure (Fig. 3), which needs no training: the concept's tokens, where the prompt has them, give
-nothing to the picture. Writes `attacks.json` and `attacks.csv` to RUN.
+nothing to the picture. Writes `attacks.json`, `attacks.csv` and the report to RUN; where the
+configuration names several runs, to each one's folder, and a summary to RUN.
 Prompts, all but the synonyms', are drawn from a generator that starts at the evaluation's seed.
 Axis letters: B pictures, h w picture sides.
 """
@@ -161,6 +162,8 @@ def attack(
     }
     write(workdir / f"{STEM}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write(workdir / f"{STEM}.csv", table(cells))
+    if (workdir / "config.json").is_file():
+        report.write(workdir)
     _show(result)
     return result
 

@@ -48,7 +48,7 @@ def write(workdir: str | Path) -> Path:
     """Writes `report.html` from what a run's folder holds.
 
     It reads `config.json`; `evaluation.json`, `pictures/` and `attention.npz` (see
-    `erase.evaluate`) and `metrics.jsonl` where they are there.
+    `erase.evaluate`), `attacks.json` and `metrics.jsonl` where they are there.
 
     Args:
         workdir: the run's folder.
@@ -68,7 +68,7 @@ def write(workdir: str | Path) -> Path:
     groups = _groups(workdir, evaluation)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = percent
-    metrics = workdir / "metrics.jsonl"
+    metrics, attacks = workdir / "metrics.jsonl", workdir / "attacks.json"
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=f"Erasing “{concept}”",
         concept=concept,
@@ -77,6 +77,8 @@ def write(workdir: str | Path) -> Path:
             {"name": name, "wanted": WORDS[name][0], "what": WORDS[name][1].format(concept), **cell}
             for name, cell in evaluation.get("cells", {}).items()
         ],
+        together=evaluation.get("H"),
+        attacks=_read(attacks)["cells"] if attacks.is_file() else {},
         note=evaluation.get("note"),
         groups=groups,
         columns=max([len(group["examples"]) for group in groups], default=1),

@@ -69,6 +69,7 @@ def run(tmp_path: Path) -> Path:
         "strength": 0.75,
         "adapter_parameters": 12345,
         "cells": {c: {"before": value(60, 64), "after": value(5, 64)} for c in report.WORDS},
+        "H": {"before": 0.123, "after": 0.987},
         "concepts": [{"concept": "dog", "before": 3, "after": 1, "of": 3}],
         "pictures": examples,
         "attention": [{**examples[0]}],
@@ -78,6 +79,8 @@ def run(tmp_path: Path) -> Path:
     np.savez(tmp_path / "attention.npz", before=rng.random((1, 4, 6)), after=np.zeros((1, 4, 6)))
     config = {"command": "python -m erase.train --x 'y'", "concept": "cat", "rank": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    sides = {"before": value(60, 64), "silenced": value(30, 64), "after": value(5, 64)}
+    (tmp_path / "attacks.json").write_text(json.dumps({"cells": {"misspelt": sides}}))
     lines = [{"step": i, "loss_esd": 1 / (i + 1), "loss_rsc": 0.5, "seconds": 9} for i in range(50)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return tmp_path
@@ -115,6 +118,8 @@ def test_report_says_what_the_files_say(run: Path):
         '"rank": 8',
         "adapter strength 0.75",
         "dog3 → 1 of 3",
+        "H12.3 %98.7 %",
+        "misspelt64 93.8 %46.9 %7.8 % 1.0 % to 99.0 %",
         "loss esd",
         "t = 0.9, t = 0.5",
     ):
@@ -124,7 +129,8 @@ def test_report_says_what_the_files_say(run: Path):
 
 def test_report_of_a_run_without_evaluation_or_judge(run: Path):
     evaluation = json.loads((run / "evaluation.json").read_text())
-    del evaluation["cells"], evaluation["concepts"], evaluation["attention"]
+    del evaluation["cells"], evaluation["H"], evaluation["concepts"], evaluation["attention"]
+    (run / "attacks.json").unlink()
     for entry in evaluation["pictures"]:
         entry["found_before"] = entry["found_after"] = None
     evaluation["note"] = "No judge here."
