@@ -5,7 +5,7 @@ See `erase.language_model` for how it is asked.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ import pydantic
 from convert.errors import InputError
 from erase import language_model
 from erase.config import Config
+from erase.language_model import read_kept
 
 FILE = "irrelevant.json"
 # Words asked for in each category; sentences then draw one from each.
@@ -75,7 +76,7 @@ def gather(config: Config, workdir: Path) -> Words:
     """
     path, why = workdir / FILE, ""
     if config.language_model and config.upper.rsc:
-        if path.is_file() and (kept := read(path)).concept == config.concept:
+        if path.is_file() and (kept := read_kept(Words, path)).concept == config.concept:
             return kept
         try:
             return ask(config.concept, config.synonyms, max(WANTED, config.upper.negatives))
@@ -137,23 +138,6 @@ def check(
         taken |= {word.casefold() for word in words}
         pools.append(words[:count])
     return tuple(pools)
-
-
-def read(path: Path) -> Words:
-    """Reads what a run's folder keeps.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        return pydantic.TypeAdapter(Words).validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
-        raise InputError(f"{path} is damaged: remove it to ask again") from error
-
-
-def describe(words: Words) -> str:
-    """The file that a run's folder keeps."""
-    return json.dumps(asdict(words), indent=2) + "\n"
 
 
 def _others(words: Sequence[str], concept: str, synonyms: Sequence[str]) -> tuple[str, ...]:

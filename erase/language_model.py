@@ -4,16 +4,22 @@ Endpoint, key and model come from the environment: OPENAI_BASE_URL, OPENAI_API_K
 Replies are data: checked against a schema, never evaluated. The key is in no message and no file.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import openai
 import pydantic
 
 from convert.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
 DEFAULT_MODEL = "gpt-4o"
@@ -24,6 +30,7 @@ TIMEOUT, RETRIES = 30.0, 4
 SYSTEM = "You are a helpful assistant and a well-established language expert"
 
 Result = TypeVar("Result")
+Kept = TypeVar("Kept")
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
@@ -82,3 +89,24 @@ def parse(schema: type[Schema], text: str) -> Schema:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "reply"
         raise InputError(f"{place}: {first['msg']}") from None
+
+
+def read_kept(kind: type[Kept], path: Path) -> Kept:
+    """Reads what a run's folder keeps of a model's reply, so that nobody asks twice.
+
+    Args:
+        kind: the dataclass that `describe` wrote.
+        path: the file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path} is damaged: remove it to ask again") from error
+
+
+def describe(kept: "DataclassInstance") -> str:
+    """The file that a run's folder keeps."""
+    return json.dumps(asdict(kept), indent=2, ensure_ascii=False) + "\n"

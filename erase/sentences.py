@@ -1,7 +1,7 @@
 """Further sentences with the concept, written by a language model; see `erase.language_model`."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import pydantic
 from convert.errors import InputError
 from erase import language_model
 from erase.config import Config
+from erase.language_model import read_kept
 from erase.prompts import as_template
 
 FILE = "sentences.json"
@@ -55,7 +56,7 @@ def settle(config: Config, workdir: Path) -> tuple[Config, Sentences]:
     path = workdir / FILE
     if not config.more_prompts:
         found = Sentences(config.concept, (), "the configuration")
-    elif path.is_file() and (kept := read(path)).concept == config.concept:
+    elif path.is_file() and (kept := read_kept(Sentences, path)).concept == config.concept:
         found = kept
     else:
         try:
@@ -104,20 +105,3 @@ def check(text: str, concept: str, count: int) -> tuple[str, ...]:
     if len(sentences) < count:
         raise InputError(f"sentences: {len(sentences)} different ones, {count} were asked for")
     return sentences[:count]
-
-
-def read(path: Path) -> Sentences:
-    """Reads what a run's folder keeps.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        return pydantic.TypeAdapter(Sentences).validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
-        raise InputError(f"{path} is damaged: remove it to ask again") from error
-
-
-def describe(sentences: Sentences) -> str:
-    """The file that a run's folder keeps."""
-    return json.dumps(asdict(sentences), indent=2, ensure_ascii=False) + "\n"

@@ -45,6 +45,7 @@ from erase import (
 from erase.bank import Bank
 from erase.command import FLAG, begin, define_flag, parse_flags
 from erase.config import Config, load_runs
+from erase.language_model import describe
 from erase.pictures import write
 from erase.setup import Setup
 from erase.updates import State, joint_update, lower_update, start, upper_update
@@ -101,10 +102,10 @@ def run(
     jax.eval_shape(lambda: start(jax.random.key(0), pipe.params["transformer"], first))
     for name, folder in folders.items():
         write(folder / "config.json", json.dumps(descriptions[name], indent=2) + "\n")
-        write(folder / irrelevant.FILE, irrelevant.describe(words[name]))
+        write(folder / irrelevant.FILE, describe(words[name]))
         _, further = written[name]
         if configs[name].more_prompts:
-            write(folder / sentences.FILE, sentences.describe(further))
+            write(folder / sentences.FILE, describe(further))
         print(
             f"{name and f'{name}: '}sentences come from {further.source}, "
             f"synonyms from {settled[name][1]}, irrelevant words from {words[name].source}"

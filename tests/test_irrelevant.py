@@ -11,7 +11,8 @@ from endpoint import SECRET, Endpoint, hangs, says, sends
 from convert.errors import InputError
 from erase import irrelevant, language_model
 from erase.config import Config, Upper
-from erase.irrelevant import COMMON, Words, ask, check, describe, gather, question, read
+from erase.irrelevant import COMMON, Words, ask, check, gather, question
+from erase.language_model import describe, read_kept
 
 CONFIG = Config(
     concept="nude",
@@ -133,7 +134,7 @@ def test_a_run_keeps_its_words_and_asks_once(
     assert list(tmp_path.iterdir()) == []
     (tmp_path / irrelevant.FILE).write_text(describe(words))
     assert SECRET not in describe(words)
-    assert gather(config, tmp_path) == read(tmp_path / irrelevant.FILE) == words
+    assert gather(config, tmp_path) == read_kept(Words, tmp_path / irrelevant.FILE) == words
     assert len(endpoint.requests) == 1
     # Words about something else do not serve.
     gather(replace(config, concept="kiss"), tmp_path)

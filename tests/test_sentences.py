@@ -10,7 +10,8 @@ from endpoint import SECRET, Endpoint, says, sends
 from convert.errors import InputError
 from erase import sentences
 from erase.config import Config
-from erase.sentences import Sentences, ask, check, describe, question, settle
+from erase.language_model import describe
+from erase.sentences import Sentences, ask, check, question, settle
 
 CONFIG = Config(concept="soccer ball", prompts=("a photo of a {}",), more_prompts=2)
 TWO = ("A soccer ball on wet grass", "two dogs chase a Soccer Ball, watercolour")
