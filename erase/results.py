@@ -27,6 +27,7 @@ from erase.summary import CELLS, SIDES, pooled
 TEMPLATE = "results.md.j2"
 KINDS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
 LINES = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
+MARKERS = {"Acc_e": "o", "Acc_g": "x", "Acc_ir": "D"}
 
 
 def draw(folder: Path, out: Path) -> None:
@@ -51,7 +52,7 @@ def draw(folder: Path, out: Path) -> None:
     }
     figures: Mapping[str, Callable[[dict[str, Any]], Figure]] = {
         "curve": curve,
-        "trade": trade_off,
+        "dots": dots,
         "bars": attack_bars,
     }
 
@@ -235,18 +236,23 @@ def curve(study: Mapping[str, Any]) -> Figure:
     return _plain(figure)
 
 
-def trade_off(study: Mapping[str, Any]) -> Figure:
-    """What is still found against what is kept, a point for each variant and kind."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+def dots(study: Mapping[str, Any]) -> Figure:
+    """A line for each variant, a panel for each kind: every cell with its interval."""
+    names = list(study["variants"])
+    figure = Figure(figsize=(10, 1.1 + 0.28 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(KINDS), sharey=True)
     for axis, (kind, colour) in zip(axes, KINDS.items(), strict=True):
-        for name, variant in study["variants"].items():
-            sums = _sums(variant, kind)
-            point = [100 * sums[cell]["after"]["share"] for cell in ("Acc_e", "Acc_ir")]
-            axis.plot(*point, "o", color=colour, markersize=4)
-            axis.annotate(name, point, xytext=(3, 3), textcoords="offset points", fontsize=6)
-        axis.set(title=kind, xlabel="Acc_e, %")
-    axes[0].set_ylabel("Acc_ir, %")
+        sums = [_sums(variant, kind) for variant in study["variants"].values()]
+        for place, (cell, marker) in enumerate(MARKERS.items()):
+            values = [each[cell]["after"] for each in sums]
+            at = [index + 0.2 * (place - 1) for index in range(len(names))]
+            shares = [100 * v["share"] for v in values]
+            errors = _errors(values)
+            axis.errorbar(shares, at, xerr=errors, fmt=marker, color=colour, ms=4, lw=1, label=cell)
+        axis.set(title=kind, xlabel="%", xlim=(-3, 103))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    axes[0].legend(frameon=False, fontsize=8, loc="center")
     return _plain(figure)
 
 
@@ -258,15 +264,19 @@ def attack_bars(summary: Mapping[str, Any]) -> Figure:
     sides = {"before": "#cbd5e1", "silenced": "#b45309", "after": "#0f766e"}
     for place, (side, colour) in enumerate(sides.items()):
         values = [summary["all"][family][side] for family in families]
-        low = [100 * (v["share"] - v["low"]) for v in values]
-        high = [100 * (v["high"] - v["share"]) for v in values]
         at = [index + 0.27 * (place - 1) for index in range(len(families))]
         heights = [100 * v["share"] for v in values]
-        axis.bar(at, heights, 0.25, yerr=(low, high), color=colour, label=side, capsize=2)
+        axis.bar(at, heights, 0.25, yerr=_errors(values), color=colour, label=side, capsize=2)
     axis.set_xticks(range(len(families)), families)
     axis.set_ylabel("attacks that succeed, %")
     axis.legend(frameon=False, fontsize=8)
     return _plain(figure)
+
+
+def _errors(values: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """How far intervals reach below and above their shares, in percent."""
+    below = [100 * (value["share"] - value["low"]) for value in values]
+    return [below, [100 * (value["high"] - value["share"]) for value in values]]
 
 
 def _plain(figure: Figure) -> Figure:

@@ -109,13 +109,13 @@ def test_figures_lie_beside_the_numbers(folder: Path):
     lines = page(
         folder,
         '{{ curve("study", "a curve") }}\n{{ bars("attacks", "bars") }}\n'
-        '{% if "nothing" in here %}{{ trade("nothing", "") }}{% endif %}',
+        '{% if "nothing" in here %}{{ dots("nothing", "") }}{% endif %}',
     )
     assert lines[:2] == ["![a curve](docs/numbers/study.png)", "![bars](docs/numbers/attacks.png)"]
     for name in ("study", "attacks"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 500
-    page(folder, '{{ trade("study", "points") }}')
+    page(folder, '{{ dots("study", "points") }}')
 
 
 def test_missing_numbers_are_named(folder: Path):
