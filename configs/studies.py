@@ -1,22 +1,23 @@
 """What is compared on the shipped small FLUX, and answered in RESULTS.md; see `erase.study`.
 
-Choices are looked at with the validation's seeds, so that those of the evaluation stay unseen until
-the method is settled.
+Choices are looked at on the validation's prompts and seeds, so that those of the evaluation stay
+unseen until the method is settled.
 """
 
 import functools
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from configs import EMOJI, PLACE, STRONG
-from configs.suite import CONCEPTS
+from configs.suite import CONCEPTS, VALIDATION
 from erase.config import over
 from erase.presets import PRESETS
 from erase.study import Study
 from flux_jax.lora import TEXT_QUERY_KEY
 
-VALIDATION = {"evaluation": {"seed": 2_000_000, "batch": 192}, "bank": {"batch": 64}}
-EVALUATION = {"evaluation": {"batch": 192}, "bank": {"batch": 64}}
+# Pictures and prompts at once, as many as a GPU likes.
+LARGE = {"evaluation": {"batch": 192}, "bank": {"batch": 64}}
 # So few that what a variant changes still shows.
 SHORT = {"iterations": 100}
 STOP = {"iterations": 600, "early_stop": {"every": 25}}
@@ -24,10 +25,17 @@ STOP = {"iterations": 600, "early_stop": {"every": 25}}
 THIRD = tuple(CONCEPTS)[::3]
 
 
-def _concepts(*changes: Mapping[str, Any], names: Iterable[str] = CONCEPTS) -> dict[str, Any]:
+def _concepts(
+    *changes: Mapping[str, Any],
+    names: Iterable[str] = CONCEPTS,
+    split: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Concepts as `configs.emoji_all` erases them, with some changes."""
     return {
-        name: functools.reduce(over, (EMOJI, STRONG, CONCEPTS[name], *changes)) for name in names
+        name: functools.reduce(
+            over, (EMOJI, STRONG, LARGE, CONCEPTS[name], split.get(name, {}), *changes)
+        )
+        for name in names
     }
 
 
@@ -42,7 +50,7 @@ def _without(*losses: str) -> dict[str, dict[str, float]]:
 STUDIES = {
     "settings": Study(
         question="How large an adapter, and when does training stop?",
-        concepts=_concepts(VALIDATION),
+        concepts=_concepts(split=VALIDATION),
         variants={
             "as configured": {},
             "early stop": STOP,
@@ -53,13 +61,13 @@ STUDIES = {
     ),
     "curve": Study(
         question="How many iterations does erasing take?",
-        concepts=_concepts(VALIDATION),
+        concepts=_concepts(split=VALIDATION),
         variants={str(count): {"iterations": count} for count in (10, 25, 50, 100, 200, 400)},
         seeds=(0,),
     ),
     "choices": Study(
         question="What does each choice within the method change?",
-        concepts=_concepts(VALIDATION, SHORT, names=THIRD),
+        concepts=_concepts(SHORT, names=THIRD, split=VALIDATION),
         variants={
             "as configured": {},
             "trajectories of the student": {"lower": {"trajectories": "student"}},
@@ -81,7 +89,7 @@ STUDIES = {
     ),
     "losses": Study(
         question="What does each loss do?",
-        concepts=_concepts(EVALUATION, SHORT, names=THIRD),
+        concepts=_concepts(SHORT, names=THIRD),
         variants={
             "esd + attn": _without("lora", "rsc"),
             "esd + lora": _without("attn", "rsc"),
@@ -94,7 +102,7 @@ STUDIES = {
     ),
     "presets": Study(
         question="What do the paper's and the authors' own settings do?",
-        concepts={name: over(over(PLACE, f), EVALUATION) for name, f in CONCEPTS.items()},
+        concepts={name: over(over(PLACE, f), LARGE) for name, f in CONCEPTS.items()},
         variants={"ours": over(EMOJI, STRONG), **PRESETS},
         seeds=(0,),
     ),

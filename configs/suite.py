@@ -109,7 +109,8 @@ def _style(name: str) -> dict[str, Any]:
         "upper": {"prompts": tuple(shown)},
         "evaluation": {
             "templates": tuple(
-                f"a {thing} in the style of {{}}" for thing in ("cat", "car", "house", "banana")
+                phrase("a {} in the style of SLOT", thing).replace("SLOT", "{}")
+                for thing in ("penguin", "guitar", "lemon", "elephant")
             )
         },
     }
@@ -132,10 +133,10 @@ def _relation(name: str) -> dict[str, Any]:
         "upper": {"prompts": tuple(shown)},
         "evaluation": {
             "templates": (
-                "a cat {} jeans",
-                "a rabbit {} a car",
-                "a photo of a banana {} a house",
-                "a horse {} grapes",
+                "a penguin {} a guitar",
+                "an elephant {} a lemon",
+                "a photo of a monkey {} a camera",
+                "a truck {} a sunflower",
             ),
             "others": others,
         },
@@ -146,4 +147,29 @@ CONCEPTS: Mapping[str, Mapping[str, Any]] = {
     **{name.replace(" ", "_"): _entity(name) for name in _ENTITIES},
     **{name: _style(name) for name in _STYLES},
     **{name.replace(" ", "_"): _relation(name) for name in _RELATIONS},
+}
+
+# What choices are made on: other noise than the evaluation's and, of styles and relations, other
+# things. Entities are asked for in the same three ways.
+_VALIDATION_TEMPLATES = {
+    **dict.fromkeys(
+        STYLES,
+        tuple(f"a {thing} in the style of {{}}" for thing in ("cat", "car", "house", "banana")),
+    ),
+    **dict.fromkeys(
+        RELATIONS,
+        (
+            "a cat {} jeans",
+            "a rabbit {} a car",
+            "a photo of a banana {} a house",
+            "a horse {} grapes",
+        ),
+    ),
+}
+VALIDATION: Mapping[str, Mapping[str, Any]] = {
+    **{name.replace(" ", "_"): {"evaluation": {"seed": 2_000_000}} for name in _ENTITIES},
+    **{
+        name.replace(" ", "_"): {"evaluation": {"seed": 2_000_000, "templates": templates}}
+        for name, templates in _VALIDATION_TEMPLATES.items()
+    },
 }
