@@ -29,6 +29,8 @@ from erase.train import METRICS, learn, open_model
 from flux_jax.pipeline import Pipeline
 
 COUNTS = (1, 5, 30)
+# Prompts and trajectories prepared at once.
+BATCH = 64
 
 
 def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
@@ -39,9 +41,10 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
         iterations: of each.
     """
     changed = {"iterations": iterations, "early_stop": EarlyStop()}
-    every = load_runs(emoji_all.get_config())
-    runs = {name: replace(run, **changed) for name, run in every.items()}
-    runs = dict(itertools.islice(runs.items(), max(counts)))
+    every = itertools.islice(load_runs(emoji_all.get_config()).items(), max(counts))
+    runs = {
+        name: replace(run, **changed, bank=replace(run.bank, batch=BATCH)) for name, run in every
+    }
     pipe = open_model(next(iter(runs.values())))
     banks = [
         bank.make(config, pipe, bank.plan(config, pipe, [config.irrelevant]))
