@@ -77,7 +77,8 @@ def test_unusable_studies_are_named(small: Study, tmp_path: Path):
         read_study("no.py:losses")
     path = Path(__file__).resolve().parents[1] / "configs" / "studies.py"
     assert set(read_study(f"{path}:losses").variants) >= {"esd + attn", "all four"}
-    with pytest.raises(InputError, match=r"is unknown: choose .*\{settings,curve,choices,losses,presets\}"):
+    names = r"\{settings,curve,choices,losses,presets\}"
+    with pytest.raises(InputError, match=rf"is unknown: choose .*{names}"):
         read_study(f"{path}:loses")
     with pytest.raises(InputError, match=r"lower\.attn = -1\.0 must be at least 0"):
         run_study(replace(small, variants={"bad": {"lower": {"attn": -1.0}}}), tmp_path / "x.json")
