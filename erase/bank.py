@@ -41,6 +41,7 @@ class Bank:
             next pools, or `FILLER`.
         anchors: for each sentence what L_esd leads away from the concept to: the empty prompt, or
             the sentence with `stand_in`; then, if the configuration names it, `erase_to`.
+        eta: how far L_esd leads past them.
         trajectories: latents of the frozen model's denoising, before each step.
         trajectory_sentences: the sentence that each trajectory draws.
         pictures: latents of I_f.
@@ -53,6 +54,7 @@ class Bank:
     masks: Float[Array, "M V T"]
     kinds: Int[Array, "V"]
     anchors: Conditioning
+    eta: Float[Array, ""]
     trajectories: Float[Array, "R D S C"]
     trajectory_sentences: Int[Array, "R"]
     pictures: Float[Array, "F S C"]
@@ -195,6 +197,7 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         masks=jnp.asarray(planned.masks),
         kinds=jnp.asarray(planned.kinds),
         anchors=anchors,
+        eta=jnp.asarray(config.lower.eta),
         trajectories=jnp.asarray(runs[: len(rows), :-1]),
         trajectory_sentences=jnp.asarray(rows),
         pictures=pictures,

@@ -42,6 +42,7 @@ OWN = (
     "more_prompts",
     "seed",
     "bank.shuffled",
+    "lower.eta",
     "lower.erase_to",
     "lower.stand_in",
     "upper.prompts",

@@ -55,7 +55,7 @@ def lower_losses(
         assert velocity is not None
         anchors = split_samples(setup, bank.anchors[sentences])
         conditional, *anchors = _teacher(setup, params, latents, concept, anchors, times, bank)
-        target = losses.esd_target(conditional, anchors[0], anchors[-1], level.eta)
+        target = losses.esd_target(conditional, anchors[0], anchors[-1], bank.eta)
         metrics["esd"] = losses.squared_error(velocity, target)
     if level.attn:
         mass = out["attention"]

@@ -17,7 +17,7 @@ def esd_target(
     conditional: Float[Array, "B S C"],
     unconditional: Float[Array, "B S C"],
     towards: Float[Array, "B S C"],
-    eta: float,
+    eta: float | Float[Array, ""],
 ) -> Float[Array, "B S C"]:
     """The velocity that an erased prompt should have: away from the concept.
 

@@ -62,7 +62,7 @@ class Setup:
             guidance=config.guidance,
             alpha=config.adapter.alpha or config.adapter.rank,
             # What a bank is made of is not compiled in.
-            lower=replace(config.lower, erase_to="", stand_in=None),
+            lower=replace(config.lower, eta=0.0, erase_to="", stand_in=None),
             upper=replace(config.upper, prompts=(), folder=None),
             adaptive=config.alternation == "adaptive",
         )

@@ -67,6 +67,7 @@ def make_bank(anchors: int = 1, seed: int = 5) -> Bank:
         masks=jnp.asarray(masks),
         kinds=jnp.array([CONCEPT, SYNONYM, POOL, POOL, POOL]),
         anchors=conditioning(M, anchors),
+        eta=jnp.asarray(CONFIG.lower.eta),
         trajectories=normal(R, D, len(ids), 8),
         trajectory_sentences=jnp.arange(R) % M,
         pictures=normal(F, len(ids), 8),

@@ -24,7 +24,7 @@ CONFIG = Config(
     steps=3,
     seed=5,
     bank=BankConfig(sentences=3, trajectories=4, batch=3),
-    lower=Lower(erase_to="a dog"),
+    lower=Lower(erase_to="a dog", eta=0.5),
     upper=Upper(pictures=3, prompts=("a cat", "a pizza"), negatives=2),
 )
 
@@ -68,6 +68,7 @@ def test_sizes(made: Bank):
     assert made.pictures.shape == (3, tokens, 16)
     assert made.picture_prompts.text.shape == (3, text, 24)
     assert made.image_ids.shape == (tokens, 3)
+    assert float(made.eta) == 0.5
 
 
 def test_every_form_is_encoded_in_its_place(pipe: Pipeline, planned: Plan, made: Bank):

@@ -116,7 +116,8 @@ def test_joint_and_adaptive_updates():
 
 @pytest.mark.slow
 def test_a_run_among_others_is_what_it_is_alone():
-    banks, keys = [make_bank(), make_bank(anchors=2, seed=6)], jax.random.split(KEY, 2)
+    other = make_bank(anchors=2, seed=6).replace(eta=jnp.zeros(()))  # pyright: ignore
+    banks, keys = [make_bank(), other], jax.random.split(KEY, 2)
     setup = Setup.of(CONFIG, MODEL, 2, make_mesh(1, 1, 1))
     states = every(*(start(key, PARAMS, CONFIG) for key in keys))
     states, together = lower_update(states, PARAMS, stack(banks), keys, setup=setup)
@@ -221,6 +222,7 @@ def test_both_updates_trace_at_full_size():
         masks=shape((config.bank.sentences, forms, config.text_tokens), jnp.float32),
         kinds=shape((forms,), jnp.int32),
         anchors=conditioning(config.bank.sentences, 1),
+        eta=shape((), jnp.float32),
         trajectories=shape((config.bank.trajectories, config.steps, tokens, 64), jnp.bfloat16),
         trajectory_sentences=shape((config.bank.trajectories,), jnp.int32),
         pictures=shape((config.upper.pictures, tokens, 64), jnp.bfloat16),
