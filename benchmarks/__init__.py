@@ -1,1 +1,1 @@
-"""What takes how long."""
+"""Questions about the model and the program that a command answers with figures."""

@@ -23,8 +23,9 @@ from convert.errors import exits_cleanly
 from erase import bank
 from erase.bank import Bank
 from erase.command import begin, parse_flags
-from erase.config import Config, EarlyStop, load_runs
+from erase.config import Config
 from erase.pictures import write
+from erase.runs import load_runs
 from erase.train import METRICS, learn, open_model
 from flux_jax.pipeline import Pipeline
 
@@ -40,10 +41,10 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
         counts: numbers of concepts.
         iterations: of each.
     """
-    changed = {"iterations": iterations, "early_stop": EarlyStop()}
     every = itertools.islice(load_runs(emoji_all.get_config()).items(), max(counts))
     runs = {
-        name: replace(run, **changed, bank=replace(run.bank, batch=BATCH)) for name, run in every
+        name: replace(run, iterations=iterations, bank=replace(run.bank, batch=BATCH))
+        for name, run in every
     }
     pipe = open_model(next(iter(runs.values())))
     banks = [

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs.suite import CONCEPTS, KEPT
-from erase.config import configure, over
+from erase.runs import configure, over
 from flux_jax.lora import TEXT_QUERY_KEY
 
 EMOJI = {

@@ -11,7 +11,7 @@ without numbers. This configuration is traced at full size by the tests; it has 
 
 from ml_collections import ConfigDict
 
-from erase.config import configure
+from erase.runs import configure
 
 
 def get_config(preset: str = "paper") -> ConfigDict:

@@ -11,8 +11,8 @@ from typing import Any
 
 from configs import EMOJI, PLACE, STRONG
 from configs.suite import CONCEPTS, VALIDATION
-from erase.config import over
 from erase.presets import PRESETS
+from erase.runs import over
 from erase.study import Study
 from flux_jax.lora import TEXT_QUERY_KEY
 

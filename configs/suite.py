@@ -58,11 +58,15 @@ _STYLES = {
     "sticker": ("stickers", "decal"),
 }
 # Many things, or what is learnt about a style stays with the few that were named.
-_IN_STYLE = ("a {} in the style of SLOT", "a photo of a {} in SLOT style", "a {} in SLOT style")
+_IN_STYLE = (
+    ("a {}", " in the style of {}"),
+    ("a photo of a {}", " in {} style"),
+    ("a {}", " in {} style"),
+)
 _STYLE_PROMPTS = (
     "an art in the style of {}",
     "a picture in the style of {}",
-    *(phrase(form, name).replace("SLOT", "{}") for form, name in zip(cycle(_IN_STYLE), KEPT)),
+    *(phrase(thing, name) + style for (thing, style), name in zip(cycle(_IN_STYLE), KEPT)),
 )
 
 # As they stand between two things, how else that may be said, and what to draw instead. Two things
@@ -109,7 +113,7 @@ def _style(name: str) -> dict[str, Any]:
         "upper": {"prompts": tuple(shown)},
         "evaluation": {
             "templates": tuple(
-                phrase("a {} in the style of SLOT", thing).replace("SLOT", "{}")
+                phrase("a {}", thing) + " in the style of {}"
                 for thing in ("penguin", "guitar", "lemon", "elephant")
             )
         },

@@ -10,8 +10,9 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from convert.errors import InputError
-from erase.config import EACH, Config
+from erase.config import Config
 from erase.fields import paths, unknown
+from erase.runs import EACH
 from flux_jax import compiler
 
 FLAG = "config"

@@ -31,9 +31,10 @@ from erase import report
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, check, draw_cases, judged
 from erase.command import FLAG, begin, define_flag, parse_flags
-from erase.config import Config, load_runs
+from erase.config import Config
 from erase.judge import Judge, open_judge, share
 from erase.pictures import png, sheet, write
+from erase.runs import load_runs
 from erase.sample import read_adapter
 from erase.summary import CELLS, harmonic_mean, write_summary
 from erase.synonyms import settle

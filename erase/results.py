@@ -153,14 +153,18 @@ def variants_table(study: Mapping[str, Any]) -> str:
     rows = [["base", *(_triple(_sums(_first(study), kind), "before") for kind in (*kinds, None))]]
     for name, variant in study["variants"].items():
         sums = [_sums(variant, kind) for kind in (*kinds, None)]
-        rows.append([name, *(_triple(each, "after") for each in sums)])
-    headings = ["", *(f"{kind} {' / '.join(CELLS)} / H" for kind in kinds), "all"]
+        took = [row["iterations"] for row in variant["rows"]]
+        rows.append(
+            [name, *(_triple(each, "after") for each in sums), f"{min(took)} to {max(took)}"]
+        )
+    rows[0].append("")
+    headings = ["", *(f"{kind} {' / '.join(CELLS)} / H" for kind in kinds), "all", "iterations"]
     return markdown(headings, rows)
 
 
 def intervals_table(study: Mapping[str, Any]) -> str:
-    """A line for each variant over all concepts, with intervals, and H of each seed."""
-    rows = []
+    """A line for each variant over all concepts, with intervals, and H of each of several seeds."""
+    rows, several = [], study["seeds"] if len(study["seeds"]) > 1 else []
     for name, variant in study["variants"].items():
         cells = _sums(variant)
         row = [
@@ -168,11 +172,11 @@ def intervals_table(study: Mapping[str, Any]) -> str:
             *(interval(cells[cell]["after"]) for cell in CELLS),
             percent(cells["H"]["after"]),
         ]
-        for seed in study["seeds"]:
+        for seed in several:
             own = pooled(each["cells"] for each in variant["rows"] if each["seed"] == seed)
             row.append(percent(own["H"]["after"]))
         rows.append(row)
-    seeds = [f"H, seed {seed}" for seed in study["seeds"]]
+    seeds = [f"H, seed {seed}" for seed in several]
     return markdown(["", *CELLS, "H", *seeds], rows)
 
 

@@ -27,8 +27,9 @@ from convert.errors import InputError, exits_cleanly
 from erase import bank, evaluate, irrelevant, report, sentences, summary, synonyms
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
-from erase.config import EACH, Config, load_runs, over
+from erase.config import Config
 from erase.pictures import write
+from erase.runs import EACH, load_runs, over
 from erase.train import METRICS, learn, open_model
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline

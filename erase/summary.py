@@ -135,8 +135,9 @@ def write_summary(
 
 def show(summary: Mapping[str, Any]) -> None:
     """Prints a summary: a line for each kind, and one for all."""
-    shown = Table(title="Pictures in which the judge finds what it looks for, before → after")
     cells = [cell for cell in summary["all"] if cell != "concepts"]
+    sides = " → ".join(summary["all"][cells[0]])
+    shown = Table(title=f"Pictures in which the judge finds what it looks for, {sides}")
     for heading in ("kind", "concepts", *cells):
         shown.add_column(heading, justify="left" if heading == "kind" else "right")
     for kind, sums in (*summary["kinds"].items(), ("all", summary["all"])):

@@ -44,9 +44,10 @@ from erase import (
 )
 from erase.bank import Bank
 from erase.command import FLAG, begin, define_flag, parse_flags
-from erase.config import Config, load_runs
+from erase.config import Config
 from erase.language_model import describe
 from erase.pictures import write
+from erase.runs import load_runs
 from erase.setup import Setup
 from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax.lora import Adapter

@@ -12,9 +12,10 @@ from ml_collections import config_flags
 
 from convert.errors import InputError
 from erase.command import parse_flags
-from erase.config import Config, configure, load_config, load_runs
+from erase.config import Config
 from erase.fields import paths, unknown
 from erase.presets import PRESETS
+from erase.runs import configure, load_config, load_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*sorted((ROOT / "configs").glob("emoji_*.py")), ROOT / "configs" / "nudity.py"]
@@ -77,7 +78,7 @@ def parsed(tmp_path: Path, *overrides: str) -> Config:
     """What a configuration file and overrides on a command line give."""
     path = tmp_path / "config.py"
     path.write_text(
-        "from erase.config import configure\n"
+        "from erase.runs import configure\n"
         "def get_config():\n"
         "    return configure(concept='cat', lower={'attn': 5}, upper={'rsc': 0})\n"
     )

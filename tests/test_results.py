@@ -45,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
     }
     attacks = {c: {"kind": k, "concept": c, "cells": attacked(2)} for c, k in KINDS.items()}
     rows = [
-        {"kind": kind, "concept": concept, "seed": seed, "cells": cells(seed)}
+        {"kind": kind, "concept": concept, "seed": seed, "iterations": 10 + seed}
+        | {"cells": cells(seed)}
         for concept, kind in KINDS.items()
         for seed in (0, 4)
     ]
@@ -90,6 +91,7 @@ def test_tables_of_studies(folder: Path):
     lines = page(folder, '{{ variants("study") }}')
     assert lines[2].startswith("| base | 90.0 / 90.0 / 90.0 / 14.2 | 90.0 /")
     assert lines[4].startswith("| 20 | 20.0 / 20.0 / 80.0 / 80.0 |")
+    assert lines[4].endswith("| 10 to 14 |")
     lines = page(folder, '{{ intervals("study") }}')
     assert lines[0] == "|  | Acc_e | Acc_g | Acc_ir | H | H, seed 0 | H, seed 4 |"
     assert lines[2].startswith("| 10 | 20.0 [11.8, 31.8] |")

@@ -9,8 +9,8 @@ import pytest
 
 from convert.errors import InputError
 from erase import study
-from erase.config import configure
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from erase.runs import configure
 from erase.study import Study, read_study, run_study, sums
 
 LABELS = JudgeConfig(

@@ -8,7 +8,8 @@ import pytest
 
 from convert.errors import InputError
 from erase import synonyms
-from erase.config import PARTS_OF_SPEECH, load_config
+from erase.config import PARTS_OF_SPEECH
+from erase.runs import load_config
 
 USABLE = {"concept": "car", "irrelevant": ("dog", "sun", "tree")}
 LEXNAMES = 45

@@ -32,7 +32,7 @@ from small import (
 )
 
 from erase.bank import Bank, stack
-from erase.config import load_config
+from erase.runs import load_config
 from erase.setup import Setup, make_mesh
 from erase.updates import joint_update, lower_update, start, upper_update
 from flux_jax.load import abstract_params

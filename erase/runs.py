@@ -1,0 +1,199 @@
+"""Reads runs: what a configuration file says, checked and frozen.
+
+A configuration file is Python with a function
+
+    def get_config():
+        return configure(concept="soccer ball", lower={"attn": 5.0})
+
+that names what differs from the defaults; `--config FILE --config.lower.attn=2` changes it from
+the command line. Several runs that train at once share what is named so and differ in
+
+    each={"ball": {"concept": "soccer ball"}, "cat": {"concept": "cat", "seed": 1}}
+
+`load_runs` checks everything at once.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from convert.errors import InputError
+from erase.config import Config
+from erase.fields import built, merged, paths
+from erase.presets import PRESETS
+from erase.prompts import SLOT, as_template
+
+# Holds what the runs that train at once differ in.
+EACH = "each"
+# What those may differ in; all else is compiled into one program.
+OWN = (
+    "concept",
+    "prompts",
+    "synonyms",
+    "part_of_speech",
+    "irrelevant",
+    "language_model",
+    "more_prompts",
+    "seed",
+    "bank.shuffled",
+    "lower.eta",
+    "lower.erase_to",
+    "lower.stand_in",
+    "upper.prompts",
+    "upper.folder",
+    "evaluation",
+)
+
+
+def configure(preset: str = "", **changes: Any) -> ConfigDict:
+    """The defaults with some changes, open to overrides; checked later, by `load_runs`.
+
+    Args:
+        preset: a name in `erase.presets`, whose values the changes go on top of.
+        **changes: fields of `Config`; a dictionary for a part, for instance lower={"attn": 5.0}.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if preset and preset not in PRESETS:
+        raise InputError(f"preset = {preset!r} is unknown: choose from {', '.join(PRESETS)}")
+    return ConfigDict(merged(Config, over(PRESETS.get(preset, {}), changes)))
+
+
+def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]:
+    """Checks a configuration and freezes it.
+
+    Args:
+        given: what a configuration file returned, overrides included.
+
+    Returns:
+        A configuration for each run by its name, which is that of its folder; the name is empty
+        where there is only the one run.
+
+    Raises:
+        InputError: with a line for every field that is unknown or cannot be used.
+    """
+    values = _plain(given)
+    if EACH not in values:
+        return {"": load_config(values)}
+    each = values.pop(EACH)
+    if not isinstance(each, Mapping) or not all(isinstance(e, Mapping) for e in each.values()):
+        raise InputError(f"{EACH} must hold a dictionary of fields for each run, by its name")
+    if not each:
+        raise InputError(f"{EACH} = {{}} is empty: name a run, or leave it out")
+    runs, problems = {}, []
+    for name, changes in each.items():
+        try:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise InputError("a name becomes a folder's: use letters, digits, _ and -")
+            runs[name] = load_config(over(values, changes))
+        except InputError as error:
+            problems.append(f"{EACH}.{name}: {error}")
+    problems += [] if problems else _differences(runs)
+    if problems:
+        raise InputError("\n       ".join(problems))
+    return runs
+
+
+def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
+    """`load_runs` for a configuration of one run.
+
+    Raises:
+        InputError: with a line for every field that is unknown or cannot be used.
+    """
+    values = _plain(given)
+    problems: list[str] = []
+    config = built(Config, values, problems)
+    if not problems:
+        problems.extend(_contradictions(config))
+    if problems:
+        raise InputError("\n       ".join(problems))
+    return config
+
+
+def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
+    """What keeps runs from training at once."""
+    first, *others = runs
+    for path in paths(Config):
+        if path.startswith(OWN) or path in ("adapter", "bank", "lower", "upper"):
+            continue
+        value = attrgetter(path)
+        for name in others:
+            if value(runs[name]) != value(runs[first]):
+                yield (
+                    f"{EACH}.{name}.{path} = {value(runs[name])!r} and {EACH}.{first}.{path} = "
+                    f"{value(runs[first])!r}: runs that train at once share it"
+                )
+
+
+def _plain(given: Any) -> dict[str, Any]:
+    """What a configuration file returned, as dictionaries."""
+    if given is None:
+        raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")
+    if not isinstance(given, Mapping | ConfigDict):
+        try:
+            # What stands for a file that could not be read says why at any use.
+            getattr(given, "concept", None)
+        except OSError as error:
+            raise InputError(f"config: {error}; check the path") from error
+        kind = type(given).__name__
+        raise InputError(f"config: get_config() gave a {kind}; return configure(...) from it")
+    return given.to_dict() if isinstance(given, ConfigDict) else dict(given)
+
+
+def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes on top of values, both nested dictionaries."""
+    both = dict(values)
+    for name, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
+        both[name] = over(both[name], value) if nested else value
+    return both
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What is wrong between fields that are right by themselves."""
+    concept, upper = config.concept.casefold(), config.upper
+    if not concept.strip():
+        yield f"concept = {config.concept!r} is empty: name what is to be erased"
+        return
+    if not config.prompts:
+        yield "prompts = () is empty: give sentences with the concept"
+    for prompt in config.prompts:
+        try:
+            as_template(prompt, config.concept)
+        except InputError as error:
+            yield str(error)
+    if not config.adapter.targets:
+        yield "adapter.targets = () is empty: name layers of the transformer"
+    if concept in (word.casefold() for word in config.synonyms):
+        yield f"synonyms = {config.synonyms!r} holds the concept itself: leave it out"
+    if upper.folder and (upper.prompts or upper.without_concept):
+        yield (
+            f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
+            "upper.without_concept out"
+        )
+    for prompt in upper.prompts if upper.without_concept else ():
+        try:
+            as_template(prompt, config.concept)
+        except InputError as error:
+            yield f"upper.{error}, or leave upper.without_concept out"
+    for word in config.irrelevant:
+        if word.casefold() in (concept, *(s.casefold() for s in config.synonyms)):
+            yield f"irrelevant: {word!r} is the concept or a synonym of it: leave it out"
+    if upper.rsc:
+        without = "or set upper.rsc to 0"
+        if len(set(config.irrelevant)) < upper.negatives and not config.language_model:
+            yield (
+                f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
+                f"{upper.negatives} different words: name more, {without}"
+            )
+    if not (config.lower.esd or config.lower.attn):
+        yield "lower.esd = lower.attn = 0: nothing would be erased; make one of them positive"
+    for template in config.evaluation.templates:
+        if SLOT not in template:
+            yield f'evaluation.templates: {template!r} needs "{SLOT}" where the word goes'
+    if not config.evaluation.templates:
+        yield f'evaluation.templates = () is empty: give prompts such as "a photo of a {SLOT}"'
