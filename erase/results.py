@@ -38,7 +38,7 @@ def draw(folder: Path, out: Path) -> None:
         out: the page.
 
     Raises:
-        InputError: the text asks for numbers that are not there.
+        InputError: the text, or numbers that it asks for, are not there.
     """
     tables: Mapping[str, Callable[..., str]] = {
         "kinds": kinds_table,
@@ -66,6 +66,8 @@ def draw(folder: Path, out: Path) -> None:
         write(path, buffer.getvalue())
         return f"![{alt}]({os.path.relpath(path, out.parent)})"
 
+    if not (folder / TEMPLATE).is_file():
+        raise InputError(f"results = {str(folder)!r} has no {TEMPLATE}; check the path")
     text = (folder / TEMPLATE).read_text()
     page = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
     asked = {name: functools.partial(table, drawn) for name, drawn in tables.items()}

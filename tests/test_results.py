@@ -123,6 +123,8 @@ def test_figures_lie_beside_the_numbers(folder: Path):
 def test_missing_numbers_are_named(folder: Path):
     with pytest.raises(InputError, match=r"losses\.json is missing: the page's text asks for it"):
         page(folder, '{{ variants("losses") }}')
+    with pytest.raises(InputError, match=r"results = 'nowhere' has no results\.md\.j2"):
+        draw(Path("nowhere"), Path("PAGE.md"))
 
 
 def test_the_committed_page_shows_the_committed_numbers(tmp_path: Path):
