@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.suite import CONCEPTS, KEPT
+from configs.suite import CONCEPTS, KEPT, SETTINGS
 from erase.runs import configure, over
 from flux_jax.lora import TEXT_QUERY_KEY
 
@@ -38,9 +38,10 @@ def emoji(*names: str, preset: str = "") -> ConfigDict:
 
     Args:
         *names: concepts, see `configs.suite`; several train at once, with `STRONG`.
-        preset: a name in `erase.presets` whose values take the place of the ones found here.
+        preset: a name in `erase.presets` whose values take the place of those chosen here.
     """
+    own = {} if preset else SETTINGS
+    each = {name: over(CONCEPTS[name], own.get(name, {})) for name in names}
     if len(names) == 1:
-        return configure(preset, **over(PLACE if preset else EMOJI, CONCEPTS[names[0]]))
-    common = PLACE if preset else over(EMOJI, STRONG)
-    return configure(preset, **common, each={name: CONCEPTS[name] for name in names})
+        return configure(preset, **over(PLACE if preset else EMOJI, each[names[0]]))
+    return configure(preset, **(PLACE if preset else over(EMOJI, STRONG)), each=each)

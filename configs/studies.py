@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from configs import EMOJI, PLACE, STRONG
-from configs.suite import CONCEPTS, VALIDATION
+from configs.suite import CONCEPTS, SETTINGS, VALIDATION
 from erase.presets import PRESETS
 from erase.runs import over
 from erase.study import Study
@@ -33,7 +33,8 @@ def _concepts(
     """Concepts as `configs.emoji_all` erases them, with some changes."""
     return {
         name: functools.reduce(
-            over, (EMOJI, STRONG, LARGE, CONCEPTS[name], split.get(name, {}), *changes)
+            over,
+            (EMOJI, STRONG, LARGE, CONCEPTS[name], SETTINGS[name], split.get(name, {}), *changes),
         )
         for name in names
     }
@@ -49,10 +50,14 @@ def _without(*losses: str) -> dict[str, dict[str, float]]:
 
 STUDIES = {
     "settings": Study(
-        question="How large an adapter, and when does training stop?",
+        question="How large an adapter, how much of it, and when does training stop?",
         concepts=_concepts(split=VALIDATION),
         variants={
             "as configured": {},
+            **{
+                f"strength {strength}": {"evaluation": {"strength": strength}}
+                for strength in (1.0, 0.7, 0.5, 0.35)
+            },
             "early stop": STOP,
             "early stop, queries and keys alone": STOP | {"adapter": {"targets": TEXT_QUERY_KEY}},
             "early stop, rank 16": STOP | {"adapter": {"rank": 16}},
@@ -102,7 +107,10 @@ STUDIES = {
     ),
     "presets": Study(
         question="What do the paper's and the authors' own settings do?",
-        concepts={name: over(over(PLACE, f), LARGE) for name, f in CONCEPTS.items()},
+        concepts={
+            name: functools.reduce(over, (PLACE, LARGE, CONCEPTS[name], SETTINGS[name]))
+            for name in CONCEPTS
+        },
         variants={"ours": over(EMOJI, STRONG), **PRESETS},
         seeds=(0,),
     ),

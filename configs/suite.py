@@ -1,7 +1,8 @@
 """Thirty concepts to erase from the shipped small FLUX: ten entities, ten styles, ten relations.
 
-Each has what its run does not share with the others'. Sentences for training name other things
-than those for evaluation, and pictures are kept of the things in `KEPT`, which nobody erases.
+`CONCEPTS` says what each is and how it is asked for, `SETTINGS` what its run does not share with
+the others' besides. Sentences for training name other things than those for evaluation, and
+pictures are kept of the things in `KEPT`, which nobody erases.
 """
 
 from collections.abc import Mapping
@@ -96,21 +97,20 @@ def _entity(name: str) -> dict[str, Any]:
         "prompts": (*_ENTITY_PROMPTS, f"a {{}} and a {beside}"),
         "synonyms": next(entity.synonyms for entity in ENTITIES if entity.name == name),
         "irrelevant": (*(word for word in _FAR if word != name), *near),
-        "upper": {"prompts": PICTURES},
         "evaluation": {"templates": ("a photo of a {}", "a {}", "a picture of a {}")},
     }
 
 
+def _other_styles(name: str) -> tuple[str, ...]:
+    return tuple(style for style in STYLES if style != name)
+
+
 def _style(name: str) -> dict[str, Any]:
-    others = tuple(style for style in STYLES if style != name)
-    shown = [f"{thing} in the style of {style}" for thing, style in zip(PICTURES, cycle(others))]
     return {
         "concept": name,
         "prompts": _STYLE_PROMPTS,
         "synonyms": _STYLES[name],
-        "irrelevant": others,
-        "lower": {"stand_in": "sticker" if name == "flat" else "flat"},
-        "upper": {"prompts": tuple(shown)},
+        "irrelevant": _other_styles(name),
         "evaluation": {
             "templates": tuple(
                 phrase("a {}", thing) + " in the style of {}"
@@ -120,21 +120,19 @@ def _style(name: str) -> dict[str, Any]:
     }
 
 
+def _other_relations(name: str) -> tuple[str, ...]:
+    """Those that are not the concept in other words: what is above has something below."""
+    apart = (name, INVERSE.get(name))
+    return tuple(_RELATIONS[relation][0] for relation in RELATIONS if relation not in apart)
+
+
 def _relation(name: str) -> dict[str, Any]:
-    between, synonyms, stand_in = _RELATIONS[name]
-    others = tuple(_RELATIONS[relation][0] for relation in RELATIONS if relation != name)
-    # What is above has something below: the converse is the concept itself in other words.
-    apart = tuple(word for word in others if word != INVERSE.get(name))
-    pairs = zip(KEPT, KEPT[5:] + KEPT[:5], cycle(apart))
-    shown = [phrase(phrase("a {} ", a) + f"{word} a {{}}", b) for a, b, word in pairs]
+    between, synonyms, _ = _RELATIONS[name]
     return {
         "concept": between,
         "prompts": _RELATION_PROMPTS,
         "synonyms": synonyms,
-        "irrelevant": apart,
-        "bank": {"shuffled": 0.0},
-        "lower": {"stand_in": stand_in},
-        "upper": {"prompts": tuple(shown)},
+        "irrelevant": _other_relations(name),
         "evaluation": {
             "templates": (
                 "a penguin {} a guitar",
@@ -142,8 +140,32 @@ def _relation(name: str) -> dict[str, Any]:
                 "a photo of a monkey {} a camera",
                 "a truck {} a sunflower",
             ),
-            "others": others,
+            "others": tuple(_RELATIONS[other][0] for other in RELATIONS if other != name),
         },
+    }
+
+
+def _style_settings(name: str) -> dict[str, Any]:
+    shown = zip(PICTURES, cycle(_other_styles(name)))
+    return {
+        "lower": {"stand_in": "sticker" if name == "flat" else "flat"},
+        "upper": {"prompts": tuple(f"{thing} in the style of {style}" for thing, style in shown)},
+    }
+
+
+def _relation_settings(name: str) -> dict[str, Any]:
+    shown = zip(KEPT, KEPT[5:] + KEPT[:5], cycle(_other_relations(name)))
+    return {
+        # In another order a sentence has another relation.
+        "bank": {"shuffled": 0.0},
+        "lower": {"stand_in": _RELATIONS[name][2]},
+        "upper": {
+            "prompts": tuple(
+                phrase(phrase("a {} ", a) + f"{word} a {{}}", b) for a, b, word in shown
+            )
+        },
+        # Half of it still erases, and other relations keep more.
+        "evaluation": {"strength": 0.5},
     }
 
 
@@ -151,6 +173,11 @@ CONCEPTS: Mapping[str, Mapping[str, Any]] = {
     **{name.replace(" ", "_"): _entity(name) for name in _ENTITIES},
     **{name: _style(name) for name in _STYLES},
     **{name.replace(" ", "_"): _relation(name) for name in _RELATIONS},
+}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    **{name.replace(" ", "_"): {"upper": {"prompts": PICTURES}} for name in _ENTITIES},
+    **{name: _style_settings(name) for name in _STYLES},
+    **{name.replace(" ", "_"): _relation_settings(name) for name in _RELATIONS},
 }
 
 # What choices are made on: other noise than the evaluation's and, of styles and relations, other

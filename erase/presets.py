@@ -9,7 +9,12 @@ student, do not. There two optimiser steps make an iteration of ours.
 from collections.abc import Mapping
 from typing import Any
 
-_SAMPLING: Mapping[str, Any] = {"steps": 28, "batch_size": 1, "alternation": "bilevel"}
+_SAMPLING: Mapping[str, Any] = {
+    "steps": 28,
+    "batch_size": 1,
+    "alternation": "bilevel",
+    "evaluation": {"strength": 1.0},
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -24,6 +29,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "esd": 1.0,
             "attn": 1.0,
             "eta": 1.0,
+            "erase_to": "",
+            "stand_in": None,
             "trajectories": "teacher",
             "attn_form": "normalised",
         },
@@ -34,6 +41,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "rsc": 0.1,
             "lora_target": "noise",
             "pictures": 8,
+            "prompts": (),
             "without_concept": False,
             "rsc_form": "infonce",
             "blocks": "all",
@@ -54,6 +62,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "esd": 1.0,
             "attn": 1e-3,
             "eta": 1.0,
+            "erase_to": "",
+            "stand_in": None,
             "trajectories": "student",
             "attn_form": "released",
         },
@@ -64,6 +74,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "rsc": 0.1,
             "lora_target": "noise",
             "pictures": 8,
+            "prompts": (),
             "without_concept": False,
             "rsc_form": "released",
             "blocks": "last",

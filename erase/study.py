@@ -2,8 +2,9 @@
 
     python -m erase.study --study configs/studies.py:losses --out docs/results/losses.json
 
-The file's STUDIES name what is compared. All runs of a variant train at once; its counts are
-written as soon as they are there, and variants that the output already holds are left out.
+The file's STUDIES name what is compared. All runs of a variant train at once, and not again where
+it differs from the one before in evaluation alone. Its counts are written as soon as they are
+there; variants that the output already holds are left out.
 """
 
 import json
@@ -12,7 +13,7 @@ import runpy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from convert.errors import InputError, exits_cleanly
 from erase import bank, evaluate, irrelevant, report, sentences, summary, synonyms
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
-from erase.config import Config
+from erase.config import Config, Evaluation
 from erase.pictures import write
 from erase.runs import EACH, load_runs, over
 from erase.train import METRICS, learn, open_model
@@ -93,11 +94,15 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         raise InputError(f"out = {str(out)!r} holds another study: name another file")
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
+    last, trained = None, None
     for variant, configs in plans.items():
         changes = json.loads(json.dumps(study.variants[variant]))
         if result["variants"].get(variant, {}).get("changes") == changes:
             continue
-        adapters, iterations, seconds = train_variant(configs, pipe)
+        learnt = [learnt_from(config) for config in configs.values()]
+        if trained is None or learnt != last:
+            last, trained = learnt, train_variant(configs, pipe)
+        adapters, iterations, seconds = trained
         rows = [
             {"name": name.rpartition("-")[0], "iterations": iterations[name]}
             | count(pipe, adapters[name], config, before)
@@ -109,6 +114,11 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     show(result)
     return result
+
+
+def learnt_from(config: Config) -> Config:
+    """What training depends on, anything else at its default."""
+    return config if config.early_stop.every else replace(config, evaluation=Evaluation())
 
 
 def train_variant(

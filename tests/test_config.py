@@ -224,9 +224,10 @@ def test_unusable_flags_end_with_code_2(
 
 def test_presets_set_every_value_of_the_method():
     method = {"lower", "upper", "adapter"}
-    left = {"lower.erase_to", "lower.stand_in", "upper.prompts", "upper.folder", "adapter.targets"}
+    left = {"upper.folder", "adapter.targets"}
     wanted = {path for path in paths(Config) if path.partition(".")[0] in method} - method - left
     wanted |= {"iterations", "batch_size", "steps", "guidance", "alternation", "bank.shuffled"}
+    wanted.add("evaluation.strength")
     for preset in PRESETS.values():
         named = {f"{a}.{b}" for a in preset if isinstance(preset[a], dict) for b in preset[a]}
         assert wanted == named | {name for name in preset if not isinstance(preset[name], dict)}

@@ -10,7 +10,7 @@ import pytest
 from convert.errors import InputError
 from erase import study
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
-from erase.runs import configure
+from erase.runs import configure, over
 from erase.study import Study, read_study, run_study, sums
 
 LABELS = JudgeConfig(
@@ -70,6 +70,32 @@ def test_every_variant_is_counted_once(small: Study, tmp_path: Path, monkeypatch
     assert json.loads(out.read_text()) == made
     with pytest.raises(InputError, match=r"small\.json' holds another study"):
         run_study(replace(small, seeds=(1,)), out)
+
+
+@pytest.mark.slow
+def test_variants_of_the_evaluation_share_their_training(small: Study, tmp_path: Path, monkeypatch):
+    trained, train = [], study.train_variant
+    monkeypatch.setattr(study, "train_variant", lambda *a: trained.append(a) or train(*a))
+    variants = {
+        "full": {},
+        "none": {"evaluation": {"strength": 0.0}},
+        "longer": {"iterations": 2},
+        "none of it": {"iterations": 2, "evaluation": {"strength": 0.0}},
+    }
+    made = run_study(replace(small, variants=variants), tmp_path / "small.json")["variants"]
+    assert len(trained) == 2
+    assert [made[name]["rows"][0]["iterations"] for name in variants] == [1, 1, 2, 2]
+    for name in ("none", "none of it"):
+        for cell in sums(made[name]).values():
+            assert cell["after"] == cell["before"]
+
+    # What stops on a judge's word depends on how it is asked.
+    stops = {
+        name: over(changes, {"early_stop": {"every": 1}}) for name, changes in variants.items()
+    }
+    trained.clear()
+    run_study(replace(small, variants=stops), tmp_path / "stops.json")
+    assert len(trained) == 4
 
 
 def test_unusable_studies_are_named(small: Study, tmp_path: Path):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from configs.suite import CONCEPTS, KEPT, VALIDATION
+from configs.suite import CONCEPTS, KEPT, SETTINGS, VALIDATION
 from erase.judge import Judge
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
@@ -23,14 +23,14 @@ def test_there_are_ten_of_each_kind():
     assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
         ("entity", "style", "relation"), 10
     )
-    assert set(VALIDATION) == set(CONCEPTS)
+    assert set(VALIDATION) == set(SETTINGS) == set(CONCEPTS)
 
 
 @pytest.mark.parametrize("name", [n.replace(" ", "_") for n in (*STYLES, *RELATIONS)])
 def test_things_differ_between_training_validation_and_evaluation(name: str):
     fields, validation = CONCEPTS[name], VALIDATION[name]["evaluation"]
     trained = things(fields["prompts"])
-    shown = things(fields["upper"]["prompts"])
+    shown = things(SETTINGS[name]["upper"]["prompts"])
     chosen = things(validation["templates"])
     counted = things(fields["evaluation"]["templates"])
     assert trained == shown == set(KEPT)
@@ -46,7 +46,7 @@ def test_no_relation_holds_on_to_itself_in_other_words(name: str):
     fields = CONCEPTS[name.replace(" ", "_")]
     own = {name, INVERSE.get(name, name)}
     assert not own & set(fields["irrelevant"])
-    for prompt in fields["upper"]["prompts"]:
+    for prompt in SETTINGS[name.replace(" ", "_")]["upper"]["prompts"]:
         assert not any(re.search(rf"\b{word}\b", prompt) for word in own), prompt
     # It is counted among the others all the same.
     assert len(fields["evaluation"]["others"]) == len(RELATIONS) - 1
