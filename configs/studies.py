@@ -49,6 +49,12 @@ def _without(*losses: str) -> dict[str, dict[str, float]]:
 
 
 STUDIES = {
+    "seeds": Study(
+        question="How much do seeds of training matter?",
+        concepts=_concepts(),
+        variants={"as configured": {}},
+        seeds=(0, 1, 2),
+    ),
     "settings": Study(
         question="How large an adapter, how much of it, and when does training stop?",
         concepts=_concepts(split=VALIDATION),
