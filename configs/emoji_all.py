@@ -2,9 +2,9 @@
 
     python -m erase.train --config configs/emoji_all.py --workdir runs/emoji_all
 
-Expected: Acc_e, Acc_g and Acc_ir, 64 pictures a cell, on the validation split: entities 99.4,
-99.7 and 100 % before, 0, 0 and 99.7 % after; styles 100, 45.3 and 100 %, then 2.7, 2.2 and 99.5 %;
-relations 91.9, 70.5 and 95.5 %, then 0, 0 and 89.1 %. See RESULTS.md.
+Expected: Acc_e, Acc_g and Acc_ir, 64 pictures a cell: entities 99.4, 99.5 and 100 % before, 0, 0
+and 99.1 % after; styles 100, 48.3 and 100 %, then 0.5, 5.5 and 98.8 %; relations, at half strength,
+90.9, 68.8 and 88.3 %, then 8.6, 6.1 and 85.5 %. See RESULTS.md.
 Cost: minutes on one GPU; on 2 CPU cores hours, most of them for the evaluation's pictures.
 """
 

@@ -27,6 +27,8 @@ from erase.summary import CELLS, SIDES, pooled
 TEMPLATE = "results.md.j2"
 KINDS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
 LINES = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
+# Of a run of configs/emoji_all.py.
+ITERATIONS = 300
 MARKERS = {"Acc_e": "o", "Acc_g": "x", "Acc_ir": "D"}
 
 
@@ -107,7 +109,7 @@ def interval(value: Mapping[str, float]) -> str:
 def kinds_table(summary: Mapping[str, Any]) -> str:
     """The paper's Table 3: a line for each kind, and for all; before → after."""
     rows = []
-    for kind, cells in (*summary["kinds"].items(), ("all", summary["all"])):
+    for kind, cells in _groups(summary).items():
         shares = [f"{percent(cells[c]['before'])} → {interval(cells[c]['after'])}" for c in CELLS]
         sides = cells["H"]
         h = f"{percent(sides['before'])} → {percent(sides['after'])}"
@@ -118,7 +120,7 @@ def kinds_table(summary: Mapping[str, Any]) -> str:
 def runs_table(summary: Mapping[str, Any]) -> str:
     """A line for each concept; before → after."""
     rows = []
-    for run in summary["runs"].values():
+    for run in sorted(summary["runs"].values(), key=lambda run: list(KINDS).index(run["kind"])):
         sides = [[run["cells"][c][side] for side in ("before", "after")] for c in CELLS]
         rows.append(
             [run["concept"], run["kind"], *(" → ".join(map(percent, pair)) for pair in sides)]
@@ -184,7 +186,7 @@ def intervals_table(study: Mapping[str, Any]) -> str:
 
 def attacks_table(summary: Mapping[str, Any]) -> str:
     """A line for each family of attacks: base / silenced / adapter, for each kind and for all."""
-    groups = {**summary["kinds"], "all": summary["all"]}
+    groups = _groups(summary)
     rows = []
     for family in [name for name in summary["all"] if name != "concepts"]:
         texts = []
@@ -198,23 +200,25 @@ def attacks_table(summary: Mapping[str, Any]) -> str:
 
 
 def speed_table(speed: Mapping[str, Any]) -> str:
-    """A line for each number of concepts that train at once."""
-    alone = speed["runs"][0]
+    """A line for each number of concepts that train at once, and how long all would take so."""
+    alone, most = speed["runs"][0], speed["runs"][-1]["concepts"]
     rows = []
     for run in speed["runs"]:
         each = run["iteration_ms"] / run["concepts"]
-        gain = alone["iteration_ms"] / each
+        whole = run["compile_s"] + ITERATIONS * run["iteration_ms"] / 1000
         rows.append(
             [
                 str(run["concepts"]),
                 f"{run['compile_s']:.1f}",
                 f"{run['iteration_ms']:.1f}",
                 f"{each:.2f}",
-                f"{gain:.1f}",
+                f"{alone['iteration_ms'] / each:.1f}",
+                f"{whole * most / run['concepts']:.0f}",
             ]
         )
+    all_of_them = f"{most} concepts, {ITERATIONS} iterations, s"
     headings = ["concepts at once", "compiling, s", "iteration, ms", "ms a concept", "times faster"]
-    return markdown(headings, rows)
+    return markdown([*headings, all_of_them], rows)
 
 
 def swaps_table(result: Mapping[str, Any]) -> str:
@@ -258,7 +262,8 @@ def dots(study: Mapping[str, Any]) -> Figure:
         axis.set(title=kind, xlabel="%", xlim=(-3, 103))
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False, fontsize=8, loc="center")
+    labels = axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return _plain(figure)
 
 
@@ -267,15 +272,19 @@ def attack_bars(summary: Mapping[str, Any]) -> Figure:
     families = [name for name in summary["all"] if name != "concepts"]
     figure = Figure(figsize=(7.5, 3), layout="constrained")
     axis = figure.subplots()
-    sides = {"before": "#cbd5e1", "silenced": "#b45309", "after": "#0f766e"}
-    for place, (side, colour) in enumerate(sides.items()):
+    sides = {
+        "before": ("base", "#cbd5e1"),
+        "silenced": ("attention map erasure", "#b45309"),
+        "after": ("adapter", "#0f766e"),
+    }
+    for place, (side, (label, colour)) in enumerate(sides.items()):
         values = [summary["all"][family][side] for family in families]
         at = [index + 0.27 * (place - 1) for index in range(len(families))]
         heights = [100 * v["share"] for v in values]
-        axis.bar(at, heights, 0.25, yerr=_errors(values), color=colour, label=side, capsize=2)
+        axis.bar(at, heights, 0.25, yerr=_errors(values), color=colour, label=label, capsize=2)
     axis.set_xticks(range(len(families)), families)
     axis.set_ylabel("attacks that succeed, %")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return _plain(figure)
 
 
@@ -291,6 +300,12 @@ def _plain(figure: Figure) -> Figure:
         axis.grid(color="#eceff3", linewidth=0.8)
         axis.set_axisbelow(True)
     return figure
+
+
+def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What is summed over each kind, in their order here, and over all."""
+    kinds = summary["kinds"]
+    return {**{kind: kinds[kind] for kind in KINDS if kind in kinds}, "all": summary["all"]}
 
 
 def _first(study: Mapping[str, Any]) -> Mapping[str, Any]:
