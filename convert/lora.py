@@ -35,7 +35,8 @@ from convert.mapping import (
     to_flax,
     to_torch,
 )
-from convert.tables import LINEAR, TRANSFORMER
+from convert.rules import LINEAR
+from convert.tables import TRANSFORMER
 from convert.tensors import open_safetensors, read_file, write_file
 
 TORCH_FILE = "pytorch_lora_weights.safetensors"

@@ -6,58 +6,31 @@ only the PyTorch name has counts the blocks that Flax stacks along a leading axi
 
 A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts is another
 table whose rows name several leaves or bring another `Rule`; the walk stays as it is.
+
+The walk makes one leaf after the other, of all its blocks at once, and hands it on: a model need
+never be whole in the host's memory.
 """
 
 import functools
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from convert.errors import InputError
+from convert.rules import Rule, Shape
 
 MEND = "take weights and config.json of one model"
 
 Params = Mapping[str, Any]
-Shape = tuple[int, ...]
-
-
-class Rule(Protocol):
-    """How one PyTorch tensor becomes the leaves of its row (one block of them), and back."""
-
-    def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """The PyTorch tensor's shape, from the leaves' shapes."""
-        ...
-
-    def to_flax(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> Sequence[np.ndarray]:
-        """The leaves, of the given shapes."""
-        ...
-
-    def to_torch(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """The PyTorch tensor."""
-        ...
-
-
-@dataclass(frozen=True)
-class Permuted:
-    """One leaf, whose axis j is the PyTorch tensor's axis `axes[j]`."""
-
-    axes: tuple[int, ...]
-
-    def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
-        """See `Rule`."""
-        return tuple(shapes[0][axis] for axis in np.argsort(self.axes))
-
-    def to_flax(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> Sequence[np.ndarray]:
-        """See `Rule`."""
-        return [tensor.transpose(self.axes)]
-
-    def to_torch(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """See `Rule`."""
-        return leaves[0].transpose(np.argsort(self.axes))
+# Tensors that are read at once, besides the leaf that they fill.
+READERS = 8
+# Bits of the exponent, all of them set in what is infinite or no number.
+EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
 
 @dataclass(frozen=True)
@@ -147,24 +120,28 @@ def to_flax(
     *,
     source: str | os.PathLike[str] = "weights",
     mend: str = MEND,
-    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+    advance: Callable[[int], Any] = lambda read: None,
 ) -> dict[str, Any]:
-    """Builds a Flax tree from PyTorch tensors, which are read one at a time.
+    """Builds a Flax tree from PyTorch tensors, one leaf after the other.
 
     Args:
         table: names of the component.
-        tensors: arrays, or anything with `.shape` that `np.asarray` reads (`StoredTensor`,
-            `torch.Tensor`), by PyTorch name.
+        tensors: arrays, or anything with `.shape` and slices that `np.asarray` reads
+            (`StoredTensor`, `torch.Tensor`), by PyTorch name.
         shapes: nested dictionaries of objects with `.shape`: the tree to fill.
         source: where the tensors come from, for error messages.
         mend: what the user can do about tensors that do not fit, for error messages.
-        progress: wraps the loop over tensors, for instance `tqdm`.
+        place: what becomes of each leaf, for instance onto a device.
+        advance: called with the number of bytes of each part that was read.
 
     Returns:
-        Nested dictionaries of arrays with the given shapes and the tensors' own dtypes.
+        Nested dictionaries of what `place` made of arrays with the given shapes and the tensors'
+        own dtypes.
 
     Raises:
-        InputError: tensors are missing, surplus or misshapen; lists every one.
+        InputError: tensors are missing, surplus or misshapen, or hold what is no finite number;
+            lists every one.
     """
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     slots, problems = _slots(table, flat_shapes)
@@ -173,22 +150,58 @@ def to_flax(
     problems += differences(tensors, expected)
     refuse(source, mend, problems)
 
-    flat: dict[str, np.ndarray] = {}
-    for slot in progress(slots):
-        parts = slot.row.rule.to_flax(np.asarray(tensors[slot.name]), slot.leaf_shapes)
-        for path, part in zip(slot.leaves, parts, strict=True):
-            if path not in flat:
-                flat[path] = np.empty(flat_shapes[path], part.dtype)
-            if flat[path].dtype != part.dtype:
-                problems.append(
-                    f"mixed types: {slot.name} is {part.dtype}, other blocks {flat[path].dtype}"
-                )
-            elif slot.block is None:
-                flat[path][...] = part
-            else:
-                flat[path][slot.block] = part
-    refuse(source, mend, problems)
+    holders: dict[str, list[tuple[_Slot, int]]] = {}
+    for slot in slots:
+        for index, path in enumerate(slot.leaves):
+            holders.setdefault(path, []).append((slot, index))
+
+    def read(holder: tuple[_Slot, int]) -> np.ndarray:
+        slot, index = holder
+        part = slot.row.rule.to_leaf(tensors[slot.name], slot.leaf_shapes, index)
+        if not _finite(part):
+            problems.append(f"not finite: {slot.name} holds infinities or what is no number")
+        return part
+
+    flat: dict[str, Any] = {}
+    # NumPy copies without Python's lock.
+    with ThreadPoolExecutor(READERS) as pool:
+        for path, blocks in holders.items():
+            first, *others = blocks
+            part = read(first)
+            leaf = np.empty(flat_shapes[path], part.dtype)
+
+            def fill(holder: tuple[_Slot, int], leaf: np.ndarray = leaf) -> int:
+                part = read(holder)
+                if part.dtype != leaf.dtype:
+                    name = holder[0].name
+                    problems.append(
+                        f"mixed types: {name} is {part.dtype}, other blocks {leaf.dtype}"
+                    )
+                else:
+                    _bits(leaf)[holder[0].block] = _bits(part)
+                return part.nbytes
+
+            _bits(leaf)[... if first[0].block is None else first[0].block] = _bits(part)
+            advance(part.nbytes)
+            for read_bytes in pool.map(fill, others):
+                advance(read_bytes)
+            flat[path] = place(leaf)
+    refuse(source, mend, list(dict.fromkeys(problems)))
     return nest(flat)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """The array as whole numbers, which NumPy copies faster than floats that it does not know."""
+    return array.view(f"u{array.itemsize}") if array.dtype.name in EXPONENTS else array
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether nothing in the array is infinite or no number."""
+    exponent = EXPONENTS.get(array.dtype.name)
+    if exponent is None:
+        return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    mask = np.array(exponent, f"u{array.itemsize}")
+    return not bool(np.any((_bits(array) & mask) == mask))
 
 
 def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:

@@ -8,12 +8,10 @@ not the four models' weights is copied.
 """
 
 import argparse
-import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +19,10 @@ from tqdm import tqdm
 
 from convert.errors import InputError, exits_cleanly
 from convert.mapping import MEND, differences, flatten, nest, refuse, to_flax, to_torch
+from convert.source import read_config
 from convert.tables import COMPONENTS
 from convert.tensors import FLAX_STEM, SHARD_BYTES, StoredTensor, read_component, write_component
-from flux_jax.load import abstract_params, read_config
+from flux_jax.load import abstract_params
 
 
 def convert(source: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -77,9 +76,9 @@ def _to_flax(
 ) -> None:
     """Writes the model that is named as its folder, stacked."""
     shapes = abstract_params(source.name, read_config(source / "config.json"))
-    params = to_flax(
-        COMPONENTS[source.name], tensors, shapes, source=source, progress=_bar(source.name)
-    )
+    with _bar(source.name, sum(tensor.nbytes for tensor in tensors.values())) as bar:
+        table = COMPONENTS[source.name]
+        params = to_flax(table, tensors, shapes, source=source, advance=bar.update)
     write_component(target, flatten(params), FLAX_STEM, {"format": "flax"}, shard_bytes)
 
 
@@ -91,12 +90,16 @@ def _to_torch(
     shapes = abstract_params(source.name, read_config(source / "config.json"))
     expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     refuse(source, MEND, differences(tensors, expected))
-    flat = {path: np.asarray(tensors[path]) for path in _bar(source.name)(list(expected))}
+    flat = {}
+    with _bar(source.name, sum(tensor.nbytes for tensor in tensors.values())) as bar:
+        for path in expected:
+            flat[path] = np.asarray(tensors[path])
+            bar.update(tensors[path].nbytes)
     write_component(target, to_torch(table, nest(flat)), table.stem, {"format": "pt"}, shard_bytes)
 
 
-def _bar(name: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
-    return functools.partial(tqdm, desc=name, unit=" tensors", disable=None)
+def _bar(name: str, total: int) -> tqdm:
+    return tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=None)
 
 
 def _copy_rest(source: Path, target: Path) -> None:

@@ -1,18 +1,9 @@
-"""Names of every tensor, PyTorch's beside Flax's, in the form that `convert.mapping` walks.
-
-Axis letters: I inputs, O outputs, h and w kernel height and width.
-"""
+"""Names of every tensor, diffusers' beside Flax's, in the form that `convert.mapping` walks."""
 
 from collections.abc import Mapping
 
-from convert.mapping import Permuted, Row, Table, to_flax, to_torch
-
-__all__ = ["CLIP", "COMPONENTS", "T5", "TRANSFORMER", "VAE", "to_flax", "to_torch"]
-
-VECTOR = Permuted((0,))
-SAME = Permuted((0, 1))
-LINEAR = Permuted((1, 0))  # [O, I] -> [I, O]
-CONV = Permuted((2, 3, 1, 0))  # [O, I, h, w] -> [h, w, I, O]
+from convert.mapping import Row, Table
+from convert.rules import CONV, LINEAR, SAME, VECTOR
 
 
 def _dense(torch: str, flax: str) -> list[Row]:

@@ -1,7 +1,9 @@
 """Weights in safetensors files: lazy reading of one file or of shards, atomic writing."""
 
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from convert.errors import InputError
-from convert.mapping import Shape
+from convert.rules import Shape
 
 # File names without suffix: diffusers, transformers, this project.
 TORCH_STEMS = ("diffusion_pytorch_model", "model")
@@ -22,16 +24,25 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file; `np.asarray` reads it."""
+    """A tensor in a safetensors file; `np.asarray` reads it, a slice only that part of it.
+
+    Attributes:
+        nbytes: its bytes in the file.
+    """
 
     file: Any
     name: str
     shape: Shape
+    nbytes: int
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Reads the tensor (bfloat16 as ml_dtypes has it)."""
         tensor = self.file.get_tensor(self.name)
         return tensor if dtype is None else tensor.astype(dtype)
+
+    def __getitem__(self, key: slice) -> np.ndarray:
+        """Reads some of the tensor's first axis."""
+        return self.file.get_slice(self.name)[key]
 
 
 def open_safetensors(path: Path) -> Any:
@@ -57,10 +68,14 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
         InputError: see `open_safetensors`.
     """
     file = open_safetensors(path)
-    return {
-        name: StoredTensor(file, name, tuple(file.get_slice(name).get_shape()))
-        for name in file.keys()  # noqa: SIM118 (safe_open is no dictionary)
-    }
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 (safe_open is no dictionary)
+        part = file.get_slice(name)
+        shape = tuple(part.get_shape())
+        # A name such as BF16 or F8_E4M3 says how many bits a number has.
+        bits = int(re.findall(r"\d+", part.get_dtype())[0]) if part.get_dtype() != "BOOL" else 8
+        tensors[name] = StoredTensor(file, name, shape, math.prod(shape) * bits // 8)
+    return tensors
 
 
 def read_component(folder: Path) -> dict[str, StoredTensor]:

@@ -1,21 +1,18 @@
-"""Reading a diffusers pipeline folder: modules from configurations, parameters from files."""
+"""Modules from configurations, parameters from files onto the device."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from convert import tables
-from convert.errors import InputError
 from convert.mapping import to_flax
-from convert.tensors import read_component
+from convert.source import Source
 from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
 from flux_jax.t5 import T5Config, T5Encoder
 from flux_jax.transformer import FluxConfig, FluxTransformer
@@ -51,16 +48,13 @@ class Component:
     config: Callable[[Mapping[str, Any]], Any]
     module: Callable[..., nn.Module]
     inputs: Callable[[Any], tuple[Any, ...]]
-    table: Any
 
 
 COMPONENTS = {
-    "transformer": Component(
-        FluxConfig.from_dict, FluxTransformer, _transformer_inputs, tables.TRANSFORMER
-    ),
-    "text_encoder": Component(CLIPTextConfig.from_dict, CLIPTextEncoder, _text_inputs, tables.CLIP),
-    "text_encoder_2": Component(T5Config.from_dict, T5Encoder, _text_inputs, tables.T5),
-    "vae": Component(VAEConfig.from_dict, AutoencoderKL, _vae_inputs, tables.VAE),
+    "transformer": Component(FluxConfig.from_dict, FluxTransformer, _transformer_inputs),
+    "text_encoder": Component(CLIPTextConfig.from_dict, CLIPTextEncoder, _text_inputs),
+    "text_encoder_2": Component(T5Config.from_dict, T5Encoder, _text_inputs),
+    "vae": Component(VAEConfig.from_dict, AutoencoderKL, _vae_inputs),
 }
 
 
@@ -84,33 +78,29 @@ def abstract_params(name: str, config: Mapping[str, Any]) -> PyTree:
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Parses a JSON file of a pipeline folder.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"{path} is missing: a pipeline folder in diffusers' layout has it; check the path"
-        )
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}): fetch the file again") from error
-
-
 def load_component(
-    folder: Path, name: str, dtype: DTypeLike
+    source: Source, name: str, dtype: DTypeLike, advance: Callable[[int], Any] = lambda read: None
 ) -> tuple[nn.Module, dict[str, PyTree]]:
     """Module and parameters of one component, computing and stored in `dtype`.
 
-    Every tensor of the files must be in the model and the other way round.
+    Every tensor of the files must be in the model and the other way round. Each leaf goes onto the
+    device as soon as it is read.
+
+    Args:
+        source: its weights.
+        name: a key of `COMPONENTS`.
+        dtype: of parameters and products.
+        advance: called with the number of bytes of each part that was read.
 
     Raises:
-        InputError: a file is missing or broken, or tensors are missing, surplus or misshapen.
+        InputError: tensors are missing, surplus, misshapen or not finite.
     """
-    config = read_config(folder / name / "config.json")
-    tensors = read_component(folder / name)
-    params = to_flax(COMPONENTS[name].table, tensors, abstract_params(name, config))
-    return build(name, config, dtype), jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        return jax.device_put(leaf).astype(dtype).block_until_ready()
+
+    shapes = abstract_params(name, source.config)
+    params = to_flax(
+        source.table, source.tensors, shapes, source=source.where, place=place, advance=advance
+    )
+    return build(name, source.config, dtype), params

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
+from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from convert.errors import InputError
+from convert.source import open_source, read_schedule
 from flux_jax.clip import CLIPTextEncoder
-from flux_jax.load import COMPONENTS, load_component, read_config
+from flux_jax.load import COMPONENTS, load_component
 from flux_jax.lora import Adapter, combine
 from flux_jax.sampling import denoise
 from flux_jax.schedule import Schedule
@@ -246,28 +248,34 @@ class Pipeline:
 
 
 def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
-    """Reads a pipeline folder in diffusers' layout, sharded or not.
+    """Reads a pipeline: a folder in diffusers' layout, or one with Black Forest Labs' own files.
 
     Args:
-        path: the folder with `model_index.json`.
+        path: the folder, or the transformer's single file in it; see `convert.source`.
         dtype: dtype of parameters and products; by default float32 on CPU, else bfloat16.
 
     Raises:
         InputError: a file is missing or broken, or does not fit the model.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"model folder {str(path)!r} does not exist; check the path")
-    read_config(folder / "model_index.json")
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"model {str(path)!r} does not exist; check the path")
     chosen = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-    loaded = {name: load_component(folder, name, chosen) for name in COMPONENTS}
-    schedule = Schedule.from_dict(read_config(folder / "scheduler" / "scheduler_config.json"))
+    sources = {name: open_source(path, name) for name in COMPONENTS}
+    modules, params = {}, {}
+    total = sum(source.nbytes for source in sources.values())
+    title = f"loading {path.name}"
+    with tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=None) as bar:
+        for name, source in sources.items():
+            modules[name], params[name] = load_component(source, name, chosen, bar.update)
+    guidance = modules["transformer"].config.guidance_embeds
+    root = path.parent if path.is_file() else path
     return Pipeline(
-        **{name: module for name, (module, _) in loaded.items()},  # pyright: ignore[reportArgumentType]
-        params={name: params for name, (_, params) in loaded.items()},
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        tokenizer_2=T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
-        schedule=schedule,
+        **modules,
+        params=params,
+        tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
+        tokenizer_2=T5Tokenizer.from_pretrained(root / "tokenizer_2"),
+        schedule=Schedule.from_dict(read_schedule(path, guidance)),
     )
 
 

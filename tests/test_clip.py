@@ -11,7 +11,8 @@ from transformers import CLIPTextConfig as TorchConfig
 from transformers import CLIPTextModel
 
 from convert.errors import InputError
-from convert.tables import CLIP, to_flax
+from convert.mapping import to_flax
+from convert.tables import CLIP
 from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
 
 VOCABULARY = 50

@@ -1,7 +1,6 @@
 """The walk of the name tables and the weight files, without any model code of our own."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 from convert.errors import InputError
 from convert.mapping import (
-    Permuted,
     Row,
     Table,
     flatten,
@@ -24,7 +22,8 @@ from convert.mapping import (
     to_flax,
     to_torch,
 )
-from convert.tables import CLIP, COMPONENTS, LINEAR, T5, TRANSFORMER, VAE
+from convert.rules import LINEAR, VECTOR, Joined, Permuted
+from convert.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE
 from convert.tensors import read_component, read_file, write_component, write_file
 
 
@@ -179,20 +178,6 @@ def test_clip_with_prefix_and_old_buffer_equals_clip_without():
         np.testing.assert_array_equal(leaf, new[path])
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A rule of another layout: several dense layers joined along their outputs."""
-
-    def torch_shape(self, shapes):
-        return (sum(shape[1] for shape in shapes), shapes[0][0])
-
-    def to_flax(self, tensor, shapes):
-        return np.split(tensor.T, np.cumsum([shape[1] for shape in shapes])[:-1], axis=1)
-
-    def to_torch(self, leaves):
-        return np.concatenate(leaves, axis=1).T
-
-
 def test_another_layout_is_only_another_table():
     flat = {
         f"blocks/{name}/kernel": np.random.default_rng(number).normal(size=(3, 4, 5 + number))
@@ -201,7 +186,7 @@ def test_another_layout_is_only_another_table():
     joined = tuple(f"blocks/{name}/kernel" for name in ("q", "k", "mlp"))
     table = Table(
         (
-            Row("deep.{i}.linear1.weight", joined, Joined()),
+            Row("deep.{i}.linear1.weight", joined, Joined(LINEAR)),
             Row("out.weight", ("out/kernel",), LINEAR),
         )
     )
@@ -221,7 +206,7 @@ def test_another_layout_is_only_another_table():
 def test_permutation_and_its_shape_are_inverse():
     rule = Permuted((2, 3, 1, 0))
     weight = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    (kernel,) = rule.to_flax(weight, [(4, 5, 3, 2)])
+    kernel = rule.to_leaf(weight, [(4, 5, 3, 2)], 0)
     assert kernel.shape == (4, 5, 3, 2)
     assert rule.torch_shape([kernel.shape]) == weight.shape
     np.testing.assert_array_equal(rule.to_torch([kernel]), weight)
@@ -324,22 +309,41 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_tensors_are_read_one_at_a_time(tmp_path, monkeypatch):
-    save_file({"a": np.zeros(4), "b": np.ones(4)}, tmp_path / "model.safetensors")
+def test_leaves_are_made_one_after_the_other(tmp_path, monkeypatch):
+    names = ("a.0", "a.1", "b")
+    save_file(
+        {name: np.full(4, i, np.float32) for i, name in enumerate(names)},
+        tmp_path / "model.safetensors",
+    )
     tensors = read_component(tmp_path)
+    assert [tensor.nbytes for tensor in tensors.values()] == [16, 16, 16]
     read = []
-    kind = type(tensors["a"])
+    kind = type(tensors["b"])
     original = kind.__array__
     monkeypatch.setattr(
         kind, "__array__", lambda self, *rest: read.append(self.name) or original(self, *rest)
     )
-    table = Table(tuple(Row(name, (name,), Permuted((0,))) for name in "ab"))
-    seen = []
+    table = Table((Row("a.{i}", ("a",), VECTOR), Row("b", ("b",), VECTOR)))
+    placed, advanced = [], []
 
-    def progress(slots):
-        for slot in slots:
-            yield slot
-            seen.append(list(read))
+    def place(leaf):
+        placed.append((leaf.tolist(), list(read)))
+        return len(placed)
 
-    to_flax(table, tensors, {name: np.empty(4) for name in "ab"}, progress=progress)
-    assert seen == [["a"], ["a", "b"]]
+    shapes = {"a": np.empty((2, 4)), "b": np.empty(4)}
+    made = to_flax(table, tensors, shapes, place=place, advance=advanced.append)
+    assert made == {"a": 1, "b": 2}
+    assert placed == [([[0] * 4, [1] * 4], ["a.0", "a.1"]), ([2] * 4, list(names))]
+    assert advanced == [16, 16, 16]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, ml_dtypes.bfloat16])
+def test_what_is_not_finite_is_listed(dtype):
+    table = Table((Row("q.{i}", ("q",), VECTOR), Row("b", ("b",), VECTOR)))
+    tensors = {name: np.ones(3, dtype) for name in ("q.0", "q.1", "q.2", "b")}
+    shapes = {"q": np.empty((3, 3)), "b": np.empty(3)}
+    to_flax(table, tensors, shapes)
+    tensors["q.1"][2], tensors["b"][0] = np.inf, np.nan
+    with pytest.raises(InputError, match=r"2 tensors .*") as caught:
+        to_flax(table, tensors, shapes)
+    assert [line.split()[2] for line in str(caught.value).splitlines()[1:]] == ["q.1", "b"]

@@ -12,7 +12,8 @@ from transformers import T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert.errors import InputError
-from convert.tables import T5, to_flax
+from convert.mapping import to_flax
+from convert.tables import T5
 from flux_jax.t5 import T5Config, T5Encoder, relative_position_bucket
 
 SHAPES: dict[str, dict[str, Any]] = {

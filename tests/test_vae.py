@@ -12,7 +12,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as TorchA
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from convert.errors import InputError
-from convert.tables import VAE, to_flax
+from convert.mapping import to_flax
+from convert.tables import VAE
 from flux_jax.vae import (
     AutoencoderKL,
     VAEConfig,

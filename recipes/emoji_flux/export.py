@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from convert.mapping import to_torch
+from convert.tables import COMPONENTS
 from convert.tensors import write_component
-from flux_jax.load import COMPONENTS
 
 DIFFUSERS_VERSION = "0.42.1"
 TRANSFORMERS_VERSION = "5.23.0"
@@ -74,7 +74,7 @@ def export(out: Path, configs: Mapping[str, Any], params: Mapping[str, PyTree]) 
         rounded = jax.tree.map(
             lambda leaf: np.asarray(leaf, np.float32).astype(ml_dtypes.bfloat16), params[name]
         )
-        tensors = to_torch(COMPONENTS[name].table, rounded)
+        tensors = to_torch(COMPONENTS[name], rounded)
         write_component(out / name, tensors, stem, {"format": "pt"})
     write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(out / "model_index.json", MODEL_INDEX)

@@ -1,0 +1,134 @@
+"""Where a pipeline's weights lie: finds each model's files and tells their layout.
+
+A model is a folder in diffusers' layout (`transformer/`, `vae/`, ... with `config.json`, sharded or
+not), or one of the single files of `convert.original` at the top; the folders of both text encoders
+and tokenizers are the same in both.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert import original
+from convert.errors import InputError
+from convert.mapping import Table
+from convert.tables import COMPONENTS
+from convert.tensors import StoredTensor, read_component, read_file
+
+SUFFIX = ".safetensors"
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model's weights, unread.
+
+    Attributes:
+        where: file or folder, for messages.
+        config: its sizes, under the names of diffusers' or transformers' `config.json`.
+        table: names of the tensors.
+        tensors: as the files name them.
+    """
+
+    where: Path
+    config: Mapping[str, Any]
+    table: Table
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in their files."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def open_source(path: Path, name: str) -> Source:
+    """Finds a model's weights.
+
+    Args:
+        path: the pipeline's folder, or the transformer's single file in it.
+        name: a key of `COMPONENTS`.
+
+    Raises:
+        InputError: there are no such weights, or more than one file may be meant.
+    """
+    root = path.parent if path.is_file() else path
+    single = _SINGLE.get(name)
+    if path.is_file() and name == "transformer":
+        files = [path]
+    elif single is None or (root / name).is_dir():
+        config = read_config(root / name / "config.json")
+        return Source(root / name, config, COMPONENTS[name], read_component(root / name))
+    else:
+        files = sorted(root.glob(f"*{SUFFIX}"))
+    assert single is not None, "the transformer is one"
+    found = {file: tensors for file in files if single.fits(tensors := read_file(file))}
+    if not found:
+        raise InputError(
+            f"{path}: no weights of the {name}; expected a folder {name} with config.json and "
+            f"weights, or a file such as {single.example}"
+        )
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise InputError(f"{root}: {names} all hold a {name}; give the wanted file itself")
+    ((file, tensors),) = found.items()
+    plain = {key.removeprefix(original.BUNDLED): tensor for key, tensor in tensors.items()}
+    config = single.config(file, plain)
+    return Source(file, config, single.table(config), plain)
+
+
+def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
+    """The sampler's settings: those beside the weights, else those of [dev] or [schnell].
+
+    Args:
+        path: the pipeline's folder, or the transformer's single file in it.
+        guidance: whether the transformer embeds guidance.
+
+    Raises:
+        InputError: the file is not JSON.
+    """
+    file = (path.parent if path.is_file() else path) / SCHEDULER
+    return read_config(file) if file.is_file() else original.schedule_config(guidance)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parses a JSON file of a pipeline folder.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: a pipeline folder in diffusers' layout has it; check the path"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error}): fetch the file again") from error
+
+
+@dataclass(frozen=True)
+class _Single:
+    """What may come as a single file."""
+
+    fits: Callable[[Mapping[str, Any]], bool]
+    config: Callable[[Path, Mapping[str, Any]], dict[str, Any]]
+    table: Callable[[Mapping[str, Any]], Table]
+    example: str
+
+
+_SINGLE = {
+    "transformer": _Single(
+        original.is_transformer,
+        original.transformer_config,
+        lambda config: original.TRANSFORMER,
+        "flux1-dev.safetensors",
+    ),
+    "vae": _Single(
+        original.is_vae,
+        original.vae_config,
+        lambda config: original.vae_table(len(config["block_out_channels"])),
+        "ae.safetensors",
+    ),
+}
