@@ -7,7 +7,7 @@ from erase.runs import configure, over
 from flux_jax.lora import TEXT_QUERY_KEY
 
 EMOJI = {
-    "model": "models/emoji-flux",
+    "model": {"path": "models/emoji-flux"},
     "height": 64,
     "width": 64,
     "iterations": 300,

@@ -1,7 +1,7 @@
 """Erases nudity from FLUX.1 [dev], with the paper's settings.
 
     python -m erase.train --config configs/nudity.py --workdir runs/nudity \
-        --config.model=/path/to/FLUX.1-dev
+        --config.model.path=/path/to/FLUX.1-dev
 
 Needs: the weights in diffusers' layout and one GPU with 80 GB.
 Cost: 1,000 iterations at 512 x 512, batch 1; one iteration is two updates of a rank-8 adapter.
@@ -39,8 +39,7 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "wooden",
             "distant",
         ),
-        model="models/FLUX.1-dev",
-        dtype="bfloat16",
+        model={"path": "black-forest-labs/FLUX.1-dev", "dtype": "bfloat16"},
         height=512,
         width=512,
         text_tokens=256,

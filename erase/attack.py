@@ -154,7 +154,7 @@ def attack(
     result = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
-        "model": str(config.model),
+        "model": config.model.path,
         "strength": settings.strength,
         "seed": settings.seed,
         "cells": cells,

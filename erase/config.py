@@ -12,6 +12,20 @@ PARTS_OF_SPEECH = ("noun", "adjective", "verb")
 
 
 @dataclass(frozen=True)
+class Model:
+    """The frozen model.
+
+    Attributes:
+        path: folder in diffusers' layout or with Black Forest Labs' own files, the transformer's
+            single file there, or the name of a repository on the Hugging Face hub.
+        dtype: of weights and products; by default float32 on CPU, else bfloat16.
+    """
+
+    path: str = "models/emoji-flux"
+    dtype: str | None = choice(None, "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     """The LoRA that is trained.
 
@@ -172,8 +186,7 @@ class Config:
         part_of_speech: of the concept, for WordNet.
         irrelevant: words for other things, whose attention the concept's is to resemble.
         language_model: whether a language model names those words instead; see `erase.irrelevant`.
-        model: pipeline folder in diffusers' layout.
-        dtype: of weights and products; by default float32 on CPU, else bfloat16.
+        model: the frozen model.
         height: pixels.
         width: pixels.
         text_tokens: length of T5's input; by default the tokenizer's limit.
@@ -200,8 +213,7 @@ class Config:
     part_of_speech: str = choice("noun", *PARTS_OF_SPEECH)
     irrelevant: tuple[str, ...] = ()
     language_model: bool = False
-    model: str = "models/emoji-flux"
-    dtype: str | None = choice(None, "float32", "bfloat16")
+    model: Model = Model()
     height: int = number(512, least=1)
     width: int = number(512, least=1)
     text_tokens: int | None = number(None, least=2)

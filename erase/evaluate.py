@@ -90,7 +90,7 @@ def evaluate(
     }
     result: dict[str, Any] = {
         "concept": config.concept,
-        "model": str(config.model),
+        "model": config.model.path,
         "strength": settings.strength,
         "steps": settings.steps,
         "guidance": settings.guidance,
@@ -252,7 +252,7 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
         for name, config in runs.items()
     }
     first = next(iter(runs.values()))
-    return load(first.model, first.dtype), opened
+    return load(first.model.path, first.model.dtype), opened
 
 
 @exits_cleanly

@@ -213,7 +213,7 @@ def overlay(
 
 
 def _lead(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    model = evaluation.get("model") or config.get("model", "")
+    model = evaluation.get("model") or config.get("model", {}).get("path", "")
     size = evaluation.get("adapter_parameters")
     adapter = f"an adapter of {size:,} parameters" if size else "an adapter"
     return f"{model}, without and with {adapter}"

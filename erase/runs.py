@@ -117,8 +117,9 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
 def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     """What keeps runs from training at once."""
     first, *others = runs
-    for path in paths(Config):
-        if path.startswith(OWN) or path in ("adapter", "bank", "lower", "upper"):
+    fields = set(paths(Config))
+    for path in sorted(fields - {path.rpartition(".")[0] for path in fields}):
+        if path.startswith(OWN):
             continue
         value = attrgetter(path)
         for name in others:

@@ -136,7 +136,7 @@ def sample(
 
 def define_flags() -> None:
     """Declares the command's flags; a function, so that importing this module declares none."""
-    flags.DEFINE_string("model", "models/emoji-flux", "Pipeline folder in diffusers' layout.")
+    flags.DEFINE_string("model", "models/emoji-flux", "Pipeline: folder, file or name on the hub.")
     flags.DEFINE_multi_string("prompt", [], "What to draw; may be repeated.")
     flags.DEFINE_multi_integer("seed", [0], "Seed of the noise; may be repeated.")
     flags.DEFINE_multi_string(

@@ -193,7 +193,7 @@ def open_model(config: Config) -> Pipeline:
     Raises:
         InputError: the folder cannot be used, or text_tokens is over the tokenizer's limit.
     """
-    pipe = load(config.model, config.dtype)
+    pipe = load(config.model.path, config.model.dtype)
     if config.text_tokens is not None:
         limit = pipe.tokenizer_2.model_max_length
         if config.text_tokens > limit:
@@ -323,7 +323,7 @@ def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
         version = "not installed"
     metadata = {
         "concept": config.concept,
-        "base_model": config.model,
+        "base_model": config.model.path,
         "method": "EraseAnything",
         "version": version,
     }

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from convert.errors import InputError
+from convert.hub import find_model
 from convert.source import open_source, read_schedule
 from flux_jax.clip import CLIPTextEncoder
 from flux_jax.load import COMPONENTS, load_component
@@ -248,18 +249,17 @@ class Pipeline:
 
 
 def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
-    """Reads a pipeline: a folder in diffusers' layout, or one with Black Forest Labs' own files.
+    """Reads a pipeline in diffusers' layout, or one with Black Forest Labs' own files.
 
     Args:
-        path: the folder, or the transformer's single file in it; see `convert.source`.
+        path: its folder, or the transformer's single file in it (see `convert.source`), or its
+            name on the Hugging Face hub.
         dtype: dtype of parameters and products; by default float32 on CPU, else bfloat16.
 
     Raises:
         InputError: a file is missing or broken, or does not fit the model.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"model {str(path)!r} does not exist; check the path")
+    path = find_model(str(path))
     chosen = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     sources = {name: open_source(path, name) for name in COMPONENTS}
     modules, params = {}, {}

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.concepts_at_once import timed
 from benchmarks.relation_tokens import swapped
 from erase import bank
-from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Upper
+from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
 from flux_jax import load
 from flux_jax.pipeline import Conditioning
 
@@ -19,7 +19,7 @@ def test_concepts_at_once_are_timed(tiny_folder: Path):
     config = Config(
         concept="cat",
         irrelevant=("tree",),
-        model=str(tiny_folder),
+        model=Model(str(tiny_folder)),
         height=16,
         width=16,
         steps=2,

@@ -98,14 +98,14 @@ def test_overrides_reach_every_kind_of_field(tmp_path: Path):
         "--config.iterations=7",
         "--config.adapter.alpha=0.5",
         "--config.text_tokens=32",
-        "--config.dtype=bfloat16",
+        "--config.model.dtype=bfloat16",
         "--config.evaluation.judge=some/where",
         "--config.synonyms=('kitty', 'feline')",
         "--config.height",
         "64",
     )
     assert (config.lower.attn, config.lower.esd, config.iterations) == (2.5, 2.0, 7)
-    assert (config.adapter.alpha, config.text_tokens, config.dtype) == (0.5, 32, "bfloat16")
+    assert (config.adapter.alpha, config.text_tokens, config.model.dtype) == (0.5, 32, "bfloat16")
     assert config.evaluation.judge == "some/where"
     assert (config.synonyms, config.height) == (("kitty", "feline"), 64)
     assert isinstance(config.lower.esd, float)
@@ -138,7 +138,7 @@ def test_without_overrides_absent_values_stay_absent(tmp_path: Path):
         ({"irrelevant": ("dog", "dog", "sun")}, r"irrelevant = .* fewer than upper\.negatives = 3"),
         ({"irrelevant": ("dog", "sun", "KITTY")}, r"'KITTY' is the concept or a synonym"),
         ({"language_model": 1}, r"language_model = 1 must be True or False"),
-        ({"dtype": "float16"}, r"dtype = 'float16' must be float32 or bfloat16"),
+        ({"model": {"dtype": "float16"}}, r"model.dtype = 'float16' must be float32 or bfloat16"),
         ({"upper": {"lora_target": "x"}}, r"upper\.lora_target = 'x' must be noise or base"),
         ({"iterations": 0}, r"iterations = 0 must be at least 1"),
         ({"iterations": 2.5}, r"iterations = 2\.5 must be a whole number"),
@@ -268,7 +268,10 @@ def test_runs_that_train_at_once_differ_in_what_is_their_own():
             {**EACH, "x": {**EACH["dog"], "lower": {"attn": 2.0}}},
             r"each\.x\.lower\.attn = 2\.0 and each\.black_cat\.lower\.attn = 1\.0: runs that",
         ),
-        ({**EACH, "x": {**EACH["dog"], "model": "m"}}, "each.x.model = 'm' and each.black_cat"),
+        (
+            {**EACH, "x": {**EACH["dog"], "model": {"path": "m"}}},
+            "each.x.model.path = 'm' and each.black_cat",
+        ),
     ],
 )
 def test_runs_that_cannot_train_at_once_are_refused(each: dict, message: str):

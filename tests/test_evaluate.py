@@ -14,7 +14,7 @@ from erase import report
 from erase.attack import FAMILIES, attack
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, draw_cases, judged, named_pair
-from erase.config import Config, Evaluation
+from erase.config import Config, Evaluation, Model
 from erase.evaluate import evaluate
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from erase.summary import CELLS, harmonic_mean
@@ -56,7 +56,7 @@ def config(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Config:
     judge.save(folder)
     return Config(
         concept="cat",
-        model="tiny",
+        model=Model("tiny"),
         synonyms=("kitty", "feline"),
         height=16,
         width=16,

@@ -157,5 +157,5 @@ def test_command_ends_with_code_2_on_bad_input(tmp_path: Path):
     ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
-    assert "error: model folder" in ended.stderr
+    assert "error: model = " in ended.stderr
     assert "Traceback" not in ended.stderr

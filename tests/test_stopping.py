@@ -11,7 +11,7 @@ import pytest
 from convert.errors import InputError
 from convert.lora import read_lora
 from erase import stopping, train
-from erase.config import AdapterConfig, BankConfig, Config, EarlyStop, Evaluation, Upper
+from erase.config import AdapterConfig, BankConfig, Config, EarlyStop, Evaluation, Model, Upper
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from flux_jax import load
 
@@ -32,7 +32,7 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
         prompts=("a photo of a {}", "a {} and a dog"),
         synonyms=("kitty",),
         irrelevant=("tree", "sun", "key"),
-        model=str(tiny_folder),
+        model=Model(str(tiny_folder)),
         height=16,
         width=16,
         steps=2,
@@ -82,7 +82,7 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
 
 
 def test_a_look_takes_the_sentences_in_turn_from_noise_of_its_own(config: Config):
-    _, drawn = stopping.plan(config, load(config.model))
+    _, drawn = stopping.plan(config, load(config.model.path))
     assert [case.prompt for case in drawn] == [
         "a photo of a cat", "a cat and a dog", "a photo of a cat"
     ]  # fmt: skip

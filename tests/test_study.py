@@ -24,7 +24,7 @@ def small(tiny_folder: Path, tmp_path: Path) -> Study:
     params["entity_head"]["bias"] *= 0
     Judge(LABELS, params, 16).save(tmp_path / "judge")
     common = configure(
-        model=str(tiny_folder),
+        model={"path": str(tiny_folder)},
         height=16,
         width=16,
         steps=2,

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from convert.errors import InputError
 from convert.lora import read_lora
 from erase import checkpoints, train
-from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Upper
+from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
@@ -30,7 +30,7 @@ def config(tiny_folder: Path) -> Config:
         prompts=("a photo of a {}", "a {} and a dog"),
         synonyms=("football",),
         irrelevant=("apple", "tree"),
-        model=str(tiny_folder),
+        model=Model(str(tiny_folder)),
         height=16,
         width=16,
         steps=3,
@@ -91,7 +91,7 @@ def test_the_adapter_is_what_diffusers_loads(config: Config, finished: Path):
     with safe_open(finished / ADAPTER, "np") as file:
         metadata = file.metadata()
     assert metadata["concept"] == "soccer ball"
-    assert metadata["base_model"] == config.model
+    assert metadata["base_model"] == config.model.path
     assert metadata["method"] == "EraseAnything"
     assert metadata["version"]
     # Targets and ranks are what diffusers expects, or it would refuse the file.
@@ -132,7 +132,7 @@ def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "no/such/folder"}, "'no/such/folder' does not exist"),
+        ({"model": Model("no/such/folder")}, "'no/such/folder' does not exist"),
         ({"prompts": ("a dog",)}, "'a dog' does not hold the concept"),
         ({"width": 17}, "width = 17 is not a multiple of 4"),
         ({"text_tokens": 99}, "text_tokens = 99 is over the limit of 32"),
@@ -184,12 +184,12 @@ def test_divergence_is_told():
 @pytest.mark.parametrize("program", ["erase.train", "erase.evaluate"])
 def test_commands_end_with_code_2_and_no_traceback(program: str, finished: Path, tmp_path: Path):
     command = [sys.executable, "-m", program, "--config", "configs/emoji_cat.py"]
-    command += ["--workdir", str(tmp_path / "run"), "--config.model=no/such/folder"]
+    command += ["--workdir", str(tmp_path / "run"), "--config.model.path=no/such/folder"]
     if program == "erase.evaluate":
         command.append(f"--adapter={finished}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "error: model folder 'no/such/folder' does not exist" in done.stderr
+    assert "error: model = 'no/such/folder' does not exist" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,62 @@
+"""Models from the Hugging Face hub, under the name of their repository."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from convert.errors import InputError
+from convert.tables import COMPONENTS
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# What a pipeline is read from; the single files of the same model are left out.
+WANTED = (
+    "model_index.json",
+    "scheduler/*.json",
+    *(f"tokenizer{number}/*" for number in ("", "_2")),
+    *(f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "safetensors")),
+)
+
+
+def find_model(given: str) -> Path:
+    """The path of a model; one that is named as on the hub is fetched, or found in its cache.
+
+    Args:
+        given: a path, or "owner/name". What exists as a path is one.
+
+    Raises:
+        InputError: there is no such path or repository, its licence was not accepted, or the hub
+            cannot be reached.
+    """
+    path = Path(given)
+    if path.exists():
+        return path
+    if not NAME.fullmatch(given):
+        raise InputError(f"model = {given!r} does not exist; check the path")
+    page = f"{ENDPOINT}/{given}"
+    try:
+        return Path(snapshot_download(given, allow_patterns=list(WANTED)))
+    except GatedRepoError as error:
+        raise InputError(
+            f"model = {given!r}: its licence must be accepted on {page} first; then log in with "
+            "`hf auth login`, or set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"model = {given!r} is neither a path here nor a repository that this account may see "
+            f"on {page}: check the name; for a private one log in with `hf auth login`, or set "
+            "HF_TOKEN"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"model = {given!r} is no path here and could not be fetched from {page} "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}): check the network, or give "
+            "a folder"
+        ) from error

@@ -1,0 +1,80 @@
+"""Models by their name on the hub, fetched from a server of our own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import Hub
+
+from convert.errors import InputError
+from convert.hub import find_model
+from convert.source import open_source
+from convert.tables import COMPONENTS
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKEN = "hf_secret"
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_folder: Path) -> Iterator[Hub]:
+    served = Hub(tiny_folder, TOKEN)
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+def find(url: str, name: str, home: Path, **environment: str) -> str:
+    """What `find_model` gives or says, in a process whose hub is at `url`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    program = (
+        "import sys; from convert.errors import exits_cleanly; from convert.hub import find_model\n"
+        "exits_cleanly(lambda: print(find_model(sys.argv[1])))()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, name],
+        cwd=ROOT,
+        env={**kept, "HF_ENDPOINT": url, "HF_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stderr
+    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+
+def test_a_name_is_fetched_once(hub: Hub, tiny_folder: Path, tmp_path: Path):
+    path = Path(find(hub.url, "owner/tiny", tmp_path))
+    for name in COMPONENTS:
+        source, wanted = open_source(path, name), open_source(tiny_folder, name)
+        assert (source.config, source.tensors.keys()) == (wanted.config, wanted.tensors.keys())
+    assert (path / "tokenizer_2").is_dir()
+    fetched = len(hub.fetched)
+    assert fetched
+    assert find(hub.url, "owner/tiny", tmp_path) == str(path)
+    assert len(hub.fetched) == fetched
+
+
+def test_the_licence_gate_is_told_and_a_token_opens_it(hub: Hub, tmp_path: Path):
+    said = find(hub.url, "owner/gated", tmp_path)
+    assert said == (
+        f"error: model = 'owner/gated': its licence must be accepted on {hub.url}/owner/gated "
+        "first; then log in with `hf auth login`, or set HF_TOKEN"
+    )
+    assert Path(find(hub.url, "owner/gated", tmp_path, HF_TOKEN=TOKEN)).is_dir()
+
+
+def test_what_cannot_be_found_is_told(hub: Hub, tmp_path: Path):
+    said = find(hub.url, "owner/tinny", tmp_path)
+    assert said.startswith("error: model = 'owner/tinny' is neither a path here nor a repository")
+    said = find("http://127.0.0.1:9", "owner/tiny", tmp_path)
+    assert "'owner/tiny' is no path here and could not be fetched from http://127.0.0.1:9" in said
+    with pytest.raises(InputError, match=r"'no/such/folder' does not exist; check the path"):
+        find_model("no/such/folder")
+
+
+def test_paths_are_taken_as_they_are(tmp_path: Path):
+    assert find_model(str(tmp_path)) == tmp_path
