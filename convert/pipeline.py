@@ -1,129 +1,215 @@
-"""A FLUX.1 pipeline folder in diffusers' layout from one in Flax's, or the other way round.
+"""A FLUX.1 pipeline folder in another layout.
 
-    python -m convert.pipeline SRC DST
+    python -m convert.pipeline SRC DST [--to flax|diffusers|original]
 
-SRC's weights tell the direction. Flax's layout has the same folders and `config.json` files; its
-weights are `flax_model.safetensors`, stacked arrays under paths joined by "/". Everything that is
-not the four models' weights is copied.
+Ours, which loads the fastest, has diffusers' folders and `config.json` files with each model's
+stacked arrays in an Orbax checkpoint. "original" has the transformer and the autoencoder as Black
+Forest Labs' single files. By default PyTorch's layouts become ours, and ours diffusers'. Whatever
+is not the four models' weights is copied.
 """
 
 import argparse
+import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
+from convert import original
+from convert.checkpoint import FOLDER, read_params, write_params
 from convert.errors import InputError, exits_cleanly
-from convert.mapping import MEND, differences, flatten, nest, refuse, to_flax, to_torch
-from convert.source import read_config
+from convert.mapping import MEND, differences, flatten, refuse, to_flax, to_torch
+from convert.source import (
+    SCHEDULER,
+    FlaxSource,
+    Source,
+    TorchSource,
+    open_source,
+    read_config,
+    read_schedule,
+)
 from convert.tables import COMPONENTS
-from convert.tensors import FLAX_STEM, SHARD_BYTES, StoredTensor, read_component, write_component
+from convert.tensors import SHARD_BYTES, write_component, write_file
 from flux_jax.load import abstract_params
 
+INDEX = "model_index.json"
+# What diffusers reads to put a pipeline together.
+MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": "0.42.1",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+# Models that the original layout keeps as single files.
+SINGLE = {"transformer": "flux1.safetensors", "vae": "ae.safetensors"}
 
-def convert(source: Path, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Converts a pipeline folder; the target appears only when it is complete.
+
+def convert(
+    source: Path, target: Path, to: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Converts a pipeline; the target appears only when it is complete.
+
+    The largest of the models must fit into the host's memory.
 
     Args:
-        source: pipeline folder in either layout.
+        source: pipeline folder, or the transformer's single file in it.
         target: folder to make.
-        shard_bytes: most bytes a weight file.
+        to: a key of `WRITERS`; by default the other of Flax's and diffusers'.
+        shard_bytes: most bytes a weight file in diffusers' layout.
 
     Raises:
         InputError: the source is no pipeline, is damaged or does not fit its configuration, or
             the target exists.
     """
-    if not source.is_dir():
+    if not source.exists():
         raise InputError(f"{source}: no such folder; SRC must be a pipeline folder")
-    index = read_config(source / "model_index.json")
-    absent = [name for name in COMPONENTS if not (source / name).is_dir()]
-    if absent or index.get("_class_name") != "FluxPipeline":
-        raise InputError(
-            f"{source}: not a FLUX pipeline (model_index.json says "
-            f"{index.get('_class_name')!r}, missing folders: {', '.join(absent) or 'none'}); SRC "
-            f"must be a FluxPipeline with {', '.join(COMPONENTS)}"
-        )
+    root = source.parent if source.is_file() else source
     if target.exists():
         raise InputError(f"{target} exists; choose another DST or remove it")
-    if target.resolve().is_relative_to(source.resolve()):
-        raise InputError(f"{target} lies inside SRC; choose a DST outside of {source}")
-
-    weights = {name: read_component(source / name) for name in COMPONENTS}
-    flax = [name for name, tensors in weights.items() if any("/" in path for path in tensors)]
-    if 0 < len(flax) < len(weights):
-        raise InputError(
-            f"{source}: {', '.join(flax)} in Flax's layout and the rest not; SRC must be all in one"
-        )
+    if target.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{target} lies inside SRC; choose a DST outside of {root}")
+    check_index(root)
+    sources = {name: open_source(source, name) for name in COMPONENTS}
+    ours = [name for name, each in sources.items() if isinstance(each, FlaxSource)]
+    write = WRITERS[to or ("diffusers" if ours else "flax")]
 
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
-        for name, tensors in weights.items():
-            step = _to_torch if flax else _to_flax
-            step(source / name, partial / name, tensors, shard_bytes)
-        _copy_rest(source, partial)
+        for name, each in sources.items():
+            write(name, each, read_tree(name, each), partial, shard_bytes)
+        write_json(partial / INDEX, MODEL_INDEX)
+        guidance = sources["transformer"].config["guidance_embeds"]
+        write_json(partial / SCHEDULER, read_schedule(source, guidance))
+        _copy_rest(root, partial)
         os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _to_flax(
-    source: Path, target: Path, tensors: Mapping[str, StoredTensor], shard_bytes: int
+def check_index(root: Path) -> None:
+    """Makes sure that a folder which says what pipeline it is says FLUX.
+
+    Raises:
+        InputError: it says another, or is not JSON.
+    """
+    file = root / INDEX
+    found = (read_config(file) if file.is_file() else MODEL_INDEX).get("_class_name")
+    if found != "FluxPipeline":
+        raise InputError(
+            f"{root}: not a FLUX pipeline ({INDEX} says {found!r}); SRC must be a FluxPipeline "
+            f"with {', '.join(COMPONENTS)}"
+        )
+
+
+def read_tree(name: str, source: Source) -> dict[str, Any]:
+    """A model's Flax tree in the host's memory, in the files' own types.
+
+    Raises:
+        InputError: the weights are damaged, or do not fit the configuration.
+    """
+    shapes = abstract_params(name, source.config)
+    title = {"desc": name, "total": source.nbytes, "unit": "B", "unit_scale": True}
+    with tqdm(**title, disable=None) as bar:
+        if isinstance(source, TorchSource):
+            return to_flax(
+                source.table, source.tensors, shapes, source=source.where, advance=bar.update
+            )
+        params = read_params(source.where)
+        expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+        refuse(source.where, MEND, differences(flatten(params), expected))
+        bar.update(source.nbytes)
+        return params
+
+
+def _write_flax(name: str, source: Source, params: Any, target: Path, shard_bytes: int) -> None:
+    write_config(source, target / name)
+    write_params(target / name, params)
+
+
+def _write_diffusers(
+    name: str, source: Source, params: Any, target: Path, shard_bytes: int
 ) -> None:
-    """Writes the model that is named as its folder, stacked."""
-    shapes = abstract_params(source.name, read_config(source / "config.json"))
-    with _bar(source.name, sum(tensor.nbytes for tensor in tensors.values())) as bar:
-        table = COMPONENTS[source.name]
-        params = to_flax(table, tensors, shapes, source=source, advance=bar.update)
-    write_component(target, flatten(params), FLAX_STEM, {"format": "flax"}, shard_bytes)
+    write_config(source, target / name)
+    table = COMPONENTS[name]
+    tensors = to_torch(table, params)
+    write_component(target / name, tensors, table.stem, {"format": "pt"}, shard_bytes)
 
 
-def _to_torch(
-    source: Path, target: Path, tensors: Mapping[str, StoredTensor], shard_bytes: int
-) -> None:
-    """Writes the model that is named as its folder, block by block."""
-    table = COMPONENTS[source.name]
-    shapes = abstract_params(source.name, read_config(source / "config.json"))
-    expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-    refuse(source, MEND, differences(tensors, expected))
-    flat = {}
-    with _bar(source.name, sum(tensor.nbytes for tensor in tensors.values())) as bar:
-        for path in expected:
-            flat[path] = np.asarray(tensors[path])
-            bar.update(tensors[path].nbytes)
-    write_component(target, to_torch(table, nest(flat)), table.stem, {"format": "pt"}, shard_bytes)
+def _write_original(name: str, source: Source, params: Any, target: Path, shard_bytes: int) -> None:
+    if name not in SINGLE:
+        _write_diffusers(name, source, params, target, shard_bytes)
+        return
+    levels = len(source.config.get("block_out_channels", ()))
+    table = original.TRANSFORMER if name == "transformer" else original.vae_table(levels)
+    write_file(target / SINGLE[name], to_torch(table, params), {"format": "pt"})
 
 
-def _bar(name: str, total: int) -> tqdm:
-    return tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=None)
+WRITERS: Mapping[str, Callable[[str, Source, Any, Path, int], None]] = {
+    "flax": _write_flax,
+    "diffusers": _write_diffusers,
+    "original": _write_original,
+}
+
+
+def write_config(source: Source, folder: Path) -> None:
+    """Writes a model's configuration, as it was where there was one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = source.where / "config.json"
+    if file.is_file():
+        shutil.copy(file, folder)
+    else:
+        write_json(folder / file.name, source.config)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _copy_rest(source: Path, target: Path) -> None:
-    """Copies all but the models' weights, and but hidden files."""
-    holders = {source, *(source / name for name in COMPONENTS)}
+    """Copies all but the models' weights and configurations, and but hidden files."""
+    models = {source / name for name in COMPONENTS}
 
     def skipped(folder: str, names: list[str]) -> set[str]:
         # The top folder may hold checkpoints of the same model in other layouts.
-        weights = (".safetensors", ".bin", ".index.json") if Path(folder) in holders else ()
-        return {name for name in names if name.startswith(".") or name.endswith(weights)}
+        here = Path(folder)
+        weights = (".safetensors", ".bin", ".index.json") if here in {source, *models} else ()
+        ours = (FOLDER, "config.json") if here in models else ()
+        return {name for name in names if name.startswith(".") or name.endswith(weights)} | {
+            name for name in names if name in ours
+        }
 
     shutil.copytree(source, target, ignore=skipped, dirs_exist_ok=True)
+    for name in COMPONENTS:
+        # Nothing is left of those that became single files.
+        if not any((target / name).iterdir()):
+            (target / name).rmdir()
 
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m convert.pipeline", description=__doc__)
-    parser.add_argument("source", metavar="SRC", type=Path, help="pipeline folder to read")
+    parser.add_argument("source", metavar="SRC", type=Path, help="pipeline to read")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
+    parser.add_argument("--to", choices=WRITERS, help="layout of DST")
     options = parser.parse_args(arguments)
     # Only shapes are traced: an accelerator would be taken for nothing.
     jax.config.update("jax_platforms", "cpu")
-    convert(options.source, options.target)
+    convert(options.source, options.target, options.to)
     print(options.target)
 
 

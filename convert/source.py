@@ -1,8 +1,8 @@
 """Where a pipeline's weights lie: finds each model's files and tells their layout.
 
-A model is a folder in diffusers' layout (`transformer/`, `vae/`, ... with `config.json`, sharded or
-not), or one of the single files of `convert.original` at the top; the folders of both text encoders
-and tokenizers are the same in both.
+A model is a folder (`transformer/`, `vae/`, ...) with `config.json` and weights in diffusers'
+layout, sharded or not, or in our own (`convert.checkpoint`); or one of the single files of
+`convert.original` at the top. The folders of text encoders and tokenizers are the same in all.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import original
+from convert import checkpoint, original
 from convert.errors import InputError
 from convert.mapping import Table
 from convert.tables import COMPONENTS
@@ -26,21 +26,43 @@ class Source:
     """One model's weights, unread.
 
     Attributes:
-        where: file or folder, for messages.
+        where: file or folder.
         config: its sizes, under the names of diffusers' or transformers' `config.json`.
-        table: names of the tensors.
-        tensors: as the files name them.
+        nbytes: bytes of all tensors in their files.
     """
 
     where: Path
     config: Mapping[str, Any]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TorchSource(Source):
+    """Weights in one of PyTorch's layouts.
+
+    Attributes:
+        table: names of the tensors.
+        tensors: as the files name them.
+    """
+
     table: Table
     tensors: Mapping[str, StoredTensor]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors in their files."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    @classmethod
+    def of(
+        cls,
+        where: Path,
+        config: Mapping[str, Any],
+        table: Table,
+        tensors: Mapping[str, StoredTensor],
+    ) -> "TorchSource":
+        """A source of these tensors."""
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        return cls(where, config, nbytes, table, tensors)
+
+
+class FlaxSource(Source):
+    """Weights in our own layout."""
 
 
 def open_source(path: Path, name: str) -> Source:
@@ -58,8 +80,11 @@ def open_source(path: Path, name: str) -> Source:
     if path.is_file() and name == "transformer":
         files = [path]
     elif single is None or (root / name).is_dir():
-        config = read_config(root / name / "config.json")
-        return Source(root / name, config, COMPONENTS[name], read_component(root / name))
+        folder = root / name
+        config = read_config(folder / "config.json")
+        if checkpoint.is_checkpoint(folder):
+            return FlaxSource(folder, config, checkpoint.stored_bytes(folder))
+        return TorchSource.of(folder, config, COMPONENTS[name], read_component(folder))
     else:
         files = sorted(root.glob(f"*{SUFFIX}"))
     assert single is not None, "the transformer is one"
@@ -75,7 +100,7 @@ def open_source(path: Path, name: str) -> Source:
     ((file, tensors),) = found.items()
     plain = {key.removeprefix(original.BUNDLED): tensor for key, tensor in tensors.items()}
     config = single.config(file, plain)
-    return Source(file, config, single.table(config), plain)
+    return TorchSource.of(file, config, single.table(config), plain)
 
 
 def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:

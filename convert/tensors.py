@@ -11,15 +11,26 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from convert.errors import InputError
 from convert.rules import Shape
 
-# File names without suffix: diffusers, transformers, this project.
-TORCH_STEMS = ("diffusion_pytorch_model", "model")
-FLAX_STEM = "flax_model"
+# File names without suffix: diffusers, transformers.
+STEMS = ("diffusion_pytorch_model", "model")
 SHARD_BYTES = 5_000_000_000
+# Names that the format has for NumPy's types.
+TYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +97,14 @@ def read_component(folder: Path) -> dict[str, StoredTensor]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    for stem in (*TORCH_STEMS, FLAX_STEM):
+    for stem in STEMS:
         single = folder / f"{stem}.safetensors"
         index = folder / f"{stem}.safetensors.index.json"
         if single.is_file():
             return read_file(single)
         if index.is_file():
             return _read_shards(index)
-    names = " or ".join(f"{stem}.safetensors" for stem in TORCH_STEMS)
+    names = " or ".join(f"{stem}.safetensors" for stem in STEMS)
     raise InputError(
         f"{folder}: no weights; expected {names}, or the like with .index.json and its shards "
         "(.bin files: save the model again with safe_serialization=True)"
@@ -123,14 +134,43 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     return {name: shards[file][name] for name, file in places.items()}
 
 
-def write_file(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes one safetensors file; it appears under its name only when complete."""
+def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Writes one safetensors file, which appears under its name only when complete.
+
+    One tensor at a time is made contiguous, as the library would need all of them to be.
+
+    Args:
+        path: where to; folders are made.
+        tensors: arrays, or what has `.shape` and `.dtype` and is read by `np.asarray`.
+        metadata: entries for the file's header.
+
+    Raises:
+        InputError: the format has no name for a tensor's type.
+    """
+    # What is wider comes first, so that all lies at multiples of its own width.
+    order = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        shape, dtype = tensors[name].shape, np.dtype(tensors[name].dtype)
+        if dtype.name not in TYPES:
+            raise InputError(f"{path}: {name} is {dtype.name}, which safetensors files do not hold")
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": TYPES[dtype.name],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    # safetensors writes the memory behind an array as it lies, so views must be made contiguous.
-    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, partial, dict(metadata))
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                contiguous = np.ascontiguousarray(tensors[name])
+                file.write(contiguous.reshape(-1).view(np.uint8).data)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

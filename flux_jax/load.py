@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from convert.checkpoint import read_params
 from convert.mapping import to_flax
-from convert.source import Source
+from convert.source import Source, TorchSource
 from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
 from flux_jax.t5 import T5Config, T5Encoder
 from flux_jax.transformer import FluxConfig, FluxTransformer
@@ -95,12 +97,20 @@ def load_component(
     Raises:
         InputError: tensors are missing, surplus, misshapen or not finite.
     """
-
-    def place(leaf: np.ndarray) -> jax.Array:
-        return jax.device_put(leaf).astype(dtype).block_until_ready()
-
     shapes = abstract_params(name, source.config)
-    params = to_flax(
-        source.table, source.tensors, shapes, source=source.where, place=place, advance=advance
-    )
+    if isinstance(source, TorchSource):
+
+        def place(leaf: np.ndarray) -> jax.Array:
+            return jax.device_put(leaf).astype(dtype).block_until_ready()
+
+        params = to_flax(
+            source.table, source.tensors, shapes, source=source.where, place=place, advance=advance
+        )
+    else:
+        device = SingleDeviceSharding(jax.devices()[0])
+        wanted = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes
+        )
+        params = read_params(source.where, wanted)
+        advance(source.nbytes)
     return build(name, source.config, dtype), params

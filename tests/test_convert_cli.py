@@ -7,17 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from safetensors.numpy import load_file, save_file
 
+from convert import original
+from convert.checkpoint import read_params, write_params
 from convert.errors import InputError
+from convert.mapping import flatten, nest
 from convert.pipeline import convert
 from convert.tables import COMPONENTS
 from convert.tensors import read_component
+from flux_jax.pipeline import load
 
 
 def files(folder: Path) -> set[str]:
@@ -56,21 +60,63 @@ def test_there_and_back_is_bit_exact(source, request, tmp_path):
     convert(folder, tmp_path / "flax")
     convert(tmp_path / "flax", tmp_path / "again")
     assert_same_tensors(folder, tmp_path / "again")
-    weights = {f"{name}/flax_model.safetensors" for name in COMPONENTS}
     rest = {name for name in files(folder) if ".safetensors" not in name}
-    assert files(tmp_path / "flax") == weights | rest
+    assert {name for name in files(tmp_path / "flax") if "/checkpoint/" not in name} == rest
     for name in rest:
         assert filecmp.cmp(folder / name, tmp_path / "again" / name, shallow=False)
     assert {path.name for path in tmp_path.iterdir()} == {"flax", "again"}
 
 
-def test_flax_folder_survives_the_way_back_in_shards(tiny_folder, tmp_path):
-    convert(tiny_folder, tmp_path / "flax", shard_bytes=40_000)
-    assert (tmp_path / "flax/transformer/flax_model.safetensors.index.json").is_file()
+def test_diffusers_layout_comes_back_in_shards(tiny_folder, tmp_path):
+    convert(tiny_folder, tmp_path / "flax")
     convert(tmp_path / "flax", tmp_path / "torch", shard_bytes=40_000)
+    assert (tmp_path / "torch/transformer/diffusion_pytorch_model.safetensors.index.json").is_file()
     assert_same_tensors(tiny_folder, tmp_path / "torch")
-    convert(tmp_path / "torch", tmp_path / "flax again", shard_bytes=40_000)
-    assert_same_tensors(tmp_path / "flax", tmp_path / "flax again")
+
+
+@pytest.fixture(scope="module")
+def flux_folder(tmp_path_factory) -> Path:
+    """A pipeline with what the original layout does not say as FLUX.1 has it, in bfloat16."""
+    folder = tmp_path_factory.mktemp("tiny") / "flux"
+    tiny.build(folder, axes=original.ROPE_AXES, heads=1)
+    pipeline = FluxPipeline.from_pretrained(folder, vae=tiny.vae(widths=(32, 64)))
+    pipeline.vae.register_to_config(**original.VAE_FIXED)
+    pipeline.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("through", ["diffusers", "flax"])
+def test_original_layout_there_and_back_is_bit_exact(through, flux_folder, tmp_path):
+    convert(flux_folder, tmp_path / "original", to="original")
+    assert {path.name for path in (tmp_path / "original").iterdir()} >= {
+        "ae.safetensors", "flux1.safetensors", "text_encoder_2", "tokenizer", "scheduler"
+    }  # fmt: skip
+    assert not (tmp_path / "original" / "transformer").exists()
+    convert(tmp_path / "original", tmp_path / "middle", to=through)
+    last = tmp_path / "middle"
+    if through == "flax":
+        convert(last, tmp_path / "last")
+        last = tmp_path / "last"
+    assert_same_tensors(flux_folder, last)
+    one, two = (FluxPipeline.from_pretrained(f) for f in (flux_folder, last))
+    for name in COMPONENTS:
+        first, second = (getattr(pipeline, name).state_dict() for pipeline in (one, two))
+        assert first.keys() == second.keys()
+        assert all(first[key].equal(second[key]) for key in first)
+    convert(last, tmp_path / "original again", to="original")
+    for name in ("ae.safetensors", "flux1.safetensors"):
+        again = tmp_path / "original again" / name
+        assert filecmp.cmp(tmp_path / "original" / name, again, shallow=False)
+
+
+def test_our_layout_loads_as_what_it_was_made_from(sharded_folder, tmp_path):
+    convert(sharded_folder, tmp_path / "flax")
+    one, two = load(sharded_folder), load(tmp_path / "flax")
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    kinds = {type(leaf) for leaf in jax.tree.leaves(two.params)}
+    assert kinds == {type(jax.numpy.zeros(1))}
+    half = load(tmp_path / "flax", jax.numpy.bfloat16)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(half.params)} == {"bfloat16"}
 
 
 def test_diffusers_loads_what_came_back(tiny_folder, tmp_path):
@@ -117,13 +163,17 @@ def test_config_of_another_depth_lists_every_surplus_tensor(tiny_folder, tmp_pat
 def test_flax_weights_that_do_not_fit_are_listed(tiny_folder, tmp_path):
     source = tmp_path / "flax"
     convert(tiny_folder, source)
-    file = source / "transformer" / "flax_model.safetensors"
-    tensors = load_file(file)
-    tensors["proj_out/bias"] = np.zeros(3, np.float32)
-    tensors["dual_blocks/extra"] = tensors.pop("x_embedder/bias")
-    save_file(tensors, file)
+    folder = source / "transformer"
+    flat = flatten(read_params(folder))
+    flat["proj_out/bias"] = np.zeros(3, np.float32)
+    flat["dual_blocks/extra"] = flat.pop("x_embedder/bias")
+    shutil.rmtree(folder / "checkpoint")
+    write_params(folder, nest(flat))
     with pytest.raises(InputError) as caught:
         convert(source, tmp_path / "new")
+    with pytest.raises(InputError) as again:
+        load(source)
+    assert sorted(str(again.value).splitlines()) == sorted(str(caught.value).splitlines())
     message = str(caught.value)
     assert "missing: x_embedder/bias [32]" in message
     assert "misshapen: proj_out/bias is [3], expected [16]" in message
@@ -136,12 +186,24 @@ def test_target_inside_source_is_refused(tiny_folder):
     assert not (tiny_folder / "flax").exists()
 
 
-def test_mixed_layouts_are_refused(tiny_folder, tmp_path):
+def test_every_model_is_read_in_its_own_layout(tiny_folder, tmp_path):
     convert(tiny_folder, tmp_path / "mixed")
     shutil.rmtree(tmp_path / "mixed" / "vae")
     shutil.copytree(tiny_folder / "vae", tmp_path / "mixed" / "vae")
-    with pytest.raises(InputError, match="transformer, text_encoder, text_encoder_2 in Flax"):
-        convert(tmp_path / "mixed", tmp_path / "new")
+    convert(tmp_path / "mixed", tmp_path / "again")
+    assert_same_tensors(tiny_folder, tmp_path / "again")
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(tiny_folder, tmp_path):
+    convert(tiny_folder, tmp_path / "flax")
+    shutil.copytree(tmp_path / "flax", tmp_path / "cut")
+    (tmp_path / "cut/vae/checkpoint/_METADATA").unlink()
+    with pytest.raises(InputError, match=r"vae/checkpoint: not a whole checkpoint .*convert the"):
+        load(tmp_path / "cut")
+    for file in (tmp_path / "flax/vae/checkpoint/ocdbt.process_0/d").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"vae/checkpoint: damaged; convert the model again"):
+        load(tmp_path / "flax")
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -157,7 +219,10 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_command_converts(tiny_folder, tmp_path):
     result = command(tiny_folder, tmp_path / "new" / "flax")
     assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'new' / 'flax'}\n")
-    assert "transformer/flax_model.safetensors" in files(tmp_path / "new" / "flax")
+    assert (tmp_path / "new" / "flax" / "transformer" / "checkpoint").is_dir()
+    result = command(tmp_path / "new" / "flax", tmp_path / "original", "--to", "original")
+    assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'original'}\n")
+    assert (tmp_path / "original" / "flux1.safetensors").is_file()
 
 
 def missing_folder(folder: Path):
@@ -166,8 +231,8 @@ def missing_folder(folder: Path):
 
 
 def no_pipeline(folder: Path):
-    (folder / "model_index.json").unlink()
-    return "model_index.json"
+    (folder / "model_index.json").write_text("FluxPipeline")
+    return "model_index.json is not JSON"
 
 
 def another_pipeline(folder: Path):
@@ -177,7 +242,7 @@ def another_pipeline(folder: Path):
 
 def missing_component(folder: Path):
     shutil.rmtree(folder / "vae")
-    return "missing folders: vae"
+    return "no weights of the vae; expected a folder vae"
 
 
 def truncated(folder: Path):

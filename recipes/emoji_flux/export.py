@@ -1,6 +1,5 @@
 """Writing the trained networks as a pipeline folder in diffusers' layout, in bfloat16."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from convert.mapping import to_torch
+from convert.pipeline import MODEL_INDEX, write_json
 from convert.tables import COMPONENTS
 from convert.tensors import write_component
 
@@ -27,31 +27,12 @@ SCHEDULER = {
     "shift": 1.0,
     "use_dynamic_shifting": True,
 }
-MODEL_INDEX = {
-    "_class_name": "FluxPipeline",
-    "_diffusers_version": DIFFUSERS_VERSION,
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "T5TokenizerFast"],
-    "transformer": ["diffusers", "FluxTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 STEMS = {
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, making the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def export(out: Path, configs: Mapping[str, Any], params: Mapping[str, PyTree]) -> None:

@@ -1,0 +1,80 @@
+"""Our own layout of a model's weights: its Flax tree in an Orbax checkpoint (OCDBT)."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from convert.errors import InputError
+from convert.mapping import MEND, differences, flatten, nest, refuse
+
+FOLDER = "checkpoint"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a model's folder holds its weights in this layout."""
+    return (folder / FOLDER).is_dir()
+
+
+def write_params(folder: Path, params: Mapping[str, Any]) -> None:
+    """Writes a model's parameters into its folder."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / FOLDER).absolute(), params)
+
+
+def stored_shapes(folder: Path) -> dict[str, Any]:
+    """Shapes and types of the leaves, by their paths joined by "/".
+
+    Raises:
+        InputError: the folder holds no whole checkpoint.
+    """
+    path = (folder / FOLDER).absolute()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return flatten(checkpointer.metadata(path).item_metadata.tree)
+    except (ValueError, OSError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"{path}: not a whole checkpoint ({type(error).__name__}); convert the model again"
+        ) from error
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all leaves.
+
+    Raises:
+        InputError: see `stored_shapes`.
+    """
+    leaves = stored_shapes(folder).values()
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def read_params(folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Reads a model's parameters from its folder.
+
+    Args:
+        folder: the model's.
+        wanted: nested dictionaries of `jax.ShapeDtypeStruct`; those with a sharding come onto the
+            devices as it says. By default all comes as it is, into the host's memory.
+
+    Raises:
+        InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
+    """
+    stored = stored_shapes(folder)
+    if wanted is None:
+        leaves = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored.items()
+        }
+        wanted = nest(leaves)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(wanted).items()}
+    refuse(folder, MEND, differences(stored, shapes))
+    path = (folder / FOLDER).absolute()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, wanted)
+    except Exception as error:
+        # Orbax names no class of its own for files that cannot be read.
+        raise InputError(f"{path}: damaged; convert the model again") from error
