@@ -29,6 +29,8 @@ MEND = "take weights and config.json of one model"
 Params = Mapping[str, Any]
 # Tensors that are read at once, besides the leaf that they fill.
 READERS = 8
+# Numbers that are looked at together.
+PIECE = 1 << 19
 # Bits of the exponent, all of them set in what is infinite or no number.
 EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
@@ -127,8 +129,7 @@ def to_flax(
 
     Args:
         table: names of the component.
-        tensors: arrays, or anything with `.shape` and slices that `np.asarray` reads
-            (`StoredTensor`, `torch.Tensor`), by PyTorch name.
+        tensors: arrays (of a mapped file, for instance), or `torch.Tensor`s, by PyTorch name.
         shapes: nested dictionaries of objects with `.shape`: the tree to fill.
         source: where the tensors come from, for error messages.
         mend: what the user can do about tensors that do not fit, for error messages.
@@ -137,7 +138,7 @@ def to_flax(
 
     Returns:
         Nested dictionaries of what `place` made of arrays with the given shapes and the tensors'
-        own dtypes.
+        own dtypes. In memory these lie as the tensors do: transposing is left to `place`.
 
     Raises:
         InputError: tensors are missing, surplus or misshapen, or hold what is no finite number;
@@ -168,7 +169,7 @@ def to_flax(
         for path, blocks in holders.items():
             first, *others = blocks
             part = read(first)
-            leaf = np.empty(flat_shapes[path], part.dtype)
+            leaf = _lying_like(part, flat_shapes[path])
 
             def fill(holder: tuple[_Slot, int], leaf: np.ndarray = leaf) -> int:
                 part = read(holder)
@@ -190,6 +191,13 @@ def to_flax(
     return nest(flat)
 
 
+def _lying_like(part: np.ndarray, shape: Shape) -> np.ndarray:
+    """An array of one or more parts, whose axes follow each other in memory as the part's do."""
+    stacked = len(shape) - part.ndim
+    order = [*range(stacked), *(stacked + np.argsort([-s for s in part.strides], kind="stable"))]
+    return np.empty([shape[axis] for axis in order], part.dtype).transpose(np.argsort(order))
+
+
 def _bits(array: np.ndarray) -> np.ndarray:
     """The array as whole numbers, which NumPy copies faster than floats that it does not know."""
     return array.view(f"u{array.itemsize}") if array.dtype.name in EXPONENTS else array
@@ -201,7 +209,10 @@ def _finite(array: np.ndarray) -> bool:
     if exponent is None:
         return array.dtype.kind != "f" or bool(np.isfinite(array).all())
     mask = np.array(exponent, f"u{array.itemsize}")
-    return not bool(np.any((_bits(array) & mask) == mask))
+    flat = _bits(array).transpose(np.argsort([-s for s in array.strides])).reshape(-1)
+    # Pieces that stay in the processor's cache.
+    pieces = np.split(flat, range(PIECE, len(flat), PIECE))
+    return not any(((piece & mask) == mask).any() for piece in pieces)
 
 
 def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
@@ -227,6 +238,19 @@ def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
             leaves = [leaf[slot.block] for leaf in leaves]
         tensors[slot.name] = slot.row.rule.to_torch(leaves)
     return tensors
+
+
+def torch_shapes(table: Table, shapes: Params) -> dict[str, Shape]:
+    """Shapes of the PyTorch tensors that hold a Flax tree of these shapes, by their names.
+
+    Raises:
+        InputError: the table has no name for a leaf; lists every one.
+    """
+    slots, problems = _slots(
+        table, {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    )
+    refuse("parameters", MEND, problems)
+    return {slot.name: slot.shape for slot in slots}
 
 
 def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[_Slot], list[str]]:

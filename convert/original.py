@@ -99,6 +99,11 @@ def vae_table(levels: int) -> Table:
     return Table(tuple(_vae(levels)), stem="ae")
 
 
+def table(name: str, config: Mapping[str, Any]) -> Table:
+    """Names of a model, "transformer" or "vae", of these sizes."""
+    return TRANSFORMER if name == "transformer" else vae_table(len(config["block_out_channels"]))
+
+
 def _vae(levels: int) -> Iterable[Row]:
     for side in ("encoder", "decoder"):
         for name in ("conv_in", "conv_out"):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from convert import original
@@ -124,7 +125,12 @@ def read_tree(name: str, source: Source) -> dict[str, Any]:
     with tqdm(**title, disable=None) as bar:
         if isinstance(source, TorchSource):
             return to_flax(
-                source.table, source.tensors, shapes, source=source.where, advance=bar.update
+                source.table,
+                source.tensors,
+                shapes,
+                source=source.where,
+                place=np.ascontiguousarray,
+                advance=bar.update,
             )
         params = read_params(source.where)
         expected = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
@@ -151,9 +157,8 @@ def _write_original(name: str, source: Source, params: Any, target: Path, shard_
     if name not in SINGLE:
         _write_diffusers(name, source, params, target, shard_bytes)
         return
-    levels = len(source.config.get("block_out_channels", ()))
-    table = original.TRANSFORMER if name == "transformer" else original.vae_table(levels)
-    write_file(target / SINGLE[name], to_torch(table, params), {"format": "pt"})
+    tensors = to_torch(original.table(name, source.config), params)
+    write_file(target / SINGLE[name], tensors, {"format": "pt"})
 
 
 WRITERS: Mapping[str, Callable[[str, Source, Any, Path, int], None]] = {

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convert import checkpoint, original
 from convert.errors import InputError
 from convert.mapping import Table
 from convert.tables import COMPONENTS
-from convert.tensors import StoredTensor, read_component, read_file
+from convert.tensors import read_component, read_file
 
 SUFFIX = ".safetensors"
 SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -46,7 +48,7 @@ class TorchSource(Source):
     """
 
     table: Table
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, np.ndarray]
 
     @classmethod
     def of(
@@ -54,7 +56,7 @@ class TorchSource(Source):
         where: Path,
         config: Mapping[str, Any],
         table: Table,
-        tensors: Mapping[str, StoredTensor],
+        tensors: Mapping[str, np.ndarray],
     ) -> "TorchSource":
         """A source of these tensors."""
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -100,7 +102,7 @@ def open_source(path: Path, name: str) -> Source:
     ((file, tensors),) = found.items()
     plain = {key.removeprefix(original.BUNDLED): tensor for key, tensor in tensors.items()}
     config = single.config(file, plain)
-    return TorchSource.of(file, config, single.table(config), plain)
+    return TorchSource.of(file, config, original.table(name, config), plain)
 
 
 def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
@@ -139,7 +141,6 @@ class _Single:
 
     fits: Callable[[Mapping[str, Any]], bool]
     config: Callable[[Path, Mapping[str, Any]], dict[str, Any]]
-    table: Callable[[Mapping[str, Any]], Table]
     example: str
 
 
@@ -147,13 +148,11 @@ _SINGLE = {
     "transformer": _Single(
         original.is_transformer,
         original.transformer_config,
-        lambda config: original.TRANSFORMER,
         "flux1-dev.safetensors",
     ),
     "vae": _Single(
         original.is_vae,
         original.vae_config,
-        lambda config: original.vae_table(len(config["block_out_channels"])),
         "ae.safetensors",
     ),
 }

@@ -1,19 +1,17 @@
-"""Weights in safetensors files: lazy reading of one file or of shards, atomic writing."""
+"""Weights in safetensors files: mapped, one file or shards, and written at once or not at all."""
 
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.errors import InputError
-from convert.rules import Shape
 
 # File names without suffix: diffusers, transformers.
 STEMS = ("diffusion_pytorch_model", "model")
@@ -24,6 +22,8 @@ TYPES = {
     "float32": "F32",
     "float16": "F16",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
     "int64": "I64",
     "int32": "I32",
     "int16": "I16",
@@ -31,29 +31,7 @@ TYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a safetensors file; `np.asarray` reads it, a slice only that part of it.
-
-    Attributes:
-        nbytes: its bytes in the file.
-    """
-
-    file: Any
-    name: str
-    shape: Shape
-    nbytes: int
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Reads the tensor (bfloat16 as ml_dtypes has it)."""
-        tensor = self.file.get_tensor(self.name)
-        return tensor if dtype is None else tensor.astype(dtype)
-
-    def __getitem__(self, key: slice) -> np.ndarray:
-        """Reads some of the tensor's first axis."""
-        return self.file.get_slice(self.name)[key]
+NUMPY = {theirs: jnp.dtype(ours) for ours, theirs in TYPES.items()}
 
 
 def open_safetensors(path: Path) -> Any:
@@ -72,24 +50,32 @@ def open_safetensors(path: Path) -> Any:
         ) from error
 
 
-def read_file(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of one safetensors file, unread.
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of one safetensors file, as views of the mapped file: unread until looked at.
 
     Raises:
-        InputError: see `open_safetensors`.
+        InputError: see `open_safetensors`; or a type is one that NumPy does not know.
     """
-    file = open_safetensors(path)
+    # The library checks what the header says; its own reading holds Python's lock and copies.
+    open_safetensors(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    size = path.stat().st_size - 8 - length
+    data = np.memmap(path, np.uint8, "r", 8 + length) if size else np.empty(0, np.uint8)
     tensors = {}
-    for name in file.keys():  # noqa: SIM118 (safe_open is no dictionary)
-        part = file.get_slice(name)
-        shape = tuple(part.get_shape())
-        # A name such as BF16 or F8_E4M3 says how many bits a number has.
-        bits = int(re.findall(r"\d+", part.get_dtype())[0]) if part.get_dtype() != "BOOL" else 8
-        tensors[name] = StoredTensor(file, name, shape, math.prod(shape) * bits // 8)
+    for name in sorted(header.keys() - {"__metadata__"}):
+        entry = header[name]
+        if entry["dtype"] not in NUMPY:
+            raise InputError(f"{path}: {name} is {entry['dtype']}; save it in another type")
+        begin, end = entry["data_offsets"]
+        tensors[name] = (
+            np.asarray(data[begin:end]).view(NUMPY[entry["dtype"]]).reshape(entry["shape"])
+        )
     return tensors
 
 
-def read_component(folder: Path) -> dict[str, StoredTensor]:
+def read_component(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of a model's folder, unread: one file, or the shards that an index lists.
 
     Raises:
@@ -111,7 +97,7 @@ def read_component(folder: Path) -> dict[str, StoredTensor]:
     )
 
 
-def _read_shards(index: Path) -> dict[str, StoredTensor]:
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
     try:
         places: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
@@ -178,7 +164,7 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
 
 def write_component(
     folder: Path,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Any],
     stem: str,
     metadata: Mapping[str, str],
     shard_bytes: int = SHARD_BYTES,
@@ -187,7 +173,7 @@ def write_component(
 
     Args:
         folder: made if absent; older weights of the same stem in it are replaced.
-        tensors: arrays by name.
+        tensors: as `write_file` takes them, with `.nbytes`.
         stem: file name without suffix, for instance `diffusion_pytorch_model`.
         metadata: the files' metadata; PyTorch's readers want {"format": "pt"}.
         shard_bytes: most bytes a file, unless one tensor alone is larger.
@@ -212,7 +198,7 @@ def write_component(
             stale.unlink()
 
 
-def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> Iterator[list[str]]:
+def _shards(tensors: Mapping[str, Any], limit: int) -> Iterator[list[str]]:
     """Names, in order, in groups of at most `limit` bytes."""
     group: list[str] = []
     size = 0

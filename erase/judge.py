@@ -219,7 +219,7 @@ class Judge:
         config = JudgeConfig(**{k: _tupled(v) for k, v in read.items() if k in names})
         wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
         shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
-        tensors = {path: np.asarray(leaf) for path, leaf in read_file(folder / WEIGHTS).items()}
+        tensors = read_file(folder / WEIGHTS)
         if odd := sorted(p for p in shapes.keys() | tensors if not _fits(p, shapes, tensors)):
             raise InputError(
                 f"{folder / WEIGHTS} does not fit {CONFIG}; missing, surplus or misshapen: "

@@ -1,0 +1,214 @@
+"""Writes a pipeline of FLUX.1's size and names with random weights, to measure and test on.
+
+    python -m benchmarks.make_checkpoint DST [--variant dev|schnell] [--layout diffusers|original]
+
+All is bfloat16 and the same for the same seed: 34 GB for [dev], of which 24 GB are the
+transformer's. Matrices have a variance that keeps the scale of what goes through, norms are near 1.
+The tokenizers are the small model's, whose ids the large encoders know too.
+"""
+
+import argparse
+import math
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from scipy.stats import norm
+from tqdm import tqdm
+
+from convert import original
+from convert.errors import InputError, exits_cleanly
+from convert.mapping import torch_shapes
+from convert.pipeline import INDEX, MODEL_INDEX, SINGLE, write_json
+from convert.rules import Shape
+from convert.source import SCHEDULER, read_config
+from convert.tables import COMPONENTS
+from convert.tensors import write_component, write_file
+from flux_jax.load import abstract_params
+
+TOKENIZERS = Path("models", "emoji-flux")
+DTYPE = np.dtype(ml_dtypes.bfloat16)
+# As many different values as a byte has: drawing bytes is many times faster than drawing normals.
+QUANTILES = norm.ppf((np.arange(256) + 0.5) / 256).astype(np.float32)
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RandomTensor:
+    """A seeded normal tensor in bfloat16 that is drawn when `np.asarray` reads it."""
+
+    shape: Shape
+    mean: float
+    deviation: float
+    seed: int
+    advance: Any
+    dtype: np.dtype = DTYPE
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Draws it."""
+        values = (self.mean + self.deviation * QUANTILES).astype(self.dtype).view(np.uint16)
+        drawn = np.frombuffer(np.random.default_rng(self.seed).bytes(math.prod(self.shape)), "u1")
+        self.advance(self.nbytes)
+        tensor = values[drawn].view(self.dtype).reshape(self.shape)
+        return tensor if dtype is None else tensor.astype(dtype)
+
+
+def configs(variant: str) -> Configs:
+    """What the `config.json` of FLUX.1's models say, by their folders.
+
+    Args:
+        variant: "dev" or "schnell".
+    """
+    return {
+        "transformer": {
+            "_class_name": "FluxTransformer2DModel",
+            "attention_head_dim": 128,
+            "axes_dims_rope": [16, 56, 56],
+            "guidance_embeds": variant == "dev",
+            "in_channels": 64,
+            "joint_attention_dim": 4096,
+            "num_attention_heads": 24,
+            "num_layers": 19,
+            "num_single_layers": 38,
+            "out_channels": None,
+            "patch_size": 1,
+            "pooled_projection_dim": 768,
+        },
+        "text_encoder": {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "bos_token_id": 1024,
+            "eos_token_id": 1025,
+            "pad_token_id": 1025,
+            "hidden_act": "quick_gelu",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "layer_norm_eps": 1e-5,
+            "max_position_embeddings": 77,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "projection_dim": 768,
+            "vocab_size": 49408,
+        },
+        "text_encoder_2": {
+            "architectures": ["T5EncoderModel"],
+            "model_type": "t5",
+            "d_ff": 10240,
+            "d_kv": 64,
+            "d_model": 4096,
+            "dense_act_fn": "gelu_new",
+            "feed_forward_proj": "gated-gelu",
+            "is_encoder_decoder": True,
+            "is_gated_act": True,
+            "layer_norm_epsilon": 1e-6,
+            "num_heads": 64,
+            "num_layers": 24,
+            "relative_attention_max_distance": 128,
+            "relative_attention_num_buckets": 32,
+            "tie_word_embeddings": False,
+            "vocab_size": 32128,
+        },
+        "vae": {
+            "_class_name": "AutoencoderKL",
+            "act_fn": "silu",
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": 16,
+            "layers_per_block": 2,
+            "mid_block_add_attention": True,
+            "force_upcast": True,
+            **original.VAE_FIXED,
+        },
+    }
+
+
+def make(
+    target: Path, sizes: Configs, layout: str = "diffusers", seed: int = 0, t5_tokens: int = 512
+) -> None:
+    """Writes the pipeline.
+
+    Args:
+        target: folder to make.
+        sizes: the models' configurations, by folder.
+        layout: "diffusers", or "original" for the transformer and the autoencoder.
+        seed: of the weights.
+        t5_tokens: length of T5's input.
+
+    Raises:
+        InputError: the target exists.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists; choose another DST or remove it")
+    models = {}
+    for name, config in sizes.items():
+        single = layout == "original" and name in SINGLE
+        table = original.table(name, config) if single else COMPONENTS[name]
+        models[name] = single, table, torch_shapes(table, abstract_params(name, config))
+    total = sum(math.prod(shape) for *_, shapes in models.values() for shape in shapes.values())
+    with tqdm(desc="writing", total=total * DTYPE.itemsize, unit="B", unit_scale=True) as bar:
+        for name, (single, table, shapes) in models.items():
+            tensors = {
+                tensor: random_tensor(tensor, shape, seed, bar.update)
+                for tensor, shape in shapes.items()
+            }
+            if single:
+                write_file(target / SINGLE[name], tensors, {"format": "pt"})
+            else:
+                write_component(target / name, tensors, table.stem, {"format": "pt"})
+                write_json(target / name / "config.json", sizes[name])
+    write_json(
+        target / SCHEDULER, original.schedule_config(sizes["transformer"]["guidance_embeds"])
+    )
+    if layout == "diffusers":
+        write_json(target / INDEX, MODEL_INDEX)
+    for name, limit in (
+        ("tokenizer", sizes["text_encoder"]["max_position_embeddings"]),
+        ("tokenizer_2", t5_tokens),
+    ):
+        shutil.copytree(TOKENIZERS / name, target / name)
+        file = target / name / "tokenizer_config.json"
+        write_json(file, read_config(file) | {"model_max_length": limit})
+
+
+def random_tensor(name: str, shape: Shape, seed: int, advance: Any) -> RandomTensor:
+    """The tensor of a name; the same for the same seed, whatever else is drawn."""
+    own = zlib.crc32(f"{seed}:{name}".encode())
+    if len(shape) > 1:
+        return RandomTensor(shape, 0.0, math.prod(shape[1:]) ** -0.5, own, advance)
+    return RandomTensor(shape, 0.0 if name.endswith("bias") else 1.0, 0.02, own, advance)
+
+
+@exits_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.make_checkpoint", description=__doc__
+    )
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
+    parser.add_argument("--variant", choices=("dev", "schnell"), default="dev")
+    parser.add_argument("--layout", choices=("diffusers", "original"), default="diffusers")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    options = parser.parse_args(arguments)
+    # Only shapes are traced: an accelerator would be taken for nothing.
+    jax.config.update("jax_platforms", "cpu")
+    make(options.target, configs(options.variant), options.layout, options.seed)
+    print(options.target)
+
+
+if __name__ == "__main__":
+    main()
