@@ -19,10 +19,12 @@ class Model:
         path: folder in diffusers' layout or with Black Forest Labs' own files, the transformer's
             single file there, or the name of a repository on the Hugging Face hub.
         dtype: of weights and products; by default float32 on CPU, else bfloat16.
+        remat: whether backward passes compute each block anew: less memory, a third more time.
     """
 
     path: str = "models/emoji-flux"
     dtype: str | None = choice(None, "float32", "bfloat16")
+    remat: bool = False
 
 
 @dataclass(frozen=True)

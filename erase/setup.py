@@ -56,7 +56,7 @@ class Setup:
             mesh: devices.
         """
         return cls(
-            transformer=transformer,
+            transformer=transformer.clone(remat=config.model.remat),
             mesh=mesh or make_mesh(runs, config.batch_size),
             batch_size=config.batch_size,
             guidance=config.guidance,

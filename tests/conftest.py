@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 from endpoint import SECRET, Endpoint  # noqa: E402
+from flux_case import case  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session")

@@ -1,124 +1,22 @@
 """The Flax MMDiT against diffusers, part by part, in float32."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import apply_rotary_emb
-from peft import LoraConfig
+from flux_case import BATCH, assert_close, masks_of
 
 from convert.errors import InputError
-from convert.mapping import to_flax
-from convert.tables import TRANSFORMER
 from flux_jax import lora
 from flux_jax.attention import rope_tables
 from flux_jax.blocks import DualStreamBlock, Shared, SingleStreamBlock
 from flux_jax.layers import MLP, Dense, Modulation, modulate, sinusoid
 from flux_jax.transformer import FluxConfig, FluxTransformer
-
-SHAPES = {
-    # depth of both streams, heads, head width, guidance, text tokens, image tokens, RoPE axes
-    "guided-16": ((1, 3), 2, 16, True, 5, (3, 4), (4, 6, 6)),
-    "plain-32": ((3, 1), 3, 32, False, 16, (4, 4), (8, 12, 12)),
-    "guided-64": ((2, 2), 1, 64, True, 33, (2, 5), (0, 32, 32)),
-}
-BATCH = 2
-
-
-@partial(jax.jit, static_argnums=0, static_argnames=("attention", "stop_after"))
-def run(config, variables, arguments, token_masks, **options):
-    model = FluxTransformer(config)
-    return model.apply(variables, *arguments, token_masks=token_masks, **options)
-
-
-@dataclass
-class Case:
-    torch_model: Any
-    config: FluxConfig
-    params: Any
-    inputs: dict[str, np.ndarray]
-    image_ids: np.ndarray
-
-    def torch_inputs(self):
-        ids = torch.zeros(self.inputs["text"].shape[1], 3)
-        guidance = torch.tensor(self.inputs["guidance"]) if self.config.guidance_embeds else None
-        return dict(
-            hidden_states=torch.tensor(self.inputs["latents"]),
-            encoder_hidden_states=torch.tensor(self.inputs["text"]),
-            pooled_projections=torch.tensor(self.inputs["pooled"]),
-            timestep=torch.tensor(self.inputs["timestep"]),
-            img_ids=torch.tensor(self.image_ids),
-            txt_ids=ids,
-            guidance=guidance,
-        )
-
-    def flax_arguments(self):
-        guidance = self.inputs["guidance"] if self.config.guidance_embeds else None
-        parts = [self.inputs[name] for name in ("latents", "text", "pooled", "timestep")]
-        return (*parts, self.image_ids, guidance)
-
-    def apply(self, lora_tree=None, token_masks=None, attention=None, stop_after=None):
-        variables = {"params": self.params} | ({} if lora_tree is None else {"lora": lora_tree})
-        arguments = (variables, self.flax_arguments(), token_masks)
-        return run(self.config, *arguments, attention=attention, stop_after=stop_after)
-
-
-@pytest.fixture(scope="module", params=list(SHAPES))
-def case(request) -> Case:
-    depths, heads, dim, guided, tokens, (height, width), axes = SHAPES[request.param]
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        in_channels=8,
-        num_layers=depths[0],
-        num_single_layers=depths[1],
-        attention_head_dim=dim,
-        num_attention_heads=heads,
-        joint_attention_dim=20,
-        pooled_projection_dim=12,
-        guidance_embeds=guided,
-        axes_dims_rope=axes,
-    ).eval()
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if name.endswith("bias") or "norm_" in name:
-                tensor.add_(0.3 * torch.randn_like(tensor))
-    config = FluxConfig.from_dict(dict(model.config))
-    rng = np.random.default_rng(1)
-    ids = np.zeros((height, width, 3), np.float32)
-    ids[..., 1] = np.arange(height)[:, None]
-    ids[..., 2] = np.arange(width)[None]
-    ids = ids.reshape(-1, 3)
-    inputs = {
-        "latents": rng.normal(size=(BATCH, len(ids), 8)),
-        "text": rng.normal(size=(BATCH, tokens, 20)),
-        "pooled": rng.normal(size=(BATCH, 12)),
-        "timestep": np.array([0.731, 0.05]),
-        "guidance": np.array([3.5, 1.25]),
-    }
-    inputs = {name: value.astype(np.float32) for name, value in inputs.items()}
-    flax_model = FluxTransformer(config)
-    guidance = inputs["guidance"] if config.guidance_embeds else None
-    shapes = jax.eval_shape(
-        flax_model.init,
-        jax.random.key(0),
-        *(inputs[name] for name in ("latents", "text", "pooled", "timestep")),
-        ids,
-        guidance,
-    )["params"]
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return Case(model, config, to_flax(TRANSFORMER, state, shapes), inputs, ids)
-
-
-def assert_close(ours, reference, bound=2e-5):
-    reference = reference.detach().numpy() if isinstance(reference, torch.Tensor) else reference
-    assert ours.shape == reference.shape
-    assert np.max(np.abs(np.asarray(ours) - reference)) <= bound * np.max(np.abs(reference))
 
 
 @torch.no_grad()
@@ -266,12 +164,6 @@ def torch_attention(case):
     return np.stack(found)
 
 
-def masks_of(case, seed=3):
-    text = case.inputs["text"].shape[1]
-    rng = np.random.default_rng(seed)
-    return (rng.random((BATCH, text, 3)) < 0.4).astype(np.float32)
-
-
 def test_attention_weights_equal_pytorch(case):
     velocity, out = case.apply(attention="weights")
     assert_close(out["attention"], torch_attention(case))
@@ -326,77 +218,46 @@ def test_unrolled_blocks_give_the_same_values_and_gradients(case):
     assert loops[1] < loops[0]
 
 
+@pytest.mark.parametrize("case", ["guided-16"], indirect=True)
+def test_remat_gives_the_same_gradients_from_less_memory(case):
+    tree = jax.tree.map(lambda leaf: leaf + 0.1, lora.init(jax.random.key(0), case.params, rank=2))
+    masks = masks_of(case)
+    # So many blocks and tokens that what they keep is most of the memory.
+    config = replace(case.config, num_layers=4, num_single_layers=8)
+    deep = {"dual_blocks": 4, "single_blocks": 8}
+
+    def first_times(count, tree):
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], count, axis=0), tree)
+
+    params = case.params | {n: first_times(count, case.params[n]) for n, count in deep.items()}
+    tree = {"dual_blocks": first_times(4, tree["dual_blocks"])}
+
+    def value(remat, tree):
+        velocity, out = FluxTransformer(config, remat=remat).apply(
+            {"params": params, "lora": tree}, *case.flax_arguments(), token_masks=masks
+        )
+        return jnp.sum(jnp.square(velocity)) + jnp.sum(jnp.square(out["attention"]))
+
+    kept, anew = (
+        jax.jit(jax.value_and_grad(partial(value, remat))).lower(tree).compile()
+        for remat in (False, True)
+    )
+    for one, other in zip(*(jax.tree.leaves(f(tree)) for f in (kept, anew)), strict=True):
+        assert_close(one, np.asarray(other))
+    assert temporary(anew) < 0.6 * temporary(kept)
+
+
+def temporary(compiled):
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
 def test_stop_after_dual_gives_the_same_attention_and_no_velocity(case):
     masks = masks_of(case)
     velocity, out = case.apply(token_masks=masks, stop_after="dual")
     assert velocity is None
     np.testing.assert_array_equal(out["attention"], case.apply(token_masks=masks)[1]["attention"])
-
-
-def test_fresh_adapter_gives_the_base_bit_for_bit(case):
-    tree = lora.init(jax.random.key(1), case.params, rank=4)
-    np.testing.assert_array_equal(case.apply(tree)[0], case.apply()[0])
-
-
-def test_strength_is_traced_and_zero_gives_the_base(case):
-    tree = lora.init(jax.random.key(1), case.params, rank=4)
-    adapter = lora.Adapter(jax.tree.map(lambda leaf: leaf + 0.1, tree), alpha=4.0)
-    run = jax.jit(lambda strength: case.apply(adapter.scaled(strength))[0])
-    base = jax.jit(lambda: case.apply()[0])()
-    np.testing.assert_array_equal(run(0.0), base)
-    assert np.any(np.asarray(run(1.0)) != base)
-    assert run._cache_size() == 1
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("alpha", [4.0, 10.0])
-def test_adapter_equals_peft(case, alpha):
-    targets = (*lora.TEXT_QUERY_KEY, "dual_blocks/attn/to_q", "single_blocks/attn/to_k")
-    tree = lora.init(jax.random.key(2), case.params, targets, rank=4)
-    tree = jax.tree.map(lambda leaf: leaf + 0.05, tree)
-    model = case.torch_model
-    names = r"transformer_blocks\.\d+\.attn\.(add_q_proj|add_k_proj|to_q)"
-    names = rf"({names})|(single_transformer_blocks\.\d+\.attn\.to_k)"
-    model.add_adapter(LoraConfig(r=4, lora_alpha=alpha, target_modules=names), "test")
-    try:
-        blocks = {"dual_blocks": model.transformer_blocks}
-        blocks["single_blocks"] = model.single_transformer_blocks
-        for target in targets:
-            stream, _, layer = target.split("/")
-            for index, block in enumerate(blocks[stream]):
-                module = getattr(block.attn, layer)
-                pair = tree[stream]["attn"][layer]
-                module.lora_A["test"].weight.copy_(torch.tensor(np.asarray(pair["A"][index].T)))
-                module.lora_B["test"].weight.copy_(torch.tensor(np.asarray(pair["B"][index].T)))
-        theirs = model(**case.torch_inputs()).sample
-    finally:
-        model.delete_adapters("test")
-        model.unload_lora()
-    ours = case.apply(lora.Adapter(tree, alpha).scaled())[0]
-    assert np.max(np.abs(ours - np.asarray(case.apply()[0]))) > 1e-3
-    assert_close(ours, theirs)
-
-
-def test_combined_adapters_add_up(case):
-    first, second = (
-        lora.Adapter(jax.tree.map(lambda leaf: leaf + 0.1, tree), alpha=5.0)
-        for tree in (
-            lora.init(jax.random.key(0), case.params, rank=2),
-            lora.init(jax.random.key(1), case.params, rank=3),
-        )
-    )
-    pair = lora.combine([(first, 0.5), (second, 2.0)])["dual_blocks"]["attn"]["add_q_proj"]
-    expected = sum(
-        strength
-        * (5.0 / a.rank)
-        * jnp.einsum(
-            "lir,lro->lio",
-            *(a.lora["dual_blocks"]["attn"]["add_q_proj"][part] for part in ("A", "B")),
-        )
-        for a, strength in ((first, 0.5), (second, 2.0))
-    )
-    assert_close(jnp.einsum("lir,lro->lio", pair["A"], pair["B"]), np.asarray(expected))
-    assert lora.combine([]) is None
 
 
 def test_bfloat16_compute_stays_near_float32(case):
@@ -412,11 +273,6 @@ def test_guidance_must_fit_the_model(case):
     wrong = np.ones(BATCH, np.float32) if guidance is None else None
     with pytest.raises(InputError, match="guidance"):
         FluxTransformer(case.config).apply({"params": case.params}, *arguments, wrong)
-
-
-def test_adapter_target_must_exist(case):
-    with pytest.raises(InputError, match="add_z_proj"):
-        lora.init(jax.random.key(0), case.params, ("dual_blocks/attn/add_z_proj",))
 
 
 def test_config_must_be_whole_and_consistent(case):

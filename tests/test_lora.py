@@ -1,0 +1,83 @@
+"""Adapters on the MMDiT against PEFT's, their strengths and their sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flux_case import assert_close
+from peft import LoraConfig
+
+from convert.errors import InputError
+from flux_jax import lora
+
+
+def test_fresh_adapter_gives_the_base_bit_for_bit(case):
+    tree = lora.init(jax.random.key(1), case.params, rank=4)
+    np.testing.assert_array_equal(case.apply(tree)[0], case.apply()[0])
+
+
+def test_strength_is_traced_and_zero_gives_the_base(case):
+    tree = lora.init(jax.random.key(1), case.params, rank=4)
+    adapter = lora.Adapter(jax.tree.map(lambda leaf: leaf + 0.1, tree), alpha=4.0)
+    run = jax.jit(lambda strength: case.apply(adapter.scaled(strength))[0])
+    base = jax.jit(lambda: case.apply()[0])()
+    np.testing.assert_array_equal(run(0.0), base)
+    assert np.any(np.asarray(run(1.0)) != base)
+    assert run._cache_size() == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("alpha", [4.0, 10.0])
+def test_adapter_equals_peft(case, alpha):
+    targets = (*lora.TEXT_QUERY_KEY, "dual_blocks/attn/to_q", "single_blocks/attn/to_k")
+    tree = lora.init(jax.random.key(2), case.params, targets, rank=4)
+    tree = jax.tree.map(lambda leaf: leaf + 0.05, tree)
+    model = case.torch_model
+    names = r"transformer_blocks\.\d+\.attn\.(add_q_proj|add_k_proj|to_q)"
+    names = rf"({names})|(single_transformer_blocks\.\d+\.attn\.to_k)"
+    model.add_adapter(LoraConfig(r=4, lora_alpha=alpha, target_modules=names), "test")
+    try:
+        blocks = {"dual_blocks": model.transformer_blocks}
+        blocks["single_blocks"] = model.single_transformer_blocks
+        for target in targets:
+            stream, _, layer = target.split("/")
+            for index, block in enumerate(blocks[stream]):
+                module = getattr(block.attn, layer)
+                pair = tree[stream]["attn"][layer]
+                module.lora_A["test"].weight.copy_(torch.tensor(np.asarray(pair["A"][index].T)))
+                module.lora_B["test"].weight.copy_(torch.tensor(np.asarray(pair["B"][index].T)))
+        theirs = model(**case.torch_inputs()).sample
+    finally:
+        model.delete_adapters("test")
+        model.unload_lora()
+    ours = case.apply(lora.Adapter(tree, alpha).scaled())[0]
+    assert np.max(np.abs(ours - np.asarray(case.apply()[0]))) > 1e-3
+    assert_close(ours, theirs)
+
+
+def test_combined_adapters_add_up(case):
+    first, second = (
+        lora.Adapter(jax.tree.map(lambda leaf: leaf + 0.1, tree), alpha=5.0)
+        for tree in (
+            lora.init(jax.random.key(0), case.params, rank=2),
+            lora.init(jax.random.key(1), case.params, rank=3),
+        )
+    )
+    pair = lora.combine([(first, 0.5), (second, 2.0)])["dual_blocks"]["attn"]["add_q_proj"]
+    expected = sum(
+        strength
+        * (5.0 / a.rank)
+        * jnp.einsum(
+            "lir,lro->lio",
+            *(a.lora["dual_blocks"]["attn"]["add_q_proj"][part] for part in ("A", "B")),
+        )
+        for a, strength in ((first, 0.5), (second, 2.0))
+    )
+    assert_close(jnp.einsum("lir,lro->lio", pair["A"], pair["B"]), np.asarray(expected))
+    assert lora.combine([]) is None
+
+
+def test_adapter_target_must_exist(case):
+    with pytest.raises(InputError, match="add_z_proj"):
+        lora.init(jax.random.key(0), case.params, ("dual_blocks/attn/add_z_proj",))
