@@ -1,6 +1,6 @@
 """Erases a concept: trains an adapter at two levels, evaluates it and writes a report.
 
-    python -m erase.train --config configs/emoji_soccer_ball.py --workdir RUN [--resume]
+    python -m erase.train --config CONFIG.py --workdir RUN [--resume | --overwrite]
 
 Several runs train at once where the configuration names them (`each`); each then has a folder of
 its own in RUN, and the checkpoints in RUN are everybody's.
@@ -42,6 +42,7 @@ from erase import (
     summary,
     synonyms,
 )
+from erase import workdir as workdirs
 from erase.bank import Bank
 from erase.command import FLAG, begin, define_flag, parse_flags
 from erase.config import Config
@@ -55,12 +56,15 @@ from flux_jax.pipeline import Pipeline, load
 
 PACKAGE = "erase-anything-jax"
 METRICS = "metrics.jsonl"
-# What a resumed run may change: how far it goes, what follows, how it was started.
-FREE = ("iterations", "checkpoint_every", "evaluation", "command", "synonyms_from")
 
 
 def run(
-    runs: Mapping[str, Config], workdir: Path, *, resume: bool = False, command: str = ""
+    runs: Mapping[str, Config],
+    workdir: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str = "",
 ) -> dict[str, Adapter]:
     """Whole runs: prepare, train all at once, write the adapters, evaluate, report.
 
@@ -68,6 +72,7 @@ def run(
         runs: configurations by name, as `load_runs` gives them.
         workdir: folder of the checkpoints; a run's own has its name in there.
         resume: whether to go on from the latest checkpoint, if there is one.
+        overwrite: whether to take the place of runs in the folder.
         command: how the runs were started, for the reports.
 
     Returns:
@@ -87,7 +92,7 @@ def run(
         )
         for name, (config, source) in settled.items()
     }
-    check_folder(workdir, descriptions, resume)
+    workdirs.check(workdir, descriptions, resume=resume, overwrite=overwrite)
     pipe = open_model(first)
     written = {name: sentences.settle(configs[name], folders[name]) for name in runs}
     configs = {name: config for name, (config, _) in written.items()}
@@ -101,8 +106,10 @@ def run(
             stopping.plan(config, pipe)
     # A target that the model lacks is told before anything is written.
     jax.eval_shape(lambda: start(jax.random.key(0), pipe.params["transformer"], first))
+    if overwrite:
+        workdirs.clear(workdir, runs)
     for name, folder in folders.items():
-        write(folder / "config.json", json.dumps(descriptions[name], indent=2) + "\n")
+        write(folder / workdirs.CONFIG, json.dumps(descriptions[name], indent=2) + "\n")
         write(folder / irrelevant.FILE, describe(words[name]))
         _, further = written[name]
         if configs[name].more_prompts:
@@ -161,30 +168,6 @@ def learn(
 
     state = train(configs, setup, workdir, state, params, prepared, train_keys, erased)
     return {name: adapter_of(name, state) for name in configs}
-
-
-def check_folder(workdir: Path, descriptions: Mapping[str, Any], resume: bool) -> None:
-    """Makes sure that no other run is lost or mixed up.
-
-    Raises:
-        InputError: the folder holds runs that are not to be resumed, or ones of other settings.
-    """
-    if not checkpoints.has_checkpoints(workdir):
-        return
-    if not resume:
-        raise InputError(
-            f"workdir = {str(workdir)!r} holds a run already: "
-            "give --resume to go on with it, or another folder"
-        )
-    for name, description in descriptions.items():
-        path = workdir / name / "config.json"
-        earlier = json.loads(path.read_text()) if path.is_file() else {}
-        fields = [n for n in description if n not in FREE and earlier.get(n) != description[n]]
-        if fields:
-            raise InputError(
-                f"workdir = {str(workdir / name)!r} holds a run with another "
-                f"{', '.join(fields)}: give the same configuration, or another folder"
-            )
 
 
 def open_model(config: Config) -> Pipeline:
@@ -340,6 +323,7 @@ def main(argv: Sequence[str]) -> None:
         load_runs(given[FLAG].value),
         Path(given.workdir),
         resume=given.resume,
+        overwrite=given.overwrite,
         command=shlex.join(["python", "-m", "erase.train", *sys.argv[1:]]),
     )
 
@@ -350,6 +334,7 @@ def define_flags() -> None:
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
     flags.DEFINE_bool("resume", False, "Go on from the folder's latest checkpoint.")
+    flags.DEFINE_bool("overwrite", False, "Take the place of the run in the folder.")
 
 
 if __name__ == "__main__":

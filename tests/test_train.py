@@ -125,6 +125,10 @@ def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_p
     changed = replace(config, seed=3, lower=replace(config.lower, eta=2.0))
     with pytest.raises(InputError, match="holds a run with another seed, lower"):
         train.run({"": changed}, workdir, resume=True)
+    with pytest.raises(InputError, match="--resume and --overwrite exclude each other"):
+        train.run({"": config}, workdir, resume=True, overwrite=True)
+    with pytest.raises(InputError, match="'no/such/folder' does not exist"):
+        train.run({"": replace(config, model=Model("no/such/folder"))}, workdir, overwrite=True)
     assert (workdir / "metrics.jsonl").read_text() == before
     assert (workdir / "config.json").read_text() == (finished / "config.json").read_text()
 
@@ -171,6 +175,21 @@ def test_runs_that_train_at_once_are_what_each_is_alone(
     again = train.run({"ball": config, "apple": other}, workdir, resume=True)
     for a, b in zip(*(jax.tree.leaves(x["apple"].lora) for x in (adapters, again)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: Path):
+    workdir = tmp_path / "run"
+    (workdir / "pictures").mkdir(parents=True)
+    for name in ("config.json", "report.html", "pictures/after.png", "notes.txt"):
+        (workdir / name).write_text("{}")
+    # A run that had not come to its first checkpoint is one too.
+    with pytest.raises(InputError, match="--overwrite to lose it"):
+        train.run({"": config}, workdir)
+    train.run({"": replace(config, iterations=1)}, workdir, overwrite=True)
+    assert json.loads((workdir / "config.json").read_text())["concept"] == "soccer ball"
+    assert len(lines(workdir)) == 1
+    assert (workdir / "notes.txt").is_file()
+    assert not (workdir / "pictures").exists()
 
 
 def test_divergence_is_told():
