@@ -47,10 +47,10 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
         for name, run in every
     }
     pipe = open_model(next(iter(runs.values())))
-    banks = [
-        bank.make(config, pipe, bank.plan(config, pipe, [config.irrelevant]))
-        for config in runs.values()
-    ]
+    banks = []
+    for config in runs.values():
+        planned = bank.plan(config, pipe, [config.irrelevant])
+        banks.append(bank.make(config, pipe, planned, bank.encode(config, pipe, planned)))
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

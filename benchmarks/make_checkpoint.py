@@ -30,7 +30,7 @@ from convert.rules import Shape
 from convert.source import SCHEDULER, read_config
 from convert.tables import COMPONENTS
 from convert.tensors import write_component, write_file
-from flux_jax.load import abstract_params
+from flux_jax.weights import abstract_params
 
 TOKENIZERS = Path("models", "emoji-flux")
 DTYPE = np.dtype(ml_dtypes.bfloat16)

@@ -52,6 +52,16 @@ def stored_bytes(folder: Path) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
 
+def check(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Makes sure that a model's folder holds what `read_params` is to read.
+
+    Raises:
+        InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(wanted).items()}
+    refuse(folder, MEND, differences(stored_shapes(folder), shapes))
+
+
 def read_params(folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Reads a model's parameters from its folder.
 
@@ -63,14 +73,10 @@ def read_params(folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[s
     Raises:
         InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
     """
-    stored = stored_shapes(folder)
     if wanted is None:
-        leaves = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored.items()
-        }
-        wanted = nest(leaves)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(wanted).items()}
-    refuse(folder, MEND, differences(stored, shapes))
+        stored = stored_shapes(folder).items()
+        wanted = nest({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored})
+    check(folder, wanted)
     path = (folder / FOLDER).absolute()
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -144,13 +144,9 @@ def to_flax(
         InputError: tensors are missing, surplus or misshapen, or hold what is no finite number;
             lists every one.
     """
+    slots, tensors = _fitting(table, tensors, shapes, source, mend)
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-    slots, problems = _slots(table, flat_shapes)
-    expected = {slot.name: slot.shape for slot in slots}
-    tensors = _canonical(table, tensors, expected)
-    problems += differences(tensors, expected)
-    refuse(source, mend, problems)
-
+    problems: list[str] = []
     holders: dict[str, list[tuple[_Slot, int]]] = {}
     for slot in slots:
         for index, path in enumerate(slot.leaves):
@@ -189,6 +185,37 @@ def to_flax(
             flat[path] = place(leaf)
     refuse(source, mend, list(dict.fromkeys(problems)))
     return nest(flat)
+
+
+def check(
+    table: Table,
+    tensors: Mapping[str, Any],
+    shapes: Params,
+    *,
+    source: str | os.PathLike[str] = "weights",
+) -> None:
+    """Makes sure that `to_flax` will find each tensor; reads none.
+
+    Raises:
+        InputError: tensors are missing, surplus or misshapen; lists every one.
+    """
+    _fitting(table, tensors, shapes, source, MEND)
+
+
+def _fitting(
+    table: Table,
+    tensors: Mapping[str, Any],
+    shapes: Params,
+    source: str | os.PathLike[str],
+    mend: str,
+) -> tuple[list[_Slot], dict[str, Any]]:
+    """What a tree of these shapes holds, and the tensors under the table's names."""
+    flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    slots, problems = _slots(table, flat_shapes)
+    expected = {slot.name: slot.shape for slot in slots}
+    tensors = _canonical(table, tensors, expected)
+    refuse(source, mend, problems + differences(tensors, expected))
+    return slots, tensors
 
 
 def _lying_like(part: np.ndarray, shape: Shape) -> np.ndarray:

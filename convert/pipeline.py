@@ -35,7 +35,7 @@ from convert.source import (
 )
 from convert.tables import COMPONENTS
 from convert.tensors import SHARD_BYTES, write_component, write_file
-from flux_jax.load import abstract_params
+from flux_jax.weights import abstract_params
 
 INDEX = "model_index.json"
 # What diffusers reads to put a pipeline together.

@@ -157,18 +157,35 @@ def _shown(config: Config) -> tuple[str, ...]:
     return tuple(prompts[i % len(prompts)] for i in range(config.upper.pictures))
 
 
-def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
-    """Encodes the prompts and runs the frozen model, in batches of one size, with progress bars.
+def encode(config: Config, pipe: Pipeline, planned: Plan) -> Conditioning:
+    """Encodes all prompts of a bank, in batches of one size, with a progress bar.
+
+    After this the text encoders are not needed.
 
     Args:
         config: the run's configuration.
         pipe: the frozen model.
         planned: what `plan` drew.
+
+    Returns:
+        Sentences form by form, then the anchors, then what the pictures show.
     """
     forms = [prompt for group in planned.groups for prompt in group.prompts]
     origins = [prompt for anchors in planned.anchors for prompt in anchors]
-    encoded = _encode(pipe, [*forms, *origins, *planned.shown], config.bank.batch)
-    ends = np.cumsum([len(forms), len(origins)])
+    return _encode(pipe, [*forms, *origins, *planned.shown], config.bank.batch)
+
+
+def make(config: Config, pipe: Pipeline, planned: Plan, encoded: Conditioning) -> Bank:
+    """Runs the frozen model, in batches of one size, with progress bars.
+
+    Args:
+        config: the run's configuration.
+        pipe: the frozen model.
+        planned: what `plan` drew.
+        encoded: what `encode` made of it.
+    """
+    counts = [sum(len(g.prompts) for g in planned.groups), sum(map(len, planned.anchors))]
+    ends = np.cumsum(counts)
     of_forms, of_anchors, picture_prompts = (
         encoded[rows] for rows in np.split(np.arange(len(encoded.text)), ends)
     )

@@ -53,6 +53,7 @@ from erase.setup import Setup
 from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
+from flux_jax.weights import abstract_params
 
 PACKAGE = "erase-anything-jax"
 METRICS = "metrics.jsonl"
@@ -105,7 +106,8 @@ def run(
         if config.early_stop.every:
             stopping.plan(config, pipe)
     # A target that the model lacks is told before anything is written.
-    jax.eval_shape(lambda: start(jax.random.key(0), pipe.params["transformer"], first))
+    shapes = abstract_params("transformer", dataclasses.asdict(pipe.transformer.config))
+    jax.eval_shape(lambda: start(jax.random.key(0), shapes, first))
     if overwrite:
         workdirs.clear(workdir, runs)
     for name, folder in folders.items():
@@ -118,11 +120,11 @@ def run(
             f"{name and f'{name}: '}sentences come from {further.source}, "
             f"synonyms from {settled[name][1]}, irrelevant words from {words[name].source}"
         )
-    banks = [bank.make(configs[name], pipe, plans[name]) for name in runs]
-    # The text encoders, larger than all but the transformer, make room on the device.
-    pipe = with_encoders(pipe, jax.device_get)
+    encoded = {name: bank.encode(configs[name], pipe, plans[name]) for name in runs}
+    # The text encoders, larger than all but the transformer, make room for it.
+    pipe.release("text_encoder", "text_encoder_2")
+    banks = [bank.make(configs[name], pipe, plans[name], encoded[name]) for name in runs]
     adapters = learn(configs, pipe, banks, workdir)
-    pipe = with_encoders(pipe, jax.device_put)
     for name, adapter in adapters.items():
         write_adapter(adapter, configs[name], folders[name])
     results = {}
@@ -183,12 +185,6 @@ def open_model(config: Config) -> Pipeline:
             raise InputError(f"text_tokens = {config.text_tokens} is over the limit of {limit}")
         pipe.tokenizer_2.model_max_length = config.text_tokens
     return pipe
-
-
-def with_encoders(pipe: Pipeline, move: Callable[[PyTree], PyTree]) -> Pipeline:
-    """The pipeline with its text encoders' parameters moved to the host or to the device."""
-    moved = {name: move(pipe.params[name]) for name in ("text_encoder", "text_encoder_2")}
-    return dataclasses.replace(pipe, params={**pipe.params, **moved})
 
 
 def train(

@@ -16,20 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
-from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from convert.errors import InputError
 from convert.hub import find_model
 from convert.source import open_source, read_schedule
 from flux_jax.clip import CLIPTextEncoder
-from flux_jax.load import COMPONENTS, load_component
 from flux_jax.lora import Adapter, combine
 from flux_jax.sampling import denoise
 from flux_jax.schedule import Schedule
 from flux_jax.t5 import T5Encoder
 from flux_jax.transformer import FluxTransformer
 from flux_jax.vae import AutoencoderKL, latent_ids, pack, scale_latents, unpack, unscale_latents
+from flux_jax.weights import COMPONENTS, Weights, build
 
 
 @flax.struct.dataclass
@@ -54,7 +53,8 @@ class Pipeline:
     """A FLUX.1 pipeline; every step is callable on its own.
 
     Attributes:
-        params: parameters under the keys transformer, text_encoder, text_encoder_2 and vae.
+        params: parameters under the keys transformer, text_encoder, text_encoder_2 and vae; those
+            of a pipeline that was loaded are read when they are first needed.
     """
 
     transformer: FluxTransformer
@@ -70,6 +70,11 @@ class Pipeline:
     def pixels_per_token(self) -> int:
         """Side of the square of pixels that one image token stands for."""
         return 2 * self.vae.config.spatial_factor
+
+    def release(self, *names: str) -> None:
+        """Frees the memory of models that were loaded; they are read again if need be."""
+        if isinstance(self.params, Weights):
+            self.params.release(*names)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Latent height and width (before 2 x 2 packing) of a picture.
@@ -262,17 +267,14 @@ def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
     path = find_model(str(path))
     chosen = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     sources = {name: open_source(path, name) for name in COMPONENTS}
-    modules, params = {}, {}
-    total = sum(source.nbytes for source in sources.values())
-    title = f"loading {path.name}"
-    with tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=None) as bar:
-        for name, source in sources.items():
-            modules[name], params[name] = load_component(source, name, chosen, bar.update)
+    modules: dict[str, Any] = {
+        name: build(name, source.config, chosen) for name, source in sources.items()
+    }
     guidance = modules["transformer"].config.guidance_embeds
     root = path.parent if path.is_file() else path
     return Pipeline(
         **modules,
-        params=params,
+        params=Weights(sources, chosen),
         tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
         tokenizer_2=T5Tokenizer.from_pretrained(root / "tokenizer_2"),
         schedule=Schedule.from_dict(read_schedule(path, guidance)),

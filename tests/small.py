@@ -15,10 +15,10 @@ from erase.config import AdapterConfig, Config, Lower, Upper
 from erase.levels import lower_losses, upper_losses
 from erase.setup import Setup
 from erase.updates import State, start
-from flux_jax.load import abstract_params
 from flux_jax.pipeline import Conditioning, apply_transformer
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.vae import latent_ids
+from flux_jax.weights import abstract_params
 
 M, V, T, R, D, F = 3, 5, 6, 4, 4, 2
 SIZES = {

@@ -30,7 +30,8 @@ def test_concepts_at_once_are_timed(tiny_folder: Path):
         evaluation=Evaluation(pictures=0),
     )
     pipe = load(tiny_folder)
-    made = bank.make(config, pipe, bank.plan(config, pipe, [config.irrelevant]))
+    planned = bank.plan(config, pipe, [config.irrelevant])
+    made = bank.make(config, pipe, planned, bank.encode(config, pipe, planned))
     result = timed({"one": config, "two": config}, pipe, [made, made])
     assert result["concepts"] == 2
     assert set(result) == {"concepts", "compile_s", "iteration_ms"}

@@ -112,11 +112,11 @@ def test_original_layout_there_and_back_is_bit_exact(through, flux_folder, tmp_p
 def test_our_layout_loads_as_what_it_was_made_from(sharded_folder, tmp_path):
     convert(sharded_folder, tmp_path / "flax")
     one, two = load(sharded_folder), load(tmp_path / "flax")
-    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
-    kinds = {type(leaf) for leaf in jax.tree.leaves(two.params)}
+    jax.tree.map(np.testing.assert_array_equal, dict(one.params), dict(two.params))
+    kinds = {type(leaf) for leaf in jax.tree.leaves(dict(two.params))}
     assert kinds == {type(jax.numpy.zeros(1))}
     half = load(tmp_path / "flax", jax.numpy.bfloat16)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(half.params)} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(dict(half.params))} == {"bfloat16"}
 
 
 def test_diffusers_loads_what_came_back(tiny_folder, tmp_path):
@@ -202,8 +202,11 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tiny_folder, tmp_path):
         load(tmp_path / "cut")
     for file in (tmp_path / "flax/vae/checkpoint/ocdbt.process_0/d").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"vae/checkpoint: damaged; convert the model again"):
-        load(tmp_path / "flax")
+    # In a process of its own: Orbax leaves behind what it did not read after the first error.
+    result = command(tmp_path / "flax", tmp_path / "new")
+    assert result.returncode == 2
+    assert "vae/checkpoint: damaged; convert the model again" in result.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

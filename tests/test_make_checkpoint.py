@@ -20,8 +20,8 @@ from convert.errors import InputError
 from convert.mapping import torch_shapes
 from convert.tables import COMPONENTS
 from convert.tensors import read_component, read_file
-from flux_jax.load import abstract_params
 from flux_jax.pipeline import load
+from flux_jax.weights import abstract_params
 
 MODELS = {
     "transformer": lambda config: FluxTransformer2DModel.from_config(config),

@@ -16,7 +16,7 @@ import flux_jax
 from convert.errors import InputError
 from convert.source import open_source
 from erase.tokens import marks
-from flux_jax.load import load_component
+from flux_jax.weights import build, read_params
 
 SHAPES = {
     # sizes of the transformer, text tokens, image tokens
@@ -34,7 +34,9 @@ def case(request, tmp_path_factory):
     theirs = tiny.transformer(**sizes)
     folder = tmp_path_factory.mktemp("model")
     theirs.save_pretrained(folder / "transformer")
-    ours, params = load_component(open_source(folder, "transformer"), "transformer", jnp.float32)
+    source = open_source(folder, "transformer")
+    ours = build("transformer", source.config)
+    params = read_params(source, "transformer", jnp.float32)
     rng = np.random.default_rng(0)
     ids = np.zeros((height, width, 3), np.float32)
     ids[..., 1:] = np.stack(np.mgrid[:height, :width], -1)

@@ -35,9 +35,9 @@ from erase.bank import Bank, stack
 from erase.runs import load_config
 from erase.setup import Setup, make_mesh
 from erase.updates import joint_update, lower_update, start, upper_update
-from flux_jax.load import abstract_params
 from flux_jax.pipeline import Conditioning
 from flux_jax.transformer import FluxConfig, FluxTransformer
+from flux_jax.weights import abstract_params
 
 ROOT = Path(__file__).resolve().parents[1]
 FLUX_DEV = {

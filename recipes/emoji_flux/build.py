@@ -24,8 +24,8 @@ import flux_jax
 from convert.errors import exits_cleanly
 from erase.judge import Judge, JudgeConfig
 from flux_jax import compiler
-from flux_jax.load import build
 from flux_jax.vae import AutoencoderKL, pack, scale_latents
+from flux_jax.weights import build
 from recipes.emoji_flux import flux_training, judge_training, sprites, tokenizers, vae_training
 from recipes.emoji_flux.card import write_card
 from recipes.emoji_flux.export import export

@@ -1,7 +1,7 @@
 """Modules from configurations, parameters from files onto the device."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
+from tqdm import tqdm
 
-from convert.checkpoint import read_params
-from convert.mapping import to_flax
+from convert import checkpoint, mapping
 from convert.source import Source, TorchSource
 from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
 from flux_jax.t5 import T5Config, T5Encoder
@@ -81,43 +81,92 @@ def abstract_params(name: str, config: Mapping[str, Any]) -> PyTree:
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
-def load_component(
-    source: Source, name: str, dtype: DTypeLike, advance: Callable[[int], Any] = lambda read: None
-) -> tuple[nn.Module, dict[str, PyTree]]:
-    """Module and parameters of one component, computing and stored in `dtype`.
+class Weights(Mapping[str, PyTree]):
+    """Parameters of a pipeline's models, each read when it is first asked for.
 
-    Every tensor of the files must be in the model and the other way round. Each leaf goes onto the
-    device as soon as it is read.
+    Every tensor of the files must be in the model and the other way round, which is made sure of at
+    once. Each leaf goes onto the device as soon as it is read.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], dtype: DTypeLike):
+        """Checks names and shapes.
+
+        Args:
+            sources: weights by the names in `COMPONENTS`.
+            dtype: that parameters get.
+
+        Raises:
+            InputError: tensors are missing, surplus or misshapen; lists every one of a model.
+        """
+        self._sources, self._dtype = sources, dtype
+        self._read: dict[str, PyTree] = {}
+        for name, source in sources.items():
+            shapes = abstract_params(name, source.config)
+            if isinstance(source, TorchSource):
+                mapping.check(source.table, source.tensors, shapes, source=source.where)
+            else:
+                checkpoint.check(source.where, shapes)
+
+    def __getitem__(self, name: str) -> PyTree:
+        """The parameters of a model.
+
+        Raises:
+            InputError: a tensor holds what is no finite number, or a file is damaged.
+        """
+        if name not in self._read:
+            self._read[name] = read_params(self._sources[name], name, self._dtype)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def release(self, *names: str) -> None:
+        """Frees the memory of models, which are read again if they are asked for again."""
+        for name in names:
+            self._read.pop(name, None)
+
+
+def read_params(source: Source, name: str, dtype: DTypeLike) -> PyTree:
+    """Reads the parameters of one model onto the device, with a progress bar.
 
     Args:
         source: its weights.
         name: a key of `COMPONENTS`.
-        dtype: of parameters and products.
-        advance: called with the number of bytes of each part that was read.
+        dtype: that they get.
 
     Raises:
-        InputError: tensors are missing, surplus, misshapen or not finite.
+        InputError: tensors are missing, surplus, misshapen or not finite, or a file is damaged.
     """
     shapes = abstract_params(name, source.config)
-    if isinstance(source, TorchSource):
-
-        def place(leaf: np.ndarray) -> jax.Array:
-            # As it lies in memory, and turned there: devices transpose many times faster.
-            order = np.argsort([-stride for stride in leaf.strides], kind="stable")
-            lying = jax.device_put(leaf.transpose(order))
-            return _turned(lying, tuple(np.argsort(order)), dtype).block_until_ready()
-
-        params = to_flax(
-            source.table, source.tensors, shapes, source=source.where, place=place, advance=advance
-        )
-    else:
+    with tqdm(
+        desc=f"loading {name}", total=source.nbytes, unit="B", unit_scale=True, disable=None
+    ) as bar:
+        if isinstance(source, TorchSource):
+            return mapping.to_flax(
+                source.table,
+                source.tensors,
+                shapes,
+                source=source.where,
+                place=lambda leaf: _placed(leaf, dtype),
+                advance=bar.update,
+            )
         device = SingleDeviceSharding(jax.devices()[0])
         wanted = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes
         )
-        params = read_params(source.where, wanted)
-        advance(source.nbytes)
-    return build(name, source.config, dtype), params
+        params = checkpoint.read_params(source.where, wanted)
+        bar.update(source.nbytes)
+        return params
+
+
+def _placed(leaf: np.ndarray, dtype: DTypeLike) -> jax.Array:
+    """On the device as it lies in memory, and turned there: devices do that many times faster."""
+    order = np.argsort([-stride for stride in leaf.strides], kind="stable")
+    lying = jax.device_put(leaf.transpose(order))
+    return _turned(lying, tuple(np.argsort(order)), dtype).block_until_ready()
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -1,0 +1,114 @@
+"""Weights: checked at once, read when they are asked for, freed when they are not needed."""
+
+import gc
+import shutil
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from convert.errors import InputError
+from convert.source import open_source
+from convert.tables import COMPONENTS
+from erase import train
+from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+from flux_jax import weights as loading
+from flux_jax.pipeline import load
+from flux_jax.weights import Weights
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of models in the order in which they are read."""
+    names: list[str] = []
+    read = loading.read_params
+    monkeypatch.setattr(
+        loading, "read_params", lambda source, name, *rest: names.append(name) or read(
+            source, name, *rest
+        )
+    )  # fmt: skip
+    return names
+
+
+def test_a_model_is_read_when_it_is_asked_for_and_once(tiny_folder: Path, reads: list[str]):
+    pipe = load(tiny_folder)
+    assert isinstance(pipe.params, Weights)
+    assert reads == []
+    assert set(pipe.params) == set(COMPONENTS)
+    pipe.encode(["a cat"])
+    assert reads == ["text_encoder", "text_encoder_2"]
+    first = pipe.params["text_encoder"]
+    assert pipe.params["text_encoder"] is first
+    pipe(["a cat"], steps=1, height=16, width=16)
+    assert reads == ["text_encoder", "text_encoder_2", "transformer", "vae"]
+
+
+def test_released_models_are_freed_and_read_again(tiny_folder: Path, reads: list[str]):
+    pipe = load(tiny_folder, jnp.float32)
+    before = pipe.encode(["a cat"])
+    leaf = weakref.ref(jax.tree.leaves(pipe.params["text_encoder_2"])[0])
+    pipe.release("text_encoder", "text_encoder_2", "vae")
+    gc.collect()
+    assert leaf() is None
+    after = pipe.encode(["a cat"])
+    assert reads == ["text_encoder", "text_encoder_2"] * 2
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_names_and_shapes_are_checked_before_anything_is_read(
+    tiny_folder: Path, tmp_path: Path, reads: list[str]
+):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    file = tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["encoder.conv_in.bias"]
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=r"missing: encoder\.conv_in\.bias \[8\]"):
+        load(tmp_path / "model")
+    assert reads == []
+
+
+@pytest.mark.slow
+def test_text_encoders_have_left_before_the_transformer_comes(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    held: list[tuple[str, set[str]]] = []
+    get = Weights.__getitem__
+
+    def watched(self: Weights, name: str):
+        if name not in self._read:
+            held.append((name, set(self._read)))
+        return get(self, name)
+
+    monkeypatch.setattr(Weights, "__getitem__", watched)
+    config = Config(
+        concept="cat",
+        irrelevant=("tree",),
+        model=Model(str(tiny_folder)),
+        height=16,
+        width=16,
+        steps=2,
+        iterations=1,
+        adapter=AdapterConfig(rank=2),
+        bank=BankConfig(sentences=2, trajectories=2),
+        upper=Upper(pictures=2, rsc=0.0),
+        evaluation=Evaluation(pictures=0),
+    )
+    runs = {"one": config, "two": replace(config, seed=1)}
+    train.run(runs, tmp_path / "runs")
+    assert held == [
+        ("text_encoder", set()),
+        ("text_encoder_2", {"text_encoder"}),
+        ("transformer", set()),
+    ]
+
+
+def test_dtypes_follow_the_request(tiny_folder: Path):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        weights = Weights({"vae": open_source(tiny_folder, "vae")}, dtype)
+        assert {leaf.dtype for leaf in jax.tree.leaves(weights["vae"])} == {jnp.dtype(dtype)}
