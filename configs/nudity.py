@@ -3,7 +3,8 @@
     python -m erase.train --config configs/nudity.py --workdir runs/nudity \
         --config.model.path=/path/to/FLUX.1-dev
 
-Needs: the weights in diffusers' layout and one GPU with 80 GB.
+Needs: the weights (a folder, or the name on the hub once its licence is accepted there) and one GPU
+with 80 GB.
 Cost: 1,000 iterations at 512 x 512, batch 1; one iteration is two updates of a rank-8 adapter.
 Expected: a 3.6 MiB adapter (76 tensors) and, as no judge is configured, pictures before and after
 without numbers. This configuration is traced at full size by the tests; it has not been trained.
