@@ -34,7 +34,7 @@ from flux_jax.weights import abstract_params
 
 TOKENIZERS = Path("models", "emoji-flux")
 DTYPE = np.dtype(ml_dtypes.bfloat16)
-# As many different values as a byte has: drawing bytes is many times faster than drawing normals.
+# As many different values as a byte has: bytes are drawn faster than normals.
 QUANTILES = norm.ppf((np.arange(256) + 0.5) / 256).astype(np.float32)
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -197,7 +197,9 @@ def random_tensor(name: str, shape: Shape, seed: int, advance: Any) -> RandomTen
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.make_checkpoint", description=__doc__
+        prog="python -m benchmarks.make_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
     parser.add_argument("--variant", choices=("dev", "schnell"), default="dev")

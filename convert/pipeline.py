@@ -2,8 +2,8 @@
 
     python -m convert.pipeline SRC DST [--to flax|diffusers|original]
 
-Ours, which loads the fastest, has diffusers' folders and `config.json` files with each model's
-stacked arrays in an Orbax checkpoint. "original" has the transformer and the autoencoder as Black
+Ours has diffusers' folders and `config.json` files, with each model's arrays in an Orbax
+checkpoint, stacked as they are used. "original" has the transformer and the autoencoder as Black
 Forest Labs' single files. By default PyTorch's layouts become ours, and ours diffusers'. Whatever
 is not the four models' weights is copied.
 """
@@ -32,6 +32,7 @@ from convert.source import (
     open_source,
     read_config,
     read_schedule,
+    root_of,
 )
 from convert.tables import COMPONENTS
 from convert.tensors import SHARD_BYTES, write_component, write_file
@@ -75,7 +76,7 @@ def convert(
     """
     if not source.exists():
         raise InputError(f"{source}: no such folder; SRC must be a pipeline folder")
-    root = source.parent if source.is_file() else source
+    root = root_of(source)
     if target.exists():
         raise InputError(f"{target} exists; choose another DST or remove it")
     if target.resolve().is_relative_to(root.resolve()):
@@ -207,7 +208,11 @@ def _copy_rest(source: Path, target: Path) -> None:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m convert.pipeline", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", metavar="SRC", type=Path, help="pipeline to read")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
     parser.add_argument("--to", choices=WRITERS, help="layout of DST")

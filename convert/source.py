@@ -77,7 +77,7 @@ def open_source(path: Path, name: str) -> Source:
     Raises:
         InputError: there are no such weights, or more than one file may be meant.
     """
-    root = path.parent if path.is_file() else path
+    root = root_of(path)
     single = _SINGLE.get(name)
     if path.is_file() and name == "transformer":
         files = [path]
@@ -105,6 +105,11 @@ def open_source(path: Path, name: str) -> Source:
     return TorchSource.of(file, config, original.table(name, config), plain)
 
 
+def root_of(path: Path) -> Path:
+    """The pipeline's folder, of which the transformer's single file in it may be given."""
+    return path.parent if path.is_file() else path
+
+
 def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
     """The sampler's settings: those beside the weights, else those of [dev] or [schnell].
 
@@ -115,7 +120,7 @@ def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
     Raises:
         InputError: the file is not JSON.
     """
-    file = (path.parent if path.is_file() else path) / SCHEDULER
+    file = root_of(path) / SCHEDULER
     return read_config(file) if file.is_file() else original.schedule_config(guidance)
 
 

@@ -19,7 +19,7 @@ class Model:
         path: folder in diffusers' layout or with Black Forest Labs' own files, the transformer's
             single file there, or the name of a repository on the Hugging Face hub.
         dtype: of weights and products; by default float32 on CPU, else bfloat16.
-        remat: whether backward passes compute each block anew: less memory, a third more time.
+        remat: whether backward passes compute each block anew: less memory, more time.
     """
 
     path: str = "models/emoji-flux"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from erase import checkpoints
+from erase import checkpoints, irrelevant, sentences
 
 CONFIG = "config.json"
 # What a resumed run may change: how far it goes, what follows, how it was started.
@@ -15,8 +15,8 @@ FREE = ("iterations", "checkpoint_every", "evaluation", "command", "synonyms_fro
 # All that the commands write into a run's folder.
 WRITTEN = (
     CONFIG,
-    "irrelevant.json",
-    "sentences.json",
+    irrelevant.FILE,
+    sentences.FILE,
     "metrics.jsonl",
     checkpoints.FOLDER,
     "adapter",
@@ -45,15 +45,17 @@ def check(workdir: Path, descriptions: Mapping[str, Any], *, resume: bool, overw
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one of them")
     found = [name for name in descriptions if (workdir / name / CONFIG).is_file()]
-    if overwrite or not (found or checkpoints.has_checkpoints(workdir)):
+    # What a checkpoint holds is all of them.
+    held = descriptions if checkpoints.has_checkpoints(workdir) else found
+    if overwrite or not held:
         return
     if not resume:
         raise InputError(
             f"workdir = {str(workdir)!r} holds a run already: give --resume to go on with it, "
             "--overwrite to lose it, or another folder"
         )
-    for name in found:
-        earlier = json.loads((workdir / name / CONFIG).read_text())
+    for name in held:
+        earlier = json.loads((workdir / name / CONFIG).read_text()) if name in found else {}
         now = descriptions[name]
         fields = [field for field in now if field not in FREE and earlier.get(field) != now[field]]
         if fields:

@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from convert.errors import InputError
 from convert.hub import find_model
-from convert.source import open_source, read_schedule
+from convert.source import open_source, read_schedule, root_of
 from flux_jax.clip import CLIPTextEncoder
 from flux_jax.lora import Adapter, combine
 from flux_jax.sampling import denoise
@@ -271,7 +271,7 @@ def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
         name: build(name, source.config, chosen) for name, source in sources.items()
     }
     guidance = modules["transformer"].config.guidance_embeds
-    root = path.parent if path.is_file() else path
+    root = root_of(path)
     return Pipeline(
         **modules,
         params=Weights(sources, chosen),

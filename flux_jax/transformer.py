@@ -66,7 +66,7 @@ class FluxTransformer(nn.Module):
         unroll: whether the blocks are compiled one by one instead of as one loop's body: faster
             where they are narrow, slower to compile.
         remat: whether a gradient's backward pass computes each block anew from its input, instead
-            of keeping what the forward pass made: less memory, a third more time.
+            of keeping what the forward pass made: less memory, more time.
     """
 
     config: FluxConfig

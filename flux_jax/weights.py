@@ -163,7 +163,7 @@ def read_params(source: Source, name: str, dtype: DTypeLike) -> PyTree:
 
 
 def _placed(leaf: np.ndarray, dtype: DTypeLike) -> jax.Array:
-    """On the device as it lies in memory, and turned there: devices do that many times faster."""
+    """On the device as it lies in memory, and turned there, where transposing is faster."""
     order = np.argsort([-stride for stride in leaf.strides], kind="stable")
     lying = jax.device_put(leaf.transpose(order))
     return _turned(lying, tuple(np.argsort(order)), dtype).block_until_ready()

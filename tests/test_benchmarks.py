@@ -5,30 +5,18 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from benchmarks.concepts_at_once import timed
 from benchmarks.relation_tokens import swapped
 from erase import bank
-from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
 from flux_jax import load
 from flux_jax.pipeline import Conditioning
 
 
 @pytest.mark.slow
 def test_concepts_at_once_are_timed(tiny_folder: Path):
-    config = Config(
-        concept="cat",
-        irrelevant=("tree",),
-        model=Model(str(tiny_folder)),
-        height=16,
-        width=16,
-        steps=2,
-        iterations=3,
-        adapter=AdapterConfig(rank=2),
-        bank=BankConfig(sentences=2, trajectories=2),
-        upper=Upper(pictures=2, rsc=0.0),
-        evaluation=Evaluation(pictures=0),
-    )
+    config = tiny.run_config(tiny_folder, iterations=3)
     pipe = load(tiny_folder)
     planned = bank.plan(config, pipe, [config.irrelevant])
     made = bank.make(config, pipe, planned, bank.encode(config, pipe, planned))

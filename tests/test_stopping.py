@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from convert.errors import InputError
 from convert.lora import read_lora
 from erase import stopping, train
-from erase.config import AdapterConfig, BankConfig, Config, EarlyStop, Evaluation, Model, Upper
+from erase.config import Config, EarlyStop, Evaluation
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from flux_jax import load
 
@@ -27,20 +28,12 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
     params["entity_head"]["bias"] = np.array([100.0, -100.0], np.float32)
     folder = tmp_path_factory.mktemp("judge")
     Judge(LABELS, params, 16).save(folder)
-    return Config(
-        concept="cat",
+    return tiny.run_config(
+        tiny_folder,
         prompts=("a photo of a {}", "a {} and a dog"),
         synonyms=("kitty",),
-        irrelevant=("tree", "sun", "key"),
-        model=Model(str(tiny_folder)),
-        height=16,
-        width=16,
-        steps=2,
         iterations=5,
         checkpoint_every=4,
-        adapter=AdapterConfig(rank=2),
-        bank=BankConfig(sentences=2, trajectories=2),
-        upper=Upper(pictures=2, rsc=0.0),
         early_stop=EarlyStop(every=2, pictures=3),
         evaluation=Evaluation(judge=str(folder), pictures=0, steps=2, batch=4),
     )

@@ -18,6 +18,7 @@ from convert.errors import InputError
 from convert.lora import read_lora
 from erase import checkpoints, train
 from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+from erase.workdir import WRITTEN
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
@@ -116,6 +117,10 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
 
 
 @pytest.mark.slow
+def test_all_that_a_run_writes_is_known(finished: Path):
+    assert {path.name for path in finished.iterdir()} <= set(WRITTEN)
+
+
 def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
@@ -125,6 +130,8 @@ def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_p
     changed = replace(config, seed=3, lower=replace(config.lower, eta=2.0))
     with pytest.raises(InputError, match="holds a run with another seed, lower"):
         train.run({"": changed}, workdir, resume=True)
+    with pytest.raises(InputError, match="holds a run with another concept"):
+        train.run({"": config, "added": config}, workdir, resume=True)
     with pytest.raises(InputError, match="--resume and --overwrite exclude each other"):
         train.run({"": config}, workdir, resume=True, overwrite=True)
     with pytest.raises(InputError, match="'no/such/folder' does not exist"):

@@ -1,7 +1,6 @@
 """The Flax MMDiT against diffusers, part by part, in float32."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -198,52 +197,50 @@ def test_gradient_of_mass_equals_gradient_of_weights(case):
         assert_close(one, np.asarray(other))
 
 
-def test_unrolled_blocks_give_the_same_values_and_gradients(case):
-    tree = jax.tree.map(lambda leaf: leaf + 0.1, lora.init(jax.random.key(0), case.params, rank=2))
-    masks = masks_of(case)
+def compiled_gradients(case, model, params, tree):
+    """Compiled value and gradients, by the adapter, of what is made of velocity and attention."""
 
-    def value(unroll, tree):
-        velocity, out = FluxTransformer(case.config, unroll=unroll).apply(
-            {"params": case.params, "lora": tree}, *case.flax_arguments(), token_masks=masks
+    def value(tree):
+        velocity, out = model.apply(
+            {"params": params, "lora": tree}, *case.flax_arguments(), token_masks=masks_of(case)
         )
         return jnp.sum(jnp.square(velocity)) + jnp.sum(jnp.square(out["attention"]))
 
+    return jax.jit(jax.value_and_grad(value)).lower(tree).compile()
+
+
+def assert_same_results(functions, tree):
+    for one, other in zip(*(jax.tree.leaves(f(tree)) for f in functions), strict=True):
+        assert_close(one, np.asarray(other))
+
+
+def test_unrolled_blocks_give_the_same_values_and_gradients(case):
+    tree = jax.tree.map(lambda leaf: leaf + 0.1, lora.init(jax.random.key(0), case.params, rank=2))
     looped, unrolled = (
-        jax.jit(jax.value_and_grad(partial(value, unroll))).lower(tree).compile()
+        compiled_gradients(case, FluxTransformer(case.config, unroll=unroll), case.params, tree)
         for unroll in (False, True)
     )
-    for one, other in zip(*(jax.tree.leaves(f(tree)) for f in (looped, unrolled)), strict=True):
-        assert_close(one, np.asarray(other))
+    assert_same_results((looped, unrolled), tree)
     loops = [str(f.as_text()).count(" while(") for f in (looped, unrolled)]
     assert loops[1] < loops[0]
 
 
 @pytest.mark.parametrize("case", ["guided-16"], indirect=True)
 def test_remat_gives_the_same_gradients_from_less_memory(case):
-    tree = jax.tree.map(lambda leaf: leaf + 0.1, lora.init(jax.random.key(0), case.params, rank=2))
-    masks = masks_of(case)
-    # So many blocks and tokens that what they keep is most of the memory.
+    # So many blocks that what they keep is most of the memory.
     config = replace(case.config, num_layers=4, num_single_layers=8)
-    deep = {"dual_blocks": 4, "single_blocks": 8}
 
     def first_times(count, tree):
         return jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], count, axis=0), tree)
 
+    deep = {"dual_blocks": 4, "single_blocks": 8}
     params = case.params | {n: first_times(count, case.params[n]) for n, count in deep.items()}
-    tree = {"dual_blocks": first_times(4, tree["dual_blocks"])}
-
-    def value(remat, tree):
-        velocity, out = FluxTransformer(config, remat=remat).apply(
-            {"params": params, "lora": tree}, *case.flax_arguments(), token_masks=masks
-        )
-        return jnp.sum(jnp.square(velocity)) + jnp.sum(jnp.square(out["attention"]))
-
+    tree = jax.tree.map(lambda leaf: leaf + 0.1, lora.init(jax.random.key(0), params, rank=2))
     kept, anew = (
-        jax.jit(jax.value_and_grad(partial(value, remat))).lower(tree).compile()
+        compiled_gradients(case, FluxTransformer(config, remat=remat), params, tree)
         for remat in (False, True)
     )
-    for one, other in zip(*(jax.tree.leaves(f(tree)) for f in (kept, anew)), strict=True):
-        assert_close(one, np.asarray(other))
+    assert_same_results((kept, anew), tree)
     assert temporary(anew) < 0.6 * temporary(kept)
 
 

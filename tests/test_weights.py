@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from safetensors.numpy import load_file, save_file
 
 from convert.errors import InputError
 from convert.source import open_source
 from convert.tables import COMPONENTS
 from erase import train
-from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
 from flux_jax import weights as loading
 from flux_jax.pipeline import load
 from flux_jax.weights import Weights
@@ -86,19 +86,7 @@ def test_text_encoders_have_left_before_the_transformer_comes(
         return get(self, name)
 
     monkeypatch.setattr(Weights, "__getitem__", watched)
-    config = Config(
-        concept="cat",
-        irrelevant=("tree",),
-        model=Model(str(tiny_folder)),
-        height=16,
-        width=16,
-        steps=2,
-        iterations=1,
-        adapter=AdapterConfig(rank=2),
-        bank=BankConfig(sentences=2, trajectories=2),
-        upper=Upper(pictures=2, rsc=0.0),
-        evaluation=Evaluation(pictures=0),
-    )
+    config = tiny.run_config(tiny_folder)
     runs = {"one": config, "two": replace(config, seed=1)}
     train.run(runs, tmp_path / "runs")
     assert held == [

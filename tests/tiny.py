@@ -23,6 +23,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "models" / "emoji-flux"
 CLIP_TOKENS = 77
@@ -161,6 +163,24 @@ def t5_tokenizer() -> T5Tokenizer:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     pieces = [(piece, 0.0 if number < 3 else -float(number)) for piece, number in vocabulary]
     return T5Tokenizer(pieces, extra_ids=0, model_max_length=T5_TOKENS)
+
+
+def run_config(folder: Path, **changes: Any) -> Config:
+    """The smallest run on a tiny pipeline, without L_rsc and evaluation."""
+    usual: dict[str, Any] = {
+        "concept": "cat",
+        "irrelevant": ("tree", "sun", "key"),
+        "model": Model(str(folder)),
+        "height": 16,
+        "width": 16,
+        "steps": 2,
+        "iterations": 1,
+        "adapter": AdapterConfig(rank=2),
+        "bank": BankConfig(sentences=2, trajectories=2),
+        "upper": Upper(pictures=2, rsc=0.0),
+        "evaluation": Evaluation(pictures=0),
+    }
+    return Config(**usual | changes)
 
 
 def build(folder: Path, *, max_shard_size: str = "10GB", **sizes: Any) -> Path:
