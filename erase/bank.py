@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -221,6 +222,46 @@ def make(config: Config, pipe: Pipeline, planned: Plan, encoded: Conditioning) -
         picture_prompts=picture_prompts,
         times=jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids))[:-1]),
         image_ids=image_ids,
+    )  # pyright: ignore[reportCallIssue]
+
+
+def shapes(
+    config: Config, transformer: FluxTransformer, image_tokens: int, text_tokens: int, forms: int
+) -> Bank:
+    """Shapes and types of the bank of one run, as `jax.ShapeDtypeStruct`; needs no memory.
+
+    Args:
+        config: the run's configuration.
+        transformer: the frozen model.
+        image_tokens: S.
+        text_tokens: T.
+        forms: V.
+    """
+    sizes, dtype, count = transformer.config, transformer.dtype, config.bank
+    # Shapes stand where arrays will.
+    of: Any = jax.ShapeDtypeStruct
+
+    def conditioning(*lead: int) -> Conditioning:
+        return Conditioning(
+            of((*lead, text_tokens, sizes.joint_attention_dim), dtype),
+            of((*lead, sizes.pooled_projection_dim), dtype),
+        )  # pyright: ignore[reportCallIssue]
+
+    def latents(*lead: int) -> Array:
+        return of((*lead, image_tokens, sizes.in_channels), dtype)
+
+    return Bank(
+        sentences=conditioning(count.sentences, forms),
+        masks=of((count.sentences, forms, text_tokens), jnp.float32),
+        kinds=of((forms,), jnp.int32),
+        anchors=conditioning(count.sentences, 2 if config.lower.erase_to else 1),
+        eta=of((), jnp.float32),
+        trajectories=latents(count.trajectories, config.steps),
+        trajectory_sentences=of((count.trajectories,), jnp.int32),
+        pictures=latents(config.upper.pictures),
+        picture_prompts=conditioning(config.upper.pictures),
+        times=of((config.steps,), jnp.float32),
+        image_ids=of((image_tokens, 3), jnp.float32),
     )  # pyright: ignore[reportCallIssue]
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -69,6 +70,12 @@ def test_sizes(made: Bank):
     assert made.picture_prompts.text.shape == (3, text, 24)
     assert made.image_ids.shape == (tokens, 3)
     assert float(made.eta) == 0.5
+
+
+def test_shapes_are_known_before_anything_is_made(pipe: Pipeline, made: Bank):
+    shapes = bank.shapes(CONFIG, pipe.transformer, 4 * 3, 32, 7)
+    described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == described
 
 
 def test_every_form_is_encoded_in_its_place(pipe: Pipeline, planned: Plan, made: Bank):

@@ -1,8 +1,4 @@
-"""Both updates: what they change and leave alone, for one run and several, on one device and four.
-
-Axis letters: M sentences, V forms, T text tokens, R trajectories, D steps, F pictures, S image
-tokens, C latent channels, E text width, P pooled width.
-"""
+"""Both updates: what they change and leave alone, for one run and several, on any mesh."""
 
 import math
 import runpy
@@ -31,11 +27,10 @@ from small import (
     upper,
 )
 
-from erase.bank import Bank, stack
+from erase.bank import shapes, stack
 from erase.runs import load_config
 from erase.setup import Setup, make_mesh
 from erase.updates import joint_update, lower_update, start, upper_update
-from flux_jax.pipeline import Conditioning
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights import abstract_params
 
@@ -203,33 +198,14 @@ def test_both_updates_trace_at_full_size():
     """FLUX.1 [dev] under configs/nudity.py: shapes only, no memory."""
     config = load_config(runpy.run_path(str(ROOT / "configs/nudity.py"))["get_config"]())
     model = FluxTransformer(FluxConfig.from_dict(FLUX_DEV), jnp.bfloat16)
-    shape = jax.ShapeDtypeStruct
     params = jax.tree.map(
-        lambda leaf: shape(leaf.shape, jnp.bfloat16), abstract_params("transformer", FLUX_DEV)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16),
+        abstract_params("transformer", FLUX_DEV),
     )
     assert 11.8e9 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 12e9
-
-    def conditioning(*lead: int) -> Conditioning:
-        return Conditioning(
-            shape((*lead, config.text_tokens, 4096), jnp.bfloat16),
-            shape((*lead, 768), jnp.bfloat16),
-        )
-
-    tokens = 1024
+    assert config.text_tokens is not None
     forms = 1 + len(config.synonyms) + len(config.irrelevant)
-    bank = Bank(
-        sentences=conditioning(config.bank.sentences, forms),
-        masks=shape((config.bank.sentences, forms, config.text_tokens), jnp.float32),
-        kinds=shape((forms,), jnp.int32),
-        anchors=conditioning(config.bank.sentences, 1),
-        eta=shape((), jnp.float32),
-        trajectories=shape((config.bank.trajectories, config.steps, tokens, 64), jnp.bfloat16),
-        trajectory_sentences=shape((config.bank.trajectories,), jnp.int32),
-        pictures=shape((config.upper.pictures, tokens, 64), jnp.bfloat16),
-        picture_prompts=conditioning(config.upper.pictures),
-        times=shape((config.steps,), jnp.float32),
-        image_ids=shape((tokens, 3), jnp.float32),
-    )
+    bank = shapes(config, model, 1024, config.text_tokens, forms)
     setup = Setup.of(config, model)
     state = jax.eval_shape(lambda: start(jax.random.key(0), params, config))
     bank = one_run(bank).replace(times=bank.times, image_ids=bank.image_ids)
