@@ -6,7 +6,7 @@
 Each side runs in a process of its own, one after another, so that each has the GPU to itself; the
 file holds every work as soon as it is measured, and `--resume` measures what it lacks. `WORKS` in
 `benchmarks.works` names the works; `benchmarks.flux_ours` and `benchmarks.flux_torch` tell how each
-side is measured.
+side is measured. The exit code is 1 where something could not be, but for want of memory.
 """
 
 import itertools
@@ -39,7 +39,7 @@ OFFICIAL_FORWARDS = 145
 GB = 1e9
 NOTHING = "–"
 # Columns of the tables, also where they go to a file.
-WIDTH = 120
+WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -222,13 +222,15 @@ def main(argv: Sequence[str]) -> None:
     chosen(given.works, "ours")
     if file.exists() and not given.resume:
         raise InputError(f"{file} exists; give --resume to measure what it lacks, or another --out")
-    for side in SIDES if given.against == "diffusers" else SIDES[:1]:
-        if left := missing(read(file), side, given.works):
-            run(file, side, left, given.repeats)
+    sides = SIDES if given.against == "diffusers" else SIDES[:1]
+    for side in sides:
+        run(file, side, missing(read(file), side, given.works), given.repeats)
     result, console = read(file), Console()
     console.width = max(console.width, WIDTH)
     for table in (times_table(result), memory_table(result), targets_table(result)):
         console.print(table)
+    if any(missing(result, side, given.works) for side in sides):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def attempt(measure: Callable[[], Record]) -> Record:
 def reason(error: Exception) -> str:
     """An error in one line; `OUT_OF_MEMORY` for all of that kind."""
     said = f"{type(error).__name__}: {error}"
-    if re.search(r"out ?of ?memory|RESOURCE_EXHAUSTED", said, re.IGNORECASE):
+    if re.search(r"out ?of ?memory|RESOURCE_EXHAUSTED|ALLOC_FAILED", said, re.IGNORECASE):
         return OUT_OF_MEMORY
     return said.strip().splitlines()[0][:200]
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -40,6 +41,16 @@ TINY: dict[str, Any] = {**SIZES, "axes_dims_rope": [2, 2, 4], "patch_size": 1, "
 RUN = replace(CONFIG, batch_size=1, synonyms=("a",), irrelevant=("b", "c", "d"))
 TIMES = {"seconds", "fastest", "slowest", "repeats", "compile_seconds", "memory_bytes", "finite"}
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other cost more than tiny products do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def work(kind: Any, **changes: Any) -> Work:
@@ -73,7 +84,6 @@ def test_our_other_works_are_measured():
     ours(
         {
             "picture": work("sample"),
-            "step": work("step"),
             "checkpointed": work("step", checkpointed=True),
             "updates": work("iteration"),
         }
@@ -112,8 +122,10 @@ def test_works_of_diffusers_are_measured():
 
 
 @pytest.mark.slow
-def test_works_of_compiled_diffusers_are_measured():
-    theirs({"forward": work("forward"), "step": work("step", checkpointed=True)}, "compiled")
+# PyTorch's compiler warns of itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_step_of_diffusers_is_measured():
+    theirs({"step": work("step")}, "compiled")
 
 
 def test_a_step_of_diffusers_trains_the_adapter_alone():
@@ -300,14 +312,14 @@ def test_a_process_that_a_work_ends_has_a_successor(
     ]
 
 
-def test_the_command_keeps_a_file_and_wants_a_gpu(tmp_path: Path):
+def test_the_command_keeps_a_file(tmp_path: Path):
     file = tmp_path / "flux.json"
     file.write_text(json.dumps({"ours": measured(forward_512=0.06)}))
     command = [sys.executable, "-m", "benchmarks.flux", "--out", str(file)]
 
     def ended(*more: str) -> subprocess.CompletedProcess:
         given = [*command, *more]
-        return subprocess.run(given, capture_output=True, text=True, check=False, cwd=flux_root())
+        return subprocess.run(given, capture_output=True, text=True, check=False, cwd=ROOT)
 
     done = ended()
     assert done.returncode == 2
@@ -315,7 +327,4 @@ def test_the_command_keeps_a_file_and_wants_a_gpu(tmp_path: Path):
     done = ended("--resume", "--works", "forward-512")
     assert done.returncode == 0, done.stderr
     assert "60.0" in done.stdout
-
-
-def flux_root() -> Path:
-    return Path(flux.__file__).parents[1]
+    assert json.loads(file.read_text()) == {"ours": measured(forward_512=0.06)}
