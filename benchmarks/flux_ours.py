@@ -8,7 +8,6 @@ temporaries and results, those counted once that take an argument's place.
 """
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ from erase.command import begin, parse_flags
 from erase.config import Config
 from erase.losses import squared_error
 from erase.runs import load_config
-from erase.setup import Setup
+from erase.setup import Setup, make_mesh
 from erase.updates import lower_update, start, upper_update
 from flux_jax.lora import Adapter, init
 from flux_jax.pipeline import Conditioning, _denoise, _velocity, apply_transformer
@@ -59,8 +58,6 @@ from flux_jax.weights import abstract_params
 
 SIDE = "ours"
 MATMUL = 8192
-# Share of the device's memory that arrays may take: 0.75 is JAX's own, too little at 1024 x 1024.
-MEMORY = "0.92"
 
 
 @flax.struct.dataclass
@@ -247,7 +244,8 @@ def iteration(
     config: Config, model: FluxTransformer, params: PyTree, work: Work, repeats: int
 ) -> Record:
     """The record of both updates of a run; memory is that of the larger."""
-    bank, setup = random_bank(config, model, work), Setup.of(config, model)
+    bank = random_bank(config, model, work)
+    setup = Setup.of(config, model, make_mesh(config.mesh, 1, config.batch_size))
     lower_key, upper_key = jax.random.split(jax.random.key(4), (2, 1))
     state = jax.tree.map(lambda leaf: leaf[None], start(jax.random.key(5), params, config))
     state, bank = setup.divided(state), setup.placed(bank)
@@ -340,7 +338,6 @@ def measure(
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY)
     given = flags.FLAGS
     file, works = Path(given.out), chosen(given.works, SIDE)
     if jax.default_backend() != "gpu":

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from convert.errors import InputError
+from erase import distributed
 from erase.tokens import marks
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -101,7 +102,12 @@ def png(picture: UInt8[np.ndarray, "h w 3"], notes: Mapping[str, str] | None = N
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Writes a file; it appears under its name only when complete."""
+    """Writes a file; it appears under its name only when complete.
+
+    Where several processes run the same program, the first one writes.
+    """
+    if not distributed.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

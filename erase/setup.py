@@ -117,7 +117,7 @@ def make_mesh(
             f"{', '.join(map(str, _divisors(batch_size)))}"
         )
     left = count // (wanted.data or 1)
-    fsdp = wanted.fsdp or _parts(nbytes, memory(devices[0]), left)
+    fsdp = wanted.fsdp or _parts(nbytes, memory(devices), left)
     left = left // fsdp
     across = math.gcd(runs, left)
     data = wanted.data or math.gcd(batch_size, left // across)
@@ -132,9 +132,11 @@ def make_mesh(
     return meshes.make({RUNS: across, SAMPLES: data, FSDP: fsdp}, devices)
 
 
-def memory(device: Any) -> int | None:
-    """Bytes that a device offers; None where it does not say, as CPUs."""
-    return (device.memory_stats() or {}).get("bytes_limit")
+def memory(devices: Sequence[Any]) -> int | None:
+    """Bytes that each of the devices offers; None where they do not say, as CPUs."""
+    # Only a process's own devices answer.
+    own = next(device for device in devices if device.process_index == jax.process_index())
+    return (own.memory_stats() or {}).get("bytes_limit")
 
 
 def _divisors(number: int) -> list[int]:

@@ -12,9 +12,11 @@ evaluation.json and report.html.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -34,6 +36,7 @@ from convert.lora import write_lora
 from erase import (
     bank,
     checkpoints,
+    distributed,
     evaluate,
     irrelevant,
     report,
@@ -51,6 +54,7 @@ from erase.pictures import write
 from erase.runs import load_runs
 from erase.setup import Setup, make_mesh
 from erase.updates import State, joint_update, lower_update, start, upper_update
+from flux_jax import mesh as meshes
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 from flux_jax.weights import abstract_params
@@ -93,13 +97,23 @@ def run(
         )
         for name, (config, source) in settled.items()
     }
-    workdirs.check(workdir, descriptions, resume=resume, overwrite=overwrite)
+    given = {"workdir": str(workdir), "resume": resume, "overwrite": overwrite, "runs": list(runs)}
+    # Which process this is, is said by its command.
+    fields = [field for field in descriptions[next(iter(runs))] if field != "command"]
+    distributed.agree(given | {f: [own[f] for own in descriptions.values()] for f in fields})
+    distributed.from_first(
+        lambda: workdirs.check(workdir, descriptions, resume=resume, overwrite=overwrite)
+    )
     pipe = open_model(first, len(runs))
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
     print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
-    written = {name: sentences.settle(configs[name], folders[name]) for name in runs}
+    written = distributed.from_first(
+        lambda: {name: sentences.settle(configs[name], folders[name]) for name in runs}
+    )
     configs = {name: config for name, (config, _) in written.items()}
-    words = {name: irrelevant.gather(configs[name], folders[name]) for name in runs}
+    words = distributed.from_first(
+        lambda: {name: irrelevant.gather(configs[name], folders[name]) for name in runs}
+    )
     plans = {name: bank.plan(configs[name], pipe, words[name].pools) for name in runs}
     for config in configs.values():
         if config.evaluation.pictures:
@@ -111,7 +125,7 @@ def run(
     shapes = abstract_params("transformer", dataclasses.asdict(pipe.transformer.config))
     jax.eval_shape(lambda: start(jax.random.key(0), shapes, first))
     if overwrite:
-        workdirs.clear(workdir, runs)
+        distributed.from_first(lambda: workdirs.clear(workdir, runs))
     for name, folder in folders.items():
         write(folder / workdirs.CONFIG, json.dumps(descriptions[name], indent=2) + "\n")
         write(folder / irrelevant.FILE, describe(words[name]))
@@ -128,12 +142,15 @@ def run(
     banks = [bank.make(configs[name], pipe, plans[name], encoded[name]) for name in runs]
     adapters = learn(configs, pipe, banks, workdir)
     for name, adapter in adapters.items():
-        write_adapter(adapter, configs[name], folders[name])
+        distributed.from_first(
+            functools.partial(write_adapter, adapter, configs[name], folders[name])
+        )
     results = {}
     for name, config in configs.items():
         if config.evaluation.pictures:
             results[name] = evaluate.evaluate(pipe, adapters[name], config, folders[name])
-        print(report.write(folders[name]))
+        if distributed.first():
+            print(report.write(folders[name]))
     if len(runs) > 1:
         summary.write_summary(workdir, results)
     return adapters
@@ -161,14 +178,16 @@ def learn(
     states = [start(key[0], params, first) for key in keys]
     prepared = setup.placed(bank.stack(banks))
     state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-    train_keys = setup.divided(jnp.stack([key[1] for key in keys]))
+    # Numbers can be sent to other processes' devices, keys cannot.
+    numbers = setup.divided(jnp.stack([jax.random.key_data(key[1]) for key in keys]))
+    train_keys = jax.random.wrap_key_data(numbers)
 
     def erased(name: str, state: State) -> bool:
         return stopping.erased(pipe, adapter_of(name, state), configs[name])
 
     def adapter_of(name: str, state: State) -> Adapter:
         row = list(configs).index(name)
-        lora = jax.tree.map(lambda leaf: leaf[row], state.lora)
+        lora = meshes.gather(setup.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
         return Adapter(lora, setup.alpha)  # pyright: ignore[reportCallIssue]
 
     state = train(configs, setup, workdir, state, params, prepared, train_keys, erased)
@@ -248,10 +267,15 @@ def train(
         done, state = checkpoints.restore(manager, state)
         for name in configs:
             keep_lines(workdir / name / METRICS, done)
-        logs = [stack.enter_context((workdir / name / METRICS).open("a")) for name in configs]
+        logs = [
+            stack.enter_context(
+                (workdir / name / METRICS if distributed.first() else Path(os.devnull)).open("a")
+            )
+            for name in configs
+        ]
         bar = tqdm(total=config.iterations, initial=done, desc=f"erasing {title}", unit="it")
         stack.enter_context(bar)
-        names, active = list(configs), np.array(state.active)
+        names, active = list(configs), np.array(meshes.gather(setup.mesh, state.active))
         for step in range(done + 1, config.iterations + 1):
             if not active.any():
                 break
@@ -335,13 +359,15 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    run(
-        load_runs(given[FLAG].value),
-        Path(given.workdir),
-        resume=given.resume,
-        overwrite=given.overwrite,
-        command=shlex.join(["python", "-m", "erase.train", *sys.argv[1:]]),
-    )
+    distributed.initialise(given)
+    with distributed.first_speaks():
+        run(
+            load_runs(given[FLAG].value),
+            Path(given.workdir),
+            resume=given.resume,
+            overwrite=given.overwrite,
+            command=shlex.join(["python", "-m", "erase.train", *sys.argv[1:]]),
+        )
 
 
 def define_flags() -> None:
@@ -351,6 +377,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
     flags.DEFINE_bool("resume", False, "Go on from the folder's latest checkpoint.")
     flags.DEFINE_bool("overwrite", False, "Take the place of the run in the folder.")
+    distributed.define_flags()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from erase.config import Config, Lower, Upper
 from erase.levels import Metrics, lower_losses, upper_losses
 from erase.setup import RUNS, Setup, split_runs
 from flux_jax.lora import init
+from flux_jax.mesh import whole
 
 # Of Adam on the balance between the levels, as the code of EraseAnything++ has them.
 BALANCE_RATE, BALANCE_DECAY = 0.3, 0.01
@@ -186,7 +187,9 @@ def _in_every_run(setup: Setup, update: Update) -> Update:
 
     def placed(*arguments: Any) -> tuple[State, Metrics]:
         state, metrics = every(*arguments)
-        return split_runs(setup, state), metrics
+        return split_runs(setup, state), jax.lax.with_sharding_constraint(
+            metrics, whole(setup.mesh)
+        )
 
     return placed
 

@@ -39,7 +39,7 @@ GB = 10**9
 )
 def test_shapes(monkeypatch, devices, wanted, runs, batch, nbytes, shape):
     monkeypatch.setattr(meshes, "make", lambda shape, devices: tuple(shape.values()))
-    card = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 60 * GB})
+    card = SimpleNamespace(process_index=0, memory_stats=lambda: {"bytes_limit": 60 * GB})
     made = setup.make_mesh(MeshConfig(**wanted), runs, batch, nbytes * GB, [card] * devices)
     assert made == shape
 
@@ -47,7 +47,7 @@ def test_shapes(monkeypatch, devices, wanted, runs, batch, nbytes, shape):
 def test_every_process_takes_part(monkeypatch):
     monkeypatch.setattr(meshes, "make", lambda shape, devices: tuple(shape.values()))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    cards = [SimpleNamespace(memory_stats=lambda: None)] * 8
+    cards = [SimpleNamespace(process_index=0, memory_stats=lambda: None)] * 8
     assert setup.make_mesh(MeshConfig(), 1, 2, 0, cards) == (1, 2, 4)
     assert setup.make_mesh(MeshConfig(fsdp=4), 1, 2, 0, cards) == (1, 2, 4)
     with pytest.raises(InputError, match="batch_size = 2 leaves 4 of 8 devices without work"):
@@ -63,7 +63,7 @@ def test_every_process_takes_part(monkeypatch):
     ],
 )
 def test_what_does_not_divide_is_refused(wanted: dict, message: str):
-    cards = [SimpleNamespace(memory_stats=lambda: None)] * 8
+    cards = [SimpleNamespace(process_index=0, memory_stats=lambda: None)] * 8
     with pytest.raises(InputError, match=message):
         setup.make_mesh(MeshConfig(**wanted), 1, 6, 0, cards)
 

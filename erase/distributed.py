@@ -1,0 +1,133 @@
+"""Several processes that train together: how they find each other, agree, and who writes.
+
+Every process runs the same program on the same global arrays; the first one alone writes files and
+speaks.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from convert.errors import InputError
+
+T = TypeVar("T")
+
+
+def define_flags() -> None:
+    """Declares the flags that say how many processes there are."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "One of several processes; SLURM, GKE, a TPU pod or MPI says which (see "
+        "jax.distributed.initialize).",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where nothing does.")
+    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
+
+
+def initialise(given: Any) -> None:
+    """Joins the other processes; to be called before anything is computed.
+
+    Args:
+        given: the flags' values.
+
+    Raises:
+        InputError: the flags do not say enough, or the others cannot be reached.
+    """
+    named = {name: given[name].value for name in ("coordinator", "processes", "process")}
+    missing = [f"--{name}" for name, value in named.items() if value is None]
+    if len(missing) == len(named) and not given.distributed:
+        return
+    if missing and len(missing) < len(named):
+        raise InputError(
+            f"{', '.join(missing)} missing: name coordinator, processes and process, or let "
+            "--distributed find all three"
+        )
+    if not missing and named["process"] >= named["processes"]:
+        raise InputError(
+            f"process = {named['process']} must be below processes = {named['processes']}"
+        )
+    try:
+        jax.distributed.initialize(named["coordinator"], named["processes"], named["process"])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"cannot join the other processes ({error}): name them with --coordinator HOST:PORT, "
+            "--processes and --process"
+        ) from error
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them: it alone asks and looks at the disk.
+
+    Raises:
+        InputError: it raised one; it is raised in all.
+    """
+    if jax.process_count() == 1:
+        return make()
+    made: T | InputError | None = None
+    if first():
+        try:
+            made = make()
+        except InputError as error:
+            made = error
+    content = np.frombuffer(pickle.dumps(made), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(content[:size])] = content[:size]
+    made = pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    if isinstance(made, InputError):
+        raise made
+    return cast(T, made)
+
+
+@contextlib.contextmanager
+def first_speaks() -> Iterator[None]:
+    """Keeps the other processes from printing and from drawing bars; errors pass through."""
+    if first():
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def agree(settings: Mapping[str, Any]) -> None:
+    """Makes sure that all processes were given the same.
+
+    Args:
+        settings: by name, of types that JSON knows; the names are the same everywhere.
+
+    Raises:
+        InputError: values differ; names them, in every process.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [
+        zlib.crc32(json.dumps(value, sort_keys=True).encode()) for value in settings.values()
+    ]
+    gathered = np.asarray(multihost_utils.process_allgather(np.array(digests, np.uint32)))
+    same = (gathered == gathered[0]).all(axis=0)
+    differing = [name for name, equal in zip(settings, same, strict=True) if not equal]
+    if differing:
+        raise InputError(
+            f"{', '.join(differing)} differ between the {jax.process_count()} processes: start "
+            "each with the same command"
+        )

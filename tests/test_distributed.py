@@ -1,0 +1,146 @@
+"""Two processes on one machine: they train, checkpoint and resume as one, or say why not."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from devices import TESTS
+
+from convert.lora import read_lora
+from erase import distributed, train
+from erase.runs import load_runs
+
+CONFIG = """
+from erase.runs import configure
+
+def get_config():
+    return configure(
+        concept="soccer ball",
+        prompts=("a photo of a {}", "a {} and a dog"),
+        synonyms=("football",),
+        irrelevant=("apple", "tree"),
+        height=16,
+        width=16,
+        steps=3,
+        batch_size=2,
+        checkpoint_every=2,
+        bank={"sentences": 3, "trajectories": 3, "batch": 4},
+        upper={"negatives": 2, "pictures": 2},
+        evaluation={"pictures": 1, "steps": 2, "batch": 2, "others": ("cat",)},
+    )
+"""
+
+
+def start(workdir: Path, *flags: str) -> list[subprocess.CompletedProcess[str]]:
+    """Runs the command in two processes of one device each, which have found each other."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "erase.train", "--workdir", str(workdir)),
+                *(f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={index}"),
+                *(flag.replace("INDEX", str(index)) for flag in flags),
+            ],
+            cwd=TESTS.parent,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    done = []
+    for process in started:
+        out, err = process.communicate(timeout=150)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return done
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "two.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.mark.slow
+def test_two_processes_train_checkpoint_and_resume(config: Path, tiny_folder: Path, tmp_path: Path):
+    flags = (f"--config={config}", f"--config.model.path={tiny_folder}")
+    for iterations, more in ((2, ("--config.evaluation.pictures=0",)), (4, ("--resume",))):
+        done = start(tmp_path / "two", *flags, f"--config.iterations={iterations}", *more)
+        for process in done:
+            assert process.returncode == 0, process.stderr[-3000:]
+        # The first one alone speaks.
+        assert "2 of 2 devices work: concept 1 x data 2 x fsdp 1" in done[0].stdout
+        assert "it/s" in done[0].stderr
+        assert "sentences come from" not in done[1].stdout
+        assert "it/s" not in done[1].stderr
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    together = [json.loads(line) for line in lines]
+    assert [line["step"] for line in together] == [1, 2, 3, 4]
+    assert (tmp_path / "two" / "report.html").is_file()
+    assert len(list((tmp_path / "two" / "pictures").iterdir())) == 2 * 3
+
+    values: dict = {}
+    exec(compile(CONFIG, "two.py", "exec"), values)
+    given = values["get_config"]()
+    given.model.path, given.iterations, given.evaluation.pictures = str(tiny_folder), 4, 0
+    train.run(load_runs(given), tmp_path / "one")
+    alone = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    for mine, line in zip(together, map(json.loads, alone), strict=True):
+        del mine["seconds"], line["seconds"]
+        assert mine.keys() == line.keys()
+        np.testing.assert_allclose([*mine.values()], [*line.values()], rtol=2e-3)
+    adapters = (read_lora(tmp_path / name / "adapter")[0] for name in ("two", "one"))
+    for a, b in zip(*map(jax.tree.leaves, adapters), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_end_with_a_message(
+    config: Path, tiny_folder: Path, tmp_path: Path
+):
+    flags = (f"--config={config}", f"--config.model.path={tiny_folder}")
+    done = start(tmp_path / "run", *flags, "--config.seed=INDEX", "--config.lower.eta=1.INDEX")
+    for process in done:
+        assert process.returncode == 2
+        assert "error: seed, lower differ between the 2 processes" in process.stderr
+        assert "Traceback" not in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--processes=2"], "--coordinator, --process missing"),
+        (["--coordinator=127.0.0.1:1", "--processes=2", "--process=2"], "process = 2 must be"),
+        (["--distributed"], "cannot join the other processes"),
+    ],
+)
+def test_incomplete_flags_are_told(config: Path, tmp_path: Path, flags: list, message: str):
+    command = [sys.executable, "-m", "erase.train", "--config", str(config), *flags]
+    done = subprocess.run(
+        [*command, "--workdir", str(tmp_path / "run")],
+        cwd=TESTS.parent,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"error: {message}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_process_makes_its_own():
+    assert distributed.first()
+    assert distributed.from_first(lambda: 5) == 5
+    distributed.agree({"seed": 1})
