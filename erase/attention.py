@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from erase.config import Config
 from erase.tokens import concept_masks
+from flux_jax import mesh as meshes
 from flux_jax.lora import Adapter, combine
 from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer
 from flux_jax.transformer import FluxTransformer
@@ -55,7 +56,8 @@ def attention_maps(
             settings.guidance,
             masks,
         )
-        maps[side] = np.asarray(mass, np.float32).reshape(-1, rows, columns)
+        whole = np.asarray(meshes.gather(pipe.mesh, mass), np.float32)
+        maps[side] = whole.reshape(-1, rows, columns)
     return maps
 
 

@@ -24,6 +24,7 @@ from erase import folder
 from erase.config import Config
 from erase.prompts import Group, as_template, draw_groups, leave_out, phrase
 from erase.tokens import concept_masks
+from flux_jax import mesh as meshes
 from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer
 from flux_jax.sampling import denoise
 from flux_jax.transformer import FluxTransformer
@@ -327,13 +328,12 @@ def _denoise(
         run = _trajectories(
             pipe.transformer,
             pipe.params["transformer"],
-            noise,
-            conditioning[rows],
+            *meshes.share_out(pipe.mesh, (noise, conditioning[rows])),
             image_ids,
             config.guidance,
             sigmas,
         )
-        parts.append(np.asarray(run))
+        parts.append(np.asarray(meshes.gather(pipe.mesh, run)))
     return np.concatenate(parts)[: len(seeds)]
 
 

@@ -28,6 +28,20 @@ class Model:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the work; what is not said follows it, see `erase.setup.make_mesh`.
+
+    Attributes:
+        data: devices that share the samples of an update.
+        fsdp: devices that share the frozen weights, each holding a part of every large one; they
+            share samples too, where there are enough.
+    """
+
+    data: int | None = number(None, least=1)
+    fsdp: int | None = number(None, least=1)
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     """The LoRA that is trained.
 
@@ -189,6 +203,7 @@ class Config:
         irrelevant: words for other things, whose attention the concept's is to resemble.
         language_model: whether a language model names those words instead; see `erase.irrelevant`.
         model: the frozen model.
+        mesh: the devices.
         height: pixels.
         width: pixels.
         text_tokens: length of T5's input; by default the tokenizer's limit.
@@ -216,6 +231,7 @@ class Config:
     irrelevant: tuple[str, ...] = ()
     language_model: bool = False
     model: Model = Model()
+    mesh: MeshConfig = MeshConfig()
     height: int = number(512, least=1)
     width: int = number(512, least=1)
     text_tokens: int | None = number(None, least=2)

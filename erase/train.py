@@ -49,7 +49,7 @@ from erase.config import Config
 from erase.language_model import describe
 from erase.pictures import write
 from erase.runs import load_runs
-from erase.setup import Setup
+from erase.setup import Setup, make_mesh
 from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
@@ -94,7 +94,9 @@ def run(
         for name, (config, source) in settled.items()
     }
     workdirs.check(workdir, descriptions, resume=resume, overwrite=overwrite)
-    pipe = open_model(first)
+    pipe = open_model(first, len(runs))
+    shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
+    print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
     written = {name: sentences.settle(configs[name], folders[name]) for name in runs}
     configs = {name: config for name, (config, _) in written.items()}
     words = {name: irrelevant.gather(configs[name], folders[name]) for name in runs}
@@ -152,11 +154,12 @@ def learn(
         InputError: a run diverged.
     """
     first = next(iter(configs.values()))
-    setup = Setup.of(first, pipe.transformer, len(configs))
+    pipe = share(pipe, first, len(configs))
+    setup = Setup.of(first, pipe.transformer, pipe.mesh)
     keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
-    states = [start(key[0], pipe.params["transformer"], first) for key in keys]
+    params = pipe.params["transformer"]
+    states = [start(key[0], params, first) for key in keys]
     prepared = setup.placed(bank.stack(banks))
-    params = setup.replicated(pipe.params["transformer"])
     state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
     train_keys = setup.divided(jnp.stack([key[1] for key in keys]))
 
@@ -172,11 +175,16 @@ def learn(
     return {name: adapter_of(name, state) for name in configs}
 
 
-def open_model(config: Config) -> Pipeline:
-    """Loads the frozen model as the configuration wants it.
+def open_model(config: Config, runs: int = 1) -> Pipeline:
+    """Opens the frozen model as the configuration wants it.
+
+    Args:
+        config: of any of the runs.
+        runs: how many train at once.
 
     Raises:
-        InputError: the folder cannot be used, or text_tokens is over the tokenizer's limit.
+        InputError: the folder cannot be used, text_tokens is over the tokenizer's limit, or the
+            devices cannot be divided as the configuration says.
     """
     pipe = load(config.model.path, config.model.dtype)
     if config.text_tokens is not None:
@@ -184,7 +192,19 @@ def open_model(config: Config) -> Pipeline:
         if config.text_tokens > limit:
             raise InputError(f"text_tokens = {config.text_tokens} is over the limit of {limit}")
         pipe.tokenizer_2.model_max_length = config.text_tokens
-    return pipe
+    return share(pipe, config, runs)
+
+
+def share(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
+    """The frozen model on the devices that train so many runs.
+
+    Raises:
+        InputError: the devices cannot be divided as the configuration says.
+    """
+    shapes = abstract_params("transformer", dataclasses.asdict(pipe.transformer.config))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    nbytes = numbers * jnp.dtype(pipe.transformer.dtype).itemsize
+    return pipe.on(make_mesh(config.mesh, runs, config.batch_size, nbytes))
 
 
 def train(

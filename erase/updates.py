@@ -1,8 +1,9 @@
 """One step of each level: a lower update erases, an upper update preserves, on the same adapter.
 
 Both train every run of a command at once, and are jitted over one mesh: runs are split over its
-axis `concept`, the samples of each over `data`; the frozen parameters are on every device. What a
-run draws follows from its key alone, whatever trains beside it.
+axis `concept`, the samples of each over `data`, large frozen weights over `fsdp` (which shares
+samples too, where there are enough). What a run draws follows from its key alone, whatever trains
+beside it.
 Axis letter: R runs.
 """
 

@@ -6,7 +6,7 @@ P pooled width.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
@@ -21,6 +22,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from convert.errors import InputError
 from convert.hub import find_model
 from convert.source import open_source, read_schedule, root_of
+from flux_jax import mesh as meshes
 from flux_jax.clip import CLIPTextEncoder
 from flux_jax.lora import Adapter, combine
 from flux_jax.sampling import denoise
@@ -55,6 +57,7 @@ class Pipeline:
     Attributes:
         params: parameters under the keys transformer, text_encoder, text_encoder_2 and vae; those
             of a pipeline that was loaded are read when they are first needed.
+        mesh: devices that share the weights and the samples of a batch, see `flux_jax.mesh`.
     """
 
     transformer: FluxTransformer
@@ -65,6 +68,14 @@ class Pipeline:
     tokenizer: PreTrainedTokenizerBase
     tokenizer_2: PreTrainedTokenizerBase
     schedule: Schedule
+    mesh: Mesh
+
+    def on(self, mesh: Mesh) -> "Pipeline":
+        """The same pipeline on other devices; weights that were read already are moved there."""
+        if isinstance(self.params, Weights):
+            self.params.move(mesh)
+            return replace(self, mesh=mesh)
+        return replace(self, mesh=mesh, params=meshes.place_weights(mesh, self.params))
 
     @property
     def pixels_per_token(self) -> int:
@@ -126,15 +137,14 @@ class Pipeline:
         Raises:
             InputError: a prompt is over the token limit.
         """
-        clip_ids, t5_ids = self.tokenize(prompts)
-        return _encode(
+        encoded = _encode(
             self.text_encoder,
             self.text_encoder_2,
             self.params["text_encoder"],
             self.params["text_encoder_2"],
-            clip_ids,
-            t5_ids,
+            *meshes.share_out(self.mesh, self.tokenize(prompts)),
         )
+        return meshes.gather(self.mesh, encoded)
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Array, "B S C"]:
         """Packed standard normal latents, one seed a picture, whatever the rest of the batch."""
@@ -157,16 +167,16 @@ class Pipeline:
         adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
     ) -> Float[Array, "B S C"]:
         """The transformer's velocity; guidance is left out where the model does not embed it."""
-        return _velocity(
+        samples = meshes.share_out(self.mesh, (latents, conditioning, timestep))
+        velocity = _velocity(
             self.transformer,
             self.params["transformer"],
             combine(adapters),
-            latents,
-            conditioning,
-            timestep,
+            *samples,
             image_ids,
             guidance,
         )
+        return meshes.gather(self.mesh, velocity)
 
     def denoise(
         self,
@@ -181,24 +191,27 @@ class Pipeline:
         """Integrates the velocity from noise (t = 1) to packed latents (t = 0) in Euler steps."""
         if steps < 1:
             raise InputError(f"steps = {steps} must be at least 1")
-        return _denoise(
+        *samples, silenced = meshes.share_out(self.mesh, (noise, conditioning, silenced))
+        latents = _denoise(
             self.transformer,
             self.params["transformer"],
             combine(adapters),
-            noise,
-            conditioning,
+            *samples,
             image_ids,
             guidance,
-            jnp.asarray(self.schedule.sigmas(steps, noise.shape[1])),
+            self.schedule.sigmas(steps, noise.shape[1]),
             silenced,
         )
+        return meshes.gather(self.mesh, latents)
 
     def decode(
         self, latents: Float[Array, "B S C"], height: int, width: int
     ) -> UInt8[np.ndarray, "B h w 3"]:
         """Pictures of packed latents."""
         grid = self.grid(height, width)
-        return np.asarray(_decode(self.vae, self.params["vae"], latents, grid))
+        latents = meshes.share_out(self.mesh, latents)
+        pictures = _decode(self.vae, self.params["vae"], latents, grid)
+        return np.asarray(meshes.gather(self.mesh, pictures))
 
     def encode_pictures(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[Array, "B S C"]:
         """Packed latents of pictures, the means of their distributions; undone by `decode`.
@@ -207,7 +220,8 @@ class Pipeline:
             InputError: a side is not a positive multiple of `pixels_per_token`.
         """
         self.grid(*pictures.shape[1:3])
-        return _encode_pictures(self.vae, self.params["vae"], pictures)
+        pictures = meshes.share_out(self.mesh, pictures)
+        return meshes.gather(self.mesh, _encode_pictures(self.vae, self.params["vae"], pictures))
 
     def __call__(
         self,
@@ -254,7 +268,9 @@ class Pipeline:
 
 
 def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
-    """Reads a pipeline in diffusers' layout, or one with Black Forest Labs' own files.
+    """Opens a pipeline in diffusers' layout, or one with Black Forest Labs' own files.
+
+    Its place is the first device; see `Pipeline.on` for others.
 
     Args:
         path: its folder, or the transformer's single file in it (see `convert.source`), or its
@@ -272,12 +288,14 @@ def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
     }
     guidance = modules["transformer"].config.guidance_embeds
     root = root_of(path)
+    mesh = meshes.make({})
     return Pipeline(
         **modules,
-        params=Weights(sources, chosen),
+        params=Weights(sources, chosen, mesh),
         tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
         tokenizer_2=T5Tokenizer.from_pretrained(root / "tokenizer_2"),
         schedule=Schedule.from_dict(read_schedule(path, guidance)),
+        mesh=mesh,
     )
 
 

@@ -9,13 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 from tqdm import tqdm
 
 from convert import checkpoint, mapping
 from convert.source import Source, TorchSource
+from flux_jax import mesh as meshes
 from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
 from flux_jax.t5 import T5Config, T5Encoder
 from flux_jax.transformer import FluxConfig, FluxTransformer
@@ -85,20 +86,21 @@ class Weights(Mapping[str, PyTree]):
     """Parameters of a pipeline's models, each read when it is first asked for.
 
     Every tensor of the files must be in the model and the other way round, which is made sure of at
-    once. Each leaf goes onto the device as soon as it is read.
+    once. Each leaf goes onto its devices as soon as it is read.
     """
 
-    def __init__(self, sources: Mapping[str, Source], dtype: DTypeLike):
+    def __init__(self, sources: Mapping[str, Source], dtype: DTypeLike, mesh: Mesh):
         """Checks names and shapes.
 
         Args:
             sources: weights by the names in `COMPONENTS`.
             dtype: that parameters get.
+            mesh: devices, see `flux_jax.mesh`.
 
         Raises:
             InputError: tensors are missing, surplus or misshapen; lists every one of a model.
         """
-        self._sources, self._dtype = sources, dtype
+        self._sources, self._dtype, self._mesh = sources, dtype, mesh
         self._read: dict[str, PyTree] = {}
         for name, source in sources.items():
             shapes = abstract_params(name, source.config)
@@ -114,7 +116,7 @@ class Weights(Mapping[str, PyTree]):
             InputError: a tensor holds what is no finite number, or a file is damaged.
         """
         if name not in self._read:
-            self._read[name] = read_params(self._sources[name], name, self._dtype)
+            self._read[name] = read_params(self._sources[name], name, self._dtype, self._mesh)
         return self._read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -123,19 +125,27 @@ class Weights(Mapping[str, PyTree]):
     def __len__(self) -> int:
         return len(self._sources)
 
+    def move(self, mesh: Mesh) -> None:
+        """Places models that were read, and those that will be, on other devices."""
+        self._mesh = mesh
+        self._read = {
+            name: meshes.place_weights(mesh, params) for name, params in self._read.items()
+        }
+
     def release(self, *names: str) -> None:
         """Frees the memory of models, which are read again if they are asked for again."""
         for name in names:
             self._read.pop(name, None)
 
 
-def read_params(source: Source, name: str, dtype: DTypeLike) -> PyTree:
-    """Reads the parameters of one model onto the device, with a progress bar.
+def read_params(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
+    """Reads the parameters of one model onto its devices, with a progress bar.
 
     Args:
         source: its weights.
         name: a key of `COMPONENTS`.
         dtype: that they get.
+        mesh: devices; each is sent its own parts alone.
 
     Raises:
         InputError: tensors are missing, surplus, misshapen or not finite, or a file is damaged.
@@ -150,25 +160,34 @@ def read_params(source: Source, name: str, dtype: DTypeLike) -> PyTree:
                 source.tensors,
                 shapes,
                 source=source.where,
-                place=lambda leaf: _placed(leaf, dtype),
+                place=lambda leaf: _placed(leaf, dtype, mesh),
                 advance=bar.update,
             )
-        device = SingleDeviceSharding(jax.devices()[0])
         wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), shapes
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, dtype, sharding=meshes.of_weight(mesh, leaf.shape)
+            ),
+            shapes,
         )
         params = checkpoint.read_params(source.where, wanted)
         bar.update(source.nbytes)
         return params
 
 
-def _placed(leaf: np.ndarray, dtype: DTypeLike) -> jax.Array:
-    """On the device as it lies in memory, and turned there, where transposing is faster."""
+def _placed(leaf: np.ndarray, dtype: DTypeLike, mesh: Mesh) -> jax.Array:
+    """On its devices as it lies in memory, and turned there, where transposing is faster."""
     order = np.argsort([-stride for stride in leaf.strides], kind="stable")
-    lying = jax.device_put(leaf.transpose(order))
-    return _turned(lying, tuple(np.argsort(order)), dtype).block_until_ready()
+    wanted = meshes.of_weight(mesh, leaf.shape)
+    lying = leaf.transpose(order)
+    spec = [*wanted.spec, *(None,) * (leaf.ndim - len(wanted.spec))]
+    sharding = NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in order)))
+    sent = jax.make_array_from_callback(lying.shape, sharding, lying.__getitem__)
+    return _turned(sent, tuple(np.argsort(order)), dtype, wanted).block_until_ready()
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _turned(array: jax.Array, axes: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    return array.transpose(axes).astype(dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _turned(
+    array: jax.Array, axes: tuple[int, ...], dtype: DTypeLike, wanted: NamedSharding
+) -> jax.Array:
+    turned = array.transpose(axes).astype(dtype)
+    return jax.lax.with_sharding_constraint(turned, wanted)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from erase.bank import CONCEPT, POOL, SYNONYM, Bank
-from erase.config import AdapterConfig, Config, Lower, Upper
+from erase.config import AdapterConfig, Config, Lower, MeshConfig, Upper
 from erase.levels import lower_losses, upper_losses
-from erase.setup import Setup
+from erase.setup import Setup, make_mesh
 from erase.updates import State, start
 from flux_jax.pipeline import Conditioning, apply_transformer
 from flux_jax.transformer import FluxConfig, FluxTransformer
@@ -78,7 +78,7 @@ def make_bank(anchors: int = 1, seed: int = 5) -> Bank:
 
 
 MODEL = FluxTransformer(FluxConfig.from_dict(SIZES))
-SETUP = Setup.of(CONFIG, MODEL)
+SETUP = Setup.of(CONFIG, MODEL, make_mesh(MeshConfig(), 1, 1))
 KEY = jax.random.key(7)
 KEYS = KEY[None]
 

@@ -28,9 +28,11 @@ from small import (
 )
 
 from erase.bank import shapes, stack
+from erase.config import MeshConfig
 from erase.runs import load_config
 from erase.setup import Setup, make_mesh
 from erase.updates import joint_update, lower_update, start, upper_update
+from flux_jax import mesh as meshes
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights import abstract_params
 
@@ -113,7 +115,7 @@ def test_joint_and_adaptive_updates():
 def test_a_run_among_others_is_what_it_is_alone():
     other = make_bank(anchors=2, seed=6).replace(eta=jnp.zeros(()))  # pyright: ignore
     banks, keys = [make_bank(), other], jax.random.split(KEY, 2)
-    setup = Setup.of(CONFIG, MODEL, 2, make_mesh(1, 1, 1))
+    setup = Setup.of(CONFIG, MODEL, SETUP.mesh)
     states = every(*(start(key, PARAMS, CONFIG) for key in keys))
     states, together = lower_update(states, PARAMS, stack(banks), keys, setup=setup)
     for index in range(2):
@@ -150,43 +152,56 @@ def test_training_lowers_what_it_weighs():
 
 
 @pytest.mark.slow
-def test_four_devices_give_what_one_gives():
-    done = run_on(4, "import test_updates; test_updates.compare_meshes()")
+@pytest.mark.parametrize(
+    "shapes", [((1, 8, 1), (1, 1, 8)), ((1, 2, 4), (2, 2, 2))], ids=["data or fsdp", "both"]
+)
+def test_eight_devices_give_what_one_gives(shapes: tuple[tuple[int, int, int], ...]):
+    done = run_on(8, f"import test_updates; test_updates.compare_meshes({shapes})")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["4", "devices", "agree"]
+    assert done.stdout.split() == ["8", "devices", "agree"]
 
 
-def compare_meshes() -> None:
-    """Takes an iteration of two runs on one device, on four, and on two each, and compares."""
+def compare_meshes(shapes: tuple[tuple[int, int, int], ...]) -> None:
+    """Takes an iteration of two runs on one device, and on meshes of these shapes, and compares.
+
+    Args:
+        shapes: devices along `concept`, `data` and `fsdp`.
+    """
+    # Even the tiny model's weights are split.
+    meshes.WHOLE = 1
+    config = replace(CONFIG, batch_size=8)
     banks = stack([make_bank(anchors=2), make_bank(seed=6)])
     keys = jax.random.split(KEY)
     results = []
-    for shape in ((1, 1), (1, 4), (2, 2)):
-        mesh = make_mesh(shape[0], CONFIG.batch_size, math.prod(shape))
-        assert tuple(mesh.shape.values()) == shape
-        setup = Setup.of(CONFIG, MODEL, 2, mesh)
-        state = setup.divided(every(*(start(key, PARAMS, CONFIG) for key in keys)))
-        placed = setup.replicated(PARAMS), setup.placed(banks), setup.divided(keys)
+    for shape in ((1, 1, 1), *shapes):
+        across, data, fsdp = shape
+        mesh = make_mesh(
+            MeshConfig(data, fsdp),
+            across,
+            config.batch_size,
+            devices=jax.devices()[: math.prod(shape)],
+        )
+        assert mesh.shape == {"concept": across, "data": data, "fsdp": fsdp}
+        setup = Setup.of(config, MODEL, mesh)
+        state = setup.divided(every(*(start(key, PARAMS, config) for key in keys)))
+        params = meshes.place_weights(mesh, PARAMS)
+        placed = params, setup.placed(banks), setup.divided(keys)
+        held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params))
+        total = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert held == total if fsdp == 1 else held < 1.3 * total / fsdp
         state, metrics = lower_update(state, *placed, setup=setup)
         text = lower_update.lower(state, *placed, setup=setup).compile().as_text() or ""
         # Work is really divided: gradients have to be summed over the devices of a run.
-        assert ("all-reduce" in text) == (shape[1] > 1)
+        assert ("all-reduce" in text) == (data * fsdp > 1)
         state, more = upper_update(state, *placed, setup=setup)
         for leaf in jax.tree.leaves(state.lora):
             assert len(leaf.sharding.device_set) == math.prod(shape)
-            assert leaf.sharding.shard_shape(leaf.shape)[0] == 2 // shape[0]
+            assert leaf.sharding.shard_shape(leaf.shape)[0] == 2 // across
         results.append((state.lora, metrics | more))
     for one, *others in zip(*map(jax.tree.leaves, results), strict=True):
         for other in others:
             np.testing.assert_allclose(other, one, rtol=2e-4, atol=2e-6)
     print(jax.device_count(), "devices agree")
-
-
-def test_as_many_devices_as_share_runs_and_batch():
-    assert dict(Setup.of(replace(CONFIG, batch_size=3), MODEL, 5).mesh.shape) == {
-        "concept": 1,
-        "data": 1,
-    }
 
 
 def one_run(tree: Any) -> Any:
@@ -206,7 +221,7 @@ def test_both_updates_trace_at_full_size():
     assert config.text_tokens is not None
     forms = 1 + len(config.synonyms) + len(config.irrelevant)
     bank = shapes(config, model, 1024, config.text_tokens, forms)
-    setup = Setup.of(config, model)
+    setup = Setup.of(config, model, SETUP.mesh)
     state = jax.eval_shape(lambda: start(jax.random.key(0), params, config))
     bank = one_run(bank).replace(times=bank.times, image_ids=bank.image_ids)
     # The paper's figure: 3.57 MiB in bfloat16.

@@ -18,6 +18,7 @@ from convert.source import open_source
 from convert.tables import COMPONENTS
 from erase import train
 from flux_jax import weights as loading
+from flux_jax.mesh import make
 from flux_jax.pipeline import load
 from flux_jax.weights import Weights
 
@@ -98,5 +99,5 @@ def test_text_encoders_have_left_before_the_transformer_comes(
 
 def test_dtypes_follow_the_request(tiny_folder: Path):
     for dtype in (jnp.float32, jnp.bfloat16):
-        weights = Weights({"vae": open_source(tiny_folder, "vae")}, dtype)
+        weights = Weights({"vae": open_source(tiny_folder, "vae")}, dtype, make({}))
         assert {leaf.dtype for leaf in jax.tree.leaves(weights["vae"])} == {jnp.dtype(dtype)}

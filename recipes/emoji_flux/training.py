@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
 from convert.errors import InputError
+from erase.config import MeshConfig
 from erase.setup import SAMPLES, make_mesh
 
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
@@ -105,7 +106,7 @@ def fit(
         The averaged parameters.
     """
     key = jax.random.key(seed)
-    mesh = make_mesh(1, jax.device_count())
+    mesh = make_mesh(MeshConfig(), 1, jax.device_count())
     everywhere = PartitionSpec()
     state, data = jax.device_put((state, data), NamedSharding(mesh, everywhere))
 

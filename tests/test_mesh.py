@@ -1,0 +1,114 @@
+"""Meshes: their shapes, what they refuse, and where arrays lie on them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from devices import run_on
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from convert.errors import InputError
+from erase import setup
+from erase.config import MeshConfig
+from flux_jax import load
+from flux_jax import mesh as meshes
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("devices", "wanted", "runs", "batch", "nbytes", "shape"),
+    [
+        (1, {}, 1, 1, 24, (1, 1, 1)),
+        # Where the weights fit, samples are shared out, and runs before them.
+        (8, {}, 1, 1, 24, (1, 1, 1)),
+        (8, {}, 1, 8, 24, (1, 8, 1)),
+        (8, {}, 1, 6, 24, (1, 2, 1)),
+        (8, {}, 30, 4, 24, (2, 4, 1)),
+        # Where they do not, as few devices as possible share them.
+        (8, {}, 1, 1, 100, (1, 1, 4)),
+        (8, {}, 1, 8, 100, (1, 2, 4)),
+        (2, {}, 1, 1, 1000, (1, 1, 2)),
+        (8, {"fsdp": 2}, 1, 1, 24, (1, 1, 2)),
+        (8, {"data": 2}, 1, 4, 100, (1, 2, 4)),
+        (8, {"data": 1, "fsdp": 1}, 3, 4, 24, (1, 1, 1)),
+        (8, {"data": 2}, 4, 2, 24, (4, 2, 1)),
+    ],
+)
+def test_shapes(monkeypatch, devices, wanted, runs, batch, nbytes, shape):
+    monkeypatch.setattr(meshes, "make", lambda shape, devices: tuple(shape.values()))
+    card = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 60 * GB})
+    made = setup.make_mesh(MeshConfig(**wanted), runs, batch, nbytes * GB, [card] * devices)
+    assert made == shape
+
+
+def test_every_process_takes_part(monkeypatch):
+    monkeypatch.setattr(meshes, "make", lambda shape, devices: tuple(shape.values()))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    cards = [SimpleNamespace(memory_stats=lambda: None)] * 8
+    assert setup.make_mesh(MeshConfig(), 1, 2, 0, cards) == (1, 2, 4)
+    assert setup.make_mesh(MeshConfig(fsdp=4), 1, 2, 0, cards) == (1, 2, 4)
+    with pytest.raises(InputError, match="batch_size = 2 leaves 4 of 8 devices without work"):
+        setup.make_mesh(MeshConfig(fsdp=2), 1, 2, 0, cards)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"data": 3}, "mesh.data = 3: the 8 devices cannot be divided so; .* one of 1, 2, 4, 8"),
+        ({"data": 4, "fsdp": 4}, "mesh.data = 4 and mesh.fsdp = 4: the 8 devices"),
+        ({"data": 4}, "batch_size = 6 cannot be divided over mesh.data = 4 devices; make it 8"),
+    ],
+)
+def test_what_does_not_divide_is_refused(wanted: dict, message: str):
+    cards = [SimpleNamespace(memory_stats=lambda: None)] * 8
+    with pytest.raises(InputError, match=message):
+        setup.make_mesh(MeshConfig(**wanted), 1, 6, 0, cards)
+
+
+@pytest.mark.slow
+def test_a_pipeline_on_eight_devices_draws_the_same_pictures(tiny_folder: Path, tmp_path: Path):
+    pictures = draw(tiny_folder, 1)
+    code = f"import test_mesh; test_mesh.on_eight({str(tiny_folder)!r}, {str(tmp_path)!r})"
+    done = run_on(8, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    others = np.load(tmp_path / "pictures.npy").astype(int)
+    # Sums over parts round otherwise: a value in a thousand may fall on the other side of a half.
+    assert np.abs(others - pictures).max() <= 1
+    assert (others != pictures).mean() < 5e-3
+
+
+def draw(folder: Path | str, fsdp: int) -> np.ndarray:
+    devices = jax.devices()
+    mesh = meshes.make({"data": len(devices) // fsdp, "fsdp": fsdp}, devices)
+    pipe = load(folder).on(mesh)
+    return pipe(["a cat", "a dog"], steps=2, height=16, width=16)
+
+
+def on_eight(folder: str, out: str) -> None:
+    meshes.WHOLE = 1
+    pipe = load(folder).on(meshes.make({"data": 2, "fsdp": 4}))
+    leaf = pipe.params["transformer"]["single_blocks"]["proj_mlp"]["kernel"]
+    # Read in parts, each onto its own device: the blocks' axis is whole, the longest is split.
+    assert leaf.addressable_shards[0].data.shape == (3, 32, 128 // 4)
+    np.save(Path(out) / "pictures.npy", draw(folder, 4))
+
+
+def test_weights_and_samples_lie_as_told():
+    mesh = AbstractMesh((2, 4), ("data", "fsdp"))
+    weights = {
+        (19, 3072, 12288): (None, None, "fsdp"),
+        (19, 12288, 3072): (None, "fsdp", None),
+        # Blocks are never split, what no part divides or is small neither.
+        (4096, 3001, 3): ("fsdp", None, None),
+        (3001, 3001): (None, None),
+        (19, 3072): (None, None),
+    }
+    for shape, spec in weights.items():
+        assert tuple(meshes.of_weight(mesh, shape).spec) == spec
+        alone = meshes.of_weight(AbstractMesh((2,), ("data",)), shape)
+        assert alone.is_fully_replicated
+    for samples, axes in {8: ("data", "fsdp"), 2: ("data",), 4: ("data",), 1: (), 3: ()}.items():
+        assert meshes.of_batch(mesh, samples).spec == PartitionSpec(axes)
