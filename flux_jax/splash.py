@@ -14,6 +14,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from flux_jax.mesh import FSDP
+
 # A register's lanes, in multiples of which the kernel takes widths and tokens.
 LANES = 128
 # Tokens a block at most: what fits the vector memory; which is fastest was not measured.
@@ -22,8 +24,8 @@ BLOCKS = tuple(
     f"block_{name}"
     for name in ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
 )
-# Axes of a mesh over which samples are split.
-SAMPLES = ("data", "fsdp")
+# Axes of a mesh over which samples are split; a mesh's others belong to whoever maps over them.
+SAMPLES = ("data", FSDP)
 
 
 def takes(k: Float[Array, "B N H D"], v: Float[Array, "B N H V"]) -> bool:
