@@ -191,9 +191,8 @@ def trace(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) ->
     bank = of_a_run(bank).replace(**common)
     key = of_a_run(jax.eval_shape(lambda: jax.random.key(0)))
     update = {"lower": lower_update, "upper": upper_update}[program]
-    given = of_a_run(state), params, bank, key
-    with jax.set_mesh(mesh):
-        return update.trace(*given, setup=Setup.of(config, model, mesh))
+    setup = Setup.of(config, model, mesh)
+    return update.trace(of_a_run(state), params, bank, key, setup=setup)
 
 
 def measure(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) -> Memory:
@@ -315,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console, rows = Console(), []
     for name, side in itertools.product(options.slices, TEXT_TOKENS):
         for row in fit(name, side):
-            console.print(*asdict(row).values())
+            print(*asdict(row).values(), flush=True)
             rows.append(row)
             if options.out:
                 write(options.out, json.dumps(result(rows), indent=1) + "\n")

@@ -185,7 +185,9 @@ def _in_every_run(setup: Setup, update: Update) -> Update:
     every = jax.vmap(unless_stopped, in_axes=(0, bank_axes, 0), spmd_axis_name=RUNS)
 
     def placed(*arguments: Any) -> tuple[State, Metrics]:
-        state, metrics = every(*arguments)
+        # Kernels that the compiler cannot split have to know what they are split over.
+        with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
+            state, metrics = every(*arguments)
         return split_runs(setup, state), metrics
 
     return placed

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from devices import run_on
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from small import BANK, CONFIG, KEY, SIZES, every, random_tree
 
+from erase.bank import shapes, stack
+from erase.setup import Setup
+from erase.updates import lower_update, start
 from flux_jax import attention, splash
+from flux_jax import mesh as meshes
+from flux_jax.transformer import FluxConfig, FluxTransformer
+from flux_jax.weights import abstract_params
 
 B, N, H, D, T, G = 2, 256, 2, 128, 5, 3
 TPU = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
@@ -165,4 +172,46 @@ def compare_meshes() -> None:
             results.append(every(*jax.device_put((runs, x), of_runs)))
     for other in results[1:]:
         close(other, results[0])
+    print(jax.device_count(), "devices agree")
+
+
+@pytest.mark.slow
+def test_an_update_of_runs_on_a_mesh_takes_the_kernel():
+    done = run_on(4, "import test_splash; test_splash.compare_update()")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["4", "devices", "agree"]
+
+
+def compare_update() -> None:
+    """An update of two runs by XLA on one device, and by the kernel on four."""
+    half = splash.LANES // 2
+    sizes = SIZES | {"attention_head_dim": splash.LANES, "axes_dims_rope": (32, 48, 48)}
+    model = FluxTransformer(FluxConfig.from_dict(sizes))
+    params = random_tree(abstract_params("transformer", sizes), 1, 0.05)
+    of_bank = shapes(CONFIG, model, half, half, len(BANK.kinds))
+    bank = random_tree(of_bank, 2).replace(
+        masks=(random_tree(of_bank.masks, 3) > 0).astype(jnp.float32),
+        kinds=BANK.kinds,
+        eta=BANK.eta,
+        trajectory_sentences=jnp.zeros(of_bank.trajectory_sentences.shape, jnp.int32),
+        times=jnp.linspace(1.0, 0.1, CONFIG.steps),
+    )
+    keys, results = jax.random.split(KEY), []
+    kernel = functools.partial(splash.attend, interpret=True)
+    for shape, platform in (((1, 1, 1), "cpu"), ((2, 1, 2), "tpu")):
+        attention.compiled_for = lambda platform=platform: platform
+        splash.attend = kernel
+        mesh = meshes.make(dict(zip(("concept", "data", "fsdp"), shape, strict=True)))
+        setup = Setup.of(CONFIG, model, mesh)
+        state = setup.divided(every(*(start(key, params, CONFIG) for key in keys)))
+        placed = (
+            meshes.place_weights(mesh, params),
+            setup.placed(stack([bank, bank])),
+            setup.divided(keys),
+        )
+        traced = lower_update.trace(state, *placed, setup=setup)
+        assert ("shard_map" in str(traced.jaxpr)) == (platform == "tpu")
+        state, metrics = lower_update(state, *placed, setup=setup)
+        results.append((state.lora, metrics))
+    close(results[1], results[0])
     print(jax.device_count(), "devices agree")
