@@ -247,7 +247,7 @@ def fit(name: str, side: int) -> Iterator[Row]:
             try:
                 memory = measure(program, run, configs("dev")["transformer"], mesh)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not re.match("RESOURCE_EXHAUSTED: .*hbm", str(error), re.IGNORECASE):
                     raise
                 refusal = str(error).splitlines()[0]
             fits = memory is not None and memory.total <= place.hbm_gb

@@ -48,7 +48,7 @@ def test_remat_is_tried_where_an_update_does_not_fit(monkeypatch: pytest.MonkeyP
         assert config.batch_size == 1
         tried.append((program, config.model.remat))
         if program == "lower" and not config.model.remat:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nMore")
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of HBM.\nMore")
         return replace(MEMORY, total=17.0) if program == "sampler" else MEMORY
 
     monkeypatch.setattr(tpu_fit, "measure", found)
@@ -57,7 +57,7 @@ def test_remat_is_tried_where_an_update_does_not_fit(monkeypatch: pytest.MonkeyP
     rows = list(fit("one", 1024))
     assert tried == [("lower", False), ("lower", True), ("upper", False), ("sampler", False)]
     assert [line.fits for line in rows] == [False, True, True, False]
-    assert rows[0].refusal == "RESOURCE_EXHAUSTED: Out of memory."
+    assert rows[0].refusal == "RESOURCE_EXHAUSTED: Out of HBM."
 
     shown = io.StringIO()
     Console(file=shown, width=120).print(table(rows))
@@ -67,12 +67,12 @@ def test_remat_is_tried_where_an_update_does_not_fit(monkeypatch: pytest.MonkeyP
 
 def test_other_errors_of_the_compiler_are_not_taken_for_a_refusal(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: Any) -> Memory:
-        raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed")
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of vector memory.")
 
     monkeypatch.setattr(tpu_fit, "measure", broken)
     monkeypatch.setattr(Slice, "devices", lambda self: jax.devices())
     monkeypatch.setitem(tpu_fit.SLICES, "one", Slice("v5e:1x1", 1, 16))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Mosaic"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="vector"):
         list(fit("one", 512))
 
 
