@@ -7,11 +7,11 @@ Both updates of configs/nudity.py and the sampler are compiled ahead of time for
 one sample on every chip and the weights in bfloat16, split over all chips. This is compilation, not
 a run: there are no times of steps, and nothing that is not in these programs is counted, such as
 the text encoders. Blocks are computed anew in backward passes (`remat`) where an update does not
-fit without. The compiler takes minutes for each program.
+fit without. The compiler takes minutes for each program; what a result's file says of slices that
+are not asked for stays there.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -287,11 +288,21 @@ def table(rows: Sequence[Row]) -> Table:
     return out
 
 
+def read(path: Path | None, others: Sequence[str]) -> list[Row]:
+    """The rows of a result's file, where there is one, but those of some slices."""
+    rows = json.loads(path.read_text())["rows"] if path and path.exists() else []
+    return [
+        Row(**row | {"memory": row["memory"] and Memory(**row["memory"])})
+        for row in rows
+        if row["slice"] not in others
+    ]
+
+
 def result(rows: Sequence[Row]) -> dict[str, Any]:
     """What the JSON file says."""
     return {
         "jax": jax.__version__,
-        "libtpu": importlib.metadata.version("libtpu"),
+        "libtpu": version("libtpu"),
         "smallest": {str(side): smallest(rows, side) for side in TEXT_TOKENS},
         "slices": {name: asdict(place) for name, place in SLICES.items()},
         "rows": [asdict(row) for row in rows],
@@ -311,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # TPUs are only compiled for; what is computed on the way goes to the CPU.
     jax.config.update("jax_platforms", "cpu")
-    console, rows = Console(), []
+    console, rows = Console(), read(options.out, options.slices)
     for name, side in itertools.product(options.slices, TEXT_TOKENS):
         for row in fit(name, side):
             print(*asdict(row).values(), flush=True)

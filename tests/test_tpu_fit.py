@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,20 @@ def test_the_smallest_slice_holds_every_program():
     rows += [row("v5e-4", program, fits=program != "upper") for program in PROGRAMS]
     assert smallest(rows, 512) == "v5e-8"
     assert smallest(rows, 1024) is None
+
+
+def test_a_file_keeps_other_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tpu_fit, "fit", lambda name, side: [row(name, "lower", side)])
+    monkeypatch.setattr(tpu_fit, "version", lambda _: "0")
+    out = tmp_path / "fit.json"
+    for name in ("v5e-4", "v5e-8", "v5e-4"):
+        tpu_fit.main(["--slices", name, "--out", str(out)])
+    rows = tpu_fit.read(out, [])
+    assert [(line.slice, line.side) for line in rows] == [
+        (name, side) for name in ("v5e-8", "v5e-4") for side in (512, 1024)
+    ]
+    assert rows[0].memory == MEMORY
+    assert tpu_fit.read(tmp_path / "none.json", []) == []
 
 
 def test_slices_come_from_the_smallest():
