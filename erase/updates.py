@@ -186,10 +186,11 @@ def _in_every_run(setup: Setup, update: Update) -> Update:
     every = jax.vmap(unless_stopped, in_axes=(0, bank_axes, 0), spmd_axis_name=RUNS)
 
     def placed(*arguments: Any) -> tuple[State, Metrics]:
-        state, metrics = every(*arguments)
-        return split_runs(setup, state), jax.lax.with_sharding_constraint(
-            metrics, whole(setup.mesh)
-        )
+        # Kernels that the compiler cannot split have to know what they are split over.
+        with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
+            state, metrics = every(*arguments)
+        metrics = jax.lax.with_sharding_constraint(metrics, whole(setup.mesh))
+        return split_runs(setup, state), metrics
 
     return placed
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flux_jax import splash
+
 ROPE_BASE = 10_000.0
 # Flash kernels want the values' width in multiples of eight.
 MASS_COLUMNS = 8
@@ -49,16 +51,29 @@ def apply_rope(
     return turned.reshape(x.shape).astype(x.dtype)
 
 
+def compiled_for() -> str:
+    """The platform that a function being traced is for: "cpu", "gpu" or "tpu".
+
+    That of the mesh it is traced under, since a program for a pod can be compiled on any machine;
+    without one, of the default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def attend(
     q: Float[Array, "B N H D"], k: Float[Array, "B N H D"], v: Float[Array, "B N H V"]
 ) -> Float[Array, "B N H V"]:
-    """softmax(q k^T / sqrt(D)) v, by the fastest exact kernel that the backend has.
+    """softmax(q k^T / sqrt(D)) v, by the fastest exact kernel that the platform has.
 
-    cuDNN's flash attention serves half precision on NVIDIA; elsewhere XLA's own, with the
-    softmax in float32.
+    cuDNN's flash attention serves half precision on NVIDIA, a Pallas kernel serves TPUs; elsewhere,
+    and for shapes that they do not take, XLA's own, with the softmax in float32.
     """
+    platform = compiled_for()
+    if platform == "tpu" and splash.takes(k, v):
+        return splash.attend(q, k, v)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    flash = half and jax.default_backend() == "gpu" and v.shape == k.shape
+    flash = half and platform == "gpu" and v.shape == k.shape
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if flash else "xla")
 
 
