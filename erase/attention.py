@@ -45,17 +45,19 @@ def attention_maps(
     rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
     maps = {}
     for side, strength in (("before", 0.0), ("after", settings.strength)):
-        mass = _attention_mass(
-            pipe.transformer,
-            pipe.params["transformer"],
-            combine([(adapter, strength)]),
-            noise,
-            clean,
-            conditioning,
-            ids,
-            settings.guidance,
-            masks,
-        )
+        lora, params = combine([(adapter, strength)]), pipe.params["transformer"]
+        with jax.set_mesh(pipe.mesh):
+            mass = _attention_mass(
+                pipe.transformer,
+                params,
+                lora,
+                noise,
+                clean,
+                conditioning,
+                ids,
+                settings.guidance,
+                masks,
+            )
         whole = np.asarray(meshes.gather(pipe.mesh, mass), np.float32)
         maps[side] = whole.reshape(-1, rows, columns)
     return maps

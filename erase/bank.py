@@ -325,14 +325,12 @@ def _denoise(
     parts = []
     for rows in _batches(len(seeds), config.bank.batch, "denoising"):
         noise = pipe.noise([seeds[i] for i in rows], config.height, config.width)
-        run = _trajectories(
-            pipe.transformer,
-            pipe.params["transformer"],
-            *meshes.share_out(pipe.mesh, (noise, conditioning[rows])),
-            image_ids,
-            config.guidance,
-            sigmas,
-        )
+        samples = meshes.share_out(pipe.mesh, (noise, conditioning[rows]))
+        params = pipe.params["transformer"]
+        with jax.set_mesh(pipe.mesh):
+            run = _trajectories(
+                pipe.transformer, params, *samples, image_ids, config.guidance, sigmas
+            )
         parts.append(np.asarray(meshes.gather(pipe.mesh, run)))
     return np.concatenate(parts)[: len(seeds)]
 

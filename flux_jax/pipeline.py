@@ -168,14 +168,15 @@ class Pipeline:
     ) -> Float[Array, "B S C"]:
         """The transformer's velocity; guidance is left out where the model does not embed it."""
         samples = meshes.share_out(self.mesh, (latents, conditioning, timestep))
-        velocity = _velocity(
-            self.transformer,
-            self.params["transformer"],
-            combine(adapters),
-            *samples,
-            image_ids,
-            guidance,
-        )
+        with jax.set_mesh(self.mesh):
+            velocity = _velocity(
+                self.transformer,
+                self.params["transformer"],
+                combine(adapters),
+                *samples,
+                image_ids,
+                guidance,
+            )
         return meshes.gather(self.mesh, velocity)
 
     def denoise(
@@ -192,16 +193,17 @@ class Pipeline:
         if steps < 1:
             raise InputError(f"steps = {steps} must be at least 1")
         *samples, silenced = meshes.share_out(self.mesh, (noise, conditioning, silenced))
-        latents = _denoise(
-            self.transformer,
-            self.params["transformer"],
-            combine(adapters),
-            *samples,
-            image_ids,
-            guidance,
-            self.schedule.sigmas(steps, noise.shape[1]),
-            silenced,
-        )
+        with jax.set_mesh(self.mesh):
+            latents = _denoise(
+                self.transformer,
+                self.params["transformer"],
+                combine(adapters),
+                *samples,
+                image_ids,
+                guidance,
+                self.schedule.sigmas(steps, noise.shape[1]),
+                silenced,
+            )
         return meshes.gather(self.mesh, latents)
 
     def decode(
