@@ -145,6 +145,8 @@ def sample(model: Any, call: Any, inputs: Inputs, work: Work) -> Callable[[], to
 def step(model: Any, call: Any, inputs: Inputs, work: Work) -> Callable[[], torch.Tensor]:
     """A function that takes AdamW's step of a LoRA towards a velocity, and returns the loss."""
     trained = add_lora(model)
+    # Its gradient fails in PyTorch 2.11 with an illegal memory access; the others stay.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if work.checkpointed:
         model.enable_gradient_checkpointing()
     else:

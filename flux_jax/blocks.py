@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flux_jax.attention import apply_rope, attend, attention_mass, attention_weights, silence
-from flux_jax.layers import MLP, Dense, Modulation, RMSNorm, modulate
+from flux_jax.layers import MLP, Dense, Modulation, RMSNorm, gelu, modulate
 
 MLP_RATIO = 4
 
@@ -147,7 +147,7 @@ class SingleStreamBlock(nn.Module):
         width = x.shape[-1]
         shift, scale, gate = Modulation(3, self.dtype, name="norm")(shared.conditioning)
         y = modulate(x, shift, scale)
-        hidden = nn.gelu(Dense(MLP_RATIO * width, self.dtype, name="proj_mlp")(y), approximate=True)
+        hidden = gelu(Dense(MLP_RATIO * width, self.dtype, name="proj_mlp")(y))
         mixed = SingleAttention(self.heads, self.dtype, name="attn")(y, shared)
         y = Dense(width, self.dtype, name="proj_out")(jnp.concatenate([mixed, hidden], axis=-1))
         return x + gate[:, None] * y, None

@@ -19,6 +19,7 @@ from convert.errors import InputError
 from convert.mapping import Table, flatten, nest, to_flax, to_torch
 from convert.source import open_source, read_schedule
 from convert.tables import TRANSFORMER, VAE
+from flux_jax.mesh import make
 from flux_jax.pipeline import load
 from flux_jax.transformer import FluxConfig
 from flux_jax.vae import VAEConfig
@@ -72,7 +73,7 @@ def test_transformer_is_what_diffusers_converts(sizes: dict, tmp_path: Path):
     assert FluxConfig.from_dict(source.config) == FluxConfig.from_dict(
         {**model.config, "out_channels": model.out_channels}
     )
-    params = read_params(source, "transformer", jnp.float32)
+    params = read_params(source, "transformer", jnp.float32, make({}))
     wanted = to_flax(TRANSFORMER, arrays(model), abstract_params("transformer", model.config))
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
@@ -95,7 +96,7 @@ def test_autoencoder_is_what_diffusers_converts(widths, layers, tmp_path: Path):
     assert (config.latent_channels, config.scaling_factor, config.shift_factor) == (
         4, 0.3611, 0.1159
     )  # fmt: skip
-    params = read_params(source, "vae", jnp.float32)
+    params = read_params(source, "vae", jnp.float32, make({}))
     wanted = to_flax(VAE, arrays(model), abstract_params("vae", model.config))
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
@@ -159,7 +160,7 @@ def test_offenders_are_listed_by_the_files_names(folder: Path, tmp_path: Path):
     tensors["txt_in.bias"] = tensors["txt_in.bias"][:-1]
     save_file(tensors, tmp_path / "flux.safetensors")
     with pytest.raises(InputError) as caught:
-        read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32)
+        read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
     for line in (
         "missing: single_blocks.2.linear1.bias [896]",
         "missing: img_in.bias [128]",
@@ -173,7 +174,7 @@ def test_offenders_are_listed_by_the_files_names(folder: Path, tmp_path: Path):
     broken[name][200, 3] = np.nan
     save_file(broken, tmp_path / "flux.safetensors")
     with pytest.raises(InputError, match=f"1 tensors .*\n  not finite: {name} holds infinities"):
-        read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32)
+        read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
 
 
 def test_sizes_that_the_file_does_not_tell(tmp_path: Path):

@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.models.transformers import transformer_flux
 
-import flux_jax
+import flux_jax.mesh
 from convert.errors import InputError
 from convert.source import open_source
 from erase.tokens import marks
@@ -36,7 +36,7 @@ def case(request, tmp_path_factory):
     theirs.save_pretrained(folder / "transformer")
     source = open_source(folder, "transformer")
     ours = build("transformer", source.config)
-    params = read_params(source, "transformer", jnp.float32)
+    params = read_params(source, "transformer", jnp.float32, flux_jax.mesh.make({}))
     rng = np.random.default_rng(0)
     ids = np.zeros((height, width, 3), np.float32)
     ids[..., 1:] = np.stack(np.mgrid[:height, :width], -1)
