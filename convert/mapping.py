@@ -12,6 +12,7 @@ never be whole in the host's memory.
 """
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -162,8 +163,10 @@ def to_flax(
     flat: dict[str, Any] = {}
     # NumPy copies without Python's lock.
     with ThreadPoolExecutor(READERS) as pool:
-        for path, blocks in holders.items():
-            first, *others = blocks
+        # The largest first: what placing a leaf takes besides then comes on top of little.
+        sizes = {path: math.prod(flat_shapes[path]) for path in holders}
+        for path in sorted(holders, key=lambda path: -sizes[path]):
+            first, *others = holders[path]
             part = read(first)
             leaf = _lying_like(part, flat_shapes[path])
 
@@ -184,7 +187,7 @@ def to_flax(
                 advance(read_bytes)
             flat[path] = place(leaf)
     refuse(source, mend, list(dict.fromkeys(problems)))
-    return nest(flat)
+    return nest({path: flat[path] for path in holders})
 
 
 def check(

@@ -26,7 +26,7 @@ from rich.table import Table
 from convert.errors import InputError, exits_cleanly
 from erase import evaluate, report
 from erase.cases import Case, check, draw_cases, judged
-from erase.command import begin, parse_flags
+from erase.command import begin, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import open_judge, share
 from erase.pictures import write
@@ -207,10 +207,11 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     pipe, runs = evaluate.open_runs(flags.FLAGS)
     workdir, pictures = Path(flags.FLAGS.workdir), flags.FLAGS.pictures
-    results = {
-        name: attack(pipe, adapter, config, workdir / name, pictures)
-        for name, (config, adapter) in runs.items()
-    }
+    with explains_memory():
+        results = {
+            name: attack(pipe, adapter, config, workdir / name, pictures)
+            for name, (config, adapter) in runs.items()
+        }
     if len(runs) > 1:
         write_summary(workdir, results, STEM)
 

@@ -1,11 +1,13 @@
 """What the commands of this package share: the configuration's flag, and how they begin."""
 
+import contextlib
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -16,6 +18,11 @@ from erase.runs import EACH
 from flux_jax import compiler
 
 FLAG = "config"
+MENDS = (
+    "What needs less: --config.model.remat; more devices for the weights, --config.mesh.fsdp; "
+    "a smaller --config.batch_size, --config.bank.batch, --config.bank.sentences, "
+    "--config.evaluation.batch, --config.height or --config.width"
+)
 
 
 def define_flag() -> None:
@@ -45,6 +52,25 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         said = re.search(r"\bInputError: (.*)\s*$", str(error))
         print(f"error: {said[1] if said else error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def explains_memory(mends: str = MENDS) -> Iterator[None]:
+    """Says what helps where a device's memory does not suffice.
+
+    Args:
+        mends: what helps.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise InputError(f"a device has too little memory ({said}). {mends}") from error
 
 
 def begin(argv: Sequence[str], hint: str = "see --help") -> None:

@@ -30,16 +30,17 @@ from convert.errors import exits_cleanly
 from erase import report
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, check, draw_cases, judged
-from erase.command import FLAG, begin, define_flag, parse_flags
+from erase.command import FLAG, begin, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import Judge, open_judge, share
+from erase.model import open_model
 from erase.pictures import png, sheet, write
 from erase.runs import load_runs
 from erase.sample import read_adapter
 from erase.summary import CELLS, harmonic_mean, write_summary
 from erase.synonyms import settle
 from flux_jax.lora import Adapter
-from flux_jax.pipeline import Pipeline, load
+from flux_jax.pipeline import Pipeline
 
 
 def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
@@ -251,8 +252,10 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
         name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
         for name, config in runs.items()
     }
-    first = next(iter(runs.values()))
-    return load(first.model.path, first.model.dtype), opened
+    pipe = open_model(next(iter(runs.values())), len(runs))
+    for _, adapter in opened.values():
+        pipe.check(adapter)
+    return pipe, opened
 
 
 @exits_cleanly
@@ -263,7 +266,8 @@ def main(argv: Sequence[str]) -> None:
     pipe, runs = open_runs(flags.FLAGS)
     results = {}
     for name, (config, adapter) in runs.items():
-        results[name] = evaluate(pipe, adapter, config, workdir / name)
+        with explains_memory():
+            results[name] = evaluate(pipe, adapter, config, workdir / name)
         if (workdir / name / "config.json").is_file():
             print(report.write(workdir / name))
     if len(runs) > 1:

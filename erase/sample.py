@@ -18,7 +18,7 @@ from absl import app, flags
 
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_lora
-from erase.command import begin
+from erase.command import begin, explains_memory
 from erase.pictures import draw, png, write
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import load
@@ -97,7 +97,7 @@ def sample(
         The files, in the order prompt by prompt, seed by seed.
 
     Raises:
-        InputError: there is nothing to draw, or a setting cannot be used.
+        InputError: there is nothing to draw, a setting cannot be used, or an adapter does not fit.
     """
     if not prompts or not seeds:
         raise InputError(
@@ -106,6 +106,8 @@ def sample(
         )
     read = [parse_adapter(text) for text in adapters]
     pipe = load(model)
+    for adapter, _ in read:
+        pipe.check(adapter)
     height = height or pipe.vae.config.sample_size
     width = width or pipe.vae.config.sample_size
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
@@ -161,19 +163,20 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv, "prompts are given with --prompt")
     given = flags.FLAGS
-    files = sample(
-        given.model,
-        given.prompt,
-        given.seed,
-        given.adapter,
-        Path(given.out),
-        silenced=given.silence,
-        steps=given.steps,
-        guidance=given.guidance,
-        height=given.height,
-        width=given.width,
-        batch=given.batch,
-    )
+    with explains_memory("What needs less: a smaller --batch, --height or --width"):
+        files = sample(
+            given.model,
+            given.prompt,
+            given.seed,
+            given.adapter,
+            Path(given.out),
+            silenced=given.silence,
+            steps=given.steps,
+            guidance=given.guidance,
+            height=given.height,
+            width=given.width,
+            batch=given.batch,
+        )
     for file in files:
         print(file)
 

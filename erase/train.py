@@ -39,6 +39,7 @@ from erase import (
     distributed,
     evaluate,
     irrelevant,
+    memory,
     report,
     sentences,
     stopping,
@@ -47,17 +48,17 @@ from erase import (
 )
 from erase import workdir as workdirs
 from erase.bank import Bank
-from erase.command import FLAG, begin, define_flag, parse_flags
+from erase.command import FLAG, begin, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.language_model import describe
+from erase.model import open_model, share
 from erase.pictures import write
 from erase.runs import load_runs
-from erase.setup import Setup, make_mesh
+from erase.setup import Setup
 from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax import mesh as meshes
 from flux_jax.lora import Adapter
-from flux_jax.pipeline import Pipeline, load
-from flux_jax.weights import abstract_params
+from flux_jax.pipeline import Pipeline
 
 PACKAGE = "erase-anything-jax"
 METRICS = "metrics.jsonl"
@@ -122,8 +123,7 @@ def run(
         if config.early_stop.every:
             stopping.plan(config, pipe)
     # A target that the model lacks is told before anything is written.
-    shapes = abstract_params("transformer", dataclasses.asdict(pipe.transformer.config))
-    jax.eval_shape(lambda: start(jax.random.key(0), shapes, first))
+    jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, first))
     if overwrite:
         distributed.from_first(lambda: workdirs.clear(workdir, runs))
     for name, folder in folders.items():
@@ -139,8 +139,13 @@ def run(
     encoded = {name: bank.encode(configs[name], pipe, plans[name]) for name in runs}
     # The text encoders, larger than all but the transformer, make room for it.
     pipe.release("text_encoder", "text_encoder_2")
-    banks = [bank.make(configs[name], pipe, plans[name], encoded[name]) for name in runs]
-    adapters = learn(configs, pipe, banks, workdir)
+    # What is handed on is not held here, so that it can be freed there.
+    adapters = learn(
+        configs,
+        pipe,
+        [bank.make(configs[name], pipe, plans[name], encoded.pop(name)) for name in runs],
+        workdir,
+    )
     for name, adapter in adapters.items():
         distributed.from_first(
             functools.partial(write_adapter, adapter, configs[name], folders[name])
@@ -177,6 +182,7 @@ def learn(
     params = pipe.params["transformer"]
     states = [start(key[0], params, first) for key in keys]
     prepared = setup.placed(bank.stack(banks))
+    del banks
     state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
     # Numbers can be sent to other processes' devices, keys cannot.
     numbers = setup.divided(jnp.stack([jax.random.key_data(key[1]) for key in keys]))
@@ -192,38 +198,6 @@ def learn(
 
     state = train(configs, setup, workdir, state, params, prepared, train_keys, erased)
     return {name: adapter_of(name, state) for name in configs}
-
-
-def open_model(config: Config, runs: int = 1) -> Pipeline:
-    """Opens the frozen model as the configuration wants it.
-
-    Args:
-        config: of any of the runs.
-        runs: how many train at once.
-
-    Raises:
-        InputError: the folder cannot be used, text_tokens is over the tokenizer's limit, or the
-            devices cannot be divided as the configuration says.
-    """
-    pipe = load(config.model.path, config.model.dtype)
-    if config.text_tokens is not None:
-        limit = pipe.tokenizer_2.model_max_length
-        if config.text_tokens > limit:
-            raise InputError(f"text_tokens = {config.text_tokens} is over the limit of {limit}")
-        pipe.tokenizer_2.model_max_length = config.text_tokens
-    return share(pipe, config, runs)
-
-
-def share(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
-    """The frozen model on the devices that train so many runs.
-
-    Raises:
-        InputError: the devices cannot be divided as the configuration says.
-    """
-    shapes = abstract_params("transformer", dataclasses.asdict(pipe.transformer.config))
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    nbytes = numbers * jnp.dtype(pipe.transformer.dtype).itemsize
-    return pipe.on(make_mesh(config.mesh, runs, config.batch_size, nbytes))
 
 
 def train(
@@ -360,9 +334,18 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     given = flags.FLAGS
     distributed.initialise(given)
-    with distributed.first_speaks():
+    runs = load_runs(given[FLAG].value)
+    if given.plan:
+        settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
+        with distributed.first_speaks():
+            pipe = open_model(next(iter(settled.values())), len(settled))
+            fits = memory.show(settled, pipe)
+        sys.exit(0 if fits else 1)
+    if given.workdir is None:
+        raise InputError("workdir is missing: name the run's folder, --workdir runs/NAME")
+    with distributed.first_speaks(), explains_memory():
         run(
-            load_runs(given[FLAG].value),
+            runs,
             Path(given.workdir),
             resume=given.resume,
             overwrite=given.overwrite,
@@ -374,7 +357,8 @@ def define_flags() -> None:
     """Declares the command's flags; a function, so that importing this module declares none."""
     define_flag()
     flags.declare_key_flag(FLAG)
-    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    flags.DEFINE_string("workdir", None, "The run's folder.")
+    flags.DEFINE_bool("plan", False, "Only tell how much memory of each device the run needs.")
     flags.DEFINE_bool("resume", False, "Go on from the folder's latest checkpoint.")
     flags.DEFINE_bool("overwrite", False, "Take the place of the run in the folder.")
     distributed.define_flags()

@@ -65,11 +65,7 @@ def init(
     """
     if rank < 1:
         raise InputError(f"rank = {rank} must be at least 1")
-    kernels = {
-        path.removesuffix("/kernel"): leaf
-        for path, leaf in flatten(params).items()
-        if path.endswith("/kernel") and len(leaf.shape) == 3
-    }
+    kernels = _kernels(params)
     unknown = sorted(set(targets) - set(kernels))
     if unknown or not targets:
         raise InputError(
@@ -81,6 +77,42 @@ def init(
         flat[f"{target}/A"] = jax.random.normal(target_key, (blocks, inputs, rank)) / rank
         flat[f"{target}/B"] = jnp.zeros((blocks, rank, outputs))
     return nest(flat)
+
+
+def check(lora: PyTree, params: Mapping[str, Any]) -> None:
+    """Makes sure that an adapter's tree fits a model.
+
+    Args:
+        lora: the tree.
+        params: the transformer's parameters (or their shapes).
+
+    Raises:
+        InputError: a layer is missing in the model, or has another shape; names every one.
+    """
+    leaves, kernels = flatten(lora), _kernels(params)
+    problems = []
+    for target in sorted({path.rpartition("/")[0] for path in leaves}):
+        blocks, inputs, _ = leaves[f"{target}/A"].shape
+        found = [blocks, inputs, leaves[f"{target}/B"].shape[-1]]
+        wanted = list(kernels[target].shape) if target in kernels else None
+        if found != wanted:
+            has = f"there {wanted}" if wanted else "not there"
+            problems.append(f"{target} (blocks, inputs, outputs) is {found} here and {has}")
+    if problems:
+        listing = "\n  ".join(problems)
+        raise InputError(
+            "the adapter was made for another architecture than the model's; take an adapter that "
+            f"was trained on it:\n  {listing}"
+        )
+
+
+def _kernels(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The stacked dense layers' kernels, by the paths of the layers."""
+    return {
+        path.removesuffix("/kernel"): leaf
+        for path, leaf in flatten(params).items()
+        if path.endswith("/kernel") and len(leaf.shape) == 3
+    }
 
 
 def combine(adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]) -> PyTree | None:

@@ -6,7 +6,7 @@ P pooled width.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from convert.hub import find_model
 from convert.source import open_source, read_schedule, root_of
 from flux_jax import mesh as meshes
 from flux_jax.clip import CLIPTextEncoder
-from flux_jax.lora import Adapter, combine
+from flux_jax.lora import Adapter, check, combine
 from flux_jax.sampling import denoise
 from flux_jax.schedule import Schedule
 from flux_jax.t5 import T5Encoder
 from flux_jax.transformer import FluxTransformer
 from flux_jax.vae import AutoencoderKL, latent_ids, pack, scale_latents, unpack, unscale_latents
-from flux_jax.weights import COMPONENTS, Weights, build
+from flux_jax.weights import COMPONENTS, Weights, abstract_params, build
 
 
 @flax.struct.dataclass
@@ -81,6 +81,19 @@ class Pipeline:
     def pixels_per_token(self) -> int:
         """Side of the square of pixels that one image token stands for."""
         return 2 * self.vae.config.spatial_factor
+
+    @functools.cached_property
+    def shapes(self) -> PyTree:
+        """Shapes of the transformer's parameters, as `jax.ShapeDtypeStruct`; needs no memory."""
+        return abstract_params("transformer", asdict(self.transformer.config))
+
+    def check(self, adapter: Adapter) -> None:
+        """Makes sure that an adapter was made for this transformer.
+
+        Raises:
+            InputError: a layer of it is missing here, or has another shape; names every one.
+        """
+        check(adapter.lora, self.shapes)
 
     def release(self, *names: str) -> None:
         """Frees the memory of models that were loaded; they are read again if need be."""

@@ -125,6 +125,10 @@ class Weights(Mapping[str, PyTree]):
     def __len__(self) -> int:
         return len(self._sources)
 
+    def shapes(self, name: str) -> PyTree:
+        """A model's parameters as `jax.ShapeDtypeStruct`, with their places; reads nothing."""
+        return _wanted(self._sources[name], name, self._dtype, self._mesh)
+
     def move(self, mesh: Mesh) -> None:
         """Places models that were read, and those that will be, on other devices."""
         self._mesh = mesh
@@ -150,7 +154,7 @@ def read_params(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTr
     Raises:
         InputError: tensors are missing, surplus, misshapen or not finite, or a file is damaged.
     """
-    shapes = abstract_params(name, source.config)
+    wanted = _wanted(source, name, dtype, mesh)
     with tqdm(
         desc=f"loading {name}", total=source.nbytes, unit="B", unit_scale=True, disable=None
     ) as bar:
@@ -158,20 +162,23 @@ def read_params(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTr
             return mapping.to_flax(
                 source.table,
                 source.tensors,
-                shapes,
+                wanted,
                 source=source.where,
                 place=lambda leaf: _placed(leaf, dtype, mesh),
                 advance=bar.update,
             )
-        wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, dtype, sharding=meshes.of_weight(mesh, leaf.shape)
-            ),
-            shapes,
-        )
         params = checkpoint.read_params(source.where, wanted)
         bar.update(source.nbytes)
         return params
+
+
+def _wanted(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, dtype, sharding=meshes.of_weight(mesh, leaf.shape)
+        ),
+        abstract_params(name, source.config),
+    )
 
 
 def _placed(leaf: np.ndarray, dtype: DTypeLike, mesh: Mesh) -> jax.Array:

@@ -1,5 +1,7 @@
 """Adapters on the MMDiT against PEFT's, their strengths and their sums."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from flux_case import assert_close
 from peft import LoraConfig
 
 from convert.errors import InputError
-from flux_jax import lora
+from convert.lora import write_lora
+from erase.sample import sample
+from flux_jax import load, lora
 
 
 def test_fresh_adapter_gives_the_base_bit_for_bit(case):
@@ -81,3 +85,22 @@ def test_combined_adapters_add_up(case):
 def test_adapter_target_must_exist(case):
     with pytest.raises(InputError, match="add_z_proj"):
         lora.init(jax.random.key(0), case.params, ("dual_blocks/attn/add_z_proj",))
+
+
+def test_an_adapter_of_another_architecture_is_refused(tiny_folder: Path, tmp_path: Path):
+    pipe = load(tiny_folder)
+    fitting = lora.init(jax.random.key(0), pipe.shapes, rank=2)
+    pipe.check(lora.Adapter(fitting, 2.0))
+    larger = jax.tree.map(lambda leaf: jnp.zeros((19, *leaf.shape[1:])), fitting)
+    message = (
+        r"another architecture.*\n  dual_blocks/attn/add_k_proj \(blocks, inputs, outputs\) is "
+    )
+    with pytest.raises(InputError, match=message + r"\[19, 32, 32\] here and there \[2, 32, 32\]"):
+        pipe.check(lora.Adapter(larger, 2.0))
+    elsewhere = {"dual_blocks": {"attn": {"other": fitting["dual_blocks"]["attn"]["add_q_proj"]}}}
+    with pytest.raises(InputError, match=r"other .* is \[2, 32, 32\] here and not there"):
+        pipe.check(lora.Adapter(elsewhere, 2.0))
+    write_lora(tmp_path, jax.tree.map(np.asarray, larger), 2.0)
+    with pytest.raises(InputError, match="another architecture"):
+        sample(tiny_folder, ["a cat"], [0], [str(tmp_path)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

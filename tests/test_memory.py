@@ -1,0 +1,100 @@
+"""The memory that a run is said to need, and what is said where it does not suffice."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from convert.errors import InputError
+from erase import memory
+from erase.command import explains_memory
+from erase.config import Config, Evaluation, Upper
+from erase.model import open_model
+from flux_jax import weights
+
+PROGRAMS = ["encoding prompts", "denoising", "lower update", "upper update", "drawing", "decoding"]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Path) -> Config:
+    return tiny.run_config(
+        tiny_folder,
+        synonyms=("kitten",),
+        upper=Upper(pictures=2, negatives=2),
+        evaluation=Evaluation(pictures=2, steps=2),
+    )
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes reading any weights fail."""
+    monkeypatch.setattr(weights, "read_params", lambda *_: pytest.fail("weights were read"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unread")
+def test_every_program_is_planned_and_nothing_is_read(config: Config):
+    pipe = open_model(config)
+    needs = dict(memory.plan({"": config}, pipe))
+    held = memory.held({"": config}, pipe)
+    assert list(needs) == PROGRAMS
+    transformer = held["weights of transformer"]
+    assert transformer == 4 * sum(leaf.size for leaf in jax.tree.leaves(pipe.shapes))
+    everything = transformer + held["bank"] + held["adapter and optimisers"]
+    for name in ("lower update", "upper update"):
+        assert transformer < needs[name].arguments <= everything + 64
+        assert needs[name].temporaries > 0
+    assert needs["decoding"].beside == transformer
+    remade = replace(config, model=replace(config.model, remat=True))
+    less = dict(memory.plan({"": remade}, open_model(remade)))
+    assert less["lower update"].temporaries < needs["lower update"].temporaries
+    both = memory.held({"one": config, "two": config}, pipe)
+    assert both["bank"] == 2 * held["bank"]
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(("available", "fits"), [(None, True), (10**12, True), (10**3, False)])
+def test_whether_it_fits_is_told(
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    available: int | None,
+    fits: bool,
+):
+    need = memory.Need(10**6, 10**7, 10**5, 10**4)
+    monkeypatch.setattr(memory, "plan", lambda *_: iter([("lower update", need)]))
+    monkeypatch.setattr(memory, "memory", lambda devices: available)
+    assert memory.show({"": config}, open_model(config)) == fits
+    said = capsys.readouterr().out
+    assert ("does not fit" in said) == (not fits)
+    assert ("--config.model.remat" in said) == (not fits)
+    assert "0.01" in said
+
+
+def test_the_command_plans_without_a_folder(tmp_path: Path):
+    command = [sys.executable, "-m", "erase.train", "--config", "configs/emoji_cat.py"]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: workdir is missing: name the run's folder" in done.stderr
+    broken = [*command, "--plan", "--config.model.path=no/such/folder"]
+    done = subprocess.run(broken, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: model = 'no/such/folder' does not exist" in done.stderr
+
+
+def test_too_little_memory_is_told_with_what_helps():
+    message = r"too little memory \(RESOURCE_EXHAUSTED.*model\.remat"
+    with pytest.raises(InputError, match=message), explains_memory():
+        jnp.zeros(1 << 50, jnp.int8).block_until_ready()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another"), explains_memory():
+        raise jax.errors.JaxRuntimeError("INTERNAL: another")
+
+
+def test_forms_are_those_that_are_looked_at(config: Config):
+    assert memory.forms(config) == 1 + 1 + 3
+    assert memory.forms(replace(config, upper=Upper(rsc=0.0))) == 1
