@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +21,7 @@ from erase import bank
 from erase.command import MENDS
 from erase.config import Config
 from erase.setup import RUNS, Setup, memory
-from erase.updates import joint_update, lower_update, start, upper_update
+from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax import mesh as meshes
 from flux_jax import pipeline
 from flux_jax.pipeline import Conditioning, Pipeline
@@ -77,80 +77,113 @@ def plan(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[tuple[str, N
         A program's name, and what it needs.
     """
     config, runs = next(iter(configs.values())), len(configs)
-    mesh, tokens = pipe.mesh, len(pipe.image_ids(config.height, config.width))
-    text_tokens = pipe.tokenizer_2.model_max_length
-    assert isinstance(pipe.params, Weights)
-    weights = {name: pipe.params.shapes(name) for name in pipe.params}
-    one = bank.shapes(config, pipe.transformer, tokens, text_tokens, forms(config))
+    yield from _preparing(config, runs, pipe)
+    yield from _training(config, runs, pipe)
+    if config.evaluation.pictures:
+        yield from _drawing(config, pipe)
 
-    limits = pipe.tokenizer.model_max_length, text_tokens
-    ids = (batch(mesh, config.bank.batch, limit) for limit in limits)
-    encoders = weights["text_encoder"], weights["text_encoder_2"]
+
+def _preparing(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
+    """The text encoders, then the frozen model's trajectories."""
+    weights, count = _weights(pipe), config.bank.batch
+    lengths = pipe.tokenizer.model_max_length, pipe.tokenizer_2.model_max_length
     yield (
         "encoding prompts",
-        need(pipeline._encode, pipe.text_encoder, pipe.text_encoder_2, *encoders, *ids),
+        need(
+            pipeline._encode,
+            pipe.text_encoder,
+            pipe.text_encoder_2,
+            weights["text_encoder"],
+            weights["text_encoder_2"],
+            *(_batch(pipe, count, length) for length in lengths),
+        ),
     )
-    sizes = pipe.transformer.config
-    latents = (tokens, sizes.in_channels)
+    one = _bank(config, pipe)
+    sigmas = jnp.zeros(config.steps + 1)
+    given = (*_samples(one, pipe, count), one.image_ids, config.guidance, sigmas)
+    with jax.set_mesh(pipe.mesh):
+        needed = need(
+            bank._trajectories,
+            pipe.transformer,
+            weights["transformer"],
+            *given,
+            beside=runs * nbytes(one),
+        )
+    yield "denoising", needed
 
-    def samples(count: int) -> tuple[Any, Conditioning]:
-        return batch(mesh, count, *latents, dtype=jnp.float32), jax.tree.map(
-            lambda leaf: batch(mesh, count, *leaf.shape[1:], dtype=leaf.dtype), one.picture_prompts
+
+def _training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
+    """The updates."""
+    setup = Setup.of(config, pipe.transformer, pipe.mesh)
+    sharding = NamedSharding(pipe.mesh, PartitionSpec(RUNS))
+
+    def divided(tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype, sharding=sharding),
+            tree,
         )
 
-    transformer = weights["transformer"]
-    banks = runs * nbytes(one)
-    with jax.set_mesh(mesh):
-        sigmas = jnp.zeros(config.steps + 1)
-        given = (*samples(config.bank.batch), one.image_ids, config.guidance, sigmas)
-        yield (
-            "denoising",
-            need(bank._trajectories, pipe.transformer, transformer, *given, beside=banks),
-        )
-
-    setup = Setup.of(config, pipe.transformer, mesh)
-    state = jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, config))
-    own = jax.tree.map(lambda leaf: divided(setup, runs, leaf), state)
-    stacked = jax.tree.map(lambda leaf: divided(setup, runs, leaf), one)
-    stacked = stacked.replace(times=one.times, image_ids=one.image_ids)
+    one = _bank(config, pipe)
+    banks = divided(one).replace(times=one.times, image_ids=one.image_ids)
     keys = jax.random.split(jax.random.key(0), runs)
     updates = {"joint update": joint_update}
     if config.alternation == "bilevel":
         updates = {"lower update": lower_update, "upper update": upper_update}
     for name, update in updates.items():
-        yield name, need(update, own, transformer, stacked, keys, setup=setup)
+        given = (divided(_state(config, pipe)), _weights(pipe)["transformer"], banks, keys)
+        yield name, need(update, *given, setup=setup)
 
-    settings = config.evaluation
-    if settings.pictures:
-        with jax.set_mesh(mesh):
-            drawn = min(settings.batch, settings.pictures)
-            sigmas = jnp.zeros(settings.steps + 1)
-            given = (state.lora, *samples(drawn), one.image_ids, settings.guidance, sigmas, None)
-            yield "drawing", need(pipeline._denoise, pipe.transformer, transformer, *given)
-        grid = pipe.grid(config.height, config.width)
-        decoded = batch(mesh, drawn, *latents, dtype=jnp.float32)
-        yield (
-            "decoding",
-            need(
-                pipeline._decode,
-                pipe.vae,
-                weights["vae"],
-                decoded,
-                grid,
-                beside=nbytes(transformer),
-            ),
+
+def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
+    """Evaluation's pictures."""
+    settings, weights, one = config.evaluation, _weights(pipe), _bank(config, pipe)
+    count = min(settings.batch, settings.pictures)
+    latents, prompts = _samples(one, pipe, count)
+    given = (one.image_ids, settings.guidance, jnp.zeros(settings.steps + 1), None)
+    lora = _state(config, pipe).lora
+    with jax.set_mesh(pipe.mesh):
+        transformer = weights["transformer"]
+        drawing = need(
+            pipeline._denoise, pipe.transformer, transformer, lora, latents, prompts, *given
         )
+    yield "drawing", drawing
+    grid = pipe.grid(config.height, config.width)
+    yield (
+        "decoding",
+        need(pipeline._decode, pipe.vae, weights["vae"], latents, grid, beside=nbytes(transformer)),
+    )
 
 
-def batch(mesh: Mesh, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+def _weights(pipe: Pipeline) -> dict[str, PyTree]:
+    """Every model's parameters, as shapes in their places."""
+    assert isinstance(pipe.params, Weights)
+    return {name: pipe.params.shapes(name) for name in pipe.params}
+
+
+def _bank(config: Config, pipe: Pipeline) -> bank.Bank:
+    """A run's bank, as shapes."""
+    tokens = len(pipe.image_ids(config.height, config.width))
+    length = pipe.tokenizer_2.model_max_length
+    return bank.shapes(config, pipe.transformer, tokens, length, forms(config))
+
+
+def _state(config: Config, pipe: Pipeline) -> State:
+    """A run's adapter and optimisers, as shapes."""
+    return jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, config))
+
+
+def _samples(one: bank.Bank, pipe: Pipeline, count: int) -> tuple[Any, Conditioning]:
+    """Latents and encoded prompts of so many samples, as shapes."""
+    latents = _batch(pipe, count, *one.pictures.shape[1:], dtype=jnp.float32)
+    prompts = jax.tree.map(
+        lambda leaf: _batch(pipe, count, *leaf.shape[1:], dtype=leaf.dtype), one.picture_prompts
+    )
+    return latents, prompts
+
+
+def _batch(pipe: Pipeline, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     """The shape of samples that the devices share out."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.of_batch(mesh, shape[0]))
-
-
-def divided(setup: Setup, runs: int, leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape of what every run has one of."""
-    sharding = NamedSharding(setup.mesh, PartitionSpec(RUNS))
-    return jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.of_batch(pipe.mesh, shape[0]))
 
 
 def nbytes(tree: PyTree) -> int:
@@ -176,17 +209,12 @@ def held(configs: Mapping[str, Config], pipe: Pipeline) -> dict[str, int]:
         configs: of the runs, by name.
         pipe: the frozen model, on its devices; nothing of it is read.
     """
-    assert isinstance(pipe.params, Weights)
     config = next(iter(configs.values()))
-    tokens = len(pipe.image_ids(config.height, config.width))
-    limit = pipe.tokenizer_2.model_max_length
-    one = bank.shapes(config, pipe.transformer, tokens, limit, forms(config))
-    state = jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, config))
-    own = -(-len(configs) // pipe.mesh.shape[RUNS])
+    own = len(configs) // pipe.mesh.shape[RUNS]
     return {
-        **{f"weights of {name}": nbytes(pipe.params.shapes(name)) for name in pipe.params},
-        "bank": own * nbytes(one),
-        "adapter and optimisers": own * nbytes(state),
+        **{f"weights of {name}": nbytes(shapes) for name, shapes in _weights(pipe).items()},
+        "bank": own * nbytes(_bank(config, pipe)),
+        "adapter and optimisers": own * nbytes(_state(config, pipe)),
     }
 
 

@@ -125,6 +125,7 @@ def sample(
     )
     files = [out / name for name in file_names(prompts, seeds)]
     settings = {
+        "model": str(model),
         "steps": steps,
         "guidance": guidance,
         "adapters": list(adapters),
