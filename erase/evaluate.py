@@ -252,7 +252,8 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
         for name, config in runs.items()
     }
     first = next(iter(runs.values()))
-    return load(first.model.path, first.model.dtype), opened
+    model = first.model
+    return load(model.path, model.dtype, model.quantize), opened
 
 
 @exits_cleanly

@@ -57,6 +57,7 @@ from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax import mesh as meshes
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
+from flux_jax.quantize import quantized_params
 from flux_jax.weights import abstract_params
 
 PACKAGE = "erase-anything-jax"
@@ -205,7 +206,7 @@ def open_model(config: Config, runs: int = 1) -> Pipeline:
         InputError: the folder cannot be used, text_tokens is over the tokenizer's limit, or the
             devices cannot be divided as the configuration says.
     """
-    pipe = load(config.model.path, config.model.dtype)
+    pipe = load(config.model.path, config.model.dtype, config.model.quantize)
     if config.text_tokens is not None:
         limit = pipe.tokenizer_2.model_max_length
         if config.text_tokens > limit:
@@ -220,9 +221,13 @@ def share(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
     Raises:
         InputError: the devices cannot be divided as the configuration says.
     """
-    shapes = abstract_params("transformer", dataclasses.asdict(pipe.transformer.config))
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    nbytes = numbers * jnp.dtype(pipe.transformer.dtype).itemsize
+    sizes, dtype = dataclasses.asdict(pipe.transformer.config), pipe.transformer.dtype
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params("transformer", sizes)
+    )
+    if config.model.quantize:
+        shapes = jax.eval_shape(quantized_params, shapes)
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     return pipe.on(make_mesh(config.mesh, runs, config.batch_size, nbytes))
 
 

@@ -46,6 +46,19 @@ class Adapter:
         )
 
 
+def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Kernels [L, I, O] of a transformer's blocks, by their layers' paths joined by "/".
+
+    Args:
+        params: the transformer's parameters (or their shapes).
+    """
+    return {
+        path.removesuffix("/kernel"): leaf
+        for path, leaf in flatten(params).items()
+        if path.endswith("/kernel") and len(leaf.shape) == 3
+    }
+
+
 def init(
     key: PRNGKeyArray,
     params: Mapping[str, Any],
@@ -65,11 +78,7 @@ def init(
     """
     if rank < 1:
         raise InputError(f"rank = {rank} must be at least 1")
-    kernels = {
-        path.removesuffix("/kernel"): leaf
-        for path, leaf in flatten(params).items()
-        if path.endswith("/kernel") and len(leaf.shape) == 3
-    }
+    kernels = stacked(params)
     unknown = sorted(set(targets) - set(kernels))
     if unknown or not targets:
         raise InputError(

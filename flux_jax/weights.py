@@ -17,7 +17,9 @@ from tqdm import tqdm
 from convert import checkpoint, mapping
 from convert.source import Source, TorchSource
 from flux_jax import mesh as meshes
+from flux_jax import quantize as rounding
 from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.lora import stacked
 from flux_jax.t5 import T5Config, T5Encoder
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.vae import AutoencoderKL, VAEConfig
@@ -89,18 +91,28 @@ class Weights(Mapping[str, PyTree]):
     once. Each leaf goes onto its devices as soon as it is read.
     """
 
-    def __init__(self, sources: Mapping[str, Source], dtype: DTypeLike, mesh: Mesh):
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        dtype: DTypeLike,
+        mesh: Mesh,
+        quantize: str | None = None,
+    ):
         """Checks names and shapes.
 
         Args:
             sources: weights by the names in `COMPONENTS`.
             dtype: that parameters get.
             mesh: devices, see `flux_jax.mesh`.
+            quantize: "int8" rounds the transformer's large kernels, see `flux_jax.quantize`.
 
         Raises:
-            InputError: tensors are missing, surplus or misshapen; lists every one of a model.
+            InputError: tensors are missing, surplus or misshapen (lists every one of a model), or
+                there is no such type.
         """
+        rounding.check(quantize)
         self._sources, self._dtype, self._mesh = sources, dtype, mesh
+        self._quantize = quantize
         self._read: dict[str, PyTree] = {}
         for name, source in sources.items():
             shapes = abstract_params(name, source.config)
@@ -116,7 +128,10 @@ class Weights(Mapping[str, PyTree]):
             InputError: a tensor holds what is no finite number, or a file is damaged.
         """
         if name not in self._read:
-            self._read[name] = read_params(self._sources[name], name, self._dtype, self._mesh)
+            quantize = self._quantize is not None and name == "transformer"
+            self._read[name] = read_params(
+                self._sources[name], name, self._dtype, self._mesh, quantize
+            )
         return self._read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -138,7 +153,9 @@ class Weights(Mapping[str, PyTree]):
             self._read.pop(name, None)
 
 
-def read_params(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
+def read_params(
+    source: Source, name: str, dtype: DTypeLike, mesh: Mesh, quantize: bool = False
+) -> PyTree:
     """Reads the parameters of one model onto its devices, with a progress bar.
 
     Args:
@@ -146,32 +163,45 @@ def read_params(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTr
         name: a key of `COMPONENTS`.
         dtype: that they get.
         mesh: devices; each is sent its own parts alone.
+        quantize: whether stacked dense kernels become int8, each before the next one is read.
 
     Raises:
         InputError: tensors are missing, surplus, misshapen or not finite, or a file is damaged.
     """
     shapes = abstract_params(name, source.config)
+    kernels = {f"{layer}/kernel" for layer in stacked(shapes)} if quantize else set()
+
+    def rounded(leaf: jax.Array) -> rounding.Quantized:
+        placed = meshes.place_weights(mesh, rounding.quantized(leaf))
+        # Until this is done the leaf's memory is not free.
+        return jax.block_until_ready(placed)
+
+    def place(path: str, leaf: np.ndarray) -> Any:
+        placed = _placed(leaf, dtype, mesh)
+        return rounded(placed) if path in kernels else placed
+
     with tqdm(
         desc=f"loading {name}", total=source.nbytes, unit="B", unit_scale=True, disable=None
     ) as bar:
         if isinstance(source, TorchSource):
-            return mapping.to_flax(
+            params = mapping.to_flax(
                 source.table,
                 source.tensors,
                 shapes,
                 source=source.where,
-                place=lambda leaf: _placed(leaf, dtype, mesh),
+                place=place,
                 advance=bar.update,
             )
+            return rounding.beside(params)
         wanted = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, dtype, sharding=meshes.of_weight(mesh, leaf.shape)
             ),
             shapes,
         )
-        params = checkpoint.read_params(source.where, wanted)
+        params = checkpoint.read_params(source.where, wanted, dict.fromkeys(kernels, rounded))
         bar.update(source.nbytes)
-        return params
+        return rounding.beside(params)
 
 
 def _placed(leaf: np.ndarray, dtype: DTypeLike, mesh: Mesh) -> jax.Array:
