@@ -23,7 +23,6 @@ from erase.command import FLAG
 from erase.config import Model
 from erase.runs import configure, load_config
 from erase.updates import lower_update
-from flux_jax import mesh as meshes
 from flux_jax import quantize
 from flux_jax.layers import Dense
 from flux_jax.lora import stacked
@@ -47,6 +46,7 @@ def restored(params: dict) -> dict:
     return nest(flat)
 
 
+@jax.jit
 def velocity(params: dict, lora: dict | None) -> jax.Array:
     prompts = jax.tree.map(lambda leaf: leaf[:, 0], BANK.sentences)
     latents, times = BANK.trajectories[:3, 0], BANK.times[:3]
@@ -127,12 +127,12 @@ def test_exactly_the_blocks_kernels_are_rounded():
 
 def test_velocities_are_those_of_the_rounded_weights():
     lora = scaled(LORA)
-    floats = restored(ROUNDED)
-    for tree in (None, lora):
-        ours, theirs = (jax.jit(velocity)(params, tree) for params in (ROUNDED, floats))
-        assert off(ours, theirs) <= 1e-5
-        base = jax.jit(velocity)(PARAMS, tree)
-        assert 1e-4 < off(ours, base) <= 0.05
+    ours, theirs, unrounded = (
+        velocity(params, lora) for params in (ROUNDED, restored(ROUNDED), PARAMS)
+    )
+    assert off(ours, theirs) <= 1e-5
+    # Random weights of few inputs; rounding shows, and no more than that.
+    assert 1e-3 < off(ours, unrounded) <= 0.05
 
 
 def test_gradients_keep_no_floats_of_all_blocks_kernels():
@@ -192,18 +192,25 @@ def test_loading_rounds_leaf_by_leaf(
 
 @pytest.mark.slow
 def test_parts_lie_on_their_devices(tiny_folder: Path):
-    code = f"import test_quantize; test_quantize.on_four({str(tiny_folder)!r})"
-    done = run_on(4, code)
+    done = run_on(4, ON_FOUR.format(folder=str(tiny_folder)))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def on_four(folder: str) -> None:
-    meshes.WHOLE = 1 << 12
-    pipe = load(folder, quantize="int8").on(meshes.make({"fsdp": 4}))
-    layer = pipe.params["transformer"]["single_blocks"]["proj_mlp"]
-    assert layer["kernel"].dtype == jnp.int8
-    assert layer["kernel"].addressable_shards[0].data.shape == (3, 32, 128 // 4)
-    assert layer["scale"].addressable_shards[0].data.shape == (3, 128)
+# Without this module's imports, which take longer than the rest.
+ON_FOUR = """
+from pathlib import Path
+from convert.source import open_source
+from flux_jax import mesh as meshes
+from flux_jax.weights import Weights
+
+meshes.WHOLE = 1 << 12
+source = open_source(Path({folder!r}), "transformer")
+weights = Weights({{"transformer": source}}, "float32", meshes.make({{"fsdp": 4}}), "int8")
+layer = weights["transformer"]["single_blocks"]["proj_mlp"]
+assert layer["kernel"].dtype == "int8"
+assert layer["kernel"].addressable_shards[0].data.shape == (3, 32, 128 // 4)
+assert layer["scale"].addressable_shards[0].data.shape == (3, 128)
+"""
 
 
 def test_an_update_trains_the_adapter_on_rounded_weights():
