@@ -1,8 +1,9 @@
 """Our own layout of a model's weights: its Flax tree in an Orbax checkpoint (OCDBT)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -62,13 +63,19 @@ def check(folder: Path, wanted: Mapping[str, Any]) -> None:
     refuse(folder, MEND, differences(stored_shapes(folder), shapes))
 
 
-def read_params(folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_params(
+    folder: Path,
+    wanted: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Reads a model's parameters from its folder.
 
     Args:
         folder: the model's.
         wanted: nested dictionaries of `jax.ShapeDtypeStruct`; those with a sharding come onto the
             devices as it says. By default all comes as it is, into the host's memory.
+        changes: what becomes of leaves, by their paths; they are read one after the other, so that
+            each can leave before the next one comes, and the rest at once.
 
     Raises:
         InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
@@ -77,10 +84,31 @@ def read_params(folder: Path, wanted: Mapping[str, Any] | None = None) -> dict[s
         stored = stored_shapes(folder).items()
         wanted = nest({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored})
     check(folder, wanted)
-    path = (folder / FOLDER).absolute()
+    flat = flatten(wanted)
+    params = _restored(folder, {path: flat[path] for path in flat if path not in changes})
+    for path, change in changes.items():
+        params[path] = change(_restored(folder, {path: flat[path]})[path])
+    return nest(params)
+
+
+def _restored(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Some of the leaves, by their paths.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    path, tree = (folder / FOLDER).absolute(), nest(wanted)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, wanted)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=tree,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+                    partial_restore=True,
+                ),
+            )
+            return flatten(restored)
     except Exception as error:
         # Orbax names no class of its own for files that cannot be read.
         raise InputError(f"{path}: damaged; convert the model again") from error

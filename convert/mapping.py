@@ -123,7 +123,7 @@ def to_flax(
     *,
     source: str | os.PathLike[str] = "weights",
     mend: str = MEND,
-    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+    place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf,
     advance: Callable[[int], Any] = lambda read: None,
 ) -> dict[str, Any]:
     """Builds a Flax tree from PyTorch tensors, one leaf after the other.
@@ -134,7 +134,7 @@ def to_flax(
         shapes: nested dictionaries of objects with `.shape`: the tree to fill.
         source: where the tensors come from, for error messages.
         mend: what the user can do about tensors that do not fit, for error messages.
-        place: what becomes of each leaf, for instance onto a device.
+        place: what becomes of each leaf, by its path joined by "/", for instance onto a device.
         advance: called with the number of bytes of each part that was read.
 
     Returns:
@@ -185,7 +185,7 @@ def to_flax(
             advance(part.nbytes)
             for read_bytes in pool.map(fill, others):
                 advance(read_bytes)
-            flat[path] = place(leaf)
+            flat[path] = place(path, leaf)
     refuse(source, mend, list(dict.fromkeys(problems)))
     return nest({path: flat[path] for path in holders})
 

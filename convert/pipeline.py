@@ -130,7 +130,7 @@ def read_tree(name: str, source: Source) -> dict[str, Any]:
                 source.tensors,
                 shapes,
                 source=source.where,
-                place=np.ascontiguousarray,
+                place=lambda path, leaf: np.ascontiguousarray(leaf),
                 advance=bar.update,
             )
         params = read_params(source.where)

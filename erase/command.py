@@ -19,9 +19,9 @@ from flux_jax import compiler
 
 FLAG = "config"
 MENDS = (
-    "What needs less: --config.model.remat; more devices for the weights, --config.mesh.fsdp; "
-    "a smaller --config.batch_size, --config.bank.batch, --config.bank.sentences, "
-    "--config.evaluation.batch, --config.height or --config.width"
+    "What needs less: --config.model.remat; --config.model.quantize=int8; more devices for the "
+    "weights, --config.mesh.fsdp; a smaller --config.batch_size, --config.bank.batch, "
+    "--config.bank.sentences, --config.evaluation.batch, --config.height or --config.width"
 )
 
 

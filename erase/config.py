@@ -19,11 +19,14 @@ class Model:
         path: folder in diffusers' layout or with Black Forest Labs' own files, the transformer's
             single file there, or the name of a repository on the Hugging Face hub.
         dtype: of weights and products; by default float32 on CPU, else bfloat16.
+        quantize: type that the large kernels of the transformer's blocks are kept in, to save
+            memory; by default `dtype`.
         remat: whether backward passes compute each block anew: less memory, more time.
     """
 
     path: str = "models/emoji-flux"
     dtype: str | None = choice(None, "float32", "bfloat16")
+    quantize: str | None = choice(None, "int8")
     remat: bool = False
 
 

@@ -1,12 +1,12 @@
 """The frozen model as a configuration wants it, on the devices that the configuration says."""
 
 import jax
-import jax.numpy as jnp
 
 from convert.errors import InputError
 from erase.config import Config
 from erase.setup import make_mesh
 from flux_jax.pipeline import Pipeline, load
+from flux_jax.weights import Weights
 
 
 def open_model(config: Config, runs: int = 1) -> Pipeline:
@@ -20,7 +20,7 @@ def open_model(config: Config, runs: int = 1) -> Pipeline:
         InputError: the folder cannot be used, text_tokens is over the tokenizer's limit, or the
             devices cannot be divided as the configuration says.
     """
-    pipe = load(config.model.path, config.model.dtype)
+    pipe = load(config.model.path, config.model.dtype, config.model.quantize)
     if config.text_tokens is not None:
         limit = pipe.tokenizer_2.model_max_length
         if config.text_tokens > limit:
@@ -35,6 +35,7 @@ def share(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
     Raises:
         InputError: the devices cannot be divided as the configuration says.
     """
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(pipe.shapes))
-    nbytes = numbers * jnp.dtype(pipe.transformer.dtype).itemsize
+    assert isinstance(pipe.params, Weights), "opened above"
+    weights = pipe.params.shapes("transformer")
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
     return pipe.on(make_mesh(config.mesh, runs, config.batch_size, nbytes))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from flux_jax.attention import compiled_for
 
@@ -25,7 +25,11 @@ SINUSOID_CHANNELS = 256
 
 
 class Dense(nn.Module):
-    """x W + b, plus (x A) B where the collection `lora` holds A [C, R] and B [R, features]."""
+    """x W + b, plus (x A) B where the collection `lora` holds A [C, R] and B [R, features].
+
+    Where the parameters hold a `scale` [features] too, W is kernel * scale, see
+    `flux_jax.quantize`.
+    """
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -36,12 +40,27 @@ class Dense(nn.Module):
         x = x.astype(self.dtype)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = apart(x @ kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        if self.has_variable("params", "scale"):
+            scale = self.get_variable("params", "scale")
+            y = (apart(product(x, kernel)) * scale).astype(self.dtype)
+        else:
+            y = apart(x @ kernel.astype(self.dtype))
+        y = y + bias.astype(self.dtype)
         if self.has_variable("lora", "A"):
             down = self.get_variable("lora", "A").astype(self.dtype)
             up = self.get_variable("lora", "B").astype(self.dtype)
             y = y + (x @ down) @ up
         return y
+
+
+@light
+def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array, "... K"]:
+    """The product in x's dtype.
+
+    A gradient keeps the kernel as whole numbers: in x's dtype those of all blocks would take the
+    memory that they save.
+    """
+    return x @ kernel.astype(x.dtype)
 
 
 def apart(product: Float[Array, "... C"]) -> Float[Array, "... C"]:

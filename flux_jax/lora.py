@@ -46,6 +46,19 @@ class Adapter:
         )
 
 
+def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Kernels [L, I, O] of a transformer's blocks, by their layers' paths joined by "/".
+
+    Args:
+        params: the transformer's parameters (or their shapes).
+    """
+    return {
+        path.removesuffix("/kernel"): leaf
+        for path, leaf in flatten(params).items()
+        if path.endswith("/kernel") and len(leaf.shape) == 3
+    }
+
+
 def init(
     key: PRNGKeyArray,
     params: Mapping[str, Any],
@@ -65,7 +78,7 @@ def init(
     """
     if rank < 1:
         raise InputError(f"rank = {rank} must be at least 1")
-    kernels = _kernels(params)
+    kernels = stacked(params)
     unknown = sorted(set(targets) - set(kernels))
     if unknown or not targets:
         raise InputError(
@@ -89,7 +102,7 @@ def check(lora: PyTree, params: Mapping[str, Any]) -> None:
     Raises:
         InputError: a layer is missing in the model, or has another shape; names every one.
     """
-    leaves, kernels = flatten(lora), _kernels(params)
+    leaves, kernels = flatten(lora), stacked(params)
     problems = []
     for target in sorted({path.rpartition("/")[0] for path in leaves}):
         blocks, inputs, _ = leaves[f"{target}/A"].shape
@@ -104,15 +117,6 @@ def check(lora: PyTree, params: Mapping[str, Any]) -> None:
             "the adapter was made for another architecture than the model's; take an adapter that "
             f"was trained on it:\n  {listing}"
         )
-
-
-def _kernels(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The stacked dense layers' kernels, by the paths of the layers."""
-    return {
-        path.removesuffix("/kernel"): leaf
-        for path, leaf in flatten(params).items()
-        if path.endswith("/kernel") and len(leaf.shape) == 3
-    }
 
 
 def combine(adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]) -> PyTree | None:

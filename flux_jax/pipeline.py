@@ -282,18 +282,18 @@ class Pipeline:
         return self.decode(latents, height, width)
 
 
-def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
+def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None = None) -> Pipeline:
     """Opens a pipeline in diffusers' layout, or one with Black Forest Labs' own files.
 
     Its place is the first device; see `Pipeline.on` for others.
 
     Args:
-        path: its folder, or the transformer's single file in it (see `convert.source`), or its
-            name on the Hugging Face hub.
+        path: its folder, the transformer's single file in it, or its name on the Hugging Face hub.
         dtype: dtype of parameters and products; by default float32 on CPU, else bfloat16.
+        quantize: "int8" keeps the transformer's large kernels so, see `flux_jax.quantize`.
 
     Raises:
-        InputError: a file is missing or broken, or does not fit the model.
+        InputError: a file is missing or broken, or does not fit the model, or quantize is unknown.
     """
     path = find_model(str(path))
     chosen = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
@@ -306,7 +306,7 @@ def load(path: str | Path, dtype: DTypeLike | None = None) -> Pipeline:
     mesh = meshes.make({})
     return Pipeline(
         **modules,
-        params=Weights(sources, chosen, mesh),
+        params=Weights(sources, chosen, mesh, quantize),
         tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
         tokenizer_2=T5Tokenizer.from_pretrained(root / "tokenizer_2"),
         schedule=Schedule.from_dict(read_schedule(path, guidance)),

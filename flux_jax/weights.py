@@ -17,7 +17,9 @@ from tqdm import tqdm
 from convert import checkpoint, mapping
 from convert.source import Source, TorchSource
 from flux_jax import mesh as meshes
+from flux_jax import quantize as rounding
 from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.lora import stacked
 from flux_jax.t5 import T5Config, T5Encoder
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.vae import AutoencoderKL, VAEConfig
@@ -89,18 +91,28 @@ class Weights(Mapping[str, PyTree]):
     once. Each leaf goes onto its devices as soon as it is read.
     """
 
-    def __init__(self, sources: Mapping[str, Source], dtype: DTypeLike, mesh: Mesh):
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        dtype: DTypeLike,
+        mesh: Mesh,
+        quantize: str | None = None,
+    ):
         """Checks names and shapes.
 
         Args:
             sources: weights by the names in `COMPONENTS`.
             dtype: that parameters get.
             mesh: devices, see `flux_jax.mesh`.
+            quantize: "int8" rounds the transformer's large kernels, see `flux_jax.quantize`.
 
         Raises:
-            InputError: tensors are missing, surplus or misshapen; lists every one of a model.
+            InputError: tensors are missing, surplus or misshapen (lists every one of a model), or
+                there is no such type.
         """
+        rounding.check(quantize)
         self._sources, self._dtype, self._mesh = sources, dtype, mesh
+        self._quantize = quantize
         self._read: dict[str, PyTree] = {}
         for name, source in sources.items():
             shapes = abstract_params(name, source.config)
@@ -116,7 +128,9 @@ class Weights(Mapping[str, PyTree]):
             InputError: a tensor holds what is no finite number, or a file is damaged.
         """
         if name not in self._read:
-            self._read[name] = read_params(self._sources[name], name, self._dtype, self._mesh)
+            self._read[name] = read_params(
+                self._sources[name], name, self._dtype, self._mesh, self._rounds(name)
+            )
         return self._read[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -127,7 +141,11 @@ class Weights(Mapping[str, PyTree]):
 
     def shapes(self, name: str) -> PyTree:
         """A model's parameters as `jax.ShapeDtypeStruct`, with their places; reads nothing."""
-        return _wanted(self._sources[name], name, self._dtype, self._mesh)
+        wanted = _wanted(self._sources[name], name, self._dtype, self._mesh)
+        return _in_place(self._mesh, rounding.shapes(wanted)) if self._rounds(name) else wanted
+
+    def _rounds(self, name: str) -> bool:
+        return self._quantize is not None and name == "transformer"
 
     def move(self, mesh: Mesh) -> None:
         """Places models that were read, and those that will be, on other devices."""
@@ -142,7 +160,9 @@ class Weights(Mapping[str, PyTree]):
             self._read.pop(name, None)
 
 
-def read_params(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
+def read_params(
+    source: Source, name: str, dtype: DTypeLike, mesh: Mesh, quantize: bool = False
+) -> PyTree:
     """Reads the parameters of one model onto its devices, with a progress bar.
 
     Args:
@@ -150,34 +170,55 @@ def read_params(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTr
         name: a key of `COMPONENTS`.
         dtype: that they get.
         mesh: devices; each is sent its own parts alone.
+        quantize: whether stacked dense kernels become int8, each before the next one is read.
 
     Raises:
         InputError: tensors are missing, surplus, misshapen or not finite, or a file is damaged.
     """
     wanted = _wanted(source, name, dtype, mesh)
+    kernels = {f"{layer}/kernel" for layer in stacked(wanted)} if quantize else set()
+
+    def rounded(leaf: jax.Array) -> rounding.Quantized:
+        placed = meshes.place_weights(mesh, rounding.quantized(leaf))
+        # Until this is done the leaf's memory is not free.
+        return jax.block_until_ready(placed)
+
+    def place(path: str, leaf: np.ndarray) -> Any:
+        placed = _placed(leaf, dtype, mesh)
+        return rounded(placed) if path in kernels else placed
+
     with tqdm(
         desc=f"loading {name}", total=source.nbytes, unit="B", unit_scale=True, disable=None
     ) as bar:
         if isinstance(source, TorchSource):
-            return mapping.to_flax(
+            params = mapping.to_flax(
                 source.table,
                 source.tensors,
                 wanted,
                 source=source.where,
-                place=lambda leaf: _placed(leaf, dtype, mesh),
+                place=place,
                 advance=bar.update,
             )
-        params = checkpoint.read_params(source.where, wanted)
+            return rounding.beside(params)
+        params = checkpoint.read_params(source.where, wanted, dict.fromkeys(kernels, rounded))
         bar.update(source.nbytes)
-        return params
+        return rounding.beside(params)
 
 
 def _wanted(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
+    shapes = abstract_params(name, source.config)
+    return _in_place(
+        mesh, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+    )
+
+
+def _in_place(mesh: Mesh, shapes: PyTree) -> PyTree:
+    """Shapes of weights with the places that those have."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, dtype, sharding=meshes.of_weight(mesh, leaf.shape)
+            leaf.shape, leaf.dtype, sharding=meshes.of_weight(mesh, leaf.shape)
         ),
-        abstract_params(name, source.config),
+        shapes,
     )
 
 

@@ -321,15 +321,15 @@ def test_leaves_are_made_one_after_the_other(tmp_path):
     table = Table((Row("a.{i}", ("a",), VECTOR), Row("b", ("b",), VECTOR)))
     placed, seen, advanced = [], [], []
 
-    def place(leaf):
-        placed.append(leaf.tolist())
+    def place(path, leaf):
+        placed.append((path, leaf.tolist()))
         seen.append(sum(advanced))
         return len(placed)
 
     shapes = {"a": np.empty((2, 4)), "b": np.empty(4)}
     made = to_flax(table, tensors, shapes, place=place, advance=advanced.append)
     assert made == {"a": 1, "b": 2}
-    assert placed == [[[0] * 4, [1] * 4], [2] * 4]
+    assert placed == [("a", [[0] * 4, [1] * 4]), ("b", [2] * 4)]
     assert seen == [32, 48]
 
 
