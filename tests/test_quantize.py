@@ -17,7 +17,7 @@ from small import BANK, KEY, KEYS, LORA, MODEL, PARAMS, SETUP, every, fresh, low
 from convert.errors import InputError
 from convert.mapping import flatten, nest
 from convert.pipeline import convert
-from erase import evaluate, train
+from erase import evaluate, model
 from erase.bank import stack
 from erase.command import FLAG
 from erase.config import Model
@@ -25,7 +25,7 @@ from erase.runs import configure, load_config
 from erase.updates import lower_update
 from flux_jax import quantize
 from flux_jax.layers import Dense
-from flux_jax.lora import stacked
+from flux_jax.lora import Adapter, init, stacked
 from flux_jax.pipeline import apply_transformer, load
 from flux_jax.quantize import Quantized, quantized, quantized_params
 
@@ -230,27 +230,31 @@ def test_the_configuration_reaches_the_model_and_its_bytes_are_counted(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     counted: list[int] = []
-    make: Callable[..., Any] = train.make_mesh
+    make: Callable[..., Any] = model.make_mesh
 
     def watched(wanted: Any, runs: int, samples: int, nbytes: int) -> Any:
         counted.append(nbytes)
         return make(wanted, runs, samples, nbytes)
 
-    monkeypatch.setattr(train, "make_mesh", watched)
+    monkeypatch.setattr(model, "make_mesh", watched)
     for kind in (None, "int8"):
         config = tiny.run_config(tiny_folder, model=Model(str(tiny_folder), quantize=kind))
-        params = train.open_model(config).params["transformer"]
+        params = model.open_model(config).params["transformer"]
         types = {leaf.dtype for leaf in stacked(params).values()}
         assert types == {jnp.dtype(kind or "float32")}
         assert counted.pop() == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-def test_evaluation_opens_the_same_model(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluate, "load", lambda *arguments: arguments)
-    monkeypatch.setattr(evaluate, "read_adapter", lambda folder: folder)
-    given = Given({FLAG: SimpleNamespace(value=configure(**USABLE, model={"quantize": "int8"}))})
-    model, _ = evaluate.open_runs(given)
-    assert model == (Model().path, None, "int8")
+def test_evaluation_opens_the_same_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    lora = init(jax.random.key(0), load(tiny_folder).shapes, rank=2)
+    adapter = Adapter(lora, 2.0)
+    monkeypatch.setattr(evaluate, "read_adapter", lambda folder: adapter)
+    wanted = {"path": str(tiny_folder), "quantize": "int8"}
+    given = Given({FLAG: SimpleNamespace(value=configure(**USABLE, model=wanted))})
+    pipe, runs = evaluate.open_runs(given)
+    assert list(runs) == [""]
+    types = {leaf.dtype for leaf in stacked(pipe.params["transformer"]).values()}
+    assert types == {jnp.dtype("int8")}
 
 
 class Given(dict):
