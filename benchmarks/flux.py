@@ -21,6 +21,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import works as shared
 from benchmarks.works import (
     OUT_OF_MEMORY,
     SIDES,
@@ -28,7 +29,6 @@ from benchmarks.works import (
     WORKS,
     Result,
     chosen,
-    define_flags,
     read,
 )
 from convert.errors import InputError, exits_cleanly
@@ -234,7 +234,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
+    shared.define_flags()
+    flags.adopt_module_key_flags(shared)
     flags.DEFINE_enum("against", None, ["diffusers"], "What else is measured: eager and compiled.")
     flags.DEFINE_bool("resume", False, "Measure what the file lacks.")
     app.run(main, flags_parser=parse_flags)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from tqdm import tqdm
 
 from benchmarks import flops
+from benchmarks import works as shared
 from benchmarks.works import (
     DECAY,
     GUIDANCE,
@@ -38,7 +39,6 @@ from benchmarks.works import (
     add,
     attempt,
     chosen,
-    define_flags,
     times,
 )
 from configs import nudity
@@ -50,8 +50,9 @@ from erase.losses import squared_error
 from erase.runs import load_config
 from erase.setup import Setup, make_mesh
 from erase.updates import lower_update, start, upper_update
+from flux_jax import programs
 from flux_jax.lora import Adapter, init
-from flux_jax.pipeline import Conditioning, _denoise, _velocity, apply_transformer
+from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.vae import latent_ids
 from flux_jax.weights import abstract_params
@@ -207,7 +208,7 @@ def forward(model: FluxTransformer, params: PyTree, work: Work, repeats: int) ->
     given = random_inputs(model.config, work)
     arguments = (params, None, given.latents, given.conditioning, given.times)
     arguments = (*arguments, given.image_ids, given.guidance)
-    program = Program.of(_velocity, model, *arguments)
+    program = Program.of(programs.velocity, model, *arguments)
     counted = flops.Pass(model.config, work.image_tokens, work.text_tokens).forward
     return record([program], lambda _: program.call(*arguments), None, repeats, work, counted)
 
@@ -217,7 +218,7 @@ def sample(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> 
     given, sigmas = random_inputs(model.config, work), jnp.asarray(work.sigmas)
     arguments = (params, None, given.latents, given.conditioning, given.image_ids)
     arguments = (*arguments, given.guidance, sigmas, None)
-    program = Program.of(_denoise, model, *arguments)
+    program = Program.of(programs.denoise, model, *arguments)
     once = flops.Pass(model.config, work.image_tokens, work.text_tokens).forward
     counted = (len(sigmas) - 1) * once
     return record([program], lambda _: program.call(*arguments), None, repeats, work, counted)
@@ -352,5 +353,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
+    shared.define_flags()
+    flags.adopt_module_key_flags(shared)
     app.run(main, flags_parser=parse_flags)

@@ -4,8 +4,9 @@
 
 `benchmarks.flux` runs this beside this project's own. The model is used as diffusers and PEFT are:
 bfloat16 weights, attention by PyTorch's `scaled_dot_product_attention`, inputs as FluxPipeline
-gives them, a LoRA in float32 under fused AdamW, `torch.compile` of the whole model. Text encoders
-and autoencoder take no part. Times are CUDA's events, memory is the allocator's peak.
+gives them, a LoRA in float32 under fused AdamW, `torch.compile` of the whole model. Steps go
+without cuDNN's attention. Text encoders and autoencoder take no part. Times are CUDA's events,
+memory is the allocator's peak.
 """
 
 import gc
@@ -24,6 +25,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from peft import LoraConfig
 from tqdm import tqdm
 
+from benchmarks import works as shared
 from benchmarks.works import (
     DECAY,
     GUIDANCE,
@@ -38,7 +40,6 @@ from benchmarks.works import (
     add,
     attempt,
     chosen,
-    define_flags,
     times,
 )
 from convert.errors import InputError, exits_cleanly
@@ -260,6 +261,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
+    shared.define_flags()
+    flags.adopt_module_key_flags(shared)
     flags.DEFINE_enum("side", None, SIDES[1:], "How the model runs.", required=True)
     app.run(main, flags_parser=parse_flags)

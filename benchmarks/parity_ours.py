@@ -14,7 +14,8 @@ from benchmarks.parity_case import GUIDANCES, TIMESTEP, Block, Inputs, Streams, 
 from flux_jax.attention import rope_tables
 from flux_jax.blocks import DualStreamBlock, Shared, SingleStreamBlock
 from flux_jax.lora import Adapter, combine
-from flux_jax.pipeline import Conditioning, Pipeline
+from flux_jax.pipeline import Pipeline
+from flux_jax.programs import Conditioning
 
 
 def velocities(pipe: Pipeline, adapter: Adapter, inputs: Inputs) -> Velocities:

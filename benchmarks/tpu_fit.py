@@ -41,7 +41,7 @@ from erase.runs import load_config
 from erase.setup import RUNS, Setup, make_mesh
 from erase.updates import lower_update, start, upper_update
 from flux_jax import mesh as meshes
-from flux_jax.pipeline import Conditioning, _denoise
+from flux_jax.programs import Conditioning, denoise
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights import abstract_params
 
@@ -185,7 +185,7 @@ def trace(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) ->
             None,
         )
         with jax.set_mesh(mesh):
-            return _denoise.trace(*given)
+            return denoise.trace(*given)
     forms = 1 + len(config.synonyms) + len(config.irrelevant)
     bank = shapes(config, model, image_tokens, config.text_tokens, forms)
     common = everywhere({"times": bank.times, "image_ids": bank.image_ids})

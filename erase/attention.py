@@ -15,7 +15,8 @@ from erase.config import Config
 from erase.tokens import concept_masks
 from flux_jax import mesh as meshes
 from flux_jax.lora import Adapter, combine
-from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer
+from flux_jax.pipeline import Pipeline
+from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.transformer import FluxTransformer
 
 # Early, where a picture's content is decided, to middling times.

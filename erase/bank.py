@@ -25,7 +25,8 @@ from erase.config import Config
 from erase.prompts import Group, as_template, draw_groups, leave_out, phrase
 from erase.tokens import concept_masks
 from flux_jax import mesh as meshes
-from flux_jax.pipeline import Conditioning, Pipeline, apply_transformer
+from flux_jax.pipeline import Pipeline
+from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.sampling import denoise
 from flux_jax.transformer import FluxTransformer
 
@@ -328,7 +329,7 @@ def _denoise(
         samples = meshes.share_out(pipe.mesh, (noise, conditioning[rows]))
         params = pipe.params["transformer"]
         with jax.set_mesh(pipe.mesh):
-            run = _trajectories(
+            run = trajectories(
                 pipe.transformer, params, *samples, image_ids, config.guidance, sigmas
             )
         parts.append(np.asarray(meshes.gather(pipe.mesh, run)))
@@ -336,7 +337,7 @@ def _denoise(
 
 
 @functools.partial(jax.jit, static_argnames="transformer")
-def _trajectories(
+def trajectories(
     transformer: FluxTransformer,
     params: PyTree,
     noise: Float[Array, "B S C"],
@@ -345,6 +346,8 @@ def _trajectories(
     guidance: Array,
     sigmas: Float[Array, "D+1"],
 ) -> Float[Array, "B D+1 S C"]:
+    """The frozen model's latents at all noise levels, the noise first."""
+
     def velocity(latents: Array, time: Array) -> Array:
         times = jnp.broadcast_to(time, latents.shape[:1])
         predicted, _ = apply_transformer(

@@ -15,7 +15,7 @@ from erase.bank import POOL, SYNONYM, Bank
 from erase.config import Lower, Upper
 from erase.setup import Setup, split_samples
 from flux_jax.lora import Adapter
-from flux_jax.pipeline import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, apply_transformer
 
 Metrics = dict[str, Float[Array, ""]]
 

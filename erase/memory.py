@@ -23,8 +23,9 @@ from erase.config import Config
 from erase.setup import RUNS, Setup, memory
 from erase.updates import State, joint_update, lower_update, start, upper_update
 from flux_jax import mesh as meshes
-from flux_jax import pipeline
-from flux_jax.pipeline import Conditioning, Pipeline
+from flux_jax import programs
+from flux_jax.pipeline import Pipeline
+from flux_jax.programs import Conditioning
 from flux_jax.weights import Weights
 
 GB = 1e9
@@ -90,7 +91,7 @@ def _preparing(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str,
     yield (
         "encoding prompts",
         need(
-            pipeline._encode,
+            programs.encode,
             pipe.text_encoder,
             pipe.text_encoder_2,
             weights["text_encoder"],
@@ -103,7 +104,7 @@ def _preparing(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str,
     given = (*_samples(one, pipe, count), one.image_ids, config.guidance, sigmas)
     with jax.set_mesh(pipe.mesh):
         needed = need(
-            bank._trajectories,
+            bank.trajectories,
             pipe.transformer,
             weights["transformer"],
             *given,
@@ -144,13 +145,13 @@ def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     with jax.set_mesh(pipe.mesh):
         transformer = weights["transformer"]
         drawing = need(
-            pipeline._denoise, pipe.transformer, transformer, lora, latents, prompts, *given
+            programs.denoise, pipe.transformer, transformer, lora, latents, prompts, *given
         )
     yield "drawing", drawing
     grid = pipe.grid(config.height, config.width)
     yield (
         "decoding",
-        need(pipeline._decode, pipe.vae, weights["vae"], latents, grid, beside=nbytes(transformer)),
+        need(programs.decode, pipe.vae, weights["vae"], latents, grid, beside=nbytes(transformer)),
     )
 
 

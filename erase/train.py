@@ -362,6 +362,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("resume", False, "Go on from the folder's latest checkpoint.")
     flags.DEFINE_bool("overwrite", False, "Take the place of the run in the folder.")
     distributed.define_flags()
+    flags.adopt_module_key_flags(distributed)
 
 
 if __name__ == "__main__":

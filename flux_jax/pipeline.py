@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,31 +22,15 @@ from convert.errors import InputError
 from convert.hub import find_model
 from convert.source import open_source, read_schedule, root_of
 from flux_jax import mesh as meshes
+from flux_jax import programs
 from flux_jax.clip import CLIPTextEncoder
 from flux_jax.lora import Adapter, check, combine
-from flux_jax.sampling import denoise
+from flux_jax.programs import Conditioning
 from flux_jax.schedule import Schedule
 from flux_jax.t5 import T5Encoder
 from flux_jax.transformer import FluxTransformer
-from flux_jax.vae import AutoencoderKL, latent_ids, pack, scale_latents, unpack, unscale_latents
+from flux_jax.vae import AutoencoderKL, latent_ids
 from flux_jax.weights import COMPONENTS, Weights, abstract_params, build
-
-
-@flax.struct.dataclass
-class Conditioning:
-    """Encoded prompts.
-
-    Attributes:
-        text: T5's output for every token, padding included.
-        pooled: CLIP's output at the end-of-text token.
-    """
-
-    text: Float[Array, "B T E"]
-    pooled: Float[Array, "B P"]
-
-    def __getitem__(self, rows: Any) -> "Conditioning":
-        """The conditioning of some of the prompts."""
-        return Conditioning(self.text[rows], self.pooled[rows])
 
 
 @dataclass(frozen=True)
@@ -150,7 +133,7 @@ class Pipeline:
         Raises:
             InputError: a prompt is over the token limit.
         """
-        encoded = _encode(
+        encoded = programs.encode(
             self.text_encoder,
             self.text_encoder_2,
             self.params["text_encoder"],
@@ -182,7 +165,7 @@ class Pipeline:
         """The transformer's velocity; guidance is left out where the model does not embed it."""
         samples = meshes.share_out(self.mesh, (latents, conditioning, timestep))
         with jax.set_mesh(self.mesh):
-            velocity = _velocity(
+            velocity = programs.velocity(
                 self.transformer,
                 self.params["transformer"],
                 combine(adapters),
@@ -207,7 +190,7 @@ class Pipeline:
             raise InputError(f"steps = {steps} must be at least 1")
         *samples, silenced = meshes.share_out(self.mesh, (noise, conditioning, silenced))
         with jax.set_mesh(self.mesh):
-            latents = _denoise(
+            latents = programs.denoise(
                 self.transformer,
                 self.params["transformer"],
                 combine(adapters),
@@ -225,7 +208,7 @@ class Pipeline:
         """Pictures of packed latents."""
         grid = self.grid(height, width)
         latents = meshes.share_out(self.mesh, latents)
-        pictures = _decode(self.vae, self.params["vae"], latents, grid)
+        pictures = programs.decode(self.vae, self.params["vae"], latents, grid)
         return np.asarray(meshes.gather(self.mesh, pictures))
 
     def encode_pictures(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[Array, "B S C"]:
@@ -236,7 +219,9 @@ class Pipeline:
         """
         self.grid(*pictures.shape[1:3])
         pictures = meshes.share_out(self.mesh, pictures)
-        return meshes.gather(self.mesh, _encode_pictures(self.vae, self.params["vae"], pictures))
+        return meshes.gather(
+            self.mesh, programs.encode_pictures(self.vae, self.params["vae"], pictures)
+        )
 
     def __call__(
         self,
@@ -312,102 +297,3 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
         schedule=Schedule.from_dict(read_schedule(path, guidance)),
         mesh=mesh,
     )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(
-    text_encoder: CLIPTextEncoder,
-    text_encoder_2: T5Encoder,
-    clip_params: PyTree,
-    t5_params: PyTree,
-    clip_ids: Array,
-    t5_ids: Array,
-) -> Conditioning:
-    text = text_encoder_2.apply({"params": t5_params}, t5_ids)
-    pooled = text_encoder.apply({"params": clip_params}, clip_ids)
-    return Conditioning(text, pooled)  # pyright: ignore[reportArgumentType]
-
-
-def apply_transformer(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree | None,
-    latents: Float[Array, "B S C"],
-    conditioning: Conditioning,
-    timestep: Float[Array, "B"],
-    image_ids: Float[Array, "S 3"],
-    guidance: Float[Array, "B"] | Float[Array, ""] | float,
-    **options: Any,
-) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
-    """The transformer with or without an adapter tree, one guidance scale for all or for each.
-
-    Options go to `FluxTransformer` (token_masks, silenced, attention, stop_after).
-    """
-    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
-    embeds = transformer.config.guidance_embeds
-    scale = jnp.full(latents.shape[:1], guidance, jnp.float32) if embeds else None
-    return transformer.apply(  # pyright: ignore[reportReturnType]
-        variables,
-        latents,
-        conditioning.text,
-        conditioning.pooled,
-        timestep,
-        image_ids,
-        scale,
-        **options,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _velocity(
-    transformer: FluxTransformer, params: PyTree, lora: PyTree | None, *arguments: Any
-) -> Array:
-    velocity, _ = apply_transformer(transformer, params, lora, *arguments)
-    assert velocity is not None
-    return velocity
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _denoise(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree | None,
-    noise: Array,
-    conditioning: Conditioning,
-    image_ids: Array,
-    guidance: Array,
-    sigmas: Array,
-    silenced: Array | None,
-) -> Array:
-    def velocity(latents: Array, timestep: Array) -> Array:
-        timesteps = jnp.broadcast_to(timestep, latents.shape[:1])
-        predicted, _ = apply_transformer(
-            transformer,
-            params,
-            lora,
-            latents,
-            conditioning,
-            timesteps,
-            image_ids,
-            guidance,
-            silenced=silenced,
-        )
-        assert predicted is not None
-        return predicted
-
-    return denoise(velocity, noise, sigmas)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _decode(vae: AutoencoderKL, params: PyTree, latents: Array, grid: tuple[int, int]) -> Array:
-    raw = unscale_latents(vae.config, unpack(latents, *grid))
-    pictures = vae.apply({"params": params}, raw, method="decode")
-    pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)  # pyright: ignore
-    return jnp.round(pictures * 255).astype(jnp.uint8)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_pictures(vae: AutoencoderKL, params: PyTree, pictures: Array) -> Array:
-    signed = pictures.astype(jnp.float32) / 127.5 - 1
-    mean, _ = vae.apply({"params": params}, signed, method="encode")
-    return pack(scale_latents(vae.config, mean.astype(jnp.float32)))

@@ -15,7 +15,7 @@ from erase.config import AdapterConfig, Config, Lower, MeshConfig, Upper
 from erase.levels import lower_losses, upper_losses
 from erase.setup import Setup, make_mesh
 from erase.updates import State, start
-from flux_jax.pipeline import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.vae import latent_ids
 from flux_jax.weights import abstract_params

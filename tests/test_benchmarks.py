@@ -11,7 +11,7 @@ from benchmarks.concepts_at_once import timed
 from benchmarks.relation_tokens import swapped
 from erase import bank
 from flux_jax import load
-from flux_jax.pipeline import Conditioning
+from flux_jax.programs import Conditioning
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from benchmarks.works import (
 from convert.errors import InputError
 from erase.losses import squared_error
 from flux_jax.lora import init
-from flux_jax.pipeline import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights import abstract_params
 

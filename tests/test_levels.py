@@ -35,7 +35,7 @@ from small import (
 from erase import losses
 from erase.bank import CONCEPT, FILLER, POOL, SYNONYM
 from erase.levels import draw_forms
-from flux_jax.pipeline import apply_transformer
+from flux_jax.programs import apply_transformer
 
 
 def test_one_pass_gives_both_lower_losses():

@@ -26,7 +26,8 @@ from erase.updates import lower_update
 from flux_jax import quantize
 from flux_jax.layers import Dense
 from flux_jax.lora import Adapter, init, stacked
-from flux_jax.pipeline import apply_transformer, load
+from flux_jax.pipeline import load
+from flux_jax.programs import apply_transformer
 from flux_jax.quantize import Quantized, quantized, quantized_params
 
 USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun", "tree")}

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from convert.mapping import flatten, nest
-from flux_jax.pipeline import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.vae import latent_ids
 from flux_jax.weights import build
 from recipes.emoji_flux import training
