@@ -333,6 +333,16 @@ def test_leaves_are_made_one_after_the_other(tmp_path):
     assert seen == [32, 48]
 
 
+def test_the_largest_leaf_is_placed_first():
+    sizes = {"a": 2, "b": 5, "c": 3}
+    tensors = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+    table = Table(tuple(Row(name, (name,), VECTOR) for name in sizes))
+    placed = []
+    made = to_flax(table, tensors, tensors, place=lambda path, leaf: placed.append(path))
+    assert placed == ["b", "c", "a"]
+    assert list(made) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_files_are_what_the_library_writes_and_reads(name, tmp_path):
     values = np.arange(24).reshape(2, 3, 4) % 2

@@ -14,6 +14,7 @@ from devices import TESTS
 
 from convert.lora import read_lora
 from erase import distributed, train
+from erase.pictures import write
 from erase.runs import load_runs
 
 CONFIG = """
@@ -138,6 +139,12 @@ def test_incomplete_flags_are_told(config: Path, tmp_path: Path, flags: list, me
     assert done.returncode == 2
     assert f"error: {message}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "first", lambda: False)
+    write(tmp_path / "config.json", "{}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_process_makes_its_own():

@@ -93,6 +93,8 @@ def on_eight(folder: str, out: str) -> None:
     leaf = pipe.params["transformer"]["single_blocks"]["proj_mlp"]["kernel"]
     # Read in parts, each onto its own device: the blocks' axis is whole, the longest is split.
     assert leaf.addressable_shards[0].data.shape == (3, 32, 128 // 4)
+    shared = meshes.share_out(pipe.mesh, np.zeros((8, 3)))
+    assert [shard.data.shape for shard in shared.addressable_shards] == [(1, 3)] * 8
     np.save(Path(out) / "pictures.npy", draw(folder, 4))
 
 
