@@ -51,7 +51,7 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
     banks = []
     for config in runs.values():
         planned = bank.plan(config, pipe, [config.irrelevant])
-        banks.append(bank.make(config, pipe, planned, bank.encode(config, pipe, planned)))
+        banks.append(bank.make(config, pipe, planned))
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

@@ -7,7 +7,8 @@ F pictures, A anchors, S image tokens, C latent channels, B batch.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
-from tqdm import tqdm
 
 from convert.errors import InputError
 from erase import folder
@@ -25,7 +25,7 @@ from erase.config import Config
 from erase.prompts import Group, as_template, draw_groups, leave_out, phrase
 from erase.tokens import concept_masks
 from flux_jax import mesh as meshes
-from flux_jax.pipeline import Pipeline
+from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.sampling import denoise
 from flux_jax.transformer import FluxTransformer
@@ -35,7 +35,7 @@ CONCEPT, SYNONYM, POOL, FILLER = 0, 1, 2, -1
 
 @flax.struct.dataclass
 class Bank:
-    """Arrays that the jitted updates index.
+    """Arrays that the jitted updates index; they are made, and stacked, on the host.
 
     Attributes:
         sentences: sentences in all their forms, text [M, V, T, E] and pooled [M, V, P].
@@ -89,6 +89,12 @@ class Plan:
     pictures: UInt8[np.ndarray, "F h w 3"] | None
     trajectory_seeds: tuple[int, ...]
     picture_seeds: tuple[int, ...]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Everything that is encoded: sentences form by form, anchors, what the pictures show."""
+        forms = [prompt for group in self.groups for prompt in group.prompts]
+        return [*forms, *itertools.chain.from_iterable(self.anchors), *self.shown]
 
 
 def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) -> Plan:
@@ -160,71 +166,56 @@ def _shown(config: Config) -> tuple[str, ...]:
     return tuple(prompts[i % len(prompts)] for i in range(config.upper.pictures))
 
 
-def encode(config: Config, pipe: Pipeline, planned: Plan) -> Conditioning:
-    """Encodes all prompts of a bank, in batches of one size, with a progress bar.
-
-    After this the text encoders are not needed.
-
-    Args:
-        config: the run's configuration.
-        pipe: the frozen model.
-        planned: what `plan` drew.
-
-    Returns:
-        Sentences form by form, then the anchors, then what the pictures show.
-    """
-    forms = [prompt for group in planned.groups for prompt in group.prompts]
-    origins = [prompt for anchors in planned.anchors for prompt in anchors]
-    return _encode(pipe, [*forms, *origins, *planned.shown], config.bank.batch)
-
-
-def make(config: Config, pipe: Pipeline, planned: Plan, encoded: Conditioning) -> Bank:
+def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
     """Runs the frozen model, in batches of one size, with progress bars.
 
     Args:
         config: the run's configuration.
-        pipe: the frozen model.
+        pipe: the frozen model; what it does not remember of the plan's prompts it encodes.
         planned: what `plan` drew.
-        encoded: what `encode` made of it.
-    """
-    counts = [sum(len(g.prompts) for g in planned.groups), sum(map(len, planned.anchors))]
-    ends = np.cumsum(counts)
-    of_forms, of_anchors, picture_prompts = (
-        encoded[rows] for rows in np.split(np.arange(len(encoded.text)), ends)
-    )
-    shape = planned.masks.shape[:2]
-    sentences = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), of_forms)
-    anchors = jax.tree.map(lambda leaf: leaf.reshape(shape[0], -1, *leaf.shape[1:]), of_anchors)
 
+    Returns:
+        The bank, on the host.
+    """
+    pipe.remember(planned.prompts, config.bank.batch)
+
+    def recall(prompts: Sequence[Sequence[str]]) -> Conditioning:
+        rows = [pipe.recall(row) for row in prompts]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+    sentences = recall([group.prompts for group in planned.groups])
+    anchors, picture_prompts = recall(planned.anchors), pipe.recall(planned.shown)
     rows = np.arange(config.bank.trajectories) % config.bank.sentences
     prompts, seeds = sentences[rows, 0], planned.trajectory_seeds
     if planned.pictures is None:
-        prompts = jax.tree.map(lambda *both: jnp.concatenate(both), prompts, picture_prompts)
+        prompts = jax.tree.map(lambda *both: np.concatenate(both), prompts, picture_prompts)
         seeds += planned.picture_seeds
     runs = _denoise(config, pipe, prompts, seeds)
     if planned.pictures is None:
-        pictures = jnp.asarray(runs[len(rows) :, -1])
+        pictures = runs[len(rows) :, -1]
     else:
-        pictures = jnp.concatenate(
+        pictures = np.concatenate(
             [
-                pipe.encode_pictures(planned.pictures[batch]).astype(pipe.transformer.dtype)
-                for batch in _batches(len(planned.pictures), config.bank.batch, "encoding pictures")
+                np.asarray(pipe.encode_pictures(planned.pictures[batch]), pipe.transformer.dtype)
+                for batch in batches(len(planned.pictures), config.bank.batch, "encoding pictures")
             ]
         )[: len(planned.pictures)]
     image_ids = pipe.image_ids(config.height, config.width)
-    return Bank(
-        sentences=sentences,
-        masks=jnp.asarray(planned.masks),
-        kinds=jnp.asarray(planned.kinds),
-        anchors=anchors,
-        eta=jnp.asarray(config.lower.eta),
-        trajectories=jnp.asarray(runs[: len(rows), :-1]),
-        trajectory_sentences=jnp.asarray(rows),
-        pictures=pictures,
-        picture_prompts=picture_prompts,
-        times=jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids))[:-1]),
-        image_ids=image_ids,
-    )  # pyright: ignore[reportCallIssue]
+    # NumPy's arrays stand where the devices' will.
+    made: dict[str, Any] = {
+        "sentences": sentences,
+        "masks": planned.masks,
+        "kinds": np.asarray(planned.kinds, np.int32),
+        "anchors": anchors,
+        "eta": np.float32(config.lower.eta),
+        "trajectories": runs[: len(rows), :-1],
+        "trajectory_sentences": rows.astype(np.int32),
+        "pictures": pictures,
+        "picture_prompts": picture_prompts,
+        "times": np.asarray(pipe.schedule.sigmas(config.steps, len(image_ids))[:-1], np.float32),
+        "image_ids": np.asarray(image_ids),
+    }
+    return Bank(**made)
 
 
 def shapes(
@@ -290,31 +281,12 @@ def stack(banks: Sequence[Bank]) -> Bank:
         return bank.replace(  # pyright: ignore[reportAttributeAccessIssue]
             sentences=bank.sentences[:, rows],
             masks=bank.masks[:, rows],
-            kinds=jnp.pad(bank.kinds, (0, missing), constant_values=FILLER),
+            kinds=np.pad(bank.kinds, (0, missing), constant_values=FILLER),
             anchors=bank.anchors[:, np.minimum(np.arange(anchors), bank.anchors.text.shape[1] - 1)],
         )
 
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(filled, banks))
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(filled, banks))
     return together.replace(times=banks[0].times, image_ids=banks[0].image_ids)
-
-
-def _batches(count: int, size: int, title: str) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size, the last filled up, so that nothing compiles twice."""
-    with tqdm(total=count, desc=title) as bar:
-        for start in range(0, count, size):
-            yield np.minimum(np.arange(start, start + size), count - 1)
-            bar.update(min(size, count - start))
-
-
-def _encode(pipe: Pipeline, prompts: Sequence[str], batch: int) -> Conditioning:
-    """Encodes every prompt once, however often it occurs."""
-    unique = list(dict.fromkeys(prompts))
-    parts = [
-        pipe.encode([unique[i] for i in rows])
-        for rows in _batches(len(unique), batch, "encoding prompts")
-    ]
-    places = np.array([unique.index(prompt) for prompt in prompts])
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[places], *parts)
 
 
 def _denoise(
@@ -324,7 +296,7 @@ def _denoise(
     image_ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids)))
     parts = []
-    for rows in _batches(len(seeds), config.bank.batch, "denoising"):
+    for rows in batches(len(seeds), config.bank.batch, "denoising"):
         noise = pipe.noise([seeds[i] for i in rows], config.height, config.width)
         samples = meshes.share_out(pipe.mesh, (noise, conditioning[rows]))
         params = pipe.params["transformer"]

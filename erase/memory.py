@@ -78,13 +78,13 @@ def plan(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[tuple[str, N
         A program's name, and what it needs.
     """
     config, runs = next(iter(configs.values())), len(configs)
-    yield from _preparing(config, runs, pipe)
+    yield from _preparing(config, pipe)
     yield from _training(config, runs, pipe)
     if config.evaluation.pictures:
         yield from _drawing(config, pipe)
 
 
-def _preparing(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
+def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     """The text encoders, then the frozen model's trajectories."""
     weights, count = _weights(pipe), config.bank.batch
     lengths = pipe.tokenizer.model_max_length, pipe.tokenizer_2.model_max_length
@@ -108,7 +108,6 @@ def _preparing(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str,
             pipe.transformer,
             weights["transformer"],
             *given,
-            beside=runs * nbytes(one),
         )
     yield "denoising", needed
 

@@ -12,13 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
-from convert.errors import InputError
 from erase import distributed
 from erase.tokens import marks
 from flux_jax.lora import Adapter
-from flux_jax.pipeline import Pipeline
+from flux_jax.pipeline import Pipeline, batches
 
 
 def draw(
@@ -37,8 +35,9 @@ def draw(
 ) -> UInt8[np.ndarray, "B h w 3"]:
     """Draws one picture for every (prompt, seed) pair, with a progress bar.
 
-    All batches have the same size, the last one being filled up, so that nothing is compiled
-    twice; a picture does not depend on its batch.
+    All prompts are encoded first; then the text encoders make room for the transformer. All
+    batches have the same size, the last one being filled up, so that nothing is compiled twice; a
+    picture does not depend on its batch.
 
     Args:
         pipe: the model.
@@ -57,16 +56,13 @@ def draw(
     Raises:
         InputError: a prompt, a concept or a size cannot be used, or batch is below 1.
     """
-    if batch < 1:
-        raise InputError(f"batch = {batch} must be at least 1")
-    batch = min(batch, len(prompts))
+    pipe.remember(prompts, batch)
+    pipe.release("text_encoder", "text_encoder_2")
     drawn = []
-    # Within another bar it vanishes when it is done.
-    with tqdm(total=len(prompts), desc=title, unit="picture", leave=None) as bar:
-        for start in range(0, len(prompts), batch):
-            rows = [min(start + i, len(prompts) - 1) for i in range(batch)]
-            texts = [prompts[i] for i in rows]
-            pictures = pipe(
+    for rows in batches(len(prompts), batch, title):
+        texts = [prompts[i] for i in rows]
+        drawn.append(
+            pipe(
                 texts,
                 seeds=[seeds[i] for i in rows],
                 steps=steps,
@@ -76,10 +72,8 @@ def draw(
                 adapters=adapters,
                 silenced=None if silenced is None else marks(pipe.tokenizer_2, texts, silenced),
             )
-            wanted = min(batch, len(prompts) - start)
-            drawn.append(pictures[:wanted])
-            bar.update(wanted)
-    return np.concatenate(drawn)
+        )
+    return np.concatenate(drawn)[: len(prompts)]
 
 
 def sheet(pictures: UInt8[np.ndarray, "B h w 3"], columns: int) -> UInt8[np.ndarray, "H W 3"]:

@@ -116,12 +116,13 @@ def run(
         lambda: {name: irrelevant.gather(configs[name], folders[name]) for name in runs}
     )
     plans = {name: bank.plan(configs[name], pipe, words[name].pools) for name in runs}
+    drawn = []
     for config in configs.values():
         if config.evaluation.pictures:
             # What evaluation could not use is told before training, not after.
-            evaluate.plan(config, pipe)
+            drawn += evaluate.plan(config, pipe)[1]
         if config.early_stop.every:
-            stopping.plan(config, pipe)
+            drawn += stopping.plan(config, pipe)[1]
     # A target that the model lacks is told before anything is written.
     jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, first))
     if overwrite:
@@ -136,16 +137,12 @@ def run(
             f"{name and f'{name}: '}sentences come from {further.source}, "
             f"synonyms from {settled[name][1]}, irrelevant words from {words[name].source}"
         )
-    encoded = {name: bank.encode(configs[name], pipe, plans[name]) for name in runs}
+    prompts = [prompt for planned in plans.values() for prompt in planned.prompts]
+    pipe.remember([*prompts, *(case.prompt for case in drawn)], first.bank.batch)
     # The text encoders, larger than all but the transformer, make room for it.
     pipe.release("text_encoder", "text_encoder_2")
-    # What is handed on is not held here, so that it can be freed there.
-    adapters = learn(
-        configs,
-        pipe,
-        [bank.make(configs[name], pipe, plans[name], encoded.pop(name)) for name in runs],
-        workdir,
-    )
+    banks = [bank.make(configs[name], pipe, plans[name]) for name in runs]
+    adapters = learn(configs, pipe, banks, workdir)
     for name, adapter in adapters.items():
         distributed.from_first(
             functools.partial(write_adapter, adapter, configs[name], folders[name])
@@ -182,7 +179,6 @@ def learn(
     params = pipe.params["transformer"]
     states = [start(key[0], params, first) for key in keys]
     prepared = setup.placed(bank.stack(banks))
-    del banks
     state = setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
     # Numbers can be sent to other processes' devices, keys cannot.
     numbers = setup.divided(jnp.stack([jax.random.key_data(key[1]) for key in keys]))

@@ -5,8 +5,8 @@ P pooled width.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
+from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from convert.errors import InputError
@@ -41,6 +42,7 @@ class Pipeline:
         params: parameters under the keys transformer, text_encoder, text_encoder_2 and vae; those
             of a pipeline that was loaded are read when they are first needed.
         mesh: devices that share the weights and the samples of a batch, see `flux_jax.mesh`.
+        remembered: encoded prompts on the host, see `remember`.
     """
 
     transformer: FluxTransformer
@@ -52,6 +54,7 @@ class Pipeline:
     tokenizer_2: PreTrainedTokenizerBase
     schedule: Schedule
     mesh: Mesh
+    remembered: dict[str, Conditioning] = field(default_factory=dict)
 
     def on(self, mesh: Mesh) -> "Pipeline":
         """The same pipeline on other devices; weights that were read already are moved there."""
@@ -128,11 +131,13 @@ class Pipeline:
         return np.array(clip.input_ids, np.int32), padded
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encodes prompts with both text encoders.
+        """Encodes prompts with both text encoders, unless all are remembered.
 
         Raises:
             InputError: a prompt is over the token limit.
         """
+        if self.remembered.keys() >= set(prompts):
+            return meshes.gather(self.mesh, self.recall(prompts))
         encoded = programs.encode(
             self.text_encoder,
             self.text_encoder_2,
@@ -141,6 +146,26 @@ class Pipeline:
             *meshes.share_out(self.mesh, self.tokenize(prompts)),
         )
         return meshes.gather(self.mesh, encoded)
+
+    def remember(self, prompts: Sequence[str], batch: int) -> None:
+        """Encodes prompts ahead, each once, in batches of one size, with a progress bar.
+
+        What comes out stays on the host, so that the text encoders can leave the devices before
+        the transformer comes.
+
+        Raises:
+            InputError: a prompt is over the token limit, or batch is below 1.
+        """
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.remembered]
+        for rows in batches(len(fresh), batch, "encoding prompts"):
+            texts = [fresh[row] for row in rows]
+            encoded = jax.tree.map(np.asarray, self.encode(texts))
+            self.remembered.update((text, encoded[row]) for row, text in enumerate(texts))
+
+    def recall(self, prompts: Sequence[str]) -> Conditioning:
+        """The conditioning of prompts that are remembered, on the host."""
+        rows = [self.remembered[prompt] for prompt in prompts]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Array, "B S C"]:
         """Packed standard normal latents, one seed a picture, whatever the rest of the batch."""
@@ -265,6 +290,24 @@ class Pipeline:
         conditioning = self.encode(prompts)
         latents = self.denoise(latents, conditioning, ids, steps, guidance, adapters, silenced)
         return self.decode(latents, height, width)
+
+
+def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
+    """Row numbers in batches of one size, so that nothing compiles twice, with a progress bar.
+
+    The last row fills the last batch up.
+
+    Raises:
+        InputError: size is below 1.
+    """
+    if size < 1:
+        raise InputError(f"batch = {size} must be at least 1")
+    size = min(size, count)
+    # Within another bar it vanishes when it is done.
+    with tqdm(total=count, desc=title, leave=None) as bar:
+        for start in range(0, count, size or 1):
+            yield [min(start + index, count - 1) for index in range(size)]
+            bar.update(min(size, count - start))
 
 
 def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None = None) -> Pipeline:

@@ -45,7 +45,7 @@ def planned(pipe: Pipeline) -> Plan:
 
 @pytest.fixture(scope="module")
 def made(pipe: Pipeline, planned: Plan) -> Bank:
-    return bank.make(CONFIG, pipe, planned, bank.encode(CONFIG, pipe, planned))
+    return bank.make(CONFIG, pipe, planned)
 
 
 def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
@@ -135,7 +135,7 @@ def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path:
     config = replace(CONFIG, upper=upper)
     planned = bank.plan(config, pipe, WORDS)
     assert planned.shown == ("a cat named a", "a cat named b")
-    made = bank.make(config, pipe, planned, bank.encode(config, pipe, planned))
+    made = bank.make(config, pipe, planned)
     expected = pipe.encode(planned.shown)
     np.testing.assert_allclose(made.picture_prompts.text, expected.text, atol=1e-5)
     assert planned.pictures is not None
@@ -169,7 +169,7 @@ def test_a_sentence_may_be_its_own_anchor(pipe: Pipeline):
 def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     config = replace(CONFIG, synonyms=("football",), lower=Lower())
     planned = bank.plan(config, pipe, WORDS)
-    small = bank.make(config, pipe, planned, bank.encode(config, pipe, planned))
+    small = bank.make(config, pipe, planned)
     both = bank.stack([made, small])
     assert both.kinds.tolist() == [made.kinds.tolist(), [*small.kinds.tolist(), FILLER]]
     np.testing.assert_array_equal(both.sentences.text[0], made.sentences.text)

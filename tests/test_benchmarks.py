@@ -19,7 +19,7 @@ def test_concepts_at_once_are_timed(tiny_folder: Path):
     config = tiny.run_config(tiny_folder, iterations=3)
     pipe = load(tiny_folder)
     planned = bank.plan(config, pipe, [config.irrelevant])
-    made = bank.make(config, pipe, planned, bank.encode(config, pipe, planned))
+    made = bank.make(config, pipe, planned)
     result = timed({"one": config, "two": config}, pipe, [made, made])
     assert result["concepts"] == 2
     assert set(result) == {"concepts", "compile_s", "iteration_ms"}

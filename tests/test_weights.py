@@ -17,6 +17,7 @@ from convert.errors import InputError
 from convert.source import open_source
 from convert.tables import COMPONENTS
 from erase import train
+from erase.pictures import draw
 from flux_jax import weights as loading
 from flux_jax.mesh import make
 from flux_jax.pipeline import load
@@ -61,6 +62,21 @@ def test_released_models_are_freed_and_read_again(tiny_folder: Path, reads: list
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+def test_remembered_prompts_need_no_text_encoders(tiny_folder: Path, reads: list[str]):
+    pipe = load(tiny_folder, jnp.float32)
+    pipe.remember(["a cat", "a dog", "a cat", "a red ball"], 2)
+    pipe.remember(["a dog"], 2)
+    pipe.release("text_encoder", "text_encoder_2")
+    assert reads == ["text_encoder", "text_encoder_2"]
+    remembered = pipe.encode(["a dog", "a red ball", "a dog"])
+    assert reads == ["text_encoder", "text_encoder_2"]
+    assert isinstance(pipe.recall(["a dog"]).text, np.ndarray)
+    pipe.remembered.clear()
+    anew = pipe.encode(["a dog", "a red ball", "a dog"])
+    assert reads == ["text_encoder", "text_encoder_2"] * 2
+    jax.tree.map(lambda *both: np.testing.assert_allclose(*both, atol=1e-5), remembered, anew)
+
+
 def test_names_and_shapes_are_checked_before_anything_is_read(
     tiny_folder: Path, tmp_path: Path, reads: list[str]
 ):
@@ -74,27 +90,45 @@ def test_names_and_shapes_are_checked_before_anything_is_read(
     assert reads == []
 
 
-@pytest.mark.slow
-def test_text_encoders_have_left_before_the_transformer_comes(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    held: list[tuple[str, set[str]]] = []
+# What comes onto the devices, and what is there then.
+ORDER = [
+    ("text_encoder", set()),
+    ("text_encoder_2", {"text_encoder"}),
+    ("transformer", set()),
+    ("vae", {"transformer"}),
+]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, set[str]]]:
+    seen: list[tuple[str, set[str]]] = []
     get = Weights.__getitem__
 
     def watched(self: Weights, name: str):
         if name not in self._read:
-            held.append((name, set(self._read)))
+            seen.append((name, set(self._read)))
         return get(self, name)
 
     monkeypatch.setattr(Weights, "__getitem__", watched)
+    return seen
+
+
+@pytest.mark.slow
+def test_text_encoders_have_left_before_a_run_needs_the_transformer(
+    tiny_folder: Path, tmp_path: Path, held: list[tuple[str, set[str]]]
+):
     config = tiny.run_config(tiny_folder)
-    runs = {"one": config, "two": replace(config, seed=1)}
-    train.run(runs, tmp_path / "runs")
-    assert held == [
-        ("text_encoder", set()),
-        ("text_encoder_2", {"text_encoder"}),
-        ("transformer", set()),
-    ]
+    config = replace(config, evaluation=replace(config.evaluation, pictures=1))
+    train.run({"one": config, "two": replace(config, seed=1)}, tmp_path / "runs")
+    assert held == ORDER
+
+
+def test_text_encoders_have_left_before_pictures_are_drawn(
+    tiny_folder: Path, held: list[tuple[str, set[str]]]
+):
+    prompts = ["a cat", "a dog", "a red ball"]
+    draw(load(tiny_folder), prompts, [0, 1, 2], height=16, width=16, steps=1, batch=2)
+    assert held == ORDER
 
 
 def test_dtypes_follow_the_request(tiny_folder: Path):
