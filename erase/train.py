@@ -319,6 +319,7 @@ def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
         "base_model": config.model.path,
         "method": "EraseAnything",
         "version": version,
+        "settings": json.dumps(dataclasses.asdict(config)),
     }
     lora = jax.tree.map(np.asarray, adapter.lora)
     write_lora(workdir / "adapter", lora, adapter.alpha, metadata)

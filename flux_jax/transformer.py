@@ -134,7 +134,8 @@ class FluxTransformer(nn.Module):
             return nn.scan(
                 # Inside a loop nothing merges the two passes, which is what preventing costs.
                 nn.remat(block, prevent_cse=False) if self.remat else block,
-                variable_axes={"params": 0, "lora": 0},
+                # "seen" is what callers keep of a layer with `nn.intercept_methods`.
+                variable_axes={"params": 0, "lora": 0, "seen": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=length,

@@ -1,0 +1,186 @@
+"""erase.compose: sums are exact, the approximation is the best, what does not fit is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.errors import InputError
+from convert.lora import read_adapter, write_lora
+from convert.mapping import flatten, nest
+from erase.compose import check, main, read_part, truncated
+from erase.sample import parse_adapter
+from flux_jax import load
+from flux_jax.lora import TEXT_QUERY_KEY
+
+Make = Callable[..., Path]
+RANK, WIDTH = 3, 32
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a random adapter for the tiny transformer, whose file says its concept."""
+
+    def made(
+        concept: str | None, *, targets=TEXT_QUERY_KEY, rank=RANK, alpha=2.0, **header
+    ) -> Path:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        rng = np.random.default_rng(len(folder.name) + sum(map(ord, concept or "")))
+        flat = {}
+        for target in targets:
+            flat[f"{target}/A"] = rng.normal(size=(2, WIDTH, rank)).astype(np.float32)
+            flat[f"{target}/B"] = rng.normal(size=(2, rank, WIDTH)).astype(np.float32)
+        metadata = {"base_model": "tiny"} | ({"concept": concept} if concept else {}) | header
+        write_lora(folder, nest(flat), alpha, metadata)
+        return folder
+
+    return made
+
+
+def changes(path: Path) -> dict[str, np.ndarray]:
+    """Each target's change [L, I, O]."""
+    found = read_adapter(path)
+    flat = flatten(found.lora)
+    return {
+        target: found.alpha
+        / flat[f"{target}/A"].shape[-1]
+        * (flat[f"{target}/A"].astype(np.float64) @ flat[f"{target}/B"])
+        for target in {name.rpartition("/")[0] for name in flat}
+    }
+
+
+def assert_sum(path: Path, parts: dict[Path, float]):
+    """A file's change is the parts' weighted sum."""
+    terms = [(weight, changes(part)) for part, weight in parts.items()]
+    for target, change in changes(path).items():
+        wanted = sum(weight * each[target] for weight, each in terms)
+        np.testing.assert_allclose(change, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "factors"),
+    [("sum", (1, 0.5, -2)), ("concat", (1, 0.5, -2)), ("normalized", (-2, -1, 4))],
+)
+def test_a_sum_is_exact_at_the_sum_of_the_ranks(make: Make, tmp_path: Path, method, factors):
+    cat, dog, car = make("cat"), make("dog", alpha=5.0), make("car")
+    out = tmp_path / "out"
+    main([str(cat), f"{dog}:0.5", f"{car}:-2", "--method", method, "--out", str(out)])
+    assert_sum(out, dict(zip((cat, dog, car), factors, strict=True)))
+    assert next(iter(flatten(read_adapter(out).lora).values())).shape[-1] == 3 * RANK
+
+
+def test_weights_of_one_are_normalized_to_equal_shares(make: Make, tmp_path: Path):
+    parts = [make(name) for name in ("cat", "dog", "car", "bus")]
+    main([*map(str, parts), "--method", "normalized", "--out", str(tmp_path / "out")])
+    assert_sum(tmp_path / "out", dict.fromkeys(parts, 0.25))
+
+
+def test_a_sum_draws_what_its_adapters_draw_together(make: Make, tmp_path: Path, tiny_folder: Path):
+    cat, dog = make("cat"), make("dog")
+    main([str(cat), f"{dog}:0.5", "--method", "sum", "--out", str(tmp_path / "out")])
+    pipe = load(tiny_folder, jnp.float32)
+    given = (pipe.noise([0], 16, 16), pipe.encode(["a cat"]), jnp.ones(1), pipe.image_ids(16, 16))
+    apart = [parse_adapter(str(cat)), parse_adapter(f"{dog}:0.5")]
+    together = [parse_adapter(str(tmp_path / "out"))]
+    wanted = pipe.velocity(*given, adapters=apart)
+    np.testing.assert_allclose(pipe.velocity(*given, adapters=together), wanted, atol=2e-5)
+    assert np.abs(wanted - pipe.velocity(*given)).max() > 1e-2
+
+
+@pytest.mark.parametrize("rank", [1, 4, 6])
+def test_svd_is_the_best_approximation(make: Make, tmp_path: Path, rank: int, capsys):
+    cat, dog = make("cat"), make("dog")
+    out = tmp_path / "out"
+    main([str(cat), str(dog), "--method", "svd", "--rank", str(rank), "--out", str(out)])
+    shown = capsys.readouterr().out
+    exact = [changes(part) for part in (cat, dog)]
+    for target, change in changes(out).items():
+        wanted = exact[0][target] + exact[1][target]
+        values = np.linalg.svd(wanted, compute_uv=False)
+        least = np.linalg.norm(values[:, rank:])
+        assert np.linalg.norm(change - wanted) == pytest.approx(least, abs=1e-4)
+        assert f"{least / np.linalg.norm(values):.3f}" in shown
+
+
+def test_a_change_of_nothing_has_no_error():
+    flat = {"layer/A": np.ones((1, 4, 2)), "layer/B": np.zeros((1, 2, 4))}
+    made, errors = truncated(flat, 1)
+    assert errors == {"layer": 0}
+    assert not np.any(made["layer/A"] @ made["layer/B"])
+
+
+def test_the_file_says_what_it_is_made_of(make: Make, tmp_path: Path):
+    cat, dog = make("cat", version="1"), make("dog", version="1")
+    main([str(cat), f"{dog}:0.5", "--method", "svd", "--out", str(tmp_path / "out")])
+    metadata = read_adapter(tmp_path / "out").metadata
+    settings = json.loads(metadata.pop("settings"))
+    assert metadata == {
+        "concept": "cat, dog",
+        "base_model": "tiny",
+        "method": "erase.compose",
+        "version": "1",
+    }
+    assert (settings["method"], settings["rank"]) == ("svd", RANK)
+    assert [part["weight"] for part in settings["adapters"]] == [1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"rank": 4}, r"add_q_proj/A is \[2, 32, 4\], not \[2, 32, 3\]"),
+        ({"targets": TEXT_QUERY_KEY[:1]}, "targets are dual_blocks/attn/add_q_proj, not"),
+        ({"base_model": "another"}, "made for another, not tiny"),
+        ({"concept": "cat"}, "concept 'cat' comes 2 times"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_named(make: Make, tmp_path: Path, other, message: str):
+    one, two = make("cat"), make(**{"concept": "dog"} | other)
+    with pytest.raises(InputError, match=message):
+        check([read_part(str(one)), read_part(str(two))])
+
+
+def test_one_file_twice_and_one_alone_are_refused(make: Make):
+    part = read_part(str(make(None)))
+    with pytest.raises(InputError, match="comes 2 times"):
+        check([part, part])
+    with pytest.raises(InputError, match="at least two"):
+        check([part])
+
+
+@pytest.mark.parametrize("weight", ["strong", "nan", "inf", ""])
+def test_a_weight_must_be_a_number(make: Make, weight: str):
+    with pytest.raises(InputError, match=f"weight '{weight}' is not a finite number"):
+        read_part(f"{make('cat')}:{weight}")
+
+
+def test_what_cannot_be_composed_is_refused_and_nothing_is_written(
+    make: Make, tmp_path: Path, capsys
+):
+    cat, dog, out = make("cat"), make("dog"), tmp_path / "out"
+    lora = read_adapter(dog).lora
+    lora["dual_blocks"]["attn"]["add_q_proj"]["B"][0, 0, 0] = np.nan
+    write_lora(tmp_path / "broken", lora, 1.0)
+    write_lora(tmp_path / "idle", read_adapter(dog).lora, 0.0)
+    refused = {
+        (cat, tmp_path / "broken", "sum"): "no number",
+        (cat, tmp_path / "idle", "sum"): "alpha = 0.0",
+        (cat, f"{dog}:-1", "normalized"): "sum up to 0",
+        (cat, dog, "fusion"): "does not tell the settings",
+    }
+    for (one, two, method), message in refused.items():
+        with pytest.raises(SystemExit) as end:
+            main([str(one), str(two), "--method", method, "--out", str(out)])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(cat), str(dog), "--method", "svd", "--rank", "33", "--out", str(out)])
+    assert "rank = 33 must be from 1 to 6" in capsys.readouterr().err
+    assert not out.exists()
+    out.mkdir()
+    write_lora(out, read_adapter(cat).lora, 1.0)
+    with pytest.raises(SystemExit):
+        main([str(cat), str(dog), "--method", "sum", "--out", str(out)])
+    assert "exists" in capsys.readouterr().err

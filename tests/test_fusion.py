@@ -1,0 +1,187 @@
+"""erase.fusion: Gram matrices as PyTorch sees them, the closed form against least squares."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+from flux_case import Case
+
+from convert.errors import InputError
+from convert.lora import read_adapter, write_lora
+from convert.mapping import flatten, nest
+from erase.compose import main
+from erase.fusion import Moments, _grams, prompts
+from flux_jax.programs import Conditioning
+from flux_jax.transformer import FluxTransformer
+
+TARGETS = ("dual_blocks/attn/add_q_proj", "dual_blocks/ff/linear_2", "single_blocks/attn/to_k")
+LAYERS = (
+    r"transformer_blocks.{}.attn.add_q_proj",
+    r"transformer_blocks.{}.ff.net.2",
+    r"single_transformer_blocks.{}.attn.to_k",
+)
+SIGMAS = (0.9, 0.4, 0.0)
+
+
+@torch.no_grad()
+def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
+    found = _grams(
+        FluxTransformer(case.config),
+        case.params,
+        {},
+        case.inputs["latents"],
+        Conditioning(case.inputs["text"], case.inputs["pooled"]),  # pyright: ignore
+        case.image_ids,
+        jnp.asarray(3.5),
+        jnp.asarray(SIGMAS),
+        targets=TARGETS,
+    )
+    seen: dict[str, list[torch.Tensor]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, given, name=name: seen.setdefault(name, []).append(given[0])
+        )
+        for name, module in case.torch_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    given = case.torch_inputs()
+    if given["guidance"] is not None:
+        given["guidance"] = torch.full_like(given["guidance"], 3.5)
+    for level, following in itertools.pairwise(SIGMAS):
+        given["timestep"] = torch.full_like(given["timestep"], level)
+        velocity = case.torch_model(**given).sample
+        given["hidden_states"] = given["hidden_states"] + (following - level) * velocity
+    for hook in hooks:
+        hook.remove()
+    for target, layer in zip(TARGETS, LAYERS, strict=True):
+        for block, gram in enumerate(found[target]):
+            h = torch.cat([given.flatten(0, -2) for given in seen[layer.format(block)]])
+            wanted = (h.T @ h / len(h)).numpy()
+            np.testing.assert_allclose(gram, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def example(adapters: int = 3, blocks: int = 2, inputs: int = 6, outputs: int = 5):
+    """Inputs and changes of some adapters, and inputs to preserve."""
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(adapters, blocks, 40, inputs)) * rng.uniform(0.1, 2, inputs)
+    p = rng.normal(size=(blocks, 70, inputs))
+    a, b = (
+        rng.normal(size=(adapters, blocks, inputs, 2)),
+        rng.normal(size=(adapters, blocks, 2, outputs)),
+    )
+    moments = Moments(*(np.zeros((blocks, inputs, n)) for n in (inputs, outputs, inputs)))
+    for i in range(adapters):
+        moments.add(h[i].swapaxes(-1, -2) @ h[i] / h.shape[2], a[i], b[i])
+    moments.preserve(p.swapaxes(-1, -2) @ p / p.shape[1])
+    return moments, h, p, a @ b
+
+
+@pytest.mark.parametrize("preserve", [0.0, 0.3, 5.0])
+def test_the_closed_form_solves_the_least_squares(preserve: float):
+    moments, h, p, wanted = example()
+    a, b = moments.solve(5, preserve)
+    for block in range(h.shape[1]):
+        rows = [each[block] / np.sqrt(h.shape[0] * h.shape[2]) for each in h]
+        aims = [row @ change[block] for row, change in zip(rows, wanted, strict=True)]
+        kept = p[block] * np.sqrt(preserve / len(p[block]))
+        exact, *_ = np.linalg.lstsq(
+            np.concatenate([*rows, kept]),
+            np.concatenate([*aims, np.zeros((len(kept), b.shape[-1]))]),
+            rcond=None,
+        )
+        np.testing.assert_allclose(a[block] @ b[block], exact, atol=1e-4)
+
+
+def objective(moments: Moments, a: np.ndarray, b: np.ndarray, preserve: float) -> float:
+    lost = moments.losses(a, b)
+    return lost["missing"] + preserve * lost["spilled"]
+
+
+def test_no_change_of_the_same_rank_comes_closer():
+    moments, _, _, _ = example()
+    a, b = moments.solve(2, 0.5)
+    least = objective(moments, a, b, 0.5)
+    # The Frobenius norm's best, of the exact solution, is another.
+    exact = np.matmul(*moments.solve(5, 0.5))
+    u, values, v = np.linalg.svd(exact, full_matrices=False)
+    assert objective(moments, u[..., :2] * values[:, None, :2], v[:, :2], 0.5) > least + 1e-3
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        near = [leaf + 0.01 * rng.normal(size=leaf.shape) for leaf in (a, b)]
+        assert objective(moments, *near, 0.5) >= least
+
+
+def test_losses_are_what_the_inputs_say():
+    moments, h, p, wanted = example()
+    a, b = moments.solve(2, 0.5)
+    asked = sum(np.mean(np.sum((x @ w) ** 2, -1), -1).sum() for x, w in zip(h, wanted, strict=True))
+    missing = sum(
+        np.mean(np.sum((x @ (a @ b - w)) ** 2, -1), -1).sum()
+        for x, w in zip(h, wanted, strict=True)
+    )
+    spilled = len(h) * np.mean(np.sum((p @ (a @ b)) ** 2, -1), -1).sum()
+    found = moments.losses(a, b)
+    assert found == pytest.approx({"missing": missing / asked, "spilled": spilled / asked})
+
+
+def test_a_rank_that_the_layer_lacks_is_refused():
+    with pytest.raises(InputError, match="rank = 6 must be from 1 to 5 for layer"):
+        example()[0].solve(6, 1.0, "layer")
+
+
+def header(folder: Path, **changes) -> dict[str, str]:
+    return {"settings": json.dumps(dataclasses.asdict(tiny.run_config(folder, **changes)))}
+
+
+def test_prompts_come_from_the_settings_and_none_that_stays_names_a_concept(tiny_folder: Path):
+    headers = {
+        "a": header(tiny_folder, concept="cat", synonyms=("kitten",), irrelevant=("dog", "sun")),
+        "b": header(tiny_folder, concept="dog", irrelevant=("tree", "kitten", "dogma")),
+    }
+    shown = prompts(headers, 4, 0)
+    assert set(shown.erased[0]) == {"a photo of a cat", "a photo of a kitten"}
+    assert shown.erased[1] == ("a photo of a dog",) * 4
+    assert set(shown.preserved) == {
+        "",
+        "a photo of a sun",
+        "a photo of a tree",
+        "a photo of a dogma",
+    }
+    assert len(shown.preserved) == 4
+    assert prompts(headers, 4, 0) == shown
+
+
+@pytest.mark.parametrize("settings", [{}, {"settings": "{"}, {"settings": "{}"}])
+def test_a_file_without_settings_is_named(settings: dict[str, str]):
+    with pytest.raises(InputError, match=r"x\.safetensors: its header does not tell"):
+        prompts({"x.safetensors": settings}, 4, 0)
+
+
+def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    target = "dual_blocks/attn/add_k_proj"
+    flat = {
+        f"{target}/A": rng.normal(size=(2, 32, 2)).astype(np.float32),
+        f"{target}/B": rng.normal(size=(2, 2, 32)).astype(np.float32) / 8,
+    }
+    parts = []
+    for concept in ("cat", "dog"):
+        parts.append(str(tmp_path / concept))
+        metadata = {"concept": concept} | header(tiny_folder, concept=concept)
+        write_lora(parts[-1], nest(flat), 2.0, metadata)
+    out = tmp_path / "out"
+    common = ["--method", "fusion", "--prompts", "2", "--preserve", "0", "--out", str(out)]
+    main([*parts, *common])
+    made = flatten(read_adapter(out).lora)
+    wanted = flat[f"{target}/A"] @ flat[f"{target}/B"]
+    found = made[f"{target}/A"] @ made[f"{target}/B"]
+    # What no token ever holds is not determined, so it is small instead.
+    assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
+    settings = json.loads(read_adapter(out).metadata["settings"])
+    assert (settings["method"], settings["preserve"], settings["prompts"]) == ("fusion", 0, 2)
