@@ -12,21 +12,26 @@ from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
 
+def cases(config: Config) -> list[Case]:
+    """What a look draws: the sentences of training in turn, from noise of its own."""
+    stop = config.early_stop
+    templates = [as_template(prompt, config.concept) for prompt in config.prompts]
+    prompts = [phrase(template, config.concept) for template in templates]
+    return [
+        Case("early_stop", prompts[index % len(prompts)], stop.seed + index, config.concept)
+        for index in range(stop.pictures)
+    ]
+
+
 def plan(config: Config, pipe: Pipeline) -> tuple[Judge, list[Case]]:
-    """The judge and what a look draws: the sentences of training in turn, from noise of its own.
+    """The judge and what a look draws.
 
     Raises:
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
-    stop = config.early_stop
     if config.evaluation.judge is None:
         raise InputError("evaluation.judge = None: early_stop asks a judge; name its folder")
-    judge = open_judge(config.evaluation.judge)
-    templates = [as_template(prompt, config.concept) for prompt in config.prompts]
-    drawn = []
-    for index in range(stop.pictures):
-        prompt = phrase(templates[index % len(templates)], config.concept)
-        drawn.append(Case("early_stop", prompt, stop.seed + index, config.concept))
+    judge, drawn = open_judge(config.evaluation.judge), cases(config)
     check(pipe, judge, drawn)
     return judge, drawn
 

@@ -1,0 +1,178 @@
+"""Finds the smallest strength of an adapter that erases enough.
+
+    python -m erase.calibrate --config CONFIG.py --workdir RUN [--share 0.1 | --drop 0.3]
+
+Erased enough is a run where the judge finds the concept in no larger a share of the pictures than
+`--share`. Without a judge, pictures are compared with the base's from the same noise: their
+correlation, 1 for the same picture, must have fallen by `--drop`. Pictures are those of
+`early_stop`, the sentences of training in turn from noise of their own, which evaluation does not
+draw. The strength is found by bisection, which takes for granted that more of an adapter erases
+more; each strength that was tried is in `calibration.json`.
+Axis letters: B pictures, h w picture sides.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from jaxtyping import Float, UInt8
+from rich.console import Console
+from rich.table import Table
+
+from convert.errors import InputError, exits_cleanly
+from erase import evaluate, stopping
+from erase.cases import check, draw_cases, judged
+from erase.command import begin, explains_memory, parse_flags
+from erase.config import Config
+from erase.judge import open_judge
+from erase.pictures import write
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+FILE = "calibration.json"
+Tried = list[tuple[float, float]]
+
+
+def bisect(
+    measure: Callable[[float], float], wanted: float, most: float, tolerance: float
+) -> tuple[float, Tried]:
+    """The smallest strength whose measure is no larger than wanted, to a tolerance.
+
+    Args:
+        measure: falls with the strength.
+        wanted: what it must come down to.
+        most: the largest strength that is tried.
+        tolerance: how far the result may be above the smallest one.
+
+    Returns:
+        A strength that was tried and reaches what is wanted; and all that were tried, in order,
+        with what was measured.
+
+    Raises:
+        InputError: the largest strength does not reach it.
+    """
+    tried = [(most, measure(most))]
+    if tried[0][1] > wanted:
+        raise InputError(
+            f"most = {most:g}: this strength leaves {tried[0][1]:.3f} where {wanted:g} is wanted; "
+            "allow more, or train longer"
+        )
+    low, high = 0.0, most
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        tried.append((middle, measure(middle)))
+        low, high = (low, middle) if tried[-1][1] <= wanted else (middle, high)
+    return high, tried
+
+
+def similarity(
+    ones: UInt8[np.ndarray, "B h w 3"], others: UInt8[np.ndarray, "B h w 3"]
+) -> Float[np.ndarray, "B"]:
+    """The correlation of pictures' values, 1 for the same and 0 for unrelated ones."""
+    a, b = (each.reshape(len(each), -1).astype(np.float64) for each in (ones, others))
+    a, b = (each - each.mean(axis=1, keepdims=True) for each in (a, b))
+    sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    # Where a picture is of one value, only the same picture is like it.
+    same = np.all(ones == others, axis=(1, 2, 3)).astype(float)
+    return np.where(sizes > 0, np.sum(a * b, axis=1) / np.maximum(sizes, 1e-12), same)
+
+
+def calibrate(
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    workdir: Path,
+    *,
+    share: float = 0.1,
+    drop: float = 0.3,
+    most: float = 1.5,
+    tolerance: float = 0.05,
+) -> dict[str, Any]:
+    """Finds a run's strength and writes `calibration.json`.
+
+    Args:
+        pipe: the base model.
+        adapter: what erases.
+        config: the run's configuration.
+        workdir: the run's folder.
+        share: of the pictures in which the judge may still find the concept.
+        drop: of the similarity to the base's pictures, where there is no judge.
+        most: the largest strength that is tried.
+        tolerance: how far the result may be above the smallest one.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        InputError: a prompt or a number cannot be used, or the largest strength is too little.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"share = {share} must be from 0 to below 1")
+    for name, number in (("drop", drop), ("most", most), ("tolerance", tolerance)):
+        if not 0 < number < np.inf:
+            raise InputError(f"{name} = {number} must be a positive number")
+    drawn, path = stopping.cases(config), config.evaluation.judge
+    judge = None if path is None else open_judge(path)
+    check(pipe, judge, drawn)
+
+    def pictures(strength: float) -> UInt8[np.ndarray, "B h w 3"]:
+        return draw_cases(pipe, drawn, config, [(adapter, strength)], f"at strength {strength:g}")
+
+    base = pictures(0.0)
+
+    def value(shown: UInt8[np.ndarray, "B h w 3"]) -> float:
+        found = similarity(shown, base) if judge is None else judged(judge, shown, drawn)
+        return float(found.mean())
+
+    kind, wanted = ("similarity", 1 - drop) if judge is None else ("share", share)
+    strength, tried = bisect(lambda at: value(pictures(at)), wanted, most, tolerance)
+    tried = sorted([(0.0, value(base)), *tried])
+    result = {
+        "concept": config.concept,
+        "model": config.model.path,
+        "strength": strength,
+        "measure": kind,
+        "wanted": wanted,
+        "pictures": len(drawn),
+        "tried": [{"strength": at, kind: measured} for at, measured in tried],
+    }
+    write(workdir / FILE, json.dumps(result, indent=2) + "\n")
+    _show(result)
+    return result
+
+
+def _show(result: dict[str, Any]) -> None:
+    kind = result["measure"]
+    table = Table(title=f"{result['concept']!r}: strength {result['strength']:g} is enough")
+    for heading in ("strength", f"{kind} (wanted: {result['wanted']:g})"):
+        table.add_column(heading, justify="right")
+    for line in result["tried"]:
+        table.add_row(f"{line['strength']:g}", f"{line[kind]:.3f}")
+    Console().print(table)
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    given = flags.FLAGS
+    pipe, runs = evaluate.open_runs(given)
+    numbers: dict[str, Any] = {
+        name: given[name].value for name in ("share", "drop", "most", "tolerance")
+    }
+    with explains_memory():
+        for name, (config, adapter) in runs.items():
+            calibrate(pipe, adapter, config, Path(given.workdir) / name, **numbers)
+
+
+if __name__ == "__main__":
+    evaluate.define_flags()
+    flags.adopt_module_key_flags(evaluate)
+    flags.DEFINE_float("share", 0.1, "Of the pictures, in which the concept may still be found.")
+    flags.DEFINE_float("drop", 0.3, "Of the similarity to the base's pictures, without a judge.")
+    flags.DEFINE_float("most", 1.5, "The largest strength that is tried.")
+    flags.DEFINE_float("tolerance", 0.05, "How far the result may be above the smallest strength.")
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,147 @@
+"""erase.calibrate: bisection, similarity, and a run with a judge and without."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from convert.errors import InputError
+from convert.lora import write_lora
+from erase.calibrate import FILE, bisect, calibrate, similarity
+from erase.config import Config, EarlyStop, Evaluation
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from flux_jax import Adapter, load, lora
+from flux_jax.pipeline import Pipeline
+
+LABELS = JudgeConfig(
+    ("cat", "apple"), ("plain",), ("on",), widths=(8, 8), blocks=(1, 1), embedding=4
+)
+
+
+@pytest.mark.parametrize("threshold", [0.03, 0.5, 0.76, 1.4])
+@pytest.mark.parametrize("tolerance", [0.3, 0.01])
+def test_bisection_finds_where_a_falling_measure_crosses(threshold: float, tolerance: float):
+    asked: list[float] = []
+
+    def measure(strength: float) -> float:
+        asked.append(strength)
+        return 1 - strength
+
+    found, tried = bisect(measure, 1 - threshold, 1.5, tolerance)
+    assert threshold <= found <= threshold + tolerance
+    assert found in [strength for strength, _ in tried]
+    assert [strength for strength, _ in tried] == asked
+    assert len(asked) <= 2 + np.log2(1.5 / tolerance)
+
+
+def test_too_little_strength_is_told():
+    with pytest.raises(InputError, match=r"most = 0\.5: this strength leaves 0\.500 where 0\.2"):
+        bisect(lambda strength: 1 - strength, 0.2, 0.5, 0.1)
+
+
+def test_similarity_is_the_correlation():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(256, size=(2, 3, 16, 16, 3), dtype=np.uint8)
+    wanted = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(one, other, strict=True)]
+    np.testing.assert_allclose(similarity(one, other), wanted)
+    np.testing.assert_allclose(similarity(one, one), 1)
+    np.testing.assert_allclose(similarity(one, 255 - one), -1)
+    grey = np.full((2, 16, 16, 3), 128, np.uint8)
+    np.testing.assert_array_equal(similarity(grey, grey), 1)
+    np.testing.assert_array_equal(similarity(grey, one[:2]), 0)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder: Path) -> Pipeline:
+    return load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def adapter(pipe: Pipeline) -> Adapter:
+    tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)
+    return Adapter(jax.tree.map(lambda leaf: leaf + 0.5, tree), 2.0)  # pyright: ignore
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Path) -> Config:
+    return tiny.run_config(
+        tiny_folder,
+        prompts=("a photo of a {}", "a {} and a dog"),
+        early_stop=EarlyStop(pictures=3),
+        evaluation=Evaluation(pictures=0, steps=2, batch=4),
+    )
+
+
+def test_without_a_judge_pictures_must_differ_from_the_bases(
+    pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path
+):
+    full = calibrate(pipe, adapter, config, tmp_path, drop=1e-6, most=1.0, tolerance=2.0)
+    assert full["strength"] == 1
+    least = full["tried"][-1]["similarity"]
+    # Half of what the whole adapter does is wanted.
+    drop = (1 - least) / 2
+    found = calibrate(pipe, adapter, config, tmp_path, drop=drop, most=1.0, tolerance=0.1)
+    assert 0 < found["strength"] < 1
+    values = {line["strength"]: line["similarity"] for line in found["tried"]}
+    assert values[0] == 1
+    assert values[found["strength"]] <= 1 - drop < values[found["strength"] - 0.0625]
+    assert json.loads((tmp_path / FILE).read_text()) == found
+    with pytest.raises(InputError, match=r"most = 0\.5"):
+        calibrate(pipe, adapter, config, tmp_path, drop=1.5 - least, most=0.5)
+
+
+def test_a_judge_counts(pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path):
+    params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
+    params["entity_head"]["bias"] = np.array([100.0, -100.0], np.float32)
+    Judge(LABELS, params, 16).save(tmp_path / "judge")
+    seen = replace(config, evaluation=replace(config.evaluation, judge=str(tmp_path / "judge")))
+    # It sees apples nowhere: next to nothing is enough.
+    apple = replace(seen, concept="apple")
+    found = calibrate(pipe, adapter, apple, tmp_path, tolerance=0.5)
+    assert found["measure"] == "share"
+    assert found["strength"] <= 0.5
+    assert {line["share"] for line in found["tried"]} == {0}
+    # And cats everywhere: nothing is enough.
+    (tmp_path / FILE).unlink()
+    with pytest.raises(InputError, match=r"leaves 1\.000 where 0\.1 is wanted"):
+        calibrate(pipe, adapter, seen, tmp_path)
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"share": 1.0}, "share = 1"), ({"drop": 0.0}, "drop = 0"), ({"most": np.inf}, "most = inf")],
+)
+def test_numbers_that_cannot_be_used_are_named(
+    pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path, given, message: str
+):
+    with pytest.raises(InputError, match=message):
+        calibrate(pipe, adapter, config, tmp_path, **given)
+
+
+@pytest.mark.slow
+def test_the_command_reads_a_runs_folder(adapter: Adapter, tiny_folder: Path, tmp_path: Path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from erase.runs import configure\n\n\ndef get_config():\n"
+        f"    return configure(concept='cat', model={{'path': {str(tiny_folder)!r}}}, height=16,\n"
+        "        width=16, early_stop={'pictures': 2}, upper={'rsc': 0.0},\n"
+        "        evaluation={'steps': 2, 'pictures': 0})\n"
+    )
+    write_lora(tmp_path / "run" / "adapter", adapter.lora, adapter.alpha)
+    command = [sys.executable, "-m", "erase.calibrate", "--config", file, "--workdir"]
+    done = subprocess.run(
+        [*command, tmp_path / "run", "--drop", "0.000001", "--tolerance", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'cat': strength" in done.stdout
+    assert (tmp_path / "run" / FILE).is_file()
