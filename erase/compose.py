@@ -31,7 +31,7 @@ from rich.table import Table
 from convert.errors import InputError, exits_cleanly
 from convert.lora import TORCH_FILE, read_adapter, write_lora
 from convert.mapping import flatten, nest
-from erase import fusion
+from erase import card, fusion
 from erase.command import begin, explains_memory
 
 METHODS = ("sum", "concat", "normalized", "svd", "fusion")
@@ -238,6 +238,9 @@ def write(
         if key in parts[0].metadata:
             metadata[key] = parts[0].metadata[key]
     write_lora(out, nest(leaves), float(rank), metadata)
+    if run := parts[0].metadata.get("settings"):
+        names = [part.metadata.get("concept", str(part.path)) for part in parts]
+        card.of_composition(out, names, method, json.loads(run))
     return out / TORCH_FILE
 
 

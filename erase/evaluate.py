@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.errors import exits_cleanly
-from erase import report
+from erase import card, report
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, check, draw_cases, judged
 from erase.command import FLAG, begin, define_flag, explains_memory, parse_flags
@@ -269,6 +269,8 @@ def main(argv: Sequence[str]) -> None:
         with explains_memory():
             results[name] = evaluate(pipe, adapter, config, workdir / name)
         if (workdir / name / "config.json").is_file():
+            if not flags.FLAGS.adapter:
+                card.of_run(workdir / name)
             print(report.write(workdir / name))
     if len(runs) > 1:
         write_summary(workdir, results)

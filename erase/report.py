@@ -60,9 +60,9 @@ def write(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config = _read(workdir / "config.json")
+    config = read(workdir / "config.json")
     path = workdir / "evaluation.json"
-    evaluation = _read(path) if path.is_file() else {}
+    evaluation = read(path) if path.is_file() else {}
     concept = evaluation.get("concept") or config.get("concept", "")
     heat, heat_top = heat_maps(workdir, evaluation)
     groups = _groups(workdir, evaluation)
@@ -78,7 +78,7 @@ def write(workdir: str | Path) -> Path:
             for name, cell in evaluation.get("cells", {}).items()
         ],
         together=evaluation.get("H"),
-        attacks=_read(attacks)["cells"] if attacks.is_file() else {},
+        attacks=read(attacks)["cells"] if attacks.is_file() else {},
         note=evaluation.get("note"),
         groups=groups,
         columns=max([len(group["examples"]) for group in groups], default=1),
@@ -244,7 +244,12 @@ def _groups(workdir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, Any]
     return groups
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run holds.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -6,8 +6,8 @@ Several runs train at once where the configuration names them (`each`); each the
 its own in RUN, and the checkpoints in RUN are everybody's.
 The run's folder holds config.json, irrelevant.json (words for other things, and their source),
 sentences.json (the same of sentences that a language model was asked for), metrics.jsonl (a line an
-iteration), checkpoints/, adapter/pytorch_lora_weights.safetensors and, after evaluation,
-evaluation.json and report.html.
+iteration), checkpoints/, adapter/ (pytorch_lora_weights.safetensors and README.md, its model card)
+and, after evaluation, evaluation.json and report.html.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ from convert.errors import InputError, exits_cleanly
 from convert.lora import write_lora
 from erase import (
     bank,
+    card,
     checkpoints,
     distributed,
     evaluate,
@@ -152,6 +153,7 @@ def run(
         if config.evaluation.pictures:
             results[name] = evaluate.evaluate(pipe, adapters[name], config, folders[name])
         if distributed.first():
+            card.of_run(folders[name])
             print(report.write(folders[name]))
     if len(runs) > 1:
         summary.write_summary(workdir, results)

@@ -185,3 +185,6 @@ def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, t
     assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
     settings = json.loads(read_adapter(out).metadata["settings"])
     assert (settings["method"], settings["preserve"], settings["prompts"]) == ("fusion", 0, 2)
+    card = (out / "README.md").read_text()
+    assert "erases “cat”, “dog”" in card
+    assert "--method fusion" in card

@@ -1,0 +1,140 @@
+"""The model card beside an adapter: what it erases, how it was made, what it does, how to use it.
+
+    python -m erase.card --workdir RUN
+
+writes a run's again, from what its folder holds. The card is Markdown with the header that the
+Hugging Face hub reads.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from absl import app, flags
+
+from convert.errors import exits_cleanly
+from erase.pictures import write
+from erase.prompts import phrase
+from erase.report import WORDS, percent, read
+
+FILE, PICTURE = "README.md", "before_after.png"
+TEMPLATE = Path(__file__).with_name("card.md.j2")
+
+
+def of_run(workdir: str | Path) -> Path:
+    """Writes the card of a run's adapter, with the pictures of its evaluation if there was one.
+
+    Args:
+        workdir: the run's folder, with `config.json`, `adapter/` and what `erase.evaluate` wrote.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        InputError: there is no `config.json`, or a file is damaged.
+    """
+    workdir = Path(workdir)
+    config, file = read(workdir / "config.json"), workdir / "evaluation.json"
+    evaluated = read(file) if file.is_file() else {}
+    cells = evaluated.get("cells", {})
+    folder = workdir / "adapter"
+    if evaluated and (workdir / PICTURE).is_file():
+        write(folder / PICTURE, (workdir / PICTURE).read_bytes())
+    results = [
+        " | ".join([f"{text.format(config['concept'])} ({better})", *_cells(cells[cell])])
+        for cell, (better, text) in WORDS.items()
+        if cell in cells
+    ]
+    adapter, settings = config["adapter"], config["evaluation"]
+    how = (
+        f"Made by EraseAnything: {config['iterations']} iterations at {config['height']} x "
+        f"{config['width']}, alternation {config['alternation']}, rank {adapter['rank']} on "
+        f"{', '.join(f'`{target}`' for target in adapter['targets'])}. All settings are in the "
+        "header of the adapter's file, under `settings`."
+    )
+    template = (settings["templates"] or ["a photo of a {}"])[0]
+    return _write(
+        folder,
+        title=f"{config['concept']}, erased",
+        concepts=f"“{config['concept']}”",
+        how=how,
+        results=results,
+        picture=PICTURE if (folder / PICTURE).is_file() else None,
+        prompt=phrase(template, config["concept"]),
+        strength=settings["strength"],
+        steps=settings["steps"],
+        guidance=settings["guidance"],
+        config=config,
+    )
+
+
+def of_composition(
+    folder: Path, concepts: Sequence[str], method: str, config: Mapping[str, Any]
+) -> Path:
+    """Writes the card of an adapter that was composed of several.
+
+    Args:
+        folder: the adapter's.
+        concepts: of its parts.
+        method: how they became one.
+        config: of a part's run, for the model and its pictures' size.
+    """
+    named = ", ".join(f"“{concept}”" for concept in concepts)
+    settings = config["evaluation"]
+    return _write(
+        folder,
+        title=f"{len(concepts)} concepts, erased",
+        concepts=named,
+        how=f"Made of {len(concepts)} adapters by `erase.compose --method {method}`; the header of "
+        "the adapter's file tells which, under `settings`.",
+        results=[],
+        picture=None,
+        prompt=phrase("a photo of a {}", concepts[0]),
+        strength=1.0,
+        steps=settings["steps"],
+        guidance=settings["guidance"],
+        config=config,
+    )
+
+
+def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
+    model = config["model"]["path"]
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # Characters stay what they are, within Python's and YAML's quotes as well.
+    environment.filters["tojson"] = lambda text: json.dumps(text, ensure_ascii=False)
+    sizes = {name: config[name] for name in ("height", "width", "text_tokens")}
+    text = environment.from_string(TEMPLATE.read_text()).render(
+        **said, **sizes, model=model, base_model=model if hub else None, folder=str(folder)
+    )
+    write(folder / FILE, text)
+    return folder / FILE
+
+
+def _cells(sides: Mapping[str, Any]) -> list[str]:
+    shown = [str(sides["after"]["of"])]
+    for side in ("before", "after"):
+        value = sides[side]
+        low, high = percent(value["low"], 1), percent(value["high"], 1)
+        shown.append(f"{percent(value['share'], 1)} ({low} to {high})")
+    return shown
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    del argv
+    print(of_run(flags.FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    app.run(main)

@@ -1,0 +1,79 @@
+"""The model card: what it says, and that its snippet runs as printed."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from convert.errors import InputError
+from erase import card, train
+from erase.config import Evaluation
+from erase.judge import share
+from erase.pictures import write
+
+
+def header(text: str) -> dict[str, object]:
+    return yaml.safe_load(text.split("---")[1])
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A run's folder with what a card is made from."""
+    config = tiny.run_config(tiny_folder, concept='a "quoted" cat', prompts=("a {}",))
+    described = json.loads(json.dumps(config, default=vars))
+    described["model"]["path"] = "black-forest-labs/FLUX.1-dev"
+    write(tmp_path / "config.json", json.dumps(described))
+    sides = {"before": share(60, 64), "after": share(1, 64)}
+    write(tmp_path / "evaluation.json", json.dumps({"cells": {"Acc_e": sides}}))
+    write(tmp_path / "before_after.png", b"picture")
+    return tmp_path
+
+
+def test_a_card_says_what_was_measured(run: Path):
+    text = card.of_run(run).read_text()
+    assert header(text)["base_model"] == "black-forest-labs/FLUX.1-dev"
+    assert '# a "quoted" cat, erased\n' in text
+    row = next(line for line in text.splitlines() if "lower is better" in line)
+    assert re.search(r"\| 64 \| 93\.8 % \(.* to .*\) \| 1\.6 % \(.* to .*\) \|$", row)
+    assert "![Pictures before and after](before_after.png)" in text
+    assert (run / "adapter" / "before_after.png").read_bytes() == b"picture"
+    assert r'"a photo of a a \"quoted\" cat"' in text
+
+
+def test_without_evaluation_nothing_is_claimed(run: Path):
+    (run / "evaluation.json").unlink()
+    text = card.of_run(run).read_text()
+    assert "## Measured" not in text
+    assert "## Before and after" not in text
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        card.of_run(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_snippet_of_a_run_runs_as_printed(tiny_folder: Path, tmp_path: Path):
+    config = tiny.run_config(tiny_folder)
+    shown = Evaluation(pictures=1, others=("dog",), steps=2, attention_examples=0)
+    train.run({"": replace(config, evaluation=shown)}, tmp_path / "run")
+    text = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert "base_model" not in header(text)
+    assert (tmp_path / "run" / "adapter" / "before_after.png").is_file()
+    snippet = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippet) == 1
+    done = subprocess.run(
+        [sys.executable, "-c", snippet[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "after.png").is_file()
