@@ -25,7 +25,7 @@ def header(text: str) -> dict[str, object]:
 @pytest.fixture
 def run(tmp_path: Path, tiny_folder: Path) -> Path:
     """A run's folder with what a card is made from."""
-    config = tiny.run_config(tiny_folder, concept='a "quoted" cat', prompts=("a {}",))
+    config = tiny.run_config(tiny_folder, concept='"quoted" cat', prompts=("a {}",))
     described = json.loads(json.dumps(config, default=vars))
     described["model"]["path"] = "black-forest-labs/FLUX.1-dev"
     write(tmp_path / "config.json", json.dumps(described))
@@ -38,12 +38,12 @@ def run(tmp_path: Path, tiny_folder: Path) -> Path:
 def test_a_card_says_what_was_measured(run: Path):
     text = card.of_run(run).read_text()
     assert header(text)["base_model"] == "black-forest-labs/FLUX.1-dev"
-    assert '# a "quoted" cat, erased\n' in text
+    assert '# "quoted" cat, erased\n' in text
     row = next(line for line in text.splitlines() if "lower is better" in line)
     assert re.search(r"\| 64 \| 93\.8 % \(.* to .*\) \| 1\.6 % \(.* to .*\) \|$", row)
     assert "![Pictures before and after](before_after.png)" in text
     assert (run / "adapter" / "before_after.png").read_bytes() == b"picture"
-    assert r'"a photo of a a \"quoted\" cat"' in text
+    assert r'"a photo of a \"quoted\" cat"' in text
 
 
 def test_without_evaluation_nothing_is_claimed(run: Path):
