@@ -138,10 +138,10 @@ def merged(tensor: np.ndarray, slot: Slot, changes: Changes) -> np.ndarray:
 
 def _added(leaf: np.ndarray, changes: Sequence[Change], block: int | None) -> np.ndarray:
     """A kernel [I, O] with its changes, in its own type."""
-    A = np.concatenate([change.A[block].astype(np.float64) for change in changes], axis=1)
-    B = np.concatenate([change.factor * change.B[block].astype(float) for change in changes])
     total = leaf.astype(np.promote_types(leaf.dtype, np.float32))
-    # Turned twice: PyTorch's kernels lie in memory as [O, I].
-    total += (B.T @ A.T).T.astype(total.dtype)
+    A = np.concatenate([change.A[block].astype(np.float64) for change in changes], axis=1)
+    B = np.concatenate([change.factor * change.B[block].astype(np.float64) for change in changes])
+    # Turned, and turned back: PyTorch's kernels lie in memory as [O, I].
+    total += (B.T.astype(total.dtype) @ A.T.astype(total.dtype)).T
     with np.errstate(over="ignore"):
         return total.astype(leaf.dtype)

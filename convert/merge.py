@@ -6,9 +6,9 @@ MODEL is a pipeline folder in diffusers' layout, one with Black Forest Labs' own
 transformer's single file, or a name on the hub. OUT gets its layout, types and shards: a complete
 folder of a folder, and a file of a file. What no adapter touches stays the same, byte for byte.
 
-A kernel's change is the sum of strength * alpha / R * (A B) over the adapters. It is added in
-float32, or in the tensor's own type if that is wider, and the sum is rounded once. Tensors are
-read, changed and written one after the other.
+A kernel's change is the sum of strength * alpha / R * (A B) over the adapters. It is made and
+added in float32, or in the tensor's own type if that is wider, and the sum is rounded once.
+Tensors are read, changed and written one after the other.
 """
 
 import argparse

@@ -129,9 +129,14 @@ def test_a_merged_model_is_the_base_with_its_adapters(tiny_folder, merged_folder
     wanted, plain = velocity(base, adapters), velocity(base)
     assert np.abs(wanted - plain).max() > 0.05 * np.abs(plain).max()
     np.testing.assert_allclose(velocity(merged), wanted, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.slow
+def test_a_merged_model_draws_what_the_base_draws_with_adapters(tiny_folder, merged_folder, pair):
+    base, merged = load(tiny_folder), load(merged_folder)
     settings: dict[str, Any] = {"steps": 2, "height": 16, "width": 16}
     prompts = ["a red apple", "a dog"]
-    drawn = base(prompts, adapters=adapters, **settings).astype(int)
+    drawn = base(prompts, adapters=adapters_of(pair), **settings).astype(int)
     np.testing.assert_allclose(merged(prompts, **settings), drawn, atol=1)
     assert np.abs(base(prompts, **settings) - drawn).max() > 1
 
