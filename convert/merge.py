@@ -145,12 +145,12 @@ def _weight_files(source: TorchSource) -> list[Path]:
 
 def _left_behind(root: Path, source: TorchSource) -> Callable[[Path], bool]:
     """Tells the transformer's weights, in whatever layout, from the rest of a pipeline's folder."""
-    index = find_weights(source.where) if source.where.is_dir() else None
+    found = find_weights(source.where) if source.where.is_dir() else source.where
+    index = None if found.suffix == SUFFIX else found
 
     def left_behind(path: Path) -> bool:
         if path.parent == root / NAME:
-            shards_stay = path == index and path.suffix != SUFFIX
-            return path.name.endswith(WEIGHTS) and not shards_stay
+            return path.name.endswith(WEIGHTS) and path != index
         return path.parent == root and path.suffix == SUFFIX and _holds_transformer(path)
 
     return left_behind
