@@ -65,8 +65,17 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """One expected PyTorch tensor: its row, the leaves it fills and which block of them."""
+class Slot:
+    """One expected PyTorch tensor: its row, the leaves it fills and which block of them.
+
+    Attributes:
+        name: the tensor's.
+        shape: the tensor's.
+        row: of the table.
+        leaves: their paths, in the row's order.
+        leaf_shapes: of one block of each.
+        block: which one; None for leaves that are not stacked.
+    """
 
     name: str
     shape: Shape
@@ -148,15 +157,15 @@ def to_flax(
     slots, tensors = _fitting(table, tensors, shapes, source, mend)
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     problems: list[str] = []
-    holders: dict[str, list[tuple[_Slot, int]]] = {}
+    holders: dict[str, list[tuple[Slot, int]]] = {}
     for slot in slots:
         for index, path in enumerate(slot.leaves):
             holders.setdefault(path, []).append((slot, index))
 
-    def read(holder: tuple[_Slot, int]) -> np.ndarray:
+    def read(holder: tuple[Slot, int]) -> np.ndarray:
         slot, index = holder
         part = slot.row.rule.to_leaf(tensors[slot.name], slot.leaf_shapes, index)
-        if not _finite(part):
+        if not is_finite(part):
             problems.append(f"not finite: {slot.name} holds infinities or what is no number")
         return part
 
@@ -170,7 +179,7 @@ def to_flax(
             part = read(first)
             leaf = _lying_like(part, flat_shapes[path])
 
-            def fill(holder: tuple[_Slot, int], leaf: np.ndarray = leaf) -> int:
+            def fill(holder: tuple[Slot, int], leaf: np.ndarray = leaf) -> int:
                 part = read(holder)
                 if part.dtype != leaf.dtype:
                     name = holder[0].name
@@ -211,7 +220,7 @@ def _fitting(
     shapes: Params,
     source: str | os.PathLike[str],
     mend: str,
-) -> tuple[list[_Slot], dict[str, Any]]:
+) -> tuple[list[Slot], dict[str, Any]]:
     """What a tree of these shapes holds, and the tensors under the table's names."""
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     slots, problems = _slots(table, flat_shapes)
@@ -233,7 +242,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.itemsize}") if array.dtype.name in EXPONENTS else array
 
 
-def _finite(array: np.ndarray) -> bool:
+def is_finite(array: np.ndarray) -> bool:
     """Whether nothing in the array is infinite or no number."""
     exponent = EXPONENTS.get(array.dtype.name)
     if exponent is None:
@@ -259,10 +268,8 @@ def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
         InputError: the table has no name for a leaf; lists every one.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    slots, problems = _slots(table, {path: leaf.shape for path, leaf in flat.items()})
-    refuse("parameters", MEND, problems)
     tensors = {}
-    for slot in slots:
+    for slot in slots(table, flat):
         leaves = [flat[path] for path in slot.leaves]
         if slot.block is not None:
             leaves = [leaf[slot.block] for leaf in leaves]
@@ -276,14 +283,23 @@ def torch_shapes(table: Table, shapes: Params) -> dict[str, Shape]:
     Raises:
         InputError: the table has no name for a leaf; lists every one.
     """
-    slots, problems = _slots(
+    return {slot.name: slot.shape for slot in slots(table, shapes)}
+
+
+def slots(table: Table, shapes: Params) -> list[Slot]:
+    """What holds a Flax tree of these shapes: PyTorch's tensors, each with its parts' places.
+
+    Raises:
+        InputError: the table has no name for a leaf; lists every one.
+    """
+    found, problems = _slots(
         table, {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     )
     refuse("parameters", MEND, problems)
-    return {slot.name: slot.shape for slot in slots}
+    return found
 
 
-def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[_Slot], list[str]]:
+def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[Slot], list[str]]:
     """The PyTorch tensors that a tree of these shapes holds, and the leaves without a name."""
     slots, problems = [], []
     named = set()
@@ -311,7 +327,7 @@ def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[_Slot], list
         shape = row.rule.torch_shape(leaf_shapes)
         for block in blocks:
             name = row.torch.format(**numbers, **dict.fromkeys(counter, block))
-            slots.append(_Slot(table.prefix + name, shape, row, leaves, leaf_shapes, block))
+            slots.append(Slot(table.prefix + name, shape, row, leaves, leaf_shapes, block))
     problems += [f"surplus: {path} {list(shapes[path])}" for path in shapes if path not in named]
     return slots, problems
 

@@ -9,10 +9,11 @@ is not the four models' weights is copied.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ MODEL_INDEX = {
 }
 # Models that the original layout keeps as single files.
 SINGLE = {"transformer": "flux1.safetensors", "vae": "ae.safetensors"}
+# How files with weights end, and the indices of shards.
+WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
 def convert(
@@ -86,18 +89,28 @@ def convert(
     ours = [name for name, each in sources.items() if isinstance(each, FlaxSource)]
     write = WRITERS[to or ("diffusers" if ours else "flax")]
 
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with whole(target) as partial:
+        partial.mkdir(parents=True)
         for name, each in sources.items():
             write(name, each, read_tree(name, each), partial, shard_bytes)
         write_json(partial / INDEX, MODEL_INDEX)
         guidance = sources["transformer"].config["guidance_embeds"]
         write_json(partial / SCHEDULER, read_schedule(source, guidance))
-        _copy_rest(root, partial)
+        _copy_all_but_models(root, partial)
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, which gets the name `target` if the block succeeds."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield partial
         os.rename(partial, target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def check_index(root: Path) -> None:
@@ -185,20 +198,37 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _copy_rest(source: Path, target: Path) -> None:
+def copy_rest(
+    source: Path,
+    target: Path,
+    left_out: Callable[[Path], bool],
+    copy: Callable[[str, str], object] = shutil.copy2,
+) -> None:
+    """Copies a folder, but for hidden files and what is left out.
+
+    Args:
+        source: the folder.
+        target: where to; may be there.
+        left_out: whether a file or folder of the source stays behind.
+        copy: makes one file from another, by their paths.
+    """
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if name.startswith(".") or left_out(Path(folder, name))}
+
+    shutil.copytree(source, target, ignore=ignored, copy_function=copy, dirs_exist_ok=True)
+
+
+def _copy_all_but_models(source: Path, target: Path) -> None:
     """Copies all but the models' weights and configurations, and but hidden files."""
     models = {source / name for name in COMPONENTS}
 
-    def skipped(folder: str, names: list[str]) -> set[str]:
+    def of_models(path: Path) -> bool:
         # The top folder may hold checkpoints of the same model in other layouts.
-        here = Path(folder)
-        weights = (".safetensors", ".bin", ".index.json") if here in {source, *models} else ()
-        ours = (FOLDER, "config.json") if here in models else ()
-        return {name for name in names if name.startswith(".") or name.endswith(weights)} | {
-            name for name in names if name in ours
-        }
+        weights = path.parent in {source, *models} and path.name.endswith(WEIGHTS)
+        return weights or (path.parent in models and path.name in (FOLDER, "config.json"))
 
-    shutil.copytree(source, target, ignore=skipped, dirs_exist_ok=True)
+    copy_rest(source, target, of_models)
     for name in COMPONENTS:
         # Nothing is left of those that became single files.
         if not any((target / name).iterdir()):

@@ -81,15 +81,22 @@ def read_component(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: no weights, a shard or one of its tensors is missing, a file is damaged.
     """
+    found = find_weights(folder)
+    return read_file(found) if found.suffix == ".safetensors" else _read_shards(found)
+
+
+def find_weights(folder: Path) -> Path:
+    """The file of a model's weights, or the index of its shards.
+
+    Raises:
+        InputError: there is neither.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     for stem in STEMS:
-        single = folder / f"{stem}.safetensors"
-        index = folder / f"{stem}.safetensors.index.json"
-        if single.is_file():
-            return read_file(single)
-        if index.is_file():
-            return _read_shards(index)
+        for kind in (".safetensors", ".safetensors.index.json"):
+            if (folder / f"{stem}{kind}").is_file():
+                return folder / f"{stem}{kind}"
     names = " or ".join(f"{stem}.safetensors" for stem in STEMS)
     raise InputError(
         f"{folder}: no weights; expected {names}, or the like with .index.json and its shards "
@@ -97,7 +104,13 @@ def read_component(folder: Path) -> dict[str, np.ndarray]:
     )
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def places_of(index: Path) -> dict[str, str]:
+    """The names of shards by those of their tensors.
+
+    Raises:
+        InputError: this is no index, or shards are missing.
+    """
+    folder = index.parent
     try:
         places: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
@@ -105,12 +118,17 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
             f"{index}: not an index of shards ({error!r}); copy or download it again"
         ) from error
     files = sorted(set(places.values()))
-    absent = [file for file in files if not (index.parent / file).is_file()]
+    absent = [file for file in files if file != Path(file).name or not (folder / file).is_file()]
     if absent:
         raise InputError(
             f"{index}: missing shards {', '.join(absent)}; copy or download them beside the index"
         )
-    shards = {file: read_file(index.parent / file) for file in files}
+    return places
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    places = places_of(index)
+    shards = {file: read_file(index.parent / file) for file in sorted(set(places.values()))}
     lost = [f"{name} ({file})" for name, file in places.items() if name not in shards[file]]
     if lost:
         raise InputError(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from convert.adapters import find_adapter, split_strength
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_lora
 from erase.command import begin, explains_memory
@@ -30,11 +31,7 @@ def read_adapter(path: str | Path) -> Adapter:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"adapter = {str(path)!r} does not exist; check the path")
-    inner = path / "adapter"
-    lora, alpha = read_lora(inner if inner.is_dir() else path)
+    lora, alpha = read_lora(find_adapter(path))
     return Adapter(jax.tree.map(jnp.asarray, lora), alpha)  # pyright: ignore[reportCallIssue]
 
 
@@ -44,17 +41,8 @@ def parse_adapter(text: str) -> tuple[Adapter, float]:
     Raises:
         InputError: the path or the strength cannot be used.
     """
-    path, colon, strength = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return read_adapter(text), 1.0
-    try:
-        return read_adapter(path), float(strength)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"adapter = {text!r}: the strength {strength!r} is not a number; write PATH:0.8"
-        ) from error
+    path, strength = split_strength(text)
+    return read_adapter(path), strength
 
 
 def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:

@@ -283,6 +283,11 @@ def test_index_that_disagrees_with_its_shards_is_refused(tmp_path):
     content["weight_map"]["c"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
     assert "c (model-00001-of-00002.safetensors)" in refusal(lambda: read_component(tmp_path))
+    content["weight_map"] = {"a": "../a.safetensors"}
+    write_file(tmp_path.parent / "a.safetensors", {"a": np.zeros(1)}, {})
+    index.write_text(json.dumps(content))
+    said = refusal(lambda: read_component(tmp_path))
+    assert "missing shards ../a.safetensors; copy or download them beside the index" in said
     index.write_text("{")
     assert "model.safetensors.index.json: not an index" in refusal(lambda: read_component(tmp_path))
 

@@ -1,0 +1,254 @@
+r"""A model's files with adapters added to its weights, for programs that know no adapters.
+
+    python -m convert.merge MODEL ADAPTER[:STRENGTH] [ADAPTER[:STRENGTH] ...] OUT
+
+MODEL is a pipeline folder in diffusers' layout, one with Black Forest Labs' own files, the
+transformer's single file, or a name on the hub. OUT gets its layout, types and shards: a complete
+folder of a folder, and a file of a file. What no adapter touches stays the same, byte for byte.
+
+A kernel's change is the sum of strength * alpha / R * (A B) over the adapters. It is made and
+added in float32, or in the tensor's own type if that is wider, and the sum is rounded once.
+Tensors are read, changed and written one after the other.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from convert import mapping, original
+from convert.changes import Adapter, Changes, changes_of, merged, read_adapters, refuse_all
+from convert.errors import InputError, exits_cleanly
+from convert.hub import find_model
+from convert.mapping import Slot
+from convert.pipeline import WEIGHTS, check_index, copy_rest, whole
+from convert.source import SUFFIX, TorchSource, open_source
+from convert.tensors import find_weights, open_safetensors, places_of, read_file, write_file
+from flux_jax import lora
+from flux_jax.weights import abstract_params
+
+NAME = "transformer"
+# Entry of the written files' headers.
+MERGED = "merged_adapters"
+PICKLES = r"\.(bin|ckpt|pt|pth)(:[^/]*)?$"
+
+
+def merge(model: str, adapters: Sequence[str], target: Path) -> None:
+    """Writes a model with adapters merged; the target appears only when it is complete.
+
+    Args:
+        model: pipeline folder, the transformer's single file, or a name on the hub.
+        adapters: "PATH" or "PATH:STRENGTH" each.
+        target: folder to make, or file if `model` is one.
+
+    Raises:
+        InputError: the target exists, the model or an adapter cannot be used, or a sum is more
+            than its tensor's type can hold; lists every one.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists; choose another OUT or remove it")
+    _refuse_pickles([model, *adapters])
+    read = read_adapters(adapters)
+    path = find_model(model)
+    _check_target(path, target)
+    source = open_source(path, NAME)
+    if not isinstance(source, TorchSource):
+        raise InputError(
+            f"{source.where} is in this project's own layout, into which nothing is merged; make "
+            f"a folder in diffusers' layout of it first: python -m convert.pipeline {model} DST"
+        )
+    changes = changes_of(read)
+    slots = _checked_slots(source, read, changes)
+    with whole(target) as partial:
+        files = {path: partial}
+        if path.is_dir():
+            files = {file: partial / file.relative_to(path) for file in _weight_files(source)}
+            copy_rest(path, partial, _left_behind(path, source), _link_or_copy)
+        title = {"desc": "merging", "total": source.nbytes, "unit": "B", "unit_scale": True}
+        problems: list[str] = []
+        with tqdm(**title, disable=None) as bar:
+            for old, new in files.items():
+                tensors = _merged_file(old, slots, changes, problems, bar.update)
+                write_file(new, tensors, _metadata(old, read))
+        mapping.refuse(
+            source.where,
+            "take smaller strengths, or the model in a wider type; if it fails with any adapter, "
+            "fetch the model again",
+            problems,
+        )
+
+
+def _refuse_pickles(given: Sequence[str]) -> None:
+    pickles = [text for text in given if re.search(PICKLES, text)]
+    if pickles:
+        raise InputError(
+            f"{', '.join(pickles)}: pickles can run any program when they are read, so none is; "
+            "save as safetensors with the program that wrote them"
+        )
+
+
+def _check_target(path: Path, target: Path) -> None:
+    if path.is_file() and target.suffix != SUFFIX:
+        raise InputError(f"{target}: {path} is one file and OUT becomes one; end it in {SUFFIX}")
+    if path.is_dir() and target.suffix == SUFFIX:
+        raise InputError(
+            f"{target}: {path} is a folder and OUT becomes one; name it without {SUFFIX}, or give "
+            "the transformer's single file itself"
+        )
+    if path.is_dir():
+        if target.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{target} lies inside MODEL; choose an OUT outside of {path}")
+        check_index(path)
+
+
+def _checked_slots(
+    source: TorchSource, adapters: Sequence[Adapter], changes: Changes
+) -> dict[str, Slot]:
+    """What the model's tensors hold, by their names, once it is known that all fits.
+
+    Raises:
+        InputError: it does not; lists every fault.
+    """
+    shapes = abstract_params(NAME, source.config)
+    mapping.check(source.table, source.tensors, shapes, source=source.where)
+    problems = []
+    for adapter in adapters:
+        try:
+            lora.check(adapter.lora, shapes)
+        except InputError as error:
+            problems.append(f"{adapter.name}: {error}")
+    slots = {slot.name: slot for slot in mapping.slots(source.table, shapes)}
+    for name, slot in slots.items():
+        dtype = source.tensors[name].dtype
+        if not changes.keys().isdisjoint(slot.leaves) and not jnp.issubdtype(dtype, jnp.floating):
+            problems.append(f"{source.where}: {name} is {dtype}; take the model in bfloat16")
+    refuse_all(problems)
+    return slots
+
+
+def _weight_files(source: TorchSource) -> list[Path]:
+    """The files that hold a model: one, or the shards."""
+    found = source.where if source.where.is_file() else find_weights(source.where)
+    names = {found.name} if found.suffix == SUFFIX else set(places_of(found).values())
+    return [found.parent / name for name in sorted(names)]
+
+
+def _left_behind(root: Path, source: TorchSource) -> Callable[[Path], bool]:
+    """Tells the transformer's weights, in whatever layout, from the rest of a pipeline's folder."""
+    found = find_weights(source.where) if source.where.is_dir() else source.where
+    index = None if found.suffix == SUFFIX else found
+
+    def left_behind(path: Path) -> bool:
+        if path.parent == root / NAME:
+            return path.name.endswith(WEIGHTS) and path != index
+        return path.parent == root and path.suffix == SUFFIX and _holds_transformer(path)
+
+    return left_behind
+
+
+def _holds_transformer(file: Path) -> bool:
+    try:
+        return original.is_transformer(open_safetensors(file).keys())
+    except InputError:
+        return False
+
+
+def _link_or_copy(old: str, new: str) -> None:
+    """Gives a file of weights a second name, if its disk can; copies what may be edited."""
+    if old.endswith(SUFFIX):
+        with contextlib.suppress(OSError):
+            # On the hub's cache names are links to the files.
+            os.link(os.path.realpath(old), new)
+            return
+    shutil.copy2(old, new)
+
+
+def _metadata(file: Path, adapters: Sequence[Adapter]) -> dict[str, str]:
+    """A file's header entries, and what was merged; what had been before stays said."""
+    metadata = dict(open_safetensors(file).metadata() or {})
+    earlier = [metadata[MERGED]] if MERGED in metadata else []
+    return metadata | {MERGED: ", ".join([*earlier, *map(str, adapters)])}
+
+
+@dataclass(frozen=True)
+class _Unmade:
+    """A tensor that is made when `np.asarray` reads it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Makes it."""
+        return np.asarray(self.make(), dtype)
+
+
+def _merged_file(
+    file: Path,
+    slots: Mapping[str, Slot],
+    changes: Changes,
+    problems: list[str],
+    advance: Callable[[int], Any],
+) -> dict[str, _Unmade]:
+    """A file's tensors, which are changed when they are read.
+
+    Args:
+        file: to read.
+        slots: what each tensor holds.
+        changes: of the kernels.
+        problems: gets what is not finite after its change.
+        advance: called with the number of bytes of each tensor that was read.
+    """
+
+    def unmade(name: str, tensor: np.ndarray) -> _Unmade:
+        slot = slots.get(name.removeprefix(original.BUNDLED))
+
+        def make() -> np.ndarray:
+            advance(tensor.nbytes)
+            if slot is None or changes.keys().isdisjoint(slot.leaves):
+                return tensor
+            changed = merged(tensor, slot, changes)
+            if not mapping.is_finite(changed):
+                problems.append(f"not finite: {name}, after its change")
+            return changed
+
+        return _Unmade(tensor.shape, tensor.dtype, make)
+
+    return {name: unmade(name, tensor) for name, tensor in read_file(file).items()}
+
+
+@exits_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.merge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, file or name on the hub")
+    parser.add_argument(
+        "adapters",
+        metavar="ADAPTER[:STRENGTH]",
+        nargs="+",
+        help="adapter's file or folder; its strength is 1 if left out",
+    )
+    parser.add_argument("target", metavar="OUT", type=Path, help="folder or file to make")
+    options = parser.parse_args(arguments)
+    # Only shapes are traced: an accelerator would be taken for nothing.
+    jax.config.update("jax_platforms", "cpu")
+    merge(options.model, options.adapters, options.target)
+    print(options.target)
+
+
+if __name__ == "__main__":
+    main()
