@@ -28,6 +28,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
+from convert.adapters import find_adapter, split_strength
 from convert.errors import InputError, exits_cleanly
 from convert.lora import TORCH_FILE, read_adapter, write_lora
 from convert.mapping import flatten, nest
@@ -78,24 +79,14 @@ def read_part(text: str) -> Part:
     Raises:
         InputError: there is no adapter, it holds what is no finite number, or the weight is none.
     """
-    path, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists():
-        path, number = text, "1"
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise InputError(f"{text}: the weight {number!r} is not a finite number; write PATH:0.8")
-    place = Path(path)
-    inner = place / "adapter"
-    found = read_adapter(inner if inner.is_dir() else place)
+    path, weight = split_strength(text)
+    found = read_adapter(find_adapter(path))
     if not found.alpha or not math.isfinite(found.alpha):
         raise InputError(f"{path}: alpha = {found.alpha} makes no change; it must be a number > 0")
     broken = [name for name, leaf in flatten(found.lora).items() if not _finite(leaf)]
     if broken:
         raise InputError(f"{path}: infinite or no number in {', '.join(broken)}; train it again")
-    return Part(place, weight, found.lora, found.alpha, found.metadata)
+    return Part(path, weight, found.lora, found.alpha, found.metadata)
 
 
 def _finite(leaf: np.ndarray) -> bool:

@@ -152,7 +152,7 @@ def test_one_file_twice_and_one_alone_are_refused(make: Make):
 
 @pytest.mark.parametrize("weight", ["strong", "nan", "inf", ""])
 def test_a_weight_must_be_a_number(make: Make, weight: str):
-    with pytest.raises(InputError, match=f"weight '{weight}' is not a finite number"):
+    with pytest.raises(InputError, match=f"strength '{weight}' is not a finite number"):
         read_part(f"{make('cat')}:{weight}")
 
 
