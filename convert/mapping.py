@@ -156,7 +156,7 @@ def to_flax(
     def read(holder: tuple[_Slot, int]) -> np.ndarray:
         slot, index = holder
         part = slot.row.rule.to_leaf(tensors[slot.name], slot.leaf_shapes, index)
-        if not _finite(part):
+        if not finite(part):
             problems.append(f"not finite: {slot.name} holds infinities or what is no number")
         return part
 
@@ -233,7 +233,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.itemsize}") if array.dtype.name in EXPONENTS else array
 
 
-def _finite(array: np.ndarray) -> bool:
+def finite(array: np.ndarray) -> bool:
     """Whether nothing in the array is infinite or no number."""
     exponent = EXPONENTS.get(array.dtype.name)
     if exponent is None:
