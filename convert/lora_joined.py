@@ -69,7 +69,7 @@ def join(layers: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
         widths: their numbers of outputs.
     """
     present = [pair for pair in layers if pair is not None]
-    greatest = max((pair.scale for pair in present), key=abs)
+    greatest = max(pair.scale for pair in present)
     uneven = any(pair.scale != greatest for pair in present)
     first = present[0]
     shared = not uneven and all(same_bits(pair.down, first.down) for pair in present)
@@ -173,7 +173,7 @@ def _apart(joined: Pair, widths: Sequence[int], told: Sequence[Told | None]) -> 
     present = [each for each in told if each is not None]
     shared = sum(each.rank for each in present) != joined.rank
     scales = [Fraction(repr(each.alpha)) / each.rank for each in present]
-    greatest = max(scales, key=abs)
+    greatest = max(scales)
     layers: list[Pair | None] = []
     column = 0
     for each, up in zip(told, _rows(joined.up, widths), strict=True):

@@ -133,8 +133,9 @@ def problems(name: str, pair: Pair, layer: Layer | None = None) -> list[str]:
             lines.append(f"not finite: {name} has infinities or what is no number in {part}")
     if pair.alpha.size != 1:
         lines.append(f"misshapen: alpha of {name} is {list(pair.alpha.shape)}, expected []")
-    elif not math.isfinite(alpha := number(pair.alpha)) or alpha == 0:
-        lines.append(f"alpha: {name} has {alpha}; it must be a finite number other than 0")
+    # At an alpha below 0, diffusers' reading of kohya's layout does not end.
+    elif not math.isfinite(alpha := number(pair.alpha)) or alpha <= 0:
+        lines.append(f"alpha: {name} has {alpha}; it must be a finite number above 0")
     shapes = [list(pair.down.shape), list(pair.up.shape)]
     if any(len(shape) != 2 or 0 in shape for shape in shapes) or shapes[0][0] != shapes[1][1]:
         lines.append(
