@@ -111,9 +111,12 @@ def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
 
 def target_table(rows: Sequence[Line]) -> Table:
     """A line for each target."""
-    table = Table("target", "inputs -> outputs", title="Change alpha / R · B A")
-    for heading in ("blocks", "rank", "alpha", "norm", "rank in use"):
-        table.add_column(heading, justify="right")
+    table = Table(title="Change alpha / R · B A")
+    # On narrow screens names are folded: nothing is cut off.
+    for heading in ("target", "inputs -> outputs"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("blocks", "rank", "alpha", "norm", "in use"):
+        table.add_column(heading, justify="right", overflow="fold")
     for row in rows:
         least, most = row.used
         table.add_row(

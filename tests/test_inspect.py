@@ -1,5 +1,6 @@
 """What `convert.inspect` says of an adapter is what its full product says."""
 
+import io
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 from adapters import WIDTH, only, random_layers, small_shapes
+from rich.console import Console
 
-from convert.inspect import lines, singular_values
+from convert.inspect import lines, singular_values, target_table
 from convert.lora import LayerFile, read_layers, write_layers
 from convert.lora_layers import Pair
 
@@ -82,6 +84,13 @@ def test_the_command_shows_header_and_targets(tmp_path):
         cells = [cell.strip() for cell in row.split("│")[1:-1]]
         target = f"dual_blocks/attn/{name}"
         assert cells == [target, "8 -> 8", "2", "4", "6.0", norms[target], "4"]
+
+
+def test_nothing_is_cut_off_on_a_narrow_screen():
+    rows = lines(LayerFile("diffusers", random_layers(small_shapes(), ranks=(1, 3)), {}))
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(target_table(rows))
+    assert "…" not in console.export_text()
 
 
 def test_the_command_on_a_missing_file_exits_with_2(tmp_path):

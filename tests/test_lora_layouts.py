@@ -281,3 +281,25 @@ def test_what_does_not_stack_is_refused_for_flax_alone(tmp_path, kind, targets, 
     assert not (tmp_path / "new").exists()
     for layout in TORCH:
         assert_same(read_layers(write_layers(tmp_path, layout, layers)).layers, layers)
+
+
+def test_alphas_that_are_absent_whole_numbers_or_in_the_header(tmp_path):
+    given = random_some("plain", "text")
+    file = write_layers(tmp_path, "kohya", given)
+    tensors = load_file(file)
+    del tensors[f"{QKV}.alpha"]
+    name = QKV.replace("0", "1") + ".alpha"
+    save_file(tensors | {name: np.array(16, np.int64)}, file)
+    layers = read_layers(file).layers
+    assert {block: float(pair.scale) for (_, block), pair in layers.items()} == {0: 1, 1: 2}
+
+    config = {"transformer.lora_alpha": 2, "transformer.alpha_pattern": {"0.attn.add_k_proj": 12}}
+    plain = {place: Pair(p.down, p.up, np.float32(4).reshape(())) for place, p in given.items()}
+    file = write_layers(tmp_path, "diffusers", plain)
+    header = {"lora_adapter_metadata": json.dumps(config)}
+    save_file(load_file(file), file, header)
+    found = read_layers(file)
+    alphas = {label(place): float(pair.alpha) for place, pair in found.layers.items()}
+    assert alphas.pop("transformer_blocks.0.attn.add_k_proj") == 12
+    assert set(alphas.values()) == {2}
+    assert not found.metadata
