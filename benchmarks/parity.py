@@ -159,7 +159,7 @@ def read_both(path: Path) -> tuple[Path, Adapter]:
     if file is None:
         raise InputError(f"adapter = {str(path)!r}: no {TORCH_FILE} there; check the path")
     found = read_adapter(file)
-    if found.layout != "torch":
+    if found.layout != "diffusers":
         raise InputError(f"adapter = {str(path)!r}: diffusers cannot load it; use convert.lora")
     ups = (leaf for name, leaf in flatten(found.lora).items() if name.endswith("/B"))
     if not any(np.any(leaf) for leaf in ups):

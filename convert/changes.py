@@ -4,14 +4,12 @@ Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from convert import mapping
 from convert.adapters import find_adapter, split_strength
 from convert.errors import InputError
 from convert.lora import read_adapter
@@ -64,8 +62,7 @@ def read_adapters(given: Sequence[str]) -> list[Adapter]:
         given: "PATH" or "PATH:STRENGTH" each.
 
     Raises:
-        InputError: one cannot be read, holds what is no finite number, or comes twice; lists every
-            fault.
+        InputError: one cannot be used or comes twice; lists every fault.
     """
     read: list[Adapter] = []
     problems = []
@@ -77,14 +74,6 @@ def read_adapters(given: Sequence[str]) -> list[Adapter]:
             problems.append(str(error))
             continue
         read.append(Adapter(str(path), strength, file.alpha, file.lora))
-        leaves = flatten(file.lora).items()
-        bad = [name for name, leaf in leaves if not mapping.is_finite(np.asarray(leaf))]
-        bad += [] if math.isfinite(file.alpha) else [f"alpha = {file.alpha}"]
-        if bad:
-            problems.append(
-                f"{path}: infinities, or what is no number, in {', '.join(bad)}; take an adapter "
-                "whose training did not fail"
-            )
     for one, other in itertools.combinations(read, 2):
         if _is_same(one, other):
             problems.append(

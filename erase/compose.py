@@ -77,20 +77,11 @@ def read_part(text: str) -> Part:
     """Reads "PATH" or "PATH:WEIGHT".
 
     Raises:
-        InputError: there is no adapter, it holds what is no finite number, or the weight is none.
+        InputError: there is no adapter, it cannot be used, or the weight is no number.
     """
     path, weight = split_strength(text)
     found = read_adapter(find_adapter(path))
-    if not found.alpha or not math.isfinite(found.alpha):
-        raise InputError(f"{path}: alpha = {found.alpha} makes no change; it must be a number > 0")
-    broken = [name for name, leaf in flatten(found.lora).items() if not _finite(leaf)]
-    if broken:
-        raise InputError(f"{path}: infinite or no number in {', '.join(broken)}; train it again")
     return Part(path, weight, found.lora, found.alpha, found.metadata)
-
-
-def _finite(leaf: np.ndarray) -> bool:
-    return bool(np.isfinite(leaf.astype(np.float32)).all())
 
 
 def check(parts: Sequence[Part]) -> None:

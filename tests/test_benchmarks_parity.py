@@ -18,7 +18,8 @@ from rich.console import Console
 from benchmarks import parity, parity_torch
 from benchmarks.parity_case import GUIDANCES, Inputs, random_inputs, relative, slope
 from convert.errors import InputError
-from convert.lora import write_flax_lora, write_lora
+from convert.lora import write_layers, write_lora
+from convert.lora_layers import unstack
 from convert.mapping import flatten, nest
 from flux_jax import load
 from flux_jax.lora import Adapter
@@ -181,7 +182,7 @@ def test_adapters_that_cannot_be_compared_are_refused(tmp_path: Path):
     write_lora(tmp_path / "untrained", nest(untrained), ALPHA)
     with pytest.raises(InputError, match="changes nothing"):
         parity.read_both(tmp_path / "untrained")
-    write_flax_lora(tmp_path / "flax.safetensors", random_lora(), ALPHA)
+    write_layers(tmp_path / "flax.safetensors", "flax", unstack(tmp_path, random_lora(), ALPHA))
     with pytest.raises(InputError, match=r"use convert\.lora"):
         parity.read_both(tmp_path / "flax.safetensors")
 

@@ -1,0 +1,152 @@
+"""Shows what an adapter file holds, in any layout that `convert.lora` reads.
+
+    python -m convert.inspect FILE
+
+A line for each target: its layers' shapes, in how many blocks, the Frobenius norm of the change
+alpha / R * B A over all blocks, and the rank in use: how many singular values of the change are
+over 1 % of the layer's largest, from the least of the blocks to the most. Both come from the Gram
+matrices of A and B, [R, R]; the change itself is never made. A change of zeros has rank 0 in use.
+
+Axis letters: I inputs, O outputs, R rank.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from convert.errors import exits_cleanly
+from convert.lora import LayerFile, read_layers
+from convert.lora_layers import Pair, text
+
+IN_USE = 0.01
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a target's layers have in common, or the values that occur among them.
+
+    Attributes:
+        target: path in the Flax tree.
+        shapes: inputs and outputs, "32 -> 96".
+        blocks: how many.
+        ranks: of the layers, in ascending order.
+        alphas: as the file has them.
+        types: of A and B.
+        norm: Frobenius norm of the change, over all blocks.
+        used: least and most rank in use.
+    """
+
+    target: str
+    shapes: tuple[str, ...]
+    blocks: int
+    ranks: tuple[int, ...]
+    alphas: tuple[str, ...]
+    types: tuple[str, ...]
+    norm: float
+    used: tuple[int, int]
+
+
+def singular_values(pair: Pair) -> Float[np.ndarray, "R"]:
+    """The singular values of alpha / R * B A, largest first; at most R of them are not 0.
+
+    With S the root of A Aᵀ, those of B A are the roots of the eigenvalues of S Bᵀ B S.
+    """
+    down, up = pair.down.astype(np.float64), pair.up.astype(np.float64)
+    values, vectors = np.linalg.eigh(down @ down.T)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    squares = np.linalg.eigvalsh(root @ (up.T @ up) @ root)[::-1]
+    return abs(float(pair.scale)) * np.sqrt(np.maximum(squares, 0))
+
+
+def lines(found: LayerFile) -> list[Line]:
+    """A line for each target, in the file's order."""
+    targets: dict[str, list[Pair]] = {}
+    for (target, _), pair in found.layers.items():
+        targets.setdefault(target, []).append(pair)
+    return [_line(target, pairs) for target, pairs in targets.items()]
+
+
+def _line(target: str, pairs: Sequence[Pair]) -> Line:
+    values = [singular_values(pair) for pair in pairs]
+    used = [int((each > IN_USE * each[0]).sum()) for each in values]
+    return Line(
+        target,
+        _occurring(f"{pair.down.shape[1]} -> {len(pair.up)}" for pair in pairs),
+        len(pairs),
+        tuple(sorted({pair.rank for pair in pairs})),
+        _occurring(text(pair.alpha) for pair in pairs),
+        _occurring(array.dtype.name for pair in pairs for array in (pair.down, pair.up)),
+        float(np.sqrt(sum((each**2).sum() for each in values))),
+        (min(used), max(used)),
+    )
+
+
+def _occurring(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
+
+
+def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
+    """The header's entries, and what holds for the whole file."""
+    table = Table("", "", title=Text(str(file)), show_header=False)
+    whole = {
+        "layout": found.layout,
+        "layers": str(len(found.layers)),
+        "type": ", ".join(_occurring(word for row in rows for word in row.types)),
+        "rank": ", ".join(map(str, sorted({rank for row in rows for rank in row.ranks}))),
+        "alpha": ", ".join(_occurring(word for row in rows for word in row.alphas)),
+        "norm": f"{np.sqrt(sum(row.norm**2 for row in rows)):.4g}",
+    }
+    for name, value in {**found.metadata, **whole}.items():
+        # As text, since square brackets would be taken for markup.
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def target_table(rows: Sequence[Line]) -> Table:
+    """A line for each target."""
+    table = Table(title="Change alpha / R · B A")
+    # On narrow screens names are folded: nothing is cut off.
+    for heading in ("target", "inputs -> outputs"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("blocks", "rank", "alpha", "norm", "in use"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        least, most = row.used
+        table.add_row(
+            row.target,
+            ", ".join(row.shapes),
+            str(row.blocks),
+            ", ".join(map(str, row.ranks)),
+            ", ".join(row.alphas),
+            f"{row.norm:.4g}",
+            str(most) if least == most else f"{least} to {most}",
+        )
+    return table
+
+
+@exits_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="adapter file or its folder")
+    options = parser.parse_args(arguments)
+    found = read_layers(options.file)
+    rows = lines(found)
+    console = Console()
+    console.print(header_table(options.file, found, rows))
+    console.print(target_table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""An adapter layer by layer, and as the Flax tree that stacks its layers.
+
+Each layer keeps its own rank, alpha and types; stacking needs one rank and one alpha for all.
+Axis letters: L blocks, I inputs, O outputs, R rank.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from convert.errors import InputError
+from convert.lora_tables import MODEL, PEFT_PARTS, TABLE, Place, label, parse
+from convert.mapping import differences, flatten, nest, refuse, to_flax, to_torch
+
+MEND = "every target needs A and B of one rank in every block"
+
+Lora = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer's change, alpha / R * up @ down.
+
+    Attributes:
+        down: A, as PyTorch keeps it, [R, I].
+        up: B, as PyTorch keeps it, [O, R].
+        alpha: one number, of the type that the file has for it.
+    """
+
+    down: np.ndarray
+    up: np.ndarray
+    alpha: np.ndarray
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> Fraction:
+        """Alpha / R, of alpha's decimals."""
+        return Fraction(text(self.alpha)) / self.rank
+
+
+Layers = Mapping[Place, Pair]
+
+
+def text(alpha: np.ndarray) -> str:
+    """The shortest decimal that gives this number in its own type: 0.1 stays 0.1."""
+    return str(alpha.reshape(())[()])
+
+
+def number(alpha: np.ndarray) -> float:
+    """The number that `text` writes."""
+    return float(text(alpha))
+
+
+def typed(value: float, dtype: Any) -> np.ndarray:
+    """An alpha of this type; where the type does not hold the number, of float32."""
+    alpha = np.array(value, dtype)
+    return alpha if number(alpha) == value else np.array(value, np.float32)
+
+
+def implied(down: np.ndarray) -> np.ndarray:
+    """The alpha that a layer has where nothing else is said: the rank, so that alpha / R is 1."""
+    return typed(float(down.shape[0]), down.dtype)
+
+
+def same(one: Pair | None, other: Pair | None) -> bool:
+    """Whether two changes are held by the same bits."""
+    if one is None or other is None:
+        return one is other
+    pairs = ((one.down, other.down), (one.up, other.up), (one.alpha, other.alpha))
+    return all(same_bits(*pair) for pair in pairs)
+
+
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are the same in type, shape and every bit."""
+    like = one.dtype == other.dtype and one.shape == other.shape
+    return like and one.tobytes() == other.tobytes()
+
+
+def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
+    """The Flax tree of an adapter, and its alpha.
+
+    Args:
+        source: the file, for messages.
+        layers: all of one rank, one alpha and, in each target, one type and one width.
+
+    Returns:
+        {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ... and alpha.
+
+    Raises:
+        InputError: layers do not lie in blocks or do not stack; lists every one.
+    """
+    outside = [label(place) for place in layers if place[1] is None]
+    if outside:
+        raise InputError(
+            f"{source}: {', '.join(outside)} lie outside the blocks, and this project's adapters "
+            "change layers of blocks only; use diffusers' or kohya's layout"
+        )
+    tensors, seen = {}, []
+    for (target, block), pair in layers.items():
+        for letter, part in (("A", "down"), ("B", "up")):
+            tensor = getattr(pair, part)
+            tensors[MODEL + label((target, block)) + PEFT_PARTS[part]] = tensor
+            seen.append((f"{target}/{letter}", ((block or 0) + 1, *reversed(tensor.shape))))
+    shapes, _ = _expected(source, seen)
+    abstract = {path: SimpleNamespace(shape=shape) for path, shape in shapes.items()}
+    lora = to_flax(TABLE, tensors, nest(abstract), source=source, mend=MEND)
+    alphas = {text(pair.alpha): pair.alpha for pair in layers.values()}
+    if len(alphas) > 1:
+        counts = Counter(number(pair.alpha) for pair in layers.values())
+        listing = ", ".join(f"{value} on {count} layers" for value, count in sorted(counts.items()))
+        raise InputError(
+            f"{source}: alpha = {listing}; stacked layers have one alpha: scale B so that one "
+            "alpha holds for all, or use diffusers' or kohya's layout"
+        )
+    return lora, next(iter(alphas.values()))
+
+
+def unstack(source: Path, lora: Lora, alpha: float, dtype: Any = None) -> dict[Place, Pair]:
+    """The layers of a Flax tree.
+
+    Args:
+        source: the file, for messages.
+        lora: tree of A [L, I, R] and B [L, R, O].
+        alpha: of all layers.
+        dtype: alpha's type; by default the matrices' if it holds the number, else float32.
+
+    Raises:
+        InputError: the tree lacks a partner, mixes ranks or has targets that no layer bears.
+    """
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(lora).items()}
+    check(source, flat)
+    halves: dict[Place, dict[str, np.ndarray]] = {}
+    for name, tensor in to_torch(TABLE, nest(flat)).items():
+        key = parse(name)
+        assert key is not None, "the table's names are diffusers'"
+        (place,) = key.layer.places(key.block)
+        halves.setdefault(place, {})[key.part] = tensor
+    return {
+        place: Pair(**half, alpha=typed(alpha, dtype or half["down"].dtype))
+        for place, half in halves.items()
+    }
+
+
+def _expected(
+    source: Path, seen: Sequence[tuple[str, tuple[int, ...]]]
+) -> tuple[dict[str, tuple[int, int, int]], int]:
+    """Shapes that a complete adapter of these targets has, and its rank, by majority.
+
+    Args:
+        source: the file, for messages.
+        seen: paths with stacked shapes; a path may come several times, with different L.
+    """
+    depth: Counter[str] = Counter()
+    ranks: Counter[int] = Counter()
+    widths: dict[str, Counter[int]] = {}
+    for path, shape in seen:
+        if len(shape) == 3:
+            stack = path.split("/")[0]
+            depth[stack] = max(depth[stack], shape[0])
+            rank, width = (shape[2], shape[1]) if path.endswith("/A") else (shape[1], shape[2])
+            ranks[rank] += 1
+            widths.setdefault(path, Counter())[width] += 1
+    targets = sorted({path[:-2] for path, _ in seen})
+    wanted = [f"{target}/{part}" for target in targets for part in "AB"]
+    lost = [path for path in wanted if path not in widths]
+    if lost:
+        raise InputError(f"{source}: no usable matrices for {', '.join(lost)}; {MEND}")
+    rank = ranks.most_common(1)[0][0]
+    shapes = {}
+    for path in wanted:
+        width = widths[path].most_common(1)[0][0]
+        last = (width, rank) if path.endswith("/A") else (rank, width)
+        shapes[path] = (depth[path.split("/")[0]], *last)
+    return shapes, rank
+
+
+def check(source: Path, flat: Mapping[str, Any]) -> None:
+    """Refuses a stacked tree that is incomplete, uneven, empty or of unknown targets."""
+    known = {row.flax[0] for row in TABLE.rows}
+    seen = [(path, tuple(leaf.shape)) for path, leaf in flat.items() if path in known]
+    shapes, _ = _expected(source, seen) if seen else ({}, 0)
+    refuse(source, MEND, differences(flat, shapes))
+    if not seen:
+        raise InputError(f"{source}: no target at all; {MEND}")

@@ -1,0 +1,100 @@
+"""What `convert.inspect` says of an adapter is what its full product says."""
+
+import io
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+from adapters import WIDTH, only, random_layers, small_shapes
+from rich.console import Console
+
+from convert.inspect import lines, singular_values, target_table
+from convert.lora import LayerFile, read_layers, write_layers
+from convert.lora_layers import Pair
+
+TEXT = ("add_q_proj", "add_k_proj")
+
+
+def product(pair):
+    scale = float(pair.alpha) / pair.rank
+    return scale * pair.up.astype(np.float64) @ pair.down.astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_norms_and_singular_values_are_those_of_the_product(dtype):
+    layers = random_layers(small_shapes(), ranks=(1, 3), alphas=(1, 6), types=(dtype,))
+    for pair in layers.values():
+        wanted = np.linalg.svd(product(pair), compute_uv=False)[: pair.rank]
+        np.testing.assert_allclose(singular_values(pair), wanted, rtol=1e-6)
+    for line in lines(LayerFile("diffusers", layers, {})):
+        pairs = [pair for (target, _), pair in layers.items() if target == line.target]
+        wanted = np.sqrt(sum((product(pair) ** 2).sum() for pair in pairs))
+        np.testing.assert_allclose(line.norm, wanted, rtol=1e-6)
+        assert line.blocks == len(pairs)
+        assert line.types == (np.dtype(dtype).name,)
+        assert line.ranks == tuple(sorted({pair.rank for pair in pairs}))
+
+
+def test_rank_in_use_leaves_out_what_is_under_a_hundredth():
+    directions = np.eye(WIDTH, dtype=np.float32)
+
+    def pair(*sizes):
+        return Pair(
+            directions[: len(sizes)],
+            directions[:, : len(sizes)] * np.array(sizes, np.float32),
+            np.array(3, np.float32),
+        )
+
+    target = "dual_blocks/attn/to_q"
+    layers = {
+        (target, 0): pair(5, 0.06, 0.04, 0),
+        (target, 1): pair(1, 1, 1, 0.5),
+        ("single_blocks/proj_out", 0): pair(0, 0),
+    }
+    first, second = lines(LayerFile("diffusers", layers, {}))
+    assert (first.used, second.used) == ((2, 4), (0, 0))
+    assert second.norm == 0
+
+
+def inspect(file):
+    return subprocess.run(
+        [sys.executable, "-m", "convert.inspect", str(file)],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"COLUMNS": "160", "PATH": "", "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_the_command_shows_header_and_targets(tmp_path):
+    layers = only(random_layers(small_shapes(), alphas=(6,)), TEXT)
+    metadata = {"concept": "cat [b]", "base_model": "models/tiny", "method": "EraseAnything"}
+    file = write_layers(tmp_path, "kohya", layers, metadata)
+    shown = inspect(file)
+    assert shown.returncode == 0, shown.stderr
+    for word in (*metadata, *metadata.values(), "kohya", "float32"):
+        assert word in shown.stdout
+    norms = {line.target: f"{line.norm:.4g}" for line in lines(read_layers(file))}
+    for name in TEXT:
+        (row,) = (row for row in shown.stdout.splitlines() if f"attn/{name} " in row)
+        cells = [cell.strip() for cell in row.split("│")[1:-1]]
+        target = f"dual_blocks/attn/{name}"
+        assert cells == [target, "8 -> 8", "2", "4", "6.0", norms[target], "4"]
+
+
+def test_nothing_is_cut_off_on_a_narrow_screen():
+    rows = lines(LayerFile("diffusers", random_layers(small_shapes(), ranks=(1, 3)), {}))
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(target_table(rows))
+    assert "…" not in console.export_text()
+
+
+def test_the_command_on_a_missing_file_exits_with_2(tmp_path):
+    shown = inspect(tmp_path / "nowhere.safetensors")
+    assert shown.returncode == 2
+    assert "nowhere.safetensors: no such file" in shown.stderr
+    assert "Traceback" not in shown.stderr
