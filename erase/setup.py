@@ -107,7 +107,7 @@ def make_mesh(
             f"mesh.{axis} = {size}" for axis, size in asdict(wanted).items() if size
         )
         raise InputError(
-            f"{said}: the {count} devices cannot be divided so; choose sizes whose product is "
+            f"{said}: the devices ({count}) cannot be divided so; choose sizes whose product is "
             f"one of {', '.join(map(str, _divisors(count)))}"
         )
     if wanted.data and batch_size % wanted.data:

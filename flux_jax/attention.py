@@ -4,6 +4,7 @@ Axis letters: B batch, N tokens (text first, image last), T text, H heads, D hea
 G groups of text tokens, A position axes.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flux_jax import splash
+from flux_jax.mesh import by_samples
 
 ROPE_BASE = 10_000.0
 # Flash kernels want the values' width in multiples of eight.
@@ -73,8 +75,10 @@ def attend(
     if platform == "tpu" and splash.takes(k, v):
         return splash.attend(q, k, v)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    flash = half and platform == "gpu" and v.shape == k.shape
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if flash else "xla")
+    if half and platform == "gpu" and v.shape == k.shape:
+        flash = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return by_samples(flash, q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 
 
 def silence(

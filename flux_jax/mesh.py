@@ -5,14 +5,16 @@ batch over all axes together.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 FSDP = "fsdp"
+# Axes over which kernels split samples; a mesh's others belong to whoever maps over them.
+SAMPLES = ("data", FSDP)
 # Weights of fewer numbers are whole on every device: gathering them takes longer than they save.
 WHOLE = 1 << 20
 
@@ -66,6 +68,34 @@ def place_weights(mesh: Mesh, tree: PyTree) -> PyTree:
 def share_out(mesh: Mesh, tree: PyTree) -> PyTree:
     """A tree of arrays with a sample's row each, as `of_batch` has them."""
     return jax.device_put(tree, jax.tree.map(lambda leaf: of_batch(mesh, len(leaf)), tree))
+
+
+def by_samples(kernel: Callable[..., Array], *arrays: Array) -> Array:
+    """A kernel's result, of arrays with a sample's row each.
+
+    The compiler cannot split a kernel over devices by itself, or only in some ways. Under a mesh
+    (`jax.set_mesh`, `jax.sharding.use_abstract_mesh`) each device therefore takes the samples that
+    are its own, and all of them where these cannot be shared out.
+
+    Args:
+        kernel: a function of arrays, in which no sample's result depends on another.
+        *arrays: what it is given.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and not mesh.are_all_axes_manual:
+        samples = PartitionSpec(axes_that_divide(mesh, len(arrays[0])))
+        # Kernels do not say over which axes their results vary.
+        kernel = jax.shard_map(kernel, in_specs=samples, out_specs=samples, check_vma=False)
+    return kernel(*arrays)
+
+
+def axes_that_divide(mesh: AbstractMesh, samples: int) -> tuple[str, ...]:
+    """The axes of a mesh that a number of samples can be split over evenly."""
+    axes: tuple[str, ...] = ()
+    for axis in SAMPLES:
+        if axis in mesh.shape and samples % mesh.shape[axis] == 0:
+            axes, samples = (*axes, axis), samples // mesh.shape[axis]
+    return axes
 
 
 def gather(mesh: Mesh, tree: PyTree) -> PyTree:

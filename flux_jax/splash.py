@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
-from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from flux_jax.mesh import FSDP
+from flux_jax.mesh import by_samples
 
 # A register's lanes, in multiples of which the kernel takes widths and tokens.
 LANES = 128
@@ -24,8 +23,6 @@ BLOCKS = tuple(
     f"block_{name}"
     for name in ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
 )
-# Axes of a mesh over which samples are split; a mesh's others belong to whoever maps over them.
-SAMPLES = ("data", FSDP)
 
 
 def takes(k: Float[Array, "B N H D"], v: Float[Array, "B N H V"]) -> bool:
@@ -42,31 +39,13 @@ def attend(
 ) -> Float[Array, "B N H V"]:
     """softmax(q k^T / sqrt(D)) v.
 
-    The compiler cannot split a kernel over devices by itself. Under a mesh (`jax.set_mesh`,
-    `jax.sharding.use_abstract_mesh`) each device therefore takes the samples that are its own.
-
     Args:
         q: queries.
         k: keys.
         v: values.
         interpret: whether to run without a TPU, which is slow and good for tests.
     """
-    local = functools.partial(_attend, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and not mesh.are_all_axes_manual:
-        samples = PartitionSpec(axes_that_divide(mesh, len(q)))
-        # The kernel does not say over which axes its results vary.
-        local = jax.shard_map(local, in_specs=samples, out_specs=samples, check_vma=False)
-    return local(q, k, v)
-
-
-def axes_that_divide(mesh: AbstractMesh, samples: int) -> tuple[str, ...]:
-    """The axes of a mesh that a number of samples can be split over evenly."""
-    axes: tuple[str, ...] = ()
-    for axis in SAMPLES:
-        if axis in mesh.shape and samples % mesh.shape[axis] == 0:
-            axes, samples = (*axes, axis), samples // mesh.shape[axis]
-    return axes
+    return by_samples(functools.partial(_attend, interpret=interpret), q, k, v)
 
 
 def _attend(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from devices import run_on
@@ -12,7 +13,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from convert.errors import InputError
 from erase import setup
 from erase.config import MeshConfig
-from flux_jax import load
+from flux_jax import attention, load
 from flux_jax import mesh as meshes
 
 GB = 10**9
@@ -57,8 +58,11 @@ def test_every_process_takes_part(monkeypatch):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"data": 3}, "mesh.data = 3: the 8 devices cannot be divided so; .* one of 1, 2, 4, 8"),
-        ({"data": 4, "fsdp": 4}, "mesh.data = 4 and mesh.fsdp = 4: the 8 devices"),
+        (
+            {"data": 3},
+            r"mesh.data = 3: the devices \(8\) cannot be divided so; .* one of 1, 2, 4, 8",
+        ),
+        ({"data": 4, "fsdp": 4}, r"mesh.data = 4 and mesh.fsdp = 4: the devices \(8\)"),
         ({"data": 4}, "batch_size = 6 cannot be divided over mesh.data = 4 devices; make it 8"),
     ],
 )
@@ -96,6 +100,32 @@ def on_eight(folder: str, out: str) -> None:
     shared = meshes.share_out(pipe.mesh, np.zeros((8, 3)))
     assert [shard.data.shape for shard in shared.addressable_shards] == [(1, 3)] * 8
     np.save(Path(out) / "pictures.npy", draw(folder, 4))
+
+
+@pytest.mark.slow
+def test_each_gpu_attends_for_its_own_samples():
+    done = run_on(2, "import test_mesh; test_mesh.on_two_gpus()")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def on_two_gpus() -> None:
+    """cuDNN's kernel must not be left to the compiler to split: it takes few ways of that."""
+    plain, seen = jax.nn.dot_product_attention, []
+
+    def kernel(*qkv: jax.Array, implementation: str) -> jax.Array:
+        assert implementation == "cudnn"
+        seen.append(qkv[0].shape)
+        return plain(*qkv, implementation="xla")
+
+    jax.nn.dot_product_attention = kernel
+    attention.compiled_for = lambda: "gpu"
+    for axis, samples, own in (("data", 2, 1), ("fsdp", 2, 1), ("fsdp", 1, 1), ("data", 3, 3)):
+        shape = (3, samples, 24, 2, 16)
+        q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.bfloat16)
+        with jax.set_mesh(meshes.make({"concept": 1, axis: 2})):
+            found = jax.jit(attention.attend)(q, k, v)
+        assert seen.pop() == (own, *shape[2:])
+        np.testing.assert_array_equal(found, plain(q, k, v, implementation="xla"))
 
 
 def test_weights_and_samples_lie_as_told():

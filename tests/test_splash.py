@@ -128,7 +128,7 @@ def test_other_shapes_are_left_to_xla(tokens, width, taken):
 def test_samples_go_over_the_axes_that_divide_them():
     def axes(samples: int) -> tuple[str, ...]:
         mesh = AbstractMesh((2, 3, 4), ("concept", "data", "fsdp"))
-        return splash.axes_that_divide(mesh, samples)
+        return meshes.axes_that_divide(mesh, samples)
 
     assert [axes(n) for n in (12, 3, 4, 1)] == [("data", "fsdp"), ("data",), ("fsdp",), ()]
 
