@@ -157,6 +157,8 @@ class Pipeline:
             InputError: a prompt is over the token limit, or batch is below 1.
         """
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.remembered]
+        if not fresh:
+            return
         for rows in batches(len(fresh), batch, "encoding prompts"):
             texts = [fresh[row] for row in rows]
             encoded = jax.tree.map(np.asarray, self.encode(texts))
