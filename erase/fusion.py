@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+from scipy.linalg import eigh, solve_triangular
 from tqdm import tqdm
 
 from convert.errors import InputError
@@ -124,7 +125,7 @@ def fuse(
     preserve: float,
     seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-    """The one change, by running the model on all prompts.
+    """The one change, by running the model on all prompts: `gather`, then `solve`.
 
     Args:
         changes: of each adapter, A [L, I, R] and B [L, R, O] by their paths: the change is A B.
@@ -139,9 +140,38 @@ def fuse(
     Raises:
         InputError: an adapter does not fit the model, or the rank or λ cannot be used.
     """
+    check(changes[0], rank, preserve)
+    return solve(gather(open_model(shown.config), changes, shown, seed), rank, preserve)
+
+
+def check(change: Mapping[str, np.ndarray], rank: int, preserve: float) -> None:
+    """Makes sure that `solve` can be asked for a rank and λ.
+
+    Raises:
+        InputError: λ is negative or no number, or the rank is below 1 or above what a layer has.
+    """
     if not (preserve >= 0 and math.isfinite(preserve)):
         raise InputError(f"preserve = {preserve} must be a number from 0 on")
-    pipe = open_model(shown.config)
+    for path in change:
+        most = min(change[path].shape[1], change[f"{path[:-1]}B"].shape[2])
+        if path.endswith("/A") and not 1 <= rank <= most:
+            raise InputError(f"rank = {rank} must be from 1 to {most} for {path[:-2]}")
+
+
+def gather(
+    pipe: Pipeline, changes: Sequence[Mapping[str, np.ndarray]], shown: Prompts, seed: int
+) -> dict[str, "Moments"]:
+    """What the objective needs of every target's inputs, by running the model on all prompts.
+
+    Args:
+        pipe: the frozen model.
+        changes: of each adapter, see `fuse`.
+        shown: prompts.
+        seed: of the noise.
+
+    Raises:
+        InputError: an adapter does not fit the model.
+    """
     everything = [*itertools.chain(*shown.erased), *shown.preserved]
     pipe.remember(everything, shown.config.bank.batch)
     pipe.release("text_encoder", "text_encoder_2")
@@ -160,11 +190,18 @@ def fuse(
         seen = walk(still, batch)
         for target in targets:
             moments[target].preserve(seen[target])
+    return moments
+
+
+def solve(
+    moments: Mapping[str, "Moments"], rank: int, preserve: float
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """The change of each target, and what is lost; see `fuse`."""
     flat, losses = {}, {}
-    for target in targets:
-        a, b = moments[target].solve(rank, preserve, target)
+    for target, seen in tqdm(moments.items(), desc="solving"):
+        a, b = seen.solve(rank, preserve)
         flat |= {f"{target}/A": a, f"{target}/B": b}
-        losses[target] = moments[target].losses(a, b)
+        losses[target] = seen.losses(a, b)
     return flat, losses
 
 
@@ -219,25 +256,23 @@ class Moments:
         self.batches += 1
 
     def solve(
-        self, rank: int, preserve: float, target: str = ""
+        self, rank: int, preserve: float
     ) -> tuple[Float[np.ndarray, "L I R"], Float[np.ndarray, "L R O"]]:
-        """The objective's minimum among changes of a rank, as its A and B.
-
-        Raises:
-            InputError: the rank is below 1 or above what the layer has.
-        """
-        _, inputs, outputs = self.wanted.shape
-        if not 1 <= rank <= min(inputs, outputs):
-            most = min(inputs, outputs)
-            raise InputError(f"rank = {rank} must be from 1 to {most} for {target or 'this layer'}")
-        matrix = self.erased / self.adapters + preserve * self.preserved / max(1, self.batches)
-        scale = np.trace(matrix, axis1=-2, axis2=-1)[:, None, None] / inputs
-        root = np.linalg.cholesky(matrix + RIDGE * scale * np.eye(inputs))
-        inner = np.linalg.solve(root, self.wanted / self.adapters)
-        u, values, v = np.linalg.svd(inner, full_matrices=False)
-        half = np.sqrt(values[:, :rank])
-        a = np.linalg.solve(root.swapaxes(-1, -2), u[..., :rank] * half[:, None])
-        return a, half[..., None] * v[:, :rank]
+        """The objective's minimum among changes of a rank, as its A and B."""
+        solved = []
+        for erased, preserved, wanted in zip(self.erased, self.preserved, self.wanted, strict=True):
+            matrix = erased / self.adapters + preserve * preserved / max(1, self.batches)
+            matrix[np.diag_indices_from(matrix)] += RIDGE * np.trace(matrix) / len(matrix)
+            root = np.linalg.cholesky(matrix)
+            inner = solve_triangular(root, wanted / self.adapters, lower=True)
+            # The right singular vectors alone, and as few as are asked for: minutes become seconds.
+            last = inner.shape[1] - 1
+            squares, v = eigh(inner.T @ inner, subset_by_index=[last - rank + 1, last])
+            half = np.maximum(squares, np.finfo(np.float64).tiny) ** 0.25
+            a = solve_triangular(root.T, inner @ v / half)
+            solved.append((a, half[:, None] * v.T))
+        a, b = zip(*solved, strict=True)
+        return np.stack(a), np.stack(b)
 
     def losses(
         self, a: Float[np.ndarray, "L I R"], b: Float[np.ndarray, "L R O"]

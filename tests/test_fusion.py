@@ -16,7 +16,7 @@ from convert.errors import InputError
 from convert.lora import read_adapter, write_lora
 from convert.mapping import flatten, nest
 from erase.compose import main
-from erase.fusion import Moments, _grams, prompts
+from erase.fusion import Moments, _grams, check, prompts
 from flux_jax.programs import Conditioning
 from flux_jax.transformer import FluxTransformer
 
@@ -130,9 +130,28 @@ def test_losses_are_what_the_inputs_say():
     assert found == pytest.approx({"missing": missing / asked, "spilled": spilled / asked})
 
 
-def test_a_rank_that_the_layer_lacks_is_refused():
-    with pytest.raises(InputError, match="rank = 6 must be from 1 to 5 for layer"):
-        example()[0].solve(6, 1.0, "layer")
+@pytest.mark.parametrize(
+    ("rank", "preserve", "message"),
+    [
+        (6, 1.0, "rank = 6 must be from 1 to 5 for layer"),
+        (0, 1.0, "rank = 0 must be from 1 to 5"),
+        (2, -1.0, "preserve = -1.0 must be a number from 0 on"),
+        (2, np.nan, "preserve = nan"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused(rank: int, preserve: float, message: str):
+    change = {"layer/A": np.ones((2, 6, 2)), "layer/B": np.ones((2, 2, 5))}
+    with pytest.raises(InputError, match=message):
+        check(change, rank, preserve)
+
+
+def test_a_rank_above_that_of_the_change_adds_nothing():
+    rng = np.random.default_rng(0)
+    moments = Moments(*(np.zeros((1, 6, n)) for n in (6, 5, 6)))
+    h, a, b = rng.normal(size=(40, 6)), rng.normal(size=(1, 6, 1)), rng.normal(size=(1, 1, 5))
+    moments.add((h.T @ h)[None], a, b)
+    for rank in (1, 4):
+        np.testing.assert_allclose(np.matmul(*moments.solve(rank, 0.0)), a @ b, atol=1e-4)
 
 
 def header(folder: Path, **changes) -> dict[str, str]:
