@@ -37,7 +37,7 @@ _ENTITIES = {
     "santa claus": ("globe", ("princess", "skull", "ghost", "heart")),
 }
 _FAR = ("banana", "castle", "penguin", "umbrella", "guitar")
-_ENTITY_PROMPTS = (
+ENTITY_PROMPTS = (
     "a photo of a {}",
     "a {}",
     "a picture of a {}",
@@ -94,7 +94,7 @@ def _entity(name: str) -> dict[str, Any]:
     beside, near = _ENTITIES[name]
     return {
         "concept": name,
-        "prompts": (*_ENTITY_PROMPTS, f"a {{}} and a {beside}"),
+        "prompts": (*ENTITY_PROMPTS, f"a {{}} and a {beside}"),
         "synonyms": next(entity.synonyms for entity in ENTITIES if entity.name == name),
         "irrelevant": (*(word for word in _FAR if word != name), *near),
         "evaluation": {"templates": ("a photo of a {}", "a {}", "a picture of a {}")},

@@ -52,7 +52,7 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
     """
     settings = config.evaluation
     judge = open_judge(settings.judge) if settings.judge else None
-    drawn = cases(config, _others(config, judge))
+    drawn = cases(config, others(config, judge))
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
         ranked = zip(drawn, _ranks(drawn), strict=True)
@@ -109,7 +109,7 @@ def evaluate(
         result |= {
             "kind": judge.kind(config.concept),
             "cells": (cells := counts(drawn, found)),
-            "concepts": _by_concept(drawn, found),
+            "concepts": by_concept(drawn, found),
         }
         if set(cells) == set(CELLS):
             result["H"] = {side: harmonic_mean(cells, side) for side in found}
@@ -120,7 +120,7 @@ def evaluate(
     return result
 
 
-def _others(config: Config, judge: Judge | None) -> Sequence[str]:
+def others(config: Config, judge: Judge | None) -> Sequence[str]:
     """Labels that should stay: the configuration's, or all of the concept's kind."""
     settings = config.evaluation
     if settings.others or judge is None:
@@ -149,7 +149,7 @@ def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, 
     return cells
 
 
-def _by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Counts for every concept that should stay, those that lost most first."""
     of = Counter(case.sought for case in drawn if case.cell == "Acc_ir")
     rows = []

@@ -1,0 +1,95 @@
+"""Erases a hundred concepts from the shipped small FLUX: 84 entities, 8 styles, 8 relations.
+
+    python -m erase.train --config configs/emoji_hundred.py --workdir runs/emoji_hundred
+
+makes an adapter of each, for `benchmarks.compositions` to make one of. What is not erased is what
+is counted as kept: 16 entities, half of which nothing in training names, 2 styles and 2 relations.
+Expected: without an evaluation of each; what compositions of them do is in RESULTS.md.
+Cost: minutes on one GPU; on 2 CPU cores many hours.
+"""
+
+from collections.abc import Mapping
+from itertools import cycle
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import EMOJI, STRONG
+from configs.suite import CONCEPTS, ENTITY_PROMPTS, PICTURES, SETTINGS
+from erase.prompts import phrase
+from erase.runs import configure, over
+from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
+
+# Training shows these and holds on to them.
+SHOWN = ("fish", "key", "balloon", "star", "dog", "cake", "castle", "bicycle")
+# Styles and relations are asked for with these; training never names them.
+UNSEEN = ("penguin", "guitar", "elephant", "lemon", "monkey", "camera", "truck", "sunflower")
+STYLES_LEFT, RELATIONS_LEFT = ("flat", "sticker"), ("in", "on")
+
+# For entities that the model knows no other word for.
+_OTHER_WORDS = {
+    "butterfly": ("lepidopteran",),
+    "trophy": ("prize cup",),
+    "bomb": ("explosive",),
+    "sun": ("sunshine",),
+    "rainbow": ("arc of colors",),
+    "cloud": ("nimbus",),
+    "rose": ("rosebud",),
+    "princess": ("royal lady",),
+}
+
+
+def _entity(name: str, synonyms: tuple[str, ...], beside: str) -> dict[str, Any]:
+    return {
+        "concept": name,
+        "prompts": (*ENTITY_PROMPTS, f"a {{}} and a {beside}"),
+        "synonyms": synonyms or _OTHER_WORDS[name],
+        "irrelevant": SHOWN,
+        "upper": {"prompts": tuple(p for p in PICTURES if p != phrase("a photo of a {}", name))},
+        "evaluation": {"templates": ("a photo of a {}", "a {}", "a picture of a {}")},
+    }
+
+
+def _names(labels: tuple[str, ...], left: tuple[str, ...]) -> list[str]:
+    return [label.replace(" ", "_") for label in labels if label not in left]
+
+
+_erased = [entity for entity in ENTITIES if entity.name not in (*SHOWN, *UNSEEN)]
+_others = (*_names(STYLES, STYLES_LEFT), *_names(RELATIONS, RELATIONS_LEFT))
+RUNS: Mapping[str, Mapping[str, Any]] = {
+    **{
+        entity.name.replace(" ", "_"): _entity(entity.name, entity.synonyms, beside)
+        for entity, beside in zip(_erased, cycle(SHOWN))
+    },
+    **{name: over(CONCEPTS[name], SETTINGS[name]) for name in _others},
+}
+
+# What choices are made on: other noise and, of styles and relations, things that are shown.
+_VALIDATION_TEMPLATES = {
+    **dict.fromkeys(
+        _names(STYLES, STYLES_LEFT),
+        tuple(phrase("a {}", thing) + " in the style of {}" for thing in SHOWN[4:]),
+    ),
+    **dict.fromkeys(
+        _names(RELATIONS, RELATIONS_LEFT),
+        tuple(
+            phrase("a {} ", a) + "{} " + phrase("a {}", b)
+            for a, b in zip(SHOWN[:4], SHOWN[4:], strict=True)
+        ),
+    ),
+}
+VALIDATION: Mapping[str, Mapping[str, Any]] = {
+    name: {
+        "evaluation": {"seed": 2_000_000}
+        | ({"templates": _VALIDATION_TEMPLATES[name]} if name in _VALIDATION_TEMPLATES else {})
+    }
+    for name in RUNS
+}
+
+
+def get_config(split: str = "") -> ConfigDict:
+    """The runs; `--config configs/emoji_hundred.py:validation` asks for other pictures."""
+    each = {name: over(run, VALIDATION[name] if split else {}) for name, run in RUNS.items()}
+    # Pictures are those of compositions.
+    small = {"evaluation": {"pictures": 0, "batch": 192}, "bank": {"batch": 64}}
+    return configure(**over(over(EMOJI, STRONG), small), each=each)
