@@ -4,7 +4,7 @@ r"""Counts what one adapter made of 2, 3, 5, ..., 100 erases and keeps, for ever
         --out docs/results/compositions.json
 
 RUNS holds the adapters that `erase.train` made with the configuration, each of which takes its
-`evaluation.strength` as its weight. Small groups are drawn from the same twenty concepts in a
+`evaluation.strength` as its weight. Small groups are drawn from the same fifteen concepts in a
 random order, large ones begin with them. Acc_e and Acc_g are counted on every erased concept,
 Acc_ir on labels of all three kinds that are not erased, equally many pictures of each kind. Counts
 are written as soon as they are there; what the output already holds is left out.
@@ -26,6 +26,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
+from configs import emoji_hundred
 from convert.errors import InputError, exits_cleanly
 from convert.mapping import nest
 from erase import compose, fusion, summary
@@ -45,26 +46,40 @@ from flux_jax.pipeline import Pipeline
 
 COUNTS = (2, 3, 5, 10, 30, 100)
 # Concepts in all groups of a number of concepts that is smaller.
-FEW = 20
+FEW = 15
 KINDS = ("entity", "style", "relation")
 PROMPTS, SEED = 8, 0
+# λ of fusion and the strength of what it makes, chosen on the validation split for 100 concepts.
+PRESERVE, STRENGTH = 6.0, 2.0
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make one adapter of many: `erase.compose`'s name of it, and its settings."""
+    """A way to make one adapter of many.
+
+    Attributes:
+        name: `erase.compose`'s.
+        rank: of the result.
+        keep: whether fusion is told what is to stay.
+        strength: that the result is drawn with; None is one over the root of the concepts' number.
+        preserve: fusion's λ.
+    """
 
     name: str
     rank: int = 8
-    preserve: float = 1.0
+    keep: bool = False
+    strength: float | None = 1.0
+    preserve: float = PRESERVE
 
 
 METHODS = {
     "sum": Method("sum"),
+    "sum, 1/√N each": Method("sum", strength=None),
     "normalized": Method("normalized"),
     "svd, rank 8": Method("svd"),
-    "fusion, rank 8": Method("fusion"),
-    "fusion, rank 64": Method("fusion", 64),
+    "fusion, rank 64": Method("fusion", 64, strength=STRENGTH),
+    "fusion, told what stays, rank 8": Method("fusion", 8, True, STRENGTH),
+    "fusion, told what stays, rank 64": Method("fusion", 64, True, STRENGTH),
 }
 
 
@@ -97,7 +112,7 @@ def measure(runs: Mapping[str, Config], workdir: Path, out: Path, pictures: int)
     compose.check(list(parts.values()))
     result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"counts": {}}
     result |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    result |= {"pictures": pictures, "prompts": PROMPTS}
+    result |= {"pictures": pictures, "preserve": PRESERVE, "strength": STRENGTH}
     for count in COUNTS:
         made = result["counts"].setdefault(str(count), {})
         if made.keys() >= METHODS.keys():
@@ -110,22 +125,33 @@ def measure(runs: Mapping[str, Config], workdir: Path, out: Path, pictures: int)
             check(pipe, judge, drawn)
             some = [parts[name] for name in group]
             base = look(pipe, judge, drawn, first, (whole(some[0].scaled(1)), 0.0), "of the base")
-            for name, flat in changes(pipe, some):
+            erased = {judge.label(config.concept) for config in own.values()}
+            for name, flat in changes(pipe, some, emoji_hundred.keep_sentences(erased)):
                 title = f"of {count}, group {index + 1} of {len(chosen)}, {name}"
-                after = look(pipe, judge, drawn, first, (whole(flat), 1.0), title)
+                strength = METHODS[name].strength or count**-0.5
+                after = look(pipe, judge, drawn, first, (whole(flat), strength), title)
                 found[name].append((drawn, {"before": base, "after": after}))
         made |= {name: counted(judge, each) for name, each in found.items()}
         write(out, json.dumps(result, indent=1) + "\n")
     return result
 
 
-def changes(pipe: Pipeline, parts: Sequence[Part]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The leaves A and B of one adapter, by every method."""
-    moments = None
+def changes(
+    pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The leaves A and B of one adapter, by every method.
+
+    Args:
+        pipe: the frozen model.
+        parts: adapters with their weights.
+        keep: sentences with what is to stay.
+    """
+    moments: dict[bool, Any] = {}
     for name, method in METHODS.items():
         if method.name == "fusion":
-            moments = moments or gathered(pipe, parts)
-            flat, _ = fusion.solve(moments, method.rank, method.preserve)
+            if method.keep not in moments:
+                moments[method.keep] = gathered(pipe, parts, keep if method.keep else ())
+            flat, _ = fusion.solve(moments[method.keep], method.rank, method.preserve)
         else:
             flat = compose.summed(parts, compose.weights(parts, method.name))
             if method.name == "svd":
@@ -133,10 +159,12 @@ def changes(pipe: Pipeline, parts: Sequence[Part]) -> Iterator[tuple[str, dict[s
         yield name, flat
 
 
-def gathered(pipe: Pipeline, parts: Sequence[Part]) -> dict[str, fusion.Moments]:
-    """What fusion needs to know of its adapters."""
+def gathered(
+    pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]
+) -> dict[str, fusion.Moments]:
+    """What fusion needs to know of its adapters, and of sentences to preserve."""
     headers = {str(part.path): part.metadata for part in parts}
-    shown = fusion.prompts(headers, PROMPTS, SEED)
+    shown = fusion.prompts(headers, PROMPTS, SEED, keep)
     return fusion.gather(pipe, [part.scaled(part.weight) for part in parts], shown, SEED)
 
 

@@ -8,14 +8,14 @@ Expected: without an evaluation of each; what compositions of them do is in RESU
 Cost: minutes on one GPU; on 2 CPU cores many hours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import cycle
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import EMOJI, STRONG
-from configs.suite import CONCEPTS, ENTITY_PROMPTS, PICTURES, SETTINGS
+from configs.suite import CONCEPTS, ENTITY_PROMPTS, PHRASES, PICTURES, SETTINGS
 from erase.prompts import phrase
 from erase.runs import configure, over
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
@@ -85,6 +85,29 @@ VALIDATION: Mapping[str, Mapping[str, Any]] = {
     }
     for name in RUNS
 }
+
+
+def keep_sentences(erased: Collection[str]) -> list[str]:
+    """Sentences with what is to stay when these labels are erased; none that is counted.
+
+    Args:
+        erased: labels of entities, styles and relations.
+    """
+    things = [name for name in SHOWN if name not in erased]
+    entities = [entity.name for entity in ENTITIES if entity.name not in erased]
+    styles = [style for style in STYLES if style not in erased]
+    relations = [relation for relation in RELATIONS if relation not in erased]
+    return [
+        *(phrase(prompt, name) for name in entities for prompt in ENTITY_PROMPTS[3:]),
+        *(phrase("a {} and", name) + phrase(" a {}", b) for name, b in zip(entities, cycle(SHOWN))),
+        *(phrase("a {}", a) + f" in the style of {style}" for style in styles for a in things),
+        *(
+            phrase("a {} ", a) + PHRASES[relation] + phrase(" a {}", b)
+            for relation in relations
+            for step in (1, 3)
+            for a, b in zip(things, things[step:] + things[:step], strict=True)
+        ),
+    ]
 
 
 def get_config(split: str = "") -> ConfigDict:

@@ -70,6 +70,15 @@ STUDIES = {
         },
         seeds=(0,),
     ),
+    "strength": Study(
+        question="How much does an adapter erase and keep at each strength?",
+        concepts=_concepts(),
+        variants={
+            str(strength): {"evaluation": {"strength": strength}}
+            for strength in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+        },
+        seeds=(0,),
+    ),
     "curve": Study(
         question="How many iterations does erasing take?",
         concepts=_concepts(split=VALIDATION),

@@ -84,6 +84,8 @@ _RELATIONS = {
     "back to back": ("back to back with", ("back-to-back with",), "and"),
     "hugging close": ("hugging close to", ("embracing", "cuddling"), "and"),
 }
+# How a relation is written between two things.
+PHRASES = {relation: between for relation, (between, _, _) in _RELATIONS.items()}
 _RELATION_PROMPTS = tuple(
     phrase("a {} ", a) + "{} " + phrase("a {}", b)
     for a, b in zip(KEPT, KEPT[16:] + KEPT[:16], strict=True)

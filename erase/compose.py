@@ -9,7 +9,8 @@ left out. What the change ΔW of each layer becomes, for weights w_i of N adapte
 - normalized: Σ (w_i / Σ w) ΔW_i, the paper's Eq. 12, exactly too: each concept gets 1 / N;
 - svd: the sum's best approximation of rank `--rank` in the Frobenius norm;
 - fusion: what comes closest to w_i ΔW_i on the tokens of concept i's prompts, for all i, and to no
-  change on those of other prompts (`erase.fusion`); it runs the model.
+  change on those of other prompts (`erase.fusion`); it runs the model. `--keep FILE` names what is
+  to stay.
 
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
@@ -226,6 +227,24 @@ def write(
     return out / TORCH_FILE
 
 
+def read_lines(file: Path) -> tuple[str, ...]:
+    """The sentences of a file, a line each.
+
+    Raises:
+        InputError: it cannot be read, or has none.
+    """
+    try:
+        lines = (line.strip() for line in file.read_text("utf-8").splitlines())
+        sentences = tuple(line for line in lines if line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"keep = {str(file)!r} cannot be read ({error}); check the path"
+        ) from error
+    if not sentences:
+        raise InputError(f"keep = {str(file)!r} has no sentence; write one a line")
+    return sentences
+
+
 def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Namespace) -> Path:
     """Makes and writes the one adapter, and prints what is lost.
 
@@ -243,13 +262,14 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
     console = Console()
     if method == "fusion":
         given = [part.scaled(factor) for part, factor in zip(parts, factors, strict=True)]
-        prompts = fusion.prompts(
-            {str(part.path): part.metadata for part in parts}, options.prompts, options.seed
-        )
+        headers = {str(part.path): part.metadata for part in parts}
+        keep = read_lines(options.keep) if options.keep else ()
+        prompts = fusion.prompts(headers, options.prompts, options.seed, keep)
         with explains_memory(MENDS):
             flat, found = fusion.fuse(given, prompts, rank, options.preserve, options.seed)
         console.print(table(method, found))
         used = {"prompts": options.prompts, "preserve": options.preserve, "seed": options.seed}
+        used |= {"keep": keep} if keep else {}
         return write(parts, flat, method, used, out)
     flat = summed(parts, factors)
     if method == "svd":
@@ -273,6 +293,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=8, help="fusion: of each concept")
     parser.add_argument(
         "--preserve", type=float, default=1.0, help="fusion: weight of what is to stay"
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="fusion: sentences with what is to stay, a line each; default from the adapters",
     )
     parser.add_argument("--seed", type=int, default=0, help="fusion: of sentences and noise")
     options = parser.parse_args(arguments)

@@ -3,17 +3,21 @@
 For a layer with the changes D_i [I, O] of N adapters, fusion finds the change D of a rank R that
 minimises
 
-    1/N Σ_i E_i ‖h (D - D_i)‖²  +  λ E_p ‖h D‖²  +  ε ‖D‖²
+    Σ_i w_i E_i ‖h (D - D_i)‖²  +  λ E_p ‖h D‖²  +  ε ‖D‖²
 
-where h are the layer's inputs, all tokens at all denoising steps: E_i is their mean on prompts with
-concept i, drawn with adapter i; E_p on prompts to preserve, drawn with the frozen model. With Gram
-matrices G = E[h^T h] and M = 1/N Σ G_i + λ G_p + ε, D = M^-1 1/N Σ G_i D_i; of all changes of rank
-R the one that is closest to it for the objective comes from the singular vectors of C^-1 1/N Σ G_i
-D_i, where C C^T = M (reduced-rank regression).
+where h are the layer's inputs at all denoising steps: E_i is their mean over tokens of prompts with
+concept i, drawn with adapter i; E_p over those of prompts to preserve, drawn with the frozen model.
+Each concept counts the same, however large its change: w_i is 1 / E_i ‖h D_i‖², over all layers, in
+shares of one. The concept's own tokens count more than the words around them, which many concepts
+share and can agree on nothing but their mean, and words more than padding (`OTHER`, `PADDING`).
+With Gram matrices G = E[h^T h] and M = Σ w_i G_i + λ G_p + ε, D = M^-1 Σ w_i G_i D_i; of all
+changes of rank R the one that is closest to it for the objective comes from the singular vectors of
+C^-1 Σ w_i G_i D_i, where C C^T = M (reduced-rank regression).
 
-Memory does not depend on N: only Σ G_i and Σ G_i D_i are kept. Time is linear in the prompts.
-Axis letters: B prompts, L blocks, I inputs, O outputs, R rank, T text tokens, S image tokens, C
-latent channels, P pooled width.
+What is shared out falls short, most where many concepts are to go: a strength above 1 makes up for
+it. Memory does not depend on N: only sums over concepts are kept. Time is linear in the prompts.
+Axis letters: B prompts, L blocks, N tokens, I inputs, O outputs, R rank, T text tokens, S image
+tokens, C latent channels.
 """
 
 import functools
@@ -37,8 +41,9 @@ from convert.errors import InputError
 from convert.mapping import flatten, nest
 from erase.config import Config
 from erase.model import open_model
-from erase.prompts import as_template, phrase
+from erase.prompts import SLOT, as_template, phrase
 from erase.runs import load_config
+from erase.tokens import concept_masks
 from flux_jax import mesh as meshes
 from flux_jax.lora import stacked
 from flux_jax.pipeline import Pipeline
@@ -48,6 +53,10 @@ from flux_jax.transformer import FluxTransformer
 SEEN = "seen"
 # ε in means of M's diagonal: what makes M safe to invert, and moves nothing else.
 RIDGE = 1e-6
+# Layers of dual-stream blocks that see the text.
+TEXT_LAYERS = re.compile("add_|context")
+# What tokens count: words besides the concept's, and what is no word.
+OTHER, PADDING = 0.1, 0.01
 
 Grams = dict[str, Float[np.ndarray, "L I I"]]
 
@@ -58,45 +67,56 @@ class Prompts:
 
     Attributes:
         config: of the first run, which says the model and the pictures' size.
-        erased: for each adapter equally many sentences with its concept.
+        erased: for each adapter equally many sentences with the words in them for its concept.
         preserved: sentences with none of the concepts.
     """
 
     config: Config
-    erased: tuple[tuple[str, ...], ...]
+    erased: tuple[tuple[tuple[str, str], ...], ...]
     preserved: tuple[str, ...]
 
 
-def prompts(headers: Mapping[str, Mapping[str, str]], count: int, seed: int) -> Prompts:
+def prompts(
+    headers: Mapping[str, Mapping[str, str]], count: int, seed: int, keep: Sequence[str] = ()
+) -> Prompts:
     """Sentences from the settings that adapters were trained with, as their files tell.
 
-    Preserved are the prompts of L_lora's pictures, the sentences with irrelevant words in the
+    Those of a concept name no other of the concepts, where there are such. Preserved are, unless
+    they are given, the prompts of L_lora's pictures, the sentences with irrelevant words in the
     concepts' places, and the empty prompt, unless one of the concepts is named there.
 
     Args:
         headers: metadata by file.
         count: of each adapter's sentences.
         seed: of the choice.
+        keep: sentences to preserve, instead of those.
 
     Raises:
-        InputError: a file does not tell its settings, or the count is below 1.
+        InputError: a file does not tell its settings, the count is below 1, or a sentence to
+            preserve names a concept.
     """
     if count < 1:
         raise InputError(f"prompts = {count} must be at least 1")
     configs = [_settings(file, header) for file, header in headers.items()]
     rng = np.random.default_rng(seed)
     named = [[config.concept, *config.synonyms] for config in configs]
-    erased, kept = [], [""]
-    for config, words in zip(configs, named, strict=True):
-        templates = [as_template(prompt, config.concept) for prompt in config.prompts]
-        erased.append(_drawn(rng, [phrase(t, w) for t in templates for w in words], count))
-        kept += [phrase(t, w) for t in templates for w in config.irrelevant]
-        kept += [] if config.upper.without_concept else config.upper.prompts
     concepts = re.compile(
         "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in itertools.chain(*named)),
         re.IGNORECASE,
     )
-    free = [prompt for prompt in dict.fromkeys(kept) if not concepts.search(prompt)]
+    erased, known = [], [""]
+    for config, words in zip(configs, named, strict=True):
+        templates = [as_template(prompt, config.concept) for prompt in config.prompts]
+        alone = [t for t in templates if not concepts.search(t.replace(SLOT, " "))]
+        pairs = [(phrase(t, w), w) for t in alone or templates for w in words]
+        erased.append(_drawn(rng, pairs, count))
+        known += [phrase(t, w) for t in templates for w in config.irrelevant]
+        known += [] if config.upper.without_concept else config.upper.prompts
+    if naming := [prompt for prompt in keep if concepts.search(prompt)]:
+        raise InputError(
+            f"keep: {', '.join(map(repr, naming))} name what is to be erased; leave them out"
+        )
+    free = [p for p in dict.fromkeys(keep or known) if not concepts.search(p)]
     # As many of these as of each concept's would leave most of them out.
     preserved = _drawn(rng, free, count * math.ceil(len(free) / count))
     return Prompts(configs[0], tuple(erased), preserved)
@@ -112,7 +132,7 @@ def _settings(file: str, header: Mapping[str, str]) -> Config:
         ) from error
 
 
-def _drawn(rng: np.random.Generator, sentences: Sequence[str], count: int) -> tuple[str, ...]:
+def _drawn(rng: np.random.Generator, sentences: Sequence[Any], count: int) -> tuple[Any, ...]:
     """So many of the sentences in random order, from the start again if there are fewer."""
     order: list[int] = rng.permutation(len(sentences)).tolist()
     return tuple(sentences[index] for index in itertools.islice(itertools.cycle(order), count))
@@ -172,22 +192,28 @@ def gather(
     Raises:
         InputError: an adapter does not fit the model.
     """
-    everything = [*itertools.chain(*shown.erased), *shown.preserved]
+    everything = [*(s for pairs in shown.erased for s, _ in pairs), *shown.preserved]
     pipe.remember(everything, shown.config.bank.batch)
     pipe.release("text_encoder", "text_encoder_2")
     targets = tuple(sorted({path.rpartition("/")[0] for path in changes[0]}))
     moments = {target: Moments.zeros(changes[0], target) for target in targets}
     walk = functools.partial(grams, pipe, shown.config, targets, seed=seed)
     count = len(shown.erased[0])
-    for change, sentences in tqdm(
+    for change, pairs in tqdm(
         zip(changes, shown.erased, strict=True), total=len(changes), desc="concepts"
     ):
-        seen = walk(change, sentences)
+        sentences, words = zip(*pairs, strict=True)
+        own = concept_masks(pipe.tokenizer_2, sentences, words)
+        seen = walk(change, sentences, own + (1 - own) * _weights(pipe, sentences, OTHER))
+        leaves = {t: (seen[t], change[f"{t}/A"], change[f"{t}/B"]) for t in targets}
+        asked = sum(energy(*each) for each in leaves.values())
+        if not asked:
+            raise InputError(f"the adapter of {words[0]!r} changes nothing; leave it out")
         for target in targets:
-            moments[target].add(seen[target], change[f"{target}/A"], change[f"{target}/B"])
+            moments[target].add(*leaves[target], 1 / asked)
     still = {path: np.zeros_like(leaf) for path, leaf in changes[0].items()}
     for batch in tqdm(list(_chunks(shown.preserved, count)), desc="preserved"):
-        seen = walk(still, batch)
+        seen = walk(still, batch, _weights(pipe, batch, 1.0))
         for target in targets:
             moments[target].preserve(seen[target])
     return moments
@@ -205,6 +231,19 @@ def solve(
     return flat, losses
 
 
+def _weights(pipe: Pipeline, sentences: Sequence[str], word: float) -> Float[np.ndarray, "B T"]:
+    """What tokens count: words a number, padding `PADDING`."""
+    _, ids = pipe.tokenize(sentences)
+    return np.where(ids == pipe.tokenizer_2.pad_token_id, PADDING, word).astype(np.float32)
+
+
+def energy(
+    gram: Float[np.ndarray, "L I I"], a: Float[np.ndarray, "L I R"], b: Float[np.ndarray, "L R O"]
+) -> float:
+    """E ‖h A B‖², over all blocks."""
+    return float(np.sum((a.swapaxes(-1, -2) @ gram @ a @ b) * b))
+
+
 def _chunks(sentences: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     yield from (sentences[start : start + size] for start in range(0, len(sentences), size))
 
@@ -214,10 +253,10 @@ class Moments:
     """What the objective needs of a target's inputs; sums over adapters, in double precision.
 
     Attributes:
-        erased: Σ G_i.
-        wanted: Σ G_i D_i.
-        asked: Σ E_i ‖h D_i‖².
-        adapters: N.
+        erased: Σ w_i G_i.
+        wanted: Σ w_i G_i D_i.
+        asked: Σ w_i E_i ‖h D_i‖².
+        weight: Σ w_i.
         preserved: Σ G_p.
         batches: of preserved prompts.
     """
@@ -226,7 +265,7 @@ class Moments:
     wanted: Float[np.ndarray, "L I O"]
     preserved: Float[np.ndarray, "L I I"]
     asked: float = 0.0
-    adapters: int = 0
+    weight: float = 0.0
     batches: int = 0
 
     @classmethod
@@ -242,13 +281,13 @@ class Moments:
         gram: Float[np.ndarray, "L I I"],
         a: Float[np.ndarray, "L I R"],
         b: Float[np.ndarray, "L R O"],
+        weight: float = 1.0,
     ) -> None:
-        """An adapter's inputs on its own prompts, and its change A B."""
-        wanted = (gram @ a) @ b
-        self.erased += gram
-        self.wanted += wanted
-        self.asked += float(np.sum((a.swapaxes(-1, -2) @ wanted) * b))
-        self.adapters += 1
+        """An adapter's inputs on its own prompts, its change A B, and what it counts."""
+        self.erased += weight * gram
+        self.wanted += weight * ((gram @ a) @ b)
+        self.asked += weight * energy(gram, a, b)
+        self.weight += weight
 
     def preserve(self, gram: Float[np.ndarray, "L I I"]) -> None:
         """Inputs on prompts to preserve."""
@@ -261,10 +300,10 @@ class Moments:
         """The objective's minimum among changes of a rank, as its A and B."""
         solved = []
         for erased, preserved, wanted in zip(self.erased, self.preserved, self.wanted, strict=True):
-            matrix = erased / self.adapters + preserve * preserved / max(1, self.batches)
+            matrix = erased / self.weight + preserve * preserved / max(1, self.batches)
             matrix[np.diag_indices_from(matrix)] += RIDGE * np.trace(matrix) / len(matrix)
             root = np.linalg.cholesky(matrix)
-            inner = solve_triangular(root, wanted / self.adapters, lower=True)
+            inner = solve_triangular(root, wanted / self.weight, lower=True)
             # The right singular vectors alone, and as few as are asked for: minutes become seconds.
             last = inner.shape[1] - 1
             squares, v = eigh(inner.T @ inner, subset_by_index=[last - rank + 1, last])
@@ -277,18 +316,14 @@ class Moments:
     def losses(
         self, a: Float[np.ndarray, "L I R"], b: Float[np.ndarray, "L R O"]
     ) -> dict[str, float]:
-        """How far a change A B is from what was wanted, in shares of Σ E_i ‖h D_i‖².
+        """How far a change A B is from what was wanted, in shares of Σ w_i E_i ‖h D_i‖².
 
         Returns:
-            `missing`: Σ E_i ‖h (D - D_i)‖²; `spilled`: N E_p ‖h D‖².
+            `missing`: Σ w_i E_i ‖h (D - D_i)‖²; `spilled`: Σ w_i E_p ‖h D‖².
         """
-
-        def energy(gram: np.ndarray) -> float:
-            return float(np.sum((a.swapaxes(-1, -2) @ gram @ a @ b) * b))
-
         overlap = float(np.sum((a.swapaxes(-1, -2) @ self.wanted) * b))
-        missing = energy(self.erased) - 2 * overlap + self.asked
-        spilled = self.adapters * energy(self.preserved) / max(1, self.batches)
+        missing = energy(self.erased, a, b) - 2 * overlap + self.asked
+        spilled = self.weight * energy(self.preserved, a, b) / max(1, self.batches)
         asked = self.asked or 1.0
         return {"missing": missing / asked, "spilled": spilled / asked}
 
@@ -299,6 +334,7 @@ def grams(
     targets: tuple[str, ...],
     change: Mapping[str, np.ndarray],
     sentences: Sequence[str],
+    weights: Float[np.ndarray, "B T"],
     *,
     seed: int,
 ) -> Grams:
@@ -310,13 +346,14 @@ def grams(
         targets: stacked dense layers.
         change: A and B by their paths.
         sentences: one a picture.
+        weights: what their tokens count in the mean.
         seed: of the first picture's noise.
     """
     noise = pipe.noise(range(seed, seed + len(sentences)), config.height, config.width)
     ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
     lora = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
-    samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences)))
+    samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
     params = pipe.params["transformer"]
     with jax.set_mesh(pipe.mesh):
         found = _grams(
@@ -332,6 +369,7 @@ def _grams(
     lora: PyTree,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
+    weights: Float[Array, "B T"],
     image_ids: Float[Array, "S 3"],
     guidance: Array,
     sigmas: Float[Array, "steps+1"],
@@ -342,7 +380,7 @@ def _grams(
         (latents, sums), (level, following) = carry, levels
         times = jnp.broadcast_to(level, latents.shape[:1])
         given = (latents, conditioning, times, image_ids, guidance)
-        with nn.intercept_methods(_keeping(targets)):
+        with nn.intercept_methods(_keeping(targets, weights)):
             out: Any = apply_transformer(transformer, params, lora, *given, mutable=[SEEN])
         (velocity, _), seen = out
         kept = flatten(seen[SEEN])
@@ -357,15 +395,34 @@ def _grams(
     return {target: total / (len(sigmas) - 1) for target, total in sums.items()}
 
 
-def _keeping(targets: Sequence[str]) -> Callable[..., Any]:
-    """Keeps the mean of h^T h of the inputs of some layers, in float32."""
+def _keeping(targets: Sequence[str], weights: Float[Array, "B T"]) -> Callable[..., Any]:
+    """Keeps the weighted mean of h^T h of the inputs of some layers, in float32."""
 
     def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         if context.method_name == "__call__" and "/".join(layer.path) in targets:
-            (h,) = args
-            gram = jnp.einsum("bti,btj->ij", h, h, preferred_element_type=jnp.float32)
-            layer.sow(SEEN, "gram", gram / (h.shape[0] * h.shape[1]))
+            h = args[0].reshape(len(args[0]), -1, args[0].shape[-1])
+            w = of_tokens("/".join(layer.path), weights, h.shape[1])
+            gram = jnp.einsum(
+                "bni,bnj->ij", w[..., None] * h, h, preferred_element_type=jnp.float32
+            )
+            layer.sow(SEEN, "gram", gram / w.sum())
         return call(*args, **kwargs)
 
     return interceptor
+
+
+def of_tokens(target: str, weights: Float[Array, "B T"], tokens: int) -> Float[Array, "B N"]:
+    """What a layer's tokens count: the text's what is given, all others like padding.
+
+    Args:
+        target: the layer's path; it says which of the two streams it sees, or both.
+        weights: the text's.
+        tokens: N.
+    """
+    if "norm" in target or (target.startswith("dual_blocks") and not TEXT_LAYERS.search(target)):
+        return jnp.full((len(weights), tokens), PADDING)
+    if target.startswith("dual_blocks"):
+        return weights
+    # Single-stream blocks see the text first.
+    return jnp.pad(weights, ((0, 0), (0, tokens - weights.shape[1])), constant_values=PADDING)

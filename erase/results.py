@@ -52,7 +52,7 @@ def draw(folder: Path, out: Path) -> None:
         "speed": speed_table,
         "swaps": swaps_table,
     }
-    figures: Mapping[str, Callable[[dict[str, Any]], Figure]] = {
+    figures: Mapping[str, Callable[..., Figure]] = {
         "curve": curve,
         "dots": dots,
         "bars": attack_bars,
@@ -61,10 +61,10 @@ def draw(folder: Path, out: Path) -> None:
     def table(drawn: Callable[..., str], name: str, *more: Any) -> str:
         return drawn(read(folder, name), *more)
 
-    def picture(figure: Callable[[dict[str, Any]], Figure], name: str, alt: str) -> str:
+    def picture(figure: Callable[..., Figure], name: str, alt: str, *more: Any) -> str:
         path = folder / f"{name}.png"
         buffer = io.BytesIO()
-        figure(read(folder, name)).savefig(buffer, dpi=150, metadata={"Software": None})
+        figure(read(folder, name), *more).savefig(buffer, dpi=150, metadata={"Software": None})
         write(path, buffer.getvalue())
         return f"![{alt}]({os.path.relpath(path, out.parent)})"
 
@@ -231,17 +231,22 @@ def swaps_table(result: Mapping[str, Any]) -> str:
     return markdown(["taken from the converse", *relations], rows)
 
 
-def curve(study: Mapping[str, Any]) -> Figure:
-    """Shares against the number of iterations, which name the study's variants."""
+def curve(study: Mapping[str, Any], along: str) -> Figure:
+    """Shares against a number that names the study's variants; the base is at 0.
+
+    Args:
+        study: its numbers.
+        along: what the number is.
+    """
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axis = figure.subplots()
-    steps = [0, *map(int, study["variants"])]
+    steps = [0.0, *map(float, study["variants"])]
     for kind, colour in KINDS.items():
         sums = [_sums(variant, kind) for variant in study["variants"].values()]
         for cell, line in LINES.items():
             shares = [sums[0][cell]["before"]["share"], *(s[cell]["after"]["share"] for s in sums)]
             axis.plot(steps, [100 * s for s in shares], line, color=colour, label=f"{kind} {cell}")
-    axis.set(xlabel="iterations", ylabel="pictures in which it is found, %", ylim=(-2, 102))
+    axis.set(xlabel=along, ylabel="pictures in which it is found, %", ylim=(-2, 102))
     axis.legend(ncols=3, frameon=False, fontsize=8, loc="center right")
     return _plain(figure)
 

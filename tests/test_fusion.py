@@ -16,7 +16,7 @@ from convert.errors import InputError
 from convert.lora import read_adapter, write_lora
 from convert.mapping import flatten, nest
 from erase.compose import main
-from erase.fusion import Moments, _grams, check, prompts
+from erase.fusion import PADDING, Moments, _grams, check, of_tokens, prompts
 from flux_jax.programs import Conditioning
 from flux_jax.transformer import FluxTransformer
 
@@ -31,12 +31,15 @@ SIGMAS = (0.9, 0.4, 0.0)
 
 @torch.no_grad()
 def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
+    tokens = case.inputs["text"].shape[1]
+    weights = np.random.default_rng(0).uniform(0.1, 1, (len(case.inputs["text"]), tokens))
     found = _grams(
         FluxTransformer(case.config),
         case.params,
         {},
         case.inputs["latents"],
         Conditioning(case.inputs["text"], case.inputs["pooled"]),  # pyright: ignore
+        jnp.asarray(weights),
         case.image_ids,
         jnp.asarray(3.5),
         jnp.asarray(SIGMAS),
@@ -61,8 +64,14 @@ def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
         hook.remove()
     for target, layer in zip(TARGETS, LAYERS, strict=True):
         for block, gram in enumerate(found[target]):
-            h = torch.cat([given.flatten(0, -2) for given in seen[layer.format(block)]])
-            wanted = (h.T @ h / len(h)).numpy()
+            (*_, last) = given = seen[layer.format(block)]
+            own = torch.as_tensor(weights, dtype=last.dtype)
+            # The first layer sees the text, the second pictures, the third both.
+            shown = torch.full(last.shape[:2], PADDING, dtype=last.dtype)
+            both = torch.cat([own, shown[:, tokens:]], 1)
+            w = dict(zip(TARGETS, (own, shown, both), strict=True))[target]
+            wanted = sum(torch.einsum("bn,bni,bnj->ij", w, h, h) for h in given) / w.sum()
+            wanted = (wanted / len(given)).numpy()
             np.testing.assert_allclose(gram, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
@@ -96,6 +105,38 @@ def test_the_closed_form_solves_the_least_squares(preserve: float):
             rcond=None,
         )
         np.testing.assert_allclose(a[block] @ b[block], exact, atol=1e-4)
+
+
+def test_adapters_count_what_they_are_given():
+    _, h, _, wanted = example()
+    blocks, inputs, outputs = wanted.shape[1:]
+    moments = Moments(*(np.zeros((blocks, inputs, n)) for n in (inputs, outputs, inputs)))
+    counts = (0.2, 3.0, 1.0)
+    for rows, change, count in zip(h, wanted, counts, strict=True):
+        gram = rows.swapaxes(-1, -2) @ rows
+        moments.add(
+            gram, change, np.broadcast_to(np.eye(outputs), (blocks, outputs, outputs)), count
+        )
+    a, b = moments.solve(5, 0.0)
+    for block in range(blocks):
+        rows = [each[block] * np.sqrt(count) for each, count in zip(h, counts, strict=True)]
+        aims = [row @ change[block] for row, change in zip(rows, wanted, strict=True)]
+        exact, *_ = np.linalg.lstsq(np.concatenate(rows), np.concatenate(aims), rcond=None)
+        np.testing.assert_allclose(a[block] @ b[block], exact, atol=1e-4)
+
+
+def test_layers_see_the_text_pictures_or_both():
+    weights = jnp.asarray([[1.0, 0.1, PADDING]])
+    of = {
+        "dual_blocks/attn/add_v_proj": [1.0, 0.1, PADDING],
+        "dual_blocks/ff_context/linear_1": [1.0, 0.1, PADDING],
+        "dual_blocks/attn/to_q": [PADDING] * 2,
+        "dual_blocks/norm1_context/linear": [PADDING],
+        "single_blocks/proj_mlp": [1.0, 0.1, PADDING, PADDING],
+    }
+    for target, wanted in of.items():
+        found = of_tokens(target, weights, len(wanted))
+        np.testing.assert_allclose(found, [wanted], rtol=1e-6, err_msg=target)
 
 
 def objective(moments: Moments, a: np.ndarray, b: np.ndarray, preserve: float) -> float:
@@ -164,8 +205,8 @@ def test_prompts_come_from_the_settings_and_none_that_stays_names_a_concept(tiny
         "b": header(tiny_folder, concept="dog", irrelevant=("tree", "kitten", "dogma")),
     }
     shown = prompts(headers, 4, 0)
-    assert set(shown.erased[0]) == {"a photo of a cat", "a photo of a kitten"}
-    assert shown.erased[1] == ("a photo of a dog",) * 4
+    assert set(shown.erased[0]) == {("a photo of a cat", "cat"), ("a photo of a kitten", "kitten")}
+    assert shown.erased[1] == (("a photo of a dog", "dog"),) * 4
     assert set(shown.preserved) == {
         "",
         "a photo of a sun",
@@ -173,7 +214,22 @@ def test_prompts_come_from_the_settings_and_none_that_stays_names_a_concept(tiny
         "a photo of a dogma",
     }
     assert len(shown.preserved) == 4
+    assert set(prompts(headers, 4, 0, ["a tree", "a sun"]).preserved) == {"a tree", "a sun"}
+    with pytest.raises(InputError, match="keep: 'a big dog' name what is to be erased"):
+        prompts(headers, 4, 0, ["a tree", "a big dog"])
     assert prompts(headers, 4, 0) == shown
+
+
+def test_sentences_of_a_concept_name_no_other(tiny_folder: Path):
+    several = ("a {} and a dog", "a {}", "a cat and a {}")
+    headers = {
+        "a": header(tiny_folder, concept="cat", prompts=several[:2], irrelevant=("sun",)),
+        "b": header(tiny_folder, concept="dog", prompts=several[2:], irrelevant=("sun",)),
+    }
+    shown = prompts(headers, 2, 0)
+    assert {sentence for sentence, _ in shown.erased[0]} == {"a cat"}
+    # There are no others.
+    assert {sentence for sentence, _ in shown.erased[1]} == {"a cat and a dog"}
 
 
 @pytest.mark.parametrize("settings", [{}, {"settings": "{"}, {"settings": "{}"}])
