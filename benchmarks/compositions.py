@@ -4,16 +4,18 @@ r"""Counts what one adapter made of 2, 3, 5, ..., 100 erases and keeps, for ever
         --out docs/results/compositions.json
 
 RUNS holds the adapters that `erase.train` made with the configuration, each of which takes its
-`evaluation.strength` as its weight. Small groups are drawn from the same fifteen concepts in a
+`evaluation.strength` as its weight. Where a strength of the result is looked for, it is found on
+other pictures. Small groups are drawn from the same fifteen concepts in a
 random order, large ones begin with them. Acc_e and Acc_g are counted on every erased concept,
 Acc_ir on labels of all three kinds that are not erased, equally many pictures of each kind. Counts
 are written as soon as they are there; what the output already holds is left out.
 Axis letters: B pictures, L blocks, I inputs, O outputs, R rank.
 """
 
+import functools
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from configs import emoji_hundred
 from convert.errors import InputError, exits_cleanly
 from convert.mapping import nest
 from erase import compose, fusion, summary
+from erase.calibrate import bisect
 from erase.cases import Case, cases, check, draw_cases, judged
 from erase.command import FLAG, begin, define_flag, parse_flags
 from erase.compose import Part
@@ -37,6 +40,7 @@ from erase.config import Config
 from erase.evaluate import by_concept, counts, others
 from erase.judge import Judge, open_judge
 from erase.model import open_model
+from erase.moments import Moments
 from erase.pictures import write
 from erase.report import percent
 from erase.runs import load_runs
@@ -49,8 +53,12 @@ COUNTS = (2, 3, 5, 10, 30, 100)
 FEW = 15
 KINDS = ("entity", "style", "relation")
 PROMPTS, SEED = 8, 0
-# λ of fusion and the strength of what it makes, chosen on the validation split for 100 concepts.
-PRESERVE, STRENGTH = 6.0, 2.0
+# Pictures of each concept that strengths are found on.
+TRIED = 16
+# λ of fusion, chosen on the validation split.
+PRESERVE = 3.0
+# Where a strength is looked for: the smallest that leaves this share of the validation's pictures.
+WANTED, MOST, TOLERANCE = 0.2, 3.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -61,25 +69,23 @@ class Method:
         name: `erase.compose`'s.
         rank: of the result.
         keep: whether fusion is told what is to stay.
-        strength: that the result is drawn with; None is one over the root of the concepts' number.
-        preserve: fusion's λ.
+        least: from which on a strength is looked for; without one it is 1.
     """
 
     name: str
     rank: int = 8
     keep: bool = False
-    strength: float | None = 1.0
-    preserve: float = PRESERVE
+    least: float | None = None
 
 
 METHODS = {
     "sum": Method("sum"),
-    "sum, 1/√N each": Method("sum", strength=None),
     "normalized": Method("normalized"),
     "svd, rank 8": Method("svd"),
-    "fusion, rank 64": Method("fusion", 64, strength=STRENGTH),
-    "fusion, told what stays, rank 8": Method("fusion", 8, True, STRENGTH),
-    "fusion, told what stays, rank 64": Method("fusion", 64, True, STRENGTH),
+    "sum, strength found": Method("sum", least=0.0),
+    "fusion, rank 64": Method("fusion", 64, least=1.0),
+    "fusion, told what stays, rank 8": Method("fusion", 8, True, 1.0),
+    "fusion, told what stays, rank 64": Method("fusion", 64, True, 1.0),
 }
 
 
@@ -88,18 +94,25 @@ def groups(names: Sequence[str], count: int) -> list[list[str]]:
     return [list(names[i * count : (i + 1) * count]) for i in range(max(1, FEW // count))]
 
 
-def measure(runs: Mapping[str, Config], workdir: Path, out: Path, pictures: int) -> dict[str, Any]:
+def measure(
+    runs: Mapping[str, Config],
+    validation: Mapping[str, Config],
+    workdir: Path,
+    out: Path,
+    pictures: int,
+) -> dict[str, Any]:
     """Makes, draws and counts every composition.
 
     Args:
         runs: configurations by name.
+        validation: the same, asking for the pictures that strengths are found on.
         workdir: folder of their runs.
         out: JSON file of the results.
         pictures: of each erased concept, and cell.
 
     Returns:
-        What the file holds: for every number of concepts and method, `kinds` and `all` pooled over
-        groups, and what is kept by `concepts`.
+        What the file holds: for every number of concepts and method, the `strength`, `kinds` and
+        `all` pooled over groups, and what is kept by `concepts`.
 
     Raises:
         InputError: an adapter is missing, does not fit the others, or a prompt cannot be judged.
@@ -112,26 +125,31 @@ def measure(runs: Mapping[str, Config], workdir: Path, out: Path, pictures: int)
     compose.check(list(parts.values()))
     result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"counts": {}}
     result |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    result |= {"pictures": pictures, "preserve": PRESERVE, "strength": STRENGTH}
+    result |= {"pictures": pictures, "preserve": PRESERVE, "wanted": WANTED}
+    look = functools.partial(find, pipe, judge, first)
     for count in COUNTS:
         made = result["counts"].setdefault(str(count), {})
         if made.keys() >= METHODS.keys():
             continue
-        found: dict[str, list[Any]] = {name: [] for name in METHODS}
         chosen = groups(names, count)
-        for index, group in enumerate(chosen):
-            own = {name: settle(runs[name])[0] for name in group}
-            drawn = asked(own, runs, judge, pictures, index, len(chosen))
-            check(pipe, judge, drawn)
-            some = [parts[name] for name in group]
-            base = look(pipe, judge, drawn, first, (whole(some[0].scaled(1)), 0.0), "of the base")
-            erased = {judge.label(config.concept) for config in own.values()}
-            for name, flat in changes(pipe, some, emoji_hundred.keep_sentences(erased)):
-                title = f"of {count}, group {index + 1} of {len(chosen)}, {name}"
-                strength = METHODS[name].strength or count**-0.5
-                after = look(pipe, judge, drawn, first, (whole(flat), strength), title)
-                found[name].append((drawn, {"before": base, "after": after}))
-        made |= {name: counted(judge, each) for name, each in found.items()}
+        shown = [asked(g, runs, judge, pictures, i, len(chosen)) for i, g in enumerate(chosen)]
+        tried = [asked(g, validation, judge, TRIED, 0, 0) for g in chosen]
+        check(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
+        made_of: dict[str, list[Adapter]] = {name: [] for name in METHODS}
+        for group in chosen:
+            erased = {judge.label(runs[name].concept) for name in group}
+            keep = emoji_hundred.keep_sentences(erased)
+            for name, flat in changes(pipe, [parts[name] for name in group], keep):
+                made_of[name].append(whole(flat))
+        zero = [(each[0], 0.0) for each in zip(*made_of.values(), strict=True)]
+        base = look(shown, zero, f"of {count}, base")
+        for name, adapters in made_of.items():
+            left = functools.partial(share_left, look, tried, adapters, name)
+            strength = find_strength(left, METHODS[name].least)
+            own = [(adapter, strength) for adapter in adapters]
+            after = look(shown, own, f"of {count}, {name}")
+            sides = [{"before": b, "after": a} for b, a in zip(base, after, strict=True)]
+            made[name] = {"strength": strength} | counted(judge, shown, sides)
         write(out, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -151,7 +169,7 @@ def changes(
         if method.name == "fusion":
             if method.keep not in moments:
                 moments[method.keep] = gathered(pipe, parts, keep if method.keep else ())
-            flat, _ = fusion.solve(moments[method.keep], method.rank, method.preserve)
+            flat, _ = fusion.solve(moments[method.keep], method.rank, PRESERVE)
         else:
             flat = compose.summed(parts, compose.weights(parts, method.name))
             if method.name == "svd":
@@ -159,13 +177,38 @@ def changes(
         yield name, flat
 
 
-def gathered(
-    pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]
-) -> dict[str, fusion.Moments]:
+def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict[str, Moments]:
     """What fusion needs to know of its adapters, and of sentences to preserve."""
     headers = {str(part.path): part.metadata for part in parts}
     shown = fusion.prompts(headers, PROMPTS, SEED, keep)
     return fusion.gather(pipe, [part.scaled(part.weight) for part in parts], shown, SEED)
+
+
+def share_left(
+    look: Callable[..., list[np.ndarray]],
+    groups: Sequence[Sequence[Case]],
+    adapters: Sequence[Adapter],
+    title: str,
+    strength: float,
+) -> float:
+    """The share of all groups' pictures in which what is erased is found, at a strength."""
+    own = [(adapter, strength) for adapter in adapters]
+    return float(np.concatenate(look(groups, own, f"at {strength:.3g}, {title}")).mean())
+
+
+def find_strength(left: Callable[[float], float], least: float | None) -> float:
+    """The smallest strength that leaves no larger a share than `WANTED`.
+
+    Args:
+        left: that share, at a strength.
+        least: smallest one to look at; without one the strength is 1.
+    """
+    if least is None:
+        return 1.0
+    if least and left(least) <= WANTED:
+        return least
+    found, _ = bisect(lambda more: left(least + more), WANTED, MOST - least, TOLERANCE)
+    return least + found
 
 
 def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
@@ -184,7 +227,7 @@ def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
 
 
 def asked(
-    own: Mapping[str, Config],
+    group: Sequence[str],
     runs: Mapping[str, Config],
     judge: Judge,
     pictures: int,
@@ -194,18 +237,21 @@ def asked(
     """What is drawn for a group: its concepts, and labels of each kind that are not erased.
 
     Args:
-        own: configurations of the group, synonyms settled.
+        group: names of its runs.
         runs: all configurations; the first of a kind says how that kind is asked for.
         judge: knows the labels.
         pictures: of each concept and cell.
         index: of the group, whose kept labels are drawn from noise of their own.
-        of: groups.
+        of: groups; 0 asks for the concepts by their own names alone.
     """
+    own = {name: settle(runs[name])[0] for name in group}
     erased = {judge.label(config.concept) for config in own.values()}
     drawn = []
     for config in own.values():
         settings = replace(config.evaluation, pictures=pictures)
         drawn += cases(replace(config, evaluation=settings), ())
+    if not of:
+        return [case for case in drawn if case.cell == "Acc_e"]
     for kind in KINDS:
         config = next((c for c in runs.values() if judge.kind(c.concept) == kind), None)
         if config is None:
@@ -221,26 +267,36 @@ def asked(
     return drawn
 
 
-def look(
+def find(
     pipe: Pipeline,
     judge: Judge,
-    drawn: Sequence[Case],
     config: Config,
-    adapter: tuple[Adapter, float],
+    groups: Sequence[Sequence[Case]],
+    adapters: Sequence[tuple[Adapter, float]],
     title: str,
-) -> Bool[np.ndarray, "B"]:
-    """Whether the judge finds what is sought in each picture, with an adapter and its strength."""
-    return judged(judge, draw_cases(pipe, drawn, config, [adapter], title), drawn)
+) -> list[Bool[np.ndarray, "B"]]:
+    """Whether the judge finds what is sought in each picture of every group.
+
+    Args:
+        pipe: the frozen model.
+        judge: knows the labels.
+        config: says how pictures are drawn.
+        groups: what is drawn.
+        adapters: of each group, with its strength.
+        title: shown at the progress bars.
+    """
+    return [
+        judged(judge, draw_cases(pipe, drawn, config, [adapter], title), drawn)
+        for drawn, adapter in zip(groups, adapters, strict=True)
+    ]
 
 
 def counted(
-    judge: Judge, groups: Sequence[tuple[Sequence[Case], Mapping[str, np.ndarray]]]
+    judge: Judge, groups: Sequence[Sequence[Case]], sides: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Any]:
     """Cells over groups: of each kind, all together, and of what is kept each label."""
-    drawn = [case for cases, _ in groups for case in cases]
-    found = {
-        side: np.concatenate([each[side] for _, each in groups]) for side in ("before", "after")
-    }
+    drawn = [case for cases in groups for case in cases]
+    found = {side: np.concatenate([each[side] for each in sides]) for side in summary.SIDES}
     kinds = np.array([judge.kind(case.sought) for case in drawn])
     by_kind = {}
     for kind in KINDS:
@@ -256,13 +312,14 @@ def counted(
 def show(result: Mapping[str, Any]) -> None:
     """Prints a line for each number of concepts and method."""
     table = Table(title="One adapter of many")
-    for heading in ("concepts", "method", *summary.CELLS, "H"):
+    for heading in ("concepts", "method", "strength", *summary.CELLS, "H"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for count, methods in result["counts"].items():
         for name, found in methods.items():
             cells = found["all"]
             shares = [cells[cell]["after"]["share"] for cell in summary.CELLS]
-            table.add_row(count, name, *(percent(s, 1) for s in (*shares, cells["H"]["after"])))
+            shares = [percent(share, 1) for share in (*shares, cells["H"]["after"])]
+            table.add_row(count, name, f"{found['strength']:.2f}", *shares)
     Console().print(table)
 
 
@@ -274,7 +331,8 @@ def main(argv: Sequence[str]) -> None:
     runs = load_runs(given[FLAG].value)
     if len(runs) < max(COUNTS):
         raise InputError(f"config has {len(runs)} runs, fewer than {max(COUNTS)}")
-    show(measure(runs, Path(given.workdir), Path(given.out), given.pictures))
+    validation = load_runs(emoji_hundred.get_config("validation"))
+    show(measure(runs, validation, Path(given.workdir), Path(given.out), given.pictures))
 
 
 if __name__ == "__main__":

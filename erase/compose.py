@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, help="svd, fusion: default the adapters' own")
     parser.add_argument("--prompts", type=int, default=8, help="fusion: of each concept")
     parser.add_argument(
-        "--preserve", type=float, default=1.0, help="fusion: weight of what is to stay"
+        "--preserve", type=float, default=3.0, help="fusion: weight of what is to stay"
     )
     parser.add_argument(
         "--keep",

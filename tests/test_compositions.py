@@ -39,7 +39,7 @@ def test_a_hundred_concepts_and_what_is_left():
     runs = load_runs(emoji_hundred.get_config())
     judge = Judge.load("models/emoji-flux/judge")
     assert len(runs) == 100
-    drawn = asked(runs, runs, judge, 4, 0, 1)
+    drawn = asked(list(runs), runs, judge, 4, 0, 1)
     cells = {cell: [c for c in drawn if c.cell == cell] for cell in ("Acc_e", "Acc_g", "Acc_ir")}
     assert [len(each) for each in cells.values()] == [400, 400, 12 * compositions.FEW]
     left = {case.sought for case in cells["Acc_ir"]}
@@ -49,7 +49,7 @@ def test_a_hundred_concepts_and_what_is_left():
     assert len(left) + 100 == len(judge.config.entities) + len(STYLES) + len(RELATIONS)
     # No group's other labels are drawn from another group's noise.
     ones, others = (
-        {(c.prompt, c.seed) for c in asked(runs, runs, judge, 4, i, 2) if c.cell == "Acc_ir"}
+        {(c.prompt, c.seed) for c in asked(list(runs), runs, judge, 4, i, 2) if c.cell == "Acc_ir"}
         for i in (0, 1)
     )
     assert not ones & others
@@ -66,8 +66,21 @@ def test_choices_are_made_on_other_pictures():
     runs = load_runs(emoji_hundred.get_config())
     chosen = load_runs(emoji_hundred.get_config("validation"))
     judge = Judge.load("models/emoji-flux/judge")
-    drawn, other = (asked(each, each, judge, 2, 0, 1) for each in (runs, chosen))
+    drawn, other = (asked(list(each), each, judge, 2, 0, 1) for each in (runs, chosen))
     assert not {(c.prompt, c.seed) for c in drawn} & {(c.prompt, c.seed) for c in other}
+
+
+@pytest.mark.parametrize("erased", [(), ("cat", "noto", "in"), None])
+def test_sentences_with_what_stays_are_not_those_counted(erased):
+    runs = load_runs(emoji_hundred.get_config())
+    judge = Judge.load("models/emoji-flux/judge")
+    labels = {judge.label(run.concept) for run in runs.values()} if erased is None else set(erased)
+    kept = emoji_hundred.keep_sentences(labels)
+    assert kept == emoji_hundred.keep_sentences(labels)
+    shown = {case.prompt for case in asked(list(runs), runs, judge, 8, 0, 1)}
+    assert not shown & set(kept)
+    for label in {*judge.config.entities, *judge.config.styles, *judge.config.relations} - labels:
+        assert any(label in sentence for sentence in kept), label
 
 
 def leaves(seed: int) -> dict[str, np.ndarray]:
@@ -100,10 +113,16 @@ def test_every_method_is_counted_once(tiny_folder: Path, tmp_path: Path, monkeyp
         write_lora(tmp_path / name, nest(leaves(seed)), 2.0, metadata)
     monkeypatch.setattr(compositions, "COUNTS", (2,))
     monkeypatch.setattr(compositions, "FEW", 2)
-    methods = {"sum": Method("sum"), "svd": Method("svd", 1), "fusion": Method("fusion", 2)}
+    methods = {
+        "sum": Method("sum"),
+        "svd": Method("svd", 1),
+        "fusion": Method("fusion", 2, least=1.0),
+    }
+    monkeypatch.setattr(compositions, "WANTED", 1.0)
+    monkeypatch.setattr(compositions, "TRIED", 2)
     monkeypatch.setattr(compositions, "METHODS", methods)
     out = tmp_path / "out.json"
-    made = measure(runs, tmp_path, out, 3)
+    made = measure(runs, runs, tmp_path, out, 3)
     assert json.loads(out.read_text()) == made
     assert set(made["counts"]["2"]) == set(methods)
     for found in made["counts"]["2"].values():
@@ -114,5 +133,16 @@ def test_every_method_is_counted_once(tiny_folder: Path, tmp_path: Path, monkeyp
         assert cells["Acc_ir"]["before"] == made["counts"]["2"]["sum"]["all"]["Acc_ir"]["before"]
     compositions.show(made)
     assert "fusion" in capsys.readouterr().out
-    monkeypatch.setattr(compositions, "look", None)
-    assert measure(runs, tmp_path, out, 3) == made
+    monkeypatch.setattr(compositions, "changes", None)
+    assert measure(runs, runs, tmp_path, out, 3) == made
+
+
+def test_strengths_are_found_from_the_least_on():
+    def left(strength: float) -> float:
+        return max(0.0, 1 - strength / 2)
+
+    assert compositions.find_strength(left, None) == 1
+    assert compositions.find_strength(left, 1.7) == 1.7
+    for least in (0.0, 1.0):
+        found = compositions.find_strength(left, least)
+        assert 1.6 <= found <= 1.6 + compositions.TOLERANCE

@@ -16,7 +16,8 @@ from convert.errors import InputError
 from convert.lora import read_adapter, write_lora
 from convert.mapping import flatten, nest
 from erase.compose import main
-from erase.fusion import PADDING, Moments, _grams, check, of_tokens, prompts
+from erase.fusion import PADDING, _grams, check, of_tokens, prompts
+from erase.moments import Moments
 from flux_jax.programs import Conditioning
 from flux_jax.transformer import FluxTransformer
 
