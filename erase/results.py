@@ -51,11 +51,14 @@ def draw(folder: Path, out: Path) -> None:
         "attacks": attacks_table,
         "speed": speed_table,
         "swaps": swaps_table,
+        "compositions": compositions_table,
+        "composed_kinds": composed_kinds_table,
     }
     figures: Mapping[str, Callable[..., Figure]] = {
         "curve": curve,
         "dots": dots,
         "bars": attack_bars,
+        "composed": composed,
     }
 
     def table(drawn: Callable[..., str], name: str, *more: Any) -> str:
@@ -229,6 +232,49 @@ def swaps_table(result: Mapping[str, Any]) -> str:
         sides = [relations[name][swap] for name in relations]
         rows.append([swap, *(f"{percent(s['own'])} / {percent(s['converse'])}" for s in sides)])
     return markdown(["taken from the converse", *relations], rows)
+
+
+def compositions_table(result: Mapping[str, Any]) -> str:
+    """A line for each number of concepts and method."""
+    rows = []
+    for count, methods in result["counts"].items():
+        for name, found in methods.items():
+            cells = found["all"]
+            kept = f"{percent(cells['Acc_ir']['before'])} → {interval(cells['Acc_ir']['after'])}"
+            erased = (interval(cells[cell]["after"]) for cell in ("Acc_e", "Acc_g"))
+            h = percent(cells["H"]["after"])
+            rows.append([count, name, f"{found['strength']:.2f}", *erased, kept, h])
+    return markdown(["concepts", "made by", "strength", *CELLS, "H"], rows)
+
+
+def composed_kinds_table(result: Mapping[str, Any], count: str) -> str:
+    """A line for each method of a number of concepts, by kind: Acc_e / Acc_g / Acc_ir."""
+    rows = []
+    for name, found in result["counts"][count].items():
+        cells = found["kinds"].values()
+        texts = [" / ".join(percent(each[cell]["after"]) for cell in CELLS) for each in cells]
+        rows.append([name, *texts])
+    return markdown(["made by", *result["counts"][count]["sum"]["kinds"]], rows)
+
+
+def composed(result: Mapping[str, Any]) -> Figure:
+    """Cells and H against the number of concepts in one adapter, a line for each method."""
+    counts = result["counts"]
+    numbers = [int(count) for count in counts]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, cell in zip(axes, ("Acc_e", "Acc_ir", "H"), strict=True):
+        for number, name in enumerate(next(iter(counts.values()))):
+            values = [methods[name]["all"][cell]["after"] for methods in counts.values()]
+            heights = [100 * (v if cell == "H" else v["share"]) for v in values]
+            axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=name)
+        axis.set(title=cell, xlabel="concepts in one adapter", xscale="log", ylim=(-3, 103))
+        axis.set_xticks(numbers, counts)
+        axis.minorticks_off()
+    axes[0].set_ylabel("%")
+    labels = axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return _plain(figure)
 
 
 def curve(study: Mapping[str, Any], along: str) -> Figure:

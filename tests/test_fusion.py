@@ -15,7 +15,7 @@ from flux_case import Case
 from convert.errors import InputError
 from convert.lora import read_adapter, write_lora
 from convert.mapping import flatten, nest
-from erase.compose import main
+from erase.compose import main, read_lines
 from erase.fusion import PADDING, _grams, check, of_tokens, prompts
 from erase.moments import Moments
 from flux_jax.programs import Conditioning
@@ -233,6 +233,20 @@ def test_sentences_of_a_concept_name_no_other(tiny_folder: Path):
     assert {sentence for sentence, _ in shown.erased[1]} == {"a cat and a dog"}
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), (b"\xff\xfe\xff", "cannot be read"), (b" \n", "has no sentence")],
+)
+def test_a_file_of_sentences_that_cannot_be_used_is_named(
+    tmp_path: Path, content: bytes | None, message: str
+):
+    file = tmp_path / "keep.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"keep = '.*keep\.txt' {message}"):
+        read_lines(file)
+
+
 @pytest.mark.parametrize("settings", [{}, {"settings": "{"}, {"settings": "{}"}])
 def test_a_file_without_settings_is_named(settings: dict[str, str]):
     with pytest.raises(InputError, match=r"x\.safetensors: its header does not tell"):
@@ -253,7 +267,9 @@ def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, t
         write_lora(parts[-1], nest(flat), 2.0, metadata)
     out = tmp_path / "out"
     common = ["--method", "fusion", "--prompts", "2", "--preserve", "0", "--out", str(out)]
-    main([*parts, *common])
+    keep = tmp_path / "keep.txt"
+    keep.write_text("a photo of a tree\n\n  a sun\n")
+    main([*parts, *common, "--keep", str(keep)])
     made = flatten(read_adapter(out).lora)
     wanted = flat[f"{target}/A"] @ flat[f"{target}/B"]
     found = made[f"{target}/A"] @ made[f"{target}/B"]
@@ -261,6 +277,7 @@ def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, t
     assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
     settings = json.loads(read_adapter(out).metadata["settings"])
     assert (settings["method"], settings["preserve"], settings["prompts"]) == ("fusion", 0, 2)
+    assert settings["keep"] == ["a photo of a tree", "a sun"]
     card = (out / "README.md").read_text()
     assert "erases “cat”, “dog”" in card
     assert "--method fusion" in card

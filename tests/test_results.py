@@ -11,7 +11,7 @@ from convert.errors import InputError
 from erase import results
 from erase.judge import share
 from erase.results import draw
-from erase.summary import summarise
+from erase.summary import pooled, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"soccer ball": "entity", "flat": "style", "left of": "relation"}
@@ -58,6 +58,18 @@ def folder(tmp_path: Path) -> Path:
         "attacks": summarise(attacks),
         "study": study,
         "speed": speed,
+        "composed": {
+            "counts": {
+                str(n): {
+                    "sum": {
+                        "strength": 0.5,
+                        "all": pooled([cells(n)]),
+                        "kinds": {kind: cells(n) for kind in KINDS.values()},
+                    }
+                }
+                for n in (2, 3)
+            }
+        },
         "swapped": {"relations": {"above": {"nothing": both}}},
     }
     for name, value in numbers.items():
@@ -108,20 +120,27 @@ def test_other_tables(folder: Path):
         "| 1 | 20.0 | 10.0 | 10.00 | 1.0 | 115 |",
         "| 5 | 20.0 | 10.0 | 2.00 | 5.0 | 23 |",
     ]
+    lines = page(folder, '{{ compositions("composed") }}')
+    assert lines[0] == "| concepts | made by | strength | Acc_e | Acc_g | Acc_ir | H |"
+    assert lines[3].startswith("| 3 | sum | 0.50 | 30.0 [")
+    assert "| 90.0 → 70.0 [" in lines[3]
+    lines = page(folder, '{{ composed_kinds("composed", "2") }}')
+    assert lines[0] == "| made by | entity | style | relation |"
+    assert lines[2].startswith("| sum | 20.0 / 20.0 / 80.0 | 20.0 /")
     assert page(folder, '{{ swaps("swapped") }}')[2] == "| nothing | 90.0 / 10.0 |"
 
 
 def test_figures_lie_beside_the_numbers(folder: Path):
     lines = page(
         folder,
-        '{{ curve("study", "a curve") }}\n{{ bars("attacks", "bars") }}\n'
+        '{{ curve("study", "a curve", "iterations") }}\n{{ bars("attacks", "bars") }}\n'
         '{% if "nothing" in here %}{{ dots("nothing", "") }}{% endif %}',
     )
     assert lines[:2] == ["![a curve](docs/numbers/study.png)", "![bars](docs/numbers/attacks.png)"]
     for name in ("study", "attacks"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 500
-    page(folder, '{{ dots("study", "points") }}')
+    page(folder, '{{ dots("study", "points") }}\n{{ composed("composed", "lines") }}')
 
 
 def test_missing_numbers_are_named(folder: Path):
