@@ -16,11 +16,14 @@ import jinja2
 from absl import app, flags
 
 from convert.errors import exits_cleanly
+from convert.lora import read_adapter
 from erase.pictures import write
 from erase.prompts import phrase
 from erase.report import WORDS, percent, read
 
 FILE, PICTURE = "README.md", "before_after.png"
+# The method that a composition's header names.
+COMPOSED = "erase.compose"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
@@ -43,11 +46,7 @@ def of_run(workdir: str | Path) -> Path:
     folder = workdir / "adapter"
     if evaluated and (workdir / PICTURE).is_file():
         write(folder / PICTURE, (workdir / PICTURE).read_bytes())
-    results = [
-        " | ".join([f"{text.format(config['concept'])} ({better})", *_cells(cells[cell])])
-        for cell, (better, text) in WORDS.items()
-        if cell in cells
-    ]
+    results = _rows(config["concept"], cells)
     adapter, settings = config["adapter"], config["evaluation"]
     how = (
         f"Made by EraseAnything: {config['iterations']} iterations at {config['height']} x "
@@ -72,7 +71,12 @@ def of_run(workdir: str | Path) -> Path:
 
 
 def of_composition(
-    folder: Path, concepts: Sequence[str], method: str, config: Mapping[str, Any]
+    folder: Path,
+    concepts: Sequence[str],
+    method: str,
+    config: Mapping[str, Any],
+    evaluated: Sequence[Mapping[str, Any]] = (),
+    pictures: Path | None = None,
 ) -> Path:
     """Writes the card of an adapter that was composed of several.
 
@@ -81,7 +85,11 @@ def of_composition(
         concepts: of its parts.
         method: how they became one.
         config: of a part's run, for the model and its pictures' size.
+        evaluated: what `erase.evaluate` found with it for some of the concepts.
+        pictures: a sheet before and after.
     """
+    if pictures is not None and pictures.is_file():
+        write(folder / PICTURE, pictures.read_bytes())
     named = ", ".join(f"“{concept}”" for concept in concepts)
     settings = config["evaluation"]
     return _write(
@@ -90,14 +98,41 @@ def of_composition(
         concepts=named,
         how=f"Made of {len(concepts)} adapters by `erase.compose --method {method}`; the header of "
         "the adapter's file tells which, under `settings`.",
-        results=[],
-        picture=None,
+        results=[
+            row for each in evaluated for row in _rows(each["concept"], each.get("cells", {}))
+        ],
+        picture=PICTURE if (folder / PICTURE).is_file() else None,
         prompt=phrase("a photo of a {}", concepts[0]),
-        strength=1.0,
+        strength=settings["strength"] if evaluated else 1.0,
         steps=settings["steps"],
         guidance=settings["guidance"],
         config=config,
     )
+
+
+def of_evaluated(
+    adapter: Path,
+    config: Mapping[str, Any],
+    evaluated: Sequence[Mapping[str, Any]],
+    pictures: Path,
+) -> None:
+    """Writes the card of a composition anew, with what was found; other adapters' is their run's.
+
+    Args:
+        adapter: its file or folder.
+        config: of an evaluated run.
+        evaluated: what `erase.evaluate` found for each of some concepts.
+        pictures: a sheet before and after.
+
+    Raises:
+        InputError: the adapter cannot be read.
+    """
+    header = read_adapter(adapter).metadata
+    if header.get("method") == COMPOSED:
+        made = json.loads(header["settings"])
+        concepts = [part["concept"] or part["path"] for part in made["adapters"]]
+        folder = adapter if adapter.is_dir() else adapter.parent
+        of_composition(folder, concepts, made["method"], config, evaluated, pictures)
 
 
 def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
@@ -117,6 +152,15 @@ def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
     )
     write(folder / FILE, text)
     return folder / FILE
+
+
+def _rows(concept: str, cells: Mapping[str, Any]) -> list[str]:
+    """A line of the table for each cell of an evaluation."""
+    return [
+        " | ".join([f"{text.format(concept)} ({better})", *_cells(cells[cell])])
+        for cell, (better, text) in WORDS.items()
+        if cell in cells
+    ]
 
 
 def _cells(sides: Mapping[str, Any]) -> list[str]:

@@ -214,7 +214,7 @@ def write(
     ]
     metadata = {
         "concept": ", ".join(part.metadata.get("concept", str(part.path)) for part in parts),
-        "method": "erase.compose",
+        "method": card.COMPOSED,
         "settings": json.dumps(settings),
     }
     for key in ("base_model", "version"):

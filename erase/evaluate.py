@@ -2,7 +2,8 @@
 
     python -m erase.evaluate --config configs/emoji_soccer_ball.py --workdir RUN
 
-Where the configuration names several runs, each is counted and a summary follows.
+Where the configuration names several runs, each is counted and a summary follows. The counts of one
+adapter for all of them, `--adapter` as `erase.compose` makes it, go into its model card.
 
 Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
 same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
@@ -26,6 +27,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+from convert.adapters import find_adapter
 from convert.errors import exits_cleanly
 from erase import card, report
 from erase.attention import TIMES, attention_maps
@@ -272,6 +274,11 @@ def main(argv: Sequence[str]) -> None:
             if not flags.FLAGS.adapter:
                 card.of_run(workdir / name)
             print(report.write(workdir / name))
+    if flags.FLAGS.adapter:
+        name, (config, _) = next(iter(runs.items()))
+        sheet_of_first = workdir / name / "before_after.png"
+        found = find_adapter(flags.FLAGS.adapter)
+        card.of_evaluated(found, asdict(config), list(results.values()), sheet_of_first)
     if len(runs) > 1:
         write_summary(workdir, results)
 

@@ -7,11 +7,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import yaml
 
 from convert.errors import InputError
+from convert.lora import write_lora
 from erase import card, train
 from erase.config import Evaluation
 from erase.judge import share
@@ -51,6 +53,28 @@ def test_without_evaluation_nothing_is_claimed(run: Path):
     text = card.of_run(run).read_text()
     assert "## Measured" not in text
     assert "## Before and after" not in text
+
+
+def test_a_composition_says_what_was_measured(run: Path, tmp_path: Path):
+    folder = tmp_path / "fused"
+    leaf = {"A": np.ones((2, 32, 2), np.float32), "B": np.ones((2, 2, 32), np.float32)}
+    lora = {"dual_blocks": {"attn": {"add_k_proj": leaf}}}
+    made = {"method": "fusion", "adapters": [{"concept": "cat"}, {"concept": "dog"}]}
+    write_lora(folder, lora, 2.0, {"method": card.COMPOSED, "settings": json.dumps(made)})
+    config = json.loads((run / "config.json").read_text())
+    cells = json.loads((run / "evaluation.json").read_text())["cells"]
+    evaluated = [{"concept": name, "cells": cells} for name in ("cat", "dog")]
+    card.of_evaluated(folder, config, evaluated, run / "before_after.png")
+    text = (folder / "README.md").read_text()
+    assert "erases “cat”, “dog”" in text
+    for concept in ("cat", "dog"):
+        assert re.search(rf"with “{concept}” in which .* \| 64 \| 93\.8 % ", text)
+    assert (folder / "before_after.png").read_bytes() == b"picture"
+    # A run's own is not touched.
+    (folder / "README.md").unlink()
+    write_lora(folder, lora, 2.0, {"method": "EraseAnything"})
+    card.of_evaluated(folder, config, evaluated, run / "before_after.png")
+    assert not (folder / "README.md").exists()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
