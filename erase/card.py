@@ -113,16 +113,18 @@ def of_composition(
 def of_evaluated(
     adapter: Path,
     config: Mapping[str, Any],
-    evaluated: Sequence[Mapping[str, Any]],
-    pictures: Path,
+    results: Mapping[str, Mapping[str, Any]],
+    workdir: Path,
 ) -> None:
-    """Writes the card of a composition anew, with what was found; other adapters' is their run's.
+    """Writes the card of a composition anew, with what was found of its concepts.
+
+    The card of any other adapter is its run's and is left alone.
 
     Args:
         adapter: its file or folder.
         config: of an evaluated run.
-        evaluated: what `erase.evaluate` found for each of some concepts.
-        pictures: a sheet before and after.
+        results: of `erase.evaluate`, by the name of their folder.
+        workdir: where those folders are.
 
     Raises:
         InputError: the adapter cannot be read.
@@ -131,8 +133,12 @@ def of_evaluated(
     if header.get("method") == COMPOSED:
         made = json.loads(header["settings"])
         concepts = [part["concept"] or part["path"] for part in made["adapters"]]
+        own = {name: each for name, each in results.items() if each["concept"] in concepts}
+        pictures = workdir / next(iter(own), "") / PICTURE
         folder = adapter if adapter.is_dir() else adapter.parent
-        of_composition(folder, concepts, made["method"], config, evaluated, pictures)
+        of_composition(
+            folder, concepts, made["method"], config, list(own.values()), pictures if own else None
+        )
 
 
 def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:

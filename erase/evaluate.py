@@ -275,10 +275,8 @@ def main(argv: Sequence[str]) -> None:
                 card.of_run(workdir / name)
             print(report.write(workdir / name))
     if flags.FLAGS.adapter:
-        name, (config, _) = next(iter(runs.items()))
-        sheet_of_first = workdir / name / "before_after.png"
-        found = find_adapter(flags.FLAGS.adapter)
-        card.of_evaluated(found, asdict(config), list(results.values()), sheet_of_first)
+        config, _ = next(iter(runs.values()))
+        card.of_evaluated(find_adapter(flags.FLAGS.adapter), asdict(config), results, workdir)
     if len(runs) > 1:
         write_summary(workdir, results)
 

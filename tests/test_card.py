@@ -63,17 +63,20 @@ def test_a_composition_says_what_was_measured(run: Path, tmp_path: Path):
     write_lora(folder, lora, 2.0, {"method": card.COMPOSED, "settings": json.dumps(made)})
     config = json.loads((run / "config.json").read_text())
     cells = json.loads((run / "evaluation.json").read_text())["cells"]
-    evaluated = [{"concept": name, "cells": cells} for name in ("cat", "dog")]
-    card.of_evaluated(folder, config, evaluated, run / "before_after.png")
+    write(run / "second" / "before_after.png", b"picture of a cat")
+    names = {"first": "tree", "second": "cat", "third": "dog"}
+    results = {name: {"concept": concept, "cells": cells} for name, concept in names.items()}
+    card.of_evaluated(folder, config, results, run)
     text = (folder / "README.md").read_text()
     assert "erases “cat”, “dog”" in text
     for concept in ("cat", "dog"):
         assert re.search(rf"with “{concept}” in which .* \| 64 \| 93\.8 % ", text)
-    assert (folder / "before_after.png").read_bytes() == b"picture"
+    assert (folder / "before_after.png").read_bytes() == b"picture of a cat"
+    assert "tree" not in text
     # A run's own is not touched.
     (folder / "README.md").unlink()
     write_lora(folder, lora, 2.0, {"method": "EraseAnything"})
-    card.of_evaluated(folder, config, evaluated, run / "before_after.png")
+    card.of_evaluated(folder, config, results, run)
     assert not (folder / "README.md").exists()
 
 
