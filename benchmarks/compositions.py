@@ -331,7 +331,7 @@ def main(argv: Sequence[str]) -> None:
     runs = load_runs(given[FLAG].value)
     if len(runs) < max(COUNTS):
         raise InputError(f"config has {len(runs)} runs, fewer than {max(COUNTS)}")
-    validation = load_runs(emoji_hundred.get_config("validation"))
+    validation = load_runs(emoji_hundred.validation())
     show(measure(runs, validation, Path(given.workdir), Path(given.out), given.pictures))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import EMOJI, STRONG
+from configs import EMOJI, PLACE, STRONG
 from configs.suite import CONCEPTS, ENTITY_PROMPTS, PHRASES, PICTURES, SETTINGS
 from erase.prompts import phrase
 from erase.runs import configure, over
@@ -115,9 +115,18 @@ def keep_sentences(erased: Collection[str]) -> list[str]:
     ]
 
 
-def get_config(split: str = "") -> ConfigDict:
-    """The runs; `--config configs/emoji_hundred.py:validation` asks for other pictures."""
-    each = {name: over(run, VALIDATION[name] if split else {}) for name, run in RUNS.items()}
+def get_config(preset: str = "") -> ConfigDict:
+    """The runs; `--config configs/emoji_hundred.py:paper` takes a preset's values instead."""
+    return _configured(RUNS, preset)
+
+
+def validation() -> ConfigDict:
+    """The runs, asking for the pictures that choices are made on."""
+    return _configured({name: over(run, VALIDATION[name]) for name, run in RUNS.items()})
+
+
+def _configured(each: Mapping[str, Mapping[str, Any]], preset: str = "") -> ConfigDict:
     # Pictures are those of compositions.
     small = {"evaluation": {"pictures": 0, "batch": 192}, "bank": {"batch": 64}}
-    return configure(**over(over(EMOJI, STRONG), small), each=each)
+    shared = PLACE if preset else over(EMOJI, STRONG)
+    return configure(preset, **over(shared, small), each=dict(each))

@@ -110,6 +110,22 @@ def of_composition(
     )
 
 
+def composed_of(adapter: Path) -> list[str]:
+    """The concepts of a composition, as its header tells; none of another adapter.
+
+    Args:
+        adapter: its file or folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    header = read_adapter(adapter).metadata
+    if header.get("method") != COMPOSED:
+        return []
+    parts = json.loads(header["settings"])["adapters"]
+    return [part["concept"] or part["path"] for part in parts]
+
+
 def of_evaluated(
     adapter: Path,
     config: Mapping[str, Any],
@@ -129,10 +145,8 @@ def of_evaluated(
     Raises:
         InputError: the adapter cannot be read.
     """
-    header = read_adapter(adapter).metadata
-    if header.get("method") == COMPOSED:
-        made = json.loads(header["settings"])
-        concepts = [part["concept"] or part["path"] for part in made["adapters"]]
+    if concepts := composed_of(adapter):
+        made = json.loads(read_adapter(adapter).metadata["settings"])
         own = {name: each for name, each in results.items() if each["concept"] in concepts}
         pictures = workdir / next(iter(own), "") / PICTURE
         folder = adapter if adapter.is_dir() else adapter.parent

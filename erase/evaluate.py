@@ -16,7 +16,7 @@ import io
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,15 @@ from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
 
-def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
+def plan(
+    config: Config, pipe: Pipeline, erased: Collection[str] = ()
+) -> tuple[Judge | None, list[Case]]:
     """The judge and what is drawn for it; cheap, and complete in its checks.
+
+    Args:
+        config: the run's configuration.
+        pipe: the base model.
+        erased: other concepts that are not to stay either.
 
     Raises:
         InputError: the judge's folder cannot be used, it does not know a label, or a prompt is
@@ -54,7 +61,7 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
     """
     settings = config.evaluation
     judge = open_judge(settings.judge) if settings.judge else None
-    drawn = cases(config, others(config, judge))
+    drawn = cases(config, [word for word in others(config, judge) if word not in erased])
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
         ranked = zip(drawn, _ranks(drawn), strict=True)
@@ -64,7 +71,11 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge | None, list[Case]]:
 
 
 def evaluate(
-    pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    workdir: str | Path,
+    erased: Collection[str] = (),
 ) -> dict[str, Any]:
     """Draws, judges and writes.
 
@@ -77,6 +88,7 @@ def evaluate(
         adapter: what erases.
         config: the run's configuration.
         workdir: the run's folder.
+        erased: other concepts that the adapter erases.
 
     Returns:
         What `evaluation.json` holds.
@@ -85,7 +97,7 @@ def evaluate(
         InputError: a setting does not fit the judge or the model.
     """
     workdir, settings = Path(workdir), config.evaluation
-    judge, drawn = plan(config, pipe)
+    judge, drawn = plan(config, pipe, erased)
     # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
     sides = {
         side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
@@ -266,17 +278,18 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     workdir = Path(flags.FLAGS.workdir)
     pipe, runs = open_runs(flags.FLAGS)
-    results = {}
+    given, results = flags.FLAGS.adapter, {}
+    erased = card.composed_of(find_adapter(given)) if given else []
     for name, (config, adapter) in runs.items():
         with explains_memory():
-            results[name] = evaluate(pipe, adapter, config, workdir / name)
+            results[name] = evaluate(pipe, adapter, config, workdir / name, erased)
         if (workdir / name / "config.json").is_file():
-            if not flags.FLAGS.adapter:
+            if not given:
                 card.of_run(workdir / name)
             print(report.write(workdir / name))
-    if flags.FLAGS.adapter:
+    if given:
         config, _ = next(iter(runs.values()))
-        card.of_evaluated(find_adapter(flags.FLAGS.adapter), asdict(config), results, workdir)
+        card.of_evaluated(find_adapter(given), asdict(config), results, workdir)
     if len(runs) > 1:
         write_summary(workdir, results)
 

@@ -73,9 +73,11 @@ def test_a_composition_says_what_was_measured(run: Path, tmp_path: Path):
         assert re.search(rf"with “{concept}” in which .* \| 64 \| 93\.8 % ", text)
     assert (folder / "before_after.png").read_bytes() == b"picture of a cat"
     assert "tree" not in text
+    assert card.composed_of(folder) == ["cat", "dog"]
     # A run's own is not touched.
     (folder / "README.md").unlink()
     write_lora(folder, lora, 2.0, {"method": "EraseAnything"})
+    assert card.composed_of(folder) == []
     card.of_evaluated(folder, config, results, run)
     assert not (folder / "README.md").exists()
 

@@ -64,7 +64,7 @@ def test_nothing_in_training_names_what_is_unseen():
 
 def test_choices_are_made_on_other_pictures():
     runs = load_runs(emoji_hundred.get_config())
-    chosen = load_runs(emoji_hundred.get_config("validation"))
+    chosen = load_runs(emoji_hundred.validation())
     judge = Judge.load("models/emoji-flux/judge")
     drawn, other = (asked(list(each), each, judge, 2, 0, 1) for each in (runs, chosen))
     assert not {(c.prompt, c.seed) for c in drawn} & {(c.prompt, c.seed) for c in other}

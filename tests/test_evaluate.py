@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import emoji_cat
 from convert.errors import InputError
 from erase import report
 from erase.attack import FAMILIES, attack
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, draw_cases, judged, named_pair
 from erase.config import Config, Evaluation, Model
-from erase.evaluate import evaluate
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from erase.evaluate import evaluate, others, plan
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge
+from erase.runs import load_config
 from erase.summary import CELLS, harmonic_mean
 from flux_jax import Adapter, load, lora
 from flux_jax.pipeline import Pipeline
@@ -273,3 +275,13 @@ def test_bad_input_is_refused_before_anything_is_drawn(
     with pytest.raises(InputError, match=message):
         evaluate(pipe, adapter, config, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_composition_erases_besides_is_not_asked_for():
+    config = load_config(emoji_cat.get_config())
+    pipe = load(config.model.path)
+    judge = open_judge(config.evaluation.judge or "")
+    away = [word for word in others(config, judge) if word not in ("dog", "fish")]
+    _, drawn = plan(config, pipe, away)
+    assert {case.sought for case in drawn if case.cell == "Acc_ir"} == {"dog", "fish"}
+    assert {case.sought for case in drawn if case.cell != "Acc_ir"} == {"cat"}
