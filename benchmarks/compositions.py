@@ -5,10 +5,10 @@ r"""Counts what one adapter made of 2, 3, 5, ..., 100 erases and keeps, for ever
 
 RUNS holds the adapters that `erase.train` made with the configuration, each of which takes its
 `evaluation.strength` as its weight. Where a strength of the result is looked for, it is found on
-other pictures. Small groups are drawn from the same fifteen concepts in a
-random order, large ones begin with them. Acc_e and Acc_g are counted on every erased concept,
-Acc_ir on labels of all three kinds that are not erased, equally many pictures of each kind. Counts
-are written as soon as they are there; what the output already holds is left out.
+other pictures. Small groups are drawn from the same fifteen concepts in a random order, large ones
+begin with them. Acc_e and Acc_g are counted on every erased concept, Acc_ir on labels of all three
+kinds that are not erased, equally many pictures of each kind. Counts are written as soon as they
+are there; what the output already holds is left out.
 Axis letters: B pictures, L blocks, I inputs, O outputs, R rank.
 """
 
@@ -133,7 +133,10 @@ def measure(
             continue
         chosen = groups(names, count)
         shown = [asked(g, runs, judge, pictures, i, len(chosen)) for i, g in enumerate(chosen)]
-        tried = [asked(g, validation, judge, TRIED, 0, 0) for g in chosen]
+        tried = [
+            [case for case in of_concepts(group, validation, TRIED) if case.cell == "Acc_e"]
+            for group in chosen
+        ]
         check(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
         made_of: dict[str, list[Adapter]] = {name: [] for name in METHODS}
         for group in chosen:
@@ -226,6 +229,16 @@ def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
     return Adapter(nest(made), float(inputs))
 
 
+def of_concepts(group: Sequence[str], runs: Mapping[str, Config], pictures: int) -> list[Case]:
+    """So many pictures of each concept under its own name, and under other words."""
+    drawn = []
+    for name in group:
+        config, _ = settle(runs[name])
+        settings = replace(config.evaluation, pictures=pictures)
+        drawn += cases(replace(config, evaluation=settings), ())
+    return drawn
+
+
 def asked(
     group: Sequence[str],
     runs: Mapping[str, Config],
@@ -242,16 +255,10 @@ def asked(
         judge: knows the labels.
         pictures: of each concept and cell.
         index: of the group, whose kept labels are drawn from noise of their own.
-        of: groups; 0 asks for the concepts by their own names alone.
+        of: groups.
     """
-    own = {name: settle(runs[name])[0] for name in group}
-    erased = {judge.label(config.concept) for config in own.values()}
-    drawn = []
-    for config in own.values():
-        settings = replace(config.evaluation, pictures=pictures)
-        drawn += cases(replace(config, evaluation=settings), ())
-    if not of:
-        return [case for case in drawn if case.cell == "Acc_e"]
+    erased = {judge.label(runs[name].concept) for name in group}
+    drawn = of_concepts(group, runs, pictures)
     for kind in KINDS:
         config = next((c for c in runs.values() if judge.kind(c.concept) == kind), None)
         if config is None:

@@ -15,9 +15,12 @@ from flux_case import Case
 from convert.errors import InputError
 from convert.lora import read_adapter, write_lora
 from convert.mapping import flatten, nest
+from erase import fusion
 from erase.compose import main, read_lines
-from erase.fusion import PADDING, _grams, check, of_tokens, prompts
+from erase.fusion import OTHER, PADDING, _grams, check, of_tokens, prompts
 from erase.moments import Moments
+from erase.tokens import marks
+from flux_jax import load
 from flux_jax.programs import Conditioning
 from flux_jax.transformer import FluxTransformer
 
@@ -251,6 +254,43 @@ def test_a_file_of_sentences_that_cannot_be_used_is_named(
 def test_a_file_without_settings_is_named(settings: dict[str, str]):
     with pytest.raises(InputError, match=r"x\.safetensors: its header does not tell"):
         prompts({"x.safetensors": settings}, 4, 0)
+
+
+def test_each_concept_counts_the_same_and_its_own_tokens_most(tiny_folder: Path, monkeypatch):
+    target, seen = "dual_blocks/attn/add_k_proj", []
+    headers = {
+        name: header(tiny_folder, concept=name, synonyms=("kitty",), irrelevant=("sun",))
+        for name in ("cat", "dog")
+    }
+    shown = prompts(headers, 1, 0, ["a sun"])
+    pipe = load(tiny_folder)
+
+    def grams(pipe, config, targets, change, sentences, weights, *, seed):
+        seen.append((sentences, weights))
+        return {target: np.broadcast_to(np.eye(32), (2, 32, 32))}
+
+    monkeypatch.setattr(fusion, "grams", grams)
+    changes = [
+        {f"{target}/A": size * np.ones((2, 32, 1)), f"{target}/B": np.ones((2, 1, 32))}
+        for size in (1.0, 10.0)
+    ]
+    moments = fusion.gather(pipe, changes, shown, 0)[target]
+    asked = [2 * 32 * 32 * size**2 for size in (1.0, 10.0)]
+    assert moments.weight == pytest.approx(sum(1 / each for each in asked))
+    assert moments.asked == pytest.approx(2)
+    for (sentence, word), (sentences, weights) in zip(
+        [pairs[0] for pairs in shown.erased], seen, strict=False
+    ):
+        assert sentences == (sentence,)
+        own = marks(pipe.tokenizer_2, [sentence], word) > 0
+        _, ids = pipe.tokenize([sentence])
+        empty = ids == pipe.tokenizer_2.pad_token_id
+        assert own.any()
+        assert empty.any()
+        np.testing.assert_allclose(weights[own], 1)
+        np.testing.assert_allclose(weights[empty], PADDING, rtol=1e-6)
+        np.testing.assert_allclose(weights[~own & ~empty], OTHER, rtol=1e-6)
+    assert set(np.unique(seen[-1][1])) == {np.float32(PADDING), 1}
 
 
 def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, tmp_path: Path):
