@@ -1,26 +1,57 @@
-"""The one error that a user's input can cause, and how a command ends on it."""
+"""The errors that are this project's own, and how a command ends on them.
+
+| exit code | what it says |
+| --- | --- |
+| 0 | done |
+| 1 | failed: the run could not go on (`RunError`; or the system's own, such as a full disk) |
+| 2 | what was given cannot be used (`InputError`) |
+| 75 | stopped from outside, all saved: the same command goes on (`PreemptedError`) |
+"""
 
 import functools
 import sys
 from collections.abc import Callable
 
 
-class InputError(ValueError):
+class EraseError(Exception):
+    """Any error of this project's own; the message says what to do.
+
+    Attributes:
+        exit_code: of a command that ends on it.
+    """
+
+    exit_code = 1
+
+
+class InputError(EraseError, ValueError):
     """What the user gave cannot be used.
 
     The message names the field or file, the value, and the mend.
     """
 
+    exit_code = 2
+
+
+class RunError(EraseError, RuntimeError):
+    """What was given can be used, and yet the run could not go on; nothing saved is lost."""
+
+
+class PreemptedError(EraseError):
+    """The system asked the run to stop (SIGTERM, SIGINT); it has saved all that it had."""
+
+    # EX_TEMPFAIL of sysexits.h: try again.
+    exit_code = 75
+
 
 def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a command: an `InputError` becomes one line on stderr and exit code 2."""
+    """Wraps a command: an error becomes a line on stderr and the exit code of its kind."""
 
     @functools.wraps(main)
     def guarded(*args: object, **kwargs: object) -> None:
         try:
             main(*args, **kwargs)
-        except InputError as error:
+        except (EraseError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
 
     return guarded

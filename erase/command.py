@@ -11,7 +11,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from convert.errors import InputError
+from convert.errors import InputError, RunError
 from erase.config import Config
 from erase.fields import paths, unknown
 from erase.runs import EACH
@@ -62,7 +62,7 @@ def explains_memory(mends: str = MENDS) -> Iterator[None]:
         mends: what helps.
 
     Raises:
-        InputError: it does not.
+        RunError: it does not.
     """
     try:
         yield
@@ -70,7 +70,7 @@ def explains_memory(mends: str = MENDS) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said = str(error).splitlines()[0]
-        raise InputError(f"a device has too little memory ({said}). {mends}") from error
+        raise RunError(f"a device has too little memory ({said}). {mends}") from error
 
 
 def begin(argv: Sequence[str], hint: str = "see --help") -> None:

@@ -31,7 +31,7 @@ from absl import app, flags
 from jaxtyping import PRNGKeyArray, PyTree
 from tqdm import tqdm
 
-from convert.errors import InputError, exits_cleanly
+from convert.errors import InputError, RunError, exits_cleanly
 from convert.lora import write_lora
 from erase import (
     bank,
@@ -172,7 +172,7 @@ def learn(
         workdir: folder of the checkpoints, with the runs' folders in it.
 
     Raises:
-        InputError: a run diverged.
+        RunError: a run diverged.
     """
     first = next(iter(configs.values()))
     pipe = share(pipe, first, len(configs))
@@ -226,7 +226,7 @@ def train(
         erased: whether the run of a name has erased enough, in a state.
 
     Raises:
-        InputError: a run diverged.
+        RunError: a run diverged.
     """
     config = next(iter(configs.values()))
     title = config.concept if len(configs) == 1 else f"{len(configs)} concepts"
@@ -300,11 +300,11 @@ def check_finite(step: int, name: str, values: dict[str, float]) -> None:
     """Stops where a run has diverged.
 
     Raises:
-        InputError: a loss or a gradient is not a number.
+        RunError: a loss or a gradient is not a number.
     """
     lost = [name for name, value in values.items() if not math.isfinite(value)]
     if lost:
-        raise InputError(
+        raise RunError(
             f"{name and f'{name}, '}iteration {step}: {', '.join(lost)} left the range of numbers; "
             "reduce lower.learning_rate or upper.learning_rate"
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from convert.errors import InputError
+from convert.errors import RunError
 from erase import memory
 from erase.command import explains_memory
 from erase.config import Config, Evaluation, Upper
@@ -89,7 +89,7 @@ def test_the_command_plans_without_a_folder(tmp_path: Path):
 
 def test_too_little_memory_is_told_with_what_helps():
     message = r"too little memory \(RESOURCE_EXHAUSTED.*model\.remat"
-    with pytest.raises(InputError, match=message), explains_memory():
+    with pytest.raises(RunError, match=message), explains_memory():
         jnp.zeros(1 << 50, jnp.int8).block_until_ready()
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"), explains_memory():
         raise jax.errors.JaxRuntimeError("INTERNAL: another")

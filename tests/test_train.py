@@ -14,7 +14,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from endpoint import Endpoint, says
 from safetensors import safe_open
 
-from convert.errors import InputError
+from convert.errors import InputError, RunError
 from convert.lora import read_lora
 from erase import checkpoints, train
 from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
@@ -201,9 +201,9 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
 
 def test_divergence_is_told():
     train.check_finite(3, "", {"esd": 1.0})
-    with pytest.raises(InputError, match=r"^iteration 3: esd left .* reduce lower\.learning_rate"):
+    with pytest.raises(RunError, match=r"^iteration 3: esd left .* reduce lower\.learning_rate"):
         train.check_finite(3, "", {"esd": float("nan"), "attn": 0.0})
-    with pytest.raises(InputError, match=r"^cat, iteration 4: attn left"):
+    with pytest.raises(RunError, match=r"^cat, iteration 4: attn left"):
         train.check_finite(4, "cat", {"attn": float("inf")})
 
 
