@@ -143,21 +143,25 @@ def random_inputs(sizes: FluxConfig, work: Work, seed: int = 1) -> Inputs:
     )  # pyright: ignore[reportCallIssue]
 
 
-def random_bank(config: Config, model: FluxTransformer, work: Work, seed: int = 2) -> Bank:
-    """A bank for one run, with the shapes of its own and the axis of runs."""
+def random_bank(
+    config: Config, model: FluxTransformer, work: Work, seed: int = 2, runs: int = 1
+) -> Bank:
+    """A bank for runs, with the shapes of each one's own and the axis of runs."""
     pools = (CONCEPT, *(SYNONYM for _ in config.synonyms), *(POOL for _ in config.irrelevant))
     wanted = shapes(config, model, work.image_tokens, work.text_tokens, len(pools))
     leaves, tree = jax.tree.flatten(wanted)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     drawn = [
-        normal(key, (1, *leaf.shape), dtype=leaf.dtype)
+        normal(key, (runs, *leaf.shape), dtype=leaf.dtype)
         for key, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(tree, drawn).replace(
-        masks=jnp.zeros((1, *wanted.masks.shape)).at[..., 2:4].set(1),
-        kinds=jnp.asarray([pools], jnp.int32),
-        eta=jnp.full(1, config.lower.eta),
-        trajectory_sentences=jnp.arange(config.bank.trajectories)[None] % config.bank.sentences,
+        masks=jnp.zeros((runs, *wanted.masks.shape)).at[..., 2:4].set(1),
+        kinds=jnp.tile(jnp.asarray(pools, jnp.int32), (runs, 1)),
+        eta=jnp.full(runs, config.lower.eta),
+        trajectory_sentences=jnp.tile(
+            jnp.arange(config.bank.trajectories) % config.bank.sentences, (runs, 1)
+        ),
         times=jnp.linspace(1, 1 / config.steps, config.steps),
         image_ids=latent_ids(work.pixels // 8, work.pixels // 8),
     )
