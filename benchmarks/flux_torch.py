@@ -23,7 +23,6 @@ import torch
 from absl import app, flags
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from peft import LoraConfig
-from tqdm import tqdm
 
 from benchmarks import works as shared
 from benchmarks.works import (
@@ -42,6 +41,7 @@ from benchmarks.works import (
     chosen,
     times,
 )
+from convert import progress
 from convert.errors import InputError, exits_cleanly
 from erase.command import begin, parse_flags
 
@@ -232,7 +232,7 @@ def measure(
         A work's name with `UNFINISHED`, and then with its record.
     """
     model = random_model(sizes, device)
-    for name, work in tqdm(works.items(), desc=f"diffusers, {side}"):
+    for name, work in progress.bar(works.items(), desc=f"diffusers, {side}"):
         yield name, UNFINISHED
         yield name, attempt(partial(record, model, work, side, device, repeats))
         # What a work that ran out of memory has left behind.

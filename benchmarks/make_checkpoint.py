@@ -20,9 +20,8 @@ import jax
 import ml_dtypes
 import numpy as np
 from scipy.stats import norm
-from tqdm import tqdm
 
-from convert import original
+from convert import original, progress
 from convert.errors import InputError, exits_cleanly
 from convert.mapping import torch_shapes
 from convert.pipeline import INDEX, MODEL_INDEX, SINGLE, write_json
@@ -160,7 +159,8 @@ def make(
         table = original.table(name, config) if single else COMPONENTS[name]
         models[name] = single, table, torch_shapes(table, abstract_params(name, config))
     total = sum(math.prod(shape) for *_, shapes in models.values() for shape in shapes.values())
-    with tqdm(desc="writing", total=total * DTYPE.itemsize, unit="B", unit_scale=True) as bar:
+    title = {"desc": "writing", "total": total * DTYPE.itemsize, "unit": "B", "unit_scale": True}
+    with progress.bar(**title) as bar:
         for name, (single, table, shapes) in models.items():
             tensors = {
                 tensor: random_tensor(tensor, shape, seed, bar.update)

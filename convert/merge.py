@@ -24,9 +24,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from convert import mapping, original
+from convert import mapping, original, progress
 from convert.changes import Adapter, Changes, changes_of, merged, read_adapters, refuse_all
 from convert.errors import InputError, exits_cleanly
 from convert.hub import find_model
@@ -76,7 +75,7 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
             copy_rest(path, partial, _left_behind(path, source), _link_or_copy)
         title = {"desc": "merging", "total": source.nbytes, "unit": "B", "unit_scale": True}
         problems: list[str] = []
-        with tqdm(**title, disable=None) as bar:
+        with progress.bar(**title) as bar:
             for old, new in files.items():
                 tensors = _merged_file(old, slots, changes, problems, bar.update)
                 write_file(new, tensors, _metadata(old, read))

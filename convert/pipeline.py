@@ -19,9 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from convert import original
+from convert import original, progress
 from convert.checkpoint import FOLDER, read_params, write_params
 from convert.errors import InputError, exits_cleanly
 from convert.mapping import MEND, differences, flatten, refuse, to_flax, to_torch
@@ -136,7 +135,7 @@ def read_tree(name: str, source: Source) -> dict[str, Any]:
     """
     shapes = abstract_params(name, source.config)
     title = {"desc": name, "total": source.nbytes, "unit": "B", "unit_scale": True}
-    with tqdm(**title, disable=None) as bar:
+    with progress.bar(**title) as bar:
         if isinstance(source, TorchSource):
             return to_flax(
                 source.table,

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jaxtyping import PRNGKeyArray, PyTree
-from tqdm import tqdm
 
+from convert import progress
 from convert.errors import InputError, RunError, exits_cleanly
 from convert.lora import write_lora
 from erase import (
@@ -245,7 +245,7 @@ def train(
             )
             for name in configs
         ]
-        bar = tqdm(total=config.iterations, initial=done, desc=f"erasing {title}", unit="it")
+        bar = progress.bar(total=config.iterations, initial=done, desc=f"erasing {title}")
         stack.enter_context(bar)
         names, active = list(configs), np.array(meshes.gather(setup.mesh, state.active))
         for step in range(done + 1, config.iterations + 1):
