@@ -1,6 +1,6 @@
 """Times this project's transformer and updates at FLUX.1 [dev]'s size, on one GPU.
 
-    python -m benchmarks.flux_ours --out flux.json [--works forward-512,step-512]
+    python -m benchmarks.flux_ours --out flux.json --works forward-512,step-512
 
 `benchmarks.flux` runs this beside diffusers. Weights are random bfloat16, made on the device.
 Times are of the host, from a call to results that are ready; memory is the compiler's: arguments,

@@ -1,6 +1,6 @@
 """Times diffusers' transformer at FLUX.1 [dev]'s size, on one GPU.
 
-    python -m benchmarks.flux_torch --out flux.json --side eager [--works forward-512,step-512]
+    python -m benchmarks.flux_torch --out flux.json --side eager --works forward-512
 
 `benchmarks.flux` runs this beside this project's own. The model is used as diffusers and PEFT are:
 bfloat16 weights, attention by PyTorch's `scaled_dot_product_attention`, inputs as FluxPipeline

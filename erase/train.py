@@ -1,9 +1,10 @@
 """Erases a concept: trains an adapter at two levels, evaluates it and writes a report.
 
-    python -m erase.train --config CONFIG.py --workdir RUN [--resume | --overwrite]
+    python -m erase.train --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
+With `--resume` it goes on from the run's latest checkpoint; with `--overwrite` it begins anew.
 Several runs train at once where the configuration names them (`each`); each then has a folder of
-its own in RUN, and the checkpoints in RUN are everybody's.
+its own in the workdir, and the checkpoints there are everybody's.
 The run's folder holds config.json, irrelevant.json (words for other things, and their source),
 sentences.json (the same of sentences that a language model was asked for), metrics.jsonl (a line an
 iteration), checkpoints/, adapter/ (pytorch_lora_weights.safetensors and README.md, its model card)
