@@ -69,7 +69,7 @@ def show_help(full: bool) -> None:
     """
     doc, values = sys.modules["__main__"].__doc__ or "", flags.FLAGS
     # The first line names the module's file.
-    listed = values.get_help() if full else values.main_module_help().partition("\n")[2]
+    listed = values.get_help() if full else values.main_module_help().strip().partition("\n")[2]
     print(f"{doc.strip()}\n\nflags:\n{listed}")
     if not full:
         print("\n--helpfull shows those of the libraries too.")

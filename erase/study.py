@@ -209,7 +209,7 @@ def read_study(given: str) -> Study:
         raise InputError(f"study = {given!r}: {path!r} is not a file; check the path")
     studies = runpy.run_path(path).get("STUDIES", {})
     if name not in studies:
-        raise InputError(f"study = {given!r} is unknown after the colon; {nearest(name, studies)}")
+        raise InputError(f"study = {given!r} is unknown; {nearest(name, studies)}")
     return studies[name]
 
 

@@ -5,7 +5,8 @@ package, `wordnet.json`, made from WordNet 3.1 by
 
     NLTK_DATA=~/nltk_data python -m erase.synonyms tabby
 
-which adds the words that it is given; WordNet's licence stands in it. Both answer alike: a concept means its first, most frequent, sense.
+which adds the words that it is given. WordNet's licence stands in it. Both answer alike: a concept
+means its first, most frequent, sense.
 """
 
 import contextlib
