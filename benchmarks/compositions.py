@@ -1,11 +1,11 @@
 r"""Counts what one adapter made of 2, 3, 5, ..., 100 erases and keeps, for every way to make it.
 
-    python -m benchmarks.compositions --config configs/emoji_hundred.py --workdir RUNS \
-        --out docs/results/compositions.json
+    python -m benchmarks.compositions --config configs/emoji_hundred.py \
+        --workdir runs/emoji_hundred --out docs/results/compositions.json
 
-RUNS holds the adapters that `erase.train` made with the configuration, each of which takes its
-`evaluation.strength` as its weight. Where a strength of the result is looked for, it is found on
-other pictures. Small groups are drawn from the same fifteen concepts in a random order, large ones
+The workdir holds the adapters that `erase.train` made with the configuration, each of which takes
+its `evaluation.strength` as its weight. Where a strength is looked for, it is found on other
+pictures. Small groups are drawn from the same fifteen concepts in a random order, large ones
 begin with them. Acc_e and Acc_g are counted on every erased concept, Acc_ir on labels of all three
 kinds that are not erased, equally many pictures of each kind. Counts are written as soon as they
 are there; what the output already holds is left out.

@@ -1,6 +1,6 @@
 """Times this project's transformer and updates at FLUX.1 [dev]'s size, on one GPU.
 
-    python -m benchmarks.flux_ours --out flux.json [--works forward-512,step-512]
+    python -m benchmarks.flux_ours --out flux.json --works forward-512,step-512
 
 `benchmarks.flux` runs this beside diffusers. Weights are random bfloat16, made on the device.
 Times are of the host, from a call to results that are ready; memory is the compiler's: arguments,
@@ -22,7 +22,6 @@ import optax
 from absl import app, flags
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from tqdm import tqdm
 
 from benchmarks import flops
 from benchmarks import works as shared
@@ -42,6 +41,7 @@ from benchmarks.works import (
     times,
 )
 from configs import nudity
+from convert import progress
 from convert.errors import InputError, exits_cleanly
 from erase.bank import CONCEPT, POOL, SYNONYM, Bank, shapes
 from erase.command import begin, parse_flags
@@ -333,7 +333,7 @@ def measure(
     model = FluxTransformer(FluxConfig.from_dict(sizes), jnp.bfloat16)
     kinds = {"forward": forward, "sample": sample, "step": step}
     kinds["iteration"] = partial(iteration, config)
-    for name, work in tqdm(works.items(), desc=SIDE):
+    for name, work in progress.bar(works.items(), desc=SIDE):
         yield name, UNFINISHED
         yield name, attempt(partial(kinds[work.kind], model, params, work, repeats))
         gc.collect()

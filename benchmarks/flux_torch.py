@@ -1,6 +1,6 @@
 """Times diffusers' transformer at FLUX.1 [dev]'s size, on one GPU.
 
-    python -m benchmarks.flux_torch --out flux.json --side eager [--works forward-512,step-512]
+    python -m benchmarks.flux_torch --out flux.json --side eager --works forward-512
 
 `benchmarks.flux` runs this beside this project's own. The model is used as diffusers and PEFT are:
 bfloat16 weights, attention by PyTorch's `scaled_dot_product_attention`, inputs as FluxPipeline
@@ -23,7 +23,6 @@ import torch
 from absl import app, flags
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from peft import LoraConfig
-from tqdm import tqdm
 
 from benchmarks import works as shared
 from benchmarks.works import (
@@ -42,6 +41,7 @@ from benchmarks.works import (
     chosen,
     times,
 )
+from convert import progress
 from convert.errors import InputError, exits_cleanly
 from erase.command import begin, parse_flags
 
@@ -232,7 +232,7 @@ def measure(
         A work's name with `UNFINISHED`, and then with its record.
     """
     model = random_model(sizes, device)
-    for name, work in tqdm(works.items(), desc=f"diffusers, {side}"):
+    for name, work in progress.bar(works.items(), desc=f"diffusers, {side}"):
         yield name, UNFINISHED
         yield name, attempt(partial(record, model, work, side, device, repeats))
         # What a work that ran out of memory has left behind.

@@ -1,13 +1,12 @@
 """Writes a pipeline of FLUX.1's size and names with random weights, to measure and test on.
 
-    python -m benchmarks.make_checkpoint DST [--variant dev|schnell] [--layout diffusers|original]
+    python -m benchmarks.make_checkpoint models/random-flux --variant dev --layout diffusers
 
 All is bfloat16 and the same for the same seed: 34 GB for [dev], of which 24 GB are the
 transformer's. Matrices have a variance that keeps the scale of what goes through, norms are near 1.
 The tokenizers are the small model's, whose ids the large encoders know too.
 """
 
-import argparse
 import math
 import shutil
 import zlib
@@ -20,9 +19,9 @@ import jax
 import ml_dtypes
 import numpy as np
 from scipy.stats import norm
-from tqdm import tqdm
 
-from convert import original
+from convert import original, progress
+from convert.arguments import Parser
 from convert.errors import InputError, exits_cleanly
 from convert.mapping import torch_shapes
 from convert.pipeline import INDEX, MODEL_INDEX, SINGLE, write_json
@@ -160,7 +159,8 @@ def make(
         table = original.table(name, config) if single else COMPONENTS[name]
         models[name] = single, table, torch_shapes(table, abstract_params(name, config))
     total = sum(math.prod(shape) for *_, shapes in models.values() for shape in shapes.values())
-    with tqdm(desc="writing", total=total * DTYPE.itemsize, unit="B", unit_scale=True) as bar:
+    title = {"desc": "writing", "total": total * DTYPE.itemsize, "unit": "B", "unit_scale": True}
+    with progress.bar(**title) as bar:
         for name, (single, table, shapes) in models.items():
             tensors = {
                 tensor: random_tensor(tensor, shape, seed, bar.update)
@@ -196,11 +196,7 @@ def random_tensor(name: str, shape: Shape, seed: int, advance: Any) -> RandomTen
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.make_checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("benchmarks.make_checkpoint", __doc__)
     parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
     parser.add_argument("--variant", choices=("dev", "schnell"), default="dev")
     parser.add_argument("--layout", choices=("diffusers", "original"), default="diffusers")

@@ -1,7 +1,7 @@
 """Which TPU slices FLUX.1 [dev] fits on: what XLA's compiler for them says, no TPU needed.
 
     pip install '.[tpu]'
-    python -m benchmarks.tpu_fit [--slices v5e-4 v5e-8] [--out docs/results/tpu_fit.json]
+    python -m benchmarks.tpu_fit --slices v5e-4 v5e-8 --out tpu_fit.json
 
 Both updates of configs/nudity.py and the sampler are compiled ahead of time for every slice, with
 one sample on every chip and the weights in bfloat16, split over all chips. This is compilation, not
@@ -11,7 +11,6 @@ fit without. The compiler takes minutes for each program; what a result's file s
 are not asked for stays there.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -33,6 +32,7 @@ from rich.table import Table
 
 from benchmarks.make_checkpoint import configs
 from configs import nudity
+from convert.arguments import Parser
 from convert.errors import exits_cleanly
 from erase.bank import shapes
 from erase.config import Config, MeshConfig
@@ -312,11 +312,7 @@ def result(rows: Sequence[Row]) -> dict[str, Any]:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tpu_fit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("benchmarks.tpu_fit", __doc__)
     parser.add_argument("--slices", nargs="+", choices=SLICES, default=list(SLICES))
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     options = parser.parse_args(arguments)

@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import Float
 
 from benchmarks.make_checkpoint import configs
-from convert.errors import InputError
+from convert.errors import InputError, nearest
 from convert.original import schedule_config
 from erase.pictures import write
 from flux_jax.schedule import Schedule
@@ -101,7 +101,7 @@ def chosen(names: Sequence[str], side: str) -> dict[str, Work]:
         InputError: a name is unknown.
     """
     if unknown := sorted(set(names) - set(WORKS)):
-        raise InputError(f"works = {', '.join(unknown)}: choose from {', '.join(WORKS)}")
+        raise InputError(f"works = {unknown[0]!r} is unknown; {nearest(unknown[0], WORKS)}")
     return {
         name: work
         for name, work in WORKS.items()

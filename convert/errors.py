@@ -8,9 +8,14 @@
 | 75 | stopped from outside, all saved: the same command goes on (`PreemptedError`) |
 """
 
+import difflib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class EraseError(Exception):
@@ -43,13 +48,26 @@ class PreemptedError(EraseError):
     exit_code = 75
 
 
-def exits_cleanly(main: Callable[..., None]) -> Callable[..., None]:
+def nearest(given: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """The mend of a misspelt name: the known ones nearest to it, or all where none is near.
+
+    Args:
+        given: the name.
+        known: those that there are.
+        also: of them those that may be meant, however they are spelt.
+    """
+    names = list(known)
+    near = list(dict.fromkeys([*difflib.get_close_matches(given, names), *also]))
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
+
+
+def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
     """Wraps a command: an error becomes a line on stderr and the exit code of its kind."""
 
     @functools.wraps(main)
-    def guarded(*args: object, **kwargs: object) -> None:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            main(*args, **kwargs)
+            return main(*args, **kwargs)
         except (EraseError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code if isinstance(error, EraseError) else 1)

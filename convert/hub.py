@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import ENDPOINT
@@ -12,6 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from convert import progress
 from convert.errors import InputError
 from convert.tables import COMPONENTS
 
@@ -42,7 +44,9 @@ def find_model(given: str) -> Path:
         raise InputError(f"model = {given!r} does not exist; check the path")
     page = f"{ENDPOINT}/{given}"
     try:
-        return Path(snapshot_download(given, allow_patterns=list(WANTED)))
+        # The hub asks for tqdm.auto's class and takes what behaves alike.
+        bars: Any = progress.kind()
+        return Path(snapshot_download(given, allow_patterns=list(WANTED), tqdm_class=bars))
     except GatedRepoError as error:
         raise InputError(
             f"model = {given!r}: its licence must be accepted on {page} first; then log in with "

@@ -1,6 +1,6 @@
 """Shows what an adapter file holds, in any layout that `convert.lora` reads.
 
-    python -m convert.inspect FILE
+    python -m convert.inspect runs/soccer-ball/adapter
 
 A line for each target: its layers' shapes, in how many blocks, the Frobenius norm of the change
 alpha / R * B A over all blocks, and the rank in use: how many singular values of the change are
@@ -10,7 +10,6 @@ matrices of A and B, [R, R]; the change itself is never made. A change of zeros 
 Axis letters: I inputs, O outputs, R rank.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from convert.arguments import Parser
 from convert.errors import exits_cleanly
 from convert.lora import LayerFile, read_layers
 from convert.lora_layers import Pair, text
@@ -134,11 +134,7 @@ def target_table(rows: Sequence[Line]) -> Table:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("convert.inspect", __doc__)
     parser.add_argument("file", metavar="FILE", type=Path, help="adapter file or its folder")
     options = parser.parse_args(arguments)
     found = read_layers(options.file)

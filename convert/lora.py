@@ -1,6 +1,6 @@
 """Adapter files of FLUX's transformer, in four layouts.
 
-    python -m convert.lora SRC DST --to diffusers|kohya|original|flax
+    python -m convert.lora runs/soccer-ball/adapter soccer-ball.safetensors --to kohya
 
 The layout of SRC shows in its keys. Without --to, diffusers' layout becomes this project's (flax),
 and any other becomes diffusers'.
@@ -23,7 +23,6 @@ diffusers version and other programs honour these keys.
 that newer diffusers writes instead is understood when reading.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.arguments import Parser
 from convert.errors import InputError, exits_cleanly
 from convert.lora_layers import Layers, Lora, Pair, number, stack, typed, unstack
 from convert.lora_tables import FLAX, LAYOUTS, Place, label
@@ -223,11 +223,7 @@ def _from_flax(
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.lora",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("convert.lora", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="file or folder to read")
     parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write")

@@ -1,6 +1,6 @@
 r"""A model's files with adapters added to its weights, for programs that know no adapters.
 
-    python -m convert.merge MODEL ADAPTER[:STRENGTH] [ADAPTER[:STRENGTH] ...] OUT
+    python -m convert.merge models/emoji-flux runs/soccer-ball:0.8 runs/merged
 
 MODEL is a pipeline folder in diffusers' layout, one with Black Forest Labs' own files, the
 transformer's single file, or a name on the hub. OUT gets its layout, types and shards: a complete
@@ -11,7 +11,6 @@ added in float32, or in the tensor's own type if that is wider, and the sum is r
 Tensors are read, changed and written one after the other.
 """
 
-import argparse
 import contextlib
 import os
 import re
@@ -24,9 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from convert import mapping, original
+from convert import mapping, original, progress
+from convert.arguments import Parser
 from convert.changes import Adapter, Changes, changes_of, merged, read_adapters, refuse_all
 from convert.errors import InputError, exits_cleanly
 from convert.hub import find_model
@@ -76,7 +75,7 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
             copy_rest(path, partial, _left_behind(path, source), _link_or_copy)
         title = {"desc": "merging", "total": source.nbytes, "unit": "B", "unit_scale": True}
         problems: list[str] = []
-        with tqdm(**title, disable=None) as bar:
+        with progress.bar(**title) as bar:
             for old, new in files.items():
                 tensors = _merged_file(old, slots, changes, problems, bar.update)
                 write_file(new, tensors, _metadata(old, read))
@@ -230,11 +229,7 @@ def _merged_file(
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.merge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("convert.merge", __doc__)
     parser.add_argument("model", metavar="MODEL", help="folder, file or name on the hub")
     parser.add_argument(
         "adapters",

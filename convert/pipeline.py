@@ -1,14 +1,13 @@
 """A FLUX.1 pipeline folder in another layout.
 
-    python -m convert.pipeline SRC DST [--to flax|diffusers|original]
+    python -m convert.pipeline models/emoji-flux runs/emoji-flux-original --to original
 
-Ours has diffusers' folders and `config.json` files, with each model's arrays in an Orbax
+Ours (`flax`) has diffusers' folders and `config.json` files, with each model's arrays in an Orbax
 checkpoint, stacked as they are used. "original" has the transformer and the autoencoder as Black
 Forest Labs' single files. By default PyTorch's layouts become ours, and ours diffusers'. Whatever
 is not the four models' weights is copied.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,9 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from convert import original
+from convert import original, progress
+from convert.arguments import Parser
 from convert.checkpoint import FOLDER, read_params, write_params
 from convert.errors import InputError, exits_cleanly
 from convert.mapping import MEND, differences, flatten, refuse, to_flax, to_torch
@@ -136,7 +135,7 @@ def read_tree(name: str, source: Source) -> dict[str, Any]:
     """
     shapes = abstract_params(name, source.config)
     title = {"desc": name, "total": source.nbytes, "unit": "B", "unit_scale": True}
-    with tqdm(**title, disable=None) as bar:
+    with progress.bar(**title) as bar:
         if isinstance(source, TorchSource):
             return to_flax(
                 source.table,
@@ -238,11 +237,7 @@ def _copy_all_but_models(source: Path, target: Path) -> None:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.pipeline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("convert.pipeline", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="pipeline to read")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
     parser.add_argument("--to", choices=WRITERS, help="layout of DST")

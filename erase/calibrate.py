@@ -1,6 +1,6 @@
 """Finds the smallest strength of an adapter that erases enough.
 
-    python -m erase.calibrate --config CONFIG.py --workdir RUN [--share 0.1 | --drop 0.3]
+    python -m erase.calibrate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
 Erased enough is a run where the judge finds the concept in no larger a share of the pictures than
 `--share`. Without a judge, pictures are compared with the base's from the same noise: their

@@ -1,6 +1,6 @@
 """The model card beside an adapter: what it erases, how it was made, what it does, how to use it.
 
-    python -m erase.card --workdir RUN
+    python -m erase.card --workdir runs/soccer-ball
 
 writes a run's again, from what its folder holds. The card is Markdown with the header that the
 Hugging Face hub reads.
@@ -17,6 +17,7 @@ from absl import app, flags
 
 from convert.errors import exits_cleanly
 from convert.lora import read_adapter
+from erase.command import begin, parse_flags
 from erase.pictures import write
 from erase.prompts import phrase
 from erase.report import WORDS, percent, read
@@ -195,10 +196,10 @@ def _cells(sides: Mapping[str, Any]) -> list[str]:
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
-    del argv
+    begin(argv)
     print(of_run(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from convert.errors import InputError, RunError
+from convert.errors import InputError, RunError, exits_cleanly, nearest
 from erase.config import Config
 from erase.fields import paths, unknown
 from erase.runs import EACH
 from flux_jax import compiler
 
 FLAG = "config"
+HELP = frozenset({"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"})
+# What ml_collections begins with where a configuration file raises an error.
+WHILE_READING = "Error whilst parsing config file"
 MENDS = (
     "What needs less: --config.model.remat; --config.model.quantize=int8; more devices for the "
     "weights, --config.mesh.fsdp; a smaller --config.batch_size, --config.bank.batch, "
@@ -30,28 +34,118 @@ def define_flag() -> None:
     config_flags.DEFINE_config_file(FLAG, None, "Configuration file; see configs/.")
 
 
+@exits_cleanly
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """For `app.run(main, flags_parser=...)`: unusable flags end the command with exit code 2."""
+    """For `app.run(main, flags_parser=...)`: shows help, reads flags.
+
+    Ends the command with exit code 0 after help, and with 2 where a flag or the configuration's
+    file cannot be used.
+    """
+    if asked := HELP.intersection(arguments[1:]):
+        show_help(full="--helpfull" in asked)
+        sys.exit(0)
+    file = _file(arguments) if FLAG in flags.FLAGS else None
+    # Flags may follow a stray argument, which then is what is told.
+    flags.FLAGS.set_gnu_getopt()
     try:
-        for argument, following in itertools.pairwise([*arguments, ""]):
-            named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
-            if named and named[1].startswith(f"{EACH}."):
-                raise InputError(
-                    f"{named[1]}: an override reaches what all runs share; change the file instead"
-                )
-            if named and named[1] not in set(paths(Config)):
-                raise InputError(unknown(Config, named[1]))
-            if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
-                # After a colon stands what get_config is called with.
-                path = (file[1] or following).partition(":")[0]
-                if not Path(path).is_file():
-                    raise InputError(f"config = {path!r} is not a file; check the path")
         return flags.FLAGS(list(arguments))
-    except (InputError, flags.Error, OSError) as error:
-        # What get_config itself has to say comes at the end of a traceback.
-        said = re.search(r"\bInputError: (.*)\s*$", str(error))
-        print(f"error: {said[1] if said else error}", file=sys.stderr)
-        sys.exit(2)
+    except flags.UnrecognizedFlagError as error:
+        own = (f"--{name}" for name in (*_own_flags(), "help", "helpfull"))
+        raise InputError(
+            f"--{error.flagname} is not a flag; {nearest(f'--{error.flagname}', own)}"
+        ) from error
+    except Exception as error:
+        of_flag = isinstance(error, flags.Error | ValueError) and WHILE_READING not in str(error)
+        if not of_flag and file is None:
+            raise
+        raise InputError(_refused(error) if of_flag else _of_file(error, file or "")) from error
+
+
+def show_help(full: bool) -> None:
+    """Prints the command's docstring and its flags.
+
+    Args:
+        full: whether those of the libraries too.
+    """
+    doc, values = sys.modules["__main__"].__doc__ or "", flags.FLAGS
+    # The first line names the module's file.
+    listed = values.get_help() if full else values.main_module_help().strip().partition("\n")[2]
+    print(f"{doc.strip()}\n\nflags:\n{listed}")
+    if not full:
+        print("\n--helpfull shows those of the libraries too.")
+
+
+def _own_flags() -> list[str]:
+    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+
+
+def _file(arguments: Sequence[str]) -> str | None:
+    """Makes sure that the configuration's flags can be used, as far as its file need not be run.
+
+    Returns:
+        What `--config` says, if it is given.
+
+    Raises:
+        InputError: there is no such file or field.
+    """
+    given = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
+        if named and named[1].startswith(f"{EACH}."):
+            raise InputError(
+                f"{named[1]}: an override reaches what all runs share; change the file instead"
+            )
+        if named and named[1] not in set(paths(Config)):
+            raise InputError(unknown(Config, named[1]))
+        if named and given is None:
+            raise InputError(f"{argument} changes no file: give --{FLAG} FILE before it")
+        if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
+            given = file[1] or following
+            # After a colon stands what get_config is called with.
+            path = given.partition(":")[0]
+            if not Path(path).is_file():
+                raise InputError(f"config = {path!r} is not a file; check the path")
+    return given
+
+
+def _refused(error: Exception) -> str:
+    """What is wrong with a flag's value, in a line."""
+    said = str(error)
+    if missing := re.findall(r"Flag --(\S+) must have a value other than None", said):
+        names = " and ".join(f"--{name}" for name in missing)
+        return f"{names} {'are' if len(missing) > 1 else 'is'} missing; see --help"
+    named = re.match(r"flag --(\S+?)=(.*?): ", said, re.DOTALL)
+    if named and named[1] in flags.FLAGS:
+        flag, value = flags.FLAGS[named[1]], named[2]
+        if isinstance(flag.parser, flags.EnumParser):
+            return f"{flag.name} = {value!r} is unknown; {nearest(value, flag.parser.enum_values)}"
+        if wanted := "true or false" if flag.boolean else flag.parser.syntactic_help:
+            return f"{flag.name} = {value!r} must be {wanted}"
+    return " ".join(said.split())
+
+
+def _of_file(error: BaseException, given: str) -> str:
+    """What a configuration file's own error says, and in which line of the file it arose.
+
+    Args:
+        error: what came of running the file; the libraries wrap the file's own error.
+        given: what `--config` says.
+    """
+    file = Path(given.partition(":")[0]).resolve()
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, InputError) and WHILE_READING not in str(each):
+            return str(each)
+        frames = traceback.extract_tb(each.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
+        if lines or isinstance(each, SyntaxError):
+            where = f" in line {lines[-1]}" if lines else ""
+            told = f"{type(each).__name__}{where}: {' '.join(str(each).split())}"
+            break
+        each = each.__context__
+    else:
+        told = str(error).strip().splitlines()[-1]
+    return f"config = {given!r} cannot be run: {told}"
 
 
 @contextlib.contextmanager
@@ -85,6 +179,11 @@ def begin(argv: Sequence[str], hint: str = "see --help") -> None:
     """
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; {hint}")
+    quiet()
+    compiler.set_flags()
+
+
+def quiet() -> None:
+    """Lets libraries tell no more than warnings."""
     # JAX tells which backends it does not find, Orbax every step of a checkpoint.
     logging.set_verbosity(logging.WARNING)
-    compiler.set_flags()

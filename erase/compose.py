@@ -1,8 +1,8 @@
 """Makes one adapter of several, so that a file erases many concepts.
 
-    python -m erase.compose A B:0.8 ... --method fusion --out DIR
+    python -m erase.compose runs/emoji_all/cat runs/emoji_all/car:0.8 --method fusion --out both
 
-A and B are adapters' files, their folders or runs' folders; after a colon stands a weight, 1 if
+Parts are adapters' files, their folders or runs' folders; after a colon stands a weight, 1 if
 left out. What the change ΔW of each layer becomes, for weights w_i of N adapters:
 
 - sum, or concat: Σ w_i ΔW_i, exactly, at the sum of their ranks;
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.adapters import find_adapter, split_strength
+from convert.arguments import Parser
 from convert.errors import InputError, exits_cleanly
 from convert.lora import TORCH_FILE, read_adapter, write_lora
 from convert.mapping import flatten, nest
@@ -281,11 +282,7 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m erase.compose",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("erase.compose", __doc__)
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER[:WEIGHT]")
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the adapter to")

@@ -1,6 +1,6 @@
 """Counts what an adapter erased and what it kept, by a judge that looks at pictures.
 
-    python -m erase.evaluate --config configs/emoji_soccer_ball.py --workdir RUN
+    python -m erase.evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
 Where the configuration names several runs, each is counted and a summary follows. The counts of one
 adapter for all of them, `--adapter` as `erase.compose` makes it, go into its model card.

@@ -4,7 +4,6 @@ A dataclass's field may carry what it takes in its metadata: `number` and `choic
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -13,6 +12,8 @@ from dataclasses import field
 from typing import Any
 
 from ml_collections.config_dict import placeholder
+
+from convert.errors import nearest
 
 
 def number(
@@ -34,12 +35,10 @@ def choice(default: str | None, *choices: str) -> Any:
 def unknown(cls: type, path: str) -> str:
     """What to say of a field that does not exist: its name and the nearest ones."""
     known = list(paths(cls))
-    near = difflib.get_close_matches(path, known, n=3)
     # A field under the wrong part, or without one.
     last = path.rpartition(".")[2]
-    near += [k for k in known if k.rpartition(".")[2] == last and k not in near]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
-    return f"{path} is not a field of the configuration; {hint}"
+    also = [name for name in known if name.rpartition(".")[2] == last]
+    return f"{path} is not a field of the configuration; {nearest(path, known, also)}"
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -34,8 +34,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
-from tqdm import tqdm
 
+from convert import progress
 from convert.errors import InputError
 from convert.mapping import flatten, nest
 from erase.config import Config
@@ -197,7 +197,7 @@ def gather(
     moments = {target: Moments.zeros(changes[0], target) for target in targets}
     walk = functools.partial(grams, pipe, shown.config, targets, seed=seed)
     count = len(shown.erased[0])
-    for change, pairs in tqdm(
+    for change, pairs in progress.bar(
         zip(changes, shown.erased, strict=True), total=len(changes), desc="concepts"
     ):
         sentences, words = zip(*pairs, strict=True)
@@ -210,7 +210,7 @@ def gather(
         for target in targets:
             moments[target].add(*leaves[target], 1 / asked)
     still = {path: np.zeros_like(leaf) for path, leaf in changes[0].items()}
-    for batch in tqdm(list(_chunks(shown.preserved, count)), desc="preserved"):
+    for batch in progress.bar(list(_chunks(shown.preserved, count)), desc="preserved"):
         seen = walk(still, batch, _weights(pipe, batch, 1.0))
         for target in targets:
             moments[target].preserve(seen[target])
@@ -222,7 +222,7 @@ def solve(
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     """The change of each target, and what is lost; see `fuse`."""
     flat, losses = {}, {}
-    for target, seen in tqdm(moments.items(), desc="solving"):
+    for target, seen in progress.bar(moments.items(), desc="solving"):
         a, b = seen.solve(rank, preserve)
         flat |= {f"{target}/A": a, f"{target}/B": b}
         losses[target] = seen.losses(a, b)

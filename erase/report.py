@@ -1,6 +1,6 @@
 """A run's report: one HTML file that needs no other file and no network.
 
-    python -m erase.report --workdir RUN
+    python -m erase.report --workdir runs/soccer-ball
 
 writes it again from what the run's folder holds.
 Axis letters: K examples, y x image tokens, h w picture sides.
@@ -24,6 +24,7 @@ from PIL import Image
 
 from convert.errors import InputError, exits_cleanly
 from erase import pictures
+from erase.command import begin, parse_flags
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 COLUMNS = 8
@@ -299,10 +300,10 @@ def _svg(figure: Figure) -> str:
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
-    del argv
+    begin(argv)
     print(write(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from convert.errors import InputError
+from convert.errors import InputError, nearest
 from erase.config import Config
 from erase.fields import built, merged, paths
 from erase.presets import PRESETS
@@ -59,7 +59,7 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
         InputError: there is no such preset.
     """
     if preset and preset not in PRESETS:
-        raise InputError(f"preset = {preset!r} is unknown: choose from {', '.join(PRESETS)}")
+        raise InputError(f"preset = {preset!r} is unknown; {nearest(preset, PRESETS)}")
     return ConfigDict(merged(Config, over(PRESETS.get(preset, {}), changes)))
 
 

@@ -1,7 +1,7 @@
 r"""Draws pictures with a model and, if given, adapters.
 
     python -m erase.sample --model models/emoji-flux --prompt "a photo of a cat" \
-        --seed 0 --seed 1 --adapter runs/soccer_ball/adapter:0.8 --out pictures
+        --seed 0 --seed 1 --adapter runs/soccer-ball:0.8 --out pictures
 
 Every prompt is drawn with every seed; each line printed names a file. A PNG's text entries hold
 what it was made from.
@@ -19,7 +19,7 @@ from absl import app, flags
 from convert.adapters import find_adapter, split_strength
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_lora
-from erase.command import begin, explains_memory
+from erase.command import begin, explains_memory, parse_flags
 from erase.pictures import draw, png, write
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import load
@@ -172,4 +172,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

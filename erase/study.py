@@ -24,7 +24,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
-from convert.errors import InputError, exits_cleanly
+from convert.errors import InputError, exits_cleanly, nearest
 from erase import bank, evaluate, irrelevant, report, sentences, summary, synonyms
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
@@ -209,7 +209,7 @@ def read_study(given: str) -> Study:
         raise InputError(f"study = {given!r}: {path!r} is not a file; check the path")
     studies = runpy.run_path(path).get("STUDIES", {})
     if name not in studies:
-        raise InputError(f"study = {given!r} is unknown: choose {path}:{{{','.join(studies)}}}")
+        raise InputError(f"study = {given!r} is unknown; {nearest(name, studies)}")
     return studies[name]
 
 

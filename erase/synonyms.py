@@ -3,9 +3,10 @@
 The whole database is used where NLTK finds one (`NLTK_DATA`); else a subset that ships with this
 package, `wordnet.json`, made from WordNet 3.1 by
 
-    NLTK_DATA=... python -m erase.synonyms
+    NLTK_DATA=~/nltk_data python -m erase.synonyms tabby
 
-whose licence stands in it. Both answer alike: a concept means its first, most frequent, sense.
+which adds the words that it is given. WordNet's licence stands in it. Both answer alike: a concept
+means its first, most frequent, sense.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from absl import app
 from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
 
 from convert.errors import InputError, exits_cleanly
+from erase.command import parse_flags, quiet
 from erase.config import Config
 from erase.pictures import write
 
@@ -133,6 +135,7 @@ def _article(part_of_speech: str) -> str:
 @exits_cleanly
 def main(words: Sequence[str]) -> None:
     """Writes the subset anew: its present words, and those that are given."""
+    quiet()
     place = database()
     if place is None:
         raise InputError("NLTK_DATA: NLTK finds no WordNet; name the folder that has corpora/")
@@ -146,4 +149,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

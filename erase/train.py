@@ -1,9 +1,10 @@
 """Erases a concept: trains an adapter at two levels, evaluates it and writes a report.
 
-    python -m erase.train --config CONFIG.py --workdir RUN [--resume | --overwrite]
+    python -m erase.train --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
+With `--resume` it goes on from the run's latest checkpoint; with `--overwrite` it begins anew.
 Several runs train at once where the configuration names them (`each`); each then has a folder of
-its own in RUN, and the checkpoints in RUN are everybody's.
+its own in the workdir, and the checkpoints there are everybody's.
 The run's folder holds config.json, irrelevant.json (words for other things, and their source),
 sentences.json (the same of sentences that a language model was asked for), metrics.jsonl (a line an
 iteration), checkpoints/, adapter/ (pytorch_lora_weights.safetensors and README.md, its model card)
@@ -29,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jaxtyping import PRNGKeyArray, PyTree
-from tqdm import tqdm
 
+from convert import progress
 from convert.errors import InputError, RunError, exits_cleanly
 from convert.lora import write_lora
 from erase import (
@@ -245,7 +246,7 @@ def train(
             )
             for name in configs
         ]
-        bar = tqdm(total=config.iterations, initial=done, desc=f"erasing {title}", unit="it")
+        bar = progress.bar(total=config.iterations, initial=done, desc=f"erasing {title}")
         stack.enter_context(bar)
         names, active = list(configs), np.array(meshes.gather(setup.mesh, state.active))
         for step in range(done + 1, config.iterations + 1):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from convert.errors import InputError
+from convert.errors import InputError, nearest
 from convert.mapping import flatten, nest
 
 TEXT_QUERY_KEY = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
@@ -81,8 +81,9 @@ def init(
     kernels = stacked(params)
     unknown = sorted(set(targets) - set(kernels))
     if unknown or not targets:
+        named = unknown[0] if unknown else ""
         raise InputError(
-            f"targets = {', '.join(unknown) or 'none'}: choose from {', '.join(sorted(kernels))}"
+            f"targets: {named!r} is no layer of the model; {nearest(named, sorted(kernels))}"
         )
     flat = {}
     for target, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
-from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
+from convert import progress
 from convert.errors import InputError
 from convert.hub import find_model
 from convert.source import open_source, read_schedule, root_of
@@ -306,7 +306,7 @@ def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
         raise InputError(f"batch = {size} must be at least 1")
     size = min(size, count)
     # Within another bar it vanishes when it is done.
-    with tqdm(total=count, desc=title, leave=None) as bar:
+    with progress.bar(total=count, desc=title, leave=None) as bar:
         for start in range(0, count, size or 1):
             yield [min(start + index, count - 1) for index in range(size)]
             bar.update(min(size, count - start))

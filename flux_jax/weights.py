@@ -12,9 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
-from tqdm import tqdm
 
-from convert import checkpoint, mapping
+from convert import checkpoint, mapping, progress
 from convert.source import Source, TorchSource
 from flux_jax import mesh as meshes
 from flux_jax import quantize as rounding
@@ -187,9 +186,8 @@ def read_params(
         placed = _placed(leaf, dtype, mesh)
         return rounded(placed) if path in kernels else placed
 
-    with tqdm(
-        desc=f"loading {name}", total=source.nbytes, unit="B", unit_scale=True, disable=None
-    ) as bar:
+    title = {"desc": f"loading {name}", "total": source.nbytes, "unit": "B", "unit_scale": True}
+    with progress.bar(**title) as bar:
         if isinstance(source, TorchSource):
             params = mapping.to_flax(
                 source.table,

@@ -154,4 +154,4 @@ def test_the_command_writes_every_layout_and_knows_no_other(tmp_path):
     assert read_layers(tmp_path / "new").layout == "kohya"
     other = command(file, tmp_path / "other", "--to", "xlabs")
     assert other.returncode == 2
-    assert "invalid choice: 'xlabs'" in other.stderr
+    assert "to = 'xlabs' is unknown; choose from diffusers, kohya, original, flax" in other.stderr

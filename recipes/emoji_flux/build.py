@@ -16,14 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 import flux_jax
 from convert.errors import exits_cleanly
+from erase.command import begin, parse_flags
 from erase.judge import Judge, JudgeConfig
-from flux_jax import compiler
 from flux_jax.vae import AutoencoderKL, pack, scale_latents
 from flux_jax.weights import build
 from recipes.emoji_flux import flux_training, judge_training, sprites, tokenizers, vae_training
@@ -38,22 +38,30 @@ STAGES = ("sprites", "tokenizers", "scenes", "judge", "vae", "transformer", "dis
           "export", "measure", "card")  # fmt: skip
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", "runs/emoji-flux", "Keeps what the stages leave.")
-flags.DEFINE_string("out", "models/emoji-flux", "The pipeline folder to write.")
-flags.DEFINE_multi_enum("stage", list(STAGES), STAGES, "Run these stages only; may be repeated.")
-flags.DEFINE_integer("scenes", 600_000, "Training scenes.", lower_bound=1)
-flags.DEFINE_integer("workers", 16, "Processes that draw scenes.", lower_bound=1)
-flags.DEFINE_integer("judge_updates", 14_000, "Updates of the judge.", lower_bound=1)
-flags.DEFINE_integer("vae_updates", 5000, "Updates of the autoencoder.", lower_bound=1)
-flags.DEFINE_multi_integer(
-    "updates",
-    [32_000, 50_000],
-    "Updates of the transformer in a cycle; repeated for more.",
-    lower_bound=1,
-)
-flags.DEFINE_integer("distillation_updates", 8000, "Updates of the distillation.", lower_bound=1)
-flags.DEFINE_integer("batch", flux_training.BATCH, "Pictures an update.", lower_bound=1)
-flags.DEFINE_integer("per_class", 4, "Prompts for each entity when measuring.", lower_bound=1)
+
+
+def define_flags() -> None:
+    """Declares the command's flags; a function, so that importing this module declares none."""
+    flags.DEFINE_string("workdir", "runs/emoji-flux", "Keeps what the stages leave.")
+    flags.DEFINE_string("out", "models/emoji-flux", "The pipeline folder to write.")
+    flags.DEFINE_multi_enum(
+        "stage", list(STAGES), STAGES, "Run these stages only; may be repeated."
+    )
+    flags.DEFINE_integer("scenes", 600_000, "Training scenes.", lower_bound=1)
+    flags.DEFINE_integer("workers", 16, "Processes that draw scenes.", lower_bound=1)
+    flags.DEFINE_integer("judge_updates", 14_000, "Updates of the judge.", lower_bound=1)
+    flags.DEFINE_integer("vae_updates", 5000, "Updates of the autoencoder.", lower_bound=1)
+    flags.DEFINE_multi_integer(
+        "updates",
+        [32_000, 50_000],
+        "Updates of the transformer in a cycle; repeated for more.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "distillation_updates", 8000, "Updates of the distillation.", lower_bound=1
+    )
+    flags.DEFINE_integer("batch", flux_training.BATCH, "Pictures an update.", lower_bound=1)
+    flags.DEFINE_integer("per_class", 4, "Prompts for each entity when measuring.", lower_bound=1)
 
 
 def dtype() -> DTypeLike:
@@ -182,10 +190,9 @@ def draw_scenes(workdir: Path, out: Path) -> None:
 
 
 @exits_cleanly
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Runs the chosen stages in order."""
-    logging.set_verbosity(logging.WARNING)
-    compiler.set_flags()
+    begin(argv)
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
     stages: dict[str, tuple[Callable[[], Any], Path | None]] = {
         "sprites": (
@@ -209,4 +216,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    app.run(main, flags_parser=parse_flags)

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import ArrayLike
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
+from convert import progress
 from convert.errors import InputError
 from recipes.emoji_flux.world import ENTITIES, STYLES, Entity
 
@@ -315,7 +315,7 @@ TREATMENTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def draw_all(cache: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "64 64 4"]]]:
     """Yields entity, style and sprite for all that the sets have."""
-    for emoji_set in tqdm(SETS, desc="drawing", unit="set"):
+    for emoji_set in progress.bar(SETS, desc="drawing", unit="set"):
         draw = read_set(emoji_set, fetch(emoji_set, cache))
         for index, entity in enumerate(ENTITIES):
             picture = draw(entity)

@@ -12,8 +12,8 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
-from tqdm import tqdm
 
+from convert import progress
 from convert.errors import InputError
 from erase.config import MeshConfig
 from erase.setup import SAMPLES, make_mesh
@@ -149,7 +149,7 @@ def fit(
         done = int(state.update)
         with (
             (folder / "metrics.jsonl").open("a") as log,
-            tqdm(total=updates, initial=done, desc=title, unit="update", mininterval=5) as bar,
+            progress.bar(total=updates, initial=done, desc=title, unit="update") as bar,
         ):
             while done < updates:
                 length = min(chunk, updates - done)

@@ -1,0 +1,57 @@
+"""What the commands with positional arguments share: how these are read, shown and refused."""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from convert.errors import InputError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse` that shows a module's docstring and says in a line what cannot be used."""
+
+    def __init__(self, module: str, doc: str | None):
+        """Begins.
+
+        Args:
+            module: the command's name.
+            doc: its docstring.
+        """
+        super().__init__(
+            prog=f"python -m {module}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride] (overloaded there)
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Reads arguments, by default the command's.
+
+        Raises:
+            InputError: they cannot be used.
+        """
+        given = sys.argv[1:] if args is None else list(args)
+        # Before argparse looks at them: of a misspelt flag it would say that the right one lacks.
+        for argument in itertools.takewhile(lambda each: each != "--", given):
+            name, known = argument.partition("=")[0], self._option_string_actions
+            if name.startswith("--") and name not in known:
+                flags = [flag for flag in known if flag.startswith("--")]
+                raise InputError(f"{name} is not a flag; {nearest(name, flags)}")
+        return super().parse_args(given, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(str(value), map(str, action.choices))
+            raise InputError(f"{action.dest} = {value!r} is unknown; {hint}")
+
+    def error(self, message: str) -> NoReturn:
+        """Ends it.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message}; see --help")
