@@ -34,7 +34,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """For `app.run(main, flags_parser=...)`: unusable flags end the command with exit code 2."""
     try:
         for argument, following in itertools.pairwise([*arguments, ""]):
-            named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
+            named = re.match(rf"--?(?:no)?{FLAG}\.([^=]*)", argument)
             if named and named[1].startswith(f"{EACH}."):
                 raise InputError(
                     f"{named[1]}: an override reaches what all runs share; change the file instead"
