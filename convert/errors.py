@@ -46,8 +46,7 @@ class PreemptedError(EraseError):
 def printable(text: str) -> str:
     """The text with escapes for what a terminal would obey or could not show, but for new lines."""
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1]
-        for letter in text
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
     )
 
 

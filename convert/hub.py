@@ -1,5 +1,6 @@
 """Models from the Hugging Face hub, under the name of their repository."""
 
+import os
 import re
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def find_model(given: str) -> Path:
             cannot be reached.
     """
     path = Path(given)
-    if path.exists():
+    # Unlike the path's own method this does not raise where no such name can be.
+    if os.path.exists(path):
         return path
     if not NAME.fullmatch(given):
         raise InputError(f"model = {given!r} does not exist; check the path")

@@ -210,9 +210,9 @@ def _from_flax(
         dtype = FLOATS[metadata[ALPHA_TYPE]] if ALPHA_TYPE in metadata else None
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number"
-            f"{ALPHA_TYPE in metadata and f', of the type {metadata[ALPHA_TYPE]!r},' or ''}; "
-            "write the file again with convert.lora"
+            f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number, and "
+            f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a type of floats if it is there; write "
+            "the file again with convert.lora"
         ) from error
     # Before they are nested: a leaf may have the name of another's parent.
     check(file, tensors)

@@ -135,11 +135,8 @@ def places_of(index: Path) -> dict[str, str]:
 
 def _beside(folder: Path, file: str) -> bool:
     """Whether this is a file's name, and the file is in the folder."""
-    try:
-        return file == Path(file).name and (folder / file).is_file()
-    except (OSError, ValueError):
-        # Longer than names are, or of characters that no name has.
-        return False
+    # Unlike the path's own method this says no to a name that no file can have.
+    return file == Path(file).name and os.path.isfile(folder / file)
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:

@@ -23,7 +23,9 @@ settings.register_profile(
     deadline=5000,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.register_profile("long", settings.get_profile("short"), max_examples=2000, derandomize=False)
+settings.register_profile(
+    "long", settings.get_profile("short"), max_examples=2000, derandomize=False
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 

@@ -1,5 +1,6 @@
 """Whatever an endpoint replies is data: words and sentences come of it, or the lists serve."""
 
+import contextlib
 import json
 import unicodedata
 from dataclasses import replace
@@ -52,7 +53,7 @@ PAIRS = st.lists(
 CONTENTS = st.one_of(
     JSON.map(json.dumps),
     TEXTS,
-    st.fixed_dictionaries({name: PAIRS for name in irrelevant.Reply.model_fields}).map(json.dumps),
+    st.fixed_dictionaries(dict.fromkeys(irrelevant.Reply.model_fields, PAIRS)).map(json.dumps),
     st.fixed_dictionaries({"sentences": st.lists(TEXTS, max_size=5)}).map(json.dumps),
     st.sampled_from([DEEP, "9" * 5000, '{"sentences": ' + DEEP + "}"]),
 ).flatmap(lambda text: st.sampled_from([text, f"```json\n{text}\n```"]))
@@ -77,7 +78,11 @@ BODIES = st.one_of(
 def replies(status: int, body: bytes, kind: str, **headers: str) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            **headers,
+        }.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()
         handler.wfile.write(body)
@@ -138,11 +143,9 @@ def test_any_content_is_checked(text: str):
             lambda: irrelevant.check(text, "soccer ball", ("football",), 2),
             lambda: sentences.check(text, "soccer ball", 2),
         ):
-            try:
+            found: tuple[Any, ...] = ()
+            with contextlib.suppress(InputError):
                 found = check()
-            except InputError as error:
-                assert str(error)
-                continue
             for each in found:
                 assert each
                 if isinstance(each, str):
