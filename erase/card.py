@@ -7,6 +7,7 @@ Hugging Face hub reads.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -181,8 +182,9 @@ def of_evaluated(
 
 def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
     model = config["model"]["path"]
-    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
-    environment = jinja2.Environment(
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not os.path.exists(model)
+    # Markdown, of which the hub shows no scripts; escapes for HTML would stand in it as they are.
+    environment = jinja2.Environment(  # nosec B701
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

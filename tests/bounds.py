@@ -9,7 +9,8 @@ from types import FrameType
 
 from convert.errors import EraseError
 
-SECONDS = 5.0
+# Of the processor, since other programs may take turns; a wait may be so many times as long.
+SECONDS, WAIT = 5.0, 12
 BYTES = 2 << 30
 STATM = Path("/proc/self/statm")
 
@@ -30,13 +31,16 @@ def bounded(seconds: float = SECONDS, limit: int = BYTES) -> Iterator[None]:
     if STATM.exists():
         used = int(STATM.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + limit, before[1]))
-    former = signal.signal(signal.SIGALRM, ends)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    former = {number: signal.signal(number, ends) for number in timers}
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAIT * seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
+        for number, timer in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, former[number])
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 

@@ -204,10 +204,12 @@ def written(folder: Path, tensors: Tensors, header: Headers) -> Path:
 
 def one_changed(layout: str, *changes: Tensors, mixed: int = 0, **header: Any) -> Any:
     """A real adapter with other tensors and header entries, for an example."""
-    tensors, told = (copy.copy(part) for part in real(layout, mixed))
+    whole, header_of = real(layout, mixed)
+    tensors, told = copy.copy(whole), copy.copy(header_of)
     for change in changes:
         tensors |= change
-    return tensors, told | {name: json.dumps(value) for name, value in header.items()}
+    told |= {name: json.dumps(value) for name, value in header.items()}
+    return tensors, told
 
 
 def ones(dtype: Any, *names: str, shape: tuple[int, ...] = ()) -> Tensors:
