@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from absl import flags
 from bounds import tells_or_works
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
+from convert.errors import InputError
 from erase import command, workdir
 from erase.config import Config
 from erase.fields import paths
@@ -77,18 +78,20 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(lists, lists.map(tuple), st.dictionaries(names, inner, max_size=3))
 
 
-VALUES = st.recursive(SCALARS, containers, max_leaves=8)
-# Names that `configure` has as arguments of its own, or that a dictionary has as methods.
-NAMES = st.one_of(
-    st.sampled_from([*FIELDS, EACH, "a.b", "", "keys", "to_dict", "lock", "__class__", "_fields"]),
-    TEXTS,
-).filter(lambda name: name != "preset")
+VALUES = st.recursive(SCALARS, containers, max_leaves=5)
 
 
 def nested(levels: int, inner: Any = 1, *, mapping: bool = True) -> Any:
     for _ in range(levels):
         inner = {"lower": inner} if mapping else [inner]
     return inner
+
+
+# Names that `configure` has as arguments of its own, or that a dictionary has as methods.
+NAMES = st.one_of(
+    st.sampled_from([*FIELDS, EACH, "a.b", "", "keys", "to_dict", "lock", "__class__", "_fields"]),
+    TEXTS,
+).filter(lambda name: name != "preset")
 
 
 @st.composite
@@ -130,13 +133,19 @@ def load(values: Any) -> None:
             np.random.default_rng(config.evaluation.seed)
 
 
-@given(changes(), st.sampled_from(["", *PRESETS]))
+@given(values=changes(), preset=st.sampled_from(["", *PRESETS]))
+@example(values=BASE | {"prompts": None}, preset="")
+@example(values=BASE | {"guidance": 10**400}, preset="")
+@example(values=BASE | {"lower.attn": 2.0}, preset="")
 def test_files_give_configurations_or_errors(values: dict[str, Any], preset: str):
     with tells_or_works():
         load(configure(preset, **values))
 
 
-@given(usable())
+@given(values=usable())
+@example(values=BASE | {"seed": 2**70})
+@example(values=BASE | {"evaluation": {"seed": 2**63}})
+@example(values=BASE | {"iterations": 2**31})
 def test_what_passes_can_be_used(values: dict[str, Any]):
     with tells_or_works():
         load(configure(**values))
@@ -145,6 +154,23 @@ def test_what_passes_can_be_used(values: dict[str, Any]):
 @given(st.one_of(VALUES, st.dictionaries(st.one_of(NAMES, SCALARS.filter(hashable)), VALUES)))
 def test_what_get_config_returns_is_checked(given: Any):
     load(given)
+
+
+# Hypothesis could not print these, nor those below.
+@pytest.mark.parametrize(
+    "values", [{"lower": nested(3000)}, {"prompts": nested(3000, mapping=False)}]
+)
+def test_values_within_thousands_of_others_are_told(values: dict[str, Any]):
+    with pytest.raises(InputError, match=r"maximum recursion|too large to show must be"):
+        load_runs(configure(**{**BASE, **values}))
+
+
+@pytest.mark.parametrize("field", ["seed", "guidance", "concept", "each", "lower"])
+def test_numbers_that_python_does_not_print_are_told(field: str):
+    with pytest.raises(InputError, match=f"{field} = a int too large to show|{field} must hold"):
+        load_runs(configure(**{**BASE, field: 10**5000}))
+    with pytest.raises(InputError, match="a int too large to show is not a field"):
+        load_runs({**BASE, 10**5000: 1})
 
 
 RUN_NAMES = st.one_of(
@@ -188,6 +214,11 @@ OWN = st.one_of(
     each=st.dictionaries(RUN_NAMES, OWN, max_size=3),
     through_configure=st.booleans(),
 )
+@example(each={0: {}, "a": {}}, through_configure=True)
+@example(each={0: {}, "a": {}}, through_configure=False)
+@example(each={"a.b": {}}, through_configure=True)
+@example(each={"checkpoints": {}}, through_configure=False)
+@example(each={"é" * 200: {}}, through_configure=True)
 def test_runs_have_usable_names(
     each: dict[Any, Any], through_configure: bool, tmp_path: pathlib.Path
 ):
@@ -222,6 +253,8 @@ OVERRIDES = st.one_of(
         max_size=2,
     )
 )
+@example(overrides=[("", "", False)])
+@example(overrides=[("prompts", "(" * 5000, True)])
 def test_overrides_give_configurations_or_errors(
     overrides: list[tuple[str, str, bool]],
     tmp_path: pathlib.Path,
