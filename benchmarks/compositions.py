@@ -117,7 +117,8 @@ def measure(
     Raises:
         InputError: an adapter is missing, does not fit the others, or a prompt cannot be judged.
     """
-    names = random.Random(SEED).sample(sorted(runs), len(runs))
+    # A draw that can be made again, no secret.
+    names = random.Random(SEED).sample(sorted(runs), len(runs))  # nosec B311
     first = runs[names[0]]
     pipe, judge = open_model(first), open_judge(first.evaluation.judge or "")
     strengths = {name: runs[name].evaluation.strength for name in names}

@@ -1,6 +1,7 @@
 """Adapters as commands name them: "PATH", or "PATH:STRENGTH"."""
 
 import math
+import os
 from pathlib import Path
 
 from convert.errors import InputError
@@ -13,7 +14,7 @@ def split_strength(text: str) -> tuple[Path, float]:
         InputError: the strength is no finite number.
     """
     path, colon, strength = text.rpartition(":")
-    if not colon or Path(text).exists():
+    if not colon or os.path.exists(text):
         return Path(text), 1.0
     try:
         number = float(strength)
@@ -33,7 +34,7 @@ def find_adapter(path: str | Path) -> Path:
         InputError: there is none.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"adapter = {str(path)!r} does not exist; check the path")
     inner = path / "adapter"
     return inner if inner.is_dir() else path

@@ -61,6 +61,13 @@ def nearest(given: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey or could not show, but for new lines."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )
+
+
 def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
     """Wraps a command: an error becomes a line on stderr and the exit code of its kind."""
 
@@ -69,7 +76,8 @@ def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except (EraseError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            # Names from files that others made are in it.
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
 
     return guarded

@@ -1,5 +1,6 @@
 """Models from the Hugging Face hub, under the name of their repository."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def find_model(given: str) -> Path:
             cannot be reached.
     """
     path = Path(given)
-    if path.exists():
+    # Unlike the path's own method this does not raise where no such name can be.
+    if os.path.exists(path):
         return path
     if not NAME.fullmatch(given):
         raise InputError(f"model = {given!r} does not exist; check the path")
@@ -46,7 +48,9 @@ def find_model(given: str) -> Path:
     try:
         # The hub asks for tqdm.auto's class and takes what behaves alike.
         bars: Any = progress.kind()
-        return Path(snapshot_download(given, allow_patterns=list(WANTED), tqdm_class=bars))
+        # The newest of what the user names; weights and settings alone, of which none is run.
+        found = snapshot_download(given, allow_patterns=list(WANTED), tqdm_class=bars)  # nosec B615
+        return Path(found)
     except GatedRepoError as error:
         raise InputError(
             f"model = {given!r}: its licence must be accepted on {page} first; then log in with "

@@ -10,6 +10,7 @@ matrices of A and B, [R, R]; the change itself is never made. A change of zeros 
 Axis letters: I inputs, O outputs, R rank.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.arguments import Parser
-from convert.errors import exits_cleanly
+from convert.errors import exits_cleanly, printable
 from convert.lora import LayerFile, read_layers
 from convert.lora_layers import Pair, text
 
@@ -58,11 +59,15 @@ def singular_values(pair: Pair) -> Float[np.ndarray, "R"]:
 
     With S the root of A Aᵀ, those of B A are the roots of the eigenvalues of S Bᵀ B S.
     """
-    down, up = pair.down.astype(np.float64), pair.up.astype(np.float64)
+    # Of size 1, so that no square leaves the range of numbers.
+    down, up = (matrix.astype(np.float64) for matrix in (pair.down, pair.up))
+    sizes = [float(np.abs(matrix).max()) or 1.0 for matrix in (down, up)]
+    down, up = down / sizes[0], up / sizes[1]
     values, vectors = np.linalg.eigh(down @ down.T)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     squares = np.linalg.eigvalsh(root @ (up.T @ up) @ root)[::-1]
-    return abs(float(pair.scale)) * np.sqrt(np.maximum(squares, 0))
+    with np.errstate(over="ignore"):
+        return abs(float(pair.scale)) * np.sqrt(np.maximum(squares, 0)) * sizes[0] * sizes[1]
 
 
 def lines(found: LayerFile) -> list[Line]:
@@ -76,6 +81,9 @@ def lines(found: LayerFile) -> list[Line]:
 def _line(target: str, pairs: Sequence[Pair]) -> Line:
     values = [singular_values(pair) for pair in pairs]
     used = [int((each > IN_USE * each[0]).sum()) for each in values]
+    # Doubles may hold numbers whose squares they do not hold.
+    with np.errstate(over="ignore"):
+        norm = float(np.sqrt(sum((each**2).sum() for each in values)))
     return Line(
         target,
         _occurring(f"{pair.down.shape[1]} -> {len(pair.up)}" for pair in pairs),
@@ -83,7 +91,7 @@ def _line(target: str, pairs: Sequence[Pair]) -> Line:
         tuple(sorted({pair.rank for pair in pairs})),
         _occurring(text(pair.alpha) for pair in pairs),
         _occurring(array.dtype.name for pair in pairs for array in (pair.down, pair.up)),
-        float(np.sqrt(sum((each**2).sum() for each in values))),
+        norm,
         (min(used), max(used)),
     )
 
@@ -101,11 +109,11 @@ def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
         "type": ", ".join(_occurring(word for row in rows for word in row.types)),
         "rank": ", ".join(map(str, sorted({rank for row in rows for rank in row.ranks}))),
         "alpha": ", ".join(_occurring(word for row in rows for word in row.alphas)),
-        "norm": f"{np.sqrt(sum(row.norm**2 for row in rows)):.4g}",
+        "norm": f"{math.hypot(*(row.norm for row in rows)):.4g}",
     }
     for name, value in {**found.metadata, **whole}.items():
         # As text, since square brackets would be taken for markup.
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(printable(name)), Text(printable(value)))
     return table
 
 

@@ -28,11 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convert.arguments import Parser
 from convert.errors import InputError, exits_cleanly
-from convert.lora_layers import Layers, Lora, Pair, number, stack, typed, unstack
+from convert.lora_joined import FLOATS
+from convert.lora_layers import Layers, Lora, Pair, check, number, stack, typed, unstack
 from convert.lora_tables import FLAX, LAYOUTS, Place, label
 from convert.lora_torch import HEADER, MEND, from_torch, problems, to_torch
 from convert.mapping import flatten, nest, refuse
@@ -208,12 +207,15 @@ def _from_flax(
 ) -> dict[Place, Pair]:
     try:
         alpha = float(metadata["alpha"])
-        dtype = np.dtype(metadata[ALPHA_TYPE]) if ALPHA_TYPE in metadata else None
-    except (KeyError, ValueError, TypeError) as error:
+        dtype = FLOATS[metadata[ALPHA_TYPE]] if ALPHA_TYPE in metadata else None
+    except (KeyError, ValueError) as error:
         raise InputError(
-            f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number; "
-            "write the file again with convert.lora"
+            f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number, and "
+            f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a type of floats if it is there; write "
+            "the file again with convert.lora"
         ) from error
+    # Before they are nested: a leaf may have the name of another's parent.
+    check(file, tensors)
     layers = unstack(file, nest(tensors), alpha, dtype)
     bad = [line for place, pair in layers.items() for line in problems(label(place), pair)]
     refuse(file, MEND, bad)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.lora_layers import Pair, number, same, same_bits, typed
+from convert.lora_layers import ALPHAS, Pair, number, same, same_bits, typed
 from convert.tensors import TYPES
 
 FLOATS = {name: np.dtype(name) for name in TYPES if "float" in name}
@@ -49,12 +49,15 @@ class Told:
         """What `as_json` made.
 
         Raises:
-            TypeError, ValueError, KeyError: it is something else.
+            TypeError, ValueError, KeyError, OverflowError: it is something else.
         """
         if entry is None:
             return None
         down, up, alpha = (name for name in entry["types"] if FLOATS[name])
-        return cls(int(entry["rank"]), float(entry["alpha"]), (down, up, alpha))
+        told = cls(int(entry["rank"]), float(entry["alpha"]), (down, up, alpha))
+        if told.rank < 1 or not ALPHAS[0] <= told.alpha <= ALPHAS[1]:
+            raise ValueError(f"rank = {told.rank}, alpha = {told.alpha}")
+        return told
 
     def as_json(self) -> dict[str, Any]:
         """For the file's header."""
@@ -104,9 +107,11 @@ def split(
     """
     for parts in (told, _by_zeros(joined, widths)):
         if parts is not None and _fits(joined, widths, parts):
-            layers = _apart(joined, widths, parts)
-            if same(join(layers, widths), joined):
-                return layers
+            # What is told may be a lie, of which numbers that no type holds come.
+            with np.errstate(over="ignore", invalid="ignore"):
+                layers = _apart(joined, widths, parts)
+                if same(join(layers, widths), joined):
+                    return layers
     return list(_apart(joined, widths, [Told.of(joined)] * len(widths)))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from convert.errors import InputError
@@ -19,6 +20,9 @@ from convert.lora_tables import MODEL, PEFT_PARTS, TABLE, Place, label, parse
 from convert.mapping import differences, flatten, nest, refuse, to_flax, to_torch
 
 MEND = "every target needs A and B of one rank in every block"
+
+# The least and the greatest alpha: any rank times these is a number that float32 holds.
+ALPHAS = (1e-30, 1e30)
 
 Lora = Mapping[str, Any]
 
@@ -63,13 +67,16 @@ def number(alpha: np.ndarray) -> float:
 
 def typed(value: float, dtype: Any) -> np.ndarray:
     """An alpha of this type; where the type does not hold the number, of float32."""
-    alpha = np.array(value, dtype)
-    return alpha if number(alpha) == value else np.array(value, np.float32)
+    with np.errstate(over="ignore"):
+        single = np.array(value, np.float32)
+        alpha = single.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else single
+    return alpha if number(alpha) == value else single
 
 
 def implied(down: np.ndarray) -> np.ndarray:
     """The alpha that a layer has where nothing else is said: the rank, so that alpha / R is 1."""
-    return typed(float(down.shape[0]), down.dtype)
+    # What has no axes is refused for that, and has no rank.
+    return typed(float(len(down) if down.ndim else 1), down.dtype)
 
 
 def same(one: Pair | None, other: Pair | None) -> bool:

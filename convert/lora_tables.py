@@ -18,8 +18,9 @@ KERNEL = "/kernel"
 MODEL = "transformer."
 # Width of the hidden layers over the width of the stream, in every FLUX transformer.
 HIDDEN = 4
-# A number after the name of a stack of blocks, without leading zeros.
-_BLOCK = re.compile(r"(?<=blocks[._])(0|[1-9]\d*)(?=[._])")
+# A number after the name of a stack of blocks, without leading zeros. No FLUX has a thousand; more
+# would be a lie that costs memory, since stacks are as deep as their last block says.
+_BLOCK = re.compile(r"(?<=blocks[._])(0|[1-9][0-9]{0,2})(?=[._])")
 
 # A layer of the model: its path in the Flax tree, and which block of it, if it lies in blocks.
 Place = tuple[str, int | None]

@@ -4,7 +4,6 @@ Axis letters: I inputs, O outputs, R rank.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +14,14 @@ import numpy as np
 
 from convert.errors import InputError
 from convert.lora_joined import Told, join, split, untold
-from convert.lora_layers import Layers, Pair, implied, number, same_bits, typed
+from convert.lora_layers import ALPHAS, Layers, Pair, implied, number, same_bits, typed
 from convert.lora_tables import ALPHA, MODEL, PARTS, WRITTEN, Key, Layer, Place, parse, spell
 from convert.mapping import is_finite, refuse
 
 PEFT_METADATA = "lora_adapter_metadata"
 TOLD = "joined_layers"
+# What JSON of another form than expected gives rise to.
+DAMAGES = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 # Header entries that say something about the tensors.
 HEADER = (PEFT_METADATA, TOLD)
 MEND = "give a file that holds one adapter of FLUX's transformer, whole and in one layout"
@@ -134,7 +135,7 @@ def problems(name: str, pair: Pair, layer: Layer | None = None) -> list[str]:
     if pair.alpha.size != 1:
         lines.append(f"misshapen: alpha of {name} is {list(pair.alpha.shape)}, expected []")
     # At an alpha below 0, diffusers' reading of kohya's layout does not end.
-    elif not math.isfinite(alpha := number(pair.alpha)) or alpha <= 0:
+    elif not ALPHAS[0] <= (alpha := number(pair.alpha)) <= ALPHAS[1]:
         lines.append(f"alpha: {name} has {alpha}; it must be a finite number above 0")
     shapes = [list(pair.down.shape), list(pair.up.shape)]
     if any(len(shape) != 2 or 0 in shape for shape in shapes) or shapes[0][0] != shapes[1][1]:
@@ -178,7 +179,7 @@ def _pair(half: Mapping[str, np.ndarray], alpha: float | None) -> Pair:
         if given.size == 1:
             given = given.reshape(())
             if not jnp.issubdtype(given.dtype, jnp.floating):
-                given = typed(number(given), down.dtype)
+                given = typed(float(given), down.dtype)
     else:
         given = implied(down) if alpha is None else typed(alpha, down.dtype)
     return Pair(down, up, given)
@@ -227,7 +228,7 @@ def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, list[Told | None
     try:
         entries = json.loads(metadata.get(TOLD, "{}"))
         return {name: [Told.parse(each) for each in parts] for name, parts in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except DAMAGES as error:
         raise InputError(
             f"{file}: {TOLD} in the header is damaged ({error!r}); convert the adapter again, or "
             "remove the entry"
@@ -243,10 +244,10 @@ def _peft_alphas(file: Path, metadata: Mapping[str, str]) -> Callable[[str], flo
         config = {k.removeprefix(MODEL): v for k, v in config.items() if k.startswith(MODEL)}
         general = None if config.get("lora_alpha") is None else float(config["lora_alpha"])
         patterns = {
-            re.compile(rf"(.*\.)?({pattern})"): float(alpha)
-            for pattern, alpha in (config.get("alpha_pattern") or {}).items()
+            _pattern(text): float(alpha)
+            for text, alpha in (config.get("alpha_pattern") or {}).items()
         }
-    except (ValueError, TypeError, AttributeError, re.error) as error:
+    except (*DAMAGES, re.error) as error:
         raise InputError(
             f"{file}: {PEFT_METADATA} in the header is damaged ({error}); save the adapter again"
         ) from error
@@ -259,3 +260,14 @@ def _peft_alphas(file: Path, metadata: Mapping[str, str]) -> Callable[[str], flo
     return lambda name: next(
         (alpha for pattern, alpha in patterns.items() if pattern.fullmatch(name)), general
     )
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """A layer's name as PEFT's headers write it: a regular expression for the name's end.
+
+    Raises:
+        ValueError: it is more than names with a few repetitions; some expressions take for ever.
+    """
+    if not re.fullmatch(r"[\w.\\^$*+-]*", text) or len(re.findall(r"[*+]", text)) > 2:
+        raise ValueError(f"alpha_pattern has {text!r}: write layers' names out")
+    return re.compile(rf"(.*\.)?({text})")

@@ -54,7 +54,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     """All tensors of one safetensors file, as views of the mapped file: unread until looked at.
 
     Raises:
-        InputError: see `open_safetensors`; or a type is one that NumPy does not know.
+        InputError: see `open_safetensors`; or a type or a shape is one that NumPy does not know.
     """
     # The library checks what the header says; its own reading holds Python's lock and copies.
     open_safetensors(path)
@@ -69,9 +69,14 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
         if entry["dtype"] not in NUMPY:
             raise InputError(f"{path}: {name} is {entry['dtype']}; save it in another type")
         begin, end = entry["data_offsets"]
-        tensors[name] = (
-            np.asarray(data[begin:end]).view(NUMPY[entry["dtype"]]).reshape(entry["shape"])
-        )
+        flat = np.asarray(data[begin:end]).view(NUMPY[entry["dtype"]])
+        try:
+            tensors[name] = flat.reshape(entry["shape"])
+        except ValueError as error:
+            raise InputError(
+                f"{path}: {name} is of a shape that no array has ({error}); copy or download the "
+                "file again"
+            ) from error
     return tensors
 
 
@@ -112,18 +117,26 @@ def places_of(index: Path) -> dict[str, str]:
     """
     folder = index.parent
     try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        places: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in places.values()):
+            raise TypeError("shards have names")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{index}: not an index of shards ({error!r}); copy or download it again"
         ) from error
     files = sorted(set(places.values()))
-    absent = [file for file in files if file != Path(file).name or not (folder / file).is_file()]
+    absent = [file for file in files if not _beside(folder, file)]
     if absent:
         raise InputError(
             f"{index}: missing shards {', '.join(absent)}; copy or download them beside the index"
         )
     return places
+
+
+def _beside(folder: Path, file: str) -> bool:
+    """Whether this is a file's name, and the file is in the folder."""
+    # Unlike the path's own method this says no to a name that no file can have.
+    return file == Path(file).name and os.path.isfile(folder / file)
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:

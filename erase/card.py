@@ -7,15 +7,17 @@ Hugging Face hub reads.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pydantic
 from absl import app, flags
 
-from convert.errors import exits_cleanly
+from convert.errors import InputError, exits_cleanly
 from convert.lora import read_adapter
 from erase.command import begin, parse_flags
 from erase.pictures import write
@@ -26,6 +28,20 @@ FILE, PICTURE = "README.md", "before_after.png"
 # The method that a composition's header names.
 COMPOSED = "erase.compose"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
+
+
+class Part(pydantic.BaseModel):
+    """An adapter in a composition."""
+
+    path: str = ""
+    concept: str | None = None
+
+
+class Made(pydantic.BaseModel):
+    """What a composition's header tells of how it was made."""
+
+    method: str
+    adapters: list[Part]
 
 
 def of_run(workdir: str | Path) -> Path:
@@ -118,13 +134,22 @@ def composed_of(adapter: Path) -> list[str]:
         adapter: its file or folder.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or its header is damaged.
     """
+    made = _made(adapter)
+    return [part.concept or part.path for part in made.adapters] if made else []
+
+
+def _made(adapter: Path) -> Made | None:
     header = read_adapter(adapter).metadata
     if header.get("method") != COMPOSED:
-        return []
-    parts = json.loads(header["settings"])["adapters"]
-    return [part["concept"] or part["path"] for part in parts]
+        return None
+    try:
+        return Made.model_validate_json(header.get("settings", ""))
+    except pydantic.ValidationError as error:
+        raise InputError(
+            f"{adapter}: its header does not tell what it was composed of; compose it again"
+        ) from error
 
 
 def of_evaluated(
@@ -146,20 +171,21 @@ def of_evaluated(
     Raises:
         InputError: the adapter cannot be read.
     """
-    if concepts := composed_of(adapter):
-        made = json.loads(read_adapter(adapter).metadata["settings"])
+    if made := _made(adapter):
+        concepts = composed_of(adapter)
         own = {name: each for name, each in results.items() if each["concept"] in concepts}
         pictures = workdir / next(iter(own), "") / PICTURE
         folder = adapter if adapter.is_dir() else adapter.parent
         of_composition(
-            folder, concepts, made["method"], config, list(own.values()), pictures if own else None
+            folder, concepts, made.method, config, list(own.values()), pictures if own else None
         )
 
 
 def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
     model = config["model"]["path"]
-    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
-    environment = jinja2.Environment(
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not os.path.exists(model)
+    # Markdown, of which the hub shows no scripts; escapes for HTML would stand in it as they are.
+    environment = jinja2.Environment(  # nosec B701
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -90,7 +90,7 @@ def _file(arguments: Sequence[str]) -> str | None:
     """
     given = None
     for argument, following in itertools.pairwise([*arguments, ""]):
-        named = re.match(rf"--?(?:no)?{FLAG}\.([^=]+)", argument)
+        named = re.match(rf"--?(?:no)?{FLAG}\.([^=]*)", argument)
         if named and named[1].startswith(f"{EACH}."):
             raise InputError(
                 f"{named[1]}: an override reaches what all runs share; change the file instead"

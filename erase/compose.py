@@ -16,6 +16,7 @@ Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -31,7 +32,7 @@ from rich.table import Table
 
 from convert.adapters import find_adapter, split_strength
 from convert.arguments import Parser
-from convert.errors import InputError, exits_cleanly
+from convert.errors import InputError, exits_cleanly, printable
 from convert.lora import TORCH_FILE, read_adapter, write_lora
 from convert.mapping import flatten, nest
 from erase import card, fusion
@@ -205,8 +206,17 @@ def table(method: str, found: Mapping[str, Mapping[str, float]]) -> Table:
 def write(
     parts: Sequence[Part], flat: Mapping[str, np.ndarray], method: str, options: Any, out: Path
 ) -> Path:
-    """Writes the adapter, as diffusers loads it, with what it was made of in its header."""
-    leaves = {path: leaf.astype(np.float32) for path, leaf in flat.items()}
+    """Writes the adapter, as diffusers loads it, with what it was made of in its header.
+
+    Raises:
+        InputError: the type of the file does not hold the numbers.
+    """
+    with np.errstate(over="ignore"):
+        leaves = {path: leaf.astype(np.float32) for path, leaf in flat.items()}
+    if lost := [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]:
+        raise InputError(
+            f"{', '.join(lost)} would hold numbers beyond float32's: give smaller weights"
+        )
     rank = next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("/A"))
     settings = {"method": method, "rank": rank, **options}
     settings["adapters"] = [
@@ -222,9 +232,14 @@ def write(
         if key in parts[0].metadata:
             metadata[key] = parts[0].metadata[key]
     write_lora(out, nest(leaves), float(rank), metadata)
-    if run := parts[0].metadata.get("settings"):
+    try:
+        run = dataclasses.asdict(fusion.settings(str(parts[0].path), parts[0].metadata))
+    except InputError as error:
+        # The adapter is none the worse.
+        print(f"no model card: {printable(str(error))}")
+    else:
         names = [part.metadata.get("concept", str(part.path)) for part in parts]
-        card.of_composition(out, names, method, json.loads(run))
+        card.of_composition(out, names, method, run)
     return out / TORCH_FILE
 
 

@@ -7,19 +7,20 @@ speaks.
 import contextlib
 import json
 import os
-import pickle
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import pydantic
 from absl import flags
 from jax.experimental import multihost_utils
 
-from convert.errors import InputError
+from convert.errors import EraseError, InputError, PreemptedError, RunError
 
 T = TypeVar("T")
+ERRORS = {kind.__name__: kind for kind in (EraseError, InputError, RunError, PreemptedError)}
 
 
 def define_flags() -> None:
@@ -72,28 +73,44 @@ def first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_first(make: Callable[[], T], kind: Any = None) -> T:
     """What the first process makes, in all of them: it alone asks and looks at the disk.
 
+    Args:
+        make: makes it.
+        kind: its type, of which pydantic makes JSON and back: what other processes send is data.
+
     Raises:
-        InputError: it raised one; it is raised in all.
+        EraseError: it raised one; it is raised in all.
     """
     if jax.process_count() == 1:
         return make()
-    made: T | InputError | None = None
-    if first():
-        try:
-            made = make()
-        except InputError as error:
-            made = error
-    content = np.frombuffer(pickle.dumps(made), np.uint8)
+    content = np.frombuffer(written(make, kind) if first() else b"", np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.zeros(size, np.uint8)
-    padded[: len(content[:size])] = content[:size]
-    made = pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
-    if isinstance(made, InputError):
-        raise made
-    return cast(T, made)
+    padded[: len(content)] = content
+    return read(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes(), kind)
+
+
+def written(make: Callable[[], Any], kind: Any) -> bytes:
+    """What is made, or the error that it ends with, as JSON."""
+    try:
+        told = {"made": pydantic.TypeAdapter(kind).dump_python(make(), mode="json")}
+    except EraseError as error:
+        told = {"error": type(error).__name__, "message": str(error)}
+    return json.dumps(told).encode()
+
+
+def read(content: bytes, kind: Any) -> Any:
+    """The inverse of `written`.
+
+    Raises:
+        EraseError: what was made is one.
+    """
+    told = json.loads(content)
+    if "error" in told:
+        raise ERRORS[told["error"]](told["message"])
+    return pydantic.TypeAdapter(kind).validate_python(told["made"])
 
 
 @contextlib.contextmanager

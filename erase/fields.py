@@ -3,8 +3,10 @@
 A dataclass's field may carry what it takes in its metadata: `number` and `choice` put it there.
 """
 
+import contextlib
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,13 @@ from typing import Any
 from ml_collections.config_dict import placeholder
 
 from convert.errors import nearest
+
+# Whole numbers beyond this are none on a device; random seeds are such numbers too.
+MOST = 2**31 - 1
+# Of a text: more than any tokenizer's limit leaves room for, and than any path has.
+LONGEST = 4000
+# Of a value in a message.
+SHOWN = 200
 
 
 def number(
@@ -41,6 +50,16 @@ def unknown(cls: type, path: str) -> str:
     return f"{path} is not a field of the configuration; {nearest(path, known, also)}"
 
 
+def shown(value: Any) -> str:
+    """A value as messages show it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes neither numbers of thousands of digits nor lists in thousands of lists.
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -64,12 +83,14 @@ def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
             values[spec.name] = merged(typing.cast(type, hint), given) if nested else given
         elif values.get(spec.name, spec.default) is None:
             # Overrides need to know the type of what is not there yet.
-            values[spec.name] = placeholder(_present(hint))
+            kind = _present(hint)
+            values[spec.name] = placeholder(typing.get_origin(kind) or kind)
         elif spec.default is not dataclasses.MISSING:
             value = values.setdefault(spec.name, spec.default)
             # In a file 5 stands for 5.0; left an integer, no fraction could override it.
             if _present(hint) is float and type(value) is int:
-                values[spec.name] = float(value)
+                with contextlib.suppress(OverflowError):
+                    values[spec.name] = float(value)
     return values
 
 
@@ -98,7 +119,10 @@ def built(
     """
     root = root or cls
     hints = _hints(cls)
-    problems += [unknown(root, f"{prefix}{name}") for name in values if name not in hints]
+    for name in values:
+        if name not in hints:
+            word = name if isinstance(name, str) and len(name) <= SHOWN else shown(name)
+            problems.append(unknown(root, prefix + word))
     ready = {}
     for spec in dataclasses.fields(cls):
         path, hint = prefix + spec.name, hints[spec.name]
@@ -113,7 +137,7 @@ def built(
                 ready[spec.name] = _checked(hint, values[spec.name])
                 _allowed(ready[spec.name], spec.metadata)
             except ValueError as error:
-                problems.append(f"{path} = {values[spec.name]!r} must be {error}")
+                problems.append(f"{path} = {shown(values[spec.name])} must be {error}")
     return None if problems else cls(**ready)
 
 
@@ -125,24 +149,34 @@ def _checked(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         raise ValueError("a dictionary of fields")
     if kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):
+                if math.isfinite(number := float(value)):
+                    return number
         raise ValueError("a finite number")
     if kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
             return value
-        raise ValueError("a whole number")
+        raise ValueError(f"a whole number of no more than {MOST}")
     if kind is bool:
         if isinstance(value, bool):
             return value
         raise ValueError("True or False")
     if kind is str:
         if isinstance(value, str):
-            return value
+            return _writable(value)
         raise ValueError("text in quotes")
     if isinstance(value, list | tuple) and all(isinstance(v, str) and v.strip() for v in value):
-        return tuple(value)
+        return tuple(_writable(v) for v in value)
     raise ValueError("a tuple of texts, none of them empty, such as ('one', 'two')")
+
+
+def _writable(text: str) -> str:
+    """The text, where tokenizers and files can take it; a ValueError says what it must be."""
+    # Surrogates are halves of characters, which UTF-8 does not write.
+    if len(text) > LONGEST or re.search("[\0\ud800-\udfff]", text):
+        raise ValueError(f"text of at most {LONGEST} whole characters, none of them NUL")
+    return text
 
 
 def _allowed(value: Any, limits: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ Axis letters: F pictures, h w picture sides.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def read(
         InputError: there is no such folder, or no picture in it, or some pictures cannot be read
             or lack a caption; the message names all of them, a line each.
     """
-    if not folder.is_dir():
-        wrong = "is not a folder" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):
+        wrong = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise InputError(f"picture folder {str(folder)!r} {wrong}; check the path")
     paths = sorted(
         (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES),

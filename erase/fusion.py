@@ -95,7 +95,7 @@ def prompts(
     """
     if count < 1:
         raise InputError(f"prompts = {count} must be at least 1")
-    configs = [_settings(file, header) for file, header in headers.items()]
+    configs = [settings(file, header) for file, header in headers.items()]
     rng = np.random.default_rng(seed)
     named = [[config.concept, *config.synonyms] for config in configs]
     concepts = re.compile(
@@ -120,10 +120,15 @@ def prompts(
     return Prompts(configs[0], tuple(erased), preserved)
 
 
-def _settings(file: str, header: Mapping[str, str]) -> Config:
+def settings(file: str, header: Mapping[str, str]) -> Config:
+    """The configuration that an adapter was trained with, as its file tells.
+
+    Raises:
+        InputError: it does not.
+    """
     try:
         return load_config(json.loads(header["settings"]))
-    except (KeyError, ValueError, InputError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: its header does not tell the settings of its training ({error}); fusion "
             "needs them: train it again with erase.train"

@@ -8,6 +8,7 @@ R relations.
 import difflib
 import functools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -209,7 +210,7 @@ class Judge:
         """
         folder = Path(folder)
         path = folder / CONFIG
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"judge = {str(folder)!r} has no {CONFIG}; check the path")
         read = json.loads(path.read_text())
         size = read.pop("size", 64)

@@ -51,7 +51,9 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
         raise InputError(f"{KEY} is not set: give a key in the environment")
     model = os.environ.get(MODEL) or DEFAULT_MODEL
     problem = ""
-    with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES) as client:
+    # Nobody but the endpoint that was named sees the question.
+    transport = openai.DefaultHttpxClient(follow_redirects=False)
+    with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES, http_client=transport) as client:
         host = urlsplit(str(client.base_url)).hostname
         for _ in range(ATTEMPTS):
             try:
@@ -70,7 +72,7 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
                 raise InputError(f"language model at {host}: no answer in {TIMEOUT:g} s") from None
             except openai.OpenAIError as error:
                 raise InputError(f"language model at {host}: {type(error).__name__}") from None
-            except (ValueError, AttributeError, IndexError, TypeError) as error:
+            except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
                 problem = str(error) if isinstance(error, InputError) else "not a chat completion"
     raise InputError(f"language model at {host}: {ATTEMPTS} unusable replies, the last: {problem}")
 

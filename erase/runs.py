@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from convert.errors import InputError, nearest
 from erase.config import Config
-from erase.fields import built, merged, paths
+from erase.fields import built, merged, paths, shown
 from erase.presets import PRESETS
 from erase.prompts import SLOT, as_template
 
@@ -56,11 +56,17 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
         **changes: fields of `Config`; a dictionary for a part, for instance lower={"attn": 5.0}.
 
     Raises:
-        InputError: there is no such preset.
+        InputError: there is no such preset, or a name is none that can be overridden.
     """
     if preset and preset not in PRESETS:
         raise InputError(f"preset = {preset!r} is unknown; {nearest(preset, PRESETS)}")
-    return ConfigDict(merged(Config, over(PRESETS.get(preset, {}), changes)))
+    try:
+        return ConfigDict(merged(Config, over(PRESETS.get(preset, {}), changes)))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        # Such names are no fields either; all others are told of later, at once.
+        raise InputError(
+            f'config: {error}; name fields as erase/config.py does, parts like lower={{"attn": 2}}'
+        ) from error
 
 
 def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]:
@@ -87,11 +93,13 @@ def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]
     runs, problems = {}, []
     for name, changes in each.items():
         try:
-            if not re.fullmatch(r"[\w-]+", name):
-                raise InputError("a name becomes a folder's: use letters, digits, _ and -")
+            # Four bytes a letter at most, and 255 a folder's name.
+            if not (isinstance(name, str) and re.fullmatch(r"[\w-]{1,60}", name)):
+                raise InputError("a name becomes a folder's: use 1 to 60 letters, digits, _ and -")
             runs[name] = load_config(over(values, changes))
         except InputError as error:
-            problems.append(f"{EACH}.{name}: {error}")
+            word = name if isinstance(name, str) else shown(name)
+            problems.append(f"{EACH}.{word}: {error}")
     problems += [] if problems else _differences(runs)
     if problems:
         raise InputError("\n       ".join(problems))
@@ -142,7 +150,10 @@ def _plain(given: Any) -> dict[str, Any]:
             raise InputError(f"config: {error}; check the path") from error
         kind = type(given).__name__
         raise InputError(f"config: get_config() gave a {kind}; return configure(...) from it")
-    return given.to_dict() if isinstance(given, ConfigDict) else dict(given)
+    try:
+        return given.to_dict() if isinstance(given, ConfigDict) else dict(given)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise InputError(f"config: {error}; every field's and run's name must be text") from error
 
 
 def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

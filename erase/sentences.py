@@ -21,7 +21,13 @@ class Reply(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
-    sentences: list[Annotated[str, pydantic.Field(min_length=1, max_length=200)]]
+    # Braces would make a template of a sentence.
+    sentences: list[
+        Annotated[
+            str,
+            pydantic.Field(min_length=1, max_length=200, pattern=r"^[^{}\x00-\x1f\x7f-\x9f]*$"),
+        ]
+    ]
 
 
 @dataclass(frozen=True)

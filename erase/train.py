@@ -111,11 +111,13 @@ def run(
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
     print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
     written = distributed.from_first(
-        lambda: {name: sentences.settle(configs[name], folders[name]) for name in runs}
+        lambda: {name: sentences.settle(configs[name], folders[name]) for name in runs},
+        dict[str, tuple[Config, sentences.Sentences]],
     )
     configs = {name: config for name, (config, _) in written.items()}
     words = distributed.from_first(
-        lambda: {name: irrelevant.gather(configs[name], folders[name]) for name in runs}
+        lambda: {name: irrelevant.gather(configs[name], folders[name]) for name in runs},
+        dict[str, irrelevant.Words],
     )
     plans = {name: bank.plan(configs[name], pipe, words[name].pools) for name in runs}
     drawn = []

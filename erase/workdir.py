@@ -39,9 +39,13 @@ def check(workdir: Path, descriptions: Mapping[str, Any], *, resume: bool, overw
         overwrite: whether to take their place.
 
     Raises:
-        InputError: the folder holds runs that are to be neither resumed nor overwritten, or that
-            have other settings and are to be resumed.
+        InputError: a run has the name of what every run writes; or the folder holds runs that are
+            to be neither resumed nor overwritten, or that have other settings and are to be
+            resumed.
     """
+    for name in descriptions:
+        if name in WRITTEN:
+            raise InputError(f"each.{name}: {name} holds something else in a workdir; rename it")
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one of them")
     found = [name for name in descriptions if (workdir / name / CONFIG).is_file()]

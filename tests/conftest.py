@@ -12,6 +12,22 @@ import pytest  # noqa: E402
 import tiny  # noqa: E402
 from endpoint import SECRET, Endpoint  # noqa: E402
 from flux_case import case  # noqa: E402, F401
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# The same examples at each run; `HYPOTHESIS_PROFILE=long` draws many others.
+settings.register_profile(
+    "short",
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    # `bounds` has one of its own, which busy machines do not pass.
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile(
+    "long", settings.get_profile("short"), max_examples=2000, derandomize=False
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 @pytest.fixture(scope="session")
