@@ -6,7 +6,7 @@ DEMO := runs/soccer-ball
 .PHONY: demo test lint audit
 
 demo: .venv/demo
-	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO) --resume
+	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO)
 
 test: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile

@@ -24,10 +24,10 @@ from erase import bank
 from erase.bank import Bank
 from erase.command import begin, parse_flags
 from erase.config import Config
+from erase.loop import METRICS, learn
 from erase.model import open_model
 from erase.pictures import write
 from erase.runs import load_runs
-from erase.train import METRICS, learn
 from flux_jax.pipeline import Pipeline
 
 COUNTS = (1, 5, 30)

@@ -1,44 +1,226 @@
-"""Checkpoints of a run: adapter, both optimisers' states and the iteration, through Orbax."""
+"""Checkpoints of runs, through Orbax: written in the background, whole or not at all, and checked.
 
+A checkpoint holds the adapters, both optimisers' states, and a record: the iteration, from which
+with the keys follows all that is drawn next, the configurations, and what the guard counts. When
+Orbax has finished one, a manifest with the size and SHA-256 of every file is put beside them: what
+was damaged later is noticed, named and set aside, and the checkpoint before it serves.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
 
+from convert.errors import EraseError, RunError
+from erase import distributed
+from erase.config import Checkpoints
+from erase.pictures import write
 from erase.updates import State
 
 FOLDER = "checkpoints"
-KEPT = 2
+# Where damaged ones are put.
+ASIDE = "damaged"
+MANIFEST = "manifest.json"
+# Names within a checkpoint, and what checkpoints are compared by.
+STATE, RECORD, LOSS = "state", "record", "loss"
+
+Record = dict[str, Any]
 
 
-def open_manager(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints in a run's folder; use it as a context, or close it."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+@contextlib.contextmanager
+def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in a run's folder; all are written when the context ends.
+
+    Raises:
+        RunError: one could not be written.
+    """
+    folder = (workdir / FOLDER).absolute()
+    # Orbax keeps those that come last in their order.
+    smallest = managers.BestN(
+        get_metric_fn=lambda metrics: metrics[LOSS],
+        reverse=True,
+        n=settings.best,
+        keep_checkpoints_without_metrics=False,
+    )
+    kept = managers.AnyPreservationPolicy([managers.LatestN(settings.last), smallest])
+    options = ocp.CheckpointManagerOptions(
+        create=True,
+        cleanup_tmp_directories=True,
+        preservation_policy=kept,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: seal(folder)),
+    )
+    with _told(folder):
+        manager = ocp.CheckpointManager(folder, options=options)
+    try:
+        yield manager
+    except BaseException:
+        # Whatever ended the run is what is told, not that a checkpoint failed besides.
+        with contextlib.suppress(Exception):
+            manager.close()
+        raise
+    with _told(folder):
+        manager.wait_until_finished()
+        manager.close()
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Tells why a checkpoint could not be written.
+
+    Raises:
+        RunError: it could not.
+    """
+    try:
+        yield
+    except EraseError:
+        raise
+    # Orbax and its stores raise errors of many kinds.
+    except Exception as error:
+        left = [str(step) for step in found(folder)]
+        reason = str(error).strip().splitlines()
+        raise RunError(
+            f"{folder}: a checkpoint could not be written "
+            f"({reason[0] if reason else repr(error)}); make room there, or mend it, and start the "
+            f"same command: it goes on after iteration {left[-1] if left else 0}"
+        ) from error
+
+
+def found(folder: Path) -> list[int]:
+    """The iterations that a folder has checkpoints of, in order; whether they are whole or not."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
 
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run has come as far as its first checkpoint."""
-    folder = workdir / FOLDER
-    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+    return bool(found(workdir / FOLDER))
 
 
-def save(manager: ocp.CheckpointManager, iteration: int, state: State) -> None:
-    """Saves the state after an iteration; the file writing goes on in the background."""
-    manager.save(iteration, args=ocp.args.StandardSave(state))
+def seal(folder: Path) -> None:
+    """Writes the manifest of every checkpoint in a folder that has none yet."""
+    if not distributed.first():
+        return
+    for step in found(folder):
+        path = folder / str(step)
+        if not (path / MANIFEST).is_file():
+            write(path / MANIFEST, json.dumps({"files": _digests(path)}, indent=1) + "\n")
 
 
-def restore(manager: ocp.CheckpointManager, like: State) -> tuple[int, State]:
-    """The latest state and its iteration; (0, `like`) if there is none.
+def _digests(checkpoint: Path) -> dict[str, list[Any]]:
+    """Size and SHA-256 of every file but the manifest."""
+    digests = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path != checkpoint / MANIFEST:
+            content = path.read_bytes()
+            name = path.relative_to(checkpoint).as_posix()
+            digests[name] = [len(content), hashlib.sha256(content).hexdigest()]
+    return digests
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where nothing is."""
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return f"{MANIFEST} is missing: it was not finished"
+    try:
+        wanted = json.loads(manifest.read_bytes())["files"]
+        sizes = {name: (size, digest) for name, (size, digest) in wanted.items()}
+        there = _digests(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, (size, digest) in sizes.items():
+        if name not in there:
+            return f"{name} is missing"
+        if there[name][0] != size:
+            return f"{name} has {there[name][0]} bytes and should have {size}"
+        if there[name][1] != digest:
+            return f"{name} has other content than was written"
+    return None
+
+
+def usable(workdir: Path, before: int | None = None) -> int:
+    """The iteration of the newest whole checkpoint, 0 if there is none.
+
+    Newer ones that are not whole are told of and set aside, into the run's folder `damaged`.
 
     Args:
-        manager: of the run.
-        like: a state of the same shapes, placed as the result should be.
+        workdir: the run's folder.
+        before: only earlier ones are looked at.
     """
-    latest = manager.latest_step()
-    if latest is None:
-        return 0, like
+    folder = workdir / FOLDER
+    steps = [step for step in found(folder) if before is None or step < before]
+    while steps:
+        step = steps.pop()
+        if (wrong := fault(folder / str(step))) is None:
+            return step
+        aside = workdir / ASIDE / str(step)
+        number = 0
+        while aside.exists():
+            number += 1
+            aside = workdir / ASIDE / f"{step}-{number}"
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(folder / str(step), aside)
+        instead = f"the one of iteration {steps[-1]}" if steps else "the beginning"
+        print(
+            f"{folder / str(step)}: {wrong}; it is now in {aside}, and {instead} serves instead",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def save(
+    manager: ocp.CheckpointManager, step: int, state: State, record: Record, loss: float
+) -> None:
+    """Saves runs after an iteration; the writing goes on in the background.
+
+    Args:
+        manager: of the folder.
+        step: the iteration.
+        state: of all runs.
+        record: what is kept besides, for JSON.
+        loss: what checkpoints are compared by.
+
+    Raises:
+        RunError: this one, or the one before, could not be written.
+    """
+    with _told(Path(manager.directory)):
+        args = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
+        manager.save(step, args=ocp.args.Composite(**args), metrics={LOSS: loss})
+
+
+def restore(manager: ocp.CheckpointManager, step: int, like: State) -> tuple[State, Record]:
+    """The state and record of an iteration.
+
+    Args:
+        manager: of the folder.
+        step: the iteration, of a whole checkpoint.
+        like: a state of the same shapes, placed as the result should be; on whatever devices.
+
+    Raises:
+        RunError: it cannot be read.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restored = manager.restore(latest, args=ocp.args.StandardRestore(abstract))
-    return latest, cast(State, restored)
+    args = {STATE: ocp.args.StandardRestore(abstract), RECORD: ocp.args.JsonRestore()}
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+    except (ValueError, KeyError, OSError) as error:
+        raise RunError(
+            f"{manager.directory}/{step} cannot be read ({str(error).splitlines()[0]}): another "
+            "version of this program may have written it; --overwrite begins anew"
+        ) from error
+    return cast(State, restored[STATE]), cast(Record, restored[RECORD])
+
+
+def best(manager: ocp.CheckpointManager) -> int:
+    """The iteration of the checkpoint with the smallest loss."""
+    losses = {step: manager.metrics(step) for step in manager.all_steps()}
+    return min(losses, key=lambda step: (losses[step] or {}).get(LOSS, float("inf")))

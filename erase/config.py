@@ -83,6 +83,7 @@ class Lower:
     Attributes:
         learning_rate: AdamW's.
         weight_decay: AdamW's.
+        clip: largest norm of a gradient, longer ones are shortened to it; by default none is.
         esd: weight of L_esd.
         attn: weight of L_attn.
         eta: how far past the unconditional velocity L_esd's target lies.
@@ -97,6 +98,7 @@ class Lower:
 
     learning_rate: float = number(1e-3, above=0)
     weight_decay: float = number(0.01, least=0)
+    clip: float | None = number(None, above=0)
     esd: float = number(1.0, least=0)
     attn: float = number(1.0, least=0)
     eta: float = number(1.0, least=0)
@@ -113,6 +115,7 @@ class Upper:
     Attributes:
         learning_rate: AdamW's.
         weight_decay: AdamW's.
+        clip: largest norm of a gradient, longer ones are shortened to it; by default none is.
         lora: weight of L_lora.
         rsc: weight of L_rsc.
         lora_target: what L_lora holds the velocity to: "noise" is the paper's, from picture to
@@ -131,6 +134,7 @@ class Upper:
 
     learning_rate: float = number(5e-4, above=0)
     weight_decay: float = number(0.01, least=0)
+    clip: float | None = number(None, above=0)
     lora: float = number(0.1, least=0)
     rsc: float = number(0.1, least=0)
     lora_target: str = choice("noise", "noise", "base")
@@ -160,6 +164,43 @@ class EarlyStop:
     pictures: int = number(32, least=1)
     share: float = number(0.0, least=0, most=1)
     seed: int = number(3_000_000, least=0)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """What a run can go on from.
+
+    Attributes:
+        every: iterations between checkpoints.
+        last: the newest that are kept.
+        best: those that are kept besides, by the mean of the weighted losses since the one before.
+        adapter: which of them becomes the adapter.
+    """
+
+    every: int = number(100, least=1)
+    last: int = number(2, least=1)
+    best: int = number(1, least=1)
+    adapter: str = choice("last", "last", "best")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is done about numbers that leave their range and iterations that do not end.
+
+    Attributes:
+        skips: updates with a loss or gradient that is no finite number are left out; a run ends
+            with so many in a row.
+        divergence: a warning is given where the median of a loss's last 20 values is so many times
+            that of all.
+        hung: a warning is given where an iteration takes so many times the median of those before,
+            and a minute at least.
+        patience: seconds after which the process then ends, to be started again.
+    """
+
+    skips: int = number(5, least=1)
+    divergence: float = number(20.0, above=1)
+    hung: float = number(10.0, above=1)
+    patience: float = number(1800.0, above=0)
 
 
 @dataclass(frozen=True)
@@ -217,12 +258,13 @@ class Config:
         iterations: of these.
         batch_size: samples an update.
         seed: of everything random in training.
-        checkpoint_every: iterations between checkpoints.
         adapter: the LoRA.
         bank: what is prepared.
         lower: the erasing level.
         upper: the preserving level.
         early_stop: when training ends before that.
+        checkpoints: what a run can go on from.
+        guard: what is done about numbers out of range and hung iterations.
         evaluation: what follows training.
     """
 
@@ -244,10 +286,11 @@ class Config:
     iterations: int = number(1000, least=1)
     batch_size: int = number(1, least=1)
     seed: int = number(0, least=0)
-    checkpoint_every: int = number(100, least=1)
     adapter: AdapterConfig = AdapterConfig()
     bank: BankConfig = BankConfig()
     lower: Lower = Lower()
     upper: Upper = Upper()
     early_stop: EarlyStop = EarlyStop()
+    checkpoints: Checkpoints = Checkpoints()
+    guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()

@@ -149,3 +149,10 @@ def agree(settings: Mapping[str, Any]) -> None:
             f"{', '.join(differing)} differ between the {jax.process_count()} processes: start "
             "each with the same command"
         )
+
+
+def any_of(here: bool) -> bool:
+    """Whether something is so in any of the processes."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.asarray(multihost_utils.process_allgather(np.array(here))).any())

@@ -94,11 +94,9 @@ def _preservation(
     changes nothing: guided pictures are not what a guided velocity is the mean of. The frozen
     model's velocity has none, and no variance from the noise.
     """
-    keys = jax.random.split(key, 3)
-    rows = jax.random.randint(keys[0], (setup.batch_size,), 0, len(bank.pictures))
-    steps = jax.random.randint(keys[1], (setup.batch_size,), 0, len(bank.times))
+    rows, steps, noise_key = _draw_pictures(len(bank.pictures), key, setup, len(bank.times))
     clean = split_samples(setup, bank.pictures[rows].astype(jnp.float32))
-    noise = split_samples(setup, jax.random.normal(keys[2], clean.shape))
+    noise = split_samples(setup, jax.random.normal(noise_key, clean.shape))
     times = split_samples(setup, bank.times[steps])
     mixed = (1 - times[:, None, None]) * clean + times[:, None, None] * noise
     shown = split_samples(setup, bank.picture_prompts[rows])
@@ -116,7 +114,7 @@ def _reverse_contrastive(
 ) -> Float[Array, ""]:
     level = setup.upper
     latents_key, forms_key = jax.random.split(key)
-    early = max(1, round(level.early * len(bank.times)))
+    early = _early(setup, len(bank.times))
     latents, times, sentences = _draw_latents(bank, latents_key, setup, early)
     text_tokens = bank.masks.shape[-1]
     drawn = draw_forms(bank, forms_key, setup)
@@ -219,12 +217,52 @@ def _apply(
     )
 
 
+def samples(
+    key: PRNGKeyArray, setup: Setup, trajectories: int, pictures: int, steps: int
+) -> dict[str, tuple[Int[Array, "B"], Int[Array, "B"]]]:
+    """Which rows of its bank a run draws in an iteration, and which of the denoising steps.
+
+    Args:
+        key: of the lower level's update and of the upper one's, [2].
+        setup: what is compiled in.
+        trajectories: in the bank.
+        pictures: in the bank.
+        steps: of the denoising.
+
+    Returns:
+        Trajectories and steps of the lower level ("lower") and of L_rsc ("rsc"); pictures and steps
+        of L_lora ("lora").
+    """
+    lora_key, rsc_key = jax.random.split(key[1])
+    latents_key, _ = jax.random.split(rsc_key)
+    shown, times, _ = _draw_pictures(pictures, lora_key, setup, steps)
+    return {
+        "lower": _draw_places(trajectories, key[0], setup, steps),
+        "lora": (shown, times),
+        "rsc": _draw_places(trajectories, latents_key, setup, _early(setup, steps)),
+    }
+
+
+def _early(setup: Setup, steps: int) -> int:
+    """How many of the denoising steps L_rsc looks at."""
+    return max(1, round(setup.upper.early * steps))
+
+
+def _draw_pictures(
+    count: int, key: PRNGKeyArray, setup: Setup, steps: int
+) -> tuple[Int[Array, "B"], Int[Array, "B"], PRNGKeyArray]:
+    """Draws kept pictures, a step for each, and the key of their noise."""
+    keys = jax.random.split(key, 3)
+    rows = jax.random.randint(keys[0], (setup.batch_size,), 0, count)
+    return rows, jax.random.randint(keys[1], (setup.batch_size,), 0, steps), keys[2]
+
+
 def _draw_places(
-    bank: Bank, key: PRNGKeyArray, setup: Setup, steps: int
+    count: int, key: PRNGKeyArray, setup: Setup, steps: int
 ) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
     """Draws trajectories and, among the first of their steps, one of each."""
     row_key, step_key = jax.random.split(key)
-    rows = jax.random.randint(row_key, (setup.batch_size,), 0, len(bank.trajectories))
+    rows = jax.random.randint(row_key, (setup.batch_size,), 0, count)
     return rows, jax.random.randint(step_key, (setup.batch_size,), 0, steps)
 
 
@@ -232,7 +270,7 @@ def _draw_latents(
     bank: Bank, key: PRNGKeyArray, setup: Setup, steps: int
 ) -> tuple[Float[Array, "B S C"], Float[Array, "B"], Int[Array, "B"]]:
     """Draws x_t, its t and its sentence, among the first steps of the trajectories."""
-    rows, step = _draw_places(bank, key, setup, steps)
+    rows, step = _draw_places(len(bank.trajectories), key, setup, steps)
     latents = split_samples(setup, bank.trajectories[rows, step])
     return latents, split_samples(setup, bank.times[step]), bank.trajectory_sentences[rows]
 
@@ -241,7 +279,7 @@ def _student_latents(
     lora: PyTree, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
 ) -> tuple[Float[Array, "B S C"], Float[Array, "B"], Int[Array, "B"]]:
     """What `_draw_latents` draws, but on the adapted model's own way from the same noise."""
-    rows, steps = _draw_places(bank, key, setup, len(bank.times))
+    rows, steps = _draw_places(len(bank.trajectories), key, setup, len(bank.times))
     sentences = bank.trajectory_sentences[rows]
     concept = split_samples(setup, bank.sentences[sentences, 0])
     fixed = jax.lax.stop_gradient(lora)

@@ -29,10 +29,10 @@ from erase import bank, evaluate, irrelevant, report, sentences, summary, synony
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
+from erase.loop import METRICS, learn
 from erase.model import open_model
 from erase.pictures import write
 from erase.runs import EACH, load_runs, over
-from erase.train import METRICS, learn
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 

@@ -53,8 +53,9 @@ Update = Callable[[State, Bank, PRNGKeyArray], tuple[State, Metrics]]
 
 
 def optimiser(level: Lower | Upper) -> optax.GradientTransformation:
-    """AdamW with the level's own settings."""
-    return optax.adamw(level.learning_rate, weight_decay=level.weight_decay)
+    """AdamW with the level's own settings, of gradients that may be clipped by their norm."""
+    step = optax.adamw(level.learning_rate, weight_decay=level.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(level.clip), step) if level.clip else step
 
 
 def balancer() -> optax.GradientTransformation:
@@ -99,7 +100,8 @@ def lower_update(
 
     Returns:
         The new state; for each run the losses `esd` and `attn` (those that have a weight) and the
-        gradient's norm, `lower_gradient`.
+        gradient's norm before clipping, `lower_gradient`. Where one of them is no finite number,
+        the run's state is the old one.
     """
     return _in_every_run(setup, _level("lower", lower_losses, params, setup))(state, bank, key)
 
@@ -181,7 +183,10 @@ def _in_every_run(setup: Setup, update: Update) -> Update:
 
     def unless_stopped(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
         changed, metrics = update(state, bank, key)
-        return jax.tree.map(lambda *both: jnp.where(state.active, *both), changed, state), metrics
+        # One infinite number in a gradient would end the adapter and both optimisers.
+        finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
+        taken = state.active & finite
+        return jax.tree.map(lambda *both: jnp.where(taken, *both), changed, state), metrics
 
     every = jax.vmap(unless_stopped, in_axes=(0, bank_axes, 0), spmd_axis_name=RUNS)
 

@@ -2,23 +2,37 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_collections import FieldReference
+
 from convert.errors import InputError
-from erase import checkpoints, irrelevant, sentences
+from erase import checkpoints, guard, irrelevant, sentences
+from erase.config import Config
+from erase.fields import merged, shown
 
 CONFIG = "config.json"
-# What a resumed run may change: how far it goes, what follows, how it was started.
-FREE = ("iterations", "checkpoint_every", "evaluation", "command", "synonyms_from")
+# What may change when a run goes on: how far it goes, what follows, how and where it is started.
+FREE = (
+    "iterations",
+    "mesh",
+    "checkpoints",
+    "guard",
+    "evaluation",
+    "command",
+    "synonyms_from",
+)
 # All that the commands write into a run's folder.
 WRITTEN = (
     CONFIG,
     irrelevant.FILE,
     sentences.FILE,
     "metrics.jsonl",
+    guard.FILE,
     checkpoints.FOLDER,
+    checkpoints.ASIDE,
     "adapter",
     "evaluation.json",
     "attention.npz",
@@ -29,44 +43,72 @@ WRITTEN = (
 )
 
 
-def check(workdir: Path, descriptions: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Makes sure that no other run is lost or mixed up.
+def check(workdir: Path, descriptions: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Makes sure that no other run is lost or mixed up: the same runs go on, others do not begin.
 
     Args:
         workdir: the folder.
         descriptions: of the runs, by name, as their `config.json` has them.
-        resume: whether to go on with the runs there.
-        overwrite: whether to take their place.
+        overwrite: whether to take the place of runs there.
 
     Raises:
-        InputError: a run has the name of what every run writes; or the folder holds runs that are
-            to be neither resumed nor overwritten, or that have other settings and are to be
-            resumed.
+        InputError: a run has the name of what every run writes; or the folder holds runs with
+            other settings, whose fields it lists.
     """
     for name in descriptions:
         if name in WRITTEN:
             raise InputError(f"each.{name}: {name} holds something else in a workdir; rename it")
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other; give one of them")
     found = [name for name in descriptions if (workdir / name / CONFIG).is_file()]
     # What a checkpoint holds is all of them.
     held = descriptions if checkpoints.has_checkpoints(workdir) else found
-    if overwrite or not held:
+    if overwrite:
         return
-    if not resume:
-        raise InputError(
-            f"workdir = {str(workdir)!r} holds a run already: give --resume to go on with it, "
-            "--overwrite to lose it, or another folder"
-        )
     for name in held:
-        earlier = json.loads((workdir / name / CONFIG).read_text()) if name in found else {}
-        now = descriptions[name]
-        fields = [field for field in now if field not in FREE and earlier.get(field) != now[field]]
-        if fields:
+        path = workdir / name / CONFIG
+        try:
+            earlier = json.loads(path.read_text()) if name in found else {}
+        except ValueError as error:
             raise InputError(
-                f"workdir = {str(workdir / name)!r} holds a run with another "
-                f"{', '.join(fields)}: give the same configuration, or another folder"
+                f"{path} is not JSON ({error}): mend it, give --overwrite to lose the run there, "
+                "or another folder"
+            ) from error
+        if differing := list(differences(earlier, descriptions[name])):
+            raise InputError(
+                f"workdir = {str(workdir / name)!r} holds a run with other settings: give the "
+                "same, --overwrite to lose it, or another folder\n       "
+                + "\n       ".join(differing)
             )
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each field that may not change and does.
+
+    Fields that the earlier run's program did not have yet had their defaults.
+
+    Args:
+        earlier: as a `config.json` has it.
+        now: the same of the run that is to go on.
+    """
+    defaults = _flat(merged(Config, {}))
+    before, after = ({**defaults, **_flat(values)} for values in (earlier, now))
+    for path in sorted(before | after):
+        if path.split(".")[0] in FREE:
+            continue
+        old, new = (json.loads(json.dumps(side.get(path))) for side in (before, after))
+        if old != new:
+            yield f"{path}: {shown(old)} there, {shown(new)} now"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their paths."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            # What has no value yet is a placeholder.
+            flat[prefix + name] = None if isinstance(value, FieldReference) else value
+    return flat
 
 
 def clear(workdir: Path, names: Iterable[str]) -> None:

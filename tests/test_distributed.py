@@ -30,7 +30,7 @@ def get_config():
         width=16,
         steps=3,
         batch_size=2,
-        checkpoint_every=2,
+        checkpoints={"every": 2},
         bank={"sentences": 3, "trajectories": 3, "batch": 4},
         upper={"negatives": 2, "pictures": 2},
         evaluation={"pictures": 1, "steps": 2, "batch": 2, "others": ("cat",)},
@@ -75,7 +75,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_two_processes_train_checkpoint_and_resume(config: Path, tiny_folder: Path, tmp_path: Path):
     flags = (f"--config={config}", f"--config.model.path={tiny_folder}")
-    for iterations, more in ((2, ("--config.evaluation.pictures=0",)), (4, ("--resume",))):
+    for iterations, more in ((2, ("--config.evaluation.pictures=0",)), (4, ())):
         done = start(tmp_path / "two", *flags, f"--config.iterations={iterations}", *more)
         for process in done:
             assert process.returncode == 0, process.stderr[-3000:]

@@ -12,7 +12,7 @@ import tiny
 from convert.errors import InputError
 from convert.lora import read_lora
 from erase import stopping, train
-from erase.config import Config, EarlyStop, Evaluation
+from erase.config import Checkpoints, Config, EarlyStop, Evaluation
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from flux_jax import load
 
@@ -33,7 +33,7 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
         prompts=("a photo of a {}", "a {} and a dog"),
         synonyms=("kitty",),
         iterations=5,
-        checkpoint_every=4,
+        checkpoints=Checkpoints(every=4),
         early_stop=EarlyStop(every=2, pictures=3),
         evaluation=Evaluation(judge=str(folder), pictures=0, steps=2, batch=4),
     )
@@ -67,7 +67,7 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
 
     # What has stopped stays so when everything is taken up again, with more iterations.
     further = {name: replace(c, iterations=6) for name, c in (("cat", config), ("apple", apple))}
-    again = train.run(further, tmp_path / "both", resume=True)
+    again = train.run(further, tmp_path / "both")
     assert steps(tmp_path / "both" / "cat") == [1, 2, 3, 4, 5, 6]
     assert steps(tmp_path / "both" / "apple") == [1, 2]
     for a, b in zip(*(jax.tree.leaves(x["apple"].lora) for x in (both, again)), strict=True):

@@ -1,0 +1,363 @@
+"""Training: lower and upper updates in turn, for all runs of a command at once.
+
+Iteration i draws from a run's key folded with i, so a resumed run goes on as it would have gone,
+and a run among others as it would have gone alone, on however many devices.
+Axis letter: R runs.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from convert import progress
+from convert.errors import InputError, PreemptedError, RunError
+from erase import bank as banks
+from erase import checkpoints, distributed, guard, stopping
+from erase.bank import Bank, Plan
+from erase.config import Config
+from erase.levels import samples
+from erase.model import share
+from erase.pictures import write
+from erase.setup import Setup
+from erase.signals import Stop
+from erase.updates import State, joint_update, lower_update, start, upper_update
+from erase.watchdog import Watchdog
+from flux_jax import mesh as meshes
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the iterations of some runs need, and where they begin.
+
+    Attributes:
+        configs: of the runs, by name.
+        setup: what is compiled into the updates.
+        state: where fresh runs start, [R, ...].
+        params: the frozen transformer's parameters.
+        bank: what updates draw from.
+        keys: random keys [R].
+        plans: what the banks were made of, by name; may be empty.
+    """
+
+    configs: Mapping[str, Config]
+    setup: Setup
+    state: State
+    params: PyTree
+    bank: Bank
+    keys: PRNGKeyArray
+    plans: Mapping[str, Plan]
+
+    @property
+    def config(self) -> Config:
+        """That of the first run, for what all share."""
+        return next(iter(self.configs.values()))
+
+    @property
+    def updates(self) -> dict[str, Any]:
+        """The updates of an iteration, in their order."""
+        if self.config.alternation != "bilevel":
+            return {"joint": joint_update}
+        upper = self.config.upper
+        preserves = {"upper": upper_update} if upper.lora or upper.rsc else {}
+        return {"lower": lower_update} | preserves
+
+    def iterate(self, state: State, step: int) -> tuple[State, dict[str, dict[str, np.ndarray]]]:
+        """An iteration: the next state (the old one is donated), and each update's numbers [R]."""
+        numbers = {}
+        for (level, update), key in zip(
+            self.updates.items(), keys_of(self.keys, step), strict=False
+        ):
+            state, found = update(state, self.params, self.bank, key, setup=self.setup)
+            numbers[level] = found
+        return state, jax.device_get(numbers)
+
+    def adapter(self, name: str, state: State) -> Adapter:
+        """A run's adapter in a state."""
+        row = list(self.configs).index(name)
+        lora = meshes.gather(self.setup.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
+        return Adapter(lora, self.setup.alpha)  # pyright: ignore[reportCallIssue]
+
+    def drawn(self, name: str, step: int) -> dict[str, Any]:
+        """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
+        row = list(self.configs).index(name)
+        numbers = meshes.gather(self.setup.mesh, jax.random.key_data(self.keys))
+        both = keys_of(
+            jax.random.wrap_key_data(jnp.asarray(np.asarray(numbers)[row : row + 1])), step
+        )
+        lower, upper = both[0][0], both[1][0]
+        if "joint" in self.updates:
+            lower, upper = jax.random.split(lower)
+        counts = (self.bank.trajectories.shape[1], self.bank.pictures.shape[1])
+        rows = samples(jnp.stack([lower, upper]), self.setup, *counts, len(self.bank.times))
+        sentences = meshes.gather(self.setup.mesh, self.bank.trajectory_sentences)[row]
+        times, plan = np.asarray(self.bank.times), self.plans.get(name)
+        told = {}
+        for part, (chosen, steps) in rows.items():
+            index = np.asarray(chosen if part == "lora" else sentences[chosen]).tolist()
+            if plan:
+                shown = plan.shown if part == "lora" else [g.prompts[0] for g in plan.groups]
+                index = [shown[i] for i in index]
+            told[part] = {"prompts": index, "t": times[np.asarray(steps)].round(4).tolist()}
+        return told
+
+
+@jax.jit
+def keys_of(keys: PRNGKeyArray, step: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Keys for each run's lower and upper update in an iteration."""
+    both = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step)))(keys)
+    return both[:, 0], both[:, 1]
+
+
+def prepare(
+    configs: Mapping[str, Config],
+    pipe: Pipeline,
+    made: Sequence[Bank],
+    plans: Mapping[str, Plan] | None = None,
+) -> Training:
+    """Puts fresh adapters, banks and keys onto the devices.
+
+    Args:
+        configs: of the runs, by name.
+        pipe: the frozen model, of which the updates need the transformer alone.
+        made: banks of the runs.
+        plans: what the banks were made of.
+    """
+    first = next(iter(configs.values()))
+    pipe = share(pipe, first, len(configs))
+    setup = Setup.of(first, pipe.transformer, pipe.mesh)
+    keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
+    params = pipe.params["transformer"]
+    states = [start(key[0], params, first) for key in keys]
+    # Numbers can be sent to other processes' devices, keys cannot.
+    numbers = setup.divided(jnp.stack([jax.random.key_data(key[1]) for key in keys]))
+    return Training(
+        configs=configs,
+        setup=setup,
+        state=setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)),
+        params=params,
+        bank=setup.placed(banks.stack(made)),
+        keys=jax.random.wrap_key_data(numbers),
+        plans=plans or {},
+    )
+
+
+def learn(
+    configs: Mapping[str, Config],
+    pipe: Pipeline,
+    made: Sequence[Bank],
+    workdir: Path,
+    plans: Mapping[str, Plan] | None = None,
+    stop: Stop | None = None,
+) -> dict[str, Adapter]:
+    """Trains all runs at once, from fresh adapters or the latest whole checkpoint.
+
+    Args:
+        configs: of the runs, by name.
+        pipe: the frozen model.
+        made: banks of the runs.
+        workdir: folder of the checkpoints, with the runs' folders in it.
+        plans: what the banks were made of, for messages.
+        stop: whether the system asks for a stop.
+
+    Returns:
+        The adapters, by name; a run whose numbers were lost has none.
+
+    Raises:
+        PreemptedError: the system asked for it.
+        RunError: no run kept its numbers, or a checkpoint could not be written.
+    """
+    training = prepare(configs, pipe, made, plans)
+
+    def erased(name: str, state: State) -> bool:
+        return stopping.erased(pipe, training.adapter(name, state), configs[name])
+
+    state, lost = train(training, workdir, erased, stop or Stop())
+    if set(lost) == set(configs):
+        raise RunError(
+            f"{training.config.guard.skips} updates in a row left the range of numbers; the last "
+            f"good state is in {workdir / checkpoints.FOLDER}. Reduce lower.learning_rate and "
+            f"upper.learning_rate, or set lower.clip and upper.clip; {guard.FILE} names the "
+            "iterations, which --replay shows"
+        )
+    return {name: training.adapter(name, state) for name in configs if name not in lost}
+
+
+def train(
+    training: Training, workdir: Path, erased: Callable[[str, State], bool], stop: Stop
+) -> tuple[State, list[str]]:
+    """Alternates lower and upper updates (the paper's Algorithm 1) from the latest checkpoint on.
+
+    Runs that have erased enough stop by themselves (`early_stop`), and so do those whose updates
+    keep being left out.
+
+    Args:
+        training: what the iterations need.
+        workdir: folder of the checkpoints, with the runs' folders in it.
+        erased: whether the run of a name has erased enough, in a state.
+        stop: whether the system asks for a stop.
+
+    Returns:
+        The last state, and the names of the runs whose numbers were lost.
+
+    Raises:
+        PreemptedError: the system asked for it.
+        RunError: a checkpoint could not be written.
+    """
+    config, configs, setup = training.config, training.configs, training.setup
+    title = config.concept if len(configs) == 1 else f"{len(configs)} concepts"
+    done = distributed.from_first(lambda: checkpoints.usable(workdir), int)
+    watchdog = Watchdog(config.guard)
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(checkpoints.opened(workdir, config.checkpoints))
+        state, record = training.state, _record(training, {}, [])
+        if done:
+            state, record = checkpoints.restore(manager, done, state)
+            _same_keys(record, training, workdir)
+        tallies = {name: guard.Tally(config.guard, record["skipped"][name]) for name in configs}
+        lost, names = list(record["lost"]), list(configs)
+        metrics = {name: _log(stack, workdir / name / METRICS, done) for name in names}
+        for name in names:
+            _keep(workdir / name / guard.FILE, done)
+        bar = progress.bar(total=config.iterations, initial=done, desc=f"erasing {title}")
+        stack.enter_context(bar)
+        stack.enter_context(watchdog.watching())
+        stack.enter_context(stop.deferred())
+        active, total = np.array(meshes.gather(setup.mesh, state.active)), []
+        step, stopped = done, False
+        for step in range(done + 1, config.iterations + 1):
+            if not active.any():
+                break
+            began, before = time.perf_counter(), active.copy()
+            with watchdog.iteration(step):
+                state, numbers = training.iterate(state, step)
+            seconds = round(time.perf_counter() - began, 4)
+            every = {name: each for found in numbers.values() for name, each in found.items()}
+            for index in np.flatnonzero(active):
+                name = names[index]
+                values = {metric: float(each[index]) for metric, each in every.items()}
+                kept = {metric: values[metric] for metric in values if np.isfinite(values[metric])}
+                print(json.dumps({"step": step, **kept, "seconds": seconds}), file=metrics[name])
+                if gone := guard.lost(values):
+                    bar.write(f"{name and f'{name}, '}{guard.explained(step, gone)}")
+                    line = {"step": step, "lost": gone, "seed": configs[name].seed}
+                    line |= {"numbers": kept, "drawn": training.drawn(name, step)}
+                    _add(workdir / name / guard.FILE, json.dumps(line))
+                if tallies[name].count(values):
+                    active[index] = False
+                    lost.append(name)
+                for told in tallies[name].diverging() if step % guard.RECENT == 0 else ():
+                    bar.write(f"{name and f'{name}, '}iteration {step}: {told}: it may diverge")
+            total.append(_weighted(config, every, active))
+            _show(bar, every, active)
+            last = step == config.iterations
+            if config.early_stop.every and step % config.early_stop.every == 0 and not last:
+                for index in np.flatnonzero(active):
+                    active[index] = not erased(name := names[index], state)
+                    if not active[index]:
+                        bar.write(f"{name and f'{name}: '}erased after {step} iterations")
+            if (active != before).any():
+                state = state.replace(active=setup.divided(jnp.asarray(active)))  # pyright: ignore
+            stopped = distributed.any_of(stop.asked is not None)
+            if step % config.checkpoints.every == 0 or last or stopped or not active.any():
+                for log in metrics.values():
+                    log.flush()
+                record = _record(training, tallies, lost)
+                checkpoints.save(manager, step, state, record, float(np.mean(total)))
+                total = []
+            if stopped:
+                break
+        if config.checkpoints.adapter == "best" and not stopped:
+            manager.wait_until_finished()
+            state, _ = checkpoints.restore(manager, checkpoints.best(manager), state)
+    if stopped:
+        raise PreemptedError(
+            f"{stop.asked or 'another process'}: stopped and saved after iteration {step} of "
+            f"{config.iterations}; the same command goes on"
+        )
+    return state, lost
+
+
+def _record(training: Training, tallies: Mapping[str, guard.Tally], lost: Sequence[str]) -> Any:
+    """What a checkpoint holds besides the state."""
+    numbers = meshes.gather(training.setup.mesh, jax.random.key_data(training.keys))
+    return {
+        "keys": np.asarray(numbers).tolist(),
+        "configs": {name: dataclasses.asdict(c) for name, c in training.configs.items()},
+        "skipped": {n: tallies[n].skipped if n in tallies else 0 for n in training.configs},
+        "lost": list(lost),
+    }
+
+
+def _same_keys(record: Any, training: Training, workdir: Path) -> None:
+    """Makes sure that a checkpoint's iterations and the next ones are of one sequence.
+
+    Raises:
+        InputError: they are not.
+    """
+    if record["keys"] != _record(training, {}, [])["keys"]:
+        raise InputError(
+            f"{workdir / checkpoints.FOLDER} holds runs with other random keys: give the same "
+            "seeds and runs, --overwrite to begin anew, or another folder"
+        )
+
+
+def _log(stack: contextlib.ExitStack, path: Path, done: int) -> Any:
+    """A file of lines open for more, without those of iterations that no checkpoint holds."""
+    _keep(path, done)
+    return stack.enter_context((path if distributed.first() else Path(os.devnull)).open("a"))
+
+
+def _keep(path: Path, done: int) -> None:
+    """Drops the lines of iterations that no checkpoint holds."""
+    if distributed.first() and path.is_file():
+        write(path, "".join(_until(path.read_text().splitlines(keepends=True), done)))
+
+
+def _add(path: Path, line: str) -> None:
+    if distributed.first():
+        with path.open("a") as file:
+            print(line, file=file)
+
+
+def _until(lines: Sequence[str], done: int) -> Iterator[str]:
+    """The lines up to an iteration; the last one may have been cut off."""
+    for line in lines:
+        try:
+            if json.loads(line)["step"] > done:
+                return
+        except (ValueError, KeyError, TypeError):
+            return
+        yield line
+
+
+def _weighted(config: Config, every: Mapping[str, np.ndarray], active: np.ndarray) -> float:
+    """The weighted losses' sum, mean over the runs that go on; 0 where none is finite."""
+    weights = {
+        **{name: getattr(config.lower, name) for name in ("esd", "attn")},
+        **{name: getattr(config.upper, name) for name in ("lora", "rsc")},
+    }
+    sums = sum(weights[name] * each for name, each in every.items() if name in weights)
+    finite = np.asarray(sums)[active & np.isfinite(np.asarray(sums))]
+    return float(finite.mean()) if finite.size else 0.0
+
+
+def _show(bar: Any, every: Mapping[str, np.ndarray], active: np.ndarray) -> None:
+    """Losses beside the progress bar, means over the runs that go on."""
+    shown = {n: f"{each[active].mean():.3g}" for n, each in every.items() if active.any()}
+    bar.set_postfix({n: mean for n, mean in shown.items() if "gradient" not in n}, refresh=False)
+    bar.update()

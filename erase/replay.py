@@ -1,0 +1,122 @@
+"""Does one iteration of runs again and tells where its numbers come from; nothing is changed.
+
+The state before the iteration is that of the newest checkpoint before it, after the updates since.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+from rich.console import Console
+from rich.table import Table
+
+from convert import progress
+from convert.errors import InputError
+from erase import checkpoints, distributed
+from erase.levels import lower_losses, upper_losses
+from erase.loop import Training, keys_of
+from erase.pictures import write
+from flux_jax import mesh as meshes
+
+LOSSES = {"lower": lower_losses, "upper": upper_losses}
+
+
+def show(training: Training, workdir: Path, step: int) -> None:
+    """Prints each run's losses and gradients in an iteration, and writes `replay-STEP.json`.
+
+    Args:
+        training: of the runs.
+        workdir: their folder.
+        step: the iteration.
+
+    Raises:
+        InputError: there is no such iteration.
+    """
+    if step > training.config.iterations:
+        raise InputError(
+            f"replay = {step} is beyond iterations = {training.config.iterations}; choose a smaller"
+        )
+    done = distributed.from_first(lambda: checkpoints.usable(workdir, step), int)
+    state = training.state
+    with checkpoints.opened(workdir, training.config.checkpoints) as manager:
+        if done:
+            state, _ = checkpoints.restore(manager, done, state)
+    for number in progress.bar(range(done + 1, step), desc=f"from iteration {done} to {step}"):
+        state, _ = training.iterate(state, number)
+    found = {name: dict(_levels(training, state, name, step)) for name in training.configs}
+    for name, levels in found.items():
+        drawn = training.drawn(name, step)
+        told = {"step": step, "from": done, "drawn": drawn, "levels": levels}
+        write(workdir / name / f"replay-{step}.json", json.dumps(told, indent=1) + "\n")
+        Console().print(_table(name or training.configs[name].concept, step, levels))
+        for part, rows in drawn.items():
+            for prompt, t in zip(rows["prompts"], rows["t"], strict=True):
+                print(f"{part}: {prompt!r} at t = {t}")
+
+
+def _levels(
+    training: Training, state: PyTree, name: str, step: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Losses and each gradient's norm of a run, level by level, as they follow each other."""
+    row = list(training.configs).index(name)
+    common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
+    own = training.bank.replace(**dict.fromkeys(common))  # pyright: ignore
+    bank = jax.tree.map(lambda leaf: leaf[row], own).replace(**common)
+    keys = keys_of(training.keys, step)
+    own_keys = [both[row] for both in keys]
+    if "joint" in training.updates:
+        own_keys = jax.random.split(own_keys[0])
+    after = jax.tree.map(jnp.copy, state)
+    for level, key, own_key in zip(LOSSES, keys, own_keys, strict=True):
+
+        def loss(lora: PyTree, level: str = level, key: PRNGKeyArray = own_key) -> Any:
+            given = {"params": training.params, "bank": bank, "setup": training.setup}
+            with jax.sharding.use_abstract_mesh(training.setup.mesh.abstract_mesh):
+                return LOSSES[level](lora, key=key, **given)
+
+        lora = jax.tree.map(lambda leaf: leaf[row], after.lora)
+        (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
+        parts, gradient = jax.device_get(meshes.gather(training.setup.mesh, (parts, gradient)))
+        if parts:
+            yield (
+                level,
+                {
+                    "losses": {part: _number(value) for part, value in parts.items()},
+                    "gradients": {
+                        jax.tree_util.keystr(path, simple=True, separator="/"): {
+                            "norm": _number(np.linalg.norm(np.asarray(leaf, np.float64))),
+                            "lost": int((~np.isfinite(leaf)).sum()),
+                        }
+                        for path, leaf in jax.tree.leaves_with_path(gradient)
+                    },
+                },
+            )
+        if level in training.updates:
+            update = training.updates[level]
+            after, _ = update(after, training.params, training.bank, key, setup=training.setup)
+
+
+def _number(value: Any) -> float | str:
+    """A number for JSON, which has no infinite ones."""
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _table(title: str, step: int, levels: dict[str, dict[str, Any]]) -> Table:
+    """A line for each loss and each gradient."""
+    table = Table("level", "", title=f"{title!r}, iteration {step}")
+    for heading in ("loss or norm", "numbers lost"):
+        table.add_column(heading, justify="right")
+    for level, found in levels.items():
+        for part, value in found["losses"].items():
+            table.add_row(level, part, str(value), "")
+        for path, gradient in found["gradients"].items():
+            table.add_row(
+                level, f"gradient of {path}", str(gradient["norm"]), str(gradient["lost"])
+            )
+    return table
