@@ -1,9 +1,9 @@
 """Checkpoints of runs, through Orbax: written in the background, whole or not at all, and checked.
 
 A checkpoint holds the adapters, both optimisers' states, and a record: the iteration, from which
-with the keys follows all that is drawn next, the configurations, and what the guard counts. When
-Orbax has finished one, a manifest with the size and SHA-256 of every file is put beside them: what
-was damaged later is noticed, named and set aside, and the checkpoint before it serves.
+with the keys follows all that is drawn next, the configurations, and what the guard counts. With
+them comes a manifest with the size and SHA-256 of every file: what was damaged later is noticed,
+named and set aside, and the checkpoint before it serves.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from convert.errors import EraseError, RunError
-from erase import distributed
 from erase.config import Checkpoints
-from erase.pictures import write
 from erase.updates import State
 
 FOLDER = "checkpoints"
 # Where damaged ones are put.
 ASIDE = "damaged"
 MANIFEST = "manifest.json"
+# What Orbax writes after the manifest: when, and that it did.
+UNREAD = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
 # Names within a checkpoint, and what checkpoints are compared by.
 STATE, RECORD, LOSS = "state", "record", "loss"
 
@@ -55,7 +55,7 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
         create=True,
         cleanup_tmp_directories=True,
         preservation_policy=kept,
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: seal(folder)),
+        temporary_path_class=Sealed,
     )
     with _told(folder):
         manager = ocp.CheckpointManager(folder, options=options)
@@ -105,23 +105,28 @@ def has_checkpoints(workdir: Path) -> bool:
     return bool(found(workdir / FOLDER))
 
 
-def seal(folder: Path) -> None:
-    """Writes the manifest of every checkpoint in a folder that has none yet."""
-    if not distributed.first():
-        return
-    for step in found(folder):
-        path = folder / str(step)
-        if not (path / MANIFEST).is_file():
-            write(path / MANIFEST, json.dumps({"files": _digests(path)}, indent=1) + "\n")
+class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint that appears under its name with its manifest."""
+
+    async def finalize(self) -> None:
+        """Writes the manifest, then gives the folder its name."""
+        seal(Path(self.get()))
+        await super().finalize()
+
+
+def seal(checkpoint: Path) -> None:
+    """Writes a checkpoint's manifest."""
+    content = {"files": _digests(checkpoint)}
+    (checkpoint / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _digests(checkpoint: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file but the manifest."""
+    """Size and SHA-256 of every file that anything is read from."""
     digests = {}
     for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path != checkpoint / MANIFEST:
+        name = path.relative_to(checkpoint).as_posix()
+        if path.is_file() and name not in UNREAD:
             content = path.read_bytes()
-            name = path.relative_to(checkpoint).as_posix()
             digests[name] = [len(content), hashlib.sha256(content).hexdigest()]
     return digests
 

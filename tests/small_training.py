@@ -1,0 +1,72 @@
+"""A training of the tiny model, as a process that can be killed, and what it ends with."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from small import BANK, CONFIG, KEYS, MODEL, PARAMS, every, fresh
+
+from erase.bank import stack
+from erase.config import Checkpoints, Config, EarlyStop, Lower, MeshConfig, Upper
+from erase.loop import Training, train
+from erase.setup import Setup, make_mesh
+from erase.signals import Stop
+from flux_jax import mesh as meshes
+
+# Two losses are enough here, and compile in half the time.
+SHORT = replace(CONFIG, lower=Lower(attn=0.0, learning_rate=0.01), upper=Upper(rsc=0.0))
+
+
+def training(runs: int = 1, bank: Any = BANK, **changes: Any) -> Training:
+    """Runs of the tiny model on all devices, which share the samples."""
+    config: Config = replace(SHORT, checkpoints=Checkpoints(every=2), **changes)
+    mesh = make_mesh(MeshConfig(), runs, config.batch_size)
+    setup = Setup.of(config, MODEL, mesh)
+    keys = jax.random.key_data(jnp.concatenate([KEYS] * runs))
+    return Training(
+        configs={f"run{i}" if runs > 1 else "": config for i in range(runs)},
+        setup=setup,
+        state=setup.divided(every(*[fresh()] * runs)),
+        params=jax.device_put(PARAMS, meshes.whole(mesh)),
+        bank=setup.placed(stack([bank] * runs)),
+        keys=jax.random.wrap_key_data(setup.divided(keys)),
+        plans={},
+    )
+
+
+def trained(workdir: Path, **changes: Any) -> list[np.ndarray]:
+    """All of the last state of a run, from wherever its folder has come to."""
+    for name in (made := training(**changes)).configs:
+        (workdir / name).mkdir(parents=True, exist_ok=True)
+    state, _ = train(made, workdir, lambda *_: False, Stop())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def preempted(workdir: Path, stop: Stop, step: int, **changes: Any) -> None:
+    """A run that is asked to stop while it does an iteration."""
+
+    def erased(*_: Any) -> bool:
+        if training_.early() == step:
+            stop.asked = "SIGTERM"
+        return False
+
+    class Counting:
+        looks = 0
+
+        def early(self) -> int:
+            self.looks += 1
+            return self.looks
+
+    training_ = Counting()
+    made = training(early_stop=EarlyStop(every=1), **changes)
+    train(made, workdir, erased, stop)
+
+
+if __name__ == "__main__":
+    folder, iterations = Path(sys.argv[1]), int(sys.argv[2])
+    print("ready", flush=True)
+    np.savez(folder / "last.npz", *trained(folder, iterations=iterations))

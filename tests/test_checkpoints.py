@@ -1,0 +1,171 @@
+"""Checkpoints: which are kept, what is noticed of damage, and what serves instead."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small import every, fresh
+
+from convert.errors import RunError
+from erase import checkpoints
+from erase.config import Checkpoints
+from erase.updates import State
+
+
+def states(count: int) -> list[State]:
+    """States of one run, each different."""
+    return [
+        jax.tree.map(lambda leaf, k=k: (leaf + k).astype(leaf.dtype), every(fresh()))
+        for k in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with the checkpoints of iterations 2, 4 and 6; read only."""
+    workdir = tmp_path_factory.mktemp("checkpoints")
+    with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
+        for number, state in enumerate(states(3), 1):
+            checkpoints.save(manager, 2 * number, state, {"number": number}, 1.0)
+    return workdir
+
+
+@pytest.fixture
+def workdir(kept: Path, tmp_path: Path) -> Path:
+    shutil.copytree(kept, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def largest(checkpoint: Path) -> Path:
+    """The file that holds the arrays."""
+    return max(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size)
+
+
+def restored(workdir: Path) -> int:
+    """Which of the states comes back."""
+    step = checkpoints.usable(workdir)
+    with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
+        state, record = checkpoints.restore(manager, step, every(fresh()))
+    wanted = states(3)[record["number"] - 1]
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert 2 * record["number"] == step
+    return step
+
+
+def test_the_newest_comes_back(workdir: Path, capsys):
+    assert restored(workdir) == 6
+    assert checkpoints.usable(workdir, before=6) == 4
+    assert checkpoints.usable(workdir / "nothing") == 0
+    assert capsys.readouterr().err == ""
+
+
+def flip(checkpoint: Path) -> str:
+    path = largest(checkpoint)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return f"{path.relative_to(checkpoint)} has other content than was written"
+
+
+def truncate(checkpoint: Path) -> str:
+    path = largest(checkpoint)
+    os.truncate(path, path.stat().st_size - 1)
+    return f"{path.relative_to(checkpoint)} has {path.stat().st_size} bytes and should have"
+
+
+def lose(checkpoint: Path) -> str:
+    path = largest(checkpoint)
+    path.unlink()
+    return f"{path.relative_to(checkpoint)} is missing"
+
+
+def unfinished(checkpoint: Path) -> str:
+    (checkpoint / checkpoints.MANIFEST).unlink()
+    return "manifest.json is missing: it was not finished"
+
+
+def garbled(checkpoint: Path) -> str:
+    (checkpoint / checkpoints.MANIFEST).write_text('{"files": {"a": 3}}')
+    return "manifest.json cannot be read"
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, lose, unfinished, garbled])
+def test_damage_is_named_and_the_one_before_serves(workdir: Path, damage, capsys):
+    checkpoint = workdir / checkpoints.FOLDER / "6"
+    message = damage(checkpoint)
+    assert restored(workdir) == 4
+    said = capsys.readouterr().err
+    assert said.startswith(f"{checkpoint}: {message}")
+    assert "damaged/6, and the one of iteration 4 serves instead" in said
+    assert (workdir / "damaged" / "6").is_dir()
+    # The iteration is done again, and its checkpoint damaged again.
+    with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
+        checkpoints.save(manager, 6, states(3)[2], {"number": 3}, 1.0)
+    damage(checkpoint)
+    assert checkpoints.usable(workdir) == 4
+    assert (workdir / "damaged" / "6-1").is_dir()
+
+
+def test_where_none_is_whole_runs_begin_anew(workdir: Path, capsys):
+    for step in checkpoints.found(workdir / checkpoints.FOLDER):
+        flip(workdir / checkpoints.FOLDER / str(step))
+    assert checkpoints.usable(workdir) == 0
+    assert "and the beginning serves instead" in capsys.readouterr().err
+    assert not checkpoints.has_checkpoints(workdir)
+
+
+def test_every_flipped_byte_is_noticed(workdir: Path):
+    """Whichever file it is in, the manifest included; or nothing is read from there."""
+    checkpoint = workdir / checkpoints.FOLDER / "6"
+    assert checkpoints.fault(checkpoint) is None
+    unread = [checkpoint / name for name in checkpoints.UNREAD[1:]]
+    for path in unread:
+        path.write_bytes(b"\x00nothing")
+    assert restored(workdir) == 6
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and path not in unread]
+    files = [path for path in files if path.stat().st_size]
+    assert len(files) > 5
+    rng = np.random.default_rng(0)
+    for path in files:
+        content = path.read_bytes()
+        changed = bytearray(content)
+        changed[rng.integers(len(content))] ^= 0xFF
+        path.write_bytes(changed)
+        assert checkpoints.fault(checkpoint) is not None, path
+        path.write_bytes(content)
+    assert checkpoints.fault(checkpoint) is None
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path):
+    state = every(fresh())
+    with checkpoints.opened(tmp_path, Checkpoints(last=2, best=1)) as manager:
+        for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0, 2.5], 1):
+            checkpoints.save(manager, step, state, {"loss": loss}, loss)
+        manager.wait_until_finished()
+        assert checkpoints.best(manager) == 2
+    assert checkpoints.found(tmp_path / checkpoints.FOLDER) == [2, 5, 6]
+    for step in (2, 5, 6):
+        assert checkpoints.fault(tmp_path / checkpoints.FOLDER / str(step)) is None
+
+
+def test_what_another_version_wrote_is_told(workdir: Path):
+    path = workdir / checkpoints.FOLDER / "6"
+    shutil.rmtree(path / checkpoints.RECORD)
+    checkpoints.seal(path)
+    with (
+        pytest.raises(RunError, match=r"checkpoints/6 cannot be read .* --overwrite begins anew"),
+        checkpoints.opened(workdir, Checkpoints()) as manager,
+    ):
+        checkpoints.restore(manager, 6, every(fresh()))
+
+
+def test_a_manifest_names_every_file(workdir: Path):
+    checkpoint = workdir / checkpoints.FOLDER / "4"
+    files = json.loads((checkpoint / checkpoints.MANIFEST).read_text())["files"]
+    there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    assert set(files) == there - set(checkpoints.UNREAD)

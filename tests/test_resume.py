@@ -1,0 +1,190 @@
+"""Runs that are killed, stopped or moved, and end as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from devices import TESTS, run_on
+from small_training import preempted, trained, training
+
+from convert.errors import InputError, PreemptedError
+from erase import checkpoints
+from erase.loop import train
+from erase.signals import Stop
+
+KILLS, ITERATIONS = 20, 600
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+
+
+def start(workdir: Path, cache: Path) -> subprocess.Popen:
+    """A process that trains; it has begun when this returns."""
+    child = subprocess.Popen(
+        [sys.executable, str(TESTS / "small_training.py"), str(workdir), str(ITERATIONS)],
+        cwd=TESTS.parent,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(TESTS.parent),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout
+    with child.stdout:
+        assert child.stdout.readline() == "ready\n"
+    return child
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Path):
+    """Whatever it does just then; a checkpoint every other iteration is most of what it does."""
+    whole, killed, cache = (tmp_path / name for name in ("whole", "killed", "cache"))
+    for folder in (whole, killed):
+        folder.mkdir()
+    # The first one compiles.
+    assert start(whole, cache).wait(timeout=300) == 0
+    rng, reached, writing = np.random.default_rng(0), [0], 0
+    for number in range(KILLS):
+        child, folder = start(killed, cache), killed / checkpoints.FOLDER
+        # Some are killed while they prepare, the others after they have come further.
+        if number % 4:
+            while child.poll() is None and newest(folder) <= reached[-1]:
+                time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3 if number % 4 else 3))
+        assert child.poll() is None, "there was nothing left to kill"
+        child.kill()
+        child.wait()
+        writing += any("tmp" in path.name for path in folder.glob("*"))
+        reached.append(newest(folder))
+    assert reached == sorted(reached)
+    assert start(killed, cache).wait(timeout=300) == 0
+    assert lines(killed) == lines(whole)
+    with np.load(whole / "last.npz") as a, np.load(killed / "last.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name])
+    print(f"killed after checkpoints {reached}, {writing} times while one was written")
+
+
+def newest(folder: Path) -> int:
+    return max(checkpoints.found(folder), default=0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
+    """A run of six iterations, and its end; read only."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, trained(workdir, iterations=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_run_that_is_asked_to_stop_is_saved(whole: Any, tmp_path: Path, step: int):
+    message = f"^SIGTERM: stopped and saved after iteration {step} of 6; the same command goes on"
+    with pytest.raises(PreemptedError, match=message):
+        preempted(tmp_path, Stop(), step, iterations=6)
+    assert checkpoints.usable(tmp_path) == step
+    assert lines(tmp_path) == lines(whole[0])[:step]
+    for a, b in zip(trained(tmp_path, iterations=6), whole[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert lines(tmp_path) == lines(whole[0])
+
+
+@pytest.mark.slow
+def test_the_same_run_ends_the_same(whole: Any, tmp_path: Path):
+    for a, b in zip(trained(tmp_path, iterations=6), whole[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_the_clock_may_go_backwards(whole: Any, tmp_path: Path, monkeypatch):
+    now = [2e9]
+
+    def earlier() -> float:
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr(time, "time", earlier)
+    monkeypatch.setattr(time, "time_ns", lambda: int(earlier() * 1e9))
+    for iterations in (4, 6):
+        last = trained(tmp_path, iterations=iterations)
+    for a, b in zip(last, whole[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert checkpoints.usable(tmp_path) == 6
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(whole: Any, tmp_path: Path):
+    trained(tmp_path, iterations=4)
+    code = f"import test_resume; test_resume.on_two({str(tmp_path)!r})"
+    done = run_on(2, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(tmp_path / "last.npz") as last:
+        for name, b in zip(last.files, whole[1], strict=True):
+            np.testing.assert_allclose(last[name], b, rtol=1e-3, atol=1e-4)
+
+
+def on_two(folder: str) -> None:
+    assert jax.device_count() == 2
+    assert training().setup.mesh.shape["data"] == 2
+    np.savez(Path(folder) / "last.npz", *trained(Path(folder), iterations=6))
+
+
+@pytest.mark.slow
+def test_checkpoints_of_other_keys_are_refused(tmp_path: Path):
+    made = training(iterations=2)
+    train(made, tmp_path, lambda *_: False, Stop())
+    other = training(iterations=4)
+    keys = jax.random.wrap_key_data(jax.random.key_data(other.keys) + 1)
+    object.__setattr__(other, "keys", keys)
+    with pytest.raises(InputError, match="holds runs with other random keys"):
+        train(other, tmp_path, lambda *_: False, Stop())
+
+
+@pytest.mark.slow
+def test_the_command_stops_with_code_75_and_goes_on(tiny_folder: Path, tmp_path: Path):
+    """A signal while it trains, then the same command."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from erase.runs import configure\n\n\ndef get_config():\n"
+        "    return configure(concept='cat', irrelevant=('tree', 'sun', 'key'),"
+        f" height=16, width=16, steps=2, iterations=3000, model={{'path': {str(tiny_folder)!r}}},"
+        " bank={'sentences': 2, 'trajectories': 2}, upper={'pictures': 2, 'rsc': 0.0},"
+        " evaluation={'pictures': 0})\n"
+    )
+    command = [sys.executable, "-m", "erase.train", f"--config={config}"]
+    command.append(f"--workdir={tmp_path / 'run'}")
+    child = subprocess.Popen(
+        command, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.is_file() and metrics.stat().st_size:
+            break
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == PreemptedError.exit_code, said
+    assert "error: SIGTERM: stopped and saved after iteration" in said
+    assert "Traceback" not in said
+    stopped = checkpoints.usable(tmp_path / "run")
+    assert 0 < stopped < 3000
+    command.append(f"--config.iterations={stopped + 1}")
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "run")) == stopped + 1

@@ -1,0 +1,75 @@
+"""What a signal does: to a run that computes, to one that does not, and a second time."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from convert.errors import PreemptedError
+from erase.signals import listening
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_nothing_is_computed_a_signal_ends(number: signal.Signals):
+    before = signal.getsignal(number)
+
+    def work() -> None:
+        with listening():
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    with pytest.raises(PreemptedError, match=f"^{number.name}: stopped.*the same command goes on"):
+        work()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_computed_is_finished(number: signal.Signals, capfd):
+    with listening() as stop, stop.deferred():
+        assert stop.asked is None
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)
+        assert stop.asked == number.name
+    assert f"{number.name}: the run stops after this iteration" in capfd.readouterr().err
+
+
+def test_other_threads_listen_to_nothing():
+    heard = []
+
+    def listen() -> None:
+        with listening() as stop:
+            heard.append(stop.asked)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert heard == [None]
+
+
+def test_a_second_signal_ends_at_once():
+    """Even where Python waits for a call into a library."""
+    code = """
+import time
+from erase.signals import listening
+with listening() as stop, stop.deferred():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout
+    assert child.stdout.readline() == "ready\n"
+    began = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=20)
+    assert child.returncode == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 20
+    assert "a second signal: ended at once" in said
