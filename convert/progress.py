@@ -26,6 +26,7 @@ class Lines(tqdm):
     def __init__(self, *args: Any, **settings: Any):
         """Takes what `tqdm` takes."""
         self._said, self._said_at = settings.get("initial", 0), time.monotonic()
+        self._rate: float | None = None
         often = {"mininterval": 0, "miniters": 1, "bar_format": FORMAT}
         super().__init__(*args, **settings | often)
         # With no printer of its own tqdm writes nothing when it closes.
@@ -36,7 +37,13 @@ class Lines(tqdm):
         waited, more = time.monotonic() - self._said_at, self.n - self._said
         enough = self.total and more >= SHARE * self.total and waited >= SOONEST
         if more and (enough or waited >= SECONDS):
-            self._say()
+            # Since the last line: the first iteration of many is slow, it is compiled.
+            self._say(more / waited)
+
+    @property
+    def format_dict(self) -> Any:
+        """What a line is made of."""
+        return {**super().format_dict, "rate": self._rate}
 
     def clear(self, *_: Any, **__: Any) -> None:
         """There is nothing to clear: lines stay."""
@@ -45,10 +52,12 @@ class Lines(tqdm):
         """Writes the last line, but not that of a part of other work."""
         leave = self.pos == 0 if self.leave is None else self.leave
         if not self.disable and leave and self.n != self._said:
-            self._say()
+            # On the whole.
+            self._say(None)
         super().close()
 
-    def _say(self) -> None:
+    def _say(self, rate: float | None) -> None:
+        self._rate = rate
         self._said, self._said_at = self.n, time.monotonic()
         # Rates are padded to stand still on a terminal.
         self.fp.write(f"{' '.join(str(self).split())}\n")

@@ -31,7 +31,7 @@ CONFIG = "--config=configs/emoji_cat.py"
 # How ml_collections loads a configuration's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-Run = Callable[..., tuple[int, str, str]]
+Run = Callable[..., tuple[object, str, str]]
 
 
 class Began(Exception):  # noqa: N818
@@ -58,7 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
     # The real one has effects on the whole process.
     monkeypatch.setattr(app, "run", ran)
 
-    def called(name: str, *arguments: str) -> tuple[int, str, str]:
+    def called(name: str, *arguments: str) -> tuple[object, str, str]:
         file, before = ROOT.joinpath(*name.split(".")).with_suffix(".py"), set(flags.FLAGS)
         monkeypatch.setattr(sys, "argv", [str(file), *arguments])
         # What another configuration's file has left there.
@@ -67,7 +67,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
             runpy.run_path(str(file), run_name="__main__")
             code = 0
         except SystemExit as ended:
-            assert isinstance(ended.code, int)
             code = ended.code
         except Began:
             code = 0

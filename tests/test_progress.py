@@ -37,6 +37,21 @@ def test_lines_come_at_shares_of_the_work_and_at_its_end(
     assert lines[0].endswith(", esd=3")
 
 
+def test_rates_are_those_since_the_last_line(clock: list[float], capsys: pytest.CaptureFixture):
+    bar = progress.bar(total=101)
+    clock[0] = 60
+    bar.update()
+    for _ in range(40):
+        clock[0] += 0.5
+        bar.update()
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert "1 of 101 (1 %), 60.00s/it, " in first
+    assert ", 1:40:00 left" in first
+    assert "2.00it/s, " in last
+    assert last.endswith(", 00:33 left")
+    bar.close()
+
+
 def test_slow_work_tells_every_half_minute(clock: list[float], capsys: pytest.CaptureFixture):
     bar = progress.bar(total=1000)
     for _ in range(6):
