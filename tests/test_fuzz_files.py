@@ -157,6 +157,7 @@ def test_files_are_read_or_refused(content: bytes, tmp_path: Path):
 
 
 @given(content=CONTENTS)
+@example(content=real("kohya"))
 def test_whatever_is_read_can_be_shown(content: bytes, tmp_path: Path):
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)

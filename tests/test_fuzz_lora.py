@@ -73,7 +73,8 @@ def changed(
 ) -> tuple[Tensors, Headers]:
     """A real adapter after some changes to its tensors and its header."""
     layout, mixed = draw(st.sampled_from(layouts)), draw(st.integers(0, kinds - 1))
-    tensors, header = (copy.copy(part) for part in real(layout, mixed))
+    whole, header_of = real(layout, mixed)
+    tensors, header = copy.copy(whole), copy.copy(header_of)
     for _ in range(draw(st.integers(0, most))):
         name = draw(st.sampled_from(sorted(tensors) or ["x"]))
         match draw(st.integers(0, 9)):

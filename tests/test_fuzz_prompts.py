@@ -181,6 +181,7 @@ def test_a_run_writes_into_its_folder_alone(
 
 @given(template=TEXTS, concept=TEXTS, word=TEXTS)
 @example(template="a a {} " * 500, concept="a", word="\u0301")
+@example(template="an X", concept="x", word=" \t")
 def test_templates_hold_what_is_put_there(template: str, concept: str, word: str):
     template, concept = template[:4000], concept[:4000]
     with tells_or_works():
