@@ -20,7 +20,7 @@ from erase import checkpoints
 from erase.loop import train
 from erase.signals import Stop
 
-KILLS, ITERATIONS = 20, 600
+KILLS, ITERATIONS = 20, 400
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Pat
         if number % 4:
             while child.poll() is None and newest(folder) <= reached[-1]:
                 time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3 if number % 4 else 3))
+        time.sleep(rng.uniform(0, 0.15 if number % 4 else 3))
         assert child.poll() is None, "there was nothing left to kill"
         child.kill()
         child.wait()

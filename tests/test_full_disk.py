@@ -1,0 +1,101 @@
+"""Disks that are full, or not to be written on: the last good checkpoint and adapter survive.
+
+A process of its own mounts a small file system that nobody else sees.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from devices import TESTS
+from small_training import trained, training
+
+from convert.errors import EraseError, RunError
+from convert.lora import read_lora
+from erase import checkpoints
+from erase.train import write_adapter
+from flux_jax.lora import Adapter
+
+MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["on_a_full_disk", "on_a_disk_to_be_read"])
+def test_a_disk_that_takes_no_more_costs_nothing_that_was_there(case: str, tmp_path: Path):
+    if subprocess.run([*MOUNTS, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount")
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    for folder in (disk, other):
+        folder.mkdir()
+    code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import test_full_disk as t; "
+    code += f"from pathlib import Path; t.{case}(Path(sys.argv[1]), Path(sys.argv[2]))"
+    mounted = 'mount -t tmpfs -o size=4m tmpfs "$3" && exec "$1" -c "$2" "$3" "$4"'
+    done = subprocess.run(
+        [*MOUNTS, "sh", "-c", mounted, "sh", sys.executable, code, disk, other],
+        cwd=TESTS.parent,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def fill(disk: Path) -> Path:
+    """Leaves no room."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            pass
+    return filler
+
+
+def on_a_full_disk(disk: Path, other: Path) -> None:
+    run = disk / "run"
+    trained(run, iterations=4)
+    adapter = training().adapter("", training().state)
+    write_adapter(adapter, training().config, run)
+    before = read_lora(run / "adapter")[0]
+    filler = fill(disk)
+    with pytest.raises((RunError, OSError)) as full:
+        trained(run, iterations=8)
+    assert "No space left" in str(full.value) or "checkpoint could not be written" in str(
+        full.value
+    )
+    changed = Adapter({k: _more(v) for k, v in adapter.lora.items()}, adapter.alpha)
+    with pytest.raises((EraseError, OSError), match="No space left"):
+        write_adapter(changed, training().config, run)
+    np.testing.assert_equal(read_lora(run / "adapter")[0], before)
+    assert [path.name for path in (run / "adapter").iterdir()] == [
+        "pytorch_lora_weights.safetensors"
+    ]
+    assert checkpoints.usable(run) == 4
+    filler.unlink()
+    same(trained(run, iterations=8), trained(other, iterations=8))
+
+
+def on_a_disk_to_be_read(disk: Path, other: Path) -> None:
+    run = disk / "run"
+    trained(run, iterations=4)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises((RunError, OSError), match="Read-only file system"):
+        trained(run, iterations=6)
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    assert checkpoints.usable(run) == 4
+    same(trained(run, iterations=6), trained(other, iterations=6))
+
+
+def same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _more(tree):
+    return {k: _more(v) for k, v in tree.items()} if isinstance(tree, dict) else tree + 1

@@ -1,0 +1,125 @@
+"""Updates whose numbers are lost: left out, written down, done again; runs that lose too many."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import BANK, every, fresh
+from small_training import trained, training
+
+from convert.errors import InputError, RunError
+from erase import checkpoints, guard, loop, replay
+from erase.config import Guard
+from erase.signals import Stop
+from erase.updates import optimiser
+
+# One of four trajectories cannot be used.
+SPOILT = BANK.replace(trajectories=BANK.trajectories.at[2].set(jnp.nan))
+NOTHING = BANK.replace(trajectories=jnp.full_like(BANK.trajectories, jnp.inf))
+FORBEARING = Guard(skips=50)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
+    """A run of eight iterations, some of which are left out, and its end; read only."""
+    workdir = tmp_path_factory.mktemp("spoilt")
+    return workdir, trained(workdir, bank=SPOILT, iterations=8, batch_size=1, guard=FORBEARING)
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_finite_is_left_out(spoilt: Any):
+    workdir, last = spoilt
+    assert all(np.isfinite(leaf).all() for leaf in last)
+    skipped, metrics = lines(workdir / guard.FILE), lines(workdir / loop.METRICS)
+    assert 0 < len(skipped) < 8
+    assert [line["step"] for line in metrics] == list(range(1, 9))
+    for line in skipped:
+        assert line["lost"] == ["esd", "lower_gradient"]
+        assert line["seed"] == 0
+        # The numbers of the upper level are those of an update that was made.
+        assert line["numbers"].keys() == {"lora", "upper_gradient"}
+        assert metrics[line["step"] - 1].keys() == {"step", "lora", "upper_gradient", "seconds"}
+    made = training(bank=SPOILT, batch_size=1)
+    for step in range(1, 9):
+        lower = loop.keys_of(made.keys, step)[0][0]
+        rows = jax.random.randint(jax.random.split(lower)[0], (1,), 0, 4)
+        assert (int(rows[0]) == 2) == (step in [line["step"] for line in skipped])
+
+
+@pytest.mark.slow
+def test_what_was_left_out_can_be_done_again(spoilt: Any, capsys: pytest.CaptureFixture):
+    workdir, _ = spoilt
+    step = lines(workdir / guard.FILE)[-1]["step"]
+    before = sorted(path.name for path in (workdir / checkpoints.FOLDER).iterdir())
+    made = training(bank=SPOILT, iterations=8, batch_size=1, guard=FORBEARING)
+    replay.show(made, workdir, step)
+    told = json.loads((workdir / f"replay-{step}.json").read_text())
+    assert told["step"] == step
+    assert told["levels"]["lower"]["losses"]["esd"] == "nan"
+    assert all(found["lost"] for found in told["levels"]["lower"]["gradients"].values())
+    upper = told["levels"]["upper"]
+    assert not any(found["lost"] for found in upper["gradients"].values())
+    # The upper level's number is the run's own, to the last bit or nearly.
+    wanted = lines(workdir / loop.METRICS)[step - 1]
+    np.testing.assert_allclose(upper["losses"]["lora"], wanted["lora"], rtol=1e-5)
+    norm = math.hypot(*(found["norm"] for found in upper["gradients"].values()))
+    np.testing.assert_allclose(norm, wanted["upper_gradient"], rtol=1e-4)
+    assert f"iteration {step}" in capsys.readouterr().out
+    assert sorted(path.name for path in (workdir / checkpoints.FOLDER).iterdir()) == before
+    with pytest.raises(InputError, match="replay = 9 is beyond iterations = 8"):
+        replay.show(made, workdir, 9)
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_too_many_in_a_row_ends_with_its_last_good_state(tmp_path: Path):
+    made = training(bank=NOTHING, iterations=9, guard=Guard(skips=3))
+    state, lost = loop.train(made, tmp_path, lambda *_: False, Stop())
+    assert lost == [""]
+    assert checkpoints.usable(tmp_path) == 3
+    assert len(lines(tmp_path / guard.FILE)) == 3
+    # The lower level never moved, the upper one did.
+    count = jax.tree.leaves(state.lower[0].count)[0]
+    assert int(count[0]) == 0
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
+    # Taken up again it stays lost.
+    again, lost = loop.train(made, tmp_path, lambda *_: False, Stop())
+    assert lost == [""]
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_where_every_run_is_lost_it_is_told(tmp_path: Path, monkeypatch):
+    made = training(runs=2)
+    monkeypatch.setattr(loop, "prepare", lambda *_: made)
+    monkeypatch.setattr(loop, "train", lambda *_: (made.state, ["run1", "run0"]))
+    with pytest.raises(RunError, match=r"5 updates in a row .*set lower\.clip and upper\.clip"):
+        loop.learn(made.configs, None, [], tmp_path)
+    monkeypatch.setattr(loop, "train", lambda *_: (made.state, ["run1"]))
+    assert list(loop.learn(made.configs, None, [], tmp_path)) == ["run0"]
+
+
+@pytest.mark.slow
+def test_a_gradient_is_shortened_to_its_limit():
+    limit = 1e-3
+    made = training()
+    clipped = replace(made.config, lower=replace(made.config.lower, clip=limit))
+    made = replace(made, configs={"": clipped}, setup=replace(made.setup, lower=clipped.lower))
+    start = fresh()
+    start = start.replace(lower=optimiser(clipped.lower).init(start.lora))
+    state, numbers = made.iterate(every(start), 1)
+    moment = jax.tree.leaves(optax.tree.get(state.lower, "mu"))
+    norm = math.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in moment))
+    # Adam's first moment is a tenth of the gradient.
+    np.testing.assert_allclose(10 * norm, limit, rtol=1e-4)
+    assert numbers["lower"]["lower_gradient"][0] > limit
