@@ -79,5 +79,9 @@ def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
             # Names from files that others made are in it.
             print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
+        except KeyboardInterrupt:
+            # Training has its own way to stop, which saves (`erase.signals`).
+            print("error: stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(1)
 
     return guarded

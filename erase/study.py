@@ -24,7 +24,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
-from convert.errors import InputError, exits_cleanly, nearest
+from convert.errors import InputError, RunError, exits_cleanly, nearest
 from erase import bank, evaluate, irrelevant, report, sentences, summary, synonyms
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
@@ -146,6 +146,11 @@ def train_variant(
             (workdir / name).mkdir()
         began = time.perf_counter()
         adapters = learn(settled, pipe, banks, workdir)
+        if lost := [name for name in settled if name not in adapters]:
+            raise RunError(
+                f"{', '.join(lost)}: too many updates left the range of numbers; reduce learning "
+                "rates"
+            )
         seconds = round(time.perf_counter() - began, 1)
         lines = {name: (workdir / name / METRICS).read_text().splitlines() for name in configs}
         return adapters, {name: len(each) for name, each in lines.items()}, seconds

@@ -13,9 +13,10 @@ from convert.errors import EraseError, InputError, PreemptedError, RunError, exi
         (InputError("it says why"), 2),
         (PreemptedError("it says why"), 75),
         (OSError(28, "it says why", "adapter"), 1),
+        (KeyboardInterrupt(), 1),
     ],
 )
-def test_errors_end_a_command_with_a_line(error: Exception, code: int, capsys):
+def test_errors_end_a_command_with_a_line(error: BaseException, code: int, capsys):
     @exits_cleanly
     def main() -> None:
         raise error
@@ -25,7 +26,7 @@ def test_errors_end_a_command_with_a_line(error: Exception, code: int, capsys):
     assert ended.value.code == code
     said = capsys.readouterr().err
     assert said.startswith("error: ")
-    assert "it says why" in said
+    assert ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else "it says why") in said
     assert said.count("\n") == 1
 
 
