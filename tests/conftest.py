@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 # The same examples at each run; `HYPOTHESIS_PROFILE=long` draws many others.
 settings.register_profile(
     "short",
-    max_examples=40,
+    max_examples=24,
     derandomize=True,
     database=None,
     # `bounds` has one of its own, which busy machines do not pass.

@@ -145,7 +145,7 @@ class EnoughError(RunError):
     """Where the model would begin to work."""
 
 
-@settings(max_examples=max(20, settings().max_examples // 2))
+@settings(max_examples=settings().max_examples // 2)
 @given(
     each=st.dictionaries(NAMES, st.one_of(WHOLE, WHOLE, runs()), min_size=1, max_size=2),
     named=st.booleans(),
