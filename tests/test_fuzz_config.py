@@ -3,7 +3,6 @@
 import datetime
 import decimal
 import pathlib
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -225,7 +224,7 @@ def test_runs_have_usable_names(
     def check() -> None:
         values = {**BASE, EACH: each}
         runs = load_runs(configure(**values) if through_configure else values)
-        workdir.check(tmp_path, {name: {} for name in runs}, resume=False, overwrite=False)
+        workdir.check(tmp_path, {name: {} for name in runs}, overwrite=False)
         for name in runs:
             assert (pathlib.Path("/runs") / name).resolve().parent == pathlib.Path("/runs")
             assert len(name.encode()) <= 255
@@ -269,7 +268,7 @@ def test_overrides_give_configurations_or_errors(
         flag = f"--config.{path}"
         arguments += [f"{flag}={value}"] if together else [flag, value]
     values = flags.FlagValues()
-    monkeypatch.setattr(command, "flags", SimpleNamespace(FLAGS=values, Error=flags.Error))
+    monkeypatch.setattr(flags, "FLAGS", values)
 
     def parse() -> None:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
