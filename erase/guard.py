@@ -60,6 +60,22 @@ class Tally:
         return told
 
 
+def given_up(names: Sequence[str], settings: Guard) -> str:
+    """What is said of runs that lost too many updates in a row.
+
+    Args:
+        names: of the runs; empty for one that has none.
+        settings: of all.
+    """
+    named = ", ".join(filter(None, names))
+    return (
+        f"{named and f'{named}: '}{settings.skips} updates in a row left the range of numbers, so "
+        "there is no adapter; the last good state is in the newest checkpoint. Reduce "
+        "lower.learning_rate and upper.learning_rate, or set lower.clip and upper.clip; "
+        f"{FILE} names the iterations, which --replay shows"
+    )
+
+
 def explained(step: int, names: Sequence[str]) -> str:
     """What is said of an iteration whose numbers are lost."""
     return (

@@ -8,6 +8,7 @@ Axis letter: R runs.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,14 +93,15 @@ class Training:
         lora = meshes.gather(self.setup.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
         return Adapter(lora, self.setup.alpha)  # pyright: ignore[reportCallIssue]
 
+    def numbers(self) -> list[list[int]]:
+        """What the random keys consist of, for JSON."""
+        return np.asarray(meshes.gather(self.setup.mesh, jax.random.key_data(self.keys))).tolist()
+
     def drawn(self, name: str, step: int) -> dict[str, Any]:
         """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
         row = list(self.configs).index(name)
-        numbers = meshes.gather(self.setup.mesh, jax.random.key_data(self.keys))
-        both = keys_of(
-            jax.random.wrap_key_data(jnp.asarray(np.asarray(numbers)[row : row + 1])), step
-        )
-        lower, upper = both[0][0], both[1][0]
+        own = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
+        lower, upper = (both[0] for both in keys_of(own, step))
         if "joint" in self.updates:
             lower, upper = jax.random.split(lower)
         counts = (self.bank.trajectories.shape[1], self.bank.pictures.shape[1])
@@ -188,12 +190,7 @@ def learn(
 
     state, lost = train(training, workdir, erased, stop or Stop())
     if set(lost) == set(configs):
-        raise RunError(
-            f"{training.config.guard.skips} updates in a row left the range of numbers; the last "
-            f"good state is in {workdir / checkpoints.FOLDER}. Reduce lower.learning_rate and "
-            f"upper.learning_rate, or set lower.clip and upper.clip; {guard.FILE} names the "
-            "iterations, which --replay shows"
-        )
+        raise RunError(guard.given_up(lost, training.config.guard))
     return {name: training.adapter(name, state) for name in configs if name not in lost}
 
 
@@ -294,9 +291,8 @@ def train(
 
 def _record(training: Training, tallies: Mapping[str, guard.Tally], lost: Sequence[str]) -> Any:
     """What a checkpoint holds besides the state."""
-    numbers = meshes.gather(training.setup.mesh, jax.random.key_data(training.keys))
     return {
-        "keys": np.asarray(numbers).tolist(),
+        "keys": training.numbers(),
         "configs": {name: dataclasses.asdict(c) for name, c in training.configs.items()},
         "skipped": {n: tallies[n].skipped if n in tallies else 0 for n in training.configs},
         "lost": list(lost),
@@ -309,7 +305,7 @@ def _same_keys(record: Any, training: Training, workdir: Path) -> None:
     Raises:
         InputError: they are not.
     """
-    if record["keys"] != _record(training, {}, [])["keys"]:
+    if record["keys"] != training.numbers():
         raise InputError(
             f"{workdir / checkpoints.FOLDER} holds runs with other random keys: give the same "
             "seeds and runs, --overwrite to begin anew, or another folder"
@@ -346,14 +342,14 @@ def _until(lines: Sequence[str], done: int) -> Iterator[str]:
 
 
 def _weighted(config: Config, every: Mapping[str, np.ndarray], active: np.ndarray) -> float:
-    """The weighted losses' sum, mean over the runs that go on; 0 where none is finite."""
+    """The weighted losses' sum, mean over the runs that go on; infinite where none is finite."""
     weights = {
         **{name: getattr(config.lower, name) for name in ("esd", "attn")},
         **{name: getattr(config.upper, name) for name in ("lora", "rsc")},
     }
     sums = sum(weights[name] * each for name, each in every.items() if name in weights)
     finite = np.asarray(sums)[active & np.isfinite(np.asarray(sums))]
-    return float(finite.mean()) if finite.size else 0.0
+    return float(finite.mean()) if finite.size else math.inf
 
 
 def _show(bar: Any, every: Mapping[str, np.ndarray], active: np.ndarray) -> None:

@@ -26,6 +26,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "lower": {
             "learning_rate": 1e-3,
             "weight_decay": 0.01,
+            "clip": None,
             "esd": 1.0,
             "attn": 1.0,
             "eta": 1.0,
@@ -37,6 +38,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "upper": {
             "learning_rate": 5e-4,
             "weight_decay": 0.01,
+            "clip": None,
             "lora": 0.1,
             "rsc": 0.1,
             "lora_target": "noise",
@@ -59,6 +61,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "lower": {
             "learning_rate": 1e-3,
             "weight_decay": 1e-5,
+            "clip": None,
             "esd": 1.0,
             "attn": 1e-3,
             "eta": 1.0,
@@ -70,6 +73,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "upper": {
             "learning_rate": 1e-3,
             "weight_decay": 1e-5,
+            "clip": None,
             "lora": 0.1,
             "rsc": 0.1,
             "lora_target": "noise",

@@ -24,11 +24,13 @@ from erase.loop import Training, keys_of
 from erase.pictures import write
 from flux_jax import mesh as meshes
 
+# In a run's folder.
+FILE = "replay-{}.json"
 LOSSES = {"lower": lower_losses, "upper": upper_losses}
 
 
 def show(training: Training, workdir: Path, step: int) -> None:
-    """Prints each run's losses and gradients in an iteration, and writes `replay-STEP.json`.
+    """Prints each run's losses and gradients in an iteration, and writes it to `FILE`.
 
     Args:
         training: of the runs.
@@ -53,7 +55,7 @@ def show(training: Training, workdir: Path, step: int) -> None:
     for name, levels in found.items():
         drawn = training.drawn(name, step)
         told = {"step": step, "from": done, "drawn": drawn, "levels": levels}
-        write(workdir / name / f"replay-{step}.json", json.dumps(told, indent=1) + "\n")
+        write(workdir / name / FILE.format(step), json.dumps(told, indent=1) + "\n")
         Console().print(_table(name or training.configs[name].concept, step, levels))
         for part, rows in drawn.items():
             for prompt, t in zip(rows["prompts"], rows["t"], strict=True):

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
-from erase import bank, evaluate, irrelevant, report, sentences, summary, synonyms
+from erase import bank, evaluate, guard, irrelevant, report, sentences, summary, synonyms
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
@@ -147,10 +147,7 @@ def train_variant(
         began = time.perf_counter()
         adapters = learn(settled, pipe, banks, workdir)
         if lost := [name for name in settled if name not in adapters]:
-            raise RunError(
-                f"{', '.join(lost)}: too many updates left the range of numbers; reduce learning "
-                "rates"
-            )
+            raise RunError(guard.given_up(lost, next(iter(settled.values())).guard))
         seconds = round(time.perf_counter() - began, 1)
         lines = {name: (workdir / name / METRICS).read_text().splitlines() for name in configs}
         return adapters, {name: len(each) for name, each in lines.items()}, seconds

@@ -170,10 +170,7 @@ def _run(
     if len(runs) > 1:
         summary.write_summary(workdir, results)
     if lost := [name for name in runs if name not in adapters]:
-        raise RunError(
-            f"{', '.join(lost)}: {first.guard.skips} updates in a row left the range of numbers, "
-            f"so there is no adapter; {guard.FILE} in the run's folder names the iterations"
-        )
+        raise RunError(guard.given_up(lost, first.guard))
     return adapters
 
 

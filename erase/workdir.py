@@ -1,5 +1,6 @@
 """A run's folder: what may be written there, and what an overwritten run leaves."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 from ml_collections import FieldReference
 
 from convert.errors import InputError
-from erase import checkpoints, guard, irrelevant, sentences
+from erase import checkpoints, guard, irrelevant, replay, sentences
 from erase.config import Config
 from erase.fields import merged, shown
 
@@ -24,13 +25,14 @@ FREE = (
     "command",
     "synonyms_from",
 )
-# All that the commands write into a run's folder.
+# All that the commands write into a run's folder; patterns, of which most are names.
 WRITTEN = (
     CONFIG,
     irrelevant.FILE,
     sentences.FILE,
     "metrics.jsonl",
     guard.FILE,
+    replay.FILE.format("*"),
     checkpoints.FOLDER,
     checkpoints.ASIDE,
     "adapter",
@@ -114,6 +116,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def clear(workdir: Path, names: Iterable[str]) -> None:
     """Removes what runs of these names have left, and nothing else."""
     for folder in (workdir, *(workdir / name for name in names)):
-        for name in WRITTEN:
-            path = folder / name
+        for path in itertools.chain.from_iterable(map(folder.glob, WRITTEN)):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A training of the tiny model, as a process that can be killed, and what it ends with."""
 
+import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ SHORT = replace(CONFIG, lower=Lower(attn=0.0, learning_rate=0.01), upper=Upper(r
 
 def training(runs: int = 1, bank: Any = BANK, **changes: Any) -> Training:
     """Runs of the tiny model on all devices, which share the samples."""
-    config: Config = replace(SHORT, checkpoints=Checkpoints(every=2), **changes)
+    config: Config = replace(SHORT, **{"checkpoints": Checkpoints(every=2)} | changes)
     mesh = make_mesh(MeshConfig(), runs, config.batch_size)
     setup = Setup.of(config, MODEL, mesh)
     keys = jax.random.key_data(jnp.concatenate([KEYS] * runs))
@@ -49,19 +50,13 @@ def trained(workdir: Path, **changes: Any) -> list[np.ndarray]:
 def preempted(workdir: Path, stop: Stop, step: int, **changes: Any) -> None:
     """A run that is asked to stop while it does an iteration."""
 
+    looks = itertools.count(1)
+
     def erased(*_: Any) -> bool:
-        if training_.early() == step:
+        if next(looks) == step:
             stop.asked = "SIGTERM"
         return False
 
-    class Counting:
-        looks = 0
-
-        def early(self) -> int:
-            self.looks += 1
-            return self.looks
-
-    training_ = Counting()
     made = training(early_stop=EarlyStop(every=1), **changes)
     train(made, workdir, erased, stop)
 

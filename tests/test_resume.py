@@ -1,6 +1,7 @@
 """Runs that are killed, stopped or moved, and end as if nothing had happened."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from devices import TESTS, run_on
 from small_training import preempted, trained, training
 
 from convert.errors import InputError, PreemptedError
-from erase import checkpoints
+from erase import checkpoints, loop
+from erase.config import Checkpoints
 from erase.loop import train
 from erase.signals import Stop
 
@@ -108,6 +110,19 @@ def test_a_run_that_is_asked_to_stop_is_saved(whole: Any, tmp_path: Path, step: 
 @pytest.mark.slow
 def test_the_same_run_ends_the_same(whole: Any, tmp_path: Path):
     for a, b in zip(trained(tmp_path, iterations=6), whole[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_can_become_the_adapter(tmp_path: Path, monkeypatch):
+    """That of the second iteration, since losses are made to say so."""
+    losses = iter([3.0, 1.0, 2.0, math.inf])
+    monkeypatch.setattr(loop, "_weighted", lambda *_: next(losses))
+    kept = Checkpoints(every=1, last=1, adapter="best")
+    best = trained(tmp_path / "best", iterations=4, checkpoints=kept)
+    monkeypatch.undo()
+    assert checkpoints.found(tmp_path / "best" / checkpoints.FOLDER) == [2, 4]
+    for a, b in zip(best, trained(tmp_path / "two", iterations=2), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -196,7 +196,13 @@ def test_runs_that_train_at_once_are_what_each_is_alone(
 def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: Path):
     workdir = tmp_path / "run"
     (workdir / "pictures").mkdir(parents=True)
-    for name in ("config.json", "report.html", "pictures/after.png", "notes.txt"):
+    for name in (
+        "config.json",
+        "report.html",
+        "replay-3.json",
+        "pictures/after.png",
+        "notes.txt",
+    ):
         (workdir / name).write_text("{}")
     # A run that had not come to its first checkpoint is one too.
     with pytest.raises(InputError, match=r"other settings: .* --overwrite to lose it"):
@@ -206,6 +212,7 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
     assert len(lines(workdir)) == 1
     assert (workdir / "notes.txt").is_file()
     assert not (workdir / "pictures").exists()
+    assert not (workdir / "replay-3.json").exists()
 
 
 @pytest.mark.parametrize("program", ["erase.train", "erase.evaluate"])
