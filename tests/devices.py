@@ -6,17 +6,20 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
+# More devices than cores wait for each other; where the machine has other work, for long.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 
 def run_on(devices: int, code: str) -> subprocess.CompletedProcess[str]:
     """Runs Python code, in which tests can be imported, with so many CPU devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {PATIENT}"
+    flags += f" --xla_force_host_platform_device_count={devices}"
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r}); {code}"],
         cwd=TESTS.parent,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )

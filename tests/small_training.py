@@ -1,7 +1,6 @@
-"""A training of the tiny model, as a process that can be killed, and what it ends with."""
+"""A training of the tiny model, and what it ends with."""
 
 import itertools
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,3 @@ def preempted(workdir: Path, stop: Stop, step: int, **changes: Any) -> None:
 
     made = training(early_stop=EarlyStop(every=1), **changes)
     train(made, workdir, erased, stop)
-
-
-if __name__ == "__main__":
-    folder, iterations = Path(sys.argv[1]), int(sys.argv[2])
-    print("ready", flush=True)
-    np.savez(folder / "last.npz", *trained(folder, iterations=iterations))

@@ -60,7 +60,7 @@ def start(workdir: Path, *flags: str) -> list[subprocess.CompletedProcess[str]]:
     ]
     done = []
     for process in started:
-        out, err = process.communicate(timeout=150)
+        out, err = process.communicate(timeout=600)
         done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     return done
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bounds import tells_or_works
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from convert.adapters import find_adapter, split_strength
@@ -145,7 +145,6 @@ class EnoughError(RunError):
     """Where the model would begin to work."""
 
 
-@settings(max_examples=settings().max_examples // 2)
 @given(
     each=st.dictionaries(NAMES, st.one_of(WHOLE, WHOLE, runs()), min_size=1, max_size=2),
     named=st.booleans(),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bounds import bounded
 from endpoint import SECRET, Answer, Endpoint, says
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from convert.errors import InputError
@@ -116,8 +116,6 @@ def served(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-# Each asks up to six times.
-@settings(max_examples=settings().max_examples // 2)
 @given(
     body=BODIES,
     status=st.sampled_from([200] * 8 + [201, 204, 400, 401, 404, 429, 500, 503]),

@@ -2,11 +2,14 @@
 
 import json
 import math
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,15 @@ import numpy as np
 import pytest
 from devices import TESTS, run_on
 from small_training import preempted, trained, training
+from tqdm import tqdm
 
 from convert.errors import InputError, PreemptedError
 from erase import checkpoints, loop
-from erase.config import Checkpoints
+from erase.config import Checkpoints, Upper
 from erase.loop import train
 from erase.signals import Stop
 
-KILLS, ITERATIONS = 20, 400
+KILLS, ITERATIONS = 20, 200
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
@@ -30,51 +34,66 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
 
 
-def start(workdir: Path, cache: Path) -> subprocess.Popen:
-    """A process that trains; it has begun when this returns."""
-    child = subprocess.Popen(
-        [sys.executable, str(TESTS / "small_training.py"), str(workdir), str(ITERATIONS)],
-        cwd=TESTS.parent,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(TESTS.parent),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert child.stdout
-    with child.stdout:
-        assert child.stdout.readline() == "ready\n"
-    return child
+def begin(folder: str) -> None:
+    """What a process that can be killed does: it trains, and keeps what it ends with."""
+    # Locks that processes could share would outlive it.
+    tqdm.set_lock(threading.RLock())
+    # One level is enough here, and there sooner.
+    last = trained(Path(folder), iterations=ITERATIONS, upper=Upper(lora=0.0, rsc=0.0))
+    np.savez(Path(folder) / "last.npz", *last)
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], BaseProcess]:
+    """Starts processes that train, each forked from one that has imported what takes long."""
+    for name, value in (
+        ("JAX_PLATFORMS", "cpu"),
+        ("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache")),
+        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
+    ):
+        monkeypatch.setenv(name, value)
+    processes = multiprocessing.get_context("forkserver")
+    # No arrays are made there: what has begun to compute cannot be forked.
+    processes.set_forkserver_preload(["erase.loop"])
+
+    def started(workdir: Path) -> BaseProcess:
+        process = processes.Process(target=begin, args=(str(workdir),))
+        process.start()
+        return process
+
+    return started
+
+
+def ended(process: BaseProcess) -> int | None:
+    process.join(timeout=600)
+    return process.exitcode
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(tmp_path: Path):
+def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(
+    start: Callable[[Path], BaseProcess], tmp_path: Path
+):
     """Whatever it does just then; a checkpoint every other iteration is most of what it does."""
-    whole, killed, cache = (tmp_path / name for name in ("whole", "killed", "cache"))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     # The first one compiles.
-    assert start(whole, cache).wait(timeout=300) == 0
+    assert ended(start(whole)) == 0
     rng, reached, writing = np.random.default_rng(0), [0], 0
     for number in range(KILLS):
-        child, folder = start(killed, cache), killed / checkpoints.FOLDER
+        process, folder = start(killed), killed / checkpoints.FOLDER
         # Some are killed while they prepare, the others after they have come further.
         if number % 4:
-            while child.poll() is None and newest(folder) <= reached[-1]:
+            while process.is_alive() and newest(folder) <= reached[-1]:
                 time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.15 if number % 4 else 3))
-        assert child.poll() is None, "there was nothing left to kill"
-        child.kill()
-        child.wait()
+        assert process.is_alive(), "there was nothing left to kill"
+        process.kill()
+        assert ended(process) == -signal.SIGKILL
         writing += any("tmp" in path.name for path in folder.glob("*"))
         reached.append(newest(folder))
     assert reached == sorted(reached)
-    assert start(killed, cache).wait(timeout=300) == 0
+    assert ended(start(killed)) == 0
     assert lines(killed) == lines(whole)
     with np.load(whole / "last.npz") as a, np.load(killed / "last.npz") as b:
         assert a.files == b.files
@@ -188,12 +207,12 @@ def test_the_command_stops_with_code_75_and_goes_on(tiny_folder: Path, tmp_path:
         command, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    for _ in range(1200):
+    for _ in range(6000):
         if metrics.is_file() and metrics.stat().st_size:
             break
         time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=120)
+    _, said = child.communicate(timeout=600)
     assert child.returncode == PreemptedError.exit_code, said
     assert "error: SIGTERM: stopped and saved after iteration" in said
     assert "Traceback" not in said
