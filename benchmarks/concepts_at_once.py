@@ -20,10 +20,11 @@ from absl import app, flags
 
 from configs import emoji_all
 from convert.errors import exits_cleanly
-from erase import bank
+from erase import bank, methods
 from erase.bank import Bank
 from erase.command import begin, parse_flags
 from erase.config import Config
+from erase.irrelevant import listed
 from erase.loop import METRICS, learn
 from erase.model import open_model
 from erase.pictures import write
@@ -50,7 +51,7 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
     pipe = open_model(next(iter(runs.values())))
     banks = []
     for config in runs.values():
-        planned = bank.plan(config, pipe, [config.irrelevant])
+        planned = methods.plan(config, pipe, listed(config))
         banks.append(bank.make(config, pipe, planned))
     return {
         "device": jax.devices()[0].device_kind,

@@ -43,13 +43,14 @@ from benchmarks.works import (
 from configs import nudity
 from convert import progress
 from convert.errors import InputError, exits_cleanly
-from erase.bank import CONCEPT, POOL, SYNONYM, Bank, shapes
+from erase.bank import CONCEPT, POOL, SYNONYM, Bank
 from erase.command import begin, parse_flags
 from erase.config import Config
 from erase.losses import squared_error
+from erase.methods import bank_shapes, setup_of, start
+from erase.methods.erase_anything import lower_update, upper_update
 from erase.runs import load_config
-from erase.setup import Setup, make_mesh
-from erase.updates import lower_update, start, upper_update
+from erase.setup import make_mesh
 from flux_jax import programs
 from flux_jax.lora import Adapter, init
 from flux_jax.programs import Conditioning, apply_transformer
@@ -148,7 +149,7 @@ def random_bank(
 ) -> Bank:
     """A bank for runs, with the shapes of each one's own and the axis of runs."""
     pools = (CONCEPT, *(SYNONYM for _ in config.synonyms), *(POOL for _ in config.irrelevant))
-    wanted = shapes(config, model, work.image_tokens, work.text_tokens, len(pools))
+    wanted = bank_shapes(config, model, work.image_tokens, work.text_tokens)
     leaves, tree = jax.tree.flatten(wanted)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     drawn = [
@@ -250,7 +251,7 @@ def iteration(
 ) -> Record:
     """The record of both updates of a run; memory is that of the larger."""
     bank = random_bank(config, model, work)
-    setup = Setup.of(config, model, make_mesh(config.mesh, 1, config.batch_size))
+    setup = setup_of(config, model, make_mesh(config.mesh, 1, config.batch_size))
     lower_key, upper_key = jax.random.split(jax.random.key(4), (2, 1))
     state = jax.tree.map(lambda leaf: leaf[None], start(jax.random.key(5), params, config))
     state, bank = setup.divided(state), setup.placed(bank)

@@ -34,12 +34,12 @@ from benchmarks.make_checkpoint import configs
 from configs import nudity
 from convert.arguments import Parser
 from convert.errors import exits_cleanly
-from erase.bank import shapes
 from erase.config import Config, MeshConfig
+from erase.methods import bank_shapes, setup_of, start
+from erase.methods.erase_anything import lower_update, upper_update
 from erase.pictures import write
 from erase.runs import load_config
-from erase.setup import RUNS, Setup, make_mesh
-from erase.updates import lower_update, start, upper_update
+from erase.setup import RUNS, make_mesh
 from flux_jax import mesh as meshes
 from flux_jax.programs import Conditioning, denoise
 from flux_jax.transformer import FluxConfig, FluxTransformer
@@ -186,13 +186,12 @@ def trace(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) ->
         )
         with jax.set_mesh(mesh):
             return denoise.trace(*given)
-    forms = 1 + len(config.synonyms) + len(config.irrelevant)
-    bank = shapes(config, model, image_tokens, config.text_tokens, forms)
+    bank = bank_shapes(config, model, image_tokens, config.text_tokens)
     common = everywhere({"times": bank.times, "image_ids": bank.image_ids})
     bank = of_a_run(bank).replace(**common)
     key = of_a_run(jax.eval_shape(lambda: jax.random.key(0)))
     update = {"lower": lower_update, "upper": upper_update}[program]
-    setup = Setup.of(config, model, mesh)
+    setup = setup_of(config, model, mesh)
     return update.trace(of_a_run(state), params, bank, key, setup=setup)
 
 

@@ -40,10 +40,11 @@ from configs import nudity
 from convert.errors import InputError, exits_cleanly
 from erase.command import begin, parse_flags
 from erase.config import Config
+from erase.methods import setup_of, start
+from erase.methods.erase_anything import lower_update, upper_update
 from erase.pictures import write
 from erase.runs import load_config
-from erase.setup import RUNS, SAMPLES, Setup
-from erase.updates import lower_update, start, upper_update
+from erase.setup import RUNS, SAMPLES
 from flux_jax import mesh as meshes
 from flux_jax.mesh import FSDP
 from flux_jax.transformer import FluxConfig, FluxTransformer
@@ -125,7 +126,7 @@ def updates(
         precision: of products, as `jax.default_matmul_precision` has it.
     """
     config = replace(config, batch_size=case.batch, model=replace(config.model, remat=case.remat))
-    setup = Setup.of(config, model, case.mesh())
+    setup = setup_of(config, model, case.mesh())
     bank = setup.placed(random_bank(config, model, work, runs=case.runs))
     keys = jax.random.key_data(jax.random.split(jax.random.key(4), case.runs))
     keys = jax.random.wrap_key_data(setup.divided(keys))

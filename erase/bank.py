@@ -43,11 +43,11 @@ class Bank:
         kinds: of each form: `CONCEPT`, `SYNONYM`, the first pool of irrelevant words (`POOL`), the
             next pools, or `FILLER`.
         anchors: for each sentence what L_esd leads away from the concept to: the empty prompt, or
-            the sentence with `stand_in`; then, if the configuration names it, `erase_to`.
+            the sentence with a stand-in; then, if there is one, a prompt to lead towards.
         eta: how far L_esd leads past them.
-        trajectories: latents of the frozen model's denoising, before each step.
+        trajectories: latents of the frozen model's denoising: before each step, then the picture.
         trajectory_sentences: the sentence that each trajectory draws.
-        pictures: latents of I_f.
+        pictures: latents of pictures to hold on to, I_f; None if there are none.
         picture_prompts: what each of them shows, text [F, T, E] and pooled [F, P].
         times: the timestep t of each denoising step, falling from 1.
         image_ids: positions of the image tokens.
@@ -58,12 +58,44 @@ class Bank:
     kinds: Int[Array, "V"]
     anchors: Conditioning
     eta: Float[Array, ""]
-    trajectories: Float[Array, "R D S C"]
+    trajectories: Float[Array, "R D+1 S C"]
     trajectory_sentences: Int[Array, "R"]
     pictures: Float[Array, "F S C"]
     picture_prompts: Conditioning
     times: Float[Array, "D"]
     image_ids: Float[Array, "S 3"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method wants in its bank, besides the concept's sentences and their trajectories.
+
+    Attributes:
+        pools: words that take the concept's place in further forms of its sentences: synonyms, then
+            pools of others.
+        bare: whether those forms are the words alone.
+        drawn: the form that trajectories draw; 0 has the concept.
+        stand_in: word that takes the concept's place in anchors, "" leaves the place out; None has
+            the empty prompt as anchor.
+        towards: a prompt that becomes a further anchor.
+        eta: how far L_esd leads past its anchors.
+        shown: prompts of pictures to hold on to, one a picture; of none if there are none.
+        folder: pictures with captions instead.
+    """
+
+    pools: tuple[tuple[str, ...], ...] = ()
+    bare: bool = False
+    drawn: int = 0
+    stand_in: str | None = None
+    towards: str = ""
+    eta: float = 1.0
+    shown: tuple[str, ...] = ()
+    folder: str | None = None
+
+    @property
+    def forms(self) -> int:
+        """V: a sentence with the concept, and with every other word."""
+        return 1 + sum(map(len, self.pools))
 
 
 @dataclass(frozen=True)
@@ -74,6 +106,8 @@ class Plan:
         groups: the sentences.
         masks: [M, V, T].
         kinds: of the forms, see `Bank`.
+        drawn: the form that trajectories draw.
+        eta: see `Bank`.
         anchors: prompts, for each sentence.
         shown: prompts, one a picture.
         pictures: the user's own, or None where the frozen model draws them.
@@ -84,6 +118,8 @@ class Plan:
     groups: tuple[Group, ...]
     masks: Float[np.ndarray, "M V T"]
     kinds: tuple[int, ...]
+    drawn: int
+    eta: float
     anchors: tuple[tuple[str, ...], ...]
     shown: tuple[str, ...]
     pictures: UInt8[np.ndarray, "F h w 3"] | None
@@ -97,13 +133,13 @@ class Plan:
         return [*forms, *itertools.chain.from_iterable(self.anchors), *self.shown]
 
 
-def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) -> Plan:
+def plan(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
     """Draws sentences and seeds and finds the concept's tokens; cheap, and complete in its checks.
 
     Args:
         config: the run's configuration.
         pipe: the frozen model.
-        irrelevant: pools of words for other things.
+        needs: what the run's method wants.
 
     Raises:
         InputError: a concept is not in its prompt, a prompt is over the token limit, or the
@@ -111,11 +147,8 @@ def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) ->
     """
     pipe.grid(config.height, config.width)
     rng = np.random.default_rng(config.seed)
-    upper = config.upper
-    # Without L_rsc nothing looks at the other forms.
-    pools = [config.synonyms, *irrelevant] if upper.rsc else []
-    words = [(word, kind) for kind, pool in enumerate(pools, SYNONYM) for word in pool]
-    stand_in = [] if config.lower.stand_in is None else [config.lower.stand_in]
+    words = [(word, kind) for kind, pool in enumerate(needs.pools, SYNONYM) for word in pool]
+    stand_in = [] if needs.stand_in is None else [needs.stand_in]
     groups = draw_groups(
         rng,
         config.prompts,
@@ -126,19 +159,21 @@ def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) ->
     )
     origins = [group.prompts[-1] if stand_in else "" for group in groups]
     groups = [group.first(1 + len(words)) for group in groups]
-    masks = [_masks(pipe, group, upper.rsc_form) for group in groups]
-    if upper.rsc_form == "released":
+    masks = [_masks(pipe, group, needs.bare) for group in groups]
+    if needs.bare:
         groups = [replace(g, prompts=(g.prompts[0], *g.words[1:])) for g in groups]
-    pictures, shown = None, _shown(config)
-    if upper.folder:
-        pictures, shown = folder.read(Path(upper.folder), config.height, config.width)
-    further = (config.lower.erase_to,) if config.lower.erase_to else ()
+    pictures, shown = None, needs.shown
+    if needs.folder:
+        pictures, shown = folder.read(Path(needs.folder), config.height, config.width)
+    further = (needs.towards,) if needs.towards else ()
     pipe.tokenize([*origins, *further, *shown, *(p for group in groups for p in group.prompts)])
     seeds = rng.integers(2**31, size=config.bank.trajectories + len(shown)).tolist()
     return Plan(
         groups=tuple(groups),
         masks=np.stack(masks),
         kinds=(CONCEPT, *(kind for _, kind in words)),
+        drawn=needs.drawn,
+        eta=needs.eta,
         anchors=tuple((origin, *further) for origin in origins),
         shown=shown,
         pictures=pictures,
@@ -147,23 +182,32 @@ def plan(config: Config, pipe: Pipeline, irrelevant: Sequence[Sequence[str]]) ->
     )
 
 
-def _masks(pipe: Pipeline, group: Group, form: str) -> Float[np.ndarray, "V T"]:
+def _masks(pipe: Pipeline, group: Group, bare: bool) -> Float[np.ndarray, "V T"]:
     """The tokens of each form's word; the authors' code looks for all where the concept stood."""
-    if form != "released":
+    if not bare:
         return concept_masks(pipe.tokenizer_2, group.prompts, group.words)
     concept = concept_masks(pipe.tokenizer_2, group.prompts[:1], group.words[0])
     return np.repeat(concept, len(group.words), axis=0)
 
 
-def _shown(config: Config) -> tuple[str, ...]:
-    """Prompts of the pictures that the frozen model draws for L_lora."""
-    templates = config.upper.prompts or (as_template(config.prompts[0], config.concept),)
-    if config.upper.without_concept:
+def kept_prompts(
+    config: Config, prompts: Sequence[str], count: int, without_concept: bool = False
+) -> tuple[str, ...]:
+    """Prompts of pictures that the frozen model draws, to be held on to.
+
+    Args:
+        config: the run's configuration.
+        prompts: what they show, in turn; with none the first sentence, with the concept.
+        count: of the pictures.
+        without_concept: whether its words are left out.
+    """
+    templates = prompts or (as_template(config.prompts[0], config.concept),)
+    if without_concept:
         templates = [
             leave_out(as_template(t, config.concept), config.part_of_speech) for t in templates
         ]
-    prompts = [phrase(template, config.concept) for template in templates]
-    return tuple(prompts[i % len(prompts)] for i in range(config.upper.pictures))
+    shown = [phrase(template, config.concept) for template in templates]
+    return tuple(shown[i % len(shown)] for i in range(count))
 
 
 def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
@@ -184,16 +228,17 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
     sentences = recall([group.prompts for group in planned.groups])
-    anchors, picture_prompts = recall(planned.anchors), pipe.recall(planned.shown)
+    anchors, picture_prompts = recall(planned.anchors), None
     rows = np.arange(config.bank.trajectories) % config.bank.sentences
-    prompts, seeds = sentences[rows, 0], planned.trajectory_seeds
-    if planned.pictures is None:
+    prompts, seeds = sentences[rows, planned.drawn], planned.trajectory_seeds
+    if planned.shown:
+        picture_prompts = pipe.recall(planned.shown)
+    if drawn := picture_prompts is not None and planned.pictures is None:
         prompts = jax.tree.map(lambda *both: np.concatenate(both), prompts, picture_prompts)
         seeds += planned.picture_seeds
     runs = _denoise(config, pipe, prompts, seeds)
-    if planned.pictures is None:
-        pictures = runs[len(rows) :, -1]
-    else:
+    pictures = runs[len(rows) :, -1] if drawn else None
+    if planned.pictures is not None:
         pictures = np.concatenate(
             [
                 np.asarray(pipe.encode_pictures(planned.pictures[batch]), pipe.transformer.dtype)
@@ -207,8 +252,8 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         "masks": planned.masks,
         "kinds": np.asarray(planned.kinds, np.int32),
         "anchors": anchors,
-        "eta": np.float32(config.lower.eta),
-        "trajectories": runs[: len(rows), :-1],
+        "eta": np.float32(planned.eta),
+        "trajectories": runs[: len(rows)],
         "trajectory_sentences": rows.astype(np.int32),
         "pictures": pictures,
         "picture_prompts": picture_prompts,
@@ -219,7 +264,11 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
 
 
 def shapes(
-    config: Config, transformer: FluxTransformer, image_tokens: int, text_tokens: int, forms: int
+    config: Config,
+    transformer: FluxTransformer,
+    image_tokens: int,
+    text_tokens: int,
+    needs: Needs,
 ) -> Bank:
     """Shapes and types of the bank of one run, as `jax.ShapeDtypeStruct`; needs no memory.
 
@@ -228,11 +277,13 @@ def shapes(
         transformer: the frozen model.
         image_tokens: S.
         text_tokens: T.
-        forms: V.
+        needs: what the run's method wants.
     """
+    forms, shown = needs.forms, len(needs.shown)
     sizes, dtype, count = transformer.config, transformer.dtype, config.bank
     # Shapes stand where arrays will.
     of: Any = jax.ShapeDtypeStruct
+    nothing: Any = None
 
     def conditioning(*lead: int) -> Conditioning:
         return Conditioning(
@@ -247,12 +298,12 @@ def shapes(
         sentences=conditioning(count.sentences, forms),
         masks=of((count.sentences, forms, text_tokens), jnp.float32),
         kinds=of((forms,), jnp.int32),
-        anchors=conditioning(count.sentences, 2 if config.lower.erase_to else 1),
+        anchors=conditioning(count.sentences, 2 if needs.towards else 1),
         eta=of((), jnp.float32),
-        trajectories=latents(count.trajectories, config.steps),
+        trajectories=latents(count.trajectories, config.steps + 1),
         trajectory_sentences=of((count.trajectories,), jnp.int32),
-        pictures=latents(config.upper.pictures),
-        picture_prompts=conditioning(config.upper.pictures),
+        pictures=latents(shown) if shown else nothing,
+        picture_prompts=conditioning(shown) if shown else nothing,
         times=of((config.steps,), jnp.float32),
         image_ids=of((image_tokens, 3), jnp.float32),
     )  # pyright: ignore[reportCallIssue]
@@ -262,12 +313,12 @@ def stack(banks: Sequence[Bank]) -> Bank:
     """One bank for runs that train at once: every leaf gets a leading axis, but what they share.
 
     `times` and `image_ids` are the same for all. Runs with fewer forms get fillers, which are
-    never drawn, and runs without `erase_to` their anchors again in its place.
+    never drawn, and runs with fewer anchors their last one again.
 
     Raises:
         InputError: runs hold on to different numbers of pictures.
     """
-    counts = {len(bank.pictures) for bank in banks}
+    counts = {0 if bank.pictures is None else len(bank.pictures) for bank in banks}
     if len(counts) > 1:
         raise InputError(
             f"upper.folder: runs that train at once need equally many pictures, not {counts}"

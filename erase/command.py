@@ -13,9 +13,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
-from erase.config import Config
 from erase.fields import paths, unknown
-from erase.runs import EACH
+from erase.runs import EACH, RunConfig
 from flux_jax import compiler
 
 FLAG = "config"
@@ -95,8 +94,8 @@ def _file(arguments: Sequence[str]) -> str | None:
             raise InputError(
                 f"{named[1]}: an override reaches what all runs share; change the file instead"
             )
-        if named and named[1] not in set(paths(Config)):
-            raise InputError(unknown(Config, named[1]))
+        if named and named[1] not in set(paths(RunConfig)):
+            raise InputError(unknown(RunConfig, named[1]))
         if named and given is None:
             raise InputError(f"{argument} changes no file: give --{FLAG} FILE before it")
         if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):

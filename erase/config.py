@@ -3,11 +3,13 @@
 The rest of the program sees nothing but these frozen dataclasses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from erase.fields import choice, number
 from flux_jax.lora import TEXT_QUERY_KEY
 
+T = TypeVar("T")
 PARTS_OF_SPEECH = ("noun", "adjective", "verb")
 
 
@@ -253,6 +255,8 @@ class Config:
         text_tokens: length of T5's input; by default the tokenizer's limit.
         steps: denoising steps of the trajectories.
         guidance: distilled guidance scale in training.
+        method: how it is erased: a name in `erase.methods`; other methods than EraseAnything have
+            settings under their names, and use none of `alternation`, `lower` and `upper`.
         alternation: "bilevel" makes one lower and one upper update an iteration; "joint" makes one
             of their sum; "adaptive" one of a sum whose weights follow what is being preserved.
         iterations: of these.
@@ -282,6 +286,7 @@ class Config:
     text_tokens: int | None = number(None, least=2)
     steps: int = number(28, least=1)
     guidance: float = number(3.5, least=0)
+    method: str = "erase_anything"
     alternation: str = choice("bilevel", "bilevel", "joint", "adaptive")
     iterations: int = number(1000, least=1)
     batch_size: int = number(1, least=1)
@@ -294,3 +299,8 @@ class Config:
     checkpoints: Checkpoints = Checkpoints()
     guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
+
+    def own(self, settings: type[T]) -> T:
+        """A method's settings, which `erase.runs` adds under its name; elsewhere their defaults."""
+        parts = (getattr(self, spec.name) for spec in fields(self))
+        return next((part for part in parts if isinstance(part, settings)), settings())

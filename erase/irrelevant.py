@@ -92,6 +92,11 @@ def gather(config: Config, workdir: Path) -> Words:
     return Words(config.concept, (tuple(dict.fromkeys(listed)),), whose + why)
 
 
+def listed(config: Config) -> Words:
+    """The words that the configuration lists, whatever a language model would name."""
+    return Words(config.concept, (config.irrelevant,), "the configuration's list")
+
+
 def ask(concept: str, synonyms: Sequence[str], count: int) -> Words:
     """Asks the language model of the environment for `count` words of each category.
 

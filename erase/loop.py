@@ -7,6 +7,7 @@ Axis letter: R runs.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -27,12 +28,14 @@ from erase import bank as banks
 from erase import checkpoints, distributed, guard, stopping
 from erase.bank import Bank, Plan
 from erase.config import Config
-from erase.levels import samples
+from erase.draws import Counts
+from erase.methods import method_of, setup_of, start
+from erase.methods.method import Step
 from erase.model import share
 from erase.pictures import write
 from erase.setup import Setup
 from erase.signals import Stop
-from erase.updates import State, joint_update, lower_update, start, upper_update
+from erase.updates import State
 from erase.watchdog import Watchdog
 from flux_jax import mesh as meshes
 from flux_jax.lora import Adapter
@@ -69,22 +72,21 @@ class Training:
         return next(iter(self.configs.values()))
 
     @property
-    def updates(self) -> dict[str, Any]:
+    def steps(self) -> Mapping[str, Step]:
         """The updates of an iteration, in their order."""
-        if self.config.alternation != "bilevel":
-            return {"joint": joint_update}
-        upper = self.config.upper
-        preserves = {"upper": upper_update} if upper.lora or upper.rsc else {}
-        return {"lower": lower_update} | preserves
+        return method_of(self.config).steps(self.config)
+
+    def keys_at(self, step: int, keys: PRNGKeyArray | None = None) -> dict[str, PRNGKeyArray]:
+        """Each run's key for each update of an iteration; by default all runs' [R]."""
+        every = keys_of(self.keys if keys is None else keys, step, max(2, len(self.steps)))
+        return {name: every[:, index] for index, name in enumerate(self.steps)}
 
     def iterate(self, state: State, step: int) -> tuple[State, dict[str, dict[str, np.ndarray]]]:
         """An iteration: the next state (the old one is donated), and each update's numbers [R]."""
-        numbers = {}
-        for (level, update), key in zip(
-            self.updates.items(), keys_of(self.keys, step), strict=False
-        ):
-            state, found = update(state, self.params, self.bank, key, setup=self.setup)
-            numbers[level] = found
+        numbers, keys = {}, self.keys_at(step)
+        for name, each in self.steps.items():
+            given = (state, self.params, self.bank, keys[name])
+            state, numbers[name] = each.update(*given, setup=self.setup)
         return state, jax.device_get(numbers)
 
     def adapter(self, name: str, state: State) -> Adapter:
@@ -101,28 +103,29 @@ class Training:
         """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
         row = list(self.configs).index(name)
         own = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
-        lower, upper = (both[0] for both in keys_of(own, step))
-        if "joint" in self.updates:
-            lower, upper = jax.random.split(lower)
-        counts = (self.bank.trajectories.shape[1], self.bank.pictures.shape[1])
-        rows = samples(jnp.stack([lower, upper]), self.setup, *counts, len(self.bank.times))
-        sentences = meshes.gather(self.setup.mesh, self.bank.trajectory_sentences)[row]
-        times, plan = np.asarray(self.bank.times), self.plans.get(name)
+        keys, bank = self.keys_at(step, own), self.bank
+        pictures = 0 if bank.pictures is None else bank.pictures.shape[1]
+        counts = Counts(bank.trajectories.shape[1], pictures, len(bank.times))
+        sentences = meshes.gather(self.setup.mesh, bank.trajectory_sentences)[row]
+        times, plan = np.asarray(bank.times), self.plans.get(name)
         told = {}
-        for part, (chosen, steps) in rows.items():
-            index = np.asarray(chosen if part == "lora" else sentences[chosen]).tolist()
-            if plan:
-                shown = plan.shown if part == "lora" else [g.prompts[0] for g in plan.groups]
-                index = [shown[i] for i in index]
-            told[part] = {"prompts": index, "t": times[np.asarray(steps)].round(4).tolist()}
+        for update, each in self.steps.items():
+            drawn = each.drawn(keys[update][0], self.setup, counts)
+            for part, (kind, (rows, steps)) in drawn.items():
+                kept = kind == "pictures"
+                index = np.asarray(rows if kept else sentences[rows]).tolist()
+                if plan:
+                    shown = plan.shown if kept else [g.prompts[plan.drawn] for g in plan.groups]
+                    index = [shown[i] for i in index]
+                times_drawn = times[np.asarray(steps)].round(4).tolist()
+                told[part or update] = {"prompts": index, "t": times_drawn}
         return told
 
 
-@jax.jit
-def keys_of(keys: PRNGKeyArray, step: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """Keys for each run's lower and upper update in an iteration."""
-    both = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step)))(keys)
-    return both[:, 0], both[:, 1]
+@functools.partial(jax.jit, static_argnums=2)
+def keys_of(keys: PRNGKeyArray, step: int, count: int) -> PRNGKeyArray:
+    """Keys [R, count] for so many updates of each run in an iteration."""
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), count))(keys)
 
 
 def prepare(
@@ -141,7 +144,7 @@ def prepare(
     """
     first = next(iter(configs.values()))
     pipe = share(pipe, first, len(configs))
-    setup = Setup.of(first, pipe.transformer, pipe.mesh)
+    setup = setup_of(first, pipe.transformer, pipe.mesh)
     keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
     params = pipe.params["transformer"]
     states = [start(key[0], params, first) for key in keys]

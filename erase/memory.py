@@ -20,8 +20,9 @@ from rich.table import Table
 from erase import bank
 from erase.command import MENDS
 from erase.config import Config
-from erase.setup import RUNS, Setup, memory
-from erase.updates import State, joint_update, lower_update, start, upper_update
+from erase.methods import bank_shapes, method_of, setup_of, start
+from erase.setup import RUNS, memory
+from erase.updates import State
 from flux_jax import mesh as meshes
 from flux_jax import programs
 from flux_jax.pipeline import Pipeline
@@ -114,7 +115,7 @@ def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
 
 def _training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     """The updates."""
-    setup = Setup.of(config, pipe.transformer, pipe.mesh)
+    setup = setup_of(config, pipe.transformer, pipe.mesh)
     sharding = NamedSharding(pipe.mesh, PartitionSpec(RUNS))
 
     def divided(tree: PyTree) -> PyTree:
@@ -126,12 +127,9 @@ def _training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, 
     one = _bank(config, pipe)
     banks = divided(one).replace(times=one.times, image_ids=one.image_ids)
     keys = jax.random.split(jax.random.key(0), runs)
-    updates = {"joint update": joint_update}
-    if config.alternation == "bilevel":
-        updates = {"lower update": lower_update, "upper update": upper_update}
-    for name, update in updates.items():
+    for name, step in method_of(config).steps(config).items():
         given = (divided(_state(config, pipe)), _weights(pipe)["transformer"], banks, keys)
-        yield name, need(update, *given, setup=setup)
+        yield f"{name} update", need(step.update, *given, setup=setup)
 
 
 def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
@@ -164,7 +162,7 @@ def _bank(config: Config, pipe: Pipeline) -> bank.Bank:
     """A run's bank, as shapes."""
     tokens = len(pipe.image_ids(config.height, config.width))
     length = pipe.tokenizer_2.model_max_length
-    return bank.shapes(config, pipe.transformer, tokens, length, forms(config))
+    return bank_shapes(config, pipe.transformer, tokens, length)
 
 
 def _state(config: Config, pipe: Pipeline) -> State:
@@ -174,9 +172,9 @@ def _state(config: Config, pipe: Pipeline) -> State:
 
 def _samples(one: bank.Bank, pipe: Pipeline, count: int) -> tuple[Any, Conditioning]:
     """Latents and encoded prompts of so many samples, as shapes."""
-    latents = _batch(pipe, count, *one.pictures.shape[1:], dtype=jnp.float32)
+    latents = _batch(pipe, count, *one.trajectories.shape[2:], dtype=jnp.float32)
     prompts = jax.tree.map(
-        lambda leaf: _batch(pipe, count, *leaf.shape[1:], dtype=leaf.dtype), one.picture_prompts
+        lambda leaf: _batch(pipe, count, *leaf.shape[2:], dtype=leaf.dtype), one.sentences
     )
     return latents, prompts
 
@@ -195,11 +193,6 @@ def nbytes(tree: PyTree) -> int:
         return jnp.dtype(leaf.dtype).itemsize * math.prod(shape)
 
     return sum(map(own, jax.tree.leaves(tree)))
-
-
-def forms(config: Config) -> int:
-    """V: a sentence with the concept and, where L_rsc looks at them, with every other word."""
-    return 1 + (len(config.synonyms) + len(config.irrelevant) if config.upper.rsc else 0)
 
 
 def held(configs: Mapping[str, Config], pipe: Pipeline) -> dict[str, int]:

@@ -19,14 +19,14 @@ from rich.table import Table
 from convert import progress
 from convert.errors import InputError
 from erase import checkpoints, distributed
-from erase.levels import lower_losses, upper_losses
-from erase.loop import Training, keys_of
+from erase.bank import Bank
+from erase.loop import Training
 from erase.pictures import write
+from erase.updates import Losses, State
 from flux_jax import mesh as meshes
 
 # In a run's folder.
 FILE = "replay-{}.json"
-LOSSES = {"lower": lower_losses, "upper": upper_losses}
 
 
 def show(training: Training, workdir: Path, step: int) -> None:
@@ -63,45 +63,45 @@ def show(training: Training, workdir: Path, step: int) -> None:
 
 
 def _levels(
-    training: Training, state: PyTree, name: str, step: int
+    training: Training, state: State, run: str, step: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Losses and each gradient's norm of a run, level by level, as they follow each other."""
-    row = list(training.configs).index(name)
+    row = list(training.configs).index(run)
     common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
     own = training.bank.replace(**dict.fromkeys(common))  # pyright: ignore
     bank = jax.tree.map(lambda leaf: leaf[row], own).replace(**common)
-    keys = keys_of(training.keys, step)
-    own_keys = [both[row] for both in keys]
-    if "joint" in training.updates:
-        own_keys = jax.random.split(own_keys[0])
     after = jax.tree.map(jnp.copy, state)
-    for level, key, own_key in zip(LOSSES, keys, own_keys, strict=True):
-
-        def loss(lora: PyTree, level: str = level, key: PRNGKeyArray = own_key) -> Any:
-            given = {"params": training.params, "bank": bank, "setup": training.setup}
-            with jax.sharding.use_abstract_mesh(training.setup.mesh.abstract_mesh):
-                return LOSSES[level](lora, key=key, **given)
-
+    keys = training.keys_at(step)
+    for name, each in training.steps.items():
         lora = jax.tree.map(lambda leaf: leaf[row], after.lora)
-        (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
-        parts, gradient = jax.device_get(meshes.gather(training.setup.mesh, (parts, gradient)))
-        if parts:
-            yield (
-                level,
-                {
-                    "losses": {part: _number(value) for part, value in parts.items()},
-                    "gradients": {
-                        jax.tree_util.keystr(path, simple=True, separator="/"): {
-                            "norm": _number(np.linalg.norm(np.asarray(leaf, np.float64))),
-                            "lost": int((~np.isfinite(leaf)).sum()),
-                        }
-                        for path, leaf in jax.tree.leaves_with_path(gradient)
-                    },
-                },
-            )
-        if level in training.updates:
-            update = training.updates[level]
-            after, _ = update(after, training.params, training.bank, key, setup=training.setup)
+        for level, (losses, key) in each.losses(keys[name][row]).items():
+            yield level, _level(training, bank, losses, lora, key)
+        given = (after, training.params, training.bank, keys[name])
+        after, _ = each.update(*given, setup=training.setup)
+
+
+def _level(
+    training: Training, bank: Bank, losses: Losses, lora: PyTree, key: PRNGKeyArray
+) -> dict[str, Any]:
+    """Losses and each gradient's norm of a run at one adapter."""
+
+    def loss(lora: PyTree) -> Any:
+        given = {"params": training.params, "bank": bank, "setup": training.setup}
+        with jax.sharding.use_abstract_mesh(training.setup.mesh.abstract_mesh):
+            return losses(lora, key=key, **given)
+
+    (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
+    parts, gradient = jax.device_get(meshes.gather(training.setup.mesh, (parts, gradient)))
+    return {
+        "losses": {part: _number(value) for part, value in parts.items()},
+        "gradients": {
+            jax.tree_util.keystr(path, simple=True, separator="/"): {
+                "norm": _number(np.linalg.norm(np.asarray(leaf, np.float64))),
+                "lost": int((~np.isfinite(leaf)).sum()),
+            }
+            for path, leaf in jax.tree.leaves_with_path(gradient)
+        },
+    }
 
 
 def _number(value: Any) -> float | str:

@@ -13,6 +13,7 @@ the command line. Several runs that train at once share what is named so and dif
 `load_runs` checks everything at once.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
@@ -22,10 +23,25 @@ from ml_collections import ConfigDict
 
 from convert.errors import InputError, nearest
 from erase.config import Config
-from erase.fields import built, merged, paths, shown
+from erase.fields import built, choice, merged, paths, shown
+from erase.methods import METHODS, method_of
 from erase.presets import PRESETS
 from erase.prompts import SLOT, as_template
 
+# A configuration with a part for every method's own settings.
+RunConfig: type[Config] = dataclasses.make_dataclass(
+    "RunConfig",
+    [
+        ("method", str, choice(Config.method, *METHODS)),
+        *(
+            (name, each.settings, each.settings())
+            for name, each in METHODS.items()
+            if each.settings
+        ),
+    ],
+    bases=(Config,),
+    frozen=True,
+)
 # Holds what the runs that train at once differ in.
 EACH = "each"
 # What those may differ in; all else is compiled into one program.
@@ -61,7 +77,7 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
     if preset and preset not in PRESETS:
         raise InputError(f"preset = {preset!r} is unknown; {nearest(preset, PRESETS)}")
     try:
-        return ConfigDict(merged(Config, over(PRESETS.get(preset, {}), changes)))
+        return ConfigDict(merged(RunConfig, over(PRESETS.get(preset, {}), changes)))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         # Such names are no fields either; all others are told of later, at once.
         raise InputError(
@@ -114,7 +130,7 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     """
     values = _plain(given)
     problems: list[str] = []
-    config = built(Config, values, problems)
+    config = built(RunConfig, values, problems)
     if not problems:
         problems.extend(_contradictions(config))
     if problems:
@@ -125,9 +141,11 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
 def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     """What keeps runs from training at once."""
     first, *others = runs
-    fields = set(paths(Config))
+    method = runs[first].method
+    own = [f"{method}.{name}" for name in METHODS[method].own]
+    fields = set(paths(RunConfig))
     for path in sorted(fields - {path.rpartition(".")[0] for path in fields}):
-        if path.startswith(OWN):
+        if path.startswith((*OWN, *own)):
             continue
         value = attrgetter(path)
         for name in others:
@@ -167,7 +185,7 @@ def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def _contradictions(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    concept, upper = config.concept.casefold(), config.upper
+    concept = config.concept.casefold()
     if not concept.strip():
         yield f"concept = {config.concept!r} is empty: name what is to be erased"
         return
@@ -182,30 +200,12 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "adapter.targets = () is empty: name layers of the transformer"
     if concept in (word.casefold() for word in config.synonyms):
         yield f"synonyms = {config.synonyms!r} holds the concept itself: leave it out"
-    if upper.folder and (upper.prompts or upper.without_concept):
-        yield (
-            f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
-            "upper.without_concept out"
-        )
-    for prompt in upper.prompts if upper.without_concept else ():
-        try:
-            as_template(prompt, config.concept)
-        except InputError as error:
-            yield f"upper.{error}, or leave upper.without_concept out"
     for word in config.irrelevant:
         if word.casefold() in (concept, *(s.casefold() for s in config.synonyms)):
             yield f"irrelevant: {word!r} is the concept or a synonym of it: leave it out"
-    if upper.rsc:
-        without = "or set upper.rsc to 0"
-        if len(set(config.irrelevant)) < upper.negatives and not config.language_model:
-            yield (
-                f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
-                f"{upper.negatives} different words: name more, {without}"
-            )
-    if not (config.lower.esd or config.lower.attn):
-        yield "lower.esd = lower.attn = 0: nothing would be erased; make one of them positive"
     for template in config.evaluation.templates:
         if SLOT not in template:
             yield f'evaluation.templates: {template!r} needs "{SLOT}" where the word goes'
     if not config.evaluation.templates:
         yield f'evaluation.templates = () is empty: give prompts such as "a photo of a {SLOT}"'
+    yield from method_of(config).problems(config)

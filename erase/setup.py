@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from convert.errors import InputError
 from erase.bank import Bank
-from erase.config import Config, Lower, MeshConfig, Upper
+from erase.config import Config, MeshConfig
 from flux_jax import mesh as meshes
 from flux_jax.mesh import FSDP
 from flux_jax.transformer import FluxTransformer
@@ -30,9 +30,7 @@ class Setup:
         batch_size: samples an update, a multiple of the devices along `data`.
         guidance: distilled guidance scale.
         alpha: the adapter's.
-        lower: settings of the erasing level.
-        upper: settings of the preserving level.
-        adaptive: whether the joint update's weights follow what is being preserved.
+        settings: the method's, as far as its updates look at them.
     """
 
     transformer: FluxTransformer
@@ -40,16 +38,15 @@ class Setup:
     batch_size: int
     guidance: float
     alpha: float
-    lower: Lower
-    upper: Upper
-    adaptive: bool
+    settings: Any
 
     @classmethod
-    def of(cls, config: Config, transformer: FluxTransformer, mesh: Mesh) -> "Setup":
+    def of(cls, config: Config, settings: Any, transformer: FluxTransformer, mesh: Mesh) -> "Setup":
         """The setup of runs.
 
         Args:
             config: of any of the runs.
+            settings: what is compiled in of its method's.
             transformer: the model.
             mesh: devices, from `make_mesh`.
         """
@@ -59,10 +56,7 @@ class Setup:
             batch_size=config.batch_size,
             guidance=config.guidance,
             alpha=config.adapter.alpha or config.adapter.rank,
-            # What a bank is made of is not compiled in.
-            lower=replace(config.lower, eta=0.0, erase_to="", stand_in=None),
-            upper=replace(config.upper, prompts=(), folder=None),
-            adaptive=config.alternation == "adaptive",
+            settings=settings,
         )
 
     def divided(self, tree: PyTree) -> PyTree:

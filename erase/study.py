@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
-from erase import bank, evaluate, guard, irrelevant, report, sentences, summary, synonyms
+from erase import bank, evaluate, guard, irrelevant, methods, report, sentences, summary, synonyms
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
@@ -141,7 +141,7 @@ def train_variant(
             settled[name], _ = synonyms.settle(given)
             settled[name], _ = sentences.settle(settled[name], workdir / name)
             words = irrelevant.gather(settled[name], workdir / name)
-            planned = bank.plan(settled[name], pipe, words.pools)
+            planned = methods.plan(settled[name], pipe, words)
             banks.append(bank.make(settled[name], pipe, planned))
             (workdir / name).mkdir()
         began = time.perf_counter()

@@ -36,6 +36,7 @@ from erase import (
     irrelevant,
     loop,
     memory,
+    methods,
     report,
     sentences,
     signals,
@@ -48,10 +49,10 @@ from erase import workdir as workdirs
 from erase.command import FLAG, begin, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.language_model import describe
+from erase.methods import start
 from erase.model import open_model
 from erase.pictures import write
 from erase.runs import load_runs
-from erase.updates import start
 from flux_jax.lora import Adapter
 
 PACKAGE = "erase-anything-jax"
@@ -124,7 +125,7 @@ def _run(
         lambda: {name: irrelevant.gather(configs[name], folders[name]) for name in runs},
         dict[str, irrelevant.Words],
     )
-    plans = {name: bank.plan(configs[name], pipe, words[name].pools) for name in runs}
+    plans = {name: methods.plan(configs[name], pipe, words[name]) for name in runs}
     drawn = []
     for config in configs.values():
         if config.evaluation.pictures:

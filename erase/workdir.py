@@ -11,8 +11,8 @@ from ml_collections import FieldReference
 
 from convert.errors import InputError
 from erase import checkpoints, guard, irrelevant, replay, sentences
-from erase.config import Config
 from erase.fields import merged, shown
+from erase.runs import RunConfig
 
 CONFIG = "config.json"
 # What may change when a run goes on: how far it goes, what follows, how and where it is started.
@@ -91,7 +91,7 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
         earlier: as a `config.json` has it.
         now: the same of the run that is to go on.
     """
-    defaults = _flat(merged(Config, {}))
+    defaults = _flat(merged(RunConfig, {}))
     before, after = ({**defaults, **_flat(values)} for values in (earlier, now))
     for path in sorted(before | after):
         if path.split(".")[0] in FREE:

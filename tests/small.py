@@ -4,6 +4,7 @@ Axis letters: M sentences, V forms, T text tokens, R trajectories, D steps, F pi
 tokens, C latent channels, E text width, P pooled width.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import numpy as np
 
 from erase.bank import CONCEPT, POOL, SYNONYM, Bank
 from erase.config import AdapterConfig, Config, Lower, MeshConfig, Upper
-from erase.levels import lower_losses, upper_losses
+from erase.methods import setup_of, start
+from erase.methods.erase_anything import lower_losses, upper_losses
 from erase.setup import Setup, make_mesh
-from erase.updates import State, start
+from erase.updates import State
 from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.vae import latent_ids
@@ -68,7 +70,7 @@ def make_bank(anchors: int = 1, seed: int = 5) -> Bank:
         kinds=jnp.array([CONCEPT, SYNONYM, POOL, POOL, POOL]),
         anchors=conditioning(M, anchors),
         eta=jnp.asarray(CONFIG.lower.eta),
-        trajectories=normal(R, D, len(ids), 8),
+        trajectories=normal(R, D + 1, len(ids), 8),
         trajectory_sentences=jnp.arange(R) % M,
         pictures=normal(F, len(ids), 8),
         picture_prompts=conditioning(F),
@@ -78,9 +80,14 @@ def make_bank(anchors: int = 1, seed: int = 5) -> Bank:
 
 
 MODEL = FluxTransformer(FluxConfig.from_dict(SIZES))
-SETUP = Setup.of(CONFIG, MODEL, make_mesh(MeshConfig(), 1, 1))
+SETUP = setup_of(CONFIG, MODEL, make_mesh(MeshConfig(), 1, 1))
 KEY = jax.random.key(7)
 KEYS = KEY[None]
+
+
+def with_levels(setup: Setup, **changes: Any) -> Setup:
+    """The setup with other settings of EraseAnything's levels."""
+    return replace(setup, settings=replace(setup.settings, **changes))
 
 
 PARAMS = random_tree(abstract_params("transformer", SIZES), 1)

@@ -13,7 +13,8 @@ from small import BANK, CONFIG, KEYS, MODEL, PARAMS, every, fresh
 from erase.bank import stack
 from erase.config import Checkpoints, Config, EarlyStop, Lower, MeshConfig, Upper
 from erase.loop import Training, train
-from erase.setup import Setup, make_mesh
+from erase.methods import setup_of
+from erase.setup import make_mesh
 from erase.signals import Stop
 from flux_jax import mesh as meshes
 
@@ -25,7 +26,7 @@ def training(runs: int = 1, bank: Any = BANK, **changes: Any) -> Training:
     """Runs of the tiny model on all devices, which share the samples."""
     config: Config = replace(SHORT, **{"checkpoints": Checkpoints(every=2)} | changes)
     mesh = make_mesh(MeshConfig(), runs, config.batch_size)
-    setup = Setup.of(config, MODEL, mesh)
+    setup = setup_of(config, MODEL, mesh)
     keys = jax.random.key_data(jnp.concatenate([KEYS] * runs))
     return Training(
         configs={f"run{i}" if runs > 1 else "": config for i in range(runs)},

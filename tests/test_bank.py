@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from convert.errors import InputError
-from erase import bank
+from erase import bank, methods
 from erase.bank import CONCEPT, FILLER, POOL, SYNONYM, Bank, Plan
 from erase.config import BankConfig, Config, Lower, Upper
+from erase.irrelevant import Words
+from erase.methods import erase_anything
 from erase.pictures import png
 from flux_jax import load
 from flux_jax.pipeline import Pipeline
@@ -30,7 +32,7 @@ CONFIG = Config(
 )
 
 
-WORDS = (CONFIG.irrelevant[:3], CONFIG.irrelevant[3:])
+WORDS = Words(CONFIG.concept, (CONFIG.irrelevant[:3], CONFIG.irrelevant[3:]), "a test")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def pipe(tiny_folder: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def planned(pipe: Pipeline) -> Plan:
-    return bank.plan(CONFIG, pipe, WORDS)
+    return methods.plan(CONFIG, pipe, WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,9 @@ def made(pipe: Pipeline, planned: Plan) -> Bank:
 
 
 def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
-    again = bank.plan(CONFIG, pipe, WORDS)
+    again = methods.plan(CONFIG, pipe, WORDS)
     assert (again.groups, again.trajectory_seeds) == (planned.groups, planned.trajectory_seeds)
-    other = bank.plan(replace(CONFIG, seed=6), pipe, WORDS)
+    other = methods.plan(replace(CONFIG, seed=6), pipe, WORDS)
     assert other.trajectory_seeds != planned.trajectory_seeds
     seeds = (*planned.trajectory_seeds, *planned.picture_seeds)
     assert len(set(seeds)) == 7
@@ -64,7 +66,7 @@ def test_sizes(made: Bank):
     assert made.masks.shape == (3, 7, text)
     assert made.kinds.tolist() == [CONCEPT, SYNONYM, SYNONYM, POOL, POOL, POOL, POOL + 1]
     assert made.anchors.text.shape == (3, 2, text, 24)
-    assert made.trajectories.shape == (4, 3, tokens, 16)
+    assert made.trajectories.shape == (4, 4, tokens, 16)
     assert made.trajectory_sentences.tolist() == [0, 1, 2, 0]
     assert made.pictures.shape == (3, tokens, 16)
     assert made.picture_prompts.text.shape == (3, text, 24)
@@ -73,7 +75,7 @@ def test_sizes(made: Bank):
 
 
 def test_shapes_are_known_before_anything_is_made(pipe: Pipeline, made: Bank):
-    shapes = bank.shapes(CONFIG, pipe.transformer, 4 * 3, 32, 7)
+    shapes = bank.shapes(CONFIG, pipe.transformer, 4 * 3, 32, erase_anything.needs(CONFIG, WORDS))
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == described
 
@@ -117,12 +119,12 @@ def test_pictures_are_what_the_frozen_model_draws(pipe: Pipeline, planned: Plan,
 
 def test_pictures_show_the_first_sentence_by_default(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, prompts=()))
-    assert bank.plan(config, pipe, WORDS).shown == ("a photo of a soccer ball",) * 3
+    assert methods.plan(config, pipe, WORDS).shown == ("a photo of a soccer ball",) * 3
 
 
 def test_pictures_may_leave_the_concept_out(pipe: Pipeline):
     upper = replace(CONFIG.upper, prompts=(), without_concept=True)
-    assert bank.plan(replace(CONFIG, upper=upper), pipe, WORDS).shown == ("a photo of",) * 3
+    assert methods.plan(replace(CONFIG, upper=upper), pipe, WORDS).shown == ("a photo of",) * 3
 
 
 def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path: Path):
@@ -133,7 +135,7 @@ def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path:
         (tmp_path / f"{name}.txt").write_text(f"a cat named {name}\n")
     upper = replace(CONFIG.upper, prompts=(), folder=str(tmp_path))
     config = replace(CONFIG, upper=upper)
-    planned = bank.plan(config, pipe, WORDS)
+    planned = methods.plan(config, pipe, WORDS)
     assert planned.shown == ("a cat named a", "a cat named b")
     made = bank.make(config, pipe, planned)
     expected = pipe.encode(planned.shown)
@@ -141,13 +143,13 @@ def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path:
     assert planned.pictures is not None
     latents = pipe.encode_pictures(planned.pictures)
     np.testing.assert_allclose(made.pictures, latents, atol=1e-4)
-    assert made.trajectories.shape == (4, 3, 12, 16)
+    assert made.trajectories.shape == (4, 4, 12, 16)
 
 
 def test_the_authors_code_looks_at_bare_words_where_the_concept_stood(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, rsc_form="released"))
-    planned = bank.plan(config, pipe, WORDS)
-    usual = bank.plan(CONFIG, pipe, WORDS)
+    planned = methods.plan(config, pipe, WORDS)
+    usual = methods.plan(CONFIG, pipe, WORDS)
     for group, original, masks in zip(planned.groups, usual.groups, planned.masks, strict=True):
         assert group.prompts == (original.prompts[0], *group.words[1:])
         assert (masks == masks[0]).all()
@@ -156,19 +158,19 @@ def test_the_authors_code_looks_at_bare_words_where_the_concept_stood(pipe: Pipe
 
 def test_a_sentence_may_be_its_own_anchor(pipe: Pipeline):
     config = replace(CONFIG, lower=Lower(stand_in="thing"))
-    planned = bank.plan(config, pipe, WORDS)
+    planned = methods.plan(config, pipe, WORDS)
     assert planned.masks.shape == (3, 7, 32)
     for group, (anchor,) in zip(planned.groups, planned.anchors, strict=True):
         assert len(group.prompts) == 7
         assert anchor == group.prompts[0].replace("soccer ball", "thing")
-    left_out = bank.plan(replace(config, lower=Lower(stand_in="")), pipe, WORDS)
+    left_out = methods.plan(replace(config, lower=Lower(stand_in="")), pipe, WORDS)
     for group, (anchor,) in zip(left_out.groups, left_out.anchors, strict=True):
         assert anchor.split() == group.prompts[0].replace("soccer ball", "").split()
 
 
 def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     config = replace(CONFIG, synonyms=("football",), lower=Lower())
-    planned = bank.plan(config, pipe, WORDS)
+    planned = methods.plan(config, pipe, WORDS)
     small = bank.make(config, pipe, planned)
     both = bank.stack([made, small])
     assert both.kinds.tolist() == [made.kinds.tolist(), [*small.kinds.tolist(), FILLER]]
@@ -184,7 +186,7 @@ def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
 
 def test_without_contrast_other_words_are_not_prepared(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, rsc=0.0), synonyms=())
-    assert bank.plan(config, pipe, WORDS).masks.shape == (3, 1, 32)
+    assert methods.plan(config, pipe, WORDS).masks.shape == (3, 1, 32)
 
 
 @pytest.mark.parametrize(
@@ -201,4 +203,4 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     pipe: Pipeline, changes: dict, message: str
 ):
     with pytest.raises(InputError, match=message):
-        bank.plan(replace(CONFIG, **changes), pipe, WORDS)
+        methods.plan(replace(CONFIG, **changes), pipe, WORDS)

@@ -9,7 +9,8 @@ import tiny
 
 from benchmarks.concepts_at_once import timed
 from benchmarks.relation_tokens import swapped
-from erase import bank
+from erase import bank, methods
+from erase.irrelevant import listed
 from flux_jax import load
 from flux_jax.programs import Conditioning
 
@@ -18,7 +19,7 @@ from flux_jax.programs import Conditioning
 def test_concepts_at_once_are_timed(tiny_folder: Path):
     config = tiny.run_config(tiny_folder, iterations=3)
     pipe = load(tiny_folder)
-    planned = bank.plan(config, pipe, [config.irrelevant])
+    planned = methods.plan(config, pipe, listed(config))
     made = bank.make(config, pipe, planned)
     result = timed({"one": config, "two": config}, pipe, [made, made])
     assert result["concepts"] == 2

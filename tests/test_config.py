@@ -12,7 +12,7 @@ from convert.errors import InputError
 from erase.config import Config
 from erase.fields import paths, unknown
 from erase.presets import PRESETS
-from erase.runs import configure, load_config, load_runs
+from erase.runs import RunConfig, configure, load_config, load_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*sorted((ROOT / "configs").glob("emoji_*.py")), ROOT / "configs" / "nudity.py"]
@@ -23,7 +23,7 @@ USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun",
 
 def test_defaults_are_the_methods():
     config = load_config(configure(**USABLE))
-    assert config == Config(**USABLE)
+    assert config == RunConfig(**USABLE)
     assert (config.lower.learning_rate, config.upper.learning_rate) == (1e-3, 5e-4)
     assert (config.lower.eta, config.lower.erase_to) == (1.0, "")
     assert (config.upper.temperature, config.upper.negatives) == (0.07, 3)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from convert.adapters import find_adapter, split_strength
 from convert.errors import RunError
 from convert.hub import find_model
-from erase import bank, folder, train
+from erase import folder, methods, train
+from erase.irrelevant import listed
 from erase.judge import Judge
 from erase.prompts import as_template, leave_out, phrase
 from erase.runs import EACH, configure, load_runs
@@ -124,7 +125,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 def test_any_text_is_planned_or_refused(values: dict[str, Any], pipe: Pipeline):
     with tells_or_works():
         for config in load_runs(configure(**values)).values():
-            planned = bank.plan(config, pipe, [config.irrelevant])
+            planned = methods.plan(config, pipe, listed(config))
             assert planned.masks.any(axis=-1).all()
             for group in planned.groups:
                 for prompt in group.prompts:

@@ -30,11 +30,12 @@ from small import (
     random_tree,
     scaled,
     upper,
+    with_levels,
 )
 
 from erase import losses
 from erase.bank import CONCEPT, FILLER, POOL, SYNONYM
-from erase.levels import draw_forms
+from erase.draws import draw_forms
 from flux_jax.programs import apply_transformer
 
 
@@ -62,7 +63,7 @@ def test_one_pass_gives_both_lower_losses():
 
 def test_a_second_anchor_takes_the_empty_prompts_place():
     bank = make_bank(anchors=2)
-    setup = replace(SETUP, lower=replace(CONFIG.lower, attn=0.0))
+    setup = with_levels(SETUP, lower=replace(CONFIG.lower, attn=0.0))
     _, metrics = lower(LORA, params=PARAMS, bank=bank, key=KEY, setup=setup)
     same = bank.replace(anchors=bank.anchors[:, :1])
     _, plain = lower(LORA, params=PARAMS, bank=same, key=KEY, setup=setup)
@@ -86,7 +87,7 @@ def test_upper_losses_sample_by_sample():
         errors.append(np.square(velocity - (noise - clean)).mean())
     np.testing.assert_allclose(metrics["lora"], np.mean(errors), rtol=1e-5)
 
-    base = replace(SETUP, upper=replace(CONFIG.upper, rsc=0.0, lora_target="base"))
+    base = with_levels(SETUP, upper=replace(CONFIG.upper, rsc=0.0, lora_target="base"))
     errors = []
     for row, step, noise in zip(rows, steps, noises, strict=True):
         t = BANK.times[step]
@@ -125,7 +126,7 @@ def test_upper_losses_sample_by_sample():
 @pytest.mark.parametrize("level", ["lower", "upper"])
 def test_gradients_are_the_losses_slopes(level: str):
     """Of L_rsc's features only the concept's move, so it is left out of the numerical slope."""
-    setup = replace(SETUP, upper=replace(CONFIG.upper, rsc=0.0))
+    setup = with_levels(SETUP, upper=replace(CONFIG.upper, rsc=0.0))
     function = {"lower": lower, "upper": upper}[level]
 
     def loss(tree: dict) -> jax.Array:
@@ -145,7 +146,7 @@ def test_gradients_are_the_losses_slopes(level: str):
 
 @pytest.mark.slow
 def test_contrast_moves_the_concepts_features_alone():
-    setup = replace(SETUP, upper=replace(CONFIG.upper, lora=0.0, rsc=1.0))
+    setup = with_levels(SETUP, upper=replace(CONFIG.upper, lora=0.0, rsc=1.0))
     _, rsc_key = jax.random.split(KEY)
     row_key, step_key = jax.random.split(jax.random.split(rsc_key)[0])
     rows = jax.random.randint(row_key, (4,), 0, R)
@@ -184,7 +185,7 @@ def test_contrast_moves_the_concepts_features_alone():
 @pytest.mark.slow
 def test_the_authors_forms_of_attn_and_rsc():
     """Last block alone; every query; the norm over heads, and the first head."""
-    setup = replace(
+    setup = with_levels(
         SETUP,
         lower=replace(CONFIG.lower, esd=0.0, attn_form="released"),
         upper=replace(CONFIG.upper, lora=0.0, rsc_form="released", blocks="last"),
@@ -224,20 +225,19 @@ def test_the_authors_forms_of_attn_and_rsc():
 def test_each_pool_gives_its_share_and_fillers_are_never_drawn():
     kinds = jnp.array([CONCEPT, SYNONYM, SYNONYM, POOL, POOL, POOL + 1, POOL + 2, POOL + 2, FILLER])
     setup = replace(SETUP, batch_size=400)
-    drawn = np.asarray(draw_forms(BANK.replace(kinds=kinds), KEY, setup))
+    drawn = np.asarray(draw_forms(BANK.replace(kinds=kinds), KEY, setup, 3))
     assert set(drawn[:, 0]) == {1, 2}
     # One of each pool, in turn, as K is the number of pools.
     assert [set(drawn[:, 1 + k]) for k in range(3)] == [{3, 4}, {5}, {6, 7}]
     shares = [(drawn == form).mean(0).max() for form in (1, 3, 6)]
     np.testing.assert_allclose(shares, 0.5, atol=0.1)
-    more = replace(setup, upper=replace(setup.upper, negatives=5))
-    rows = np.asarray(draw_forms(BANK.replace(kinds=kinds), KEY, more))[:, 1:]
+    rows = np.asarray(draw_forms(BANK.replace(kinds=kinds), KEY, setup, 5))[:, 1:]
     assert all(sorted(row) == [3, 4, 5, 6, 7] for row in rows)
 
 
 @pytest.mark.slow
 def test_the_student_goes_its_own_way_from_the_same_noise():
-    setup = replace(SETUP, lower=replace(CONFIG.lower, attn=0.0, trajectories="student"))
+    setup = with_levels(SETUP, lower=replace(CONFIG.lower, attn=0.0, trajectories="student"))
     _, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, setup=setup)
     row_key, step_key = jax.random.split(KEY)
     rows = jax.random.randint(row_key, (4,), 0, R)

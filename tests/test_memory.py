@@ -14,6 +14,8 @@ from convert.errors import RunError
 from erase import memory
 from erase.command import explains_memory
 from erase.config import Config, Evaluation, Upper
+from erase.irrelevant import listed
+from erase.methods import erase_anything
 from erase.model import open_model
 from flux_jax import weights
 
@@ -96,5 +98,8 @@ def test_too_little_memory_is_told_with_what_helps():
 
 
 def test_forms_are_those_that_are_looked_at(config: Config):
-    assert memory.forms(config) == 1 + 1 + 3
-    assert memory.forms(replace(config, upper=Upper(rsc=0.0))) == 1
+    def forms(config: Config) -> int:
+        return erase_anything.needs(config, listed(config)).forms
+
+    assert forms(config) == 1 + 1 + 3
+    assert forms(replace(config, upper=Upper(rsc=0.0))) == 1

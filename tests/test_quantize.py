@@ -21,8 +21,8 @@ from erase import evaluate, model
 from erase.bank import stack
 from erase.command import FLAG
 from erase.config import Model
+from erase.methods.erase_anything import lower_update
 from erase.runs import configure, load_config
-from erase.updates import lower_update
 from flux_jax import quantize
 from flux_jax.layers import Dense
 from flux_jax.lora import Adapter, init, stacked

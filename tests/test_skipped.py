@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import BANK, every, fresh
+from small import BANK, every, fresh, with_levels
 from small_training import trained, training
 
 from convert.errors import InputError, RunError
@@ -52,7 +52,7 @@ def test_an_update_that_is_not_finite_is_left_out(spoilt: Any):
         assert metrics[line["step"] - 1].keys() == {"step", "lora", "upper_gradient", "seconds"}
     made = training(bank=SPOILT, batch_size=1)
     for step in range(1, 9):
-        lower = loop.keys_of(made.keys, step)[0][0]
+        lower = made.keys_at(step)["lower"][0]
         rows = jax.random.randint(jax.random.split(lower)[0], (1,), 0, 4)
         assert (int(rows[0]) == 2) == (step in [line["step"] for line in skipped])
 
@@ -89,7 +89,7 @@ def test_a_run_that_loses_too_many_in_a_row_ends_with_its_last_good_state(tmp_pa
     assert checkpoints.usable(tmp_path) == 3
     assert len(lines(tmp_path / guard.FILE)) == 3
     # The lower level never moved, the upper one did.
-    count = jax.tree.leaves(state.lower[0].count)[0]
+    count = jax.tree.leaves(state.own["lower"][0].count)[0]
     assert int(count[0]) == 0
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
     # Taken up again it stays lost.
@@ -114,11 +114,12 @@ def test_a_gradient_is_shortened_to_its_limit():
     limit = 1e-3
     made = training()
     clipped = replace(made.config, lower=replace(made.config.lower, clip=limit))
-    made = replace(made, configs={"": clipped}, setup=replace(made.setup, lower=clipped.lower))
+    made = replace(made, configs={"": clipped}, setup=with_levels(made.setup, lower=clipped.lower))
     start = fresh()
-    start = start.replace(lower=optimiser(clipped.lower).init(start.lora))
+    own = start.own | {"lower": optimiser(clipped.lower).init(start.lora)}
+    start = start.replace(own=own)
     state, numbers = made.iterate(every(start), 1)
-    moment = jax.tree.leaves(optax.tree.get(state.lower, "mu"))
+    moment = jax.tree.leaves(optax.tree.get(state.own["lower"], "mu"))
     norm = math.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in moment))
     # Adam's first moment is a tenth of the gradient.
     np.testing.assert_allclose(10 * norm, limit, rtol=1e-4)

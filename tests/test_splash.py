@@ -12,9 +12,9 @@ from devices import run_on
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from small import BANK, CONFIG, KEY, SIZES, every, random_tree
 
-from erase.bank import shapes, stack
-from erase.setup import Setup
-from erase.updates import lower_update, start
+from erase.bank import Needs, shapes, stack
+from erase.methods import setup_of, start
+from erase.methods.erase_anything import lower_update
 from flux_jax import attention, splash
 from flux_jax import mesh as meshes
 from flux_jax.transformer import FluxConfig, FluxTransformer
@@ -188,7 +188,7 @@ def compare_update() -> None:
     sizes = SIZES | {"attention_head_dim": splash.LANES, "axes_dims_rope": (32, 48, 48)}
     model = FluxTransformer(FluxConfig.from_dict(sizes))
     params = random_tree(abstract_params("transformer", sizes), 1, 0.05)
-    of_bank = shapes(CONFIG, model, half, half, len(BANK.kinds))
+    of_bank = shapes(CONFIG, model, half, half, Needs(pools=(("",), ("",) * 3), shown=("",) * 2))
     bank = random_tree(of_bank, 2).replace(
         masks=(random_tree(of_bank.masks, 3) > 0).astype(jnp.float32),
         kinds=BANK.kinds,
@@ -202,7 +202,7 @@ def compare_update() -> None:
         attention.compiled_for = lambda platform=platform: platform
         splash.attend = kernel
         mesh = meshes.make(dict(zip(("concept", "data", "fsdp"), shape, strict=True)))
-        setup = Setup.of(CONFIG, model, mesh)
+        setup = setup_of(CONFIG, model, mesh)
         state = setup.divided(every(*(start(key, params, CONFIG) for key in keys)))
         placed = (
             meshes.place_weights(mesh, params),

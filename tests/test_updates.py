@@ -25,13 +25,15 @@ from small import (
     make_bank,
     run,
     upper,
+    with_levels,
 )
 
-from erase.bank import shapes, stack
+from erase.bank import stack
 from erase.config import MeshConfig
+from erase.methods import bank_shapes, setup_of, start
+from erase.methods.erase_anything import joint_update, lower_update, upper_update
 from erase.runs import load_config
-from erase.setup import Setup, make_mesh
-from erase.updates import joint_update, lower_update, start, upper_update
+from erase.setup import make_mesh
 from flux_jax import mesh as meshes
 from flux_jax.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights import abstract_params
@@ -68,15 +70,16 @@ def test_updates_are_adamw_steps_with_states_of_their_own():
     norm = np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradient)))
     np.testing.assert_allclose(metrics["lower_gradient"], norm, rtol=1e-4)
     assert set(metrics) == {"esd", "attn", "lower_gradient"}
-    assert int(after.lower[0].count) == 1
-    assert int(after.upper[0].count) == 0
+    assert int(after.own["lower"][0].count) == 1
+    assert int(after.own["upper"][0].count) == 0
 
-    lower_state = jax.tree.map(np.array, after.lower)
+    lower_state = jax.tree.map(np.array, after.own["lower"])
     both, metrics = upper_update(every(after), PARAMS, stack([BANK]), KEYS, setup=SETUP)
     both = run(both)
     assert set(metrics) == {"lora", "rsc", "upper_gradient"}
-    assert int(both.upper[0].count) == 1
-    for old, new in zip(jax.tree.leaves(lower_state), jax.tree.leaves(both.lower), strict=True):
+    assert int(both.own["upper"][0].count) == 1
+    pairs = zip(*map(jax.tree.leaves, (lower_state, both.own["lower"])), strict=True)
+    for old, new in pairs:
         np.testing.assert_array_equal(old, new)
 
 
@@ -88,7 +91,7 @@ def test_joint_and_adaptive_updates():
         erasing, _ = lower(tree, params=PARAMS, bank=BANK, key=lower_key, setup=SETUP)
         return erasing + upper(tree, params=PARAMS, bank=BANK, key=upper_key, setup=SETUP)[0]
 
-    before = fresh()
+    before = start(KEY, PARAMS, replace(CONFIG, alternation="joint"))
     gradient = jax.grad(total)(before.lora)
     after, metrics = joint_update(every(before), PARAMS, stack([BANK]), KEYS, setup=SETUP)
     level = CONFIG.lower
@@ -98,8 +101,8 @@ def test_joint_and_adaptive_updates():
         np.testing.assert_allclose(new, old - level.learning_rate * step, atol=2e-5)
     assert set(metrics) == {"esd", "attn", "lora", "rsc", "joint_gradient"}
 
-    setup = replace(SETUP, adaptive=True)
-    state = every(fresh())
+    setup = with_levels(SETUP, adaptive=True)
+    state = every(start(KEY, PARAMS, replace(CONFIG, alternation="adaptive")))
     state, metrics = joint_update(state, PARAMS, stack([BANK]), KEYS, setup=setup)
     # At w = 0 the step erases alone; then w makes Adam's first step, the way of the other loss.
     before, after = (
@@ -108,14 +111,14 @@ def test_joint_and_adaptive_updates():
     )
     np.testing.assert_allclose(metrics["balance"], 0.3 * np.sign([after - before]), rtol=1e-3)
     state, metrics = joint_update(state, PARAMS, stack([BANK]), KEYS, setup=setup)
-    np.testing.assert_allclose(metrics["balance"], state.balance[0])
+    np.testing.assert_allclose(metrics["balance"], state.own["balance"][0])
 
 
 @pytest.mark.slow
 def test_a_run_among_others_is_what_it_is_alone():
     other = make_bank(anchors=2, seed=6).replace(eta=jnp.zeros(()))  # pyright: ignore
     banks, keys = [make_bank(), other], jax.random.split(KEY, 2)
-    setup = Setup.of(CONFIG, MODEL, SETUP.mesh)
+    setup = setup_of(CONFIG, MODEL, SETUP.mesh)
     states = every(*(start(key, PARAMS, CONFIG) for key in keys))
     states, together = lower_update(states, PARAMS, stack(banks), keys, setup=setup)
     for index in range(2):
@@ -142,7 +145,7 @@ def test_states_are_donated_and_follow_the_key():
 
 
 def test_training_lowers_what_it_weighs():
-    setup = replace(SETUP, lower=replace(CONFIG.lower, esd=0.0, learning_rate=0.02))
+    setup = with_levels(SETUP, lower=replace(CONFIG.lower, esd=0.0, learning_rate=0.02))
     state, seen, metrics = every(fresh()), [], {}
     for _ in range(30):
         state, metrics = lower_update(state, PARAMS, stack([BANK]), KEYS, setup=setup)
@@ -182,7 +185,7 @@ def compare_meshes(shapes: tuple[tuple[int, int, int], ...]) -> None:
             devices=jax.devices()[: math.prod(shape)],
         )
         assert mesh.shape == {"concept": across, "data": data, "fsdp": fsdp}
-        setup = Setup.of(config, MODEL, mesh)
+        setup = setup_of(config, MODEL, mesh)
         state = setup.divided(every(*(start(key, PARAMS, config) for key in keys)))
         params = meshes.place_weights(mesh, PARAMS)
         placed = params, setup.placed(banks), setup.divided(keys)
@@ -219,9 +222,8 @@ def test_both_updates_trace_at_full_size():
     )
     assert 11.8e9 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 12e9
     assert config.text_tokens is not None
-    forms = 1 + len(config.synonyms) + len(config.irrelevant)
-    bank = shapes(config, model, 1024, config.text_tokens, forms)
-    setup = Setup.of(config, model, SETUP.mesh)
+    bank = bank_shapes(config, model, 1024, config.text_tokens)
+    setup = setup_of(config, model, SETUP.mesh)
     state = jax.eval_shape(lambda: start(jax.random.key(0), params, config))
     bank = one_run(bank).replace(times=bank.times, image_ids=bank.image_ids)
     # The paper's figure: 3.57 MiB in bfloat16.
