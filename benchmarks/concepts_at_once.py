@@ -49,27 +49,26 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
         for name, run in every
     }
     pipe = open_model(next(iter(runs.values())))
-    banks = []
-    for config in runs.values():
+    banks = {}
+    for name, config in runs.items():
         planned = methods.plan(config, pipe, listed(config))
-        banks.append(bank.make(config, pipe, planned))
+        banks[name] = bank.make(config, pipe, planned)
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "iterations": iterations,
         "runs": [
-            timed(dict(itertools.islice(runs.items(), count)), pipe, banks[:count])
-            for count in counts
+            timed(dict(itertools.islice(runs.items(), count)), pipe, banks) for count in counts
         ],
     }
 
 
-def timed(runs: Mapping[str, Config], pipe: Pipeline, banks: Sequence[Bank]) -> dict[str, Any]:
+def timed(runs: Mapping[str, Config], pipe: Pipeline, banks: Mapping[str, Bank]) -> dict[str, Any]:
     """Seconds of compiling and milliseconds of an iteration of all runs at once."""
     with tempfile.TemporaryDirectory() as folder:
         for name in runs:
             (Path(folder) / name).mkdir()
-        learn(runs, pipe, banks, Path(folder))
+        learn(runs, pipe, {name: banks[name] for name in runs}, Path(folder))
         lines = (Path(folder) / next(iter(runs)) / METRICS).read_text().splitlines()
     first, *others = (json.loads(line)["seconds"] for line in lines)
     median = statistics.median(others)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.errors import InputError
-from convert.lora_tables import MODEL, PEFT_PARTS, TABLE, Place, label, parse
+from convert.lora_tables import MODEL, PEFT_PARTS, STACKED, TABLE, Place, label, parse
 from convert.mapping import differences, flatten, nest, refuse, to_flax, to_torch
 
 MEND = "every target needs A and B of one rank in every block"
@@ -101,23 +101,19 @@ def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
         layers: all of one rank, one alpha and, in each target, one type and one width.
 
     Returns:
-        {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ... and alpha.
+        {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ... without L
+        outside the blocks, and alpha.
 
     Raises:
-        InputError: layers do not lie in blocks or do not stack; lists every one.
+        InputError: layers do not stack; lists every one.
     """
-    outside = [label(place) for place in layers if place[1] is None]
-    if outside:
-        raise InputError(
-            f"{source}: {', '.join(outside)} lie outside the blocks, and this project's adapters "
-            "change layers of blocks only; use diffusers' or kohya's layout"
-        )
     tensors, seen = {}, []
     for (target, block), pair in layers.items():
         for letter, part in (("A", "down"), ("B", "up")):
             tensor = getattr(pair, part)
             tensors[MODEL + label((target, block)) + PEFT_PARTS[part]] = tensor
-            seen.append((f"{target}/{letter}", ((block or 0) + 1, *reversed(tensor.shape))))
+            blocks = () if block is None else (block + 1,)
+            seen.append((f"{target}/{letter}", (*blocks, *reversed(tensor.shape))))
     shapes, _ = _expected(source, seen)
     abstract = {path: SimpleNamespace(shape=shape) for path, shape in shapes.items()}
     lora = to_flax(TABLE, tensors, nest(abstract), source=source, mend=MEND)
@@ -160,21 +156,22 @@ def unstack(source: Path, lora: Lora, alpha: float, dtype: Any = None) -> dict[P
 
 def _expected(
     source: Path, seen: Sequence[tuple[str, tuple[int, ...]]]
-) -> tuple[dict[str, tuple[int, int, int]], int]:
+) -> tuple[dict[str, tuple[int, ...]], int]:
     """Shapes that a complete adapter of these targets has, and its rank, by majority.
 
     Args:
         source: the file, for messages.
-        seen: paths with stacked shapes; a path may come several times, with different L.
+        seen: paths with stacked shapes, [I, R] and [R, O] outside the blocks; a path may come
+            several times, with different L.
     """
     depth: Counter[str] = Counter()
     ranks: Counter[int] = Counter()
     widths: dict[str, Counter[int]] = {}
     for path, shape in seen:
-        if len(shape) == 3:
-            stack = path.split("/")[0]
-            depth[stack] = max(depth[stack], shape[0])
-            rank, width = (shape[2], shape[1]) if path.endswith("/A") else (shape[1], shape[2])
+        if len(shape) == (3 if path in STACKED else 2):
+            stack, (*blocks, rows, columns) = path.split("/")[0], shape
+            depth[stack] = max(depth[stack], *blocks, 0)
+            rank, width = (columns, rows) if path.endswith("/A") else (rows, columns)
             ranks[rank] += 1
             widths.setdefault(path, Counter())[width] += 1
     targets = sorted({path[:-2] for path, _ in seen})
@@ -187,7 +184,8 @@ def _expected(
     for path in wanted:
         width = widths[path].most_common(1)[0][0]
         last = (width, rank) if path.endswith("/A") else (rank, width)
-        shapes[path] = (depth[path.split("/")[0]], *last)
+        blocks = (depth[path.split("/")[0]],) if path in STACKED else ()
+        shapes[path] = (*blocks, *last)
     return shapes, rank
 
 

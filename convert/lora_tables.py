@@ -172,16 +172,17 @@ def label(place: Place) -> str:
     return _NAMES[target].format(i=block)
 
 
-def _stacked() -> Table:
-    """Names of the A and B of every layer that lies in blocks."""
+def _halves() -> Table:
+    """Names of every layer's A and B."""
     rows = []
     for layer in SPLIT:
-        if placeholders(layer.name):
-            for letter, suffix in zip("AB", PEFT_PARTS.values(), strict=True):
-                leaf = f"{layer.targets[0]}/{letter}"
-                rows.append(Row(MODEL + layer.name + suffix, (leaf,), LINEAR))
+        for letter, suffix in zip("AB", PEFT_PARTS.values(), strict=True):
+            leaf = f"{layer.targets[0]}/{letter}"
+            rows.append(Row(MODEL + layer.name + suffix, (leaf,), LINEAR))
     return Table(tuple(rows))
 
 
 # Diffusers' keys beside the leaves of the Flax tree.
-TABLE = _stacked()
+TABLE = _halves()
+# Paths of the leaves that stack a layer of all blocks.
+STACKED = {row.flax[0] for row in TABLE.rows if placeholders(row.torch)}

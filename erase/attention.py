@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from erase.config import Config
@@ -42,26 +43,44 @@ def attention_maps(
     clean = pipe.denoise(
         noise, conditioning, ids, settings.steps, settings.guidance, [(adapter, 0.0)]
     )
-    masks = jnp.asarray(concept_masks(pipe.tokenizer_2, prompts, config.concept))[..., None]
+    masks = concept_masks(pipe.tokenizer_2, prompts, config.concept)
     rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
     maps = {}
     for side, strength in (("before", 0.0), ("after", settings.strength)):
-        lora, params = combine([(adapter, strength)]), pipe.params["transformer"]
-        with jax.set_mesh(pipe.mesh):
-            mass = _attention_mass(
-                pipe.transformer,
-                params,
-                lora,
-                noise,
-                clean,
-                conditioning,
-                ids,
-                settings.guidance,
-                masks,
-            )
-        whole = np.asarray(meshes.gather(pipe.mesh, mass), np.float32)
-        maps[side] = whole.reshape(-1, rows, columns)
+        lora = combine([(adapter, strength)])
+        given = (noise, clean, conditioning, ids, settings.guidance)
+        maps[side] = concept_mass(pipe, lora, *given, masks).reshape(-1, rows, columns)
     return maps
+
+
+def concept_mass(
+    pipe: Pipeline,
+    lora: PyTree,
+    noise: Float[ArrayLike, "K S C"],
+    clean: Float[ArrayLike, "K S C"],
+    conditioning: Conditioning,
+    image_ids: Float[Array, "S 3"],
+    guidance: float,
+    masks: Float[np.ndarray, "K T"],
+) -> Float[np.ndarray, "K S"]:
+    """Attention that image tokens give to a concept's tokens: mean over blocks, heads and `TIMES`.
+
+    Args:
+        pipe: the base model.
+        lora: an adapter's tree, or None.
+        noise: where x_t is at t = 1.
+        clean: where it is at t = 0.
+        conditioning: encoded prompts.
+        image_ids: positions of the image tokens.
+        guidance: distilled guidance scale.
+        masks: ones at the concept's tokens.
+    """
+    samples = meshes.share_out(pipe.mesh, (noise, clean, conditioning))
+    params, marked = pipe.params["transformer"], jnp.asarray(masks)[..., None]
+    with jax.set_mesh(pipe.mesh):
+        given = (*samples, image_ids, guidance, marked)
+        mass = _attention_mass(pipe.transformer, params, lora, *given)
+    return np.asarray(meshes.gather(pipe.mesh, mass), np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -9,7 +9,7 @@ F pictures, A anchors, S image tokens, C latent channels, B batch.
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from erase.config import Config
 from erase.prompts import Group, as_template, draw_groups, leave_out, phrase
 from erase.tokens import concept_masks
 from flux_jax import mesh as meshes
+from flux_jax.lora import init
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.sampling import denoise
 from flux_jax.transformer import FluxTransformer
+from flux_jax.weights import abstract_params
 
 CONCEPT, SYNONYM, POOL, FILLER = 0, 1, 2, -1
 
@@ -49,6 +51,10 @@ class Bank:
         trajectory_sentences: the sentence that each trajectory draws.
         pictures: latents of pictures to hold on to, I_f; None if there are none.
         picture_prompts: what each of them shows, text [F, T, E] and pooled [F, P].
+        edit: an adapter's tree, its scale folded in, that is part of the adapted model and stays as
+            it is; None if there is none.
+        regions: ones at the image tokens where a trajectory's picture shows the concept; None where
+            nobody asks.
         times: the timestep t of each denoising step, falling from 1.
         image_ids: positions of the image tokens.
     """
@@ -64,6 +70,8 @@ class Bank:
     picture_prompts: Conditioning
     times: Float[Array, "D"]
     image_ids: Float[Array, "S 3"]
+    edit: PyTree = None
+    regions: Float[Array, "R S"] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,9 @@ class Needs:
         eta: how far L_esd leads past its anchors.
         shown: prompts of pictures to hold on to, one a picture; of none if there are none.
         folder: pictures with captions instead.
+        also: prompts that are encoded besides.
+        edit_rank: of an edit that the method adds to the bank; 0 if it adds none.
+        regions: whether it adds regions.
     """
 
     pools: tuple[tuple[str, ...], ...] = ()
@@ -91,6 +102,9 @@ class Needs:
     eta: float = 1.0
     shown: tuple[str, ...] = ()
     folder: str | None = None
+    also: tuple[str, ...] = ()
+    edit_rank: int = 0
+    regions: bool = False
 
     @property
     def forms(self) -> int:
@@ -110,6 +124,7 @@ class Plan:
         eta: see `Bank`.
         anchors: prompts, for each sentence.
         shown: prompts, one a picture.
+        also: prompts that the method asks for itself.
         pictures: the user's own, or None where the frozen model draws them.
         trajectory_seeds: of the noise, one a trajectory.
         picture_seeds: one a picture.
@@ -122,15 +137,16 @@ class Plan:
     eta: float
     anchors: tuple[tuple[str, ...], ...]
     shown: tuple[str, ...]
+    also: tuple[str, ...]
     pictures: UInt8[np.ndarray, "F h w 3"] | None
     trajectory_seeds: tuple[int, ...]
     picture_seeds: tuple[int, ...]
 
     @property
     def prompts(self) -> list[str]:
-        """Everything that is encoded: sentences form by form, anchors, what the pictures show."""
+        """Everything that is encoded: sentences form by form, anchors, pictures', all others."""
         forms = [prompt for group in self.groups for prompt in group.prompts]
-        return [*forms, *itertools.chain.from_iterable(self.anchors), *self.shown]
+        return [*forms, *itertools.chain.from_iterable(self.anchors), *self.shown, *self.also]
 
 
 def plan(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
@@ -166,7 +182,8 @@ def plan(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
     if needs.folder:
         pictures, shown = folder.read(Path(needs.folder), config.height, config.width)
     further = (needs.towards,) if needs.towards else ()
-    pipe.tokenize([*origins, *further, *shown, *(p for group in groups for p in group.prompts)])
+    forms = [prompt for group in groups for prompt in group.prompts]
+    pipe.tokenize([*needs.also, *origins, *further, *shown, *forms])
     seeds = rng.integers(2**31, size=config.bank.trajectories + len(shown)).tolist()
     return Plan(
         groups=tuple(groups),
@@ -176,6 +193,7 @@ def plan(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
         eta=needs.eta,
         anchors=tuple((origin, *further) for origin in origins),
         shown=shown,
+        also=needs.also,
         pictures=pictures,
         trajectory_seeds=tuple(seeds[: config.bank.trajectories]),
         picture_seeds=tuple(seeds[config.bank.trajectories :]),
@@ -294,6 +312,10 @@ def shapes(
     def latents(*lead: int) -> Array:
         return of((*lead, image_tokens, sizes.in_channels), dtype)
 
+    edit: Any = None
+    if needs.edit_rank:
+        params, targets = abstract_params("transformer", asdict(sizes)), config.adapter.targets
+        edit = jax.eval_shape(lambda: init(jax.random.key(0), params, targets, needs.edit_rank))
     return Bank(
         sentences=conditioning(count.sentences, forms),
         masks=of((count.sentences, forms, text_tokens), jnp.float32),
@@ -306,6 +328,8 @@ def shapes(
         picture_prompts=conditioning(shown) if shown else nothing,
         times=of((config.steps,), jnp.float32),
         image_ids=of((image_tokens, 3), jnp.float32),
+        edit=edit,
+        regions=of((count.trajectories, image_tokens), jnp.float32) if needs.regions else None,
     )  # pyright: ignore[reportCallIssue]
 
 

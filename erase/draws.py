@@ -1,7 +1,7 @@
 """Samples drawn from a run's bank, and the transformer on them: what methods' losses are made of.
 
-Axis letters: B batch, A anchors, K irrelevant words, V forms of a sentence, T text tokens, S image
-tokens, C latent channels.
+Axis letters: B batch, D denoising steps, A anchors, K irrelevant words, V forms of a sentence,
+T text tokens, S image tokens, C latent channels.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from erase.bank import POOL, SYNONYM, Bank
 from erase.setup import Setup, split_samples
-from flux_jax.lora import Adapter
+from flux_jax.lora import Adapter, combine, unscaled
 from flux_jax.programs import Conditioning, apply_transformer
 
 # Rows of a bank, and for each which of the denoising steps.
@@ -20,11 +20,16 @@ Places = tuple[Int[Array, "B"], Int[Array, "B"]]
 
 
 class Counts(NamedTuple):
-    """How much there is to draw from: trajectories, kept pictures, denoising steps."""
+    """How much there is to draw from: trajectories, kept pictures, and each denoising step's t."""
 
     trajectories: int
     pictures: int
-    steps: int
+    times: Float[Array, "D"]
+
+    @property
+    def steps(self) -> int:
+        """D."""
+        return len(self.times)
 
 
 def apply(
@@ -52,7 +57,12 @@ def apply(
         guidance: distilled guidance scale; by default the setup's.
         **options: of `FluxTransformer`.
     """
-    adapter = None if lora is None else Adapter(lora, setup.alpha).scaled()  # pyright: ignore
+    adapter = None
+    if lora is not None:
+        parts = [Adapter(lora, setup.alpha)]  # pyright: ignore[reportCallIssue]
+        if bank.edit is not None:
+            parts.append(unscaled(bank.edit))
+        adapter = combine([(part, 1.0) for part in parts])
     return apply_transformer(
         setup.transformer,
         params,

@@ -39,6 +39,7 @@ from convert import progress
 from convert.errors import InputError
 from convert.mapping import flatten, nest
 from erase.config import Config
+from erase.inputs import SEEN
 from erase.model import open_model
 from erase.moments import Moments, energy
 from erase.prompts import SLOT, as_template, phrase
@@ -50,7 +51,6 @@ from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.transformer import FluxTransformer
 
-SEEN = "seen"
 # Layers of dual-stream blocks that see the text.
 TEXT_LAYERS = re.compile("add_|context")
 # What tokens count: words besides the concept's, and what is no word.

@@ -24,9 +24,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from convert import progress
 from convert.errors import InputError, PreemptedError, RunError
-from erase import bank as banks
 from erase import checkpoints, distributed, guard, stopping
-from erase.bank import Bank, Plan
+from erase.bank import Bank, Plan, stack
 from erase.config import Config
 from erase.draws import Counts
 from erase.methods import method_of, setup_of, start
@@ -104,11 +103,11 @@ class Training:
         row = list(self.configs).index(name)
         own = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
         keys, bank = self.keys_at(step, own), self.bank
+        times = np.asarray(bank.times)
         pictures = 0 if bank.pictures is None else bank.pictures.shape[1]
-        counts = Counts(bank.trajectories.shape[1], pictures, len(bank.times))
+        counts = Counts(bank.trajectories.shape[1], pictures, jnp.asarray(times))
         sentences = meshes.gather(self.setup.mesh, bank.trajectory_sentences)[row]
-        times, plan = np.asarray(bank.times), self.plans.get(name)
-        told = {}
+        plan, told = self.plans.get(name), {}
         for update, each in self.steps.items():
             drawn = each.drawn(keys[update][0], self.setup, counts)
             for part, (kind, (rows, steps)) in drawn.items():
@@ -131,7 +130,7 @@ def keys_of(keys: PRNGKeyArray, step: int, count: int) -> PRNGKeyArray:
 def prepare(
     configs: Mapping[str, Config],
     pipe: Pipeline,
-    made: Sequence[Bank],
+    banks: Mapping[str, Bank],
     plans: Mapping[str, Plan] | None = None,
 ) -> Training:
     """Puts fresh adapters, banks and keys onto the devices.
@@ -139,8 +138,8 @@ def prepare(
     Args:
         configs: of the runs, by name.
         pipe: the frozen model, of which the updates need the transformer alone.
-        made: banks of the runs.
-        plans: what the banks were made of.
+        banks: of the runs.
+        plans: what the banks were made of, for messages.
     """
     first = next(iter(configs.values()))
     pipe = share(pipe, first, len(configs))
@@ -155,7 +154,7 @@ def prepare(
         setup=setup,
         state=setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)),
         params=params,
-        bank=setup.placed(banks.stack(made)),
+        bank=setup.placed(stack(list(banks.values()))),
         keys=jax.random.wrap_key_data(numbers),
         plans=plans or {},
     )
@@ -164,7 +163,7 @@ def prepare(
 def learn(
     configs: Mapping[str, Config],
     pipe: Pipeline,
-    made: Sequence[Bank],
+    banks: Mapping[str, Bank],
     workdir: Path,
     plans: Mapping[str, Plan] | None = None,
     stop: Stop | None = None,
@@ -174,7 +173,7 @@ def learn(
     Args:
         configs: of the runs, by name.
         pipe: the frozen model.
-        made: banks of the runs.
+        banks: of the runs.
         workdir: folder of the checkpoints, with the runs' folders in it.
         plans: what the banks were made of, for messages.
         stop: whether the system asks for a stop.
@@ -186,7 +185,7 @@ def learn(
         PreemptedError: the system asked for it.
         RunError: no run kept its numbers, or a checkpoint could not be written.
     """
-    training = prepare(configs, pipe, made, plans)
+    training = prepare(configs, pipe, banks, plans)
 
     def erased(name: str, state: State) -> bool:
         return stopping.erased(pipe, training.adapter(name, state), configs[name])
@@ -346,10 +345,7 @@ def _until(lines: Sequence[str], done: int) -> Iterator[str]:
 
 def _weighted(config: Config, every: Mapping[str, np.ndarray], active: np.ndarray) -> float:
     """The weighted losses' sum, mean over the runs that go on; infinite where none is finite."""
-    weights = {
-        **{name: getattr(config.lower, name) for name in ("esd", "attn")},
-        **{name: getattr(config.upper, name) for name in ("lora", "rsc")},
-    }
+    weights = method_of(config).weights(config)
     sums = sum(weights[name] * each for name, each in every.items() if name in weights)
     finite = np.asarray(sums)[active & np.isfinite(np.asarray(sums))]
     return float(finite.mean()) if finite.size else math.inf

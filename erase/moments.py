@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import eigh, solve_triangular
+
+from erase.closed_form import reduced
 
 # ε in means of M's diagonal: what makes M safe to invert, and moves nothing else.
 RIDGE = 1e-6
@@ -75,14 +76,7 @@ class Moments:
         for erased, preserved, wanted in zip(self.erased, self.preserved, self.wanted, strict=True):
             matrix = erased / self.weight + preserve * preserved / max(1, self.batches)
             matrix[np.diag_indices_from(matrix)] += RIDGE * np.trace(matrix) / len(matrix)
-            root = np.linalg.cholesky(matrix)
-            inner = solve_triangular(root, wanted / self.weight, lower=True)
-            # The right singular vectors alone, and as few as are asked for: minutes become seconds.
-            last = inner.shape[1] - 1
-            squares, v = eigh(inner.T @ inner, subset_by_index=[last - rank + 1, last])
-            half = np.maximum(squares, np.finfo(np.float64).tiny) ** 0.25
-            a = solve_triangular(root.T, inner @ v / half)
-            solved.append((a, half[:, None] * v.T))
+            solved.append(reduced(matrix, wanted / self.weight, rank))
         a, b = zip(*solved, strict=True)
         return np.stack(a), np.stack(b)
 

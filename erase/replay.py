@@ -73,8 +73,8 @@ def _levels(
     after = jax.tree.map(jnp.copy, state)
     keys = training.keys_at(step)
     for name, each in training.steps.items():
-        lora = jax.tree.map(lambda leaf: leaf[row], after.lora)
-        for level, (losses, key) in each.losses(keys[name][row]).items():
+        lora, own = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
+        for level, (losses, key) in each.losses(keys[name][row], own).items():
             yield level, _level(training, bank, losses, lora, key)
         given = (after, training.params, training.bank, keys[name])
         after, _ = each.update(*given, setup=training.setup)

@@ -25,11 +25,21 @@ from rich.console import Console
 from rich.table import Table
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
-from erase import bank, evaluate, guard, irrelevant, methods, report, sentences, summary, synonyms
+from erase import (
+    adapters,
+    evaluate,
+    guard,
+    irrelevant,
+    methods,
+    report,
+    sentences,
+    summary,
+    synonyms,
+)
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
-from erase.loop import METRICS, learn
+from erase.loop import METRICS
 from erase.model import open_model
 from erase.pictures import write
 from erase.runs import EACH, load_runs, over
@@ -103,10 +113,10 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         learnt = [learnt_from(config) for config in configs.values()]
         if trained is None or learnt != last:
             last, trained = learnt, train_variant(configs, pipe)
-        adapters, iterations, seconds = trained
+        found, iterations, seconds = trained
         rows = [
             {"name": name.rpartition("-")[0], "iterations": iterations[name]}
-            | count(pipe, adapters[name], config, before)
+            | count(pipe, found[name], config, before)
             for name, config in configs.items()
         ]
         result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
@@ -136,21 +146,21 @@ def train_variant(
     """
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
-        banks, settled = [], {}
+        plans, settled = {}, {}
         for name, given in configs.items():
             settled[name], _ = synonyms.settle(given)
             settled[name], _ = sentences.settle(settled[name], workdir / name)
             words = irrelevant.gather(settled[name], workdir / name)
-            planned = methods.plan(settled[name], pipe, words)
-            banks.append(bank.make(settled[name], pipe, planned))
+            plans[name] = methods.plan(settled[name], pipe, words)
             (workdir / name).mkdir()
         began = time.perf_counter()
-        adapters = learn(settled, pipe, banks, workdir)
-        if lost := [name for name in settled if name not in adapters]:
+        found = adapters.make(settled, pipe, plans, workdir)
+        if lost := [name for name in settled if name not in found]:
             raise RunError(guard.given_up(lost, next(iter(settled.values())).guard))
         seconds = round(time.perf_counter() - began, 1)
-        lines = {name: (workdir / name / METRICS).read_text().splitlines() for name in configs}
-        return adapters, {name: len(each) for name, each in lines.items()}, seconds
+        logs = {name: workdir / name / METRICS for name in configs}
+        counts = {n: len(log.read_text().splitlines()) for n, log in logs.items() if log.is_file()}
+        return found, dict.fromkeys(configs, 0) | counts, seconds
 
 
 def count(

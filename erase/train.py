@@ -27,8 +27,8 @@ from absl import app, flags
 
 from convert.errors import InputError, RunError, exits_cleanly
 from convert.lora import write_lora
+from erase import adapters as adapters_
 from erase import (
-    bank,
     card,
     distributed,
     evaluate,
@@ -49,7 +49,7 @@ from erase import workdir as workdirs
 from erase.command import FLAG, begin, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.language_model import describe
-from erase.methods import start
+from erase.methods import method_of, start
 from erase.model import open_model
 from erase.pictures import write
 from erase.runs import load_runs
@@ -101,6 +101,14 @@ def _run(
     settled = {name: synonyms.settle(config) for name, config in runs.items()}
     configs = {name: config for name, (config, _) in settled.items()}
     first = next(iter(configs.values()))
+    method = method_of(first)
+    if method.exports is None:
+        raise InputError(
+            f"method = {first.method!r} has no weights to train or to export; `python -m "
+            "erase.compare` and `python -m erase.attack` measure it"
+        )
+    if replay is not None and not method.steps(first):
+        raise InputError(f"replay = {replay}: method = {first.method!r} has no iterations")
     descriptions = {
         # Through JSON, so that it compares with what an earlier start wrote.
         name: json.loads(
@@ -151,11 +159,11 @@ def _run(
     pipe.remember([*prompts, *(case.prompt for case in drawn)], first.bank.batch)
     # The text encoders, larger than all but the transformer, make room for it.
     pipe.release("text_encoder", "text_encoder_2")
-    banks = [bank.make(configs[name], pipe, plans[name]) for name in runs]
     if replay is not None:
+        banks = adapters_.banks_of(configs, pipe, plans)
         replays.show(loop.prepare(configs, pipe, banks, plans), workdir, replay)
         return {}
-    adapters = loop.learn(configs, pipe, banks, workdir, plans, stop)
+    adapters = adapters_.make(configs, pipe, plans, workdir, stop)
     for name, adapter in adapters.items():
         distributed.from_first(
             functools.partial(write_adapter, adapter, configs[name], folders[name])
@@ -184,7 +192,7 @@ def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
     metadata = {
         "concept": config.concept,
         "base_model": config.model.path,
-        "method": "EraseAnything",
+        "method": method_of(config).title,
         "version": version,
         "settings": json.dumps(dataclasses.asdict(config)),
     }

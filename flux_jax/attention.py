@@ -16,8 +16,6 @@ from flux_jax import splash
 from flux_jax.mesh import by_samples
 
 ROPE_BASE = 10_000.0
-# Flash kernels want the values' width in multiples of eight.
-MASS_COLUMNS = 8
 
 
 def rope_tables(
@@ -111,12 +109,15 @@ def attention_mass(
     Attention whose values are the masks: the sum of the matrix's columns without the matrix,
     exact and differentiable for every kernel.
     """
-    batch, tokens, heads, width = k.shape
+    batch, tokens, _, width = k.shape
     text, groups = token_masks.shape[1:]
-    # Values as wide as the keys where the masks fit, since flash kernels want one width.
-    columns = width if groups <= width else groups + -groups % MASS_COLUMNS
-    values = jnp.zeros((batch, tokens, columns), k.dtype)
-    values = values.at[:, :text, :groups].set(token_masks.astype(k.dtype))
-    values = jnp.broadcast_to(values[:, :, None, :], (batch, tokens, heads, columns))
-    mass = attend(q, k, values)[..., :groups]
+    masses = []
+    # Values as wide as the keys, the one width that all kernels take.
+    for start in range(0, groups, width):
+        some = token_masks[..., start : start + width].astype(k.dtype)
+        values = jnp.zeros((batch, tokens, width), k.dtype)
+        values = values.at[:, :text, : some.shape[-1]].set(some)
+        values = jnp.broadcast_to(values[:, :, None, :], k.shape)
+        masses.append(attend(q, k, values)[..., : some.shape[-1]])
+    mass = jnp.concatenate(masses, axis=-1)
     return mass.transpose(0, 2, 1, 3).astype(jnp.float32)

@@ -46,8 +46,8 @@ class Adapter:
         )
 
 
-def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Kernels [L, I, O] of a transformer's blocks, by their layers' paths joined by "/".
+def kernels(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Kernels of all dense layers, [L, I, O] in blocks and [I, O] outside, by their layers' paths.
 
     Args:
         params: the transformer's parameters (or their shapes).
@@ -55,8 +55,13 @@ def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
     return {
         path.removesuffix("/kernel"): leaf
         for path, leaf in flatten(params).items()
-        if path.endswith("/kernel") and len(leaf.shape) == 3
+        if path.endswith("/kernel")
     }
+
+
+def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `kernels` that lie in blocks."""
+    return {path: leaf for path, leaf in kernels(params).items() if len(leaf.shape) == 3}
 
 
 def init(
@@ -70,26 +75,26 @@ def init(
     Args:
         key: random key.
         params: the transformer's parameters (or their shapes).
-        targets: paths of stacked dense layers in `params`, joined by "/".
+        targets: paths of dense layers in `params`, joined by "/".
         rank: R.
 
     Raises:
-        InputError: a target is not a stacked dense layer of the model, or rank is below 1.
+        InputError: a target is not a dense layer of the model, or rank is below 1.
     """
     if rank < 1:
         raise InputError(f"rank = {rank} must be at least 1")
-    kernels = stacked(params)
-    unknown = sorted(set(targets) - set(kernels))
+    known = kernels(params)
+    unknown = sorted(set(targets) - set(known))
     if unknown or not targets:
         named = unknown[0] if unknown else ""
         raise InputError(
-            f"targets: {named!r} is no layer of the model; {nearest(named, sorted(kernels))}"
+            f"targets: {named!r} is no layer of the model; {nearest(named, sorted(known))}"
         )
     flat = {}
     for target, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
-        blocks, inputs, outputs = kernels[target].shape
-        flat[f"{target}/A"] = jax.random.normal(target_key, (blocks, inputs, rank)) / rank
-        flat[f"{target}/B"] = jnp.zeros((blocks, rank, outputs))
+        *blocks, inputs, outputs = known[target].shape
+        flat[f"{target}/A"] = jax.random.normal(target_key, (*blocks, inputs, rank)) / rank
+        flat[f"{target}/B"] = jnp.zeros((*blocks, rank, outputs))
     return nest(flat)
 
 
@@ -103,12 +108,11 @@ def check(lora: PyTree, params: Mapping[str, Any]) -> None:
     Raises:
         InputError: a layer is missing in the model, or has another shape; names every one.
     """
-    leaves, kernels = flatten(lora), stacked(params)
+    leaves, known = flatten(lora), kernels(params)
     problems = []
     for target in sorted({path.rpartition("/")[0] for path in leaves}):
-        blocks, inputs, _ = leaves[f"{target}/A"].shape
-        found = [blocks, inputs, leaves[f"{target}/B"].shape[-1]]
-        wanted = list(kernels[target].shape) if target in kernels else None
+        found = [*leaves[f"{target}/A"].shape[:-1], leaves[f"{target}/B"].shape[-1]]
+        wanted = list(known[target].shape) if target in known else None
         if found != wanted:
             has = f"there {wanted}" if wanted else "not there"
             problems.append(f"{target} (blocks, inputs, outputs) is {found} here and {has}")
@@ -118,6 +122,11 @@ def check(lora: PyTree, params: Mapping[str, Any]) -> None:
             "the adapter was made for another architecture than the model's; take an adapter that "
             f"was trained on it:\n  {listing}"
         )
+
+
+def unscaled(lora: PyTree) -> Adapter:
+    """An adapter whose change is A B as they are: its alpha is its rank."""
+    return Adapter(lora, jax.tree.leaves(lora)[0].shape[-1])  # pyright: ignore[reportCallIssue]
 
 
 def combine(adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]) -> PyTree | None:

@@ -99,6 +99,11 @@ def fresh() -> State:
     return start(KEY, PARAMS, CONFIG)
 
 
+def start_of(method: str) -> State:
+    """Before the first update of another method."""
+    return start(KEY, PARAMS, replace(CONFIG, method=method))
+
+
 def every(*trees: Any) -> Any:
     """Trees of runs, as the updates take them."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -75,7 +75,9 @@ def test_sizes(made: Bank):
 
 
 def test_shapes_are_known_before_anything_is_made(pipe: Pipeline, made: Bank):
-    shapes = bank.shapes(CONFIG, pipe.transformer, 4 * 3, 32, erase_anything.needs(CONFIG, WORDS))
+    shapes = bank.shapes(
+        CONFIG, pipe.transformer, 4 * 3, 32, erase_anything.needs(CONFIG, WORDS, None)
+    )
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == described
 

@@ -21,7 +21,7 @@ def test_concepts_at_once_are_timed(tiny_folder: Path):
     pipe = load(tiny_folder)
     planned = methods.plan(config, pipe, listed(config))
     made = bank.make(config, pipe, planned)
-    result = timed({"one": config, "two": config}, pipe, [made, made])
+    result = timed({"one": config, "two": config}, pipe, {"one": made, "two": made})
     assert result["concepts"] == 2
     assert set(result) == {"concepts", "compile_s", "iteration_ms"}
     assert result["iteration_ms"] > 0

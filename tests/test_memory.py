@@ -99,7 +99,7 @@ def test_too_little_memory_is_told_with_what_helps():
 
 def test_forms_are_those_that_are_looked_at(config: Config):
     def forms(config: Config) -> int:
-        return erase_anything.needs(config, listed(config)).forms
+        return erase_anything.needs(config, listed(config), None).forms
 
     assert forms(config) == 1 + 1 + 3
     assert forms(replace(config, upper=Upper(rsc=0.0))) == 1

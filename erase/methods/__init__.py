@@ -10,7 +10,16 @@ from erase import bank
 from erase.bank import Bank, Plan
 from erase.config import Config
 from erase.irrelevant import Words, listed
-from erase.methods import erase_anything
+from erase.methods import (
+    attention_erasure,
+    concept_ablation,
+    eap,
+    erase_anything,
+    esd,
+    mace,
+    meta_unlearning,
+    uce,
+)
 from erase.methods.method import Method
 from erase.setup import Setup
 from erase.updates import State
@@ -20,6 +29,13 @@ from flux_jax.transformer import FluxTransformer
 
 METHODS: Mapping[str, Method] = {
     "erase_anything": erase_anything.METHOD,
+    "concept_ablation": concept_ablation.METHOD,
+    "esd": esd.METHOD,
+    "uce": uce.METHOD,
+    "mace": mace.METHOD,
+    "eap": eap.METHOD,
+    "meta_unlearning": meta_unlearning.METHOD,
+    "attention_erasure": attention_erasure.METHOD,
 }
 
 
@@ -39,7 +55,7 @@ def plan(config: Config, pipe: Pipeline, words: Words) -> Plan:
     Raises:
         InputError: a prompt or a size cannot be used.
     """
-    return bank.plan(config, pipe, method_of(config).needs(config, words))
+    return bank.plan(config, pipe, method_of(config).needs(config, words, pipe))
 
 
 def bank_shapes(
@@ -49,7 +65,7 @@ def bank_shapes(
 
     What a language model would name is not known yet; it is no more than what is listed.
     """
-    needs = method_of(config).needs(config, listed(config))
+    needs = method_of(config).needs(config, listed(config), None)
     return bank.shapes(config, transformer, image_tokens, text_tokens, needs)
 
 

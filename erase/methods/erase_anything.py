@@ -31,10 +31,11 @@ from erase.draws import (
     velocity,
 )
 from erase.irrelevant import Words
-from erase.methods.method import Drawn, Method, Step, descending
+from erase.methods.method import Drawn, Method, Parts, Step, descending
 from erase.prompts import as_template
 from erase.setup import Setup, split_samples
-from erase.updates import Losses, Metrics, State, descend, in_every_run, optimiser
+from erase.updates import Metrics, State, descend, in_every_run, optimiser
+from flux_jax.pipeline import Pipeline
 
 # Of Adam on the balance between the levels, as the code of EraseAnything++ has them.
 BALANCE_RATE, BALANCE_DECAY = 0.3, 0.01
@@ -273,7 +274,8 @@ def _start_joint(lora: PyTree, config: Config) -> dict[str, PyTree]:
     }
 
 
-def _losses_joint(key: PRNGKeyArray) -> dict[str, tuple[Losses, PRNGKeyArray]]:
+def _losses_joint(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
+    del own
     lower, upper = jax.random.split(key)
     return {"lower": (lower_losses, lower), "upper": (upper_losses, upper)}
 
@@ -296,8 +298,17 @@ def steps(config: Config) -> Mapping[str, Step]:
     return {"lower": LOWER, **preserves}
 
 
-def needs(config: Config, words: Words) -> Needs:
+def weights(config: Config) -> dict[str, float]:
+    """Of all four losses."""
+    return {
+        **{name: getattr(config.lower, name) for name in ("esd", "attn")},
+        **{name: getattr(config.upper, name) for name in ("lora", "rsc")},
+    }
+
+
+def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Sentences with synonyms and irrelevant words where L_rsc looks at them; kept pictures."""
+    del pipe
     lower, upper = config.lower, config.upper
     shown = kept_prompts(config, upper.prompts, upper.pictures, upper.without_concept)
     return Needs(
@@ -341,5 +352,6 @@ METHOD = Method(
     needs=needs,
     steps=steps,
     compiled=Levels.of,
+    weights=weights,
     problems=problems,
 )

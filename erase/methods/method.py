@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray, PyTree
 
-from erase.bank import Needs, Plan
+from erase.bank import Bank, Needs, Plan
 from erase.config import Config
 from erase.draws import Counts, Places, draw_places
 from erase.irrelevant import Words
@@ -18,6 +18,8 @@ from erase.updates import Descent, Losses, descent, in_every_run, optimiser
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
+# Losses by name, each with its key.
+Parts = Mapping[str, tuple[Losses, PRNGKeyArray]]
 # Of what a part of an update draws from: trajectories or pictures; and the places there.
 Drawn = Mapping[str, tuple[str, Places]]
 
@@ -37,13 +39,14 @@ class Step:
         start: what the state holds for it besides the adapter, by name; from a fresh adapter's tree
             and the configuration.
         losses: what it descends, by name, for those who look at single gradients (`erase.replay`);
-            each with the key that the update gives it.
+            each with the key that the update gives it. From the update's key, and from what the
+            state holds besides the adapter.
         drawn: which places of its bank a run draws with a key.
     """
 
     update: Any
     start: Callable[[PyTree, Config], dict[str, PyTree]]
-    losses: Callable[[PRNGKeyArray], Mapping[str, tuple[Losses, PRNGKeyArray]]]
+    losses: Callable[[PRNGKeyArray, Mapping[str, PyTree]], Parts]
     drawn: Callable[[PRNGKeyArray, Setup, Counts], Drawn] = on_trajectories
 
 
@@ -66,9 +69,21 @@ def descending(
     return Step(
         in_every_run(descent(name, losses, compiled)),
         lambda lora, config: {name: optimiser(of(config)).init(lora)},
-        lambda key: {name: (losses, key)},
+        lambda key, own: {name: (losses, key)},
         drawn,
     )
+
+
+def _as_made(config: Config, pipe: Pipeline, planned: Plan, bank: Bank) -> Bank:
+    del config, pipe, planned
+    return bank
+
+
+def _as_trained(
+    config: Config, pipe: Pipeline, planned: Plan, bank: Bank | None, adapter: Adapter
+) -> Adapter:
+    del config, pipe, planned, bank
+    return adapter
 
 
 @dataclass(frozen=True)
@@ -79,22 +94,25 @@ class Method:
         title: what cards and tables call it.
         settings: dataclass of its own settings, the configuration's part of the method's name; None
             where there are none.
-        needs: what its bank is made of, beside the concept's sentences.
+        needs: what its bank is made of, besides the concept's sentences; there is no pipeline where
+            only its size is asked for.
         steps: its updates by name, in the order of an iteration; none where nothing is trained.
         compiled: what of a configuration is compiled into the updates.
+        weights: what each metric counts in the sum that checkpoints are compared by.
         own: names of settings that runs which train at once may differ in; they are not compiled.
         problems: what is wrong between a configuration's fields, a line each.
-        exports: the adapter that the method makes of what was trained, given what was planned; None
-            where it has no weights.
+        completes: what the method adds to a run's bank once it is made.
+        exports: the adapter that the method makes of what was trained; of a fresh one and no bank,
+            where nothing was. None where it has no weights, and silences the concept's tokens.
     """
 
     title: str
     settings: type | None
-    needs: Callable[[Config, Words], Needs]
+    needs: Callable[[Config, Words, Pipeline | None], Needs]
     steps: Callable[[Config], Mapping[str, Step]]
     compiled: Callable[[Config], Any]
+    weights: Callable[[Config], Mapping[str, float]]
     own: tuple[str, ...] = ()
     problems: Callable[[Config], Iterable[str]] = lambda config: ()
-    exports: Callable[[Config, Pipeline, Plan, Adapter], Adapter] | None = (
-        lambda config, pipe, planned, adapter: adapter
-    )
+    completes: Callable[[Config, Pipeline, Plan, Bank], Bank] = _as_made
+    exports: Callable[[Config, Pipeline, Plan, Bank | None, Adapter], Adapter] | None = _as_trained

@@ -1,0 +1,97 @@
+"""Changes of dense layers that least squares give at once, without training.
+
+A layer maps h to h W, W [I, O]; its bias never enters. All changes come as factors A B.
+Axis letters: I inputs, O outputs, R rank, N erased vectors, M preserved vectors.
+"""
+
+import numpy as np
+from jaxtyping import Float
+from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
+
+from convert.errors import InputError
+
+# A system is refused whose largest and smallest eigenvalues are further apart.
+CONDITION = 1e12
+
+
+def edit(
+    kernel: Float[np.ndarray, "I O"],
+    erased: Float[np.ndarray, "N I"],
+    guides: Float[np.ndarray, "N I"],
+    kept: Float[np.ndarray, "M I"],
+    *,
+    ridge: float,
+    preserve: float = 1.0,
+    name: str = "ridge",
+) -> tuple[Float[np.ndarray, "I N"], Float[np.ndarray, "N O"]]:
+    """The change D with W + D mapping erased vectors to where W maps their guides.
+
+    It minimises Σ ‖c (W + D) - g W‖² + p Σ ‖k D‖² + λ ‖D‖² over erased c with their guides g and
+    preserved k: D = (λ + Σ cᵀc + p Σ kᵀk)⁻¹ Σ cᵀ (g - c) W. No more than one rank a vector.
+
+    Args:
+        kernel: W.
+        erased: c.
+        guides: g, one for each.
+        kept: k.
+        ridge: λ.
+        preserve: p.
+        name: of λ in the configuration.
+
+    Raises:
+        InputError: the system is singular in float64.
+    """
+    matrix = erased.T @ erased + preserve * kept.T @ kept
+    matrix[np.diag_indices_from(matrix)] += ridge
+    return _solved(matrix, erased.T, name), (guides - erased) @ kernel
+
+
+def check(matrix: Float[np.ndarray, "I I"], name: str) -> None:
+    """Makes sure that a positive matrix can be inverted in float64.
+
+    Args:
+        matrix: symmetric.
+        name: of its ridge in the configuration.
+
+    Raises:
+        InputError: it cannot.
+    """
+    least, most = (
+        float(eigh(matrix, eigvals_only=True, subset_by_index=[at, at])[0])
+        for at in (0, len(matrix) - 1)
+    )
+    if not least > most / CONDITION:
+        raise InputError(
+            f"{name} is too small: the closed form's system is singular (eigenvalues {least:.3g} "
+            f"to {most:.3g}); raise it to {most * 1e-9:.1g} or more, or preserve more prompts"
+        )
+
+
+def _solved(
+    matrix: Float[np.ndarray, "I I"], right: Float[np.ndarray, "I N"], name: str
+) -> Float[np.ndarray, "I N"]:
+    check(matrix, name)
+    return cho_solve(cho_factor(matrix), right)
+
+
+def reduced(
+    matrix: Float[np.ndarray, "I I"], wanted: Float[np.ndarray, "I O"], rank: int
+) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
+    """The change D of a rank that minimises tr(Dᵀ M D) - 2 tr(Dᵀ V) (reduced-rank regression).
+
+    Without the rank that is D = M⁻¹ V; of all of a rank the best comes from the singular vectors of
+    C⁻¹ V, where C Cᵀ = M.
+
+    Args:
+        matrix: M, positive.
+        wanted: V.
+        rank: R.
+    """
+    root = np.linalg.cholesky(matrix)
+    inner = solve_triangular(root, wanted, lower=True)
+    # The right singular vectors alone, and as few as are asked for: minutes become seconds.
+    last = inner.shape[1] - 1
+    squares, v = eigh(inner.T @ inner, subset_by_index=[last - rank + 1, last])
+    # What the change has no rank for is next to nothing, in both factors.
+    half = np.maximum(squares, max(squares[-1] * 1e-24, np.finfo(np.float64).tiny)) ** 0.25
+    return solve_triangular(root.T, inner @ v / half), half[:, None] * v.T

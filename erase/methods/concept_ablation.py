@@ -1,0 +1,113 @@
+"""Concept Ablation: the concept is to look like an anchor, a broader one (Kumari et al., 2023).
+
+On pictures x of the anchor with noise ε, x_t = (1 - t) x + t ε, and captions c with the anchor and
+c* with the concept in its place,
+
+    model-based: E ‖v_θ(x_t, c*) - v_θ(x_t, c)‖², the second without gradient
+    noise-based: E ‖v_θ(x_t, c*) - (ε - x)‖²
+
+and, with a weight, the prior E ‖v_θ(x_t, c) - (ε - x)‖² on the anchor itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from erase.bank import Bank, Needs
+from erase.config import Config
+from erase.draws import Counts, draw_pictures, mixed, velocity
+from erase.fields import choice, number
+from erase.irrelevant import Words
+from erase.losses import flow_matching, squared_error
+from erase.methods.method import Drawn, Method, descending
+from erase.setup import Setup, split_samples
+from erase.updates import Metrics
+from flux_jax.pipeline import Pipeline
+
+# The forms of a sentence: with the concept, and with the anchor.
+CONCEPT, ANCHOR = 0, 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Concept Ablation's.
+
+    Attributes:
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+        clip: largest norm of a gradient; None shortens none.
+        anchor: what the concept becomes; by default the first of the irrelevant words.
+        target: "model" or "noise", see the module.
+        prior: weight of the prior.
+    """
+
+    learning_rate: float = number(1.6e-5, above=0)
+    weight_decay: float = number(0.01, least=0)
+    clip: float | None = number(1.0, above=0)
+    anchor: str = ""
+    target: str = choice("model", "model", "noise")
+    prior: float = number(0.0, least=0)
+
+
+def losses(
+    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of one run."""
+    own: Settings = setup.settings
+    rows, steps, noise_key = draw_pictures(len(bank.trajectories), key, setup, len(bank.times))
+    clean = split_samples(setup, bank.trajectories[rows, -1].astype(jnp.float32))
+    noise = split_samples(setup, jax.random.normal(noise_key, clean.shape))
+    times = split_samples(setup, bank.times[steps])
+    latents, sentences = mixed(clean, noise, times), bank.trajectory_sentences[rows]
+
+    def of(form: int, lora: PyTree) -> Float[Array, "B S C"]:
+        shown = split_samples(setup, bank.sentences[sentences, form])
+        return velocity(setup, params, lora, latents, shown, times, bank)
+
+    concept = of(CONCEPT, lora)
+    if own.target == "noise":
+        metrics = {"ablation": flow_matching(concept, clean, noise)}
+    else:
+        anchor = of(ANCHOR, jax.lax.stop_gradient(lora))
+        metrics = {"ablation": squared_error(concept, anchor)}
+    total = metrics["ablation"]
+    if own.prior:
+        metrics["prior"] = flow_matching(of(ANCHOR, lora), clean, noise)
+        total = total + own.prior * metrics["prior"]
+    return total, metrics
+
+
+def drawn(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
+    """Pictures are the ends of trajectories."""
+    rows, steps, _ = draw_pictures(counts.trajectories, key, setup, counts.steps)
+    return {"": ("trajectories", (rows, steps))}
+
+
+def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
+    """Sentences with the anchor in the concept's place, whose pictures are drawn."""
+    del pipe
+    anchor = config.own(Settings).anchor or next(word for pool in words.pools for word in pool)
+    return Needs(pools=((), (anchor,)), drawn=ANCHOR)
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What is wrong between fields that are right by themselves."""
+    anchor = config.own(Settings).anchor.casefold()
+    if anchor in (word.casefold() for word in (config.concept, *config.synonyms)):
+        yield f"concept_ablation.anchor = {anchor!r} is the concept: name what it is to become"
+
+
+STEP = descending("ablation", losses, lambda config: config.own(Settings), drawn=drawn)
+METHOD = Method(
+    title="Concept Ablation",
+    settings=Settings,
+    needs=needs,
+    steps=lambda config: {"ablation": STEP},
+    compiled=lambda config: replace(config.own(Settings), anchor=""),
+    weights=lambda config: {"ablation": 1.0, "prior": config.own(Settings).prior},
+    own=("anchor",),
+    problems=problems,
+)

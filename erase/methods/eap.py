@@ -1,0 +1,260 @@
+"""EAP: ESD that keeps those concepts which it would harm most (Bui et al., 2024).
+
+Two updates in turn. The first makes
+
+    L_esd + λ E ‖v_θ(x_t, c_r) - v_o(x_t, c_r)‖²
+
+smaller, where c_r is the concept's sentence with the word r of a vocabulary in the concept's place.
+The second, adversarial, makes the last term larger: r is drawn by Gumbel-softmax weights, hard in
+the forward pass, whose logits go up its gradient.
+Axis letters: B batch, V forms of a sentence, M one more than the words looked at, N words,
+P pooled width.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from convert.errors import InputError
+from erase.bank import POOL, Bank, Needs
+from erase.config import Config
+from erase.draws import velocity
+from erase.fields import choice, number
+from erase.irrelevant import Words
+from erase.losses import squared_error
+from erase.methods import esd
+from erase.methods.method import Method, Parts, Step
+from erase.setup import Setup, split_samples
+from erase.updates import Metrics, State, descend, in_every_run, optimiser
+from flux_jax.pipeline import Pipeline, batches
+from flux_jax.programs import Conditioning
+
+
+@dataclass(frozen=True)
+class Settings:
+    """EAP's.
+
+    Attributes:
+        learning_rate: AdamW's, of the adapter.
+        weight_decay: AdamW's, of the adapter.
+        clip: largest norm of a gradient; by default none is shortened.
+        logits_rate: Adam's, of the words' logits.
+        temperature: of the Gumbel-softmax weights.
+        preserve: λ.
+        vocabulary: file with a word a line; by default the irrelevant words serve.
+        most: words of it that are looked at: centres of that many clusters among the words nearest
+            to the concept, where there are more.
+        eta: η of L_esd.
+        stand_in: see `erase.methods.esd`.
+        trajectories: whose way leads to x_t: the adapted model's ("student"), or the frozen one's.
+        guidance: distilled guidance scale of all velocities; by default that of the trajectories.
+    """
+
+    learning_rate: float = number(1e-5, above=0)
+    weight_decay: float = number(0.0, least=0)
+    clip: float | None = number(None, above=0)
+    logits_rate: float = number(1e-2, above=0)
+    temperature: float = number(2.0, above=0)
+    preserve: float = number(1.0, least=0)
+    vocabulary: str | None = None
+    most: int = number(100, least=1)
+    eta: float = number(1.0, least=0)
+    stand_in: str | None = None
+    trajectories: str = choice("student", "student", "teacher")
+    guidance: float | None = number(None, least=0)
+
+
+def chosen(
+    logits: Float[Array, "M"], bank: Bank, key: PRNGKeyArray, temperature: float
+) -> Float[Array, "V"]:
+    """Weights of a sentence's forms: one of the vocabulary's, with the gradient of soft ones.
+
+    Straight-through Gumbel-softmax: softmax((logits + g) / τ), rounded to its largest.
+    """
+    logits = jnp.where(bank.kinds >= POOL, logits[: len(bank.kinds)], -jnp.inf)
+    soft = jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape)) / temperature)
+    hard = jax.nn.one_hot(jnp.argmax(soft), len(soft))
+    return hard + soft - jax.lax.stop_gradient(soft)
+
+
+def harm(
+    lora: PyTree,
+    weights: Float[Array, "V"],
+    params: PyTree,
+    bank: Bank,
+    setup: Setup,
+    sample: esd.Sample,
+) -> Float[Array, ""]:
+    """How much an adapter changes the velocity of what the weights choose, at a sample."""
+    own: Settings = setup.settings
+    forms = bank.sentences[sample.sentences]
+    shown: Conditioning = jax.tree.map(
+        lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)), forms
+    )
+    given = (sample.latents, split_samples(setup, shown), sample.times, bank)
+    adapted = velocity(setup, params, lora, *given, guidance=own.guidance)
+    return squared_error(adapted, velocity(setup, params, None, *given, guidance=own.guidance))
+
+
+def losses(
+    lora: PyTree,
+    logits: Float[Array, "M"],
+    *,
+    params: PyTree,
+    bank: Bank,
+    key: PRNGKeyArray,
+    setup: Setup,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Both terms of one run, under the words' logits; the second one's weight is only the first's.
+
+    Returns:
+        L_esd + λ harm, and the parts.
+    """
+    own: Settings = setup.settings
+    drawn = esd.draw(own.trajectories, lora, params, bank, key, setup)
+    sample = jax.lax.stop_gradient(drawn)
+    erasing = esd.erasing(lora, params, bank, setup, sample, own.guidance)
+    weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
+    kept = harm(lora, weights, params, bank, setup, sample)
+    return erasing + own.preserve * kept, {"esd": erasing, "harm": kept}
+
+
+def _erase(
+    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+) -> tuple[State, Metrics]:
+    """A step of the adapter."""
+    fixed = jax.lax.stop_gradient(state.own["logits"])
+
+    def loss(lora: PyTree) -> tuple[Array, Metrics]:
+        return losses(lora, fixed, params=params, bank=bank, key=key, setup=setup)
+
+    step = optimiser(setup.settings)
+    lora, own, metrics = descend(loss, state.lora, state.own["eap"], step)
+    metrics["eap_gradient"] = metrics.pop("gradient")
+    return state.replace(lora=lora, own=state.own | {"eap": own}), metrics  # pyright: ignore
+
+
+def _search(
+    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+) -> tuple[State, Metrics]:
+    """A step of the logits, up the harm."""
+    own: Settings = setup.settings
+    drawn = esd.draw(own.trajectories, state.lora, params, bank, key, setup)
+    sample = jax.lax.stop_gradient(drawn)
+
+    def loss(logits: Float[Array, "M"]) -> tuple[Array, Metrics]:
+        weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
+        harmed = harm(state.lora, weights, params, bank, setup, sample)
+        return -harmed, {"worst": harmed}
+
+    step = optax.adam(own.logits_rate)
+    logits, search, metrics = descend(loss, state.own["logits"], state.own["search"], step)
+    metrics["search_gradient"] = metrics.pop("gradient")
+    changed = state.own | {"logits": logits, "search": search}
+    return state.replace(own=changed), metrics  # pyright: ignore
+
+
+def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
+    return {"eap": optimiser(config.own(Settings)).init(lora)}
+
+
+def _start_search(lora: PyTree, config: Config) -> dict[str, PyTree]:
+    del lora
+    logits = jnp.zeros(1 + config.own(Settings).most)
+    return {"logits": logits, "search": optax.adam(config.own(Settings).logits_rate).init(logits)}
+
+
+def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
+    return {"eap": (functools.partial(losses, logits=own["logits"]), key)}
+
+
+def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
+    """The words that may be looked at.
+
+    Raises:
+        InputError: there is no such file, or no other word in it.
+    """
+    named = config.own(Settings).vocabulary
+    if named is None:
+        return tuple(word for pool in words.pools for word in pool)
+    try:
+        lines = Path(named).read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"eap.vocabulary = {named!r} cannot be read ({error}); name a text file with a word a "
+            "line, or none"
+        ) from error
+    own = {word.casefold() for word in (config.concept, *config.synonyms)}
+    found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not (others := tuple(word for word in found if word.casefold() not in own)):
+        raise InputError(f"eap.vocabulary = {named!r} holds no word besides the concept's")
+    return others
+
+
+def nearest(config: Config, pipe: Pipeline, words: tuple[str, ...], most: int) -> tuple[str, ...]:
+    """Words that stand for those near the concept, by CLIP's output for them.
+
+    Args:
+        config: names the concept.
+        pipe: whose text encoders look at the words.
+        words: more than `most`.
+        most: how many are wanted; so many clusters are made of four times as many near words.
+    """
+    parts = [
+        np.asarray(pipe.encode([words[row] for row in rows]).pooled, np.float64)
+        for rows in batches(len(words), config.bank.batch, "looking for near words")
+    ]
+    vectors = _unit(np.concatenate(parts)[: len(words)])
+    concept = _unit(np.asarray(pipe.encode([config.concept]).pooled, np.float64))
+    near = np.argsort(-(vectors @ concept[0]), kind="stable")[: 4 * most]
+    clusters = fcluster(linkage(vectors[near], "ward"), most, "maxclust")
+    taken = []
+    for cluster in np.unique(clusters):
+        own = near[clusters == cluster]
+        apart = np.linalg.norm(vectors[own] - vectors[own].mean(axis=0), axis=1)
+        taken.append(int(own[np.argmin(apart)]))
+    return tuple(words[row] for row in sorted(taken))
+
+
+def _unit(vectors: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
+    """The concept's sentences, with every word of the vocabulary in its place too."""
+    own = config.own(Settings)
+    found = vocabulary(config, words)
+    if pipe is not None and len(found) > own.most:
+        found = nearest(config, pipe, found, own.most)
+    return Needs(pools=((), found[: own.most]), stand_in=own.stand_in, eta=own.eta)
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What is wrong between fields that are right by themselves."""
+    named = config.own(Settings).vocabulary
+    if named is None and not config.irrelevant:
+        yield "eap.vocabulary = None and irrelevant = (): EAP needs other words; name some"
+    if named is not None and not Path(named).is_file():
+        yield f"eap.vocabulary = {named!r} is not a file; name one with a word a line"
+
+
+ERASE = Step(in_every_run(_erase), _start, _losses)
+SEARCH = Step(in_every_run(_search), _start_search, lambda key, own: {})
+METHOD = Method(
+    title="EAP",
+    settings=Settings,
+    needs=needs,
+    steps=lambda config: {"eap": ERASE, "search": SEARCH},
+    compiled=lambda config: replace(config.own(Settings), vocabulary=None, eta=0.0, stand_in=None),
+    weights=lambda config: {"esd": 1.0, "harm": config.own(Settings).preserve},
+    own=("vocabulary", "eta", "stand_in"),
+    problems=problems,
+)

@@ -1,0 +1,117 @@
+"""ESD: the concept's velocity is trained to lead away from the concept (Gandikota et al., 2023).
+
+    E ‖v_θ(x_t, c) - [v_o(x_t, g) - η (v_o(x_t, c) - v_o(x_t, ∅))]‖²
+
+where x_t lies on the way from noise to a picture of c, and g is the empty prompt ∅ or another. The
+authors' later releases write v_o(g) - η' (v_o(c) - v_o(g)), and η' for what is 1 + η here.
+Axis letters: B batch, S image tokens, C latent channels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from erase.bank import Bank, Needs
+from erase.config import Config
+from erase.draws import draw_latents, student_latents, teacher, velocity
+from erase.fields import choice, number
+from erase.irrelevant import Words
+from erase.losses import esd_target, squared_error
+from erase.methods.method import Method, descending
+from erase.setup import Setup, split_samples
+from erase.updates import Metrics
+from flux_jax.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Settings:
+    """ESD's.
+
+    Attributes:
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+        clip: largest norm of a gradient; by default none is shortened.
+        eta: η, how far past the unconditional velocity the target lies.
+        stand_in: words that take the concept's place in its sentence, whose velocity then is the
+            unconditional one; an empty text leaves the place out; by default the empty prompt.
+        erase_to: prompt g; by default what is unconditional.
+        trajectories: whose way leads to x_t: the adapted model's ("student"), or the frozen one's.
+        guidance: distilled guidance scale of all velocities in the loss; by default that of the
+            trajectories.
+    """
+
+    learning_rate: float = number(1e-4, above=0)
+    weight_decay: float = number(0.0, least=0)
+    clip: float | None = number(None, above=0)
+    eta: float = number(1.0, least=0)
+    stand_in: str | None = None
+    erase_to: str = ""
+    trajectories: str = choice("student", "student", "teacher")
+    guidance: float | None = number(None, least=0)
+
+
+class Sample(NamedTuple):
+    """Where on their way some pictures are: x_t, t, and the sentences that they show."""
+
+    latents: Float[Array, "B S C"]
+    times: Float[Array, "B"]
+    sentences: Int[Array, "B"]
+
+
+def draw(
+    trajectories: str, lora: PyTree, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+) -> Sample:
+    """A sample on the adapted model's way ("student") or on the frozen one's ("teacher")."""
+    if trajectories == "student":
+        return Sample(*student_latents(lora, params, bank, key, setup))
+    return Sample(*draw_latents(bank, key, setup, len(bank.times)))
+
+
+def erasing(
+    lora: PyTree,
+    params: PyTree,
+    bank: Bank,
+    setup: Setup,
+    sample: Sample,
+    guidance: float | None = None,
+) -> Float[Array, ""]:
+    """The loss at a sample."""
+    latents, times, rows = sample
+    concept, anchors = split_samples(setup, (bank.sentences[rows, 0], bank.anchors[rows]))
+    given = (latents, concept, anchors, times, bank)
+    conditional, *others = teacher(setup, params, *given, guidance=guidance)
+    target = esd_target(conditional, others[0], others[-1], bank.eta)
+    predicted = velocity(setup, params, lora, latents, concept, times, bank, guidance=guidance)
+    return squared_error(predicted, target)
+
+
+def losses(
+    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of one run."""
+    own: Settings = setup.settings
+    sample = draw(own.trajectories, lora, params, bank, key, setup)
+    loss = erasing(lora, params, bank, setup, jax.lax.stop_gradient(sample), own.guidance)
+    return loss, {"esd": loss}
+
+
+def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
+    """The concept's sentences, and what their velocity is led away from the concept to."""
+    del words, pipe
+    own = config.own(Settings)
+    return Needs(stand_in=own.stand_in, towards=own.erase_to, eta=own.eta)
+
+
+OWN = ("eta", "stand_in", "erase_to")
+STEP = descending("esd", losses, lambda config: config.own(Settings))
+METHOD = Method(
+    title="ESD",
+    settings=Settings,
+    needs=needs,
+    steps=lambda config: {"esd": STEP},
+    compiled=lambda config: replace(config.own(Settings), eta=0.0, stand_in=None, erase_to=""),
+    weights=lambda config: {"esd": 1.0},
+    own=OWN,
+)

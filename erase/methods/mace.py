@@ -1,0 +1,252 @@
+"""MACE: words near the concept forget it, then a small adapter hides its tokens (Lu et al., 2024).
+
+1. In closed form, W' of every target minimises Σ ‖W' f - W g‖² + λ ‖W' - W‖² over the words that
+   stand beside the concept: f is the layer's input there, g the same where another word stands in
+   the concept's place. The best change of a rank stays in the adapted model from then on.
+2. An adapter is trained on pictures of the concept with noise: Σ over blocks of the Frobenius norm
+   ‖A[region, tokens]‖ of the attention that the concept's region of the picture gives to its
+   tokens, with t where pictures take shape, p(t) ∝ σ(0.05 (1000 t - 200)) - σ(0.05 (1000 t - 400)).
+3. Both are exported as one adapter. Adapters of several concepts are fused by `erase.compose`.
+
+The regions come from the frozen model's own attention maps, so that no segmenter is needed.
+Axis letters: B batch, L blocks, H heads, N tokens, T text tokens, G concept tokens, S image tokens,
+R trajectories, D steps, K tokens that are looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from convert.errors import InputError
+from convert.mapping import nest
+from erase import closed_form
+from erase.attention import concept_mass
+from erase.bank import Bank, Needs, Plan
+from erase.config import Config
+from erase.draws import Counts, apply, mixed
+from erase.fields import number
+from erase.inputs import kernels, text_inputs
+from erase.irrelevant import Words
+from erase.methods.method import Drawn, Method, descending
+from erase.prompts import as_template, phrase
+from erase.setup import Setup, split_samples
+from erase.tokens import concept_masks
+from erase.updates import Metrics
+from flux_jax.lora import Adapter, combine, unscaled
+from flux_jax.pipeline import Pipeline, batches
+
+# Keeps the norm's gradient finite at 0.
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Settings:
+    """MACE's.
+
+    Attributes:
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+        clip: largest norm of a gradient; by default none is shortened.
+        stand_in: word in the concept's place, for g; by default the first of the irrelevant words.
+        edit_rank: of the closed form's change.
+        ridge: λ, in means of the diagonal of Σ fᵀf.
+        region: share of the picture that is taken for the concept's.
+    """
+
+    learning_rate: float = number(1e-5, above=0)
+    weight_decay: float = number(0.0, least=0)
+    clip: float | None = number(None, above=0)
+    stand_in: str = ""
+    edit_rank: int = number(4, least=1)
+    ridge: float = number(0.1, above=0)
+    region: float = number(0.4, above=0, most=1)
+
+
+def hidden(mass: Float[Array, "L B H N G"], regions: Float[Array, "B S"]) -> Float[Array, ""]:
+    """Σ over blocks of ‖A[region, tokens]‖, the mean over the batch.
+
+    Args:
+        mass: attention on each of the concept's tokens, for every query; zeros for other tokens.
+        regions: ones at the concept's image tokens.
+    """
+    image = mass[..., -regions.shape[1] :, :].astype(jnp.float32) * regions[None, :, None, :, None]
+    norms = jnp.sqrt(jnp.sum(jnp.square(image), axis=(2, 3, 4)) + TINY) - TINY**0.5
+    return jnp.mean(jnp.sum(norms, axis=0))
+
+
+def importance(times: Float[Array, "D"]) -> Float[Array, "D"]:
+    """Log probabilities of steps, up to a constant."""
+    low, high = (jax.nn.sigmoid(0.05 * (1000 * times - edge)) for edge in (200, 400))
+    return jnp.log(jnp.maximum(low - high, 1e-20))
+
+
+def draw(
+    key: PRNGKeyArray, setup: Setup, count: int, times: Float[Array, "D"]
+) -> tuple[Int[Array, "B"], Int[Array, "B"], PRNGKeyArray]:
+    """Draws pictures, a step for each by its importance, and the key of their noise."""
+    keys = jax.random.split(key, 3)
+    rows = jax.random.randint(keys[0], (setup.batch_size,), 0, count)
+    steps = jax.random.categorical(keys[1], importance(times), shape=(setup.batch_size,))
+    return rows, steps, keys[2]
+
+
+def losses(
+    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of one run."""
+    assert bank.regions is not None, "`completes` has made them"
+    rows, steps, noise_key = draw(key, setup, len(bank.trajectories), bank.times)
+    clean = split_samples(setup, bank.trajectories[rows, -1].astype(jnp.float32))
+    noise = split_samples(setup, jax.random.normal(noise_key, clean.shape))
+    times = split_samples(setup, bank.times[steps])
+    sentences = bank.trajectory_sentences[rows]
+    shown, masks = split_samples(setup, (bank.sentences[sentences, 0], bank.masks[sentences, 0]))
+    given = (mixed(clean, noise, times), shown, times, bank)
+    # Each of the concept's tokens is a group of its own.
+    groups = masks[..., None] * jnp.eye(masks.shape[-1])
+    _, out = apply(setup, params, lora, *given, token_masks=groups, stop_after="dual")
+    loss = hidden(out["attention"], split_samples(setup, bank.regions[rows]))
+    return loss, {"hidden": loss}
+
+
+def drawn(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
+    """Pictures are the ends of trajectories."""
+    rows, steps, _ = draw(key, setup, counts.trajectories, counts.times)
+    return {"": ("trajectories", (rows, steps))}
+
+
+def pairs(config: Config) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Sentences with the concept and with what stands in for it, each with that word."""
+    word = stand_in(config)
+    templates = [as_template(prompt, config.concept) for prompt in config.prompts]
+    return [
+        ((phrase(t, config.concept), config.concept), (phrase(t, word), word)) for t in templates
+    ]
+
+
+def stand_in(config: Config) -> str:
+    """What comes in the concept's place."""
+    return config.own(Settings).stand_in or config.irrelevant[0]
+
+
+def around(
+    own: Float[np.ndarray, "T"], other: Float[np.ndarray, "T"]
+) -> tuple[Int[np.ndarray, "K"], Int[np.ndarray, "K"]]:
+    """Which tokens of two prompts are the same words beside different ones.
+
+    Args:
+        own: ones at the tokens of the one's word, which every token before and after is beside.
+        other: ones at those of the other's.
+    """
+    (first, last), (other_first, other_last) = (
+        (int(np.argmax(mask)), len(mask) - 1 - int(np.argmax(mask[::-1]))) for mask in (own, other)
+    )
+    before = np.arange(min(first, other_first))
+    after = np.arange(1, len(own) - max(last, other_last))
+    return np.concatenate([before, last + after]), np.concatenate([before, other_last + after])
+
+
+def edits(config: Config, pipe: Pipeline) -> PyTree:
+    """The closed form's change of every target, as an adapter's tree.
+
+    Raises:
+        InputError: a target does not see text tokens, or edit_rank is above what a layer has.
+    """
+    own, targets = config.own(Settings), config.adapter.targets
+    tokens = [[], []]
+    prompts = [[], []]
+    for sides in pairs(config):
+        masks = [concept_masks(pipe.tokenizer_2, [prompt], word)[0] for prompt, word in sides]
+        for side, (found, (prompt, _)) in enumerate(zip(around(*masks), sides, strict=True)):
+            tokens[side].append(found)
+            prompts[side].append(prompt)
+    # All prompts are looked at in as many places; a place that comes again does not count.
+    most = max(len(found) for found in tokens[0])
+    weights = np.stack([np.arange(most) < len(found) for found in tokens[0]])
+    filled = [np.stack([np.resize(found, most) for found in side]) for side in tokens]
+    seen = [
+        text_inputs(pipe, config, targets, prompt, places.astype(np.int32))
+        for prompt, places in zip(prompts, filled, strict=True)
+    ]
+    flat = {}
+    for target in targets:
+        factors = []
+        for kernel, f, g in zip(kernels(pipe, target), *(s[target] for s in seen), strict=True):
+            f, g = f[weights], g[weights]
+            matrix = f.T @ f
+            matrix[np.diag_indices_from(matrix)] += own.ridge * np.trace(matrix) / len(matrix)
+            closed_form.check(matrix, "mace.ridge")
+            if own.edit_rank > (most := min(kernel.shape)):
+                raise InputError(f"mace.edit_rank = {own.edit_rank} must be {most} at most")
+            factors.append(closed_form.reduced(matrix, f.T @ (g - f) @ kernel, own.edit_rank))
+        a, b = (np.stack(each).astype(np.float32) for each in zip(*factors, strict=True))
+        blocks = target.startswith("dual_blocks")
+        flat |= {f"{target}/A": a if blocks else a[0], f"{target}/B": b if blocks else b[0]}
+    return nest(flat)
+
+
+def regions(config: Config, pipe: Pipeline, bank: Bank) -> Float[np.ndarray, "R S"]:
+    """Where pictures show the concept: the share that gives its tokens the most attention."""
+    size = max(1, round(config.own(Settings).region * bank.trajectories.shape[2]))
+    ids, masses = jnp.asarray(bank.image_ids), []
+    for rows in batches(len(bank.trajectories), config.bank.batch, "looking for the concept"):
+        sentences = np.asarray(bank.trajectory_sentences)[rows]
+        ends = [np.asarray(bank.trajectories[rows, at], np.float32) for at in (0, -1)]
+        masks = np.asarray(bank.masks)[sentences, 0]
+        given = (bank.sentences[sentences, 0], ids, config.guidance, masks)
+        masses.append(concept_mass(pipe, None, ends[0], ends[1], *given))
+    mass = np.concatenate(masses)[: len(bank.trajectories)]
+    edges = np.sort(mass, axis=1)[:, -size]
+    return (mass >= edges[:, None]).astype(np.float32)
+
+
+def completes(config: Config, pipe: Pipeline, planned: Plan, bank: Bank) -> Bank:
+    """Adds the closed form's change and the regions."""
+    del planned
+    return bank.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        edit=edits(config, pipe), regions=regions(config, pipe, bank)
+    )
+
+
+def exports(
+    config: Config, pipe: Pipeline, planned: Plan, bank: Bank | None, adapter: Adapter
+) -> Adapter:
+    """The closed form's change and what was trained, in one."""
+    del config, pipe, planned
+    assert bank is not None, "there are steps"
+    return unscaled(combine([(unscaled(bank.edit), 1.0), (adapter, 1.0)]))
+
+
+def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
+    """The concept's sentences, whose pictures are drawn, and those with what stands in for it."""
+    del words, pipe
+    also = tuple(prompt for sides in pairs(config) for prompt, _ in sides)
+    return Needs(also=also, edit_rank=config.own(Settings).edit_rank, regions=True)
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What is wrong between fields that are right by themselves."""
+    word = config.own(Settings).stand_in
+    if not (word or config.irrelevant):
+        yield 'mace.stand_in = "" and irrelevant = (): name what comes in the concept\'s place'
+    if word.casefold() in (each.casefold() for each in (config.concept, *config.synonyms)):
+        yield f"mace.stand_in = {word!r} is the concept: name what comes in its place"
+
+
+STEP = descending("mace", losses, lambda config: config.own(Settings), drawn=drawn)
+METHOD = Method(
+    title="MACE",
+    settings=Settings,
+    needs=needs,
+    steps=lambda config: {"mace": STEP},
+    compiled=lambda config: replace(config.own(Settings), stand_in=""),
+    weights=lambda config: {"hidden": 1.0},
+    own=("stand_in",),
+    problems=problems,
+    completes=completes,
+    exports=exports,
+)

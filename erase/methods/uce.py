@@ -1,0 +1,149 @@
+"""UCE: the concept's tokens are mapped to others' outputs, in closed form (Gandikota et al., 2024).
+
+For every target W, W' minimises
+
+    Σ ‖W' c - W g‖² + p Σ ‖W' k - W k‖² + λ ‖W' - W‖²
+
+over c, the layer's input at the concept's last token, g, the same of what is drawn instead, and k
+of prompts to preserve; biases stay. What a layer in a block sees depends on the step: c, g and k
+are means over the frozen model's denoising. The change's rank is the number of c, so that it is
+exported as an adapter, exactly.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from convert.mapping import nest
+from erase import closed_form
+from erase.bank import Bank, Needs, Plan
+from erase.config import Config
+from erase.fields import number
+from erase.inputs import kernels, text_inputs
+from erase.irrelevant import Words
+from erase.methods.method import Method
+from erase.prompts import SLOT, phrase
+from erase.tokens import marks
+from flux_jax.lora import Adapter, unscaled
+from flux_jax.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Settings:
+    """UCE's.
+
+    Attributes:
+        templates: prompts with "{}" in whose place the concept and its synonyms come.
+        synonyms: whether synonyms are erased with the concept.
+        guide: what comes in the concept's place; an empty text is the empty prompt.
+        keep: prompts to preserve; by default irrelevant words in the concept's place.
+        ridge: λ.
+        preserve: p.
+    """
+
+    templates: tuple[str, ...] = ("{}",)
+    synonyms: bool = True
+    guide: str = ""
+    keep: tuple[str, ...] = ()
+    ridge: float = number(0.5, least=0)
+    preserve: float = number(1.0, least=0)
+
+
+def erased(config: Config) -> list[tuple[str, str]]:
+    """Prompts with the concept, each with the word that names it there."""
+    own = config.own(Settings)
+    words = (config.concept, *(config.synonyms if own.synonyms else ()))
+    return [(phrase(template, word), word) for template in own.templates for word in words]
+
+
+def guides(config: Config) -> list[tuple[str, str]]:
+    """What comes instead, for each of `erased`."""
+    own = config.own(Settings)
+    count = len(erased(config)) // len(own.templates)
+    pairs = [(phrase(t, own.guide) if own.guide else "", own.guide) for t in own.templates]
+    return [pair for pair in pairs for _ in range(count)]
+
+
+def kept(config: Config) -> list[tuple[str, str]]:
+    """Prompts to preserve, with the words there whose last token counts."""
+    own = config.own(Settings)
+    if own.keep:
+        return [(prompt, "") for prompt in own.keep]
+    return [(phrase(t, word), word) for t in own.templates for word in config.irrelevant]
+
+
+def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray, "B 1"]:
+    """Where each prompt's word ends; the prompt itself, where it names none."""
+    prompts, words = zip(*pairs, strict=True)
+    _, ids = pipe.tokenize(prompts)
+    # The end-of-text token stands last, and alone in an empty prompt.
+    ends = (ids != pipe.tokenizer_2.pad_token_id).sum(axis=1) - 1
+    own = marks(pipe.tokenizer_2, prompts, [word or SLOT for word in words])
+    found = own.any(axis=1)
+    last = own.shape[1] - 1 - np.argmax(own[:, ::-1], axis=1)
+    return np.where(found, last, np.maximum(ends - 1, 0))[:, None].astype(np.int32)
+
+
+def exports(
+    config: Config, pipe: Pipeline, planned: Plan, bank: Bank | None, adapter: Adapter
+) -> Adapter:
+    """The change of every target.
+
+    Raises:
+        InputError: a target does not see text tokens, or its system is singular.
+    """
+    del planned, bank, adapter
+    own, targets = config.own(Settings), config.adapter.targets
+    groups = (erased(config), guides(config), kept(config))
+    pairs = [pair for group in groups for pair in group]
+    prompts = [prompt for prompt, _ in pairs]
+    seen = text_inputs(pipe, config, targets, prompts, last_tokens(pipe, pairs))
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    flat = {}
+    for target in targets:
+        factors = []
+        weights = kernels(pipe, target)
+        for kernel, vectors in zip(weights, seen[target][:, :, 0], strict=True):
+            c, g, k = np.split(vectors, ends)
+            given = {"ridge": own.ridge, "preserve": own.preserve, "name": "uce.ridge"}
+            factors.append(closed_form.edit(kernel, c, g, k, **given))
+        a, b = (np.stack(each).astype(np.float32) for each in zip(*factors, strict=True))
+        blocks = target.startswith("dual_blocks")
+        flat |= {f"{target}/A": a if blocks else a[0], f"{target}/B": b if blocks else b[0]}
+    return unscaled(nest(flat))
+
+
+def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
+    """Nothing is drawn from; the prompts alone are encoded."""
+    del words, pipe
+    groups = (erased(config), guides(config), kept(config))
+    return Needs(also=tuple(prompt for group in groups for prompt, _ in group))
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What is wrong between fields that are right by themselves."""
+    own = config.own(Settings)
+    if not own.templates:
+        yield 'uce.templates = () is empty: give prompts such as "{}"'
+    for template in own.templates:
+        if SLOT not in template:
+            yield f'uce.templates: {template!r} needs "{SLOT}" where the concept goes'
+    if own.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
+        yield f"uce.guide = {own.guide!r} is the concept: name what comes in its place"
+    if not own.ridge and not kept(config):
+        yield "uce.ridge = 0 with nothing to preserve is singular: raise it, or name other words"
+
+
+METHOD = Method(
+    title="UCE",
+    settings=Settings,
+    needs=needs,
+    steps=lambda config: {},
+    compiled=lambda config: None,
+    weights=lambda config: {},
+    own=("templates", "synonyms", "guide", "keep"),
+    problems=problems,
+    exports=exports,
+)

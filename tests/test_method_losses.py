@@ -1,0 +1,292 @@
+"""Every method's losses and steps, sample by sample, in float64 NumPy from single velocities.
+
+A draw is known from its key, as the docstrings of `erase.draws` say.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import BANK, KEY, KEYS, LORA, PARAMS, SETUP, D, M, R, alone, every, run, start_of
+
+from erase.bank import POOL, stack
+from erase.methods import concept_ablation, eap, esd, mace, meta_unlearning
+from erase.setup import Setup
+from flux_jax.lora import init
+
+B = SETUP.batch_size
+GIVEN: dict[str, Any] = {"params": PARAMS, "bank": BANK}
+TIMES = np.asarray(BANK.times, np.float64)
+
+
+def with_settings(settings: Any) -> Setup:
+    return replace(SETUP, settings=settings)
+
+
+def velocity(lora: Any, latents: Any, prompt: Any, time: float) -> np.ndarray:
+    found, _ = alone(PARAMS, lora, jnp.asarray(latents, jnp.float32), prompt, jnp.float32(time))
+    return np.asarray(found, np.float64)
+
+
+def places(key: Any) -> list[tuple[int, int]]:
+    """Trajectories and steps, as `draw_places` draws them."""
+    row_key, step_key = jax.random.split(key)
+    rows = jax.random.randint(row_key, (B,), 0, R)
+    steps = jax.random.randint(step_key, (B,), 0, D)
+    return list(zip(rows.tolist(), steps.tolist(), strict=True))
+
+
+def noisy(key: Any, pictures: Any) -> Iterator[tuple[int, float, np.ndarray, np.ndarray]]:
+    """Rows, t, x_0 and ε, as `draw_pictures` and the losses draw them."""
+    keys = jax.random.split(key, 3)
+    rows = jax.random.randint(keys[0], (B,), 0, len(pictures)).tolist()
+    steps = jax.random.randint(keys[1], (B,), 0, D).tolist()
+    noise = np.asarray(jax.random.normal(keys[2], (B, *pictures.shape[1:])), np.float64)
+    for row, step, each in zip(rows, steps, noise, strict=True):
+        yield row, float(TIMES[step]), np.asarray(pictures[row], np.float64), each
+
+
+def prompt(sentence: int, form: int = 0) -> Any:
+    return BANK.sentences[sentence, form]
+
+
+def mean_square(values: list[np.ndarray]) -> float:
+    return float(np.mean([np.mean(np.square(value)) for value in values]))
+
+
+def esd_terms(lora: Any, key: Any, eta: float) -> list[np.ndarray]:
+    terms = []
+    for row, step in places(key):
+        given = (BANK.trajectories[row, step], TIMES[step])
+
+        def v(lora: Any, shown: Any, given: Any = given) -> np.ndarray:
+            return velocity(lora, given[0], shown, given[1])
+
+        empty = v(None, BANK.anchors[row % M, 0])
+        target = empty - eta * (v(None, prompt(row % M)) - empty)
+        terms.append(v(lora, prompt(row % M)) - target)
+    return terms
+
+
+@pytest.mark.slow
+def test_esd():
+    setup = with_settings(esd.Settings(trajectories="teacher"))
+    loss, metrics = esd.losses(LORA, key=KEY, setup=setup, **GIVEN)
+    wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta)))
+    np.testing.assert_allclose([loss, metrics["esd"]], wanted, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["model", "noise"])
+def test_concept_ablation(target: str):
+    settings = concept_ablation.Settings(target=target, prior=0.5)
+    loss, metrics = concept_ablation.losses(LORA, key=KEY, setup=with_settings(settings), **GIVEN)
+    terms, priors = [], []
+    for row, t, clean, noise in noisy(KEY, BANK.trajectories[:, -1]):
+        x = (1 - t) * clean + t * noise
+        concept, anchor = (velocity(LORA, x, prompt(row % M, form), t) for form in (0, 1))
+        terms.append(concept - (anchor if target == "model" else noise - clean))
+        priors.append(anchor - (noise - clean))
+    np.testing.assert_allclose(metrics["ablation"], mean_square(terms), rtol=1e-4)
+    np.testing.assert_allclose(metrics["prior"], mean_square(priors), rtol=1e-4)
+    np.testing.assert_allclose(loss, metrics["ablation"] + 0.5 * metrics["prior"], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_anchor_of_concept_ablation_is_held_still():
+    """The gradient goes through the concept's velocity alone."""
+
+    def slope(settings: concept_ablation.Settings) -> Any:
+        setup = with_settings(settings)
+
+        def loss(lora: Any) -> jax.Array:
+            return concept_ablation.losses(lora, key=KEY, setup=setup, **GIVEN)[0]
+
+        return jax.grad(loss)(LORA)
+
+    found = jax.tree.leaves(slope(concept_ablation.Settings()))
+    fixed = []
+    for row, t, clean, noise in noisy(KEY, BANK.trajectories[:, -1]):
+        x = (1 - t) * clean + t * noise
+        fixed.append((x, t, row % M, velocity(LORA, x, prompt(row % M, 1), t)))
+
+    def loss(lora: Any) -> jax.Array:
+        terms = []
+        for x, t, sentence, anchor in fixed:
+            predicted, _ = alone(
+                PARAMS, lora, jnp.asarray(x, jnp.float32), prompt(sentence), jnp.float32(t)
+            )
+            terms.append(jnp.mean(jnp.square(predicted - anchor)))
+        return jnp.mean(jnp.stack(terms))
+
+    for a, b in zip(found, jax.tree.leaves(jax.grad(loss)(LORA)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_eap():
+    settings = eap.Settings(trajectories="teacher", preserve=0.7, most=9)
+    logits = jnp.array([9.0, 9.0, 0.5, -0.5, 0.25, 0, 0, 0, 0, 0])
+    setup = with_settings(settings)
+    loss, metrics = eap.losses(LORA, logits, key=KEY, setup=setup, **GIVEN)
+    gumbel = np.asarray(jax.random.gumbel(jax.random.fold_in(KEY, 1), (len(BANK.kinds),)))
+    allowed = np.where(np.asarray(BANK.kinds) >= POOL, logits[: len(BANK.kinds)] + gumbel, -np.inf)
+    chosen, terms = int(allowed.argmax()), []
+    for row, step in places(KEY):
+        given = (BANK.trajectories[row, step], prompt(row % M, chosen), TIMES[step])
+        terms.append(velocity(LORA, *given) - velocity(None, *given))
+    np.testing.assert_allclose(metrics["harm"], mean_square(terms), rtol=1e-4)
+    wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta)))
+    np.testing.assert_allclose(metrics["esd"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(loss, metrics["esd"] + 0.7 * metrics["harm"], rtol=1e-6)
+
+
+def test_weights_of_words_are_hard_and_have_the_slopes_of_soft_ones():
+    logits = jnp.linspace(-1, 1, len(BANK.kinds) + 3)
+    kinds = np.asarray(BANK.kinds)
+    gumbel = np.asarray(jax.random.gumbel(KEY, (len(kinds),)), np.float64)
+    scores = np.where(kinds >= POOL, (np.asarray(logits)[: len(kinds)] + gumbel) / 2, -np.inf)
+    soft = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    weights = eap.chosen(logits, BANK, KEY, 2.0)
+    np.testing.assert_allclose(weights, np.eye(len(kinds))[soft.argmax()], atol=1e-6)
+    worth = np.random.default_rng(0).standard_normal(len(kinds))
+    slope = jax.grad(lambda each: jnp.asarray(worth) @ eap.chosen(each, BANK, KEY, 2.0))(logits)
+    wanted = soft * (worth - soft @ worth) / 2
+    np.testing.assert_allclose(slope, np.pad(wanted, (0, 3)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_eap_s_search_finds_what_an_adapter_harms():
+    """The harm that the words' weights promise goes up, and the adapter stays as it is."""
+    settings = eap.Settings(trajectories="teacher", logits_rate=0.3, most=9)
+    setup = with_settings(settings)
+    state = start_of("eap").replace(lora=LORA)
+
+    def expected(logits: Any) -> float:
+        """The harm's mean under the words' probabilities, over all places."""
+        kinds = np.asarray(BANK.kinds)
+        shares = np.asarray(jax.nn.softmax(jnp.where(kinds >= POOL, logits[: len(kinds)], -1e9)))
+        harms = []
+        for form in range(len(kinds)):
+            sample = esd.Sample(
+                BANK.trajectories[:, 1], jnp.full(R, BANK.times[1]), BANK.trajectory_sentences
+            )
+            weights = jnp.eye(len(kinds))[form]
+            harms.append(float(eap.harm(LORA, weights, PARAMS, BANK, setup, sample)))
+        return float(shares @ np.asarray(harms))
+
+    first = expected(state.own["logits"])
+    every_, bank, metrics = every(state), stack([BANK]), {}
+    for step in range(40):
+        keys = jax.random.fold_in(KEY, step)[None]
+        every_, metrics = eap.SEARCH.update(every_, PARAMS, bank, keys, setup=setup)
+    after = run(every_)
+    assert expected(after.own["logits"]) > 1.05 * first
+    assert set(metrics) == {"worst", "search_gradient"}
+    for a, b in zip(*map(jax.tree.leaves, (after.lora, LORA)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_meta_unlearning():
+    settings = meta_unlearning.Settings(
+        trajectories="teacher", keep=0.3, meta=0.2, inner_steps=2, weight_decay=0.0
+    )
+    setup, state = with_settings(settings), start_of("meta_unlearning").replace(lora=LORA)
+    keep_key, teach_key = (jax.random.fold_in(KEY, index) for index in (1, 2))
+
+    def keep(lora: Any, pictures: Any, shown: Any, key: Any) -> jax.Array:
+        terms = []
+        for row, t, clean, noise in noisy(key, pictures):
+            x = jnp.asarray((1 - t) * clean + t * noise, jnp.float32)
+            predicted, _ = alone(PARAMS, lora, x, shown(row), jnp.float32(t))
+            terms.append(jnp.mean(jnp.square(predicted - (noise - clean))))
+        return jnp.mean(jnp.stack(terms))
+
+    def kept(lora: Any) -> jax.Array:
+        return keep(lora, BANK.pictures, lambda row: BANK.picture_prompts[row], keep_key)
+
+    # AdamW by hand, on the concept's own pictures.
+    copy, first, second = LORA, None, None
+    for index in range(2):
+        inner = jax.random.fold_in(teach_key, index)
+        slope = jax.grad(keep)(copy, BANK.trajectories[:, -1], lambda row: prompt(row % M), inner)
+        zeros = jax.tree.map(jnp.zeros_like, slope)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first or zeros, slope)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second or zeros, slope)
+        down = (1 - 0.9 ** (index + 1), 1 - 0.999 ** (index + 1))
+        copy = jax.tree.map(
+            lambda p, m, v, down=down: (
+                p - 1e-4 * (m / down[0] / (jnp.sqrt(v / down[1]) + 1e-8) + 1e-4 * p)
+            ),
+            copy,
+            first,
+            second,
+        )
+    erase = jax.grad(
+        lambda lora: esd.losses(
+            lora, key=KEY, setup=with_settings(esd.Settings(trajectories="teacher")), **GIVEN
+        )[0]
+    )(LORA)
+    total = jax.tree.map(
+        lambda e, k, f: e + 0.3 * k - 0.2 * f, erase, jax.grad(kept)(LORA), jax.grad(kept)(copy)
+    )
+    after, metrics = meta_unlearning.STEP.update(
+        every(state), PARAMS, stack([BANK]), KEYS, setup=setup
+    )
+    norm = np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(total)))
+    np.testing.assert_allclose(metrics["meta_gradient"], norm, rtol=2e-3)
+    np.testing.assert_allclose(metrics["keep"], kept(LORA), rtol=1e-4)
+    np.testing.assert_allclose(metrics["keep_taught"], kept(copy), rtol=1e-4)
+    for old, new, g in zip(*map(jax.tree.leaves, (LORA, run(after).lora, total)), strict=True):
+        sure = np.abs(g) > 1e-4
+        np.testing.assert_allclose((old - new)[sure], 1e-5 * np.sign(g[sure]), rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_mace():
+    """Attention of the concept's region to its tokens, through the closed form's change too."""
+    rng = np.random.default_rng(3)
+    targets = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
+    edit = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32),
+        init(KEY, PARAMS, targets, 1),
+    )
+    tokens = BANK.pictures.shape[1]
+    regions = (rng.random((R, tokens)) < 0.4).astype(np.float32)
+    bank = BANK.replace(edit=edit, regions=jnp.asarray(regions))
+    setup = with_settings(mace.Settings())
+    loss, _ = mace.losses(LORA, params=PARAMS, bank=bank, key=KEY, setup=setup)
+    # `alone` scales every B by 1.5, which the edit's is not to be.
+    both = jax.tree.map_with_path(
+        lambda path, a, b: jnp.concatenate(
+            [a, b / 1.5 if path[-1].key == "B" else b], axis=-1 if path[-1].key == "A" else -2
+        ),
+        LORA,
+        edit,
+    )
+    keys = jax.random.split(KEY, 3)
+    rows = jax.random.randint(keys[0], (B,), 0, R).tolist()
+    logits = np.log(np.maximum(sigmoid(50 * TIMES - 10) - sigmoid(50 * TIMES - 20), 1e-20))
+    steps = jax.random.categorical(keys[1], jnp.asarray(logits, jnp.float32), shape=(B,)).tolist()
+    noise = np.asarray(jax.random.normal(keys[2], (B, *BANK.pictures.shape[1:])), np.float64)
+    sums = []
+    for row, step, each in zip(rows, steps, noise, strict=True):
+        t = TIMES[step]
+        x = (1 - t) * np.asarray(BANK.trajectories[row, -1], np.float64) + t * each
+        _, weights = alone(
+            PARAMS, both, jnp.asarray(x, jnp.float32), prompt(row % M), jnp.float32(t)
+        )
+        columns = np.flatnonzero(BANK.masks[row % M, 0])
+        image = np.asarray(weights, np.float64)[:, :, -tokens:][..., columns]
+        shown = image[:, :, regions[row] > 0]
+        sums.append(sum(np.linalg.norm(block) for block in shown))
+    np.testing.assert_allclose(loss, np.mean(sums), rtol=1e-4)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
