@@ -34,7 +34,7 @@ from convert.mapping import nest
 from erase import compose, fusion, summary
 from erase.calibrate import bisect
 from erase.cases import Case, cases, check, draw_cases, judged
-from erase.command import FLAG, begin, define_flag, parse_flags
+from erase.command import FLAG, begin, configured, define_flag, parse_flags
 from erase.compose import Part
 from erase.config import Config
 from erase.evaluate import by_concept, counts, others
@@ -336,7 +336,7 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    runs = load_runs(given[FLAG].value)
+    runs = configured()
     if len(runs) < max(COUNTS):
         raise InputError(f"config has {len(runs)} runs, fewer than {max(COUNTS)}")
     validation = load_runs(emoji_hundred.validation())

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs.suite import CONCEPTS, KEPT, SETTINGS
+from erase.methods import METHODS
 from erase.runs import configure, over
 from flux_jax.lora import TEXT_QUERY_KEY
 
@@ -40,8 +41,10 @@ def emoji(*names: str, preset: str = "") -> ConfigDict:
         *names: concepts, see `configs.suite`; several train at once, with `STRONG`.
         preset: a name in `erase.presets` whose values take the place of those chosen here.
     """
-    own = {} if preset else SETTINGS
-    each = {name: over(CONCEPTS[name], own.get(name, {})) for name in names}
+    # What other methods lead a concept to is no preset's.
+    left = METHODS if preset else SETTINGS[names[0]]
+    own = {name: {k: v for k, v in SETTINGS[name].items() if k in left} for name in names}
+    each = {name: over(CONCEPTS[name], own[name]) for name in names}
     if len(names) == 1:
         return configure(preset, **over(PLACE if preset else EMOJI, each[names[0]]))
     return configure(preset, **(PLACE if preset else over(EMOJI, STRONG)), each=each)

@@ -11,6 +11,7 @@ from typing import Any
 
 from configs import EMOJI, PLACE, STRONG
 from configs.suite import CONCEPTS, SETTINGS, VALIDATION
+from erase.methods import METHODS
 from erase.presets import PRESETS
 from erase.runs import over
 from erase.study import Study
@@ -21,6 +22,16 @@ LARGE = {"evaluation": {"batch": 192}, "bank": {"batch": 64}}
 # So few that what a variant changes still shows.
 SHORT = {"iterations": 100}
 STOP = {"iterations": 600, "early_stop": {"every": 25}}
+# Methods that train, with what makes them as fast as the others: their authors' way to x_t draws
+# half a picture in every update.
+TEACHER = {"trajectories": "teacher"}
+TRAINED = {
+    "concept_ablation": {},
+    "esd": TEACHER,
+    "mace": {},
+    "eap": TEACHER,
+    "meta_unlearning": TEACHER,
+}
 # Ten of the thirty, of all kinds.
 THIRD = tuple(CONCEPTS)[::3]
 
@@ -106,6 +117,31 @@ STUDIES = {
             "the empty prompt as stand-in": {"lower": {"stand_in": None}},
         },
         seeds=(0, 1, 2),
+    ),
+    "methods": Study(
+        question="Which learning rate (or ridge) suits each method, all else equal?",
+        concepts=_concepts({"iterations": 300}, names=THIRD, split=VALIDATION),
+        variants={
+            "EraseAnything": {},
+            **{
+                f"{METHODS[name].title}, {rate:g}": {
+                    "method": name,
+                    name: {"learning_rate": rate, **more},
+                    "evaluation": {"strength": 1.0},
+                }
+                for rate in (3e-4, 1e-3, 3e-3)
+                for name, more in TRAINED.items()
+            },
+            **{
+                f"UCE, {ridge:g}": {
+                    "method": "uce",
+                    "uce": {"ridge": ridge},
+                    "evaluation": {"strength": 1.0},
+                }
+                for ridge in (0.5, 5.0, 50.0)
+            },
+        },
+        seeds=(0,),
     ),
     "losses": Study(
         question="What does each loss do?",

@@ -147,10 +147,32 @@ def _relation(name: str) -> dict[str, Any]:
     }
 
 
+def _of_methods(place: str, instead: str | None) -> dict[str, Any]:
+    """What other methods lead the concept to.
+
+    Args:
+        place: words that make sense in the concept's place.
+        instead: what L_esd has there; None is the empty prompt.
+    """
+    return {
+        "concept_ablation": {"anchor": place},
+        "mace": {"stand_in": place},
+        "uce": {"guide": place},
+        **{name: {"stand_in": instead} for name in ("esd", "eap", "meta_unlearning")},
+    }
+
+
+def _entity_settings(name: str) -> dict[str, Any]:
+    _, near = _ENTITIES[name]
+    return {"upper": {"prompts": PICTURES}, **_of_methods(near[0], None)}
+
+
 def _style_settings(name: str) -> dict[str, Any]:
     shown = zip(PICTURES, cycle(_other_styles(name)))
+    plain = "sticker" if name == "flat" else "flat"
     return {
-        "lower": {"stand_in": "sticker" if name == "flat" else "flat"},
+        "lower": {"stand_in": plain},
+        **_of_methods(plain, plain),
         "upper": {"prompts": tuple(f"{thing} in the style of {style}" for thing, style in shown)},
     }
 
@@ -161,6 +183,7 @@ def _relation_settings(name: str) -> dict[str, Any]:
         # In another order a sentence has another relation.
         "bank": {"shuffled": 0.0},
         "lower": {"stand_in": _RELATIONS[name][2]},
+        **_of_methods(_RELATIONS[name][2], _RELATIONS[name][2]),
         "upper": {
             "prompts": tuple(
                 phrase(phrase("a {} ", a) + f"{word} a {{}}", b) for a, b, word in shown
@@ -177,7 +200,7 @@ CONCEPTS: Mapping[str, Mapping[str, Any]] = {
     **{name.replace(" ", "_"): _relation(name) for name in _RELATIONS},
 }
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    **{name.replace(" ", "_"): {"upper": {"prompts": PICTURES}} for name in _ENTITIES},
+    **{name.replace(" ", "_"): _entity_settings(name) for name in _ENTITIES},
     **{name: _style_settings(name) for name in _STYLES},
     **{name.replace(" ", "_"): _relation_settings(name) for name in _RELATIONS},
 }

@@ -20,6 +20,8 @@ from absl import app, flags
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_adapter
 from erase.command import begin, parse_flags
+from erase.config import Config
+from erase.methods import METHODS
 from erase.pictures import write
 from erase.prompts import phrase
 from erase.report import WORDS, percent, read
@@ -65,11 +67,17 @@ def of_run(workdir: str | Path) -> Path:
         write(folder / PICTURE, (workdir / PICTURE).read_bytes())
     results = _rows(config["concept"], cells)
     adapter, settings = config["adapter"], config["evaluation"]
+    method = METHODS[config.get("method", Config.method)]
+    targets = ", ".join(f"`{target}`" for target in adapter["targets"])
+    made = f"in closed form, on {targets}"
+    if method.steps(Config(config["concept"])):
+        made = (
+            f"{config['iterations']} iterations at {config['height']} x {config['width']}, rank "
+            f"{adapter['rank']} on {targets}"
+        )
     how = (
-        f"Made by EraseAnything: {config['iterations']} iterations at {config['height']} x "
-        f"{config['width']}, alternation {config['alternation']}, rank {adapter['rank']} on "
-        f"{', '.join(f'`{target}`' for target in adapter['targets'])}. All settings are in the "
-        "header of the adapter's file, under `settings`."
+        f"Made by {method.title}: {made}. All settings are in the header of the adapter's file, "
+        "under `settings`."
     )
     template = (settings["templates"] or ["a photo of a {}"])[0]
     return _write(

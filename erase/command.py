@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import jax
@@ -13,8 +14,9 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
+from erase.config import Config
 from erase.fields import paths, unknown
-from erase.runs import EACH, RunConfig
+from erase.runs import EACH, RunConfig, load_runs
 from flux_jax import compiler
 
 FLAG = "config"
@@ -31,6 +33,17 @@ MENDS = (
 def define_flag() -> None:
     """Declares `--config` and its overrides; a function, so that importing declares nothing."""
     config_flags.DEFINE_config_file(FLAG, None, "Configuration file; see configs/.")
+
+
+def configured() -> dict[str, Config]:
+    """The runs that the flags configure, by name; see `erase.runs.load_runs`.
+
+    Raises:
+        InputError: with a line for every field that is unknown or cannot be used.
+    """
+    flag = flags.FLAGS[FLAG]
+    changed = config_flags.get_override_values(flag)
+    return load_runs(flag.value, {path: attrgetter(path)(flag.value) for path in changed})
 
 
 @exits_cleanly

@@ -32,12 +32,11 @@ from convert.errors import exits_cleanly
 from erase import card, report
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, check, draw_cases, judged
-from erase.command import FLAG, begin, define_flag, explains_memory, parse_flags
+from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import Judge, open_judge, share
 from erase.model import open_model
 from erase.pictures import png, sheet, write
-from erase.runs import load_runs
 from erase.sample import read_adapter
 from erase.summary import CELLS, harmonic_mean, write_summary
 from erase.synonyms import settle
@@ -261,7 +260,7 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
     """
-    runs = {name: settle(config)[0] for name, config in load_runs(given[FLAG].value).items()}
+    runs = {name: settle(config)[0] for name, config in configured().items()}
     opened = {
         name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
         for name, config in runs.items()

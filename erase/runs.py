@@ -10,6 +10,10 @@ the command line. Several runs that train at once share what is named so and dif
 
     each={"ball": {"concept": "soccer ball"}, "cat": {"concept": "cat", "seed": 1}}
 
+and what only one of the methods is to have stands in
+
+    by_method={"esd": {"iterations": 200, "esd": {"learning_rate": 1e-3}}}
+
 `load_runs` checks everything at once.
 """
 
@@ -44,6 +48,8 @@ RunConfig: type[Config] = dataclasses.make_dataclass(
 )
 # Holds what the runs that train at once differ in.
 EACH = "each"
+# Holds what methods differ in.
+BY_METHOD = "by_method"
 # What those may differ in; all else is compiled into one program.
 OWN = (
     "concept",
@@ -85,11 +91,15 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
         ) from error
 
 
-def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]:
+def load_runs(
+    given: ConfigDict | Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Config]:
     """Checks a configuration and freezes it.
 
     Args:
         given: what a configuration file returned, overrides included.
+        overrides: fields that the command line changed, by their paths: they count more than what
+            the file has for the method.
 
     Returns:
         A configuration for each run by its name, which is that of its folder; the name is empty
@@ -98,7 +108,7 @@ def load_runs(given: ConfigDict | Mapping[str, Any] | None) -> dict[str, Config]
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _plain(given)
+    values = _of_method(_plain(given), overrides or {})
     if EACH not in values:
         return {"": load_config(values)}
     each = values.pop(EACH)
@@ -128,7 +138,7 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _plain(given)
+    values = _of_method(_plain(given), {})
     problems: list[str] = []
     config = built(RunConfig, values, problems)
     if not problems:
@@ -138,6 +148,50 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     return config
 
 
+def _of_method(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the method that is chosen, and overrides on top.
+
+    Raises:
+        InputError: an override is another method's, or what methods differ in is no dictionary.
+    """
+    by_method, method = values.pop(BY_METHOD, {}), values.get("method", Config.method)
+    parts = by_method.values() if isinstance(by_method, Mapping) else [None]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise InputError(
+            f"{BY_METHOD} must hold a dictionary of fields for each method, by its name"
+        )
+    problems = [
+        f"{BY_METHOD}.{name} is no method; {nearest(str(name), METHODS)}"
+        for name in by_method
+        if name not in METHODS
+    ]
+    if method in METHODS:
+        for path in overrides:
+            owner = _owner(path)
+            if owner not in (None, method):
+                problems.append(
+                    f"{path} is a setting of another method, and method = {method!r}: leave it "
+                    f"out, or choose --config.method={owner}"
+                )
+        values = over(values, by_method.get(method, {}))
+    if problems:
+        raise InputError("\n       ".join(problems))
+    for path, value in overrides.items():
+        nested: Any = value
+        for name in reversed(path.split(".")):
+            nested = {name: nested}
+        values = over(values, nested)
+    return values
+
+
+def _owner(path: str) -> str | None:
+    """The method that a field is a setting of; None where it is everybody's."""
+    name = path.partition(".")[0]
+    if name in ("lower", "upper", "alternation"):
+        return Config.method
+    return name if name in METHODS else None
+
+
 def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     """What keeps runs from training at once."""
     first, *others = runs
@@ -145,7 +199,8 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     own = [f"{method}.{name}" for name in METHODS[method].own]
     fields = set(paths(RunConfig))
     for path in sorted(fields - {path.rpartition(".")[0] for path in fields}):
-        if path.startswith((*OWN, *own)):
+        # What another method would look at does not matter.
+        if path.startswith((*OWN, *own)) or _owner(path) not in (None, method):
             continue
         value = attrgetter(path)
         for name in others:

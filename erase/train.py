@@ -46,13 +46,12 @@ from erase import (
 )
 from erase import replay as replays
 from erase import workdir as workdirs
-from erase.command import FLAG, begin, define_flag, explains_memory, parse_flags
+from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.language_model import describe
 from erase.methods import method_of, start
 from erase.model import open_model
 from erase.pictures import write
-from erase.runs import load_runs
 from flux_jax.lora import Adapter
 
 PACKAGE = "erase-anything-jax"
@@ -206,7 +205,7 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     given = flags.FLAGS
     distributed.initialise(given)
-    runs = load_runs(given[FLAG].value)
+    runs = configured()
     if given.plan:
         settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
         with distributed.first_speaks():

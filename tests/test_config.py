@@ -1,8 +1,11 @@
 """Configurations: defaults, files, overrides, and what is said of unusable values."""
 
 import dataclasses
+import json
 import runpy
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absl import flags
@@ -11,6 +14,7 @@ from ml_collections import config_flags
 from convert.errors import InputError
 from erase.config import Config
 from erase.fields import paths, unknown
+from erase.methods import esd, uce
 from erase.presets import PRESETS
 from erase.runs import RunConfig, configure, load_config, load_runs
 
@@ -18,7 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = [*sorted((ROOT / "configs").glob("emoji_*.py")), ROOT / "configs" / "nudity.py"]
 # ml_collections loads files so; the warning is not ours to mend.
 LOADS_FILES = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun", "tree")}
+USABLE: dict[str, Any] = {
+    "concept": "cat",
+    "synonyms": ("kitty",),
+    "irrelevant": ("dog", "sun", "tree"),
+}
 
 
 def test_defaults_are_the_methods():
@@ -197,8 +205,9 @@ def test_presets_set_every_value_of_the_method():
     wanted |= {"iterations", "batch_size", "steps", "guidance", "alternation", "bank.shuffled"}
     wanted.add("evaluation.strength")
     for preset in PRESETS.values():
-        named = {f"{a}.{b}" for a in preset if isinstance(preset[a], dict) for b in preset[a]}
-        assert wanted == named | {name for name in preset if not isinstance(preset[name], dict)}
+        own = {name: value for name, value in preset.items() if name != "by_method"}
+        named = {f"{a}.{b}" for a in own if isinstance(own[a], dict) for b in own[a]}
+        assert wanted == named | {name for name in own if not isinstance(own[name], dict)}
     with pytest.raises(InputError, match=r"preset = 'papr' is unknown; did you mean paper\?"):
         configure("papr")
 
@@ -245,3 +254,63 @@ def test_runs_that_train_at_once_differ_in_what_is_their_own():
 def test_runs_that_cannot_train_at_once_are_refused(each: dict, message: str):
     with pytest.raises(InputError, match=message):
         load_runs(configure(irrelevant=OTHERS, each=each))
+
+
+BY_METHOD = {
+    "esd": {"iterations": 20, "adapter": {"rank": 2}, "esd": {"eta": 2.0}},
+    "uce": {"uce": {"guide": "dog"}},
+}
+
+
+def test_a_method_brings_its_own_values():
+    def loaded(overrides: dict[str, Any] | None = None, **changes: Any) -> Config:
+        given = configure(**USABLE, **{"by_method": BY_METHOD} | changes)
+        for path, value in (overrides or {}).items():
+            part, _, name = path.rpartition(".")
+            setattr(attrgetter(part)(given) if part else given, name, value)
+        return load_runs(given, overrides)[""]
+
+    assert loaded() == RunConfig(**USABLE)
+    esd_ = loaded(method="esd")
+    assert (esd_.iterations, esd_.adapter.rank, esd_.own(esd.Settings).eta) == (20, 2, 2.0)
+    assert esd_.own(uce.Settings).guide == ""
+    # What the command line says counts more.
+    changed = loaded({"method": "esd", "iterations": 7, "esd.eta": 3.0})
+    assert (changed.iterations, changed.adapter.rank) == (7, 2)
+    assert changed.own(esd.Settings).eta == 3.0
+    # What a run's folder tells is read again as it was.
+    assert load_config(json.loads(json.dumps(dataclasses.asdict(esd_)))) == esd_
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "told"),
+    [
+        ({"method": "ESD"}, {}, "method = 'ESD' must be erase_anything or"),
+        ({"esd": {"etas": 1}}, {}, r"esd\.etas is not a field .*did you mean esd\.eta"),
+        ({"by_method": {"edd": {}}}, {}, r"by_method\.edd is no method; did you mean esd"),
+        ({"by_method": {"esd": 3}}, {}, "by_method must hold a dictionary"),
+        ({"method": "esd"}, {"lower.attn": 1.0}, r"lower\.attn is a setting of another method"),
+        ({}, {"esd.eta": 1.0}, "or choose --config.method=esd"),
+        ({"method": "uce", "uce": {"templates": ()}}, {}, r"uce\.templates = \(\) is empty"),
+        ({"method": "uce", "uce": {"guide": "Cat"}}, {}, "uce.guide = 'Cat' is the concept"),
+        ({"method": "eap", "eap": {"vocabulary": "no.txt"}}, {}, "eap.vocabulary = .* not a file"),
+        (
+            {"method": "mace", "mace": {"stand_in": "kitty"}},
+            {},
+            "mace.stand_in = .* is the concept",
+        ),
+        (
+            {"method": "concept_ablation", "concept_ablation": {"anchor": "cat"}},
+            {},
+            "concept_ablation.anchor = .* is the concept",
+        ),
+        (
+            {"method": "meta_unlearning", "irrelevant": (), "language_model": True},
+            {},
+            "Meta-Unlearning needs related",
+        ),
+    ],
+)
+def test_what_a_method_cannot_use_is_told(changes: Any, overrides: Any, told: str):
+    with pytest.raises(InputError, match=told):
+        load_runs(configure(**USABLE | changes), overrides)

@@ -1,7 +1,12 @@
 """Every method as a whole: its run, its settings, what it refuses."""
 
 import dataclasses
+import itertools
 import json
+import re
+import sys
+import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +15,17 @@ import numpy as np
 import pytest
 import tiny
 
+from convert.errors import InputError
 from convert.lora import read_adapter
-from erase import train
-from erase.methods import METHODS
+from erase import memory, train
+from erase.irrelevant import listed
+from erase.methods import METHODS, eap
 from erase.model import open_model
 from erase.runs import configure, load_runs
 from erase.sample import read_adapter as read_for_drawing
 
+# Of "a photo of a cat", the concept being one word.
+SHUFFLED = {" ".join(words) for words in itertools.permutations(["a", "photo", "of", "a", "cat"])}
 TRAINED = [name for name, method in METHODS.items() if method.exports]
 
 
@@ -46,3 +55,76 @@ def test_a_run_of_every_method_ends_with_an_adapter(method: str, tiny_folder: Pa
     again = train.run(runs, tmp_path / "run")[""]
     for a, b in zip(*map(jax.tree.leaves, (made.lora, again.lora)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_method_without_weights_is_refused_before_anything_is_written(
+    tiny_folder: Path, tmp_path: Path
+):
+    runs = runs_of(tiny_folder, "attention_erasure")
+    with pytest.raises(InputError, match="has no weights to train or to export"):
+        train.run(runs, tmp_path / "run")
+    with pytest.raises(InputError, match="method = 'uce' has no iterations"):
+        train.run(runs_of(tiny_folder, "uce"), tmp_path / "run", replay=1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mace", "eap", "uce"])
+def test_a_method_s_memory_is_planned(method: str, tiny_folder: Path, capsys):
+    runs = runs_of(tiny_folder, method)
+    assert memory.show(runs, open_model(runs[""]))
+    told = capsys.readouterr().out
+    for step in METHODS[method].steps(runs[""]):
+        assert f"{step} update" in told
+
+
+@pytest.mark.slow
+def test_what_a_method_drew_can_be_done_again(tiny_folder: Path, tmp_path: Path):
+    runs = runs_of(tiny_folder, "eap", iterations=2)
+    train.run(runs, tmp_path)
+    train.run(runs, tmp_path, replay=2)
+    told = json.loads((tmp_path / "replay-2.json").read_text())
+    assert set(told["levels"]) == {"eap"}
+    assert set(told["levels"]["eap"]["losses"]) == {"esd", "harm"}
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+    for name, value in told["levels"]["eap"]["losses"].items():
+        np.testing.assert_allclose(value, last[name], rtol=1e-4, atol=1e-9)
+    assert set(told["drawn"]) == {"eap", "search"}
+    assert set(told["drawn"]["eap"]["prompts"]) <= {"a photo of a cat", *SHUFFLED}
+
+
+@pytest.mark.slow
+def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path):
+    words = ["dog", "sun", "key", "tree", "ball", "car", "house", "fish", "boat", "cat", "moon"]
+    file = tmp_path / "words.txt"
+    file.write_text("\n".join([*words, "", "dog"]))
+    changes = {"eap": {"vocabulary": str(file), "most": 2}}
+    config = runs_of(tiny_folder, "eap", **changes)[""]
+    found = eap.needs(config, listed(config), open_model(config)).pools[1]
+    assert len(found) == 2
+    assert set(found) <= set(words) - {"cat"}
+    assert eap.needs(config, listed(config), open_model(config)).pools[1] == found
+    # Where only sizes are asked for, any will do.
+    assert len(eap.needs(config, listed(config), None).pools[1]) == 2
+    file.write_text("cat\n")
+    with pytest.raises(InputError, match="holds no word besides the concept's"):
+        eap.needs(config, listed(config), None)
+
+
+@pytest.mark.slow
+def test_the_readme_s_method_runs_as_printed(tiny_folder: Path, tmp_path: Path, monkeypatch):
+    text = (tiny.ROOT / "README.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "METHOD" in block
+    ]
+    module = types.ModuleType("forget")
+    monkeypatch.setitem(sys.modules, "forget", module)
+    exec(compile(code, "forget.py", "exec"), module.__dict__)
+    monkeypatch.setitem(METHODS, "forget", module.METHOD)
+    config = replace(tiny.run_config(tiny_folder, iterations=3), method="forget")
+    adapter = train.run({"": config}, tmp_path)[""]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"step", "forget", "forget_gradient", "seconds"}] * 3
+    assert max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(adapter.lora)) > 0
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "Made by Forget: 3 iterations at 16 x 16" in card
