@@ -129,7 +129,7 @@ STUDIES = {
                     name: {"learning_rate": rate, **more},
                     "evaluation": {"strength": 1.0},
                 }
-                for rate in (3e-4, 1e-3, 3e-3)
+                for rate in (3e-5, 1e-4, 3e-4)
                 for name, more in TRAINED.items()
             },
             **{

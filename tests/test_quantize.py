@@ -19,10 +19,9 @@ from convert.mapping import flatten, nest
 from convert.pipeline import convert
 from erase import evaluate, model
 from erase.bank import stack
-from erase.command import FLAG
 from erase.config import Model
 from erase.methods.erase_anything import lower_update
-from erase.runs import configure, load_config
+from erase.runs import configure, load_config, load_runs
 from flux_jax import quantize
 from flux_jax.layers import Dense
 from flux_jax.lora import Adapter, init, stacked
@@ -251,17 +250,12 @@ def test_evaluation_opens_the_same_model(tiny_folder: Path, monkeypatch: pytest.
     adapter = Adapter(lora, 2.0)
     monkeypatch.setattr(evaluate, "read_adapter", lambda folder: adapter)
     wanted = {"path": str(tiny_folder), "quantize": "int8"}
-    given = Given({FLAG: SimpleNamespace(value=configure(**USABLE, model=wanted))})
-    pipe, runs = evaluate.open_runs(given)
+    configured = load_runs(configure(**USABLE, model=wanted))
+    monkeypatch.setattr(evaluate, "configured", lambda: configured)
+    pipe, runs = evaluate.open_runs(SimpleNamespace(workdir="run", adapter=None))
     assert list(runs) == [""]
     types = {leaf.dtype for leaf in stacked(pipe.params["transformer"]).values()}
     assert types == {jnp.dtype("int8")}
-
-
-class Given(dict):
-    """Flags, as far as evaluation reads them."""
-
-    workdir, adapter = "run", None
 
 
 def test_other_types_are_refused(tiny_folder: Path):
