@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
 from erase.config import Config
@@ -35,15 +35,22 @@ def define_flag() -> None:
     config_flags.DEFINE_config_file(FLAG, None, "Configuration file; see configs/.")
 
 
-def configured() -> dict[str, Config]:
+def configured(method: str | None = None) -> dict[str, Config]:
     """The runs that the flags configure, by name; see `erase.runs.load_runs`.
+
+    Args:
+        method: the runs' method, instead of the one that the flags choose.
 
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
     flag = flags.FLAGS[FLAG]
-    changed = config_flags.get_override_values(flag)
-    return load_runs(flag.value, {path: attrgetter(path)(flag.value) for path in changed})
+    given, paths = flag.value, config_flags.get_override_values(flag)
+    changed = {path: attrgetter(path)(given) for path in paths}
+    if method is not None and isinstance(given, ConfigDict):
+        given = given.copy_and_resolve_references()
+        given.method = changed["method"] = method
+    return load_runs(given, changed)
 
 
 @exits_cleanly

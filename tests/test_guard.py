@@ -1,11 +1,13 @@
 """Numbers out of range and iterations that hang: what is noticed, and what is left alone."""
 
+import math
 import time
 
 import numpy as np
 import pytest
 
-from erase.config import Guard
+from erase import loop
+from erase.config import Config, Guard
 from erase.guard import Tally, explained, lost
 from erase.watchdog import Watchdog
 
@@ -82,3 +84,12 @@ def test_slow_iterations_are_left_alone(capfd: pytest.CaptureFixture):
             time.sleep(0.2)
     assert capfd.readouterr().err == ""
     assert ended == []
+
+
+def test_an_interval_without_numbers_is_never_the_best():
+    config = Config("cat", irrelevant=("dog",))
+    every = {"esd": np.array([2.0, np.nan]), "lora": np.array([3.0, 1.0])}
+    active = np.array([True, True])
+    assert loop._weighted(config, every, active) == 2.0 + config.upper.lora * 3.0
+    assert loop._weighted(config, every, np.array([False, True])) == math.inf
+    assert loop._weighted(config, every, np.array([False, False])) == math.inf

@@ -1,0 +1,22 @@
+"""Thirty concepts for the comparison of methods on the shipped small FLUX.
+
+    python -m erase.compare --config configs/emoji_compare.py --out runs/comparison.json
+
+    python -m erase.train --config configs/emoji_compare.py --workdir runs/emoji_compare
+
+trains one of the methods on all of them, `--config.method=NAME`.
+Expected: comparison.json and a table of the methods; the values of methods other than
+EraseAnything are not tuned yet. `--config configs/emoji_compare.py:paper` and `:native` compare
+their authors' values, see `erase.presets`.
+Cost: hours on one GPU with three seeds and all methods; what is done is not done again.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji
+from configs.suite import CONCEPTS
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    """The runs, one a concept."""
+    return emoji(*CONCEPTS, preset=preset)

@@ -1,0 +1,251 @@
+"""Compares methods: erases the same concepts by each, with the same prompts, seeds and judge.
+
+    python -m erase.compare --config configs/emoji_compare.py --out runs/comparison.json
+
+All runs of a method train at once, each concept once a seed; a method's numbers are written as soon
+as they are there, and those that the file holds already are left out. For each method:
+
+- Acc_e, Acc_g, Acc_ir and H, as `erase.evaluate` counts them, pooled over concepts and seeds;
+- attack success: pictures of the families of `erase.attack` in which the judge finds the concept;
+- a Fréchet distance between the frozen model's pictures of other concepts and the erased model's,
+  from the same noise, by the mean of the judge's last layer (`erase.frechet`);
+- trainable parameters, bytes on disk, and seconds a concept.
+
+Shares have Wilson's intervals, the Fréchet distance the least and the greatest of its seeds.
+Axis letters: N pictures, F features.
+"""
+
+import json
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+
+from convert import progress
+from convert.errors import InputError, exits_cleanly, nearest
+from convert.lora import TORCH_FILE
+from erase import attack, evaluate, frechet, summary, synonyms
+from erase.cases import Case, draw_cases, judged
+from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
+from erase.config import Config
+from erase.judge import share
+from erase.methods import METHODS, method_of
+from erase.model import open_model
+from erase.pictures import write
+from erase.report import percent
+from erase.study import train_variant
+from erase.train import write_adapter
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+KEPT = "Acc_ir"
+# Of the frozen model by concept: what the judge finds, and features of what should stay.
+Base = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def seeded(runs: Mapping[str, Config], seeds: int) -> dict[str, Config]:
+    """Each run once for each of the seeds 0, 1, ..., named with it."""
+    return {
+        f"{name or 'run'}-{seed}": replace(config, seed=seed)
+        for name, config in runs.items()
+        for seed in range(seeds)
+    }
+
+
+def compare(
+    methods: Mapping[str, Mapping[str, Config]], out: Path, attacks: int = 64
+) -> dict[str, Any]:
+    """Measures methods that the file does not hold yet.
+
+    Args:
+        methods: by name, each one's runs by name.
+        out: JSON file of the results.
+        attacks: pictures of each family of attacks.
+
+    Returns:
+        What the file holds: the device, and by method what the module's docstring lists, with a
+        row for each run.
+
+    Raises:
+        InputError: there is no judge, a setting cannot be used, or the file holds a comparison of
+            other runs.
+    """
+    first = next(iter(next(iter(methods.values())).values()))
+    if first.evaluation.judge is None:
+        raise InputError("evaluation.judge = None: a comparison counts; name the judge's folder")
+    runs = next(iter(methods.values()))
+    settings = first.evaluation
+    head = {
+        "runs": {name: config.concept for name, config in runs.items()},
+        "pictures": settings.pictures,
+        "attacks": attacks,
+        "model": first.model.path,
+    }
+    result = json.loads(out.read_text()) if out.is_file() else head | {"methods": {}}
+    if {key: result.get(key) for key in head} != head:
+        raise InputError(f"out = {str(out)!r} holds another comparison: name another file")
+    pipe = open_model(first)
+    base: Base = {}
+    for name in progress.bar([n for n in methods if n not in result["methods"]], desc="methods"):
+        result["methods"][name] = measure(pipe, methods[name], base, attacks)
+        result |= {"device": jax.devices()[0].device_kind or platform.machine()}
+        result |= {"jax": jax.__version__}
+        write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(result)
+    return result
+
+
+def measure(
+    pipe: Pipeline, configs: Mapping[str, Config], base: Base, attacks: int
+) -> dict[str, Any]:
+    """Makes a method's adapters, draws and counts.
+
+    Args:
+        pipe: the frozen model.
+        configs: of the runs, by name.
+        base: of the frozen model; added to, so that nothing is drawn twice.
+        attacks: pictures of each family.
+    """
+    first = next(iter(configs.values()))
+    adapters: Mapping[str, Adapter] = {}
+    seconds = 0.0
+    if method_of(first).exports is not None:
+        adapters, _, seconds = train_variant(configs, pipe)
+    rows, seen = [], {}
+    for name, config in configs.items():
+        row, features = count(pipe, adapters.get(name), config, base, attacks)
+        rows.append({"name": name} | row)
+        seen.setdefault(config.seed, []).append(features)
+    distances = [
+        frechet.distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+        for pairs in seen.values()
+    ]
+    found, of = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
+    return {
+        "title": method_of(first).title,
+        "cells": summary.pooled(row["cells"] for row in rows),
+        "attacks": share(found, of),
+        "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
+        **size_of(adapters, first),
+        "seconds": round(seconds / len(configs), 2),
+        "rows": rows,
+    }
+
+
+def count(
+    pipe: Pipeline, adapter: Adapter | None, config: Config, base: Base, attacks: int
+) -> tuple[dict[str, Any], tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N F"]]]:
+    """What the judge finds in a run's pictures, and features of those that should stay.
+
+    Args:
+        pipe: the frozen model.
+        adapter: the run's; without one the concept is silenced.
+        config: the run's.
+        base: of the frozen model, added to.
+        attacks: pictures of each family.
+
+    Returns:
+        The run's row; and the features before and after.
+    """
+    config, _ = synonyms.settle(config)
+    judge, drawn = evaluate.plan(config, pipe)
+    assert judge is not None, "compare has made sure"
+    kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]
+
+    def look(cases: Sequence[Case], *, erased: bool, title: str) -> np.ndarray:
+        pairs = [(adapter, config.evaluation.strength)] if erased and adapter else []
+        silenced = config.concept if erased and adapter is None else None
+        return draw_cases(pipe, cases, config, pairs, f"of {config.concept}, {title}", silenced)
+
+    def see(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return judged(judge, pictures, drawn), frechet.features(judge, pictures[kept])
+
+    if config.concept not in base:
+        base[config.concept] = see(look(drawn, erased=False, title="before"))
+    before, features = base[config.concept]
+    after, changed = see(look(drawn, erased=True, title="after"))
+    asked = attack.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
+    hits = judged(judge, look(asked, erased=True, title="attacked"), asked)
+    row = {
+        "concept": config.concept,
+        "kind": judge.kind(config.concept),
+        "seed": config.seed,
+        "cells": evaluate.counts(drawn, {"before": before, "after": after}),
+        "attacks": share(int(hits.sum()), len(asked)),
+    }
+    return row, (features, changed)
+
+
+def size_of(adapters: Mapping[str, Adapter], config: Config) -> dict[str, int]:
+    """Trainable parameters and bytes on disk of one adapter."""
+    if not adapters:
+        return {"parameters": 0, "bytes": 0}
+    adapter = next(iter(adapters.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(adapter, config, Path(folder))
+        size = (Path(folder) / "adapter" / TORCH_FILE).stat().st_size
+    return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)), "bytes": size}
+
+
+def table(result: Mapping[str, Any]) -> list[list[str]]:
+    """A comparison's rows as text, the headings first, the best H next."""
+    rows = [["", *summary.CELLS, "H", "attacks", "Fréchet", "parameters", "kB", "s"]]
+    ranked = sorted(result["methods"].values(), key=lambda each: -each["cells"]["H"]["after"])
+    for each in ranked:
+        cells = each["cells"]
+        shares = [cells[cell]["after"]["share"] for cell in summary.CELLS]
+        shares += [cells["H"]["after"], each["attacks"]["share"]]
+        rows.append(
+            [
+                each["title"],
+                *(percent(value, 1) for value in shares),
+                f"{each['frechet']['mean']:.3g}",
+                str(each["parameters"]),
+                f"{each['bytes'] / 1000:.0f}",
+                f"{each['seconds']:.1f}",
+            ]
+        )
+    return rows
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints a line for each method."""
+    headings, *rows = table(result)
+    shown = Table(title=f"{len(result['runs'])} runs a method")
+    for heading in headings:
+        shown.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    given = flags.FLAGS
+    for name in given.methods:
+        if name not in METHODS:
+            raise InputError(f"methods: {name!r} is unknown; {nearest(name, METHODS)}")
+    methods = {name: seeded(configured(name), given.seeds) for name in given.methods}
+    with explains_memory():
+        compare(methods, Path(given.out), given.attacks)
+
+
+if __name__ == "__main__":
+    define_flag()
+    flags.declare_key_flag(FLAG)
+    flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
+    flags.DEFINE_list("methods", list(METHODS), "Names of methods, separated by commas.")
+    flags.DEFINE_integer("seeds", 3, "Runs of each concept.", lower_bound=1)
+    flags.DEFINE_integer("attacks", 64, "Pictures of each family of attacks.", lower_bound=1)
+    app.run(main, flags_parser=parse_flags)

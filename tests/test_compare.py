@@ -1,0 +1,119 @@
+"""The comparison of methods: every one is measured once, on the same runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import emoji_compare
+from convert.errors import InputError
+from erase import compare
+from erase.config import Config
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from erase.methods import METHODS, eap, esd
+from erase.runs import configure, load_runs
+
+LABELS = JudgeConfig(
+    ("cat", "dog", "apple"), ("plain", "dark"), ("on",), (8, 8), blocks=(1, 1), embedding=4
+)
+
+
+@pytest.fixture
+def methods(tiny_folder: Path, tmp_path: Path) -> dict[str, dict[str, Config]]:
+    params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
+    params["entity_head"]["bias"] *= 0
+    Judge(LABELS, params, 16).save(tmp_path / "judge")
+    common: dict[str, Any] = {
+        "model": {"path": str(tiny_folder)},
+        "height": 16,
+        "width": 16,
+        "steps": 2,
+        "iterations": 1,
+        "synonyms": ("kitty",),
+        "irrelevant": ("tree", "sun", "key"),
+        "bank": {"sentences": 2, "trajectories": 2},
+        "upper": {"pictures": 2, "rsc": 0.0},
+        "evaluation": {"judge": str(tmp_path / "judge"), "pictures": 2, "steps": 2, "batch": 6},
+    }
+    return {
+        name: compare.seeded(load_runs(configure(**common, concept="cat", method=name)), 2)
+        for name in ("uce", "attention_erasure", "esd")
+    }
+
+
+@pytest.mark.slow
+def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / "comparison.json"
+    some = {name: methods[name] for name in ("uce", "attention_erasure")}
+    compare.compare(some, out, attacks=2)
+    made = compare.compare(methods, out, attacks=2)
+    assert json.loads(out.read_text()) == made
+    assert list(made["methods"]) == list(methods)
+    base = None
+    for name, each in made["methods"].items():
+        assert each["title"] == METHODS[name].title
+        assert [(row["name"], row["seed"]) for row in each["rows"]] == [("run-0", 0), ("run-1", 1)]
+        assert each["cells"]["Acc_e"]["after"]["of"] == 4
+        # Three disguises, a synonym, shuffled words.
+        assert each["attacks"]["of"] == 2 * 5 * 2
+        assert len(each["frechet"]["seeds"]) == 2
+        base = base or each["cells"]["Acc_e"]["before"]
+        assert each["cells"]["Acc_e"]["before"] == base
+    silenced, uce, trained = (made["methods"][n] for n in ("attention_erasure", "uce", "esd"))
+    assert (silenced["parameters"], silenced["bytes"], silenced["seconds"]) == (0, 0, 0)
+    assert trained["parameters"] == 2 * 2 * (32 * 8 + 8 * 32)
+    assert uce["bytes"] > 4 * uce["parameters"] > 0
+    assert "2 runs a method" in capsys.readouterr().out
+    # Nothing is left to be done, and other runs are refused.
+    monkeypatch.setattr(compare, "measure", lambda *_: pytest.fail("measured again"))
+    assert compare.compare(methods, out, attacks=2) == made
+    with pytest.raises(InputError, match="holds another comparison"):
+        compare.compare(methods, out, attacks=3)
+
+
+def test_the_best_stands_first():
+    def method(title: str, harmonic: float) -> dict[str, Any]:
+        cells = {cell: {"after": {"share": 0.5}} for cell in ("Acc_e", "Acc_g", "Acc_ir")}
+        return {
+            "title": title,
+            "cells": cells | {"H": {"after": harmonic}},
+            "attacks": {"share": 0.25},
+            "frechet": {"mean": 1.5},
+            "parameters": 10,
+            "bytes": 2000,
+            "seconds": 3.0,
+        }
+
+    result = {"methods": {"a": method("A", 0.2), "b": method("B", 0.9)}}
+    headings, *rows = compare.table(result)
+    assert [row[0] for row in rows] == ["B", "A"]
+    assert dict(zip(headings, rows[0], strict=True))["kB"] == "2"
+    assert rows[0][1:6] == ["50.0 %", "50.0 %", "50.0 %", "90.0 %", "25.0 %"]
+
+
+@pytest.mark.parametrize("preset", ["", "paper", "native"])
+def test_the_shipped_comparison_can_be_run_by_every_method(preset: str):
+    given = emoji_compare.get_config(preset)
+    for name in METHODS:
+        given.method = name
+        runs = load_runs(given, {"method": name})
+        assert len(runs) == 30
+        assert {config.method for config in runs.values()} == {name}
+        strengths = {runs["in"].evaluation.strength, runs["cat"].evaluation.strength}
+        assert strengths == ({0.5, 1.0} if name == "erase_anything" and not preset else {1.0})
+    if not preset:
+        given.method = "eap"
+        assert load_runs(given)["cat"].own(eap.Settings).learning_rate == 3e-4
+    given.method = "esd"
+    rate = load_runs(given)["flat"].own(esd.Settings)
+    assert (rate.learning_rate, rate.stand_in) == (1e-4, "sticker")
+
+
+def test_without_a_judge_nothing_is_compared(tmp_path: Path):
+    config = Config("cat", irrelevant=("dog",))
+    with pytest.raises(InputError, match=r"evaluation\.judge = None: a comparison counts"):
+        compare.compare({"esd": {"": config}}, tmp_path / "out.json")
+    assert np.size(list(tmp_path.iterdir())) == 0
