@@ -159,7 +159,7 @@ def updates(
 
 def gradient(level: str, state: PyTree) -> list[np.ndarray]:
     """The gradient of a level's first update, up to a factor: Adam's first moment, on the host."""
-    moments = optax.tree.get(getattr(state, level), "mu")
+    moments = optax.tree.get(state.own[level], "mu")
     return [np.asarray(leaf) for leaf in jax.tree.leaves(moments)]
 
 

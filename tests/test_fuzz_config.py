@@ -19,7 +19,7 @@ from erase import command, workdir
 from erase.config import Config
 from erase.fields import paths
 from erase.presets import PRESETS
-from erase.runs import EACH, configure, load_runs
+from erase.runs import EACH, RunConfig, configure, load_runs
 
 
 def hashable(value: Any) -> bool:
@@ -36,7 +36,7 @@ BASE = {
     "synonyms": ("kitty",),
     "irrelevant": ("dog", "sun", "tree"),
 }
-FIELDS = sorted(paths(Config))
+FIELDS = sorted(paths(RunConfig))
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
 SCALARS = st.one_of(
     st.none(),
