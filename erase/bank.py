@@ -6,7 +6,6 @@ irrelevant word), T text tokens, E text width, P pooled width, R trajectories, D
 F pictures, A anchors, S image tokens, C latent channels, B batch.
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,11 +23,10 @@ from erase import folder
 from erase.config import Config
 from erase.prompts import Group, as_template, draw_groups, leave_out, phrase
 from erase.tokens import concept_masks
-from flux_jax import mesh as meshes
+from erase.trajectories import denoised
 from flux_jax.lora import init
 from flux_jax.pipeline import Pipeline, batches
-from flux_jax.programs import Conditioning, apply_transformer
-from flux_jax.sampling import denoise
+from flux_jax.programs import Conditioning
 from flux_jax.transformer import FluxTransformer
 from flux_jax.weights import abstract_params
 
@@ -254,7 +252,7 @@ def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
     if drawn := picture_prompts is not None and planned.pictures is None:
         prompts = jax.tree.map(lambda *both: np.concatenate(both), prompts, picture_prompts)
         seeds += planned.picture_seeds
-    runs = _denoise(config, pipe, prompts, seeds)
+    runs = denoised(config, pipe, prompts, seeds)
     pictures = runs[len(rows) :, -1] if drawn else None
     if planned.pictures is not None:
         pictures = np.concatenate(
@@ -362,46 +360,3 @@ def stack(banks: Sequence[Bank]) -> Bank:
 
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(filled, banks))
     return together.replace(times=banks[0].times, image_ids=banks[0].image_ids)
-
-
-def _denoise(
-    config: Config, pipe: Pipeline, conditioning: Conditioning, seeds: Sequence[int]
-) -> Float[np.ndarray, "B D+1 S C"]:
-    """Trajectories of the frozen model, kept on the host until all are there."""
-    image_ids = pipe.image_ids(config.height, config.width)
-    sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids)))
-    parts = []
-    for rows in batches(len(seeds), config.bank.batch, "denoising"):
-        noise = pipe.noise([seeds[i] for i in rows], config.height, config.width)
-        samples = meshes.share_out(pipe.mesh, (noise, conditioning[rows]))
-        params = pipe.params["transformer"]
-        with jax.set_mesh(pipe.mesh):
-            run = trajectories(
-                pipe.transformer, params, *samples, image_ids, config.guidance, sigmas
-            )
-        parts.append(np.asarray(meshes.gather(pipe.mesh, run)))
-    return np.concatenate(parts)[: len(seeds)]
-
-
-@functools.partial(jax.jit, static_argnames="transformer")
-def trajectories(
-    transformer: FluxTransformer,
-    params: PyTree,
-    noise: Float[Array, "B S C"],
-    conditioning: Conditioning,
-    image_ids: Float[Array, "S 3"],
-    guidance: Array,
-    sigmas: Float[Array, "D+1"],
-) -> Float[Array, "B D+1 S C"]:
-    """The frozen model's latents at all noise levels, the noise first."""
-
-    def velocity(latents: Array, time: Array) -> Array:
-        times = jnp.broadcast_to(time, latents.shape[:1])
-        predicted, _ = apply_transformer(
-            transformer, params, None, latents, conditioning, times, image_ids, guidance
-        )
-        assert predicted is not None
-        return predicted
-
-    run = denoise(velocity, noise, sigmas, keep_trajectory=True)
-    return run.swapaxes(0, 1).astype(transformer.dtype)

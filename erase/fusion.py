@@ -171,10 +171,16 @@ def check(change: Mapping[str, np.ndarray], rank: int, preserve: float) -> None:
     """Makes sure that `solve` can be asked for a rank and λ.
 
     Raises:
-        InputError: λ is negative or no number, or the rank is below 1 or above what a layer has.
+        InputError: λ is negative or no number, the rank is below 1 or above what a layer has, or
+            a layer lies outside the blocks.
     """
     if not (preserve >= 0 and math.isfinite(preserve)):
         raise InputError(f"preserve = {preserve} must be a number from 0 on")
+    if outside := sorted({p.rpartition("/")[0] for p, leaf in change.items() if leaf.ndim < 3}):
+        raise InputError(
+            f"fusion takes layers of blocks alone, and {', '.join(outside)} lie outside them; "
+            "compose by sum or svd"
+        )
     for path in change:
         most = min(change[path].shape[1], change[f"{path[:-1]}B"].shape[2])
         if path.endswith("/A") and not 1 <= rank <= most:

@@ -22,6 +22,7 @@ from erase.command import MENDS
 from erase.config import Config
 from erase.methods import bank_shapes, method_of, setup_of, start
 from erase.setup import RUNS, memory
+from erase.trajectories import trajectories
 from erase.updates import State
 from flux_jax import mesh as meshes
 from flux_jax import programs
@@ -105,7 +106,7 @@ def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     given = (*_samples(one, pipe, count), one.image_ids, config.guidance, sigmas)
     with jax.set_mesh(pipe.mesh):
         needed = need(
-            bank.trajectories,
+            trajectories,
             pipe.transformer,
             weights["transformer"],
             *given,

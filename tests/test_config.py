@@ -305,6 +305,11 @@ def test_a_method_brings_its_own_values():
             "concept_ablation.anchor = .* is the concept",
         ),
         (
+            {"method": "concept_ablation", "irrelevant": (), "language_model": True},
+            {},
+            "name what the concept becomes",
+        ),
+        (
             {"method": "meta_unlearning", "irrelevant": (), "language_model": True},
             {},
             "Meta-Unlearning needs related",

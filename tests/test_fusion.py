@@ -321,3 +321,9 @@ def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, t
     card = (out / "README.md").read_text()
     assert "erases “cat”, “dog”" in card
     assert "--method fusion" in card
+
+
+def test_layers_outside_the_blocks_are_refused():
+    change = {"context_embedder/A": np.ones((4, 2)), "context_embedder/B": np.ones((2, 4))}
+    with pytest.raises(InputError, match="context_embedder lie outside them; compose by sum"):
+        fusion.check(change, 1, 1.0)

@@ -96,6 +96,8 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
     anchor = config.own(Settings).anchor.casefold()
+    if not (anchor or config.irrelevant):
+        yield 'concept_ablation.anchor = "" and irrelevant = (): name what the concept becomes'
     if anchor in (word.casefold() for word in (config.concept, *config.synonyms)):
         yield f"concept_ablation.anchor = {anchor!r} is the concept: name what it is to become"
 
