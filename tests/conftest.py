@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 from endpoint import SECRET, Endpoint  # noqa: E402
@@ -28,6 +30,20 @@ settings.register_profile(
     "long", settings.get_profile("short"), max_examples=2000, derandomize=False
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+
+# Of the 65,530 pieces of memory that Linux gives a process, what compiled functions may take; with
+# none left the compiler crashes.
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_maps() -> Iterator[None]:
+    """Forgets compiled functions, between modules, where there are very many."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
