@@ -165,7 +165,8 @@ def _of_method(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
         for name in by_method
         if name not in METHODS
     ]
-    if method in METHODS:
+    # What is no name of a method is told of with the other fields.
+    if isinstance(method, str) and method in METHODS:
         for path in overrides:
             owner = _owner(path)
             if owner not in (None, method):

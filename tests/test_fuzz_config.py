@@ -136,6 +136,8 @@ def load(values: Any) -> None:
 @example(values=BASE | {"prompts": None}, preset="")
 @example(values=BASE | {"guidance": 10**400}, preset="")
 @example(values=BASE | {"lower.attn": 2.0}, preset="")
+@example(values=BASE | {"method": []}, preset="native")
+@example(values=BASE | {"by_method": {"esd": [], 3: {}}}, preset="")
 def test_files_give_configurations_or_errors(values: dict[str, Any], preset: str):
     with tells_or_works():
         load(configure(preset, **values))
