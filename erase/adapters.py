@@ -34,7 +34,7 @@ def banks_of(
     return banks
 
 
-def make(
+def make_adapters(
     configs: Mapping[str, Config],
     pipe: Pipeline,
     plans: Mapping[str, Plan],

@@ -4,6 +4,8 @@ A layer maps h to h W, W [I, O]; its bias never enters. All changes come as fact
 Axis letters: I inputs, O outputs, R rank, N erased vectors, M preserved vectors.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
@@ -12,6 +14,8 @@ from convert.errors import InputError
 
 # A system is refused whose largest and smallest eigenvalues are further apart.
 CONDITION = 1e12
+# Where a layer has weights in every block.
+BLOCKS = ("dual_blocks", "single_blocks")
 
 
 def edit(
@@ -44,6 +48,23 @@ def edit(
     matrix = erased.T @ erased + preserve * kept.T @ kept
     matrix[np.diag_indices_from(matrix)] += ridge
     return _solved(matrix, erased.T, name), (guides - erased) @ kernel
+
+
+def leaves(
+    target: str, factors: Sequence[tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """A layer's factors in every block, as an adapter's leaves by their paths.
+
+    Args:
+        target: the layer's path; outside the blocks there are the factors of one.
+        factors: A and B, block by block.
+    """
+    halves = (np.stack(each).astype(np.float32) for each in zip(*factors, strict=True))
+    inside = target.startswith(BLOCKS)
+    return {
+        f"{target}/{name}": half if inside else half[0]
+        for name, half in zip("AB", halves, strict=True)
+    }
 
 
 def check(matrix: Float[np.ndarray, "I I"], name: str) -> None:

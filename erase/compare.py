@@ -42,7 +42,7 @@ from erase.methods import METHODS, method_of
 from erase.model import open_model
 from erase.pictures import write
 from erase.report import percent
-from erase.study import train_variant
+from erase.study import resumed, train_variant
 from erase.train import write_adapter
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -90,9 +90,7 @@ def compare(
         "attacks": attacks,
         "model": first.model.path,
     }
-    result = json.loads(out.read_text()) if out.is_file() else head | {"methods": {}}
-    if {key: result.get(key) for key in head} != head:
-        raise InputError(f"out = {str(out)!r} holds another comparison: name another file")
+    result = resumed(out, head, "methods", "comparison")
     pipe = open_model(first)
     base: Base = {}
     for name in progress.bar([n for n in methods if n not in result["methods"]], desc="methods"):

@@ -158,11 +158,28 @@ def draw_pictures(
     return rows, jax.random.randint(keys[1], (setup.batch_size,), 0, steps), keys[2]
 
 
-def mixed(
-    clean: Float[Array, "B S C"], noise: Float[Array, "B S C"], times: Float[Array, "B"]
-) -> Float[Array, "B S C"]:
-    """x_t = (1 - t) x_0 + t ε."""
-    return (1 - times[:, None, None]) * clean + times[:, None, None] * noise
+class Noised(NamedTuple):
+    """Pictures with noise mixed in: x_t = (1 - t) x_0 + t ε, t, x_0 and ε."""
+
+    latents: Float[Array, "B S C"]
+    times: Float[Array, "B"]
+    clean: Float[Array, "B S C"]
+    noise: Float[Array, "B S C"]
+
+
+def noised(
+    pictures: Float[Array, "B S C"],
+    steps: Int[Array, "B"],
+    key: PRNGKeyArray,
+    bank: Bank,
+    setup: Setup,
+) -> Noised:
+    """Mixes noise into pictures, as much as each one's denoising step has."""
+    clean = split_samples(setup, pictures.astype(jnp.float32))
+    noise = split_samples(setup, jax.random.normal(key, clean.shape))
+    times = split_samples(setup, bank.times[steps])
+    latents = (1 - times[:, None, None]) * clean + times[:, None, None] * noise
+    return Noised(latents, times, clean, noise)
 
 
 def draw_forms(bank: Bank, key: PRNGKeyArray, setup: Setup, count: int) -> Int[Array, "B 1+K"]:

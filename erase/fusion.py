@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,18 +36,17 @@ from jaxtyping import Array, Float, PyTree
 
 from convert import progress
 from convert.errors import InputError
-from convert.mapping import flatten, nest
+from convert.mapping import nest
 from erase.config import Config
-from erase.inputs import SEEN
+from erase.inputs import SEEN, mean_over_steps
 from erase.model import open_model
 from erase.moments import Moments, energy
 from erase.prompts import SLOT, as_template, phrase
 from erase.runs import load_config
 from erase.tokens import concept_masks
 from flux_jax import mesh as meshes
-from flux_jax.lora import stacked
 from flux_jax.pipeline import Pipeline
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning
 from flux_jax.transformer import FluxTransformer
 
 # Layers of dual-stream blocks that see the text.
@@ -298,23 +296,8 @@ def _grams(
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L I I"]]:
-    def step(carry: tuple[Array, Any], levels: tuple[Array, Array]) -> tuple[Any, None]:
-        (latents, sums), (level, following) = carry, levels
-        times = jnp.broadcast_to(level, latents.shape[:1])
-        given = (latents, conditioning, times, image_ids, guidance)
-        with nn.intercept_methods(_keeping(targets, weights)):
-            out: Any = apply_transformer(transformer, params, lora, *given, mutable=[SEEN])
-        (velocity, _), seen = out
-        kept = flatten(seen[SEEN])
-        means = {target: kept[f"{target}/gram"][0] for target in targets}
-        sums = {target: sums[target] + means[target] for target in targets}
-        return (latents + (following - level) * velocity.astype(jnp.float32), sums), None
-
-    kernels = stacked(params)
-    squares = {target: (*kernels[target].shape[:2], kernels[target].shape[1]) for target in targets}
-    zeros = {target: jnp.zeros(square) for target, square in squares.items()}
-    (_, sums), _ = jax.lax.scan(step, (noise, zeros), (sigmas[:-1], sigmas[1:]))
-    return {target: total / (len(sigmas) - 1) for target, total in sums.items()}
+    given = (noise, conditioning, image_ids, guidance, sigmas)
+    return mean_over_steps(transformer, params, lora, *given, _keeping(targets, weights))
 
 
 def _keeping(targets: Sequence[str], weights: Float[Array, "B T"]) -> Callable[..., Any]:

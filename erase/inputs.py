@@ -117,14 +117,50 @@ def _means(
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L B K I"]]:
+    given = (noise, conditioning, image_ids, guidance, sigmas)
+    means = mean_over_steps(transformer, params, None, *given, _keeping(targets, tokens))
+    return {
+        target: means[target] if target.startswith("dual_blocks") else means[target][None]
+        for target in targets
+    }
+
+
+def mean_over_steps(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree | None,
+    noise: Float[Array, "B S C"],
+    conditioning: Conditioning,
+    image_ids: Float[Array, "S 3"],
+    guidance: Array | float,
+    sigmas: Float[Array, "steps+1"],
+    keeping: Callable[..., Any],
+) -> dict[str, Array]:
+    """Means over the denoising's steps of what an interceptor keeps of layers; to be jitted.
+
+    Args:
+        transformer: the model.
+        params: its parameters.
+        lora: an adapter's tree, or None.
+        noise: where the way begins.
+        conditioning: encoded prompts.
+        image_ids: positions of the image tokens.
+        guidance: distilled guidance scale.
+        sigmas: noise levels.
+        keeping: for `nn.intercept_methods`; sows one array a layer into the collection `SEEN`.
+
+    Returns:
+        By the layer's path.
+    """
+
     def look(latents: Array, level: Array) -> tuple[Array, dict[str, Array]]:
         times = jnp.broadcast_to(level, latents.shape[:1])
         given = (latents, conditioning, times, image_ids, guidance)
-        with nn.intercept_methods(_keeping(targets, tokens)):
-            out: Any = apply_transformer(transformer, params, None, *given, mutable=[SEEN])
+        with nn.intercept_methods(keeping):
+            out: Any = apply_transformer(transformer, params, lora, *given, mutable=[SEEN])
         (velocity, _), seen = out
-        kept = flatten(seen[SEEN])
-        return velocity, {target: kept[f"{target}/inputs"][0] for target in targets}
+        kept = {path.rpartition("/")[0]: leaf[0] for path, leaf in flatten(seen[SEEN]).items()}
+        return velocity, kept
 
     def step(carry: tuple[Array, Any], levels: tuple[Array, Array]) -> tuple[Any, None]:
         (latents, sums), (level, following) = carry, levels
@@ -132,14 +168,10 @@ def _means(
         further = latents + (following - level) * velocity.astype(jnp.float32)
         return (further, jax.tree.map(jnp.add, sums, seen)), None
 
-    shapes = jax.eval_shape(look, noise, sigmas[0])[1]
+    _, shapes = jax.eval_shape(look, noise, sigmas[0])
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (_, sums), _ = jax.lax.scan(step, (noise, zeros), (sigmas[:-1], sigmas[1:]))
-    means = jax.tree.map(lambda total: total / (len(sigmas) - 1), sums)
-    return {
-        target: mean if target.startswith("dual_blocks") else mean[None]
-        for target, mean in means.items()
-    }
+    return jax.tree.map(lambda total: total / (len(sigmas) - 1), sums)
 
 
 def _keeping(targets: Sequence[str], tokens: Int[Array, "B K"]) -> Callable[..., Any]:

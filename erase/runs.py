@@ -197,7 +197,7 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     """What keeps runs from training at once."""
     first, *others = runs
     method = runs[first].method
-    own = [f"{method}.{name}" for name in METHODS[method].own]
+    own = [f"{method}.{name}" for name in METHODS[method].per_run]
     fields = set(paths(RunConfig))
     for path in sorted(fields - {path.rpartition(".")[0] for path in fields}):
         # What another method would look at does not matter.

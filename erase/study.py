@@ -26,7 +26,6 @@ from rich.table import Table
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
 from erase import (
-    adapters,
     evaluate,
     guard,
     irrelevant,
@@ -36,6 +35,7 @@ from erase import (
     summary,
     synonyms,
 )
+from erase.adapters import make_adapters
 from erase.cases import draw_cases, judged
 from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
@@ -100,9 +100,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "pictures": first.evaluation.pictures,
     }
-    result = json.loads(out.read_text()) if out.is_file() else head | {"variants": {}}
-    if {key: result.get(key) for key in head} != head:
-        raise InputError(f"out = {str(out)!r} holds another study: name another file")
+    result = resumed(out, head, "variants", "study")
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
     last, trained = None, None
@@ -124,6 +122,24 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         result["jax"] = jax.__version__
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     show(result)
+    return result
+
+
+def resumed(out: Path, head: Mapping[str, Any], parts: str, what: str) -> dict[str, Any]:
+    """The results that a file holds already, or none of them.
+
+    Args:
+        out: the file.
+        head: what says which results they are.
+        parts: where they stand.
+        what: the file holds, for messages.
+
+    Raises:
+        InputError: it holds others.
+    """
+    result = json.loads(out.read_text()) if out.is_file() else {**head, parts: {}}
+    if {key: result.get(key) for key in head} != head:
+        raise InputError(f"out = {str(out)!r} holds another {what}: name another file")
     return result
 
 
@@ -154,7 +170,7 @@ def train_variant(
             plans[name] = methods.plan(settled[name], pipe, words)
             (workdir / name).mkdir()
         began = time.perf_counter()
-        found = adapters.make(settled, pipe, plans, workdir)
+        found = make_adapters(settled, pipe, plans, workdir)
         if lost := [name for name in settled if name not in found]:
             raise RunError(guard.given_up(lost, next(iter(settled.values())).guard))
         seconds = round(time.perf_counter() - began, 1)

@@ -27,7 +27,6 @@ from absl import app, flags
 
 from convert.errors import InputError, RunError, exits_cleanly
 from convert.lora import write_lora
-from erase import adapters as adapters_
 from erase import (
     card,
     distributed,
@@ -46,6 +45,7 @@ from erase import (
 )
 from erase import replay as replays
 from erase import workdir as workdirs
+from erase.adapters import banks_of, make_adapters
 from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.language_model import describe
@@ -159,10 +159,10 @@ def _run(
     # The text encoders, larger than all but the transformer, make room for it.
     pipe.release("text_encoder", "text_encoder_2")
     if replay is not None:
-        banks = adapters_.banks_of(configs, pipe, plans)
+        banks = banks_of(configs, pipe, plans)
         replays.show(loop.prepare(configs, pipe, banks, plans), workdir, replay)
         return {}
-    adapters = adapters_.make(configs, pipe, plans, workdir, stop)
+    adapters = make_adapters(configs, pipe, plans, workdir, stop)
     for name, adapter in adapters.items():
         distributed.from_first(
             functools.partial(write_adapter, adapter, configs[name], folders[name])

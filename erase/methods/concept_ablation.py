@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.bank import Bank, Needs
 from erase.config import Config
-from erase.draws import Counts, draw_pictures, mixed, velocity
+from erase.draws import Counts, draw_pictures, noised, velocity
 from erase.fields import choice, number
 from erase.irrelevant import Words
 from erase.losses import flow_matching, squared_error
@@ -58,10 +57,8 @@ def losses(
     """The loss of one run."""
     own: Settings = setup.settings
     rows, steps, noise_key = draw_pictures(len(bank.trajectories), key, setup, len(bank.times))
-    clean = split_samples(setup, bank.trajectories[rows, -1].astype(jnp.float32))
-    noise = split_samples(setup, jax.random.normal(noise_key, clean.shape))
-    times = split_samples(setup, bank.times[steps])
-    latents, sentences = mixed(clean, noise, times), bank.trajectory_sentences[rows]
+    pictures, sentences = bank.trajectories[rows, -1], bank.trajectory_sentences[rows]
+    latents, times, clean, noise = noised(pictures, steps, noise_key, bank, setup)
 
     def of(form: int, lora: PyTree) -> Float[Array, "B S C"]:
         shown = split_samples(setup, bank.sentences[sentences, form])
@@ -110,6 +107,6 @@ METHOD = Method(
     steps=lambda config: {"ablation": STEP},
     compiled=lambda config: replace(config.own(Settings), anchor=""),
     weights=lambda config: {"ablation": 1.0, "prior": config.own(Settings).prior},
-    own=("anchor",),
+    per_run=("anchor",),
     problems=problems,
 )

@@ -33,7 +33,7 @@ from erase.losses import squared_error
 from erase.methods import esd
 from erase.methods.method import Method, Parts, Step
 from erase.setup import Setup, split_samples
-from erase.updates import Metrics, State, descend, in_every_run, optimiser
+from erase.updates import Metrics, State, descend, descent, in_every_run, optimiser
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
 
@@ -113,7 +113,7 @@ def losses(
     key: PRNGKeyArray,
     setup: Setup,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Both terms of one run, under the words' logits; the second one's weight is only the first's.
+    """Both terms of one run, under the words' logits.
 
     Returns:
         L_esd + λ harm, and the parts.
@@ -131,15 +131,8 @@ def _erase(
     state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
 ) -> tuple[State, Metrics]:
     """A step of the adapter."""
-    fixed = jax.lax.stop_gradient(state.own["logits"])
-
-    def loss(lora: PyTree) -> tuple[Array, Metrics]:
-        return losses(lora, fixed, params=params, bank=bank, key=key, setup=setup)
-
-    step = optimiser(setup.settings)
-    lora, own, metrics = descend(loss, state.lora, state.own["eap"], step)
-    metrics["eap_gradient"] = metrics.pop("gradient")
-    return state.replace(lora=lora, own=state.own | {"eap": own}), metrics  # pyright: ignore
+    fixed = functools.partial(losses, logits=state.own["logits"])
+    return descent("eap", fixed, lambda own: own)(state, params, bank, key, setup)
 
 
 def _search(
@@ -255,6 +248,6 @@ METHOD = Method(
     steps=lambda config: {"eap": ERASE, "search": SEARCH},
     compiled=lambda config: replace(config.own(Settings), vocabulary=None, eta=0.0, stand_in=None),
     weights=lambda config: {"esd": 1.0, "harm": config.own(Settings).preserve},
-    own=("vocabulary", "eta", "stand_in"),
+    per_run=("vocabulary", "eta", "stand_in"),
     problems=problems,
 )

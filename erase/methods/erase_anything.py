@@ -25,7 +25,7 @@ from erase.draws import (
     draw_pictures,
     draw_places,
     joined,
-    mixed,
+    noised,
     student_latents,
     teacher,
     velocity,
@@ -140,11 +140,8 @@ def _preservation(
     model's velocity has none, and no variance from the noise.
     """
     rows, steps, noise_key = draw_pictures(len(bank.pictures), key, setup, len(bank.times))
-    clean = split_samples(setup, bank.pictures[rows].astype(jnp.float32))
-    noise = split_samples(setup, jax.random.normal(noise_key, clean.shape))
-    times = split_samples(setup, bank.times[steps])
-    shown = split_samples(setup, bank.picture_prompts[rows])
-    given = (mixed(clean, noise, times), shown, times, bank)
+    latents, times, clean, noise = noised(bank.pictures[rows], steps, noise_key, bank, setup)
+    given = (latents, split_samples(setup, bank.picture_prompts[rows]), times, bank)
     predicted = velocity(setup, params, lora, *given)
     if setup.settings.upper.lora_target == "noise":
         return losses.flow_matching(predicted, clean, noise)

@@ -104,7 +104,6 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     return Needs(stand_in=own.stand_in, towards=own.erase_to, eta=own.eta)
 
 
-OWN = ("eta", "stand_in", "erase_to")
 STEP = descending("esd", losses, lambda config: config.own(Settings))
 METHOD = Method(
     title="ESD",
@@ -113,5 +112,5 @@ METHOD = Method(
     steps=lambda config: {"esd": STEP},
     compiled=lambda config: replace(config.own(Settings), eta=0.0, stand_in=None, erase_to=""),
     weights=lambda config: {"esd": 1.0},
-    own=OWN,
+    per_run=("eta", "stand_in", "erase_to"),
 )

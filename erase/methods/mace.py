@@ -27,10 +27,11 @@ from erase import closed_form
 from erase.attention import concept_mass
 from erase.bank import Bank, Needs, Plan
 from erase.config import Config
-from erase.draws import Counts, apply, mixed
+from erase.draws import Counts, apply, noised
 from erase.fields import number
 from erase.inputs import kernels, text_inputs
 from erase.irrelevant import Words
+from erase.losses import TINY
 from erase.methods.method import Drawn, Method, descending
 from erase.prompts import as_template, phrase
 from erase.setup import Setup, split_samples
@@ -38,9 +39,6 @@ from erase.tokens import concept_masks
 from erase.updates import Metrics
 from flux_jax.lora import Adapter, combine, unscaled
 from flux_jax.pipeline import Pipeline, batches
-
-# Keeps the norm's gradient finite at 0.
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -100,12 +98,10 @@ def losses(
     """The loss of one run."""
     assert bank.regions is not None, "`completes` has made them"
     rows, steps, noise_key = draw(key, setup, len(bank.trajectories), bank.times)
-    clean = split_samples(setup, bank.trajectories[rows, -1].astype(jnp.float32))
-    noise = split_samples(setup, jax.random.normal(noise_key, clean.shape))
-    times = split_samples(setup, bank.times[steps])
-    sentences = bank.trajectory_sentences[rows]
+    pictures, sentences = bank.trajectories[rows, -1], bank.trajectory_sentences[rows]
+    latents, times, *_ = noised(pictures, steps, noise_key, bank, setup)
     shown, masks = split_samples(setup, (bank.sentences[sentences, 0], bank.masks[sentences, 0]))
-    given = (mixed(clean, noise, times), shown, times, bank)
+    given = (latents, shown, times, bank)
     # Each of the concept's tokens is a group of its own.
     groups = masks[..., None] * jnp.eye(masks.shape[-1])
     _, out = apply(setup, params, lora, *given, token_masks=groups, stop_after="dual")
@@ -183,9 +179,7 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
             if own.edit_rank > (most := min(kernel.shape)):
                 raise InputError(f"mace.edit_rank = {own.edit_rank} must be {most} at most")
             factors.append(closed_form.reduced(matrix, f.T @ (g - f) @ kernel, own.edit_rank))
-        a, b = (np.stack(each).astype(np.float32) for each in zip(*factors, strict=True))
-        blocks = target.startswith("dual_blocks")
-        flat |= {f"{target}/A": a if blocks else a[0], f"{target}/B": b if blocks else b[0]}
+        flat |= closed_form.leaves(target, factors)
     return nest(flat)
 
 
@@ -245,7 +239,7 @@ METHOD = Method(
     steps=lambda config: {"mace": STEP},
     compiled=lambda config: replace(config.own(Settings), stand_in=""),
     weights=lambda config: {"hidden": 1.0},
-    own=("stand_in",),
+    per_run=("stand_in",),
     problems=problems,
     completes=completes,
     exports=exports,

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.bank import Bank, Needs, kept_prompts
 from erase.config import Config
-from erase.draws import draw_pictures, mixed, velocity
+from erase.draws import draw_pictures, noised, velocity
 from erase.fields import choice, number
 from erase.irrelevant import Words
 from erase.losses import flow_matching
@@ -81,10 +80,8 @@ def matching(
 ) -> Float[Array, ""]:
     """Flow matching on some of the pictures."""
     rows, steps, noise_key = draw_pictures(len(pictures), key, setup, len(bank.times))
-    clean = split_samples(setup, pictures[rows].astype(jnp.float32))
-    noise = split_samples(setup, jax.random.normal(noise_key, clean.shape))
-    times, shown = split_samples(setup, (bank.times[steps], prompts[rows]))
-    given = (mixed(clean, noise, times), shown, times, bank)
+    latents, times, clean, noise = noised(pictures[rows], steps, noise_key, bank, setup)
+    given = (latents, split_samples(setup, prompts[rows]), times, bank)
     predicted = velocity(setup, params, lora, *given, guidance=setup.settings.guidance)
     return flow_matching(predicted, clean, noise)
 
@@ -188,6 +185,6 @@ METHOD = Method(
     steps=lambda config: {"meta": STEP},
     compiled=lambda config: replace(config.own(Settings), eta=0.0, stand_in=None, related=()),
     weights=lambda config: {"esd": 1.0, "keep": config.own(Settings).keep},
-    own=("eta", "stand_in", "related"),
+    per_run=("eta", "stand_in", "related"),
     problems=problems,
 )

@@ -99,7 +99,8 @@ class Method:
         steps: its updates by name, in the order of an iteration; none where nothing is trained.
         compiled: what of a configuration is compiled into the updates.
         weights: what each metric counts in the sum that checkpoints are compared by.
-        own: names of settings that runs which train at once may differ in; they are not compiled.
+        per_run: names of settings that runs which train at once may differ in; what they say is
+            not compiled.
         problems: what is wrong between a configuration's fields, a line each.
         completes: what the method adds to a run's bank once it is made.
         exports: the adapter that the method makes of what was trained; of a fresh one and no bank,
@@ -112,7 +113,7 @@ class Method:
     steps: Callable[[Config], Mapping[str, Step]]
     compiled: Callable[[Config], Any]
     weights: Callable[[Config], Mapping[str, float]]
-    own: tuple[str, ...] = ()
+    per_run: tuple[str, ...] = ()
     problems: Callable[[Config], Iterable[str]] = lambda config: ()
     completes: Callable[[Config, Pipeline, Plan, Bank], Bank] = _as_made
     exports: Callable[[Config, Pipeline, Plan, Bank | None, Adapter], Adapter] | None = _as_trained

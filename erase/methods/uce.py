@@ -109,9 +109,7 @@ def exports(
             c, g, k = np.split(vectors, ends)
             given = {"ridge": own.ridge, "preserve": own.preserve, "name": "uce.ridge"}
             factors.append(closed_form.edit(kernel, c, g, k, **given))
-        a, b = (np.stack(each).astype(np.float32) for each in zip(*factors, strict=True))
-        blocks = target.startswith("dual_blocks")
-        flat |= {f"{target}/A": a if blocks else a[0], f"{target}/B": b if blocks else b[0]}
+        flat |= closed_form.leaves(target, factors)
     return unscaled(nest(flat))
 
 
@@ -143,7 +141,7 @@ METHOD = Method(
     steps=lambda config: {},
     compiled=lambda config: None,
     weights=lambda config: {},
-    own=("templates", "synonyms", "guide", "keep"),
+    per_run=("templates", "synonyms", "guide", "keep"),
     problems=problems,
     exports=exports,
 )
