@@ -8,6 +8,9 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 # More devices than cores wait for each other; where the machine has other work, for long.
 PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+# Several collectives wait at once. With XLA's one thread a device, devices that begin with
+# different ones hold all threads and wait for ever.
+THREADS_A_DEVICE = 8
 
 
 def run_on(devices: int, code: str) -> subprocess.CompletedProcess[str]:
@@ -17,7 +20,9 @@ def run_on(devices: int, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r}); {code}"],
         cwd=TESTS.parent,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        | {"PJRT_NPROC": str(THREADS_A_DEVICE * devices)},
         capture_output=True,
         text=True,
         timeout=900,
