@@ -45,7 +45,8 @@ def configured(method: str | None = None) -> dict[str, Config]:
         InputError: with a line for every field that is unknown or cannot be used.
     """
     flag = flags.FLAGS[FLAG]
-    given, paths = flag.value, config_flags.get_override_values(flag)
+    # A flag that was not given has no overrides to ask for.
+    given, paths = flag.value, config_flags.get_override_values(flag) if flag.present else {}
     changed = {path: attrgetter(path)(given) for path in paths}
     if method is not None and isinstance(given, ConfigDict):
         given = given.copy_and_resolve_references()

@@ -1,4 +1,4 @@
-"""Compares variants of the method: trains each on the same concepts and seeds, and counts.
+"""Compares variants: trains each on the same concepts and seeds, and counts.
 
     python -m erase.study --study configs/studies.py:losses --out docs/results/losses.json
 

@@ -1,7 +1,8 @@
-"""Erases a concept: trains an adapter at two levels, evaluates it and writes a report.
+"""Erases a concept: makes an adapter, evaluates it and writes a report.
 
     python -m erase.train --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
+EraseAnything trains it at two levels; `--config.method=NAME` has another method make it.
 The same command goes on where it was stopped or killed; with `--overwrite` it begins anew.
 `--replay STEP` does one iteration again, to see why its numbers left their range.
 Several runs train at once where the configuration names them (`each`); each then has a folder of

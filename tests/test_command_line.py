@@ -249,6 +249,32 @@ def test_a_process_ends_with_code_0_after_help(flag: str):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("erase.train --workdir=w", "config is missing: give --config"),
+        ("erase.compare --out=o", "config is missing: give --config"),
+        (f"erase.compare {CONFIG} --out=o --methods=edd", "'edd' is unknown; did you mean"),
+        (
+            f"erase.train {CONFIG} --workdir=w --config.method=esd --config.lower.attn=2",
+            "lower.attn is a setting of another method",
+        ),
+        (
+            f"erase.train {CONFIG} --workdir=w --config.method=attention_erasure",
+            "has no weights to train or to export",
+        ),
+    ],
+)
+def test_what_a_command_finds_once_it_begins_is_one_line_too(arguments: str, said: str):
+    command = [sys.executable, "-m", *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: .*\n", done.stderr), done.stderr
+    assert said in done.stderr
+    assert not any((ROOT / name).exists() for name in "wo")
+
+
+@pytest.mark.slow
 def test_a_run_says_nothing_on_stderr_but_how_far_it_is(tiny_folder: Path, tmp_path: Path):
     (tmp_path / "own.py").write_text(
         "from erase.runs import configure\n\n\ndef get_config():\n"

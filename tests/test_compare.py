@@ -11,6 +11,7 @@ import pytest
 from configs import emoji_compare
 from convert.errors import InputError
 from erase import compare
+from erase.cases import draw_cases
 from erase.config import Config
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from erase.methods import METHODS, eap, esd
@@ -46,7 +47,14 @@ def methods(tiny_folder: Path, tmp_path: Path) -> dict[str, dict[str, Config]]:
 
 @pytest.mark.slow
 def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch, capsys):
-    out = tmp_path / "comparison.json"
+    out, drawn = tmp_path / "comparison.json", []
+
+    def draw(pipe: Any, cases: Any, config: Config, pairs: Any, title: str, silenced: Any) -> Any:
+        strengths = [strength for _, strength in pairs]
+        drawn.append((config.method, title.split(", ")[1], strengths, silenced))
+        return draw_cases(pipe, cases, config, pairs, title, silenced)
+
+    monkeypatch.setattr(compare, "draw_cases", draw)
     some = {name: methods[name] for name in ("uce", "attention_erasure")}
     compare.compare(some, out, attacks=2)
     made = compare.compare(methods, out, attacks=2)
@@ -67,6 +75,12 @@ def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch
     assert trained["parameters"] == 2 * 2 * (32 * 8 + 8 * 32)
     assert uce["bytes"] > 4 * uce["parameters"] > 0
     assert "2 runs a method" in capsys.readouterr().out
+    # The frozen model's pictures are drawn once a call, and each method's with what it has.
+    assert [title for _, title, *_ in drawn].count("before") == 2
+    for method, title, strengths, silenced in drawn:
+        whole = method == "attention_erasure" and title != "before"
+        assert silenced == ("cat" if whole else None)
+        assert strengths == ([] if whole or title == "before" else [1.0])
     # Nothing is left to be done, and other runs are refused.
     monkeypatch.setattr(compare, "measure", lambda *_: pytest.fail("measured again"))
     assert compare.compare(methods, out, attacks=2) == made

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flux_jax import compiler, layers
+from flux_jax.attention import attention_mass, attention_weights
 from flux_jax.layers import Dense, gelu, modulate, rms_norm
 
 
@@ -48,3 +49,14 @@ def test_what_the_user_tells_the_compiler_wins(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     compiler.set_flags()
     assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+
+
+@pytest.mark.parametrize("groups", [3, 8, 20])
+def test_attention_falls_on_any_number_of_groups(groups: int):
+    """On more of them than a head is wide, too."""
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((2, 30, 3, 8)), jnp.float32) for _ in range(2))
+    masks = (rng.random((2, 24, groups)) < 0.3).astype(np.float32)
+    found = attention_mass(q, k, jnp.asarray(masks))
+    weights = np.asarray(attention_weights(q, k), np.float64)[..., :24]
+    np.testing.assert_allclose(found, np.einsum("bhqt,btg->bhqg", weights, masks), atol=1e-6)
