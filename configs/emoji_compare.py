@@ -15,8 +15,12 @@ from ml_collections import ConfigDict
 
 from configs import emoji
 from configs.suite import CONCEPTS
+from erase.runs import EACH
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The runs, one a concept."""
-    return emoji(*CONCEPTS, preset=preset)
+    """The runs, one a concept; whatever makes an adapter, all of it is used."""
+    given = emoji(*CONCEPTS, preset=preset)
+    for name in CONCEPTS:
+        given[EACH][name].evaluation.strength = 1.0
+    return given

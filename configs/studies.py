@@ -122,7 +122,7 @@ STUDIES = {
         question="Which learning rate (or ridge) suits each method, all else equal?",
         concepts=_concepts({"iterations": 300}, names=THIRD, split=VALIDATION),
         variants={
-            "EraseAnything": {},
+            "EraseAnything": {"evaluation": {"strength": 1.0}},
             **{
                 f"{METHODS[name].title}, {rate:g}": {
                     "method": name,

@@ -9,9 +9,11 @@ as they are there, and those that the file holds already are left out. For each 
 - attack success: pictures of the families of `erase.attack` in which the judge finds the concept;
 - a Fréchet distance between the frozen model's pictures of other concepts and the erased model's,
   from the same noise, by the mean of the judge's last layer (`erase.frechet`);
-- trainable parameters, bytes on disk, and seconds a concept.
+- trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
+  the device while all train at once.
 
-Shares have Wilson's intervals, the Fréchet distance the least and the greatest of its seeds.
+Shares and H have intervals over concepts, the Fréchet distance the least and the greatest of its
+seeds. `python -m erase.results` draws RESULTS.md from docs/results/comparison.json.
 Axis letters: N pictures, F features.
 """
 
@@ -33,7 +35,7 @@ from rich.table import Table
 from convert import progress
 from convert.errors import InputError, exits_cleanly, nearest
 from convert.lora import TORCH_FILE
-from erase import attack, evaluate, frechet, summary, synonyms
+from erase import attack, evaluate, frechet, memory, summary, synonyms
 from erase.cases import Case, draw_cases, judged
 from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
@@ -43,6 +45,7 @@ from erase.model import open_model
 from erase.pictures import write
 from erase.report import percent
 from erase.study import resumed, train_variant
+from erase.tables import by_rank
 from erase.train import write_adapter
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -115,9 +118,10 @@ def measure(
     """
     first = next(iter(configs.values()))
     adapters: Mapping[str, Adapter] = {}
-    seconds = 0.0
+    seconds, needed = 0.0, 0
     if method_of(first).exports is not None:
         adapters, _, seconds = train_variant(configs, pipe)
+        needed = memory.of_a_run(configs, pipe)
     rows, seen = [], {}
     for name, config in configs.items():
         row, features = count(pipe, adapters.get(name), config, base, attacks)
@@ -131,10 +135,12 @@ def measure(
     return {
         "title": method_of(first).title,
         "cells": summary.pooled(row["cells"] for row in rows),
+        "intervals": summary.over_concepts(rows),
         "attacks": share(found, of),
         "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
         **size_of(adapters, first),
         "seconds": round(seconds / len(configs), 2),
+        "memory": needed,
         "rows": rows,
     }
 
@@ -196,9 +202,8 @@ def size_of(adapters: Mapping[str, Adapter], config: Config) -> dict[str, int]:
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:
     """A comparison's rows as text, the headings first, the best H next."""
-    rows = [["", *summary.CELLS, "H", "attacks", "Fréchet", "parameters", "kB", "s"]]
-    ranked = sorted(result["methods"].values(), key=lambda each: -each["cells"]["H"]["after"])
-    for each in ranked:
+    rows = [["", *summary.CELLS, "H", "attacks", "Fréchet", "parameters", "kB", "s", "MB"]]
+    for each in by_rank(result):
         cells = each["cells"]
         shares = [cells[cell]["after"]["share"] for cell in summary.CELLS]
         shares += [cells["H"]["after"], each["attacks"]["share"]]
@@ -210,6 +215,7 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
                 str(each["parameters"]),
                 f"{each['bytes'] / 1000:.0f}",
                 f"{each['seconds']:.1f}",
+                f"{each['memory'] / 1e6:.0f}",
             ]
         )
     return rows

@@ -21,6 +21,7 @@ from erase import bank
 from erase.command import MENDS
 from erase.config import Config
 from erase.methods import bank_shapes, method_of, setup_of, start
+from erase.model import share
 from erase.setup import RUNS, memory
 from erase.trajectories import trajectories
 from erase.updates import State
@@ -81,7 +82,7 @@ def plan(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[tuple[str, N
     """
     config, runs = next(iter(configs.values())), len(configs)
     yield from _preparing(config, pipe)
-    yield from _training(config, runs, pipe)
+    yield from training(config, runs, pipe)
     if config.evaluation.pictures:
         yield from _drawing(config, pipe)
 
@@ -114,8 +115,8 @@ def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     yield "denoising", needed
 
 
-def _training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
-    """The updates."""
+def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
+    """The updates of so many runs with their needs; see `plan`."""
     setup = setup_of(config, pipe.transformer, pipe.mesh)
     sharding = NamedSharding(pipe.mesh, PartitionSpec(RUNS))
 
@@ -194,6 +195,23 @@ def nbytes(tree: PyTree) -> int:
         return jnp.dtype(leaf.dtype).itemsize * math.prod(shape)
 
     return sum(map(own, jax.tree.leaves(tree)))
+
+
+def of_a_run(configs: Mapping[str, Config], pipe: Pipeline) -> int:
+    """Bytes that the largest update needs for each run, besides the frozen weights.
+
+    Args:
+        configs: of the runs, by name.
+        pipe: the frozen model, on its devices.
+
+    Returns:
+        What one run adds on the device that it trains on; 0 where nothing is trained.
+    """
+    config, runs = next(iter(configs.values())), len(configs)
+    pipe = share(pipe, config, runs)
+    weights = nbytes(_weights(pipe)["transformer"])
+    needs = [found.total - weights for _, found in training(config, runs, pipe)]
+    return max(needs, default=0) // (runs // pipe.mesh.shape[RUNS])
 
 
 def held(configs: Mapping[str, Config], pipe: Pipeline) -> dict[str, int]:

@@ -45,6 +45,8 @@ RunConfig: type[Config] = dataclasses.make_dataclass(
     ],
     bases=(Config,),
     frozen=True,
+    # So that other processes can be sent one.
+    namespace={"__module__": __name__},
 )
 # Holds what the runs that train at once differ in.
 EACH = "each"

@@ -43,6 +43,7 @@ from erase.loop import METRICS
 from erase.model import open_model
 from erase.pictures import write
 from erase.runs import EACH, load_runs, over
+from erase.tables import sums
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -207,11 +208,6 @@ def count(
     cells = evaluate.counts(drawn, {"before": before[config.concept], "after": after})
     kind = judge.kind(config.concept)
     return {"concept": config.concept, "kind": kind, "seed": config.seed, "cells": cells}
-
-
-def sums(variant: Mapping[str, Any]) -> dict[str, Any]:
-    """A variant's cells, pooled over its runs, with their H."""
-    return summary.pooled(row["cells"] for row in variant["rows"])
 
 
 def show(result: Mapping[str, Any]) -> None:

@@ -6,13 +6,14 @@ Cells are an evaluation's, or families of attacks. Two files are written beside 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import hmean
+from scipy.stats import bootstrap, hmean
 
 from erase import report
 from erase.judge import share
@@ -59,6 +60,41 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     if set(sums) == set(CELLS):
         sums["H"] = {side: harmonic_mean(sums, side) for side in SIDES}
     return sums
+
+
+def over_concepts(rows: Sequence[Mapping[str, Any]], draws: int = 2000) -> dict[str, list[float]]:
+    """How far shares after erasing, and H, would move with other concepts of the same sort.
+
+    The 2.5th and 97.5th percentiles over bootstrap samples of the concepts, each with all of its
+    runs. Pictures of one concept are much alike, so an interval over pictures would be too small.
+
+    Args:
+        rows: each run's concept, cells and attacks.
+        draws: samples.
+
+    Returns:
+        Two numbers for each cell, `H` and `attacks`; the same number twice for a single concept.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for row in rows:
+        values = [*(row["cells"][cell]["after"] for cell in CELLS), row["attacks"]]
+        counts = np.array([(value["found"], value["of"]) for value in values])
+        sums[row["concept"]] = sums.get(row["concept"], 0) + counts
+    # One concept cannot be sampled; twice the same gives no spread.
+    each = np.stack([*sums.values()] * (1 if len(sums) > 1 else 2))
+
+    def shares(drawn: np.ndarray, axis: int) -> np.ndarray:
+        del axis
+        found, of = np.moveaxis(each[drawn].sum(axis=-3), -1, 0)
+        erased, other_words, kept, attacked = np.moveaxis(found / of, -1, 0)
+        good = hmean([1 - erased, kept, 1 - other_words], axis=0)
+        return np.stack([erased, other_words, kept, good, attacked])
+
+    interval = bootstrap(
+        (np.arange(len(each)),), shares, n_resamples=draws, method="percentile", rng=0
+    ).confidence_interval
+    ends = np.stack([interval.low, interval.high], axis=-1).tolist()
+    return dict(zip((*CELLS, "H", "attacks"), ends, strict=True))
 
 
 def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,20 @@ def counted(concept: str, found: int) -> list[dict]:
     return [{"concept": o, **dict(zip(names, n, strict=True))} for o, n in others.items()]
 
 
+def compared(title: str, found: int) -> dict:
+    return {
+        "title": title,
+        "cells": pooled([cells(found)]),
+        "intervals": dict.fromkeys(("Acc_e", "Acc_g", "Acc_ir", "H", "attacks"), (0.05, 0.95)),
+        "attacks": share(found, 10),
+        "frechet": {"mean": 1.5, "seeds": [1.25, 1.75]},
+        "parameters": 12345,
+        "bytes": 50_000,
+        "seconds": 2.34,
+        "memory": 7_600_000,
+    }
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Numbers of every sort, and a text that asks for all of them."""
@@ -69,6 +83,27 @@ def folder(tmp_path: Path) -> Path:
                 }
                 for n in (2, 3)
             }
+        },
+        "compared": {
+            "methods": {
+                "worse": compared("Worse", 4),
+                "better": compared("Better", 1),
+                "silent": compared("Silent", 2)
+                | dict.fromkeys(("parameters", "bytes", "seconds", "memory"), 0),
+            }
+        },
+        "full_size": {
+            "methods": {
+                "one": {"title": "One", "updates": 20, "update_s": 0.1234, "memory": 30.6e9}
+                | {"parameters": 10**6, "whole_s": 99.6},
+                "closed": {"title": "Closed", "updates": 0, "update_s": None, "memory": 0}
+                | {"parameters": 10, "whole_s": 5.0},
+                "large": {"title": "Large", "error": "out of memory"},
+            }
+        },
+        "relearnt": {
+            "stops": [0, 10],
+            "methods": {"a": {"title": "A", "steps": {"0": rows, "10": rows[:1]}}},
         },
         "swapped": {"relations": {"above": {"nothing": both}}},
     }
@@ -130,6 +165,27 @@ def test_other_tables(folder: Path):
     assert page(folder, '{{ swaps("swapped") }}')[2] == "| nothing | 90.0 / 10.0 |"
 
 
+def test_tables_of_methods(folder: Path):
+    base, *lines = page(folder, '{{ methods("compared") }}')[2:]
+    assert base.startswith("| base | 90.0 | 90.0 | 90.0 | 14.2 | – |")
+    assert [line.split(" | ")[0] for line in lines] == ["| Better", "| Silent", "| Worse"]
+    assert lines[0] == (
+        "| Better | 10.0 [5.0, 95.0] | 10.0 [5.0, 95.0] | 90.0 [5.0, 95.0] | 90.0 [5.0, 95.0] "
+        "| 10.0 [5.0, 95.0] | 1.50 [1.25, 1.75] | 12,345 | 50 | 2.3 | 8 |"
+    )
+    assert lines[1].endswith("| 1.50 [1.25, 1.75] | – | – | – | – |")
+    assert page(folder, '{{ full_size("full_size") }}')[2:] == [
+        "| One | 20 | 0.123 | 30.6 | 1,000,000 | 100 |",
+        "| Closed | – | – | – | 10 | 5 |",
+        "| Large | out of memory | – | – | – | – |",
+    ]
+    assert page(folder, '{{ relearning("relearnt") }}') == [
+        "|  | 0 steps | 10 steps |",
+        "| --- | ---: | ---: |",
+        "| A | 20.0 / 80.0 | 0.0 / 100.0 |",
+    ]
+
+
 def test_figures_lie_beside_the_numbers(folder: Path):
     lines = page(
         folder,
@@ -141,6 +197,8 @@ def test_figures_lie_beside_the_numbers(folder: Path):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 500
     page(folder, '{{ dots("study", "points") }}\n{{ composed("composed", "lines") }}')
+    page(folder, '{{ compared("compared", "methods") }}')
+    assert (folder / "compared.png").is_file()
 
 
 def test_missing_numbers_are_named(folder: Path):

@@ -4,37 +4,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import pytest
+import tiny
 
 from convert.errors import InputError
 from erase import study
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 from erase.runs import configure, over
-from erase.study import Study, read_study, run_study, sums
-
-LABELS = JudgeConfig(
-    ("cat", "dog", "apple"), ("plain", "dark"), ("on",), (8, 8), blocks=(1, 1), embedding=4
-)
+from erase.study import Study, read_study, run_study
+from erase.tables import sums
 
 
 @pytest.fixture
 def small(tiny_folder: Path, tmp_path: Path) -> Study:
-    params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
-    params["entity_head"]["bias"] *= 0
-    Judge(LABELS, params, 16).save(tmp_path / "judge")
-    common = configure(
-        model={"path": str(tiny_folder)},
-        height=16,
-        width=16,
-        steps=2,
-        iterations=1,
-        synonyms=("kitty",),
-        irrelevant=("tree", "sun", "key"),
-        bank={"sentences": 2, "trajectories": 2},
-        upper={"pictures": 2, "rsc": 0.0},
-        evaluation={"judge": str(tmp_path / "judge"), "pictures": 2, "steps": 2, "batch": 6},
-    ).to_dict()
+    common = configure(**tiny.counted(tiny_folder, tiny.judge(tmp_path / "judge"))).to_dict()
     return Study(
         question="Does it?",
         concepts={name: common | {"concept": name} for name in ("cat", "dog")},

@@ -9,7 +9,14 @@ import pytest
 
 from erase import summary
 from erase.judge import share
-from erase.summary import CELLS, harmonic_mean, pooled, summarise, write_summary
+from erase.summary import (
+    CELLS,
+    harmonic_mean,
+    over_concepts,
+    pooled,
+    summarise,
+    write_summary,
+)
 
 
 def result(kind: str, concept: str, after: tuple[int, int, int], of: int = 10) -> dict:
@@ -37,6 +44,31 @@ def test_pictures_of_a_kind_are_pooled():
     assert made["all"]["Acc_e"]["after"] == share(10, 30)
     assert made["all"]["H"]["after"] == harmonic_mean(made["all"], "after")
     assert "pictures" not in made["runs"]["cat"]
+
+
+def test_intervals_are_over_concepts_and_not_pictures():
+    """Half of the concepts are erased whole, half not at all: pictures would say 45 to 55 %."""
+    rows = [
+        {
+            "concept": str(index // 2),
+            "cells": result("entity", "", (found, found, 64), 64)["cells"],
+            "attacks": share(0, 10),
+        }
+        for index in range(24)
+        for found in [64 * (index // 2 % 2)]
+    ]
+    found = over_concepts(rows)
+    assert list(found) == [*CELLS, "H", "attacks"]
+    low, high = found["Acc_e"]
+    # The standard error of a mean of twelve 0s and 1s is 14.4 %.
+    assert low == pytest.approx(0.5 - 1.96 * 0.144, abs=0.06)
+    assert high == pytest.approx(0.5 + 1.96 * 0.144, abs=0.06)
+    assert found["Acc_ir"] == [1.0, 1.0]
+    assert found["attacks"] == [0.0, 0.0]
+    assert found["H"] == pytest.approx([3 / (1 + 2 / (1 - high)), 3 / (1 + 2 / (1 - low))])
+    # Runs of one concept belong together.
+    alone = over_concepts([row | {"concept": "cat"} for row in rows])
+    assert alone["Acc_e"] == [0.5, 0.5]
 
 
 def test_the_worst_is_named():

@@ -6,6 +6,7 @@ Every tensor is randomised, also those that a fresh model has at zero or one.
 from pathlib import Path
 from typing import Any
 
+import jax
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -24,11 +25,15 @@ from transformers import (
 )
 
 from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "models" / "emoji-flux"
 CLIP_TOKENS = 77
 T5_TOKENS = 32
+LABELS = JudgeConfig(
+    ("cat", "dog", "apple"), ("plain", "dark"), ("on",), (8, 8), blocks=(1, 1), embedding=4
+)
 SENTENCES = (
     "a soccer ball left of a red apple in flat style",
     "a football above a green tree in outline style",
@@ -181,6 +186,30 @@ def run_config(folder: Path, **changes: Any) -> Config:
         "evaluation": Evaluation(pictures=0),
     }
     return Config(**usual | changes)
+
+
+def judge(folder: Path) -> Path:
+    """Writes a judge of random weights, of which no entity comes first, and returns its folder."""
+    params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
+    params["entity_head"]["bias"] *= 0
+    Judge(LABELS, params, 16).save(folder)
+    return folder
+
+
+def counted(folder: Path, judge: Path) -> dict[str, Any]:
+    """What a configuration's file says of the smallest run that a judge counts, but the concept."""
+    return {
+        "model": {"path": str(folder)},
+        "height": 16,
+        "width": 16,
+        "steps": 2,
+        "iterations": 1,
+        "synonyms": ("kitty",),
+        "irrelevant": ("tree", "sun", "key"),
+        "bank": {"sentences": 2, "trajectories": 2},
+        "upper": {"pictures": 2, "rsc": 0.0},
+        "evaluation": {"judge": str(judge), "pictures": 2, "steps": 2, "batch": 6},
+    }
 
 
 def build(folder: Path, *, max_shard_size: str = "10GB", **sizes: Any) -> Path:

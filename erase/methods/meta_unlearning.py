@@ -10,6 +10,7 @@ order). The copy that is taught is the adapter alone, since nothing else is trai
 Axis letter: B batch.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -105,21 +106,26 @@ def erasing(
     return loss, {"esd": loss}
 
 
+def teaching(
+    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+) -> tuple[Float[Array, ""], Metrics]:
+    """Flow matching of one run on the concept's own pictures."""
+    shown = bank.sentences[bank.trajectory_sentences, 0]
+    loss = matching(lora, params, bank, setup, bank.trajectories[:, -1], shown, key)
+    return loss, {"teach": loss}
+
+
 def taught(lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup) -> PyTree:
     """θ': the adapter after some steps on the concept's own pictures."""
     own: Settings = setup.settings
     adamw = optax.adamw(own.inner_rate)
-    shown = bank.sentences[bank.trajectory_sentences, 0]
-    pictures = bank.trajectories[:, -1]
 
     def step(index: Array, carry: tuple[PyTree, optax.OptState]) -> tuple[PyTree, optax.OptState]:
         lora, state = carry
-
-        def loss(lora: PyTree) -> Array:
-            inner = jax.random.fold_in(key, index)
-            return matching(lora, params, bank, setup, pictures, shown, inner)
-
-        changes, state = adamw.update(jax.grad(loss)(lora), state, lora)
+        inner = jax.random.fold_in(key, index)
+        loss = functools.partial(teaching, params=params, bank=bank, key=inner, setup=setup)
+        gradient, _ = jax.grad(loss, has_aux=True)(lora)
+        changes, state = adamw.update(gradient, state, lora)
         return optax.apply_updates(lora, changes), state
 
     taught, _ = jax.lax.fori_loop(0, own.inner_steps, step, (lora, adamw.init(lora)))

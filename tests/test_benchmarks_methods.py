@@ -1,0 +1,103 @@
+"""Benchmarks of methods, on a tiny model: what each costs at one size, and how erasing lasts."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from benchmarks import methods, relearning
+from convert.errors import InputError
+from erase.adapters import make_adapters
+from erase.config import Config
+from erase.irrelevant import listed
+from erase.methods import METHODS, plan
+from erase.model import open_model
+from erase.runs import configure, load_runs
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """Of one run, by the method that makes its adapter."""
+    judge = tiny.judge(tmp_path_factory.mktemp("judge") / "judge")
+    common = tiny.counted(tiny_folder, judge) | {"concept": "cat", "iterations": 3}
+    return {
+        name: load_runs(configure(**common, method=name))[""]
+        for name in ("uce", "esd", "meta_unlearning")
+    }
+
+
+@pytest.mark.slow
+def test_each_method_is_measured_in_a_process_of_its_own(runs: dict[str, Config], tmp_path: Path):
+    silent = {name: replace(c, evaluation=tiny.Evaluation(pictures=0)) for name, c in runs.items()}
+    lost = replace(silent["esd"], model=tiny.Model("nowhere"))
+    out = tmp_path / "cost.json"
+    made = methods.measure_all({"uce": {"": silent["uce"]}, "eap": {"": lost}}, out)
+    assert json.loads(out.read_text()) == made
+    assert made["iterations"] == 3
+    solved, failed = made["methods"].values()
+    assert solved["title"] == METHODS["uce"].title
+    assert (solved["updates"], solved["update_s"]) == (0, None)
+    assert solved["whole_s"] > 0
+    assert failed["error"].startswith("InputError: model = 'nowhere' does not exist")
+    # What trains is timed by update; in this process, since another one would compile anew.
+    found = methods.measure({"": silent["esd"]})
+    assert found["updates"] == 3
+    assert 0 < found["update_s"] < found["whole_s"]
+    assert found["parameters"] == 2 * 2 * (32 * 8 + 8 * 32)
+    with pytest.raises(InputError, match="holds another measurement"):
+        methods.measure_all({"uce": {"": replace(silent["uce"], iterations=4)}}, out)
+
+
+@pytest.mark.slow
+def test_relearning_is_counted_after_each_number_of_steps(
+    runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "relearning.json"
+    given = {name: {"run": runs[name]} for name in ("esd", "meta_unlearning")}
+    seen: dict[str, list[Any]] = {}
+
+    def count(pipe: Any, adapter: Any, config: Config, before: Any) -> dict[str, Any]:
+        seen.setdefault(config.method, []).append(jax.tree.leaves(adapter.lora))
+        return {"concept": config.concept}
+
+    monkeypatch.setattr(relearning, "count", count)
+    made = relearning.measure(given, out, [0, 1, 3], 1e-2)
+    assert json.loads(out.read_text()) == made
+    assert list(made["methods"]["esd"]["steps"]) == ["0", "1", "3"]
+    for erased, *taught in seen.values():
+        # AdamW's first step moves whatever has a gradient by its rate.
+        moved = [np.abs(a - b).max() for a, b in zip(erased, taught[0], strict=True)]
+        assert max(moved) == pytest.approx(1e-2, rel=1e-2)
+        assert any((a != b).any() for a, b in zip(*taught, strict=True))
+    # Nothing is left to be done, and no one counts without a judge.
+    monkeypatch.setattr(relearning, "train_variant", lambda *_: pytest.fail("trained again"))
+    assert relearning.measure(given, out, [0, 1, 3], 1e-2) == made
+    uncounted = replace(runs["esd"], evaluation=tiny.Evaluation())
+    with pytest.raises(InputError, match="judge = None: relearning is counted"):
+        relearning.measure({"esd": {"run": uncounted}}, tmp_path / "no.json", [1], 1e-2)
+
+
+@pytest.mark.slow
+def test_teaching_lowers_the_error_on_the_concepts_pictures(
+    runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    configs = {"": replace(runs["esd"], batch_size=4)}
+    pipe = open_model(configs[""])
+    plans = {"": plan(configs[""], pipe, listed(configs[""]))}
+    errors: list[float] = []
+    teach = relearning.TEACH
+
+    def noted(*given: Any, **settings: Any) -> Any:
+        state, metrics = teach(*given, **settings)
+        errors.append(float(metrics["teach"][0]))
+        return state, metrics
+
+    monkeypatch.setattr(relearning, "TEACH", noted)
+    erased = make_adapters(configs, pipe, plans, tmp_path)
+    assert [steps for steps, _ in relearning.teach(erased, configs, pipe, [40], 1e-2)] == [40]
+    assert np.mean(errors[-8:]) < 0.97 * np.mean(errors[:8])
