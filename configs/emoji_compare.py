@@ -11,16 +11,17 @@ their authors' values, see `erase.presets`.
 Cost: hours on one GPU with three seeds and all methods; what is done is not done again.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import emoji
 from configs.suite import CONCEPTS
-from erase.runs import EACH
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The runs, one a concept; whatever makes an adapter, all of it is used."""
-    given = emoji(*CONCEPTS, preset=preset)
-    for name in CONCEPTS:
-        given[EACH][name].evaluation.strength = 1.0
+    given: Any = emoji(*CONCEPTS, preset=preset)
+    for run in given.each.values():
+        run.evaluation.strength = 1.0
     return given

@@ -127,8 +127,13 @@ def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, N
         )
 
     one = _bank(config, pipe)
-    banks = divided(one).replace(times=one.times, image_ids=one.image_ids)
-    keys = jax.random.split(jax.random.key(0), runs)
+    shared = {name: getattr(one, name) for name in ("times", "image_ids")}
+    alike = meshes.whole(pipe.mesh)
+    banks = divided(one).replace(
+        **{n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=alike) for n, s in shared.items()}
+    )
+    # As training places them, so that what it has compiled is not compiled again.
+    keys = divided(jax.eval_shape(lambda: jax.random.key(0)))
     for name, step in method_of(config).steps(config).items():
         given = (divided(_state(config, pipe)), _weights(pipe)["transformer"], banks, keys)
         yield f"{name} update", need(step.update, *given, setup=setup)
