@@ -144,5 +144,5 @@ if __name__ == "__main__":
         "methods", ["esd", "meta_unlearning", "erase_anything"], "Names, separated by commas."
     )
     flags.DEFINE_list("stops", ["0", "10", "20", "40", "80"], "Numbers of steps.")
-    flags.DEFINE_float("rate", 1e-4, "AdamW's, of teaching.", lower_bound=0)
+    flags.DEFINE_float("rate", 1e-3, "AdamW's, of teaching.", lower_bound=0)
     app.run(main, flags_parser=parse_flags)
