@@ -1,4 +1,4 @@
-"""Runs every method for some iterations at FLUX.1 [dev]'s size: seconds an update, peak memory.
+r"""Runs every method for some iterations at FLUX.1 [dev]'s size: seconds an update, peak memory.
 
     python -m benchmarks.make_checkpoint models/random-flux --variant dev --layout diffusers
     python -m benchmarks.methods --config configs/nudity.py \

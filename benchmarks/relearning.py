@@ -1,4 +1,4 @@
-"""Teaches erased concepts again: how fast they come back, and what that costs other things.
+r"""Teaches erased concepts again: how fast they come back, and what that costs other things.
 
     python -m benchmarks.relearning --config configs/emoji_compare.py \
         --out docs/results/relearning.json
