@@ -27,9 +27,9 @@ from absl import app, flags
 
 from benchmarks.works import attempt
 from convert import progress
-from convert.errors import InputError, exits_cleanly, nearest
+from convert.errors import exits_cleanly
 from erase import train
-from erase.command import FLAG, begin, configured, define_flag, parse_flags
+from erase.command import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config import Config
 from erase.loop import METRICS
 from erase.methods import METHODS, method_of
@@ -102,18 +102,15 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    methods = {}
-    for name in given.methods:
-        if name not in MAKING:
-            raise InputError(f"methods: {name!r} is unknown; {nearest(name, MAKING)}")
-        methods[name] = {
-            run: replace(
-                config,
-                iterations=given.iterations,
-                evaluation=replace(config.evaluation, pictures=0),
-            )
-            for run, config in configured(name).items()
-        }
+
+    def short(config: Config) -> Config:
+        silent = replace(config.evaluation, pictures=0)
+        return replace(config, iterations=given.iterations, evaluation=silent)
+
+    methods = {
+        name: {run: short(config) for run, config in runs.items()}
+        for name, runs in configured_for(given.methods, MAKING).items()
+    }
     result = measure_all(methods, Path(given.out))
     print(full_size(result))
     sys.exit(1 if any("error" in each for each in result["methods"].values()) else 0)

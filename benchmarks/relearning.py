@@ -22,13 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from convert.errors import InputError, exits_cleanly, nearest
+from convert.errors import InputError, exits_cleanly
 from erase import loop, synonyms
 from erase.adapters import banks_of
-from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
+from erase.command import FLAG, begin, configured_for, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.irrelevant import listed
 from erase.methods import METHODS, meta_unlearning, plan
+from erase.methods.method import Method
 from erase.model import open_model
 from erase.pictures import write
 from erase.study import count, resumed, train_variant
@@ -37,6 +38,8 @@ from erase.updates import State, descent, in_every_run, optimiser
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
+# Whose adapter is what was trained, in layers, rank and scale, so that it can be trained further.
+AS_TRAINED = tuple(name for name, method in METHODS.items() if method.exports is Method.exports)
 # Added to a run's seed, so that what teaches is not what erased.
 APART = 1000
 TEACH = in_every_run(descent("teach", meta_unlearning.teaching, lambda settings: settings))
@@ -127,12 +130,11 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    for name in given.methods:
-        if name not in METHODS:
-            raise InputError(f"methods: {name!r} is unknown; {nearest(name, METHODS)}")
+    if wrong := [stop for stop in given.stops if not stop.isdecimal()]:
+        raise InputError(f"stops: {wrong[0]!r} must be a whole number, 0 or more")
     stops = sorted(set(map(int, given.stops)))
+    methods = configured_for(given.methods, AS_TRAINED)
     with explains_memory():
-        methods = {name: configured(name) for name in given.methods}
         print(relearning(measure(methods, Path(given.out), stops, given.rate)))
 
 

@@ -5,7 +5,7 @@ import itertools
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from convert.errors import InputError, RunError, exits_cleanly, nearest
 from erase.config import Config
 from erase.fields import paths, unknown
+from erase.methods import METHODS
 from erase.runs import EACH, RunConfig, load_runs
 from flux_jax import compiler
 
@@ -52,6 +53,26 @@ def configured(method: str | None = None) -> dict[str, Config]:
         given = given.copy_and_resolve_references()
         given.method = changed["method"] = method
     return load_runs(given, changed)
+
+
+def configured_for(
+    names: Iterable[str], among: Iterable[str] = tuple(METHODS)
+) -> dict[str, dict[str, Config]]:
+    """The runs that the flags configure, once for each of some methods, by its name.
+
+    Args:
+        names: of the methods.
+        among: those that can be asked for.
+
+    Raises:
+        InputError: another one is, or a field cannot be used.
+    """
+    runs = {}
+    for name in names:
+        if name not in among:
+            raise InputError(f"methods: {name!r} is unknown; {nearest(name, among)}")
+        runs[name] = configured(name)
+    return runs
 
 
 @exits_cleanly

@@ -33,11 +33,11 @@ from rich.console import Console
 from rich.table import Table
 
 from convert import progress
-from convert.errors import InputError, exits_cleanly, nearest
+from convert.errors import InputError, exits_cleanly
 from convert.lora import TORCH_FILE
 from erase import attack, evaluate, frechet, memory, summary, synonyms
 from erase.cases import Case, draw_cases, judged
-from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
+from erase.command import FLAG, begin, configured_for, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import share
 from erase.methods import METHODS, method_of
@@ -237,10 +237,8 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    for name in given.methods:
-        if name not in METHODS:
-            raise InputError(f"methods: {name!r} is unknown; {nearest(name, METHODS)}")
-    methods = {name: seeded(configured(name), given.seeds) for name in given.methods}
+    every = configured_for(given.methods)
+    methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
     with explains_memory():
         compare(methods, Path(given.out), given.attacks)
 

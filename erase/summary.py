@@ -21,6 +21,8 @@ from erase.pictures import write
 
 CELLS = ("Acc_e", "Acc_g", "Acc_ir")
 STEM = "summary"
+# Of the bootstrap.
+SAMPLES = 2000
 SIDES = ("before", "after")
 # Of what a run's result holds.
 KEPT = ("kind", "concept", "cells", "H", "concepts")
@@ -62,7 +64,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return sums
 
 
-def over_concepts(rows: Sequence[Mapping[str, Any]], draws: int = 2000) -> dict[str, list[float]]:
+def over_concepts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """How far shares after erasing, and H, would move with other concepts of the same sort.
 
     The 2.5th and 97.5th percentiles over bootstrap samples of the concepts, each with all of its
@@ -70,7 +72,6 @@ def over_concepts(rows: Sequence[Mapping[str, Any]], draws: int = 2000) -> dict[
 
     Args:
         rows: each run's concept, cells and attacks.
-        draws: samples.
 
     Returns:
         Two numbers for each cell, `H` and `attacks`; the same number twice for a single concept.
@@ -91,7 +92,7 @@ def over_concepts(rows: Sequence[Mapping[str, Any]], draws: int = 2000) -> dict[
         return np.stack([erased, other_words, kept, good, attacked])
 
     interval = bootstrap(
-        (np.arange(len(each)),), shares, n_resamples=draws, method="percentile", rng=0
+        (np.arange(len(each)),), shares, n_resamples=SAMPLES, method="percentile", rng=0
     ).confidence_interval
     ends = np.stack([interval.low, interval.high], axis=-1).tolist()
     return dict(zip((*CELLS, "H", "attacks"), ends, strict=True))

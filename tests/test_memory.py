@@ -61,6 +61,20 @@ def test_every_program_is_planned_and_nothing_is_read(config: Config):
 
 
 @pytest.mark.usefixtures("unread")
+def test_what_a_run_adds_is_the_largest_update_without_the_frozen_weights(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    pipe = open_model(config)
+    weights = memory.held({"": config}, pipe)["weights of transformer"]
+    needs = [memory.Need(weights + 10, 1, 0), memory.Need(weights + 100, 20, 4)]
+    monkeypatch.setattr(memory, "training", lambda *_: zip("ab", needs, strict=True))
+    assert memory.of_a_run({"": config}, pipe) == 124
+    assert memory.of_a_run({"one": config, "two": config}, pipe) == 62
+    monkeypatch.setattr(memory, "training", lambda *_: iter(()))
+    assert memory.of_a_run({"": config}, pipe) == 0
+
+
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize(("available", "fits"), [(None, True), (10**12, True), (10**3, False)])
 def test_whether_it_fits_is_told(
     config: Config,
