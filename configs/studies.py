@@ -129,7 +129,7 @@ STUDIES = {
                     name: {"learning_rate": rate, **more},
                     "evaluation": {"strength": 1.0},
                 }
-                for rate in (3e-5, 1e-4, 3e-4)
+                for rate in (1e-4, 3e-4, 1e-3, 3e-3)
                 for name, more in TRAINED.items()
             },
             **{
@@ -138,7 +138,7 @@ STUDIES = {
                     "uce": {"ridge": ridge},
                     "evaluation": {"strength": 1.0},
                 }
-                for ridge in (0.5, 5.0, 50.0)
+                for ridge in (0.5, 2.0, 10.0, 50.0)
             },
         },
         seeds=(0,),

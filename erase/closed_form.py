@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
+from scipy.linalg import eigh, solve_triangular
 
 from convert.errors import InputError
 
@@ -26,28 +26,43 @@ def edit(
     *,
     ridge: float,
     preserve: float = 1.0,
+    rank: int | None = None,
+    unit: float = 1.0,
     name: str = "ridge",
-) -> tuple[Float[np.ndarray, "I N"], Float[np.ndarray, "N O"]]:
+) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
     """The change D with W + D mapping erased vectors to where W maps their guides.
 
     It minimises Σ ‖c (W + D) - g W‖² + p Σ ‖k D‖² + λ ‖D‖² over erased c with their guides g and
-    preserved k: D = (λ + Σ cᵀc + p Σ kᵀk)⁻¹ Σ cᵀ (g - c) W. No more than one rank a vector.
+    preserved k: D = (λ + XᵀX)⁻¹ Σ cᵀ (g - c) W, where X has the rows c and √p k. With the singular
+    value decomposition X = U S V that is Vᵀ S (λ + S²)⁻¹ Uᵀ, so that nothing as wide as the layer
+    is inverted. Of all changes of a rank the best comes from the greatest singular values of
+    (λ + S²)^½ V D (reduced-rank regression).
 
     Args:
         kernel: W.
         erased: c.
         guides: g, one for each.
         kept: k.
-        ridge: λ.
+        ridge: λ, in units.
         preserve: p.
-        name: of λ in the configuration.
+        rank: of the change, the number of erased vectors by default; what it has no use for is 0.
+        unit: what the ridge is counted in.
+        name: of the ridge in the configuration.
 
     Raises:
         InputError: the system is singular in float64.
     """
-    matrix = erased.T @ erased + preserve * kept.T @ kept
-    matrix[np.diag_indices_from(matrix)] += ridge
-    return _solved(matrix, erased.T, name), (guides - erased) @ kernel
+    none = np.zeros((max(0, (rank or 0) - len(erased) - len(kept)), len(kernel)))
+    rows = np.concatenate([erased, preserve**0.5 * kept, none])
+    u, s, v = np.linalg.svd(rows, full_matrices=False)
+    squares = s**2 + ridge * unit
+    _check(ridge * unit if len(s) < len(kernel) else squares[-1], squares[0], name, unit)
+    own, moved = u[: len(erased)].T, (guides - erased) @ kernel
+    if rank is None:
+        return v.T @ ((s / squares)[:, None] * own), moved
+    inner = (s / squares**0.5)[:, None] * (own @ moved)
+    _, left = eigh(inner @ inner.T, subset_by_index=[len(s) - rank, len(s) - 1])
+    return v.T @ (left / squares[:, None] ** 0.5), left.T @ inner
 
 
 def leaves(
@@ -67,32 +82,14 @@ def leaves(
     }
 
 
-def check(matrix: Float[np.ndarray, "I I"], name: str) -> None:
-    """Makes sure that a positive matrix can be inverted in float64.
-
-    Args:
-        matrix: symmetric.
-        name: of its ridge in the configuration.
-
-    Raises:
-        InputError: it cannot.
-    """
-    least, most = (
-        float(eigh(matrix, eigvals_only=True, subset_by_index=[at, at])[0])
-        for at in (0, len(matrix) - 1)
-    )
+def _check(least: float, most: float, name: str, unit: float) -> None:
+    """Makes sure that a matrix with these eigenvalues can be inverted in float64."""
     if not least > most / CONDITION:
         raise InputError(
             f"{name} is too small: the closed form's system is singular (eigenvalues {least:.3g} "
-            f"to {most:.3g}); raise it to {most * 1e-9:.1g} or more, or preserve more prompts"
+            f"to {most:.3g}); raise it to {most * 1e-9 / unit:.1g} or more, or preserve more "
+            "prompts"
         )
-
-
-def _solved(
-    matrix: Float[np.ndarray, "I I"], right: Float[np.ndarray, "I N"], name: str
-) -> Float[np.ndarray, "I N"]:
-    check(matrix, name)
-    return cho_solve(cho_factor(matrix), right)
 
 
 def reduced(

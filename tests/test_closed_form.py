@@ -73,6 +73,30 @@ def test_a_singular_system_names_its_ridge():
         closed_form.edit(kernel, erased, guides, kept[:1], ridge=0.0, name="uce.ridge")
     more = np.concatenate([kept, np.random.default_rng(2).standard_normal((9, 7))])
     closed_form.edit(kernel, erased, guides, more, ridge=0.0)
+    # The advice is in the configuration's unit, and does.
+    with pytest.raises(InputError, match="raise it to") as refused:
+        closed_form.edit(kernel, erased, guides, kept[:1], ridge=1e-20, unit=100.0)
+    enough = float(str(refused.value).partition("raise it to ")[2].split()[0])
+    closed_form.edit(kernel, erased, guides, kept[:1], ridge=enough, unit=100.0)
+
+
+@pytest.mark.parametrize(("erased", "rank"), [(9, 2), (3, 2), (3, 5), (9, 5)])
+def test_an_edit_of_a_rank_is_the_best_of_it(erased: int, rank: int):
+    """As reduced-rank regression finds it, which inverts a matrix as wide as the layer."""
+    given = problem(erased)
+    kernel, vectors, guides, kept = given
+    matrix = vectors.T @ vectors + 2.0 * kept.T @ kept + 0.5 * np.eye(7)
+    wanted = vectors.T @ (guides - vectors) @ kernel
+    dense = closed_form.reduced(matrix, wanted, rank)
+    a, b = closed_form.edit(*given, ridge=0.05, unit=10.0, preserve=2.0, rank=rank)
+    assert (a.shape, b.shape) == ((7, rank), (rank, 5))
+    np.testing.assert_allclose(a @ b, dense[0] @ dense[1], atol=1e-10)
+    # More rank than there are vectors.
+    few = (kernel, vectors[:1], guides[:1], kept[:1])
+    a, b = closed_form.edit(*few, ridge=0.5, rank=rank)
+    whole = closed_form.edit(*few, ridge=0.5)
+    assert a.shape == (7, rank)
+    np.testing.assert_allclose(a @ b, whole[0] @ whole[1], atol=1e-12)
 
 
 def test_a_reduced_change_is_the_best_of_its_rank():

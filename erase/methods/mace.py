@@ -172,13 +172,11 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
     for target in targets:
         factors = []
         for kernel, f, g in zip(kernels(pipe, target), *(s[target] for s in seen), strict=True):
-            f, g = f[weights], g[weights]
-            matrix = f.T @ f
-            matrix[np.diag_indices_from(matrix)] += own.ridge * np.trace(matrix) / len(matrix)
-            closed_form.check(matrix, "mace.ridge")
             if own.edit_rank > (most := min(kernel.shape)):
                 raise InputError(f"mace.edit_rank = {own.edit_rank} must be {most} at most")
-            factors.append(closed_form.reduced(matrix, f.T @ (g - f) @ kernel, own.edit_rank))
+            f, g = f[weights], g[weights]
+            given = {"ridge": own.ridge, "unit": np.sum(f**2) / len(kernel), "name": "mace.ridge"}
+            factors.append(closed_form.edit(kernel, f, g, f[:0], rank=own.edit_rank, **given))
         flat |= closed_form.leaves(target, factors)
     return nest(flat)
 
