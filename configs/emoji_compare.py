@@ -5,9 +5,8 @@
     python -m erase.train --config configs/emoji_compare.py --workdir runs/emoji_compare
 
 trains one of the methods on all of them, `--config.method=NAME`.
-Expected: comparison.json and a table of the methods; the values of methods other than
-EraseAnything are not tuned yet. `--config configs/emoji_compare.py:paper` and `:native` compare
-their authors' values, see `erase.presets`.
+Expected: comparison.json and a table of the methods. `--config configs/emoji_compare.py:paper` and
+`:native` compare their authors' values, see `erase.presets`.
 Cost: hours on one GPU with three seeds and all methods; what is done is not done again.
 """
 
