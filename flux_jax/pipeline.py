@@ -161,7 +161,9 @@ class Pipeline:
             return
         for rows in batches(len(fresh), batch, "encoding prompts"):
             texts = [fresh[row] for row in rows]
-            encoded = jax.tree.map(np.asarray, self.encode(texts))
+            # Each size compiles, so that there are no more of them than powers of two.
+            more = min(batch, 1 << (len(texts) - 1).bit_length()) - len(texts)
+            encoded = jax.tree.map(np.asarray, self.encode(texts + texts[-1:] * more))
             self.remembered.update((text, encoded[row]) for row, text in enumerate(texts))
 
     def recall(self, prompts: Sequence[str]) -> Conditioning:

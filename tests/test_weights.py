@@ -20,7 +20,7 @@ from erase import train
 from erase.pictures import draw
 from flux_jax import weights as loading
 from flux_jax.mesh import make
-from flux_jax.pipeline import load
+from flux_jax.pipeline import Pipeline, load
 from flux_jax.weights import Weights
 
 
@@ -75,6 +75,23 @@ def test_remembered_prompts_need_no_text_encoders(tiny_folder: Path, reads: list
     anew = pipe.encode(["a dog", "a red ball", "a dog"])
     assert reads == ["text_encoder", "text_encoder_2"] * 2
     jax.tree.map(lambda *both: np.testing.assert_allclose(*both, atol=1e-5), remembered, anew)
+
+
+def test_prompts_are_remembered_in_few_sizes(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    pipe = load(tiny_folder, jnp.float32)
+    sizes: list[int] = []
+
+    def encode(_: Pipeline, prompts: list[str]) -> np.ndarray:
+        sizes.append(len(prompts))
+        return np.array([[len(prompt)] for prompt in prompts])
+
+    monkeypatch.setattr(Pipeline, "encode", encode)
+    for count in range(1, 12):
+        texts = [f"{count} {'x' * index}" for index in range(count)]
+        pipe.remember(texts, 6)
+        assert [pipe.remembered[text].tolist() for text in texts] == [[len(t)] for t in texts]
+    # Never more than the batch.
+    assert sorted(set(sizes)) == [1, 2, 4, 6]
 
 
 def test_names_and_shapes_are_checked_before_anything_is_read(
