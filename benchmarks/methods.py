@@ -6,8 +6,8 @@ r"""Runs every method for some iterations at FLUX.1 [dev]'s size: seconds an upd
         --out docs/results/full_size.json
 
 Each makes its adapter as `erase.train` does, without pictures at the end, in a process of its own,
-so that the peak is its own; what the file holds already is left out. The exit code is 1 where a
-method could not be run.
+so that the peak is its own; what the file holds already is left out, unless it failed. The exit
+code is 1 where a method could not be run.
 """
 
 import json
@@ -43,7 +43,7 @@ MAKING = tuple(name for name, method in METHODS.items() if method.exports is not
 
 
 def measure_all(methods: Mapping[str, Mapping[str, Config]], out: Path) -> dict[str, Any]:
-    """Measures methods that the file does not hold yet, one after another.
+    """Measures methods that the file does not hold yet, or that failed, one after another.
 
     Args:
         methods: by name, each one's runs by name.
@@ -60,7 +60,8 @@ def measure_all(methods: Mapping[str, Mapping[str, Config]], out: Path) -> dict[
     head |= {"model": Path(first.model.path).name, "iterations": first.iterations}
     result = resumed(out, head, "methods", "measurement")
     spawn = multiprocessing.get_context("spawn")
-    for name in progress.bar([n for n in methods if n not in result["methods"]], desc="methods"):
+    done = [name for name, each in result["methods"].items() if "error" not in each]
+    for name in progress.bar([name for name in methods if name not in done], desc="methods"):
         with ProcessPoolExecutor(1, spawn) as process:
             record = attempt(process.submit(measure, methods[name]).result)
         result["methods"][name] = {"title": METHODS[name].title} | record

@@ -1,6 +1,7 @@
 """Benchmarks of methods, on a tiny model: what each costs at one size, and how erasing lasts."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.slow
-def test_each_method_is_measured_in_a_process_of_its_own(runs: dict[str, Config], tmp_path: Path):
+def test_each_method_is_measured_in_a_process_of_its_own(
+    runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     silent = {name: replace(c, evaluation=tiny.Evaluation(pictures=0)) for name, c in runs.items()}
     lost = replace(silent["esd"], model=tiny.Model("nowhere"))
     out = tmp_path / "cost.json"
@@ -44,6 +47,14 @@ def test_each_method_is_measured_in_a_process_of_its_own(runs: dict[str, Config]
     assert (solved["updates"], solved["update_s"]) == (0, None)
     assert solved["whole_s"] > 0
     assert failed["error"].startswith("InputError: model = 'nowhere' does not exist")
+    # What failed is tried again, what is there is not.
+    with monkeypatch.context() as patched:
+        patched.setattr(methods, "measure", lambda runs: {"tried": "again"})
+        patched.setattr(methods, "ProcessPoolExecutor", ThreadPoolExecutor)
+        given = {"uce": {"": silent["uce"]}, "eap": {"": lost}}
+        again = methods.measure_all(given, out)["methods"]
+    assert again["uce"] == solved
+    assert again["eap"] == {"title": METHODS["eap"].title, "tried": "again"}
     # What trains is timed by update; in this process, since another one would compile anew.
     found = methods.measure({"": silent["esd"]})
     assert found["updates"] == 3
