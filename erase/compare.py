@@ -65,7 +65,7 @@ def seeded(runs: Mapping[str, Config], seeds: int) -> dict[str, Config]:
 
 
 def compare(
-    methods: Mapping[str, Mapping[str, Config]], out: Path, attacks: int = 64
+    methods: Mapping[str, Mapping[str, Config]], out: Path, attacks: int = 32
 ) -> dict[str, Any]:
     """Measures methods that the file does not hold yet.
 
@@ -249,5 +249,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
     flags.DEFINE_list("methods", list(METHODS), "Names of methods, separated by commas.")
     flags.DEFINE_integer("seeds", 3, "Runs of each concept.", lower_bound=1)
-    flags.DEFINE_integer("attacks", 64, "Pictures of each family of attacks.", lower_bound=1)
+    flags.DEFINE_integer("attacks", 32, "Pictures of each family of attacks.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)
