@@ -45,13 +45,13 @@ from erase.pictures import write
 from erase.report import percent
 from erase.runs import load_runs
 from erase.synonyms import settle
+from erase.tables import KINDS
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
 COUNTS = (2, 3, 5, 10, 30, 100)
 # Concepts in all groups of a number of concepts that is smaller.
 FEW = 15
-KINDS = ("entity", "style", "relation")
 PROMPTS, SEED = 8, 0
 # Pictures of each concept that strengths are found on.
 TRIED = 16

@@ -29,13 +29,11 @@ import jax
 import numpy as np
 from absl import app, flags
 from jaxtyping import Float
-from rich.console import Console
-from rich.table import Table
 
 from convert import progress
 from convert.errors import InputError, exits_cleanly
 from convert.lora import TORCH_FILE
-from erase import attack, evaluate, frechet, memory, summary, synonyms
+from erase import attack, evaluate, frechet, memory, summary, synonyms, tables
 from erase.cases import Case, draw_cases, judged
 from erase.command import FLAG, begin, configured_for, define_flag, explains_memory, parse_flags
 from erase.config import Config
@@ -43,9 +41,7 @@ from erase.judge import share
 from erase.methods import METHODS, method_of
 from erase.model import open_model
 from erase.pictures import write
-from erase.report import percent
 from erase.study import resumed, train_variant
-from erase.tables import by_rank
 from erase.train import write_adapter
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -101,7 +97,6 @@ def compare(
         result |= {"device": jax.devices()[0].device_kind or platform.machine()}
         result |= {"jax": jax.__version__}
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    show(result)
     return result
 
 
@@ -200,38 +195,6 @@ def size_of(adapters: Mapping[str, Adapter], config: Config) -> dict[str, int]:
     return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)), "bytes": size}
 
 
-def table(result: Mapping[str, Any]) -> list[list[str]]:
-    """A comparison's rows as text, the headings first, the best H next."""
-    rows = [["", *summary.CELLS, "H", "attacks", "Fréchet", "parameters", "kB", "s", "MB"]]
-    for each in by_rank(result):
-        cells = each["cells"]
-        shares = [cells[cell]["after"]["share"] for cell in summary.CELLS]
-        shares += [cells["H"]["after"], each["attacks"]["share"]]
-        rows.append(
-            [
-                each["title"],
-                *(percent(value, 1) for value in shares),
-                f"{each['frechet']['mean']:.3g}",
-                str(each["parameters"]),
-                f"{each['bytes'] / 1000:.0f}",
-                f"{each['seconds']:.1f}",
-                f"{each['memory'] / 1e6:.0f}",
-            ]
-        )
-    return rows
-
-
-def show(result: Mapping[str, Any]) -> None:
-    """Prints a line for each method."""
-    headings, *rows = table(result)
-    shown = Table(title=f"{len(result['runs'])} runs a method")
-    for heading in headings:
-        shown.add_column(heading, justify="right" if heading else "left")
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
-
-
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
@@ -240,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
     every = configured_for(given.methods)
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
     with explains_memory():
-        compare(methods, Path(given.out), given.attacks)
+        print(tables.methods(compare(methods, Path(given.out), given.attacks)))
 
 
 if __name__ == "__main__":
