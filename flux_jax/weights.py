@@ -77,10 +77,16 @@ def build(name: str, config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) 
 
 def abstract_params(name: str, config: Mapping[str, Any]) -> PyTree:
     """Shapes of a component's parameters, as a tree of `jax.ShapeDtypeStruct`; needs no memory."""
+    # A tree of its own for each caller.
+    return jax.tree.map(lambda leaf: leaf, _traced(name, COMPONENTS[name].config(config)))
+
+
+@functools.cache
+def _traced(name: str, sizes: Any) -> PyTree:
+    """Shapes of a component's parameters: tracing a model takes a tenth of a second."""
     component = COMPONENTS[name]
-    module = build(name, config)
-    inputs = component.inputs(component.config(config))
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    inputs = component.inputs(sizes)
+    return jax.eval_shape(component.module(sizes).init, jax.random.key(0), *inputs)["params"]
 
 
 class Weights(Mapping[str, PyTree]):
