@@ -62,7 +62,8 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
     for a, b, c in zip(
         *(jax.tree.leaves(tree) for tree in (alone.lora, shorter.lora, kept[0])), strict=True
     ):
-        np.testing.assert_array_equal(a, b)
+        # Prompts that are encoded in another number differ by rounding.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(c, b, rtol=1e-3, atol=1e-4)
 
     # What has stopped stays so when everything is taken up again, with more iterations.
