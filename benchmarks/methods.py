@@ -2,8 +2,7 @@ r"""Runs every method for some iterations at FLUX.1 [dev]'s size: seconds an upd
 
     python -m benchmarks.make_checkpoint models/random-flux --variant dev --layout diffusers
     python -m benchmarks.methods --config configs/nudity.py \
-        --config.model.path=models/random-flux --config.batch_size=1 \
-        --out docs/results/full_size.json
+        --config.model.path=models/random-flux --out docs/results/full_size.json
 
 Each makes its adapter as `erase.train` does, without pictures at the end, in a process of its own,
 so that the peak is its own; what the file holds already is left out, unless it failed. The exit
