@@ -51,6 +51,6 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "others": ("clothed", "smiling", "seated"),
             "batch": 2,
         },
-        # Its authors' batch of 10 takes more than 141 GB at this size.
+        # Its authors' batch of 10 takes more than 141 GB at this size, without remat.
         by_method={"meta_unlearning": {"batch_size": 1}},
     )

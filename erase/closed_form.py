@@ -34,16 +34,16 @@ def edit(
 
     It minimises Σ ‖c (W + D) - g W‖² + p Σ ‖k D‖² + λ ‖D‖² over erased c with their guides g and
     preserved k: D = (λ + XᵀX)⁻¹ Σ cᵀ (g - c) W, where X has the rows c and √p k. With the singular
-    value decomposition X = U S V that is Vᵀ S (λ + S²)⁻¹ Uᵀ, so that nothing as wide as the layer
-    is inverted. Of all changes of a rank the best comes from the greatest singular values of
-    (λ + S²)^½ V D (reduced-rank regression).
+    value decomposition X = U S V, (λ + XᵀX)⁻¹ Xᵀ = Vᵀ S (λ + S²)⁻¹ Uᵀ, so that nothing as wide as
+    the layer is inverted. Of all changes of a rank the best comes from the greatest singular values
+    of (λ + S²)^½ V D (reduced-rank regression).
 
     Args:
         kernel: W.
         erased: c.
         guides: g, one for each.
         kept: k.
-        ridge: λ, in units.
+        ridge: λ, in `unit`.
         preserve: p.
         rank: of the change, the number of erased vectors by default; what it has no use for is 0.
         unit: what the ridge is counted in.
@@ -52,8 +52,9 @@ def edit(
     Raises:
         InputError: the system is singular in float64.
     """
-    none = np.zeros((max(0, (rank or 0) - len(erased) - len(kept)), len(kernel)))
-    rows = np.concatenate([erased, preserve**0.5 * kept, none])
+    # Rows of zeros change nothing, and there are as many singular values as the rank wants.
+    zeros = np.zeros((max(0, (rank or 0) - len(erased) - len(kept)), len(kernel)))
+    rows = np.concatenate([erased, preserve**0.5 * kept, zeros])
     u, s, v = np.linalg.svd(rows, full_matrices=False)
     squares = s**2 + ridge * unit
     _check(ridge * unit if len(s) < len(kernel) else squares[-1], squares[0], name, unit)

@@ -74,10 +74,13 @@ def test_a_singular_system_names_its_ridge():
     more = np.concatenate([kept, np.random.default_rng(2).standard_normal((9, 7))])
     closed_form.edit(kernel, erased, guides, more, ridge=0.0)
     # The advice is in the configuration's unit, and does.
-    with pytest.raises(InputError, match="raise it to") as refused:
-        closed_form.edit(kernel, erased, guides, kept[:1], ridge=1e-20, unit=100.0)
-    enough = float(str(refused.value).partition("raise it to ")[2].split()[0])
-    closed_form.edit(kernel, erased, guides, kept[:1], ridge=enough, unit=100.0)
+    advice = []
+    for unit in (1.0, 100.0):
+        with pytest.raises(InputError, match="raise it to") as refused:
+            closed_form.edit(kernel, erased, guides, kept[:1], ridge=1e-20, unit=unit)
+        advice.append(float(str(refused.value).partition("raise it to ")[2].split()[0]))
+        closed_form.edit(kernel, erased, guides, kept[:1], ridge=advice[-1], unit=unit)
+    assert advice[0] == pytest.approx(100 * advice[1])
 
 
 @pytest.mark.parametrize(("erased", "rank"), [(9, 2), (3, 2), (3, 5), (9, 5)])

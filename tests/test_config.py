@@ -1,6 +1,7 @@
 """Configurations: defaults, files, overrides, and what is said of unusable values."""
 
 import dataclasses
+import itertools
 import json
 import runpy
 from operator import attrgetter
@@ -14,7 +15,7 @@ from ml_collections import config_flags
 from convert.errors import InputError
 from erase.config import Config
 from erase.fields import paths, unknown
-from erase.methods import esd, uce
+from erase.methods import METHODS, esd, uce
 from erase.presets import PRESETS
 from erase.runs import RunConfig, configure, load_config, load_runs
 
@@ -77,6 +78,18 @@ def test_the_real_models_settings_are_the_papers():
     assert config.adapter.rank == 8
     assert 3 <= config.guidance <= 3.5
     assert 6 <= config.upper.pictures <= 10
+
+
+def test_every_method_of_the_real_model_has_a_batch_of_one():
+    """More than that is more than a GPU has; on the command line it can be asked for."""
+    get_config = runpy.run_path(str(ROOT / "configs/nudity.py"))["get_config"]
+    for preset, name in itertools.product(("paper", "native"), METHODS):
+        given = get_config(preset)
+        given.method = name
+        assert load_config(given).batch_size == 1
+    given = get_config("native")
+    given.method, given.batch_size = "meta_unlearning", 10
+    assert load_runs(given, {"batch_size": 10})[""].batch_size == 10
 
 
 def parsed(tmp_path: Path, *overrides: str) -> Config:

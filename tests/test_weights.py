@@ -94,6 +94,14 @@ def test_prompts_are_remembered_in_few_sizes(tiny_folder: Path, monkeypatch: pyt
     assert sorted(set(sizes)) == [1, 2, 4, 6]
 
 
+def test_shapes_that_a_caller_changes_are_whole_for_the_next(tiny_folder: Path):
+    config = open_source(tiny_folder, "vae").config
+    first = loading.abstract_params("vae", config)
+    kept = sorted(first)
+    first.clear()
+    assert sorted(loading.abstract_params("vae", config)) == kept != []
+
+
 def test_names_and_shapes_are_checked_before_anything_is_read(
     tiny_folder: Path, tmp_path: Path, reads: list[str]
 ):
