@@ -169,7 +169,7 @@ def train_variant(
             settled[name], _ = sentences.settle(settled[name], workdir / name)
             words = irrelevant.gather(settled[name], workdir / name)
             plans[name] = methods.plan(settled[name], pipe, words)
-            (workdir / name).mkdir()
+            (workdir / name).mkdir(exist_ok=True)
         began = time.perf_counter()
         found = make_adapters(settled, pipe, plans, workdir)
         if lost := [name for name in settled if name not in found]:

@@ -69,7 +69,8 @@ def test_relearning_is_counted_after_each_number_of_steps(
     runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "relearning.json"
-    given = {name: {"run": runs[name]} for name in ("esd", "meta_unlearning")}
+    # A configuration of one concept names no run.
+    given = {name: {"": runs[name]} for name in ("esd", "meta_unlearning")}
     seen: dict[str, list[Any]] = {}
 
     def count(pipe: Any, adapter: Any, config: Config, before: Any) -> dict[str, Any]:
