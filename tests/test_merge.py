@@ -1,4 +1,4 @@
-"""Adapters merged into a model's files: what they add, what stays, and what is refused."""
+"""Adapters merged into a model's files: what they add, and what stays."""
 
 import filecmp
 import json
@@ -9,48 +9,26 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import jax
-import ml_dtypes
 import numpy as np
 import pytest
 import tiny
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from merging import PARTS, originals_in, pair_in, write_adapter
 from safetensors.numpy import load_file, save_file
 
 import convert.merge
 from convert import original
-from convert.errors import InputError
-from convert.lora import FLAX, read_adapter, read_layers, write_layers, write_lora
+from convert.lora import read_adapter
 from convert.mapping import flatten, nest, to_torch
 from convert.merge import merge
 from convert.pipeline import convert as convert_pipeline
-from convert.source import open_source
 from convert.tables import TRANSFORMER
-from convert.tensors import open_safetensors, read_component, read_file, write_component
-from flux_jax import lora
+from convert.tensors import open_safetensors, read_component, write_component
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
-from flux_jax.weights import abstract_params
 
 SINGLE = Path("transformer", "diffusion_pytorch_model.safetensors")
-PARTS = ("dual_blocks/attn/to_k", "dual_blocks/attn/add_q_proj", "single_blocks/proj_mlp")
-
-
-def shapes_of(folder: Path) -> Any:
-    return abstract_params("transformer", open_source(folder, "transformer").config)
-
-
-def write_adapter(
-    folder: Path, model: Path, targets=None, *, rank=3, alpha=4.5, seed=0, scale=0.1
-) -> Path:
-    """A random adapter for a model, of all stacked layers unless targets are given."""
-    shapes = shapes_of(model)
-    tree = lora.init(jax.random.key(0), shapes, targets or list(lora.stacked(shapes)), rank)
-    rng = np.random.default_rng(seed)
-    filled = jax.tree.map(lambda leaf: scale * rng.normal(size=leaf.shape).astype("f4"), tree)
-    write_lora(folder, filled, alpha)
-    return folder
 
 
 def changes(*adapters: tuple[Path, float]) -> dict[str, np.ndarray]:
@@ -77,10 +55,7 @@ def files(folder: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def pair(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, float]]:
     """Two adapters with strengths, of which one has every target; read only."""
-    folder = tmp_path_factory.mktemp("adapters")
-    every = write_adapter(folder / "every", tiny_folder)
-    parts = write_adapter(folder / "parts", tiny_folder, PARTS, rank=2, alpha=2.0, seed=1)
-    return [(every, 0.7), (parts, -1.25)]
+    return pair_in(tmp_path_factory.mktemp("adapters"), tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +76,7 @@ def bfloat16_folder(tiny_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> tuple[Path, Path]:
     """One bfloat16 pipeline in diffusers' layout and with single files; read only."""
-    folder = tmp_path_factory.mktemp("original")
-    tiny.build(folder / "diffusers", axes=original.ROPE_AXES, heads=1)
-    pipeline = FluxPipeline.from_pretrained(folder / "diffusers", vae=tiny.vae(widths=(32, 64)))
-    pipeline.vae.register_to_config(**original.VAE_FIXED)
-    pipeline.to(torch.bfloat16).save_pretrained(folder / "diffusers")
-    convert_pipeline(folder / "diffusers", folder / "original", to="original")
-    return folder / "diffusers", folder / "original"
+    return originals_in(tmp_path_factory.mktemp("original"))
 
 
 def velocity(pipe: Pipeline, adapters=()) -> np.ndarray:
@@ -342,106 +311,6 @@ def test_changed_tensors_are_made_one_after_the_other(tiny_folder, pair, tmp_pat
     assert len(made) > 40
     # One is written while the next is made.
     assert max(alive) <= 2
-
-
-def refused(model: Path, adapters: list[str], target: Path) -> str:
-    """What is said; nothing may be left."""
-    before = {path.name for path in target.parent.iterdir()}
-    with pytest.raises(InputError) as caught:
-        merge(str(model), adapters, target)
-    assert {path.name for path in target.parent.iterdir()} == before
-    return str(caught.value)
-
-
-def test_faults_of_all_adapters_are_listed(tiny_folder, pair, tmp_path):
-    (every, _), (parts, _) = pair
-    read = read_adapter(parts)
-    write_layers(tmp_path / "copy", FLAX, read_layers(parts).layers)
-    flat = {path: leaf.copy() for path, leaf in flatten(read.lora).items()}
-    flat["dual_blocks/attn/to_k/B"][1, 0, 3] = np.nan
-    write_lora(tmp_path / "nan.safetensors", nest(flat), 2.0)
-    write_lora(tmp_path / "endless.safetensors", read.lora, float("inf"))
-    said = refused(
-        tiny_folder,
-        [
-            f"{every}:nan",
-            f"{every}:strong",
-            f"{tmp_path}/nowhere:0.5",
-            f"{tmp_path}/nan.safetensors",
-            f"{tmp_path}/endless.safetensors:2",
-            f"{parts}:0.5",
-            f"{tmp_path}/copy:0.25",
-        ],
-        tmp_path / "new",
-    )
-    for line in (
-        "the strength 'nan' is not a finite number",
-        "the strength 'strong' is not a finite number",
-        "nowhere' does not exist",
-        "not finite: transformer.transformer_blocks.1.attn.to_k has infinities",
-        "has inf; it must be a finite number above 0",
-        f"{parts}:0.5 and {tmp_path}/copy:0.25 are the same adapter; give it once, as {parts}:0.75",
-    ):
-        assert line in said
-
-
-def test_adapters_of_other_architectures_are_all_named(tiny_folder, pair, tmp_path):
-    other = tiny.build(tmp_path / "other", dual=1, heads=3)
-    for seed, name in enumerate(("one", "two")):
-        write_adapter(tmp_path / name, other, PARTS[seed:2], seed=seed)
-    adapters = [str(pair[1][0]), f"{tmp_path}/one:0.5", f"{tmp_path}/two"]
-    said = refused(tiny_folder, adapters, tmp_path / "new")
-    assert f"{tmp_path}/one: the adapter was made for another architecture" in said
-    assert f"{tmp_path}/two: the adapter was made for another architecture" in said
-    assert "to_k (blocks, inputs, outputs) is [1, 48, 48] here and there [2, 32, 32]" in said
-    assert str(pair[1][0]) not in said
-
-
-def test_pickles_are_all_named_and_not_opened(tmp_path):
-    said = refused(
-        tmp_path / "flux.ckpt", [f"{tmp_path}/a.bin", "b.pt:0.5", "c.pth"], tmp_path / "new"
-    )
-    assert f"{tmp_path}/flux.ckpt, {tmp_path}/a.bin, b.pt:0.5, c.pth: pickles can run" in said
-
-
-def test_models_and_targets_that_do_not_fit_are_refused(tiny_folder, originals, pair, tmp_path):
-    adapter = [str(pair[1][0])]
-    convert_pipeline(tiny_folder, tmp_path / "flax")
-    said = refused(tmp_path / "flax", adapter, tmp_path / "new")
-    assert f"python -m convert.pipeline {tmp_path / 'flax'} DST" in said
-    (tmp_path / "mine").mkdir()
-    assert "mine exists; choose another OUT" in refused(tiny_folder, adapter, tmp_path / "mine")
-    assert "does not exist" in refused(tmp_path / "nowhere", adapter, tmp_path / "new")
-    assert "lies inside MODEL" in refused(tiny_folder, adapter, tiny_folder / "new")
-    file = originals[1] / "flux1.safetensors"
-    assert "end it in .safetensors" in refused(file, adapter, tmp_path / "new")
-    folder = tmp_path / "new.safetensors"
-    assert "name it without .safetensors" in refused(originals[1], adapter, folder)
-
-
-def test_sums_beyond_a_type_and_whole_numbers_are_listed_and_leave_nothing(
-    originals, pair, tiny_folder, tmp_path
-):
-    adapter = write_adapter(tmp_path / "adapter", originals[0], ["dual_blocks/attn/to_k"])
-    tensors = load_file(originals[1] / "flux1.safetensors")
-    half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
-    save_file(half, tmp_path / "half.safetensors")
-    said = refused(tmp_path / "half.safetensors", [f"{adapter}:1e7"], tmp_path / "a.safetensors")
-    for block in (0, 1):
-        assert f"not finite: double_blocks.{block}.img_attn.qkv.weight, after its change" in said
-    assert "2 tensors" in said
-
-    name = "double_blocks.1.img_attn.qkv.weight"
-    save_file(half | {name: half[name].astype(np.int8)}, tmp_path / "int.safetensors")
-    said = refused(tmp_path / "int.safetensors", [str(adapter)], tmp_path / "a.safetensors")
-    assert f"{name} is int8; take the model in bfloat16" in said
-
-    small = {key: tensor.astype(ml_dtypes.float8_e4m3fn) for key, tensor in tensors.items()}
-    save_file(small, tmp_path / "small.safetensors")
-    merge(f"{tmp_path}/small.safetensors", [str(adapter)], tmp_path / "a.safetensors")
-    found = read_file(tmp_path / "a.safetensors")[name]
-    assert found.dtype == small[name].dtype
-    assert (found != small[name]).any()
 
 
 def test_command_merges_and_refuses(tiny_folder, merged_folder, pair, tmp_path):
