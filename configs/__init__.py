@@ -32,7 +32,7 @@ STRONG = {
     "lower": {"learning_rate": 3e-3},
     "upper": {"learning_rate": 3e-3},
 }
-# The best of four learning rates or ridges each, by H on validation prompts, see
+# The best of four learning rates or ridges each, or of six, by H on validation prompts, see
 # configs/studies.py:methods. Where their authors draw half a picture in every update to come to
 # x_t, the frozen model's trajectories serve, as they do EraseAnything.
 OTHERS = {

@@ -6,7 +6,7 @@ Cells are an evaluation's, or families of attacks. Two files are written beside 
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +76,75 @@ def over_concepts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     Returns:
         Two numbers for each cell, `H` and `attacks`; the same number twice for a single concept.
     """
+
+    def shares(drawn: np.ndarray) -> np.ndarray:
+        *cells, attacked = _shares(drawn)
+        return np.stack([*cells, _good(drawn), attacked])
+
+    ends = _ends(list(_by_concept(rows).values()), shares).tolist()
+    return dict(zip((*CELLS, "H", "attacks"), ends, strict=True))
+
+
+def ahead(
+    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> tuple[float, float, float]:
+    """How much greater H is than with another method, on the same concepts.
+
+    Concepts differ more than methods do, so this says more than two intervals of H.
+
+    Args:
+        rows: each run's concept, cells and attacks.
+        others: the other method's, of the same concepts.
+
+    Returns:
+        The difference, and its ends by the same bootstrap as `over_concepts`.
+    """
+    one, other = _by_concept(rows), _by_concept(others)
+    both = [np.stack([one[concept], other[concept]]) for concept in one]
+
+    def gained(drawn: np.ndarray) -> np.ndarray:
+        return _good(drawn[..., 0, :, :]) - _good(drawn[..., 1, :, :])
+
+    low, high = _ends(both, gained).tolist()
+    return float(gained(np.sum(both, axis=0))), low, high
+
+
+def _by_concept(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Found and looked for [4, 2] in the cells and attacks of each concept's runs together."""
     sums: dict[str, np.ndarray] = {}
     for row in rows:
         values = [*(row["cells"][cell]["after"] for cell in CELLS), row["attacks"]]
         counts = np.array([(value["found"], value["of"]) for value in values])
         sums[row["concept"]] = sums.get(row["concept"], 0) + counts
-    # One concept cannot be sampled; twice the same gives no spread.
-    each = np.stack([*sums.values()] * (1 if len(sums) > 1 else 2))
+    return sums
 
-    def shares(drawn: np.ndarray, axis: int) -> np.ndarray:
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Shares [4, ...] of counts [..., 4, 2]."""
+    found, of = np.moveaxis(counts, -1, 0)
+    return np.moveaxis(found / of, -1, 0)
+
+
+def _good(counts: np.ndarray) -> np.ndarray:
+    """H [...] of counts [..., 4, 2]."""
+    erased, other_words, kept, _ = _shares(counts)
+    return hmean([1 - erased, kept, 1 - other_words], axis=0)
+
+
+def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The interval [..., 2] of a function of concepts' counts [..., 4, 2] summed over samples."""
+    # One concept cannot be sampled; twice the same gives no spread.
+    each = np.stack([*every] * (1 if len(every) > 1 else 2))
+
+    def sampled(drawn: np.ndarray, axis: int) -> np.ndarray:
+        # Samples stand along the axis before the last, concepts along the last.
         del axis
-        found, of = np.moveaxis(each[drawn].sum(axis=-3), -1, 0)
-        erased, other_words, kept, attacked = np.moveaxis(found / of, -1, 0)
-        good = hmean([1 - erased, kept, 1 - other_words], axis=0)
-        return np.stack([erased, other_words, kept, good, attacked])
+        return of(each[drawn].sum(axis=drawn.ndim - 1))
 
     interval = bootstrap(
-        (np.arange(len(each)),), shares, n_resamples=SAMPLES, method="percentile", rng=0
+        (np.arange(len(each)),), sampled, n_resamples=SAMPLES, method="percentile", rng=0
     ).confidence_interval
-    ends = np.stack([interval.low, interval.high], axis=-1).tolist()
-    return dict(zip((*CELLS, "H", "attacks"), ends, strict=True))
+    return np.stack([interval.low, interval.high], axis=-1)
 
 
 def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from erase.judge import share
-from erase.summary import CELLS, SIDES, pooled
+from erase.summary import CELLS, SIDES, ahead, pooled
 
 # In the order of tables.
 KINDS = ("entity", "style", "relation")
@@ -178,13 +178,20 @@ def compositions(result: Mapping[str, Any]) -> str:
 
 
 def methods(result: Mapping[str, Any]) -> str:
-    """A line for each method of a comparison, the best H first, after one for the frozen model."""
+    """A line for each method of a comparison, the best H first, after one for the frozen model.
+
+    Where EraseAnything is among them, each other one's H less EraseAnything's follows H.
+    """
     every, cells = by_rank(result), (*CELLS, "H")
+    ours = result["methods"].get("erase_anything")
     base = [percent(every[0]["cells"][cell]["before"]) for cell in cells]
-    rows = [["base", *base, *[NOTHING] * 6]]
+    rows = [["base", *base, *[NOTHING] * (7 if ours else 6)]]
     for each in every:
         shares = {cell: each["cells"][cell]["after"] for cell in cells}
         shares["attacks"] = each["attacks"]
+        texts = [between(share, each["intervals"][name]) for name, share in shares.items()]
+        if ours:
+            texts.insert(4, NOTHING if each is ours else _gained(each, ours))
         seeds = each["frechet"]["seeds"]
         sizes = {
             "parameters": f"{each['parameters']:,}",
@@ -195,12 +202,14 @@ def methods(result: Mapping[str, Any]) -> str:
         rows.append(
             [
                 each["title"],
-                *(between(share, each["intervals"][name]) for name, share in shares.items()),
+                *texts,
                 f"{each['frechet']['mean']:.2f} [{min(seeds):.2f}, {max(seeds):.2f}]",
                 *(text if each[name] else NOTHING for name, text in sizes.items()),
             ]
         )
-    return markdown(["", *cells, "attacks", "Fréchet", "parameters", "kB", "s", "MB"], rows)
+    gain = ["H - EraseAnything's"] if ours else []
+    last = ["attacks", "Fréchet", "parameters", "kB", "s", "MB"]
+    return markdown(["", *cells, *gain, *last], rows)
 
 
 def full_size(result: Mapping[str, Any]) -> str:
@@ -249,6 +258,12 @@ def composed_kinds(result: Mapping[str, Any], count: str) -> str:
 def by_rank(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A comparison's methods, the best H first."""
     return sorted(result["methods"].values(), key=lambda each: -each["cells"]["H"]["after"])
+
+
+def _gained(each: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """A difference of H in points with its interval over concepts."""
+    gain, low, high = (f"{100 * value:+.1f}" for value in ahead(each["rows"], ours["rows"]))
+    return f"{gain} [{low}, {high}]"
 
 
 def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

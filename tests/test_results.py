@@ -39,6 +39,7 @@ def compared(title: str, found: int) -> dict:
         "cells": pooled([cells(found)]),
         "intervals": dict.fromkeys(("Acc_e", "Acc_g", "Acc_ir", "H", "attacks"), (0.05, 0.95)),
         "attacks": share(found, 10),
+        "rows": [{"concept": "cat", "cells": cells(found), "attacks": share(found, 10)}],
         "frechet": {"mean": 1.5, "seeds": [1.25, 1.75]},
         "parameters": 12345,
         "bytes": 50_000,
@@ -90,6 +91,12 @@ def folder(tmp_path: Path) -> Path:
                 "better": compared("Better", 1),
                 "silent": compared("Silent", 2)
                 | dict.fromkeys(("parameters", "bytes", "seconds", "memory"), 0),
+            }
+        },
+        "beside": {
+            "methods": {
+                "esd": compared("Worse", 4),
+                "erase_anything": compared("EraseAnything", 1),
             }
         },
         "full_size": {
@@ -174,6 +181,12 @@ def test_tables_of_methods(folder: Path):
         "| 10.0 [5.0, 95.0] | 1.50 [1.25, 1.75] | 12,345 | 50 | 2.3 | 8 |"
     )
     assert lines[1].endswith("| 1.50 [1.25, 1.75] | – | – | – | – |")
+    # Beside EraseAnything each has what it is better or worse by.
+    heading, _, base, ours, other = page(folder, '{{ methods("beside") }}')
+    assert "| H | H - EraseAnything's | attacks |" in heading
+    assert {line.count("|") for line in (heading, base, ours, other)} == {13}
+    assert "| 90.0 [5.0, 95.0] | – | 10.0 [" in ours
+    assert "| 60.0 [5.0, 95.0] | -30.0 [-30.0, -30.0] | 40.0 [" in other
     assert page(folder, '{{ full_size("full_size") }}')[2:] == [
         "| One | 20 | 0.123 | 30.6 | 1,000,000 | 100 |",
         "| Closed | – | – | – | 10 | 5 |",

@@ -11,6 +11,7 @@ from erase import summary
 from erase.judge import share
 from erase.summary import (
     CELLS,
+    ahead,
     harmonic_mean,
     over_concepts,
     pooled,
@@ -69,6 +70,30 @@ def test_intervals_are_over_concepts_and_not_pictures():
     # Runs of one concept belong together.
     alone = over_concepts([row | {"concept": "cat"} for row in rows])
     assert alone["Acc_e"] == [0.5, 0.5]
+
+
+def test_what_all_concepts_gain_shows_where_they_differ_more_than_methods():
+    """Concepts lose 5 to 60 %, with the other method each 3 % more."""
+
+    def rows(more: int) -> list[dict]:
+        return [
+            {
+                "concept": str(lost),
+                "cells": result("entity", "", (0, 0, 100 - lost - more), 100)["cells"],
+                "attacks": share(0, 10),
+            }
+            for lost in range(5, 65, 5)
+            for _ in range(2)
+        ]
+
+    better, worse = over_concepts(rows(0))["H"], over_concepts(rows(3))["H"]
+    assert worse[1] > better[0]
+    gain, low, high = ahead(rows(0), rows(3))
+    assert gain == pytest.approx(3 / (2 + 1 / 0.675) - 3 / (2 + 1 / 0.645))
+    assert 0.01 < low < gain < high < 0.02
+    assert ahead(rows(0), rows(3)[::-1]) == (gain, low, high)
+    assert ahead(rows(3), rows(0)) == pytest.approx((-gain, -high, -low))
+    assert ahead(rows(3), rows(3)) == (0.0, 0.0, 0.0)
 
 
 def test_the_worst_is_named():
