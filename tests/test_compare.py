@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,26 @@ def test_without_a_judge_nothing_is_compared(tmp_path: Path):
     with pytest.raises(InputError, match=r"evaluation\.judge = None: a comparison counts"):
         compare.compare({"esd": {"": config}}, tmp_path / "out.json")
     assert np.size(list(tmp_path.iterdir())) == 0
+
+
+def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(
+    methods: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    bare = {name: {"": next(iter(runs.values()))} for name, runs in methods.items()}
+    given = {"methods": list(bare), "seeds": 3, "attacks": 5, "out": str(tmp_path / "out.json")}
+    monkeypatch.setattr(compare.flags, "FLAGS", SimpleNamespace(**given))
+    monkeypatch.setattr(compare, "begin", lambda argv: None)
+    monkeypatch.setattr(compare, "configured_for", lambda names: {n: bare[n] for n in names})
+    monkeypatch.setattr(compare, "open_model", lambda config: None)
+    seen = []
+
+    def measure(pipe: Any, runs: Any, base: Any, attacks: int) -> dict[str, Any]:
+        method = {config.method for config in runs.values()}
+        seen.append((method, {name: config.seed for name, config in runs.items()}, attacks))
+        return {}
+
+    monkeypatch.setattr(compare, "measure", measure)
+    monkeypatch.setattr(compare.tables, "methods", lambda made: f"of {', '.join(made['methods'])}")
+    compare.main([])
+    assert capsys.readouterr().out == "of uce, attention_erasure, esd\n"
+    assert seen == [({name}, {"run-0": 0, "run-1": 1, "run-2": 2}, 5) for name in bare]
