@@ -160,20 +160,23 @@ def count(
     assert judge is not None, "compare has made sure"
     kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]
 
-    def look(cases: Sequence[Case], *, erased: bool, title: str) -> np.ndarray:
+    def look(cases: Sequence[Case], *, erased: bool) -> np.ndarray:
         pairs = [(adapter, config.evaluation.strength)] if erased and adapter else []
         silenced = config.concept if erased and adapter is None else None
-        return draw_cases(pipe, cases, config, pairs, f"of {config.concept}, {title}", silenced)
+        title = f"of {config.concept}, {'after' if erased else 'before'}"
+        return draw_cases(pipe, cases, config, pairs, title, silenced)
 
     def see(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return judged(judge, pictures, drawn), frechet.features(judge, pictures[kept])
 
     if config.concept not in base:
-        base[config.concept] = see(look(drawn, erased=False, title="before"))
+        base[config.concept] = see(look(drawn, erased=False))
     before, features = base[config.concept]
-    after, changed = see(look(drawn, erased=True, title="after"))
     asked = attack.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
-    hits = judged(judge, look(asked, erased=True, title="attacked"), asked)
+    # All at once, in few and full batches.
+    pictures = look([*drawn, *asked], erased=True)
+    after, changed = see(pictures[: len(drawn)])
+    hits = judged(judge, pictures[len(drawn) :], asked)
     row = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),

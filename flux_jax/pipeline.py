@@ -174,13 +174,10 @@ class Pipeline:
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Array, "B S C"]:
         """Packed standard normal latents, one seed a picture, whatever the rest of the batch."""
         height, width = self.grid(height, width)
-        channels = self.transformer.config.in_channels
-        return jnp.stack(
-            [
-                jax.random.normal(jax.random.key(seed), (height // 2 * (width // 2), channels))
-                for seed in seeds
-            ]
-        )
+        shape = (height // 2 * (width // 2), self.transformer.config.in_channels)
+        # Of a seed, as of any key, 32 bits count.
+        keys = jax.vmap(jax.random.key)(np.asarray(seeds) & 0xFFFFFFFF)
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
     def velocity(
         self,
