@@ -97,7 +97,8 @@ def test_upper_losses_sample_by_sample():
         )
         errors.append(np.square(adapted - frozen).mean())
     _, held = upper(LORA, params=PARAMS, bank=BANK, key=KEY, setup=base)
-    np.testing.assert_allclose(held["lora"], np.mean(errors), rtol=1e-5)
+    # Of two velocities that agree to a hundredth, so that rounding shows a hundred times larger.
+    np.testing.assert_allclose(held["lora"], np.mean(errors), rtol=1e-4)
     unchanged = fresh().lora
     _, held = upper(unchanged, params=PARAMS, bank=BANK, key=KEY, setup=base)
     assert held["lora"] < 1e-10
