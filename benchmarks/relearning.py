@@ -32,7 +32,7 @@ from erase.methods import METHODS, meta_unlearning, plan
 from erase.methods.method import Method
 from erase.model import open_model
 from erase.pictures import write
-from erase.study import count, resumed, train_variant
+from erase.study import count, left, resumed, train_variant
 from erase.tables import relearning
 from erase.updates import State, descent, in_every_run, optimiser
 from flux_jax.lora import Adapter
@@ -69,9 +69,10 @@ def measure(
     head = {"runs": {name: config.concept for name, config in runs.items()}, "rate": rate}
     head |= {"stops": list(stops), "pictures": first.evaluation.pictures}
     result = resumed(out, head, "methods", "measurement")
+    fresh = left(out, result, methods)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
-    for name in [name for name in methods if name not in result["methods"]]:
+    for name, given in fresh.items():
         adapters, _, _ = train_variant(methods[name], pipe)
         counted = {
             str(steps): [
@@ -79,7 +80,8 @@ def measure(
             ]
             for steps, taught in teach(adapters, methods[name], pipe, stops, rate)
         }
-        result["methods"][name] = {"title": METHODS[name].title, "steps": counted}
+        made = {"title": METHODS[name].title, "steps": counted, "settings": given}
+        result["methods"][name] = made
         result |= {"device": jax.devices()[0].device_kind or platform.machine()}
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result

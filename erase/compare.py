@@ -41,7 +41,7 @@ from erase.judge import share
 from erase.methods import METHODS, method_of
 from erase.model import open_model
 from erase.pictures import write
-from erase.study import resumed, train_variant
+from erase.study import left, resumed, train_variant
 from erase.train import write_adapter
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -90,10 +90,15 @@ def compare(
         "model": first.model.path,
     }
     result = resumed(out, head, "methods", "comparison")
+    fresh = left(out, result, methods)
+    for name, config in runs.items():
+        if not synonyms.settle(config)[0].synonyms:
+            raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
     pipe = open_model(first)
     base: Base = {}
-    for name in progress.bar([n for n in methods if n not in result["methods"]], desc="methods"):
-        result["methods"][name] = measure(pipe, methods[name], base, attacks)
+    for name, given in progress.bar(fresh.items(), desc="methods"):
+        made = measure(pipe, methods[name], base, attacks)
+        result["methods"][name] = {**made, "settings": given}
         result |= {"device": jax.devices()[0].device_kind or platform.machine()}
         result |= {"jax": jax.__version__}
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

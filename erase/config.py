@@ -300,6 +300,11 @@ class Config:
     guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether L_rsc, which EraseAnything alone has, needs synonyms and irrelevant words."""
+        return self.method == Config.method and self.upper.rsc > 0
+
     def own(self, settings: type[T]) -> T:
         """A method's settings, which `erase.runs` adds under its name; elsewhere their defaults."""
         parts = (getattr(self, spec.name) for spec in fields(self))

@@ -84,7 +84,7 @@ def gather(config: Config, workdir: Path) -> Words:
             why = f" ({error})"
     listed = config.irrelevant or _others(COMMON, config.concept, config.synonyms)
     whose = "the configuration's list" if config.irrelevant else "the list of common words"
-    if config.upper.rsc and len(set(listed)) < config.upper.negatives:
+    if config.contrasts and len(set(listed)) < config.upper.negatives:
         raise InputError(
             f"irrelevant: {whose} has {len(set(listed))} different words, fewer than "
             f"upper.negatives = {config.upper.negatives}; name more{why}"

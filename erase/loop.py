@@ -89,10 +89,10 @@ class Training:
         return state, jax.device_get(numbers)
 
     def adapter(self, name: str, state: State) -> Adapter:
-        """A run's adapter in a state."""
+        """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
         row = list(self.configs).index(name)
         lora = meshes.gather(self.setup.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
-        return Adapter(lora, self.setup.alpha)  # pyright: ignore[reportCallIssue]
+        return Adapter(jax.device_get(lora), self.setup.alpha)  # pyright: ignore[reportCallIssue]
 
     def numbers(self) -> list[list[int]]:
         """What the random keys consist of, for JSON."""

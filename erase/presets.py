@@ -34,7 +34,8 @@ ATTENTION = (
 AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "concept_ablation": (
         {
-            "iterations": 200,
+            "iterations": 100,
+            "batch_size": 8,
             "concept_ablation": {
                 "learning_rate": 1.6e-5,
                 "weight_decay": 0.01,
@@ -107,10 +108,12 @@ AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
             "guidance": 3.0,
             "meta_unlearning": {
                 "learning_rate": 1e-5,
-                "weight_decay": 0.01,
-                "clip": None,
+                "weight_decay": 1e-4,
+                "clip": 1.0,
+                "eta": 3.0,
                 "keep": 0.1,
                 "meta": 0.1,
+                "inner_rate": 1e-5,
             },
         },
         ATTENTION,
@@ -122,6 +125,8 @@ def _by_method(*, native: bool) -> dict[str, dict[str, Any]]:
     """What each of them sets, with the layers of its authors or those of the paper."""
     return {
         name: {
+            # Words are EraseAnything's to shuffle.
+            "bank": {"shuffled": 0.0},
             **values,
             "adapter": {
                 **values.get("adapter", {}),

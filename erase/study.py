@@ -13,7 +13,7 @@ import runpy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,12 @@ from erase.model import open_model
 from erase.pictures import write
 from erase.runs import EACH, load_runs, over
 from erase.tables import sums
+from erase.workdir import differences
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+
+# What changes how fast something is measured, not what.
+FREE = ("mesh", "checkpoints", "guard", "bank.batch", "evaluation.batch")
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,33 @@ def resumed(out: Path, head: Mapping[str, Any], parts: str, what: str) -> dict[s
     if {key: result.get(key) for key in head} != head:
         raise InputError(f"out = {str(out)!r} holds another {what}: name another file")
     return result
+
+
+def left(
+    out: Path, result: Mapping[str, Any], methods: Mapping[str, Mapping[str, Config]]
+) -> dict[str, dict[str, Any]]:
+    """The settings, those of the first run, by method, of methods that a file does not hold yet.
+
+    Args:
+        out: the file.
+        result: what it holds; under `methods` each one's `settings` among others.
+        methods: by name, each one's runs by name.
+
+    Raises:
+        InputError: it holds one of them with other settings.
+    """
+    fresh = {}
+    for name, runs in methods.items():
+        # Through JSON, so that it compares with what the file holds.
+        now = json.loads(json.dumps(asdict(next(iter(runs.values())))))
+        if name not in result["methods"]:
+            fresh[name] = now
+        elif told := list(differences(result["methods"][name]["settings"], now, FREE)):
+            raise InputError(
+                f"out = {str(out)!r} holds {name} with other settings: name another file\n       "
+                + "\n       ".join(told)
+            )
+    return fresh
 
 
 def learnt_from(config: Config) -> Config:

@@ -42,7 +42,7 @@ def settle(config: Config) -> tuple[Config, str]:
         return config, "the configuration"
     names, source = look_up(config.concept, config.part_of_speech)
     words = clean(names, config.concept, config.irrelevant)
-    if not words:
+    if not words and config.contrasts:
         known = "has no other word for it" if names else "does not know it"
         raise InputError(
             f"concept = {config.concept!r}: {source} {known} as {_article(config.part_of_speech)}; "

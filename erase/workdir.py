@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ def check(workdir: Path, descriptions: Mapping[str, Any], *, overwrite: bool) ->
             )
 
 
-def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def differences(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = FREE
+) -> Iterator[str]:
     """A line for each field that may not change and does.
 
     Fields that the earlier run's program did not have yet had their defaults.
@@ -90,11 +92,12 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     Args:
         earlier: as a `config.json` has it.
         now: the same of the run that is to go on.
+        free: fields, and parts with all their fields, that may change.
     """
     defaults = _flat(merged(RunConfig, {}))
     before, after = ({**defaults, **_flat(values)} for values in (earlier, now))
     for path in sorted(before | after):
-        if path.split(".")[0] in FREE:
+        if path in free or path.split(".")[0] in free:
             continue
         old, new = (json.loads(json.dumps(side.get(path))) for side in (before, after))
         if old != new:

@@ -57,10 +57,16 @@ class Pipeline:
     remembered: dict[str, Conditioning] = field(default_factory=dict)
 
     def on(self, mesh: Mesh) -> "Pipeline":
-        """The same pipeline on other devices; weights that were read already are moved there."""
+        """The same pipeline on other devices; this one stays where it is.
+
+        Weights that it has read are freed, so that they do not take memory twice, and read again by
+        whichever of the two needs them.
+        """
+        if mesh == self.mesh:
+            return self
         if isinstance(self.params, Weights):
-            self.params.move(mesh)
-            return replace(self, mesh=mesh)
+            self.params.release(*self.params)
+            return replace(self, mesh=mesh, params=self.params.on(mesh))
         return replace(self, mesh=mesh, params=meshes.place_weights(mesh, self.params))
 
     @property

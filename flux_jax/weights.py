@@ -1,5 +1,6 @@
 """Modules from configurations, parameters from files onto the device."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -152,12 +153,11 @@ class Weights(Mapping[str, PyTree]):
     def _rounds(self, name: str) -> bool:
         return self._quantize is not None and name == "transformer"
 
-    def move(self, mesh: Mesh) -> None:
-        """Places models that were read, and those that will be, on other devices."""
-        self._mesh = mesh
-        self._read = {
-            name: meshes.place_weights(mesh, params) for name, params in self._read.items()
-        }
+    def on(self, mesh: Mesh) -> "Weights":
+        """The same weights, to be read onto other devices."""
+        other = copy.copy(self)
+        other._mesh, other._read = mesh, {}
+        return other
 
     def release(self, *names: str) -> None:
         """Frees the memory of models, which are read again if they are asked for again."""

@@ -122,7 +122,12 @@ def scaled(lora: dict) -> dict:
 
 @jax.jit
 def alone(
-    params: dict, lora: dict | None, latents: jax.Array, prompt: Conditioning, time: jax.Array
+    params: dict,
+    lora: dict | None,
+    latents: jax.Array,
+    prompt: Conditioning,
+    time: jax.Array,
+    guidance: float = 3.5,
 ) -> tuple[jax.Array, jax.Array]:
     """Velocity and all attention weights of one sample, which has no batch axis."""
     velocity, out = apply_transformer(
@@ -133,7 +138,7 @@ def alone(
         jax.tree.map(lambda leaf: leaf[None], prompt),
         time[None],
         latent_ids(4, 6),
-        3.5,
+        guidance,
         attention="weights",
     )
     return velocity[0], out["attention"][:, 0]

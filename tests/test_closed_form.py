@@ -13,6 +13,7 @@ from convert.errors import InputError
 from convert.lora import read_adapter, write_lora
 from convert.mapping import flatten
 from erase import bank, closed_form, methods
+from erase.attention import concept_mass
 from erase.config import Config
 from erase.inputs import kernels, text_inputs
 from erase.irrelevant import listed
@@ -20,6 +21,7 @@ from erase.methods import mace, uce
 from erase.methods.method import Method
 from erase.model import open_model
 from erase.runs import configure, load_config
+from erase.tokens import marks
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -206,13 +208,22 @@ def test_uce_keeps_what_it_is_to_preserve(pipe: Pipeline, tiny_folder: Path):
     assert moved(100.0) < 0.05 * moved(0.0)
 
 
-def test_uce_counts_the_last_token_of_a_word(pipe: Pipeline):
+def test_uce_counts_the_last_token_of_a_word(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def noted(tokenizer: Any, prompts: Any, words: Any) -> Any:
+        asked.extend(words)
+        return marks(tokenizer, prompts, words)
+
+    monkeypatch.setattr(uce, "marks", noted)
     pairs = [("a soccer ball on grass", "soccer ball"), ("", ""), ("a tree", "")]
     pieces = [
         pipe.tokenizer_2.convert_ids_to_tokens(pipe.tokenize([prompt])[1][0].tolist())
         for prompt, _ in pairs
     ]
     (ball,), (empty,), (tree,) = uce.last_tokens(pipe, pairs)
+    # A prompt without a word is asked for none: T5's vocabulary does not have every sign.
+    assert asked == ["soccer ball"]
     before = "".join(pieces[0][: ball + 1]).replace("▁", " ").strip()
     assert before == "a soccer ball"
     assert empty == 0
@@ -247,6 +258,12 @@ def test_mace_s_words_forget_the_concept(pipe: Pipeline, tiny_folder: Path):
     regions = np.asarray(found.regions)
     size = round(0.4 * regions.shape[1])
     assert (regions.sum(axis=1) == size).all()
+    rows = np.asarray(found.trajectory_sentences)
+    ends = [np.asarray(found.trajectories[:, at], np.float32) for at in (0, -1)]
+    shown = (found.sentences[rows, 0], np.asarray(found.image_ids), config.guidance)
+    mass = concept_mass(pipe, None, ends[0], ends[1], *shown, np.asarray(found.masks)[rows, 0])
+    inside, outside = np.where(regions, mass, np.inf), np.where(regions, -np.inf, mass)
+    assert (inside.min(axis=1) >= outside.max(axis=1)).all()
     shapes = methods.bank_shapes(config, pipe.transformer, 16, 32)
     assert shapes.edit.keys() == found.edit.keys()
     trained = methods.start(jax.random.key(0), pipe.shapes, config).lora

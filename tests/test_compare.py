@@ -1,6 +1,7 @@
 """The comparison of methods: every one is measured once, on the same runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from devices import run_on
 
 from configs import OTHERS, emoji_compare
 from convert.errors import InputError
 from erase import compare
 from erase.cases import draw_cases
 from erase.config import Config
-from erase.methods import METHODS
+from erase.methods import METHODS, esd
 from erase.runs import configure, load_runs
 
 
@@ -72,6 +74,39 @@ def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch
     assert compare.compare(methods, out, attacks=2) == made
     with pytest.raises(InputError, match="holds another comparison"):
         compare.compare(methods, out, attacks=3)
+    # So are other settings, but those that say how fast.
+    faster = {
+        name: {run: replace(c, bank=replace(c.bank, batch=1)) for run, c in runs.items()}
+        for name, runs in methods.items()
+    }
+    assert compare.compare(faster, out, attacks=2) == made
+    further = {
+        run: replace(c, esd=replace(c.own(esd.Settings), eta=2.0))
+        for run, c in methods["esd"].items()
+    }
+    with pytest.raises(InputError, match=r"esd with other settings: .*\n *esd\.eta: 1\.0 there, 2"):
+        compare.compare({"esd": further}, out, attacks=2)
+
+
+@pytest.mark.slow
+def test_devices_that_train_are_not_those_that_draw(tiny_folder: Path, tmp_path: Path):
+    """Two runs train on a device each, both of which may draw each run's pictures."""
+    code = f"import test_compare; test_compare.on_two({str(tiny_folder)!r}, {str(tmp_path)!r})"
+    done = run_on(2, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def on_two(tiny_folder: str, folder: str) -> None:
+    common = tiny.counted(Path(tiny_folder), tiny.judge(Path(folder) / "judge"))
+    runs = load_runs(configure(**common, concept="cat", method="esd"))
+    made = compare.compare({"esd": compare.seeded(runs, 2)}, Path(folder) / "out.json", attacks=2)
+    assert made["methods"]["esd"]["cells"]["Acc_e"]["after"]["of"] == 4
+
+
+def test_without_other_words_nothing_is_compared(methods: Any, tmp_path: Path):
+    runs = {name: replace(config, synonyms=()) for name, config in methods["esd"].items()}
+    with pytest.raises(InputError, match=r"run-0: synonyms = \(\): Acc_g is counted with other"):
+        compare.compare({"esd": runs}, tmp_path / "out.json")
 
 
 @pytest.mark.parametrize("preset", ["", "paper", "native"])

@@ -16,8 +16,9 @@ from convert.errors import InputError
 from erase.config import Config
 from erase.fields import paths, unknown
 from erase.methods import METHODS, esd, uce
-from erase.presets import PRESETS
+from erase.presets import AUTHORS, PRESETS
 from erase.runs import RunConfig, configure, load_config, load_runs
+from flux_jax.lora import TEXT_QUERY_KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [*sorted((ROOT / "configs").glob("emoji_*.py")), ROOT / "configs" / "nudity.py"]
@@ -223,6 +224,17 @@ def test_presets_set_every_value_of_the_method():
         assert wanted == named | {name for name in own if not isinstance(own[name], dict)}
     with pytest.raises(InputError, match=r"preset = 'papr' is unknown; did you mean paper\?"):
         configure("papr")
+
+
+@pytest.mark.parametrize("preset", ["paper", "native"])
+def test_no_other_method_shuffles_words_or_misses_its_authors_values(preset: str):
+    assert load_config(configure(preset, **USABLE)).bank.shuffled == 1.0
+    for name, (values, native) in AUTHORS.items():
+        config = load_config(configure(preset, **USABLE, method=name))
+        assert config.bank.shuffled == 0.0
+        assert config.adapter.targets == (native if preset == "native" else TEXT_QUERY_KEY)
+        for field, value in values[name].items():
+            assert getattr(getattr(config, name), field) == value
 
 
 def test_changes_go_on_top_of_a_preset():

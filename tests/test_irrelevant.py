@@ -166,5 +166,7 @@ def test_lists_serve_where_no_model_does(
     assert found.pools == (tuple(word for word in COMMON if word != "cloud"),)
     assert found.source.startswith("the list of common words (")
     many = replace(bare, upper=replace(bare.upper, negatives=20))
+    # Other methods contrast nothing.
+    assert gather(replace(many, method="mace"), tmp_path).pools == gather(bare, tmp_path).pools
     with pytest.raises(InputError, match=r"fewer than upper\.negatives = 20; name more"):
         gather(many, tmp_path)

@@ -100,6 +100,14 @@ def on_eight(folder: str, out: str) -> None:
     shared = meshes.share_out(pipe.mesh, np.zeros((8, 3)))
     assert [shard.data.shape for shard in shared.addressable_shards] == [(1, 3)] * 8
     np.save(Path(out) / "pictures.npy", draw(folder, 4))
+    # Whoever goes on with the pipeline that another came of draws on as before.
+    alone = load(folder)
+    before = alone(["a cat"], steps=1, height=16, width=16)
+    spread = alone.on(pipe.mesh)
+    assert np.abs(spread(["a cat"], steps=1, height=16, width=16) - before.astype(int)).max() <= 1
+    np.testing.assert_array_equal(alone(["a cat"], steps=1, height=16, width=16), before)
+    assert alone.params["transformer"]["x_embedder"]["kernel"].is_fully_addressable
+    assert len(alone.params["vae"]["decoder"]["conv_in"]["kernel"].devices()) == 1
 
 
 @pytest.mark.slow

@@ -27,8 +27,11 @@ def with_settings(settings: Any) -> Setup:
     return replace(SETUP, settings=settings)
 
 
-def velocity(lora: Any, latents: Any, prompt: Any, time: float) -> np.ndarray:
-    found, _ = alone(PARAMS, lora, jnp.asarray(latents, jnp.float32), prompt, jnp.float32(time))
+def velocity(
+    lora: Any, latents: Any, prompt: Any, time: float, guidance: float = 3.5
+) -> np.ndarray:
+    latents, at = jnp.asarray(latents, jnp.float32), jnp.float32(time)
+    found, _ = alone(PARAMS, lora, latents, prompt, at, guidance)
     return np.asarray(found, np.float64)
 
 
@@ -58,13 +61,13 @@ def mean_square(values: list[np.ndarray]) -> float:
     return float(np.mean([np.mean(np.square(value)) for value in values]))
 
 
-def esd_terms(lora: Any, key: Any, eta: float) -> list[np.ndarray]:
+def esd_terms(lora: Any, key: Any, eta: float, guidance: float = 3.5) -> list[np.ndarray]:
     terms = []
     for row, step in places(key):
         given = (BANK.trajectories[row, step], TIMES[step])
 
         def v(lora: Any, shown: Any, given: Any = given) -> np.ndarray:
-            return velocity(lora, given[0], shown, given[1])
+            return velocity(lora, given[0], shown, given[1], guidance)
 
         empty = v(None, BANK.anchors[row % M, 0])
         target = empty - eta * (v(None, prompt(row % M)) - empty)
@@ -73,10 +76,12 @@ def esd_terms(lora: Any, key: Any, eta: float) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_esd():
-    setup = with_settings(esd.Settings(trajectories="teacher"))
+@pytest.mark.parametrize("guidance", [None, 1.0])
+def test_esd(guidance: float | None):
+    setup = with_settings(esd.Settings(trajectories="teacher", guidance=guidance))
     loss, metrics = esd.losses(LORA, key=KEY, setup=setup, **GIVEN)
-    wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta)))
+    # By default that of the trajectories.
+    wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta), guidance or SETUP.guidance))
     np.testing.assert_allclose([loss, metrics["esd"]], wanted, rtol=1e-4)
 
 

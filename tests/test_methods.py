@@ -104,6 +104,14 @@ def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path
     assert len(found) == 2
     assert set(found) <= set(words) - {"cat"}
     assert eap.needs(config, listed(config), open_model(config)).pools[1] == found
+    # One of the four nearest stands for all.
+    one = replace(config, eap=replace(config.own(eap.Settings), most=1))
+    pipe = open_model(config)
+    others = [word for word in words if word != "cat"]
+    vectors = np.asarray(pipe.encode(["cat", *others]).pooled, np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    order = np.argsort(-(vectors[1:] @ vectors[0]))
+    assert set(eap.needs(one, listed(one), pipe).pools[1]) < {others[row] for row in order[:4]}
     # Where only sizes are asked for, any will do.
     assert len(eap.needs(config, listed(config), None).pools[1]) == 2
     file.write_text("cat\n")

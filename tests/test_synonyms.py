@@ -115,6 +115,11 @@ def test_none_is_sought_where_none_is_used():
     assert config.synonyms == ()
 
 
+def test_other_methods_do_without():
+    config, _ = found(concept="Timothée", method="uce")
+    assert config.synonyms == ()
+
+
 @pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
 def test_a_whole_database_is_preferred(root, monkeypatch, zipped):
     if zipped:

@@ -6,7 +6,8 @@ Two updates in turn. The first makes
 
 smaller, where c_r is the concept's sentence with the word r of a vocabulary in the concept's place.
 The second, adversarial, makes the last term larger: r is drawn by Gumbel-softmax weights, hard in
-the forward pass, whose logits go up its gradient.
+the forward pass, whose logits go up its gradient. Its authors draw a way of its own for c_r and
+look at both terms in x_0; here both are looked at on the concept's way, in velocities.
 Axis letters: B batch, V forms of a sentence, M one more than the words looked at, N words,
 P pooled width.
 """

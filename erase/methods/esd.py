@@ -3,7 +3,7 @@
     E ‖v_θ(x_t, c) - [v_o(x_t, g) - η (v_o(x_t, c) - v_o(x_t, ∅))]‖²
 
 where x_t lies on the way from noise to a picture of c, and g is the empty prompt ∅ or another. The
-authors' later releases write v_o(g) - η' (v_o(c) - v_o(g)), and η' for what is 1 + η here.
+authors' later releases begin from v_o(c) instead of v_o(∅), so that their η' is 1 + η.
 Axis letters: B batch, S image tokens, C latent channels.
 """
 

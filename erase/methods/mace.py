@@ -2,7 +2,8 @@
 
 1. In closed form, W' of every target minimises Σ ‖W' f - W g‖² + λ ‖W' - W‖² over the words that
    stand beside the concept: f is the layer's input there, g the same where another word stands in
-   the concept's place. The best change of a rank stays in the adapted model from then on.
+   the concept's place. The best change of a rank stays in the adapted model from then on. Beside it
+   stand all other tokens, padding too. Its authors preserve other words besides; here λ alone does.
 2. An adapter is trained on pictures of the concept with noise: Σ over blocks of the Frobenius norm
    ‖A[region, tokens]‖ of the attention that the concept's region of the picture gives to its
    tokens, with t where pictures take shape, p(t) ∝ σ(0.05 (1000 t - 200)) - σ(0.05 (1000 t - 400)).

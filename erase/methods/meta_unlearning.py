@@ -6,7 +6,8 @@ A step goes down
 
 where L_keep is flow matching on pictures of related concepts, and θ' is the adapter after a few
 AdamW steps of flow matching on the concept's own pictures, taken as a constant apart from θ (first
-order). The copy that is taught is the adapter alone, since nothing else is trained.
+order). The copy that is taught is the adapter alone, since nothing else is trained. Its authors
+also go up the concept's own error at θ', and look at the kept pictures nearly without noise.
 Axis letter: B batch.
 """
 

@@ -80,7 +80,11 @@ def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray,
     _, ids = pipe.tokenize(prompts)
     # The end-of-text token stands last, and alone in an empty prompt.
     ends = (ids != pipe.tokenizer_2.pad_token_id).sum(axis=1) - 1
-    own = marks(pipe.tokenizer_2, prompts, [word or SLOT for word in words])
+    own = np.zeros_like(ids)
+    if named := [row for row, word in enumerate(words) if word]:
+        own[named] = marks(
+            pipe.tokenizer_2, [prompts[row] for row in named], [words[row] for row in named]
+        )
     found = own.any(axis=1)
     last = own.shape[1] - 1 - np.argmax(own[:, ::-1], axis=1)
     return np.where(found, last, np.maximum(ends - 1, 0))[:, None].astype(np.int32)
