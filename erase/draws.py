@@ -136,17 +136,40 @@ def student_latents(
     rows, steps = draw_places(len(bank.trajectories), key, setup, len(bank.times))
     sentences = bank.trajectory_sentences[rows]
     concept = split_samples(setup, bank.sentences[sentences, 0])
-    fixed = jax.lax.stop_gradient(lora)
+    latents = walked(lora, params, concept, rows, steps, bank, setup)
+    return latents, split_samples(setup, bank.times[steps]), sentences
+
+
+def walked(
+    lora: PyTree,
+    params: PyTree,
+    shown: Conditioning,
+    rows: Int[Array, "B"],
+    steps: Int[Array, "B"],
+    bank: Bank,
+    setup: Setup,
+) -> Float[Array, "B S C"]:
+    """Where the adapted model comes to from the noise of some trajectories; has no gradient.
+
+    Args:
+        lora: the adapter.
+        params: the frozen transformer's.
+        shown: what the pictures are to show.
+        rows: of the bank's trajectories.
+        steps: how many denoising steps are taken.
+        bank: the run's.
+        setup: what is compiled in.
+    """
+    fixed, shown = jax.lax.stop_gradient((lora, shown))
 
     def step(index: Int[Array, ""], latents: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
         times = jnp.broadcast_to(bank.times[index], steps.shape)
-        predicted = velocity(setup, params, fixed, latents, concept, times, bank)
+        predicted = velocity(setup, params, fixed, latents, shown, times, bank)
         further = latents + (bank.times[index + 1] - bank.times[index]) * predicted
         return jnp.where((index < steps)[:, None, None], further, latents)
 
     noise = split_samples(setup, bank.trajectories[rows, 0].astype(jnp.float32))
-    latents = jax.lax.fori_loop(0, jnp.max(steps), step, noise)
-    return split_samples(setup, latents), split_samples(setup, bank.times[steps]), sentences
+    return split_samples(setup, jax.lax.fori_loop(0, jnp.max(steps), step, noise))
 
 
 def draw_pictures(

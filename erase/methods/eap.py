@@ -6,8 +6,9 @@ Two updates in turn. The first makes
 
 smaller, where c_r is the concept's sentence with the word r of a vocabulary in the concept's place.
 The second, adversarial, makes the last term larger: r is drawn by Gumbel-softmax weights, hard in
-the forward pass, whose logits go up its gradient. Its authors draw a way of its own for c_r and
-look at both terms in x_0; here both are looked at on the concept's way, in velocities.
+the forward pass, whose logits go up its gradient. Where the adapted model leads to x_t, it leads
+c_r from the same noise to an x_t of its own, as with the authors; where the frozen one does, the
+concept's serves. The authors look at both terms in x_0, here in velocities.
 Axis letters: B batch, V forms of a sentence, M one more than the words looked at, N words,
 P pooled width.
 """
@@ -27,7 +28,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from convert.errors import InputError
 from erase.bank import POOL, Bank, Needs
 from erase.config import Config
-from erase.draws import velocity
+from erase.draws import draw_places, velocity, walked
 from erase.fields import choice, number
 from erase.irrelevant import Words
 from erase.losses import squared_error
@@ -93,14 +94,19 @@ def harm(
     bank: Bank,
     setup: Setup,
     sample: esd.Sample,
+    key: PRNGKeyArray,
 ) -> Float[Array, ""]:
-    """How much an adapter changes the velocity of what the weights choose, at a sample."""
+    """How much an adapter changes the velocity of what the weights choose, at a sample of a key."""
     own: Settings = setup.settings
     forms = bank.sentences[sample.sentences]
     shown: Conditioning = jax.tree.map(
         lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)), forms
     )
-    given = (sample.latents, split_samples(setup, shown), sample.times, bank)
+    shown, latents = split_samples(setup, shown), sample.latents
+    if own.trajectories == "student":
+        places = draw_places(len(bank.trajectories), key, setup, len(bank.times))
+        latents = walked(lora, params, shown, *places, bank, setup)
+    given = (latents, shown, sample.times, bank)
     adapted = velocity(setup, params, lora, *given, guidance=own.guidance)
     return squared_error(adapted, velocity(setup, params, None, *given, guidance=own.guidance))
 
@@ -124,7 +130,7 @@ def losses(
     sample = jax.lax.stop_gradient(drawn)
     erasing = esd.erasing(lora, params, bank, setup, sample, own.guidance)
     weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
-    kept = harm(lora, weights, params, bank, setup, sample)
+    kept = harm(lora, weights, params, bank, setup, sample, key)
     return erasing + own.preserve * kept, {"esd": erasing, "harm": kept}
 
 
@@ -146,7 +152,7 @@ def _search(
 
     def loss(logits: Float[Array, "M"]) -> tuple[Array, Metrics]:
         weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
-        harmed = harm(state.lora, weights, params, bank, setup, sample)
+        harmed = harm(state.lora, weights, params, bank, setup, sample, key)
         return -harmed, {"worst": harmed}
 
     step = optax.adam(own.logits_rate)
