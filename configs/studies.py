@@ -51,6 +51,11 @@ def _concepts(
     }
 
 
+def _by(method: str, **own: Any) -> dict[str, Any]:
+    """Another method with settings of its own, all of whose adapter is used."""
+    return {"method": method, method: own, "evaluation": {"strength": 1.0}}
+
+
 def _without(*losses: str) -> dict[str, dict[str, float]]:
     """Losses' weights set to 0."""
     levels = {"lower": ("esd", "attn"), "upper": ("lora", "rsc")}
@@ -124,29 +129,15 @@ STUDIES = {
         variants={
             "EraseAnything": {"evaluation": {"strength": 1.0}},
             **{
-                f"{METHODS[name].title}, {rate:g}": {
-                    "method": name,
-                    name: {"learning_rate": rate, **more},
-                    "evaluation": {"strength": 1.0},
-                }
+                f"{METHODS[name].title}, {rate:g}": _by(name, learning_rate=rate, **more)
                 for rate in (1e-4, 3e-4, 1e-3, 3e-3)
                 for name, more in TRAINED.items()
             },
-            # The best of four was the least, so that it had more.
+            # The best of four was the least, so that it had two more.
+            **{f"MACE, {rate:g}": _by("mace", learning_rate=rate) for rate in (3e-5, 1e-5)},
+            # And here the greatest.
             **{
-                f"MACE, {rate:g}": {
-                    "method": "mace",
-                    "mace": {"learning_rate": rate},
-                    "evaluation": {"strength": 1.0},
-                }
-                for rate in (3e-5, 1e-5)
-            },
-            **{
-                f"UCE, {ridge:g}": {
-                    "method": "uce",
-                    "uce": {"ridge": ridge},
-                    "evaluation": {"strength": 1.0},
-                }
+                f"UCE, {ridge:g}": _by("uce", ridge=ridge)
                 for ridge in (0.5, 2.0, 10.0, 50.0, 250.0, 1000.0)
             },
         },

@@ -49,7 +49,7 @@ from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
 # What changes how fast something is measured, not what.
-FREE = ("mesh", "checkpoints", "guard", "bank.batch", "evaluation.batch")
+SPEED = ("mesh", "checkpoints", "guard", "bank.batch", "evaluation.batch")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def left(
         now = json.loads(json.dumps(asdict(next(iter(runs.values())))))
         if name not in result["methods"]:
             fresh[name] = now
-        elif told := list(differences(result["methods"][name]["settings"], now, FREE)):
+        elif told := list(differences(result["methods"][name]["settings"], now, SPEED)):
             raise InputError(
                 f"out = {str(out)!r} holds {name} with other settings: name another file\n       "
                 + "\n       ".join(told)

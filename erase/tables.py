@@ -191,7 +191,7 @@ def methods(result: Mapping[str, Any]) -> str:
         shares["attacks"] = each["attacks"]
         texts = [between(share, each["intervals"][name]) for name, share in shares.items()]
         if ours:
-            texts.insert(4, NOTHING if each is ours else _gained(each, ours))
+            texts.insert(len(cells), NOTHING if each is ours else _gained(each, ours))
         seeds = each["frechet"]["seeds"]
         sizes = {
             "parameters": f"{each['parameters']:,}",
