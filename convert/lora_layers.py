@@ -35,11 +35,17 @@ class Pair:
         down: A, as PyTorch keeps it, [R, I].
         up: B, as PyTorch keeps it, [O, R].
         alpha: one number, of the type that the file has for it.
+        bias: what the layer's own bias gets besides, [O], its scale applied; None for nothing.
+        magnitude: DoRA's length of each row, [O]: the layer's weight becomes
+            magnitude * (W + alpha / R * up @ down) / ‖W + alpha / R * up @ down‖, row by row
+            (Liu et al. 2024, Eq. 5); None for a plain sum.
     """
 
     down: np.ndarray
     up: np.ndarray
     alpha: np.ndarray
+    bias: np.ndarray | None = None
+    magnitude: np.ndarray | None = None
 
     @property
     def rank(self) -> int:
@@ -50,6 +56,19 @@ class Pair:
     def scale(self) -> Fraction:
         """Alpha / R, of alpha's decimals."""
         return Fraction(text(self.alpha)) / self.rank
+
+
+@dataclass(frozen=True)
+class Full:
+    """A layer's change as one matrix: what LoKr, LoHa and full differences come to.
+
+    Attributes:
+        delta: what is added to the weight, as PyTorch keeps it, [O, I], its scale applied.
+        bias: what the layer's own bias gets besides, [O]; None for nothing.
+    """
+
+    delta: np.ndarray
+    bias: np.ndarray | None = None
 
 
 Layers = Mapping[Place, Pair]
