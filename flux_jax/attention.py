@@ -74,9 +74,25 @@ def attend(
         return splash.attend(q, k, v)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     if half and platform == "gpu" and v.shape == k.shape:
-        flash = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-        return by_samples(flash, q, k, v)
+        return by_samples(_cudnn, q, k, v)
     return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+
+def _cudnn(
+    q: Float[Array, "B N H D"], k: Float[Array, "B N H D"], v: Float[Array, "B N H D"]
+) -> Float[Array, "B N H D"]:
+    """Flash attention by cuDNN, for any number of tokens.
+
+    JAX (0.10 to 0.12) refuses its gradient at an odd number of tokens, so one more token is added,
+    which the kernel is told to leave out: the result is exact.
+    """
+    flash = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    tokens = q.shape[1]
+    if tokens % 2 == 0:
+        return flash(q, k, v)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = jnp.full(len(q), tokens, jnp.int32)
+    return flash(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :tokens]
 
 
 def silence(
