@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from transformers import PreTrainedTokenizerBase
 
 from convert.errors import InputError
+from flux_jax.tokenizers import PreTrainedTokenizerBase
 
 # Sentencepiece writes a space before a word like this.
 SPACE = "▁"

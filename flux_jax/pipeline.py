@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from convert import progress
 from convert.errors import InputError
@@ -29,6 +28,7 @@ from flux_jax.lora import Adapter, check, combine
 from flux_jax.programs import Conditioning
 from flux_jax.schedule import Schedule
 from flux_jax.t5 import T5Encoder
+from flux_jax.tokenizers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 from flux_jax.transformer import FluxTransformer
 from flux_jax.vae import AutoencoderKL, latent_ids
 from flux_jax.weights import COMPONENTS, Weights, abstract_params, build

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 import tokenizers
-from transformers import CLIPTokenizer, T5Tokenizer
 
+from flux_jax.tokenizers import CLIPTokenizer, T5Tokenizer
 from recipes.emoji_flux import captions
 
 CAPTIONS = 200_000
