@@ -36,6 +36,7 @@ from erase.setup import Setup
 from erase.signals import Stop
 from erase.updates import State
 from erase.watchdog import Watchdog
+from flux_jax import compiler
 from flux_jax import mesh as meshes
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -234,6 +235,7 @@ def train(
             _keep(workdir / name / guard.FILE, done)
         bar = progress.bar(total=config.iterations, initial=done, desc=f"erasing {title}")
         stack.enter_context(bar)
+        stack.enter_context(compiler.told(bar))
         stack.enter_context(watchdog.watching())
         stack.enter_context(stop.deferred())
         active, total = np.array(meshes.gather(setup.mesh, state.active)), []

@@ -23,6 +23,7 @@ from erase.bank import Bank
 from erase.loop import Training
 from erase.pictures import write
 from erase.updates import Losses, State
+from flux_jax import compiler
 from flux_jax import mesh as meshes
 
 # In a run's folder.
@@ -49,8 +50,12 @@ def show(training: Training, workdir: Path, step: int) -> None:
     with checkpoints.opened(workdir, training.config.checkpoints) as manager:
         if done:
             state, _ = checkpoints.restore(manager, done, state)
-    for number in progress.bar(range(done + 1, step), desc=f"from iteration {done} to {step}"):
-        state, _ = training.iterate(state, number)
+    with (
+        progress.bar(range(done + 1, step), desc=f"from iteration {done} to {step}") as bar,
+        compiler.told(bar),
+    ):
+        for number in bar:
+            state, _ = training.iterate(state, number)
     found = {name: dict(_levels(training, state, name, step)) for name in training.configs}
     for name, levels in found.items():
         drawn = training.drawn(name, step)

@@ -21,8 +21,8 @@ from convert import progress
 from convert.errors import InputError
 from convert.hub import find_model
 from convert.source import open_source, read_schedule, root_of
+from flux_jax import compiler, programs
 from flux_jax import mesh as meshes
-from flux_jax import programs
 from flux_jax.clip import CLIPTextEncoder
 from flux_jax.lora import Adapter, check, combine
 from flux_jax.programs import Conditioning
@@ -311,7 +311,7 @@ def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
         raise InputError(f"batch = {size} must be at least 1")
     size = min(size, count)
     # Within another bar it vanishes when it is done.
-    with progress.bar(total=count, desc=title, leave=None) as bar:
+    with progress.bar(total=count, desc=title, leave=None) as bar, compiler.told(bar):
         for start in range(0, count, size or 1):
             yield [min(start + index, count - 1) for index in range(size)]
             bar.update(min(size, count - start))

@@ -3,26 +3,72 @@
 import io
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
-from tqdm import tqdm
+from jax import monitoring
 
 from convert import progress
+from flux_jax import compiler
+
+
+class Clock:
+    """Tells the time that the test sets, in seconds."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that have gone, to be set by the test."""
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    return now
+def clock() -> Clock:
+    return Clock()
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Makes stderr a terminal."""
+    made = io.StringIO()
+    monkeypatch.setattr(made, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", made)
+    return made
+
+
+def test_the_pace_leaves_out_what_compiles(clock: Clock):
+    pace = progress.Pace(clock)
+    pace.compiles()
+    clock.now += 100
+    pace.iterated(1)
+    assert pace.rate is None
+    for _ in range(3):
+        clock.now += 0.5
+        pace.iterated(2)
+    assert pace.rate == pytest.approx(4)
+    # Another program, later on.
+    pace.compiles()
+    clock.now += 50
+    pace.iterated(2)
+    assert pace.rate == pytest.approx(4)
+    clock.now += 0.5
+    pace.iterated(2)
+    assert pace.rate == pytest.approx(4)
+
+
+def test_the_pace_follows_work_that_slows_down(clock: Clock):
+    pace = progress.Pace(clock)
+    for seconds in (*[1] * 200, *[10] * 200):
+        clock.now += seconds
+        pace.iterated(1)
+    assert pace.rate == pytest.approx(0.1, rel=0.05)
 
 
 def test_lines_come_at_shares_of_the_work_and_at_its_end(
-    clock: list[float], capsys: pytest.CaptureFixture
+    clock: Clock, capsys: pytest.CaptureFixture
 ):
-    with progress.bar(total=40, desc="erasing", initial=10) as bar:
+    with progress.bar(total=40, desc="erasing", initial=10, clock=clock) as bar:
         for step in range(30):
-            clock[0] += 1
+            clock.now += 1
             bar.set_postfix({"esd": f"{step}"}, refresh=False)
             bar.update()
     out, err = capsys.readouterr()
@@ -33,29 +79,56 @@ def test_lines_come_at_shares_of_the_work_and_at_its_end(
         *(f"erasing: {n} of 40 ({round(2.5 * n)} %)" for n in (14, 18, 22, 26, 30, 34, 38)),
         "erasing: 40 of 40 (100 %)",
     ]
-    assert all("it/s" in line and " left" in line for line in lines)
-    assert lines[0].endswith(", esd=3")
+    assert all(("1.00it/s" in line or "1.00s/it" in line) and " left" in line for line in lines)
+    assert lines[0].endswith(", 00:26 left, esd=3")
 
 
-def test_rates_are_those_since_the_last_line(clock: list[float], capsys: pytest.CaptureFixture):
-    bar = progress.bar(total=101)
-    clock[0] = 60
+def test_lines_leave_compiling_out_and_say_it(clock: Clock, capsys: pytest.CaptureFixture):
+    # A run that goes on: what was done before has no part in the rate.
+    bar = progress.bar(total=1000, initial=500, desc="erasing", clock=clock)
+    bar.compiles()
+    # Each iteration has two programs, told of once.
+    bar.compiled()
+    bar.compiles()
+    assert capsys.readouterr().err == "erasing: 500 of 1000, compiling\n"
+    clock.now += 145
+    bar.compiled()
     bar.update()
-    for _ in range(40):
-        clock[0] += 0.5
+    first = capsys.readouterr().err
+    assert first.startswith("erasing: 501 of 1000 (50 %), ?it/s, ")
+    assert first.endswith(" gone, ? left\n")
+    for _ in range(99):
+        clock.now += 0.5
         bar.update()
-    first, *_, last = capsys.readouterr().err.splitlines()
-    assert "1 of 101 (1 %), 60.00s/it, " in first
-    assert ", 1:40:00 left" in first
+    last = capsys.readouterr().err.splitlines()[-1]
+    # The last line came 60 iterations after the first.
+    assert "561 of 1000" in last
     assert "2.00it/s, " in last
-    assert last.endswith(", 00:33 left")
+    assert last.endswith(", 03:39 left")
+    clock.now += 100
+    bar.compiles()
+    bar.update()
+    assert ": 600 of 1000, compiling\n" in capsys.readouterr().err
     bar.close()
+    assert "601 of 1000 (60 %), 2.00it/s" in capsys.readouterr().err
 
 
-def test_slow_work_tells_every_half_minute(clock: list[float], capsys: pytest.CaptureFixture):
-    bar = progress.bar(total=1000)
+def test_work_of_one_iteration_that_compiles_has_the_whole_rate(
+    clock: Clock, capsys: pytest.CaptureFixture
+):
+    with progress.bar(total=2, desc="pictures", clock=clock) as bar:
+        bar.compiles()
+        clock.now += 10
+        bar.update(2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pictures: 2 of 2 (100 %), ")
+    assert last.endswith(" 00:00 left")
+
+
+def test_slow_work_tells_every_half_minute(clock: Clock, capsys: pytest.CaptureFixture):
+    bar = progress.bar(total=1000, clock=clock)
     for _ in range(6):
-        clock[0] += 15
+        clock.now += 15
         bar.update()
     said = capsys.readouterr().err.splitlines()
     assert [line.partition(" of 1000")[0] for line in said] == ["2", "4", "6"]
@@ -64,11 +137,11 @@ def test_slow_work_tells_every_half_minute(clock: list[float], capsys: pytest.Ca
 
 
 def test_quick_work_has_one_line_and_a_part_of_other_work_none(
-    clock: list[float], capsys: pytest.CaptureFixture
+    clock: Clock, capsys: pytest.CaptureFixture
 ):
-    for _ in progress.bar(range(3), desc="outer"):
-        for _ in progress.bar(range(50), desc="inner", leave=None):
-            clock[0] += 0.001
+    for _ in progress.bar(range(3), desc="outer", clock=clock):
+        for _ in progress.bar(range(50), desc="inner", leave=None, clock=clock):
+            clock.now += 0.001
     err = capsys.readouterr().err
     assert err.startswith("outer: 3 of 3 (100 %)")
     assert err.count("\n") == 1
@@ -84,11 +157,74 @@ def test_what_is_written_meanwhile_stays_a_line(capsys: pytest.CaptureFixture):
     assert "\r" not in err
 
 
-def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch):
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with progress.bar(total=2, desc="erasing") as bar:
-        assert type(bar) is tqdm
-        bar.update(2)
-    assert "\rerasing: 100%|" in terminal.getvalue()
+def test_a_terminal_has_a_bar_that_says_compiling(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    terminal = on_terminal(monkeypatch)
+
+    def shown() -> str:
+        return terminal.getvalue().rpartition("\r")[2]
+
+    with progress.bar(total=41, desc="erasing", clock=clock, mininterval=0) as bar:
+        bar.set_postfix({"esd": "1"})
+        bar.compiles()
+        assert shown().endswith("?it/s, compiling, esd=1]")
+        clock.now += 60
+        bar.compiled()
+        assert "compiling" not in shown()
+        bar.update()
+        assert "<?, ?it/s, esd=1]" in shown()
+        clock.now += 2
+        bar.update()
+        assert "<01:18,  2.00s/it" in shown()
+    assert "\rerasing:   2%|" in terminal.getvalue()
+    assert "2.00s/it" in terminal.getvalue().splitlines()[-1]
+
+
+def test_bars_that_are_off_say_nothing(capsys: pytest.CaptureFixture):
+    for made in (progress.Bar(total=2, disable=True), progress.Lines(total=2, disable=True)):
+        with made as bar:
+            bar.compiles()
+            bar.compiled()
+            bar.update()
+    assert capsys.readouterr().err == ""
+
+
+class Heard(progress.Lines):
+    """A bar that keeps what it is told."""
+
+    def __init__(self):
+        self.heard = []
+        super().__init__(disable=True)
+
+    def compiles(self) -> None:
+        self.heard.append("compiles")
+
+    def compiled(self) -> None:
+        self.heard.append("compiled")
+
+
+def test_jax_tells_when_it_compiles(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiler, "LARGE", 0.0)
+    bar = Heard()
+    program = jax.jit(lambda x: jnp.sin(x) * 2)
+    x = jnp.ones(3)
+    with compiler.told(bar):
+        program(x)
+        assert bar.heard == ["compiles", "compiled"]
+        program(x)
+        assert bar.heard == ["compiles", "compiled"]
+    program(jnp.ones(4))
+    assert bar.heard == ["compiles", "compiled"]
+
+
+def test_small_programs_are_not_worth_a_word():
+    bar = Heard()
+    with compiler.told(bar):
+        for _ in range(5):
+            # Together they took long, each of them did not.
+            monitoring.record_event_duration_secs(compiler.TRACED, 0.06)
+            monitoring.record_event_duration_secs(compiler.LOWERED, 0.02)
+            monitoring.record_event_duration_secs(compiler.COMPILED, 0.1)
+        assert "compiles" not in bar.heard
+        monitoring.record_event_duration_secs(compiler.TRACED, 0.09)
+        monitoring.record_event_duration_secs(compiler.LOWERED, 0.02)
+        assert bar.heard[-1] == "compiles"

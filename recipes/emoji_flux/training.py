@@ -17,6 +17,7 @@ from convert import progress
 from convert.errors import InputError
 from erase.config import MeshConfig
 from erase.setup import SAMPLES, make_mesh
+from flux_jax import compiler
 
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -150,6 +151,7 @@ def fit(
         with (
             (folder / "metrics.jsonl").open("a") as log,
             progress.bar(total=updates, initial=done, desc=title, unit="update") as bar,
+            compiler.told(bar),
         ):
             while done < updates:
                 length = min(chunk, updates - done)
