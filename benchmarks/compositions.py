@@ -41,8 +41,8 @@ from erase.evaluate import by_concept, counts, others
 from erase.judge import Judge, open_judge
 from erase.model import open_model
 from erase.moments import Moments
+from erase.percent import percent
 from erase.pictures import write
-from erase.report import percent
 from erase.runs import load_runs
 from erase.synonyms import settle
 from erase.tables import KINDS
@@ -326,7 +326,7 @@ def show(result: Mapping[str, Any]) -> None:
         for name, found in methods.items():
             cells = found["all"]
             shares = [cells[cell]["after"]["share"] for cell in summary.CELLS]
-            shares = [percent(share, 1) for share in (*shares, cells["H"]["after"])]
+            shares = [percent(share) for share in (*shares, cells["H"]["after"])]
             table.add_row(count, name, f"{found['strength']:.2f}", *shares)
     Console().print(table)
 

@@ -29,6 +29,7 @@ from erase.cases import Case, check, draw_cases, judged
 from erase.command import begin, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import open_judge, share
+from erase.percent import interval, percent
 from erase.pictures import write
 from erase.prompts import phrase, shuffle
 from erase.summary import write_summary
@@ -195,9 +196,8 @@ def _show(result: Mapping[str, Any]) -> None:
         shown.add_column(heading, justify="left" if not heading else "right")
     for family, sides in result["cells"].items():
         after = sides["after"]
-        shares = [report.percent(sides[side]["share"], 1) for side in SIDES]
-        low, high = report.percent(after["low"], 1), report.percent(after["high"], 1)
-        shown.add_row(family, str(after["of"]), *shares, f"{low} .. {high}")
+        shares = [percent(sides[side]) for side in SIDES]
+        shown.add_row(family, str(after["of"]), *shares, interval(after))
     Console().print(shown)
 
 

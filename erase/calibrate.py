@@ -28,6 +28,7 @@ from erase.cases import check, draw_cases, judged
 from erase.command import begin, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import open_judge
+from erase.percent import percent
 from erase.pictures import write
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -146,11 +147,12 @@ def calibrate(
 
 def _show(result: dict[str, Any]) -> None:
     kind = result["measure"]
+    shown = percent if kind == "share" else "{:.3f}".format
     table = Table(title=f"{result['concept']!r}: strength {result['strength']:g} is enough")
-    for heading in ("strength", f"{kind} (wanted: {result['wanted']:g})"):
+    for heading in ("strength", f"{kind} (wanted: {shown(result['wanted'])})"):
         table.add_column(heading, justify="right")
     for line in result["tried"]:
-        table.add_row(f"{line['strength']:g}", f"{line[kind]:.3f}")
+        table.add_row(f"{line['strength']:g}", shown(line[kind]))
     Console().print(table)
 
 

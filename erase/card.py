@@ -22,9 +22,10 @@ from convert.lora import read_adapter
 from erase.command import begin, parse_flags
 from erase.config import Config
 from erase.methods import METHODS
+from erase.percent import interval, percent
 from erase.pictures import write
 from erase.prompts import phrase
-from erase.report import WORDS, percent, read
+from erase.report import WORDS, read
 
 FILE, PICTURE = "README.md", "before_after.png"
 # The method that a composition's header names.
@@ -221,9 +222,7 @@ def _rows(concept: str, cells: Mapping[str, Any]) -> list[str]:
 def _cells(sides: Mapping[str, Any]) -> list[str]:
     shown = [str(sides["after"]["of"])]
     for side in ("before", "after"):
-        value = sides[side]
-        low, high = percent(value["low"], 1), percent(value["high"], 1)
-        shown.append(f"{percent(value['share'], 1)} ({low} to {high})")
+        shown.append(f"{percent(sides[side])} ({interval(sides[side])})")
     return shown
 
 

@@ -36,6 +36,7 @@ from erase.command import FLAG, begin, configured, define_flag, explains_memory,
 from erase.config import Config
 from erase.judge import Judge, open_judge, share
 from erase.model import open_model
+from erase.percent import interval, percent
 from erase.pictures import png, sheet, write
 from erase.sample import read_adapter
 from erase.summary import CELLS, harmonic_mean, write_summary
@@ -236,12 +237,10 @@ def _show(result: dict[str, Any]) -> None:
     for cell, sides in result["cells"].items():
         texts = []
         for side in ("before", "after"):
-            value = sides[side]
-            low, high = report.percent(value["low"], 1), report.percent(value["high"], 1)
-            texts += [report.percent(value["share"], 1), f"{low} .. {high}"]
+            texts += [percent(sides[side]), interval(sides[side])]
         table.add_row(cell, str(sides["after"]["of"]), *texts)
     if "H" in result:
-        before, after = (report.percent(result["H"][side], 1) for side in ("before", "after"))
+        before, after = (percent(result["H"][side]) for side in ("before", "after"))
         table.add_row("H", "", before, "", after, "")
     console.print(table)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from erase.percent import percent
 from erase.tables import by_rank, sums
 
 COLOURS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
@@ -48,7 +49,7 @@ def methods(result: Mapping[str, Any]) -> Figure:
         axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=colour, lw=0.8, zorder=1)
         success = each["attacks"]["share"]
         axis.scatter(x, y, _area(success), color=colour, alpha=0.75, zorder=2)
-        label = f"{each['title']}, {100 * success:.1f} %"
+        label = f"{each['title']}, {percent(success)}"
         axis.plot([], [], "o", color=colour, alpha=0.75, label=label)
     before = [100 * every[0]["cells"][cell]["before"]["share"] for cell in ("Acc_e", "Acc_ir")]
     axis.plot(*before, "k+", ms=10, label="base")

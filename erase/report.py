@@ -18,19 +18,24 @@ import matplotlib as mpl
 import numpy as np
 from absl import app, flags
 from jaxtyping import Float, UInt8
-from matplotlib.colors import to_hex
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from convert.errors import InputError, exits_cleanly
 from erase import pictures
 from erase.command import begin, parse_flags
+from erase.percent import interval, percent
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 COLUMNS = 8
 # Pictures are embedded no larger than this, and sharpened to the eye below `PIXELS`.
 LARGEST, PIXELS = 320, 128
 COLOUR_MAP = "inferno"
+# Cells in which the judge should find nothing.
+ERASED = ("Acc_e", "Acc_g")
+# Of numbers, from those that are as bad as can be to those that are as good.
+COLOURS = LinearSegmentedColormap.from_list("goodness", ["#b42318", "#8f5b00", "#0f766e"])
 WORDS = {
     "Acc_e": ("lower is better", "pictures of prompts with “{}” in which the judge still sees it"),
     "Acc_g": ("lower is better", "the same for prompts that use its synonyms"),
@@ -68,14 +73,20 @@ def write(workdir: str | Path) -> Path:
     heat, heat_top = heat_maps(workdir, evaluation)
     groups = _groups(workdir, evaluation)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "interval": interval, "colour": colour}
     metrics, attacks = workdir / "metrics.jsonl", workdir / "attacks.json"
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=f"Erasing “{concept}”",
         concept=concept,
         lead=_lead(config, evaluation),
         cells=[
-            {"name": name, "wanted": WORDS[name][0], "what": WORDS[name][1].format(concept), **cell}
+            {
+                "name": name,
+                "wanted": WORDS[name][0],
+                "what": WORDS[name][1].format(concept),
+                "good": {side: goodness(name, cell[side]["share"]) for side in cell},
+                **cell,
+            }
             for name, cell in evaluation.get("cells", {}).items()
         ],
         together=evaluation.get("H"),
@@ -90,7 +101,11 @@ def write(workdir: str | Path) -> Path:
         gradient=_gradient(),
         losses=loss_curves(metrics) if metrics.is_file() else None,
         losses_note="One point an iteration, with a moving average.",
-        concepts=evaluation.get("concepts", []),
+        concepts=[
+            # What the base does not draw cannot be lost.
+            {**row, "good": row["after"] / row["before"] if row["before"] else 1.0}
+            for row in evaluation.get("concepts", [])
+        ],
         command=config.get("command"),
         settings=_settings(evaluation),
         config=json.dumps({k: v for k, v in config.items() if k != "command"}, indent=2),
@@ -100,9 +115,18 @@ def write(workdir: str | Path) -> Path:
     return report
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """A share as text, such as "12.5 %"."""
-    return f"{100 * share:.{digits}f} %"
+def goodness(cell: str, share: float) -> float:
+    """How near a cell's share is to what is wanted, from 0 to 1."""
+    return 1 - share if cell in ERASED else share
+
+
+def colour(good: float) -> str:
+    """The colour of a number, dark enough on white for small text.
+
+    Args:
+        good: how near it is to what is wanted, from 0 to 1; beyond them it counts as they do.
+    """
+    return to_hex(COLOURS(float(good)))
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
@@ -239,7 +263,18 @@ def _groups(workdir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, Any]
             if example["cell"] == cell and len(items) < COLUMNS:
                 sides = {side: _open(workdir / example[side]) for side in ("before", "after")}
                 embedded = {side: _embed(picture) for side, picture in sides.items()}
-                items.append({**example, **embedded, "rendering": _rendering(sides["before"])})
+                found = {side: example[f"found_{side}"] for side in sides}
+                items.append(
+                    {
+                        **example,
+                        **embedded,
+                        "good": {
+                            side: None if hit is None else goodness(cell, float(hit))
+                            for side, hit in found.items()
+                        },
+                        "rendering": _rendering(sides["before"]),
+                    }
+                )
         if items:
             groups.append({"title": title.format(evaluation["concept"]), "examples": items})
     return groups

@@ -30,7 +30,6 @@ from erase import (
     guard,
     irrelevant,
     methods,
-    report,
     sentences,
     summary,
     synonyms,
@@ -41,6 +40,7 @@ from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
 from erase.loop import METRICS
 from erase.model import open_model
+from erase.percent import percent
 from erase.pictures import write
 from erase.runs import EACH, load_runs, over
 from erase.tables import sums
@@ -249,7 +249,7 @@ def show(result: Mapping[str, Any]) -> None:
     for name, variant in result["variants"].items():
         cells = sums(variant)
         shares = [cells[c]["after"]["share"] for c in summary.CELLS] + [cells["H"]["after"]]
-        table.add_row(name, *(report.percent(share, 1) for share in shares))
+        table.add_row(name, *(percent(share) for share in shares))
     Console().print(table)
 
 

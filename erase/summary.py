@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import bootstrap, hmean
 
-from erase import report
 from erase.judge import share
+from erase.percent import percent
 from erase.pictures import write
 
 CELLS = ("Acc_e", "Acc_g", "Acc_ir")
@@ -229,8 +229,6 @@ def show(summary: Mapping[str, Any]) -> None:
     for kind, sums in (*summary["kinds"].items(), ("all", summary["all"])):
         texts = []
         for cell in cells:
-            values = sums.get(cell, {}).values()
-            shares = [value if cell == "H" else value["share"] for value in values]
-            texts.append(" → ".join(report.percent(value, 1) for value in shares))
+            texts.append(" → ".join(map(percent, sums.get(cell, {}).values())))
         shown.add_row(kind, str(sums["concepts"]), *texts)
     Console().print(shown)

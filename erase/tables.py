@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from erase.judge import share
+from erase.percent import number, points
 from erase.summary import CELLS, SIDES, ahead, pooled
 
 # In the order of tables.
@@ -23,11 +24,6 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def percent(value: Mapping[str, float] | float) -> str:
-    """A share, or a count with its share, in percent."""
-    return f"{100 * (value['share'] if isinstance(value, Mapping) else value):.1f}"
-
-
 def interval(value: Mapping[str, float]) -> str:
     """A share in percent with its interval."""
     return between(value, (value["low"], value["high"]))
@@ -36,16 +32,16 @@ def interval(value: Mapping[str, float]) -> str:
 def between(value: Mapping[str, float] | float, ends: Sequence[float]) -> str:
     """A share in percent with an interval of its own."""
     low, high = ends
-    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
+    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def kinds(summary: Mapping[str, Any]) -> str:
     """The paper's Table 3: a line for each kind, and for all; before → after."""
     rows = []
     for kind, cells in _groups(summary).items():
-        shares = [f"{percent(cells[c]['before'])} → {interval(cells[c]['after'])}" for c in CELLS]
+        shares = [f"{number(cells[c]['before'])} → {interval(cells[c]['after'])}" for c in CELLS]
         sides = cells["H"]
-        h = f"{percent(sides['before'])} → {percent(sides['after'])}"
+        h = f"{number(sides['before'])} → {number(sides['after'])}"
         rows.append([kind, str(cells["concepts"]), *shares, h])
     return markdown(["", "concepts", *CELLS, "H"], rows)
 
@@ -56,7 +52,7 @@ def runs(summary: Mapping[str, Any]) -> str:
     for run in sorted(summary["runs"].values(), key=lambda run: KINDS.index(run["kind"])):
         sides = [[run["cells"][c][side] for side in ("before", "after")] for c in CELLS]
         rows.append(
-            [run["concept"], run["kind"], *(" → ".join(map(percent, pair)) for pair in sides)]
+            [run["concept"], run["kind"], *(" → ".join(map(number, pair)) for pair in sides)]
         )
     return markdown(["erased", "kind", *CELLS], rows)
 
@@ -80,7 +76,7 @@ def apart(summary: Mapping[str, Any], apart: Mapping[str, str]) -> str:
     for name, rows in names.items():
         of = sum(row["of"] for row in rows)
         before, after = (share(sum(row[side] for row in rows), of) for side in SIDES)
-        lines.append([name, str(of), percent(before), interval(after)])
+        lines.append([name, str(of), number(before), interval(after)])
     return markdown(["found among", "pictures", "before", "after"], lines)
 
 
@@ -107,11 +103,11 @@ def intervals(study: Mapping[str, Any]) -> str:
         row = [
             name,
             *(interval(cells[cell]["after"]) for cell in CELLS),
-            percent(cells["H"]["after"]),
+            number(cells["H"]["after"]),
         ]
         for seed in several:
             own = pooled(each["cells"] for each in variant["rows"] if each["seed"] == seed)
-            row.append(percent(own["H"]["after"]))
+            row.append(number(own["H"]["after"]))
         rows.append(row)
     seeds = [f"H, seed {seed}" for seed in several]
     return markdown(["", *CELLS, "H", *seeds], rows)
@@ -125,8 +121,8 @@ def attacks(summary: Mapping[str, Any]) -> str:
         texts = []
         for group in groups.values():
             sides = group.get(family, {})
-            shares = [percent(sides[side]) for side in sides if side != "after"]
-            shown = interval if group is summary["all"] else percent
+            shares = [number(sides[side]) for side in sides if side != "after"]
+            shown = interval if group is summary["all"] else number
             texts.append(" / ".join([*shares, shown(sides["after"])]) if sides else NOTHING)
         rows.append([family, *texts])
     return markdown(["", *groups], rows)
@@ -160,7 +156,7 @@ def swaps(result: Mapping[str, Any]) -> str:
     rows = []
     for swap in next(iter(relations.values())):
         sides = [relations[name][swap] for name in relations]
-        rows.append([swap, *(f"{percent(s['own'])} / {percent(s['converse'])}" for s in sides)])
+        rows.append([swap, *(f"{number(s['own'])} / {number(s['converse'])}" for s in sides)])
     return markdown(["taken from the converse", *relations], rows)
 
 
@@ -170,9 +166,9 @@ def compositions(result: Mapping[str, Any]) -> str:
     for count, methods in result["counts"].items():
         for name, found in methods.items():
             cells = found["all"]
-            kept = f"{percent(cells['Acc_ir']['before'])} → {interval(cells['Acc_ir']['after'])}"
+            kept = f"{number(cells['Acc_ir']['before'])} → {interval(cells['Acc_ir']['after'])}"
             erased = (interval(cells[cell]["after"]) for cell in ("Acc_e", "Acc_g"))
-            h = percent(cells["H"]["after"])
+            h = number(cells["H"]["after"])
             rows.append([count, name, f"{found['strength']:.2f}", *erased, kept, h])
     return markdown(["concepts", "made by", "strength", *CELLS, "H"], rows)
 
@@ -184,7 +180,7 @@ def methods(result: Mapping[str, Any]) -> str:
     """
     every, cells = by_rank(result), (*CELLS, "H")
     ours = result["methods"].get("erase_anything")
-    base = [percent(every[0]["cells"][cell]["before"]) for cell in cells]
+    base = [number(every[0]["cells"][cell]["before"]) for cell in cells]
     rows = [["base", *base, *[NOTHING] * (7 if ours else 6)]]
     for each in every:
         shares = {cell: each["cells"][cell]["after"] for cell in cells}
@@ -240,7 +236,7 @@ def relearning(result: Mapping[str, Any]) -> str:
     rows = []
     for each in result["methods"].values():
         found = [pooled(row["cells"] for row in each["steps"][count]) for count in steps]
-        shares = [[percent(cells[c]["after"]) for c in ("Acc_e", "Acc_ir")] for cells in found]
+        shares = [[number(cells[c]["after"]) for c in ("Acc_e", "Acc_ir")] for cells in found]
         rows.append([each["title"], *(" / ".join(pair) for pair in shares)])
     return markdown(["", *(f"{count} steps" for count in steps)], rows)
 
@@ -250,7 +246,7 @@ def composed_kinds(result: Mapping[str, Any], count: str) -> str:
     rows = []
     for name, found in result["counts"][count].items():
         cells = found["kinds"].values()
-        texts = [" / ".join(percent(each[cell]["after"]) for cell in CELLS) for each in cells]
+        texts = [" / ".join(number(each[cell]["after"]) for cell in CELLS) for each in cells]
         rows.append([name, *texts])
     return markdown(["made by", *result["counts"][count]["sum"]["kinds"]], rows)
 
@@ -262,7 +258,7 @@ def by_rank(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _gained(each: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """A difference of H in points with its interval over concepts."""
-    gain, low, high = (f"{100 * value:+.1f}" for value in ahead(each["rows"], ours["rows"]))
+    gain, low, high = map(points, ahead(each["rows"], ours["rows"]))
     return f"{gain} [{low}, {high}]"
 
 
@@ -282,4 +278,4 @@ def sums(variant: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
 
 
 def _triple(cells: Mapping[str, Any], side: str) -> str:
-    return " / ".join(percent(cells[cell][side]) for cell in (*CELLS, "H"))
+    return " / ".join(number(cells[cell][side]) for cell in (*CELLS, "H"))

@@ -1,6 +1,7 @@
 """The report: one file that parses, needs nothing else, and says what the run's files say."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from convert.errors import InputError
 from erase import report
+from erase.percent import percent
 from erase.pictures import png, write
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -111,7 +113,7 @@ def test_report_says_what_the_files_say(run: Path):
         "Erasing “cat”",
         "models/some-flux",
         "12,345 parameters",
-        "94 %→8 %",
+        "93.8 %→7.8 %",
         "1.0 % to 99.0 %",
         "a <Acc_ir> & more",
         "python -m erase.train --x 'y'",
@@ -125,6 +127,46 @@ def test_report_says_what_the_files_say(run: Path):
     ):
         assert piece in text, piece
     assert "seconds" not in text
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_colours_can_be_read_as_small_text():
+    page = luminance("#fbfaf8")
+    for good in np.linspace(0, 1, 101):
+        assert (page + 0.05) / (luminance(report.colour(good)) + 0.05) >= 4.5
+    red, green = (report.colour(good) for good in (0.0, 1.0))
+    assert (red, green) == ("#b42318", "#0f766e")
+    assert (report.colour(-1), report.colour(2)) == (red, green)
+    assert len({report.colour(good) for good in (0, 0.1, 0.4, 0.6, 1)}) == 5
+
+
+@pytest.mark.parametrize("cell", ["Acc_e", "Acc_g", "Acc_ir"])
+@pytest.mark.parametrize("found", [0, 64])
+def test_colours_follow_the_value_and_not_the_column(run: Path, cell: str, found: int):
+    path = run / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["cells"] = {cell: {"before": value(found, 64), "after": value(64 - found, 64)}}
+    del evaluation["H"], evaluation["concepts"]
+    for entry in evaluation["pictures"]:
+        entry["found_before"], entry["found_after"] = found > 0, found == 0
+    evaluation["pictures"] = [e for e in evaluation["pictures"] if e["cell"] == cell]
+    path.write_text(json.dumps(evaluation))
+    text = report.write(run).read_text()
+    good_before = (found > 0) == (cell == "Acc_ir")
+    before, after = (report.colour(float(good)) for good in (good_before, not good_before))
+    # In the cards, and in the table; and the marks of the pictures.
+    for side, colour in ((found, before), (64 - found, after)):
+        shown = f'style="color:{colour}">{percent(side / 64)}<'
+        assert text.count(shown) == 2
+    marks = [text[m.end() :][:40] for m in re.finditer('class="mark" style="background:', text)]
+    assert [mark[: len(before)] for mark in marks] == [before, after]
+    assert [mark.partition(">")[2][0] for mark in marks] == list("✓–" if found else "–✓")
 
 
 def test_report_of_a_run_without_evaluation_or_judge(run: Path):

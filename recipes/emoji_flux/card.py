@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from erase.percent import interval, percent
 from erase.pictures import write
 from recipes.emoji_flux.sprites import attribution
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
@@ -84,9 +85,9 @@ def render(
     lines += [
         "",
         f"The judge on {accuracy['held_out']:,} held-out renders: exactly the right entities "
-        f"{_percent(accuracy['entity'])},",
-        f"style {_percent(accuracy['style'])}, relation {_percent(accuracy['relation'])}, the same "
-        f"asked the other way round {_percent(accuracy['relation_swapped'])}.",
+        f"{percent(accuracy['entity'])},",
+        f"style {percent(accuracy['style'])}, relation {percent(accuracy['relation'])}, the same "
+        f"asked the other way round {percent(accuracy['relation_swapped'])}.",
         "It knows the model's drawings: scenes are held out, shapes are not.",
         "",
         f"Its verdict on the model's own samples, {settings['steps']} steps, guidance "
@@ -97,12 +98,9 @@ def render(
     ]
     for name, group in groups.items():
         share = group["accuracy"]
-        interval = f"{_percent(share['low'])} to {_percent(share['high'])}"
         weakest = sorted(group["classes"].items(), key=lambda pair: pair[1])[:3]
         shown = ", ".join(f"{label} {100 * value:.0f} %" for label, value in weakest)
-        lines.append(
-            f"| {name} | {share['of']} | {_percent(share['share'])} | {interval} | {shown} |"
-        )
+        lines.append(f"| {name} | {share['of']} | {percent(share)} | {interval(share)} | {shown} |")
     return "\n".join([*lines, "", "All classes: [measure.json](measure.json).", ""])
 
 
@@ -115,7 +113,3 @@ def _logs(folder: Path) -> list[Path]:
 def _summary(logs: list[Path]) -> dict[str, Any]:
     ends = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
     return ends[-1] | {"update": sum(end["update"] for end in ends)}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
