@@ -37,12 +37,17 @@ from erase.config import Config
 from erase.judge import Judge, open_judge, share
 from erase.model import open_model
 from erase.percent import interval, percent
-from erase.pictures import png, sheet, write
+from erase.pictures import png, write
 from erase.sample import read_adapter
+from erase.sheets import Group, captioned
 from erase.summary import CELLS, harmonic_mean, write_summary
 from erase.synonyms import settle
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+
+# What rows of the sheet show.
+TITLES = {"Acc_e": "“{}”", "Acc_g": "synonyms", "Acc_ir": "others"}
+SIDES = {"before": "base", "after": "erased"}
 
 
 def plan(
@@ -127,7 +132,9 @@ def evaluate(
         }
         if set(cells) == set(CELLS):
             result["H"] = {side: harmonic_mean(cells, side) for side in found}
-    result["pictures"] = _write_examples(workdir, drawn, sides, found, settings.examples)
+    result["pictures"] = _write_examples(
+        workdir, config.concept, drawn, sides, found, settings.examples
+    )
     result |= _write_attention(workdir, pipe, adapter, config, result["pictures"])
     write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
     _show(result)
@@ -176,6 +183,7 @@ def by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict
 
 def _write_examples(
     workdir: Path,
+    concept: str,
     drawn: Sequence[Case],
     sides: dict[str, np.ndarray],
     found: dict[str, np.ndarray] | None,
@@ -195,10 +203,15 @@ def _write_examples(
             entry[side] = name
             entry[f"found_{side}"] = None if found is None else bool(found[side][index])
         kept.append(entry)
-    # Two rows a cell: before, and after.
-    columns = max(map(len, shown.values()))
-    rows = [sheet(pictures[i], columns) for i in shown.values() for pictures in sides.values()]
-    write(workdir / "before_after.png", png(np.concatenate(rows)))
+    groups = [
+        Group(
+            TITLES[cell].format(concept),
+            [drawn[index].prompt for index in rows],
+            {SIDES[side]: pictures[rows] for side, pictures in sides.items()},
+        )
+        for cell, rows in shown.items()
+    ]
+    write(workdir / "before_after.png", png(captioned(groups)))
     return kept
 
 

@@ -122,6 +122,15 @@ def test_harmonic_mean_wants_all_three():
     assert harmonic_mean(cells(0.0, 0.0, 0.0), "after") == 0
 
 
+def place(sheet: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
+    """Where a picture is on a sheet: how far down, and to the right."""
+    height, width = picture.shape[:2]
+    corners = np.argwhere((sheet == picture[0, 0]).all(axis=-1)).tolist()
+    return next(
+        (y, x) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], picture)
+    )
+
+
 def test_evaluation_writes_what_a_report_reads(
     pipe: Pipeline, adapter: Adapter, config: Config, judge: Judge, tmp_path: Path
 ):
@@ -135,14 +144,17 @@ def test_evaluation_writes_what_a_report_reads(
     assert {row["concept"] for row in result["concepts"]} <= {"dog", "hot dog", "apple"}
     assert len(result["pictures"]) == 9
     together = np.asarray(Image.open(tmp_path / "before_after.png"))
-    assert together.shape == (6 * 16, 3 * 16, 3)
+    last = -1
     for number, entry in enumerate(result["pictures"]):
         before, after = (np.asarray(Image.open(tmp_path / entry[s])) for s in ("before", "after"))
         assert before.shape == (16, 16, 3)
         # Two rows a cell, a column an example.
-        down, across = 32 * (number // 3), 16 * (number % 3)
-        assert np.array_equal(together[down : down + 16, across : across + 16], before)
-        assert np.array_equal(together[down + 16 : down + 32, across : across + 16], after)
+        places = [place(together, picture.repeat(8, 0).repeat(8, 1)) for picture in (before, after)]
+        assert places[0][1] == places[1][1]
+        assert places[0][0] + 128 <= places[1][0]
+        if number % 3:
+            assert places[0][1] >= last + 128
+        last = places[0][1]
         assert not np.array_equal(before, after)
         assert np.array_equal(before, pipe([entry["prompt"]], [entry["seed"]], 2, 3.5, 16, 16)[0])
         assert entry["found_before"] == judge.found(before[None], [entry["sought"]])[0]
