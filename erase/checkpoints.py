@@ -1,9 +1,11 @@
 """Checkpoints of runs, through Orbax: written in the background, whole or not at all, and checked.
 
 A checkpoint holds the adapters, both optimisers' states, and a record: the iteration, from which
-with the keys follows all that is drawn next, the configurations, and what the guard counts. With
-them comes a manifest with the size and SHA-256 of every file: what was damaged later is noticed,
-named and set aside, and the checkpoint before it serves.
+with the keys follows all that is drawn next, the configurations, what the guard counts, and what it
+was computed on. A run that goes on there ends bit for bit as it would have; with other devices or
+another number of a CPU's cores, which add sums up in another order, up to rounding. With them comes
+a manifest with the size and SHA-256 of every file: what was damaged later is noticed, named and set
+aside, and the checkpoint before it serves.
 """
 
 import contextlib
@@ -150,6 +152,47 @@ def fault(checkpoint: Path) -> str | None:
         if there[name][1] != digest:
             return f"{name} has other content than was written"
     return None
+
+
+def place() -> dict[str, Any]:
+    """What this process computes on, as far as the last bits of its numbers depend on it."""
+    devices = jax.devices()
+    # XLA's products and sums on a CPU are divided over its cores.
+    return {
+        "kind": devices[0].device_kind,
+        "devices": len(devices),
+        "cores": cores() if devices[0].platform == "cpu" else None,
+    }
+
+
+def cores() -> int:
+    """How many cores XLA uses on a CPU: those that the process may, unless NPROC says it."""
+    if (said := os.environ.get("NPROC", "")).isdecimal():
+        return int(said)
+    # Some systems do not say.
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return len(allowed(0))
+
+
+def moved(record: Record, now: dict[str, Any]) -> str | None:
+    """What a run that goes on is told where it was computed on something else; None if it was not.
+
+    Args:
+        record: of its checkpoint; those of earlier versions do not say.
+        now: what `place` says.
+    """
+    before = record.get("place")
+    if not before or before == now:
+        return None
+    there, here = (
+        f"{each['devices']} x {each['kind']}"
+        + (f" ({each['cores']} core{'s' * (each['cores'] > 1)})" if each["cores"] else "")
+        for each in (before, now)
+    )
+    return (
+        f"computed on {there} so far, now on {here}: the run will end as it would have there up to "
+        "rounding, not bit for bit"
+    )
 
 
 def usable(workdir: Path, before: int | None = None) -> int:

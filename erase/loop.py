@@ -1,7 +1,8 @@
 """Training: lower and upper updates in turn, for all runs of a command at once.
 
 Iteration i draws from a run's key folded with i, so a resumed run goes on as it would have gone,
-and a run among others as it would have gone alone, on however many devices.
+and a run among others as it would have gone alone, on however many devices: bit for bit on as many
+cores of a CPU, up to rounding on others.
 Axis letter: R runs.
 """
 
@@ -11,6 +12,7 @@ import functools
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,6 +230,8 @@ def train(
         if done:
             state, record = checkpoints.restore(manager, done, state)
             _same_keys(record, training, workdir)
+            if told := checkpoints.moved(record, checkpoints.place()):
+                print(f"after iteration {done}, {told}", file=sys.stderr)
         tallies = {name: guard.Tally(config.guard, record["skipped"][name]) for name in configs}
         lost, names = list(record["lost"]), list(configs)
         metrics = {name: _log(stack, workdir / name / METRICS, done) for name in names}
@@ -300,6 +304,7 @@ def _record(training: Training, tallies: Mapping[str, guard.Tally], lost: Sequen
         "configs": {name: dataclasses.asdict(c) for name, c in training.configs.items()},
         "skipped": {n: tallies[n].skipped if n in tallies else 0 for n in training.configs},
         "lost": list(lost),
+        "place": checkpoints.place(),
     }
 
 

@@ -169,3 +169,32 @@ def test_a_manifest_names_every_file(workdir: Path):
     files = json.loads((checkpoint / checkpoints.MANIFEST).read_text())["files"]
     there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
     assert set(files) == there - set(checkpoints.UNREAD)
+
+
+def test_cores_are_those_that_xla_uses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert checkpoints.cores() == 3
+    assert checkpoints.place()["cores"] == 3
+    monkeypatch.setenv("NPROC", "2")
+    assert checkpoints.cores() == 2
+    monkeypatch.setenv("NPROC", "")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert checkpoints.cores() == 7
+
+
+def test_who_goes_on_elsewhere_is_told():
+    here = {"kind": "cpu", "devices": 1, "cores": 2}
+    # The same place, and a checkpoint of an earlier version.
+    assert checkpoints.moved({"place": dict(here)}, here) is None
+    assert checkpoints.moved({}, here) is None
+    told = checkpoints.moved({"place": here}, here | {"cores": 16})
+    assert told is not None
+    assert "on 1 x cpu (2 cores) so far, now on 1 x cpu (16 cores): " in told
+    assert "up to rounding" in told
+    told = checkpoints.moved({"place": here}, {"kind": "H100", "devices": 8, "cores": None})
+    assert told is not None
+    assert "now on 8 x H100: " in told
+    assert "\n" not in told
+    assert len(told) < 400

@@ -180,6 +180,22 @@ def on_two(folder: str) -> None:
 
 
 @pytest.mark.slow
+def test_another_number_of_cores_is_told(tmp_path: Path, capsys, monkeypatch):
+    def went_on(iterations: int, cores: int) -> list[str]:
+        monkeypatch.setattr(checkpoints, "cores", lambda: cores)
+        trained(tmp_path, iterations=iterations)
+        return [line for line in capsys.readouterr().err.splitlines() if "rounding" in line]
+
+    assert went_on(2, cores=2) == []
+    assert went_on(4, cores=2) == []
+    (told,) = went_on(6, cores=16)
+    assert told.startswith(
+        "after iteration 4, computed on 1 x cpu (2 cores) so far, now on 1 x cpu"
+    )
+    assert went_on(8, cores=16) == []
+
+
+@pytest.mark.slow
 def test_checkpoints_of_other_keys_are_refused(tmp_path: Path):
     made = training(iterations=2)
     train(made, tmp_path, lambda *_: False, Stop())
