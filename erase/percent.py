@@ -20,8 +20,8 @@ def percent(value: Share) -> str:
 
 
 def interval(value: Mapping[str, float]) -> str:
-    """The interval of a count with its share: "8.3 % to 17.0 %"."""
-    return f"{percent(value['low'])} to {percent(value['high'])}"
+    """The interval of a count with its share: "8.3 to 17.0 %"."""
+    return f"{number(value['low'])} to {percent(value['high'])}"
 
 
 def points(difference: float) -> str:

@@ -19,8 +19,8 @@ def test_shares_have_a_tenth_of_a_percent():
     counted = share(60, 64)
     assert percent(counted) == percent(60 / 64) == "93.8 %"
     assert number(counted) == "93.8"
-    assert interval(counted) == f"{percent(counted['low'])} to {percent(counted['high'])}"
-    assert interval(counted) == "85.0 % to 97.5 %"
+    assert interval(counted) == f"{number(counted['low'])} to {percent(counted['high'])}"
+    assert interval(counted) == "85.0 to 97.5 %"
 
 
 def test_points_have_a_sign():

@@ -49,9 +49,9 @@ def test_the_card_says_what_was_measured(folders: tuple[Path, Path]):
     assert "| text encoders and transformer | 9,600 | 0.1000 |  |" in text
     assert "| distillation of guidance | 4,000 | 0.1250 |  |" in text
     assert "on 8,192 held-out renders: exactly the right entities 97.8 %" in text
-    low, high = (f"{100 * share(10, 16)[key]:.1f} %" for key in ("low", "high"))
+    low, high = (f"{100 * share(10, 16)[key]:.1f}" for key in ("low", "high"))
     weakest = "car 25 %, dog 50 %, bee 75 %"
-    assert f"| entity | 16 | 62.5 % | {low} to {high} | {weakest} |" in text
+    assert f"| entity | 16 | 62.5 % | {low} to {high} % | {weakest} |" in text
     assert "28 steps, guidance 3.5" in text
     assert json.loads((out / "measure.json").read_text()) == measured()
     assert (out / "samples.png").is_file()
