@@ -340,8 +340,8 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
     root = root_of(path)
     mesh = meshes.make({})
     # Folders by now; where one is missing, the hub is not asked for what has its name.
-    clip = CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)  # nosec B615
-    t5 = T5Tokenizer.from_pretrained(root / "tokenizer_2", local_files_only=True)  # nosec B615
+    clip = CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
+    t5 = T5Tokenizer.from_pretrained(root / "tokenizer_2", local_files_only=True)
     return Pipeline(
         **modules,
         params=Weights(sources, chosen, mesh, quantize),

@@ -43,8 +43,8 @@ def load(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
     """Reads what `build` wrote."""
     # Folders; of the hub, where a revision would have to be named, nothing is asked.
     return (
-        CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),  # nosec B615
-        T5Tokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True),  # nosec B615
+        CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        T5Tokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True),
     )
 
 
