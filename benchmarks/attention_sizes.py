@@ -107,9 +107,9 @@ def main(argv: list[str]) -> None:
             f"device = {jax.default_backend()!r} must be a GPU: cuDNN runs on no other"
         )
     results = {f"{height} x {width}": measure(height, width) for height, width in SIZES}
-    table = Table("size", *next(iter(results.values())), title=jax.devices()[0].device_kind)
-    for size, row in results.items():
-        table.add_row(size, *(f"{value:.4g}" for value in row.values()))
+    table = Table("", *results, title=jax.devices()[0].device_kind)
+    for name in next(iter(results.values())):
+        table.add_row(name, *(f"{row[name]:.4g}" for row in results.values()))
     Console().print(table)
     device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     write(Path(flags.FLAGS.out), json.dumps({**device, "sizes": results}, indent=1) + "\n")
