@@ -43,8 +43,8 @@ def nf4(tensors: Tensors, block: int = 64) -> tuple[Tensors, ...]:
             continue
         blocks = tensor.reshape(-1, block)
         absmax = np.abs(blocks).max(axis=1)
-        codes = np.abs((blocks / absmax[:, None]).reshape(-1, 1) - NF4).argmin(axis=1)
-        codes = codes.astype(np.uint8)
+        between = (NF4[1:] + NF4[:-1]) / 2
+        codes = np.searchsorted(between, (blocks / absmax[:, None]).reshape(-1)).astype(np.uint8)
         state = {"quant_type": "nf4", "blocksize": block, "dtype": "bfloat16"}
         state["shape"] = list(tensor.shape)
         stored |= {
