@@ -240,9 +240,10 @@ def _fitting(
     expected = {slot.name: slot.shape for slot in slots}
     tensors = _canonical(table, tensors, expected)
     problems += differences(tensors, expected)
-    for name in expected.keys() & tensors.keys():
-        if _dtype(tensors[name]).kind in "iub":
-            problems.append(f"whole numbers: {name} is {_dtype(tensors[name])}")
+    for name in expected:
+        if name in tensors and _dtype(tensors[name]).kind in "iub":
+            dtype = _dtype(tensors[name])
+            problems.append(f"whole numbers: {name} is {dtype}; take the model in bfloat16")
     refuse(source, mend, problems)
     return slots, tensors
 

@@ -35,7 +35,7 @@ from convert.source import (
     root_of,
 )
 from convert.tables import COMPONENTS
-from convert.tensors import SHARD_BYTES, SINGLE_FILES, write_component, write_file
+from convert.tensors import SHARD_BYTES, SUFFIXES, write_component, write_file
 from flux_jax.weights import abstract_params
 
 INDEX = "model_index.json"
@@ -58,7 +58,7 @@ SINGLE = {"transformer": "flux1.safetensors", "vae": "ae.safetensors"}
 # Entry of `config.json` where weights are quantised.
 QUANTISED = "quantization_config"
 # How files with weights end, and the indices of shards.
-WEIGHTS = (*SINGLE_FILES, ".bin", ".index.json")
+WEIGHTS = (*SUFFIXES, ".bin", ".index.json")
 
 
 def convert(

@@ -18,7 +18,7 @@ from convert.errors import InputError
 from convert.mapping import Table
 from convert.quantized import dequantised
 from convert.tables import COMPONENTS
-from convert.tensors import SINGLE_FILES, read_component, read_file
+from convert.tensors import SUFFIXES, read_component, read_file
 
 SUFFIX = ".safetensors"
 SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -90,7 +90,7 @@ def open_source(path: Path, name: str) -> Source:
         tensors = dequantised(read_component(folder), source=folder)
         return TorchSource.of(folder, config, COMPONENTS[name], tensors)
     else:
-        files = sorted(file for file in root.iterdir() if file.suffix in SINGLE_FILES)
+        files = sorted(file for file in root.iterdir() if file.suffix in SUFFIXES)
     assert single is not None, "the transformer is one"
     read = {file: read_file(file) for file in files}
     found = {file: tensors for file, tensors in read.items() if single.fits(tensors)}

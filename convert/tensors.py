@@ -17,8 +17,8 @@ from convert.gguf_files import read_gguf
 
 # File names without suffix: diffusers, transformers.
 STEMS = ("diffusion_pytorch_model", "model")
-# How files end that hold a model each: `.sft` is short for `.safetensors`.
-SINGLE_FILES = (".safetensors", ".sft", GGUF)
+# How files of weights end; the second is short for the first.
+SUFFIXES = (".safetensors", ".sft", GGUF)
 SHARD_BYTES = 5_000_000_000
 # Names that the format has for NumPy's types.
 TYPES = {
@@ -100,7 +100,7 @@ def read_component(folder: Path) -> dict[str, Any]:
         InputError: no weights, a shard or one of its tensors is missing, a file is damaged.
     """
     found = find_weights(folder)
-    return read_file(found) if found.suffix in SINGLE_FILES else _read_shards(found)
+    return read_file(found) if found.suffix in SUFFIXES else _read_shards(found)
 
 
 def find_weights(folder: Path) -> Path:

@@ -15,6 +15,7 @@ import tiny
 import torch
 from flux_case import run
 from gguf import GGMLQuantizationType as Kind
+from merging import write_adapter
 from quantising import FP8, is_large, nf4, scaled, write_gguf
 from safetensors.numpy import load_file, save_file
 
@@ -23,6 +24,7 @@ from convert import original
 from convert.errors import InputError
 from convert.lazy import Lazy
 from convert.mapping import to_flax, to_torch
+from convert.merge import merge
 from convert.pipeline import convert
 from convert.quantized import quantisation
 from convert.source import open_source
@@ -248,6 +250,23 @@ def test_no_number_in_fp8_is_refused(dtype: str, tmp_path: Path):
     source = open_source(tmp_path / FILE, "transformer")
     with pytest.raises(InputError, match=f"not finite: {name} "):
         read_params(source, "transformer", jnp.float32, make({}))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".gguf"])
+def test_nothing_is_merged_into_quantised_weights(suffix: str, tmp_path: Path):
+    file = tmp_path / f"flux1-dev{suffix}"
+    if suffix == ".gguf":
+        # Plain floats, but in a format that is not written.
+        write_gguf(file, BFL, lambda *_: Kind.F32)
+    else:
+        save_file(scaled(BFL)[0], file)
+    adapter = write_adapter(tmp_path / "adapter", file, ("single_blocks/proj_out",))
+    with pytest.raises(InputError, match=r"is quantised \((scaled fp8|GGUF)") as caught:
+        merge(str(file), [str(adapter)], tmp_path / "out.safetensors")
+    assert str(caught.value).startswith(str(file))
+    assert "convert.pipeline" in str(caught.value)
+    assert len(str(caught.value)) <= 400
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_files_of_other_formats_say_which(tmp_path: Path):
