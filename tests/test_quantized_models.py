@@ -33,7 +33,9 @@ from flux_jax.mesh import make
 from flux_jax.transformer import FluxConfig
 from flux_jax.weights import abstract_params, read_params
 
-MODEL = tiny.transformer(axes=original.ROPE_AXES, heads=2)
+AXES = (16, 56, 56)
+BUNDLED = "model.diffusion_model."
+MODEL = tiny.transformer(axes=AXES, heads=2)
 WEIGHTS = {name: value.numpy() for name, value in MODEL.state_dict().items()}
 FILE = "flux1-dev.safetensors"
 
@@ -103,8 +105,8 @@ def first_blocks_wider(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.nda
 
 FORMATS = {
     "scaled fp8": ("", lambda: scaled(BFL)),
-    "scaled fp8, rows": (original.BUNDLED, lambda: scaled(BFL, "weight_scale", rows=True)),
-    "NF4": (original.BUNDLED, lambda: nf4(BFL)),
+    "scaled fp8, rows": (BUNDLED, lambda: scaled(BFL, "weight_scale", rows=True)),
+    "NF4": (BUNDLED, lambda: nf4(BFL)),
     "mixed": ("", lambda: first_blocks_wider(BFL)),
 }
 
@@ -275,7 +277,7 @@ def test_files_of_other_formats_say_which(tmp_path: Path):
     tensors |= {f"{name}.smooth_factor": np.ones(8, np.float32) for name in names}
     save_file(tensors, tmp_path / "svdq-int4_r32-flux.1-dev.safetensors")
     for path in (tmp_path, tmp_path / "svdq-int4_r32-flux.1-dev.safetensors"):
-        with pytest.raises(InputError, match=r"quantised by SVDQuant \(nunchaku\)") as caught:
+        with pytest.raises(InputError, match="SVDQuant") as caught:
             open_source(path, "transformer")
         assert len(str(caught.value)) <= 400
         assert "\n" not in str(caught.value)
