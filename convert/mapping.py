@@ -32,8 +32,17 @@ Params = Mapping[str, Any]
 READERS = 8
 # Numbers that are looked at together.
 PIECE = 1 << 19
-# Bits of the exponent, all of them set in what is infinite or no number.
-EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+# Bits that are all set in what is infinite or no number: the exponent's, and in the type that has
+# no infinities all but the sign.
+NOT_FINITE = {
+    "float8_e4m3fn": 0x7F,
+    "float8_e5m2": 0x7C,
+    "bfloat16": 0x7F80,
+    "float16": 0x7C00,
+    "float32": 0x7F800000,
+}
+# The narrowest types that hold all numbers of several others; these hold those of any fp8.
+WIDER = ("bfloat16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -139,16 +148,18 @@ def to_flax(
 
     Args:
         table: names of the component.
-        tensors: arrays (of a mapped file, for instance), or `torch.Tensor`s, by PyTorch name.
+        tensors: arrays (of a mapped file, for instance), `convert.lazy.Lazy`s, or
+            `torch.Tensor`s, by PyTorch name.
         shapes: nested dictionaries of objects with `.shape`: the tree to fill.
         source: where the tensors come from, for error messages.
         mend: what the user can do about tensors that do not fit, for error messages.
         place: what becomes of each leaf, by its path joined by "/", for instance onto a device.
-        advance: called with the number of bytes of each part that was read.
+        advance: called with the number of bytes in the file of each part that was read.
 
     Returns:
-        Nested dictionaries of what `place` made of arrays with the given shapes and the tensors'
-        own dtypes. In memory these lie as the tensors do: transposing is left to `place`.
+        Nested dictionaries of what `place` made of arrays with the given shapes. Their dtypes are
+        the tensors' own, or the `common_type` of a leaf's blocks. In memory these lie as the
+        tensors do: transposing is left to `place`.
 
     Raises:
         InputError: tensors are missing, surplus or misshapen, or hold what is no finite number;
@@ -169,6 +180,11 @@ def to_flax(
             problems.append(f"not finite: {slot.name} holds infinities or what is no number")
         return part
 
+    def stored_bytes(holder: tuple[Slot, int], part: np.ndarray) -> int:
+        """Bytes of a part in its file."""
+        slot, _ = holder
+        return tensors[slot.name].nbytes * part.size // max(math.prod(slot.shape), 1)
+
     flat: dict[str, Any] = {}
     # NumPy copies without Python's lock.
     with ThreadPoolExecutor(READERS) as pool:
@@ -177,21 +193,18 @@ def to_flax(
         for path in sorted(holders, key=lambda path: -sizes[path]):
             first, *others = holders[path]
             part = read(first)
-            leaf = _lying_like(part, flat_shapes[path])
+            dtype = common_type(_dtype(tensors[slot.name]) for slot, _ in holders[path])
+            leaf = _lying_like(part, flat_shapes[path], dtype)
 
             def fill(holder: tuple[Slot, int], leaf: np.ndarray = leaf) -> int:
                 part = read(holder)
-                if part.dtype != leaf.dtype:
-                    name = holder[0].name
-                    problems.append(
-                        f"mixed types: {name} is {part.dtype}, other blocks {leaf.dtype}"
-                    )
-                else:
-                    _bits(leaf)[holder[0].block] = _bits(part)
-                return part.nbytes
+                _bits(leaf)[holder[0].block] = _bits(part.astype(leaf.dtype, copy=False))
+                return stored_bytes(holder, part)
 
-            _bits(leaf)[... if first[0].block is None else first[0].block] = _bits(part)
-            advance(part.nbytes)
+            _bits(leaf)[... if first[0].block is None else first[0].block] = _bits(
+                part.astype(dtype, copy=False)
+            )
+            advance(stored_bytes(first, part))
             for read_bytes in pool.map(fill, others):
                 advance(read_bytes)
             flat[path] = place(path, leaf)
@@ -226,28 +239,49 @@ def _fitting(
     slots, problems = _slots(table, flat_shapes)
     expected = {slot.name: slot.shape for slot in slots}
     tensors = _canonical(table, tensors, expected)
-    refuse(source, mend, problems + differences(tensors, expected))
+    problems += differences(tensors, expected)
+    for name in expected:
+        if name in tensors and _dtype(tensors[name]).kind in "iub":
+            dtype = _dtype(tensors[name])
+            problems.append(f"whole numbers: {name} is {dtype}; take the model in bfloat16")
+    refuse(source, mend, problems)
     return slots, tensors
 
 
-def _lying_like(part: np.ndarray, shape: Shape) -> np.ndarray:
+def _dtype(tensor: Any) -> np.dtype:
+    """NumPy's type of an array or of a `torch.Tensor`."""
+    return np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+
+def common_type(types: Iterable[np.dtype]) -> np.dtype:
+    """The narrowest type that holds every number of these types of floats."""
+    names = {dtype.name for dtype in types}
+    if len(names) > 1:
+        # Neither of the two 16-bit types holds the other, nor does either fp8.
+        both = {"bfloat16", "float16"}
+        wide = {name for name in names if name in WIDER} or {"bfloat16"}
+        names = {"float32"} if wide == both else {max(wide, key=WIDER.index)}
+    return np.dtype(names.pop())
+
+
+def _lying_like(part: np.ndarray, shape: Shape, dtype: np.dtype) -> np.ndarray:
     """An array of one or more parts, whose axes follow each other in memory as the part's do."""
     stacked = len(shape) - part.ndim
     order = [*range(stacked), *(stacked + np.argsort([-s for s in part.strides], kind="stable"))]
-    return np.empty([shape[axis] for axis in order], part.dtype).transpose(np.argsort(order))
+    return np.empty([shape[axis] for axis in order], dtype).transpose(np.argsort(order))
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
     """The array as whole numbers, which NumPy copies faster than floats that it does not know."""
-    return array.view(f"u{array.itemsize}") if array.dtype.name in EXPONENTS else array
+    return array.view(f"u{array.itemsize}") if array.dtype.name in NOT_FINITE else array
 
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether nothing in the array is infinite or no number."""
-    exponent = EXPONENTS.get(array.dtype.name)
-    if exponent is None:
+    bits = NOT_FINITE.get(array.dtype.name)
+    if bits is None:
         return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-    mask = np.array(exponent, f"u{array.itemsize}")
+    mask = np.array(bits, f"u{array.itemsize}")
     flat = _bits(array).transpose(np.argsort([-s for s in array.strides])).reshape(-1)
     # Pieces that stay in the processor's cache.
     pieces = np.split(flat, range(PIECE, len(flat), PIECE))

@@ -31,6 +31,7 @@ from convert.errors import InputError, exits_cleanly
 from convert.hub import find_model
 from convert.mapping import Slot
 from convert.pipeline import WEIGHTS, check_index, copy_rest, whole
+from convert.quantized import quantisation
 from convert.source import SUFFIX, TorchSource, open_source
 from convert.tensors import find_weights, open_safetensors, places_of, read_file, write_file
 from flux_jax import lora
@@ -65,6 +66,12 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
         raise InputError(
             f"{source.where} is in this project's own layout, into which nothing is merged; make "
             f"a folder in diffusers' layout of it first: python -m convert.pipeline {model} DST"
+        )
+    if stored_as := quantisation(source.tensors):
+        raise InputError(
+            f"{source.where} is quantised ({stored_as}), and what is merged gets the file's own "
+            f"types; make plain weights of it first: python -m convert.pipeline {model} DST --to "
+            "diffusers"
         )
     changes = changes_of(read)
     slots = _checked_slots(source, read, changes)

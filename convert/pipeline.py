@@ -35,7 +35,7 @@ from convert.source import (
     root_of,
 )
 from convert.tables import COMPONENTS
-from convert.tensors import SHARD_BYTES, write_component, write_file
+from convert.tensors import SHARD_BYTES, SUFFIXES, write_component, write_file
 from flux_jax.weights import abstract_params
 
 INDEX = "model_index.json"
@@ -55,8 +55,10 @@ MODEL_INDEX = {
 }
 # Models that the original layout keeps as single files.
 SINGLE = {"transformer": "flux1.safetensors", "vae": "ae.safetensors"}
+# Entry of `config.json` where weights are quantised.
+QUANTISED = "quantization_config"
 # How files with weights end, and the indices of shards.
-WEIGHTS = (".safetensors", ".bin", ".index.json")
+WEIGHTS = (*SUFFIXES, ".bin", ".index.json")
 
 
 def convert(
@@ -182,13 +184,17 @@ WRITERS: Mapping[str, Callable[[str, Source, Any, Path, int], None]] = {
 
 
 def write_config(source: Source, folder: Path) -> None:
-    """Writes a model's configuration, as it was where there was one."""
+    """Writes a model's configuration, as it was where there was one.
+
+    Only what it says of quantised weights is left out: what is written is not quantised.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = source.where / "config.json"
-    if file.is_file():
+    if file.is_file() and QUANTISED not in source.config:
         shutil.copy(file, folder)
     else:
-        write_json(folder / file.name, source.config)
+        plain = {key: value for key, value in source.config.items() if key != QUANTISED}
+        write_json(folder / file.name, plain)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 from convert import checkpoint, original
 from convert.errors import InputError
 from convert.mapping import Table
+from convert.quantized import dequantised
 from convert.tables import COMPONENTS
-from convert.tensors import read_component, read_file
+from convert.tensors import SUFFIXES, read_component, read_file
 
 SUFFIX = ".safetensors"
 SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -44,7 +45,7 @@ class TorchSource(Source):
 
     Attributes:
         table: names of the tensors.
-        tensors: as the files name them.
+        tensors: as the files name them; quantised ones as `convert.lazy.Lazy`.
     """
 
     table: Table
@@ -86,12 +87,17 @@ def open_source(path: Path, name: str) -> Source:
         config = read_config(folder / "config.json")
         if checkpoint.is_checkpoint(folder):
             return FlaxSource(folder, config, checkpoint.stored_bytes(folder))
-        return TorchSource.of(folder, config, COMPONENTS[name], read_component(folder))
+        tensors = dequantised(read_component(folder), source=folder)
+        return TorchSource.of(folder, config, COMPONENTS[name], tensors)
     else:
-        files = sorted(root.glob(f"*{SUFFIX}"))
+        files = sorted(file for file in root.iterdir() if file.suffix in SUFFIXES)
     assert single is not None, "the transformer is one"
-    found = {file: tensors for file in files if single.fits(tensors := read_file(file))}
+    read = {file: read_file(file) for file in files}
+    found = {file: tensors for file, tensors in read.items() if single.fits(tensors)}
     if not found:
+        for file, tensors in read.items():
+            # Raises, and says more, where names are those of a format that is not read.
+            dequantised(tensors, source=file)
         raise InputError(
             f"{path}: no weights of the {name}; expected a folder {name} with config.json and "
             f"weights, or a file such as {single.example}"
@@ -100,6 +106,7 @@ def open_source(path: Path, name: str) -> Source:
         names = ", ".join(file.name for file in found)
         raise InputError(f"{root}: {names} all hold a {name}; give the wanted file itself")
     ((file, tensors),) = found.items()
+    tensors = dequantised(tensors, source=file)
     plain = {key.removeprefix(original.BUNDLED): tensor for key, tensor in tensors.items()}
     config = single.config(file, plain)
     return TorchSource.of(file, config, original.table(name, config), plain)

@@ -1,4 +1,4 @@
-"""Weights in safetensors files: mapped, one file or shards, and written at once or not at all."""
+"""Weights in files, safetensors above all: one or shards, mapped; written at once or not at all."""
 
 import json
 import math
@@ -12,9 +12,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.errors import InputError
+from convert.gguf_files import SUFFIX as GGUF
+from convert.gguf_files import read_gguf
 
 # File names without suffix: diffusers, transformers.
 STEMS = ("diffusion_pytorch_model", "model")
+# How files of weights end; the second is short for the first.
+SUFFIXES = (".safetensors", ".sft", GGUF)
 SHARD_BYTES = 5_000_000_000
 # Names that the format has for NumPy's types.
 TYPES = {
@@ -50,12 +54,21 @@ def open_safetensors(path: Path) -> Any:
         ) from error
 
 
-def read_file(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of one safetensors file, as views of the mapped file: unread until looked at.
+def read_file(path: Path) -> dict[str, Any]:
+    """All tensors of one file, unread until looked at.
+
+    Args:
+        path: GGUF by its suffix (see `convert.gguf_files`), else safetensors.
+
+    Returns:
+        Views of the mapped file, or array-likes where those of GGUF are decoded.
 
     Raises:
-        InputError: see `open_safetensors`; or a type or a shape is one that NumPy does not know.
+        InputError: see `open_safetensors` and `read_gguf`; or a type or a shape is one that NumPy
+            does not know.
     """
+    if path.suffix == GGUF:
+        return read_gguf(path)
     # The library checks what the header says; its own reading holds Python's lock and copies.
     open_safetensors(path)
     with path.open("rb") as file:
@@ -80,14 +93,14 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def read_component(folder: Path) -> dict[str, np.ndarray]:
+def read_component(folder: Path) -> dict[str, Any]:
     """All tensors of a model's folder, unread: one file, or the shards that an index lists.
 
     Raises:
         InputError: no weights, a shard or one of its tensors is missing, a file is damaged.
     """
     found = find_weights(folder)
-    return read_file(found) if found.suffix == ".safetensors" else _read_shards(found)
+    return read_file(found) if found.suffix in SUFFIXES else _read_shards(found)
 
 
 def find_weights(folder: Path) -> Path:
@@ -102,6 +115,9 @@ def find_weights(folder: Path) -> Path:
         for kind in (".safetensors", ".safetensors.index.json"):
             if (folder / f"{stem}{kind}").is_file():
                 return folder / f"{stem}{kind}"
+    # Programs that write GGUF name the file after the model and its blocks.
+    if len(found := sorted(folder.glob(f"*{GGUF}"))) == 1:
+        return found[0]
     names = " or ".join(f"{stem}.safetensors" for stem in STEMS)
     raise InputError(
         f"{folder}: no weights; expected {names}, or the like with .index.json and its shards "
@@ -139,7 +155,7 @@ def _beside(folder: Path, file: str) -> bool:
     return file == Path(file).name and os.path.isfile(folder / file)
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def _read_shards(index: Path) -> dict[str, Any]:
     places = places_of(index)
     shards = {file: read_file(index.parent / file) for file in sorted(set(places.values()))}
     lost = [f"{name} ({file})" for name, file in places.items() if name not in shards[file]]

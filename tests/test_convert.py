@@ -20,6 +20,7 @@ from convert.mapping import (
     Row,
     Table,
     flatten,
+    is_finite,
     match,
     nest,
     placeholders,
@@ -146,12 +147,61 @@ def test_all_defects_are_listed_at_once():
     }
 
 
-def test_blocks_of_unlike_types_are_refused():
+FLOATS = {
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float16": np.float16,
+    "float32": np.float32,
+}
+
+
+@pytest.mark.parametrize(
+    ("types", "common"),
+    [
+        ("float8_e4m3fn bfloat16", "bfloat16"),
+        ("float16 float8_e5m2", "float16"),
+        ("float8_e4m3fn float8_e5m2", "bfloat16"),
+        ("bfloat16 float16", "float32"),
+        ("float8_e4m3fn bfloat16 float16", "float32"),
+        ("float32 bfloat16 float8_e5m2", "float32"),
+    ],
+)
+def test_blocks_of_unlike_types_get_a_type_that_holds_all_of_them(types: str, common: str):
     tensors = arrays(tiny.transformer())
-    name = "single_transformer_blocks.1.proj_mlp.bias"
-    tensors[name] = tensors[name].astype(np.float16)
-    with pytest.raises(InputError, match=f"mixed types: {name} is float16, other blocks float32"):
+    names = [f"single_transformer_blocks.{block}.proj_mlp.weight" for block in range(3)]
+    for block, name in enumerate(names):
+        kinds = types.split()
+        tensors[name] = tensors[name].astype(FLOATS[kinds[block % len(kinds)]])
+    params = to_flax(TRANSFORMER, tensors, shapes_of(TRANSFORMER, tensors))
+    leaf = params["single_blocks"]["proj_mlp"]["kernel"]
+    assert leaf.dtype.name == common
+    for block, name in enumerate(names):
+        np.testing.assert_array_equal(
+            leaf[block].astype(np.float64), tensors[name].astype(np.float64).T
+        )
+    assert params["dual_blocks"]["ff"]["linear_1"]["kernel"].dtype == np.float32
+
+
+def test_whole_numbers_are_no_weights():
+    tensors = arrays(tiny.transformer())
+    name = "single_transformer_blocks.1.proj_mlp.weight"
+    tensors[name] = np.ones_like(tensors[name], np.int8)
+    with pytest.raises(InputError, match=f"whole numbers: {name} is int8"):
         to_flax(TRANSFORMER, tensors, shapes_of(TRANSFORMER, tensors))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_number_of_every_type_is_known_as_finite_or_not(dtype: str):
+    kind = np.dtype(FLOATS[dtype])
+    bits = {1: range(256), 2: range(0, 65536, 7), 4: range(0, 2**32, 10_000_019)}[kind.itemsize]
+    last = {1: [], 2: [0x7F80, 0x7C00, 0x7FC0, 0x7FFF], 4: [0x7F800000, 0xFF800001, 0x7FC00000]}
+    numbers = np.array([*bits, *last[kind.itemsize]], f"u{kind.itemsize}").view(kind)
+    with np.errstate(invalid="ignore"):
+        expected = np.isfinite(numbers.astype(np.float64))
+    assert [is_finite(number.reshape(1)) for number in numbers] == expected.tolist()
+    assert not is_finite(numbers)
+    assert is_finite(numbers[expected])
 
 
 def test_leaves_without_a_name_are_refused():
