@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from convert.errors import InputError
-from convert.lora_layers import Full, Layers, Pair, kind, text, typed
+from convert.lora_layers import Full, Layers, Pair, kind, number, typed
 from convert.lora_tables import STACKED, TABLE, Place, label, parse
 from convert.mapping import differences, flatten, nest, refuse, to_torch
 
@@ -85,7 +85,7 @@ def uneven(layers: Layers) -> str | None:
     ranks = sorted({pair.rank for pair in pairs.values()})
     if len(ranks) > 1:
         return f"these have ranks from {ranks[0]} to {ranks[-1]}"
-    alphas = Counter(text(pair.alpha) for pair in pairs.values())
+    alphas = Counter(number(pair.alpha) for pair in pairs.values())
     if len(alphas) > 1:
         listing = [f"{value} on {count} layers" for value, count in alphas.most_common(3)]
         return f"here alpha = {', '.join(listing)}"
