@@ -137,13 +137,16 @@ def check(lora: PyTree, params: Mapping[str, Any]) -> None:
     check_extents(extents, params)
 
 
-def check_extents(extents: Mapping[str, Sequence[int]], params: Mapping[str, Any]) -> None:
+def check_extents(
+    extents: Mapping[str, Sequence[int]], params: Mapping[str, Any], source: str = "the adapter"
+) -> None:
     """Makes sure that a model has layers of these shapes.
 
     Args:
         extents: (blocks up to the last that is changed, inputs, outputs) by target, without blocks
             outside them.
         params: the transformer's parameters (or their shapes).
+        source: the adapter, for messages.
 
     Raises:
         InputError: it has not.
@@ -158,7 +161,7 @@ def check_extents(extents: Mapping[str, Sequence[int]], params: Mapping[str, Any
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            "the adapter was made for another architecture than the model's: "
+            f"{source} was made for another architecture than the model's: "
             f"{', '.join(problems[:3])}{more} (blocks, inputs, outputs); take one that was trained "
             "on it"
         )

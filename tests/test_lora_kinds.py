@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from flux_case import assert_close
+from kinds import difference, mixed, random_pairs
 from peft import LoraConfig
 
-from convert.lora_layers import Full, Layers, Pair
+from convert.lora_layers import Layers
 from convert.lora_stacked import stack
 from convert.lora_tables import Place, label, parse
 from convert.mapping import flatten, nest
@@ -42,7 +44,7 @@ INSIDE = (
 )
 
 
-def weights_of(model: Any) -> dict[Place, torch.nn.Linear]:
+def layers_of(model: Any) -> dict[Place, torch.nn.Linear]:
     """A PyTorch model's dense layers."""
     found = {}
     for name, module in model.named_modules():
@@ -52,32 +54,12 @@ def weights_of(model: Any) -> dict[Place, torch.nn.Linear]:
     return found
 
 
-def chosen(case, names=(*INSIDE, *OUTSIDE)) -> dict[Place, torch.nn.Linear]:
-    """Layers by their names."""
-    known = {label(place): (place, layer) for place, layer in weights_of(case.torch_model).items()}
-    return dict(known[name] for name in names)
-
-
-def random_pairs(layers, seed=0, ranks=(1, 3, 4), alphas=(1.0, 5.0, 4.0), kinds=()) -> Layers:
-    """A pair for each of a PyTorch model's layers, some with a bias or DoRA's magnitudes."""
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return (rng.normal(size=shape) * 0.2).astype(np.float32)
-
-    made = {}
-    for index, (place, layer) in enumerate(layers.items()):
-        rank, alpha = ranks[index % len(ranks)], alphas[index % len(alphas)]
-        outputs, inputs = layer.weight.shape
-        lengths = layer.weight.detach().norm(dim=1).numpy()
-        made[place] = Pair(
-            normal(rank, inputs),
-            normal(outputs, rank),
-            np.array(alpha, np.float32),
-            normal(outputs) if "bias" in kinds else None,
-            lengths * (1 + normal(outputs)) if "dora" in kinds else None,
-        )
-    return made
+def weights(case, names: Sequence[str] | None = None) -> dict[Place, np.ndarray]:
+    """Weights [O, I] of the dense layers, or of those with these names."""
+    layers = layers_of(case.torch_model)
+    found = {place: layer.weight.detach().numpy() for place, layer in layers.items()}
+    named = {label(place): place for place in found}
+    return found if names is None else {named[name]: found[named[name]] for name in names}
 
 
 def adapted(case, *adapters: tuple[Layers, float], params=None) -> Any:
@@ -122,28 +104,14 @@ def with_peft(case, *adapters: tuple[Layers, float], kinds=()) -> torch.Tensor:
 def changed(case, *adapters: tuple[Layers, float]) -> torch.Tensor:
     """The velocity of diffusers' model after its weights and biases got the changes."""
     model = copy.deepcopy(case.torch_model)
-    base = weights_of(case.torch_model)
-    for place, layer in weights_of(model).items():
+    base = weights(case)
+    for place, layer in layers_of(model).items():
         for layers, strength in adapters:
             if place in layers:
-                weight, bias = difference(layers[place], base[place].weight.detach().numpy())
+                weight, bias = difference(layers[place], base[place])
                 layer.weight += strength * torch.tensor(weight, dtype=torch.float32)
                 layer.bias += strength * torch.tensor(bias, dtype=torch.float32)
     return model(**case.torch_inputs()).sample
-
-
-def difference(change: Pair | Full, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
-    """What a layer's weight [O, I] and bias get, in double precision."""
-    weight = weight.astype(np.float64)
-    if isinstance(change, Full):
-        added = change.delta.astype(np.float64)
-    else:
-        added = float(change.scale) * change.up.astype(np.float64) @ change.down
-    if change.magnitude is not None:
-        turned = weight + added
-        lengths = np.linalg.norm(turned, axis=1)
-        added = (change.magnitude / lengths)[:, None] * turned - weight
-    return added, 0.0 if change.bias is None else change.bias
 
 
 def assert_changes(ours, case):
@@ -154,7 +122,7 @@ def assert_changes(ours, case):
 @pytest.mark.parametrize("names", [INSIDE, OUTSIDE], ids=["blocks", "outside"])
 @pytest.mark.parametrize("kinds", [(), ("bias",), ("dora",)], ids=["ranks", "bias", "dora"])
 def test_ranks_alphas_and_some_blocks_equal_peft(case, names, kinds):
-    layers = random_pairs(chosen(case, names), kinds=kinds)
+    layers = random_pairs(weights(case, names), kinds=kinds)
     ours = case.apply(adapted(case, (layers, 1.0)))[0]
     assert_changes(ours, case)
     assert_close(ours, with_peft(case, (layers, 1.0), kinds=kinds), bound=1e-5)
@@ -163,44 +131,25 @@ def test_ranks_alphas_and_some_blocks_equal_peft(case, names, kinds):
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("kinds", [(), ("bias",)], ids=["ranks", "bias"])
 def test_adapters_of_different_layers_and_ranks_add_up_as_in_peft(case, kinds):
-    one = random_pairs(chosen(case, INSIDE + OUTSIDE[:2]), kinds=kinds)
-    other = random_pairs(chosen(case, INSIDE[:3] + OUTSIDE[2:]), 1, (2,), (3.0,), kinds)
+    one = random_pairs(weights(case, INSIDE + OUTSIDE[:2]), kinds=kinds)
+    other = random_pairs(
+        weights(case, INSIDE[:3] + OUTSIDE[2:]), seed=1, ranks=(2,), alphas=(3.0,), kinds=kinds
+    )
     given = (one, 0.7), (other, -1.25)
     ours = case.apply(adapted(case, *given))[0]
     # PEFT scales its biases with the strength, too.
     assert_close(ours, with_peft(case, *given, kinds=kinds), bound=1e-5)
 
 
-def mixed(case, seed=0) -> Layers:
-    """Low-rank, DoRA and full differences with and without biases, several in one target."""
-    every = weights_of(case.torch_model)
-    rng = np.random.default_rng(seed)
-    layers = {}
-    for index, (place, pair) in enumerate(
-        random_pairs(every, seed, kinds=("bias", "dora")).items()
-    ):
-        delta = (0.1 * rng.normal(size=pair.shape)).astype(np.float32)
-        layers[place] = (
-            pair,
-            Full(delta),
-            Pair(pair.down, pair.up, pair.alpha),
-            Full(delta, pair.bias, pair.magnitude),
-            Pair(pair.down, pair.up, pair.alpha, magnitude=pair.magnitude),
-            Full(delta, pair.bias),
-            None,
-        )[(index + seed) % 7]
-    return {place: change for place, change in layers.items() if change is not None}
-
-
 def test_kinds_mixed_in_a_target_equal_changed_weights(case):
-    given = (mixed(case), 0.5), (mixed(case, 2), -0.75)
+    given = (mixed(weights(case)), 0.5), (mixed(weights(case), 2), -0.75)
     ours = case.apply(adapted(case, *given))[0]
     assert_changes(ours, case)
     assert_close(ours, changed(case, *given), bound=1e-5)
 
 
 def test_strength_zero_of_any_kind_is_the_base_bit_for_bit(case):
-    tree = adapted(case, (mixed(case), 0.0))
+    tree = adapted(case, (mixed(weights(case)), 0.0))
     names = {path.rpartition("/")[2] for path in flatten(tree)}
     assert names == {"A", "B", "D", "b", "gain"}
     np.testing.assert_array_equal(case.apply(tree)[0], case.apply()[0])
@@ -215,7 +164,7 @@ def test_on_int8_kernels_every_kind_changes_the_rounded_weights(case):
             leaf = leaf.astype(jnp.float32) * scale[..., None, :]
         if not (path.endswith("/scale") and path.replace("scale", "kernel") in rounded):
             plain[path] = np.array(leaf)
-    layers = mixed(case)
+    layers = mixed(weights(case))
     tree = adapted(case, (layers, 0.5), params=nest(rounded))
     for (target, block), change in layers.items():
         kernel, bias = (
