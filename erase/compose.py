@@ -65,14 +65,14 @@ class Part:
 
     @property
     def pairs(self) -> dict[Place, Pair]:
-        """The layers, all of them low-rank.
+        """The layers, all of them low-rank, with or without biases.
 
         Raises:
             InputError: one is not.
         """
         pairs = {}
         for place, layer in self.layers.items():
-            if not isinstance(layer, Pair) or kind(layer) != "LoRA":
+            if not isinstance(layer, Pair) or layer.magnitude is not None:
                 raise InputError(
                     f"{self.path}: {label(place)} is a {kind(layer)}, and compositions are of LoRA "
                     "alone; add the adapters to a model's weights with convert.merge"
@@ -86,19 +86,24 @@ class Part:
         return max(pair.rank for pair in self.pairs.values())
 
     def scaled(self, weight: float) -> dict[Place, Pair]:
-        """The layers, weight * alpha / R in every up, in double precision."""
+        """The layers in double precision, weight * alpha / R in every up, the weight in biases."""
         return {
             place: plain(
                 pair.down.astype(np.float64),
                 weight * float(pair.scale) * pair.up.astype(np.float64),
+                None if pair.bias is None else weight * pair.bias.astype(np.float64),
             )
             for place, pair in self.pairs.items()
         }
 
 
-def plain(down: Float[np.ndarray, "R I"], up: Float[np.ndarray, "O R"]) -> Pair:
-    """The change up @ down."""
-    return Pair(down, up, np.array(len(down), np.float32))
+def plain(
+    down: Float[np.ndarray, "R I"],
+    up: Float[np.ndarray, "O R"],
+    bias: Float[np.ndarray, "O"] | None = None,
+) -> Pair:
+    """The change up @ down, and the bias's."""
+    return Pair(down, up, np.array(len(down), np.float32), bias)
 
 
 def read_part(text: str) -> Part:
@@ -167,13 +172,15 @@ def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]
     for part, factor in zip(parts, factors, strict=True):
         for place, pair in part.scaled(factor).items():
             terms.setdefault(place, []).append(pair)
-    return {
-        place: plain(
+    made = {}
+    for place, pairs in terms.items():
+        biases = [pair.bias for pair in pairs if pair.bias is not None]
+        made[place] = plain(
             np.concatenate([pair.down for pair in pairs]),
             np.concatenate([pair.up for pair in pairs], axis=1),
+            np.sum(biases, axis=0) if biases else None,
         )
-        for place, pairs in terms.items()
-    }
+    return made
 
 
 def leaves(layers: Layers) -> dict[str, np.ndarray]:
@@ -216,7 +223,7 @@ def truncated(
         u, values, v = np.linalg.svd(inner @ outer.T, full_matrices=False)
         root = np.sqrt(values[:rank])
         down, up = root[:, None] * (left @ u[:, :rank]).T, (right @ v[:rank].T) * root
-        out[target, block] = plain(down, up)
+        out[target, block] = plain(down, up, pair.bias)
         lost.setdefault(target, []).append(values[rank:])
         whole.setdefault(target, []).append(values)
     errors = {
@@ -252,9 +259,12 @@ def write(
     made, lost = {}, []
     with np.errstate(over="ignore"):
         for place, pair in layers.items():
-            made[place] = plain(pair.down.astype(np.float32), pair.up.astype(np.float32))
-            if not np.isfinite(made[place].down).all() or not np.isfinite(made[place].up).all():
+            bias = None if pair.bias is None else pair.bias.astype(np.float32)
+            single = plain(pair.down.astype(np.float32), pair.up.astype(np.float32), bias)
+            held = [single.down, single.up, *([] if bias is None else [bias])]
+            if not all(np.isfinite(part).all() for part in held):
                 lost.append(label(place))
+            made[place] = single
     if lost:
         more = f" and {len(lost) - 3} more layers" if len(lost) > 3 else ""
         raise InputError(
@@ -321,6 +331,12 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
     console = Console()
     if method == "fusion":
         given = [leaves(part.scaled(f)) for part, f in zip(parts, factors, strict=True)]
+        if biased := [
+            part for part in parts for pair in part.pairs.values() if pair.bias is not None
+        ]:
+            raise InputError(
+                f"{biased[0].path} has biases, which fusion knows nothing of; compose by sum or svd"
+            )
         headers = {str(part.path): part.metadata for part in parts}
         keep = read_lines(options.keep) if options.keep else ()
         prompts = fusion.prompts(headers, options.prompts, options.seed, keep)

@@ -1,8 +1,9 @@
 """erase.compose: sums are exact, the approximation is the best, what does not fit is refused."""
 
-import dataclasses
+import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from convert.errors import InputError
 from convert.lora import read_adapter, read_layers, write_layers, write_lora
 from convert.lora_layers import Full, Pair
 from convert.mapping import flatten, nest
-from erase.compose import check, main, plain, read_part, truncated
+from erase.compose import check, compose, main, plain, read_part, summed, truncated
 from erase.sample import parse_adapter
 from flux_jax import load
 from flux_jax.lora import TEXT_QUERY_KEY
@@ -70,6 +71,24 @@ def test_a_sum_is_exact_at_the_sum_of_the_ranks(make: Make, tmp_path: Path, meth
     main([str(cat), f"{dog}:0.5", f"{car}:-2", "--method", method, "--out", str(out)])
     assert_sum(out, dict(zip((cat, dog, car), factors, strict=True)))
     assert next(iter(flatten(read_adapter(out).lora).values())).shape[-1] == 3 * RANK
+
+
+def test_biases_add_up_and_fusion_refuses_them(make: Make):
+    one, two = (read_part(str(make(name))) for name in ("cat", "dog"))
+    place, pair = next(iter(one.layers.items()))
+    bias = np.arange(WIDTH, dtype="f4")
+    biased = replace(one, layers={**one.layers, place: replace(pair, bias=bias)})
+    other = two.layers[place]
+    both = replace(two, layers={**two.layers, place: replace(other, bias=bias + 1)})
+    for parts, wanted in (([biased, two], 2 * bias), ([biased, both], -bias - 3)):
+        made = summed(parts, [2, -3])
+        np.testing.assert_allclose(made[place].bias, wanted)
+        assert sum(each.bias is not None for each in made.values()) == 1
+        shortened, _ = truncated(made, 1)
+        np.testing.assert_allclose(shortened[place].bias, wanted)
+    options = argparse.Namespace(rank=None, keep=None, prompts=1, seed=0)
+    with pytest.raises(InputError, match="has biases, which fusion knows nothing of"):
+        compose([biased, two], "fusion", Path("out"), options)
 
 
 def test_weights_of_one_are_normalized_to_equal_shares(make: Make, tmp_path: Path):
@@ -168,7 +187,7 @@ def test_ranks_alphas_targets_and_blocks_may_differ(tmp_path: Path, method: str,
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"bias": np.ones(WIDTH, "f4")}, "LoRA with a bias"),
+        ({"bias": np.ones(WIDTH, "f4"), "magnitude": np.ones(WIDTH, "f4")}, "DoRA with a bias"),
         ({"magnitude": np.ones(WIDTH, "f4")}, "DoRA"),
         ({}, "full difference"),
     ],
@@ -176,10 +195,8 @@ def test_ranks_alphas_targets_and_blocks_may_differ(tmp_path: Path, method: str,
 def test_what_is_not_low_rank_is_refused_by_name(make: Make, tmp_path, change, told):
     part = read_part(str(make("cat")))
     place, pair = next(iter(part.layers.items()))
-    layer = dataclasses.replace(pair, **change) if change else Full(pair.up @ pair.down)
-    other = dataclasses.replace(
-        part, path=tmp_path / "b", metadata={}, layers={**part.layers, place: layer}
-    )
+    layer = replace(pair, **change) if change else Full(pair.up @ pair.down)
+    other = replace(part, path=tmp_path / "b", metadata={}, layers={**part.layers, place: layer})
     with pytest.raises(InputError) as caught:
         check([part, other])
     message = str(caught.value)
