@@ -175,9 +175,10 @@ def changes(
                 moments[method.keep] = gathered(pipe, parts, keep if method.keep else ())
             flat, _ = fusion.solve(moments[method.keep], method.rank, PRESERVE)
         else:
-            flat = compose.summed(parts, compose.weights(parts, method.name))
+            layers = compose.summed(parts, compose.weights(parts, method.name))
             if method.name == "svd":
-                flat, _ = compose.truncated(flat, method.rank)
+                layers, _ = compose.truncated(layers, method.rank)
+            flat = compose.leaves(layers)
         yield name, flat
 
 
@@ -185,7 +186,8 @@ def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict
     """What fusion needs to know of its adapters, and of sentences to preserve."""
     headers = {str(part.path): part.metadata for part in parts}
     shown = fusion.prompts(headers, PROMPTS, SEED, keep)
-    return fusion.gather(pipe, [part.scaled(part.weight) for part in parts], shown, SEED)
+    given = [compose.leaves(part.scaled(part.weight)) for part in parts]
+    return fusion.gather(pipe, given, shown, SEED)
 
 
 def share_left(

@@ -31,7 +31,8 @@ from typing import Any
 from convert.arguments import Parser
 from convert.errors import InputError, exits_cleanly
 from convert.lora_joined import FLOATS
-from convert.lora_layers import Layers, Lora, Pair, check, number, stack, typed, unstack
+from convert.lora_layers import Layers, Pair, number, typed
+from convert.lora_stacked import Lora, check, stack, stack_evenly, unstack
 from convert.lora_tables import FLAX, LAYOUTS, Place, label
 from convert.lora_torch import HEADER, MEND, from_torch, problems, to_torch
 from convert.mapping import flatten, nest, refuse
@@ -73,8 +74,9 @@ class AdapterFile:
 
     Attributes:
         layout: of the file, one of `LAYOUTS`.
-        lora: {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ...
-        alpha: the change is alpha / R * (x A) B.
+        lora: {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ..., all
+            leaves in `convert.lora_stacked`; L reaches to the file's last block of a target.
+        alpha: the change is alpha / R * (x A) B, where R is the largest rank in the tree.
         metadata: what else the file's header says.
     """
 
@@ -109,7 +111,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
     """Reads an adapter in any layout, stacked.
 
     Raises:
-        InputError: see `read_layers`; or ranks, alphas, types or widths do not stack.
+        InputError: see `read_layers`; or a target's layers have different widths.
     """
     found = read_layers(path)
     lora, alpha = stack(_existing(Path(path)), found.layers)
@@ -141,9 +143,9 @@ def write_layers(
     """
     file = named_file(Path(path), layout)
     if layout == FLAX:
-        lora, alpha = stack(file, layers)
+        lora, alpha = stack_evenly(file, layers)
         tensors, told = flatten(lora), {"alpha": repr(number(alpha))}
-        first = next(iter(layers.values()))
+        first = next(pair for pair in layers.values() if isinstance(pair, Pair))
         if alpha.dtype != typed(number(alpha), first.down.dtype).dtype:
             told[ALPHA_TYPE] = alpha.dtype.name
     else:

@@ -6,8 +6,9 @@ MODEL is a pipeline folder in diffusers' layout, one with Black Forest Labs' own
 transformer's single file, or a name on the hub. OUT gets its layout, types and shards: a complete
 folder of a folder, and a file of a file. What no adapter touches stays the same, byte for byte.
 
-A kernel's change is the sum of strength * alpha / R * (A B) over the adapters. It is made and
-added in float32, or in the tensor's own type if that is wider, and the sum is rounded once.
+A weight's change is the sum of strength * alpha / R * (B A) over the adapters, or of what their
+full differences or DoRA add; biases that they have are added likewise. It is made and added in
+float32, or in the tensor's own type if that is wider, and the sum is rounded once.
 Tensors are read, changed and written one after the other.
 """
 
@@ -26,9 +27,18 @@ import numpy as np
 
 from convert import mapping, original, progress
 from convert.arguments import Parser
-from convert.changes import Adapter, Changes, changes_of, merged, read_adapters, refuse_all
+from convert.changes import (
+    Adapter,
+    Changes,
+    changes_in,
+    changes_of,
+    merged,
+    read_adapters,
+    refuse_all,
+)
 from convert.errors import InputError, exits_cleanly
 from convert.hub import find_model
+from convert.lora_stacked import extents
 from convert.mapping import Slot
 from convert.pipeline import WEIGHTS, check_index, copy_rest, whole
 from convert.quantized import quantisation
@@ -53,7 +63,7 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
 
     Raises:
         InputError: the target exists, the model or an adapter cannot be used, or a sum is more
-            than its tensor's type can hold; lists every one.
+            than its tensor's type can hold.
     """
     if target.exists():
         raise InputError(f"{target} exists; choose another OUT or remove it")
@@ -86,12 +96,13 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
             for old, new in files.items():
                 tensors = _merged_file(old, slots, changes, problems, bar.update)
                 write_file(new, tensors, _metadata(old, read))
-        mapping.refuse(
-            source.where,
-            "take smaller strengths, or the model in a wider type; if it fails with any adapter, "
-            "fetch the model again",
-            problems,
-        )
+        if problems:
+            more = f" and {len(problems) - 3} more tensors" if len(problems) > 3 else ""
+            raise InputError(
+                f"{source.where}: after its change not finite: {', '.join(problems[:3])}{more}; "
+                "take smaller strengths, or the model in a wider type; if it fails with any "
+                "adapter, fetch the model again"
+            )
 
 
 def _refuse_pickles(given: Sequence[str]) -> None:
@@ -123,20 +134,21 @@ def _checked_slots(
     """What the model's tensors hold, by their names, once it is known that all fits.
 
     Raises:
-        InputError: it does not; lists every fault.
+        InputError: it does not.
     """
     shapes = abstract_params(NAME, source.config)
     mapping.check(source.table, source.tensors, shapes, source=source.where)
     problems = []
     for adapter in adapters:
         try:
-            lora.check(adapter.lora, shapes)
+            needed = extents(Path(adapter.name), adapter.layers)
+            lora.check_extents(needed, shapes, adapter.name)
         except InputError as error:
-            problems.append(f"{adapter.name}: {error}")
+            problems.append(str(error))
     slots = {slot.name: slot for slot in mapping.slots(source.table, shapes)}
     for name, slot in slots.items():
         dtype = source.tensors[name].dtype
-        if not changes.keys().isdisjoint(slot.leaves) and not jnp.issubdtype(dtype, jnp.floating):
+        if any(changes_in(slot, changes)) and not jnp.issubdtype(dtype, jnp.floating):
             problems.append(f"{source.where}: {name} is {dtype}; take the model in bfloat16")
     refuse_all(problems)
     return slots
@@ -211,7 +223,7 @@ def _merged_file(
     Args:
         file: to read.
         slots: what each tensor holds.
-        changes: of the kernels.
+        changes: of the model's layers.
         problems: gets what is not finite after its change.
         advance: called with the number of bytes of each tensor that was read.
     """
@@ -221,11 +233,11 @@ def _merged_file(
 
         def make() -> np.ndarray:
             advance(tensor.nbytes)
-            if slot is None or changes.keys().isdisjoint(slot.leaves):
+            if slot is None or not any(changes_in(slot, changes)):
                 return tensor
             changed = merged(tensor, slot, changes)
             if not mapping.is_finite(changed):
-                problems.append(f"not finite: {name}, after its change")
+                problems.append(name)
             return changed
 
         return _Unmade(tensor.shape, tensor.dtype, make)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from erase.config import Config
 from erase.tokens import concept_masks
 from flux_jax import mesh as meshes
-from flux_jax.lora import Adapter, combine
+from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, apply_transformer
 from flux_jax.transformer import FluxTransformer
@@ -47,7 +47,7 @@ def attention_maps(
     rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
     maps = {}
     for side, strength in (("before", 0.0), ("after", settings.strength)):
-        lora = combine([(adapter, strength)])
+        lora = pipe.adapted([(adapter, strength)])
         given = (noise, clean, conditioning, ids, settings.guidance)
         maps[side] = concept_mass(pipe, lora, *given, masks).reshape(-1, rows, columns)
     return maps

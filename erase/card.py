@@ -18,7 +18,7 @@ import pydantic
 from absl import app, flags
 
 from convert.errors import InputError, exits_cleanly
-from convert.lora import read_adapter
+from convert.lora import read_layers
 from erase.command import begin, parse_flags
 from erase.config import Config
 from erase.methods import METHODS
@@ -150,7 +150,7 @@ def composed_of(adapter: Path) -> list[str]:
 
 
 def _made(adapter: Path) -> Made | None:
-    header = read_adapter(adapter).metadata
+    header = read_layers(adapter).metadata
     if header.get("method") != COMPOSED:
         return None
     try:

@@ -7,10 +7,12 @@ left out. What the change ΔW of each layer becomes, for weights w_i of N adapte
 
 - sum, or concat: Σ w_i ΔW_i, exactly, at the sum of their ranks;
 - normalized: Σ (w_i / Σ w) ΔW_i, the paper's Eq. 12, exactly too: each concept gets 1 / N;
-- svd: the sum's best approximation of rank `--rank` in the Frobenius norm;
+- svd: the sum's best approximation of rank `--rank` in the Frobenius norm, layer by layer;
 - fusion: what comes closest to w_i ΔW_i on the tokens of concept i's prompts, for all i, and to no
   change on those of other prompts (`erase.fusion`); it runs the model. `--keep FILE` names what is
   to stay.
+
+Ranks, alphas, targets and blocks may differ: what an adapter does not have, it does not change.
 
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
@@ -33,15 +35,16 @@ from rich.table import Table
 from convert.adapters import find_adapter, split_strength
 from convert.arguments import Parser
 from convert.errors import InputError, exits_cleanly, printable
-from convert.lora import TORCH_FILE, read_adapter, write_lora
+from convert.lora import TORCH_FILE, read_layers, write_layers
+from convert.lora_layers import Layers, Pair, kind
+from convert.lora_stacked import stack, unstack
+from convert.lora_tables import Place, label
 from convert.mapping import flatten, nest
 from erase import card, fusion
 from erase.command import begin, explains_memory
 
 METHODS = ("sum", "concat", "normalized", "svd", "fusion")
 MENDS = "What needs less: fewer --prompts"
-
-Lora = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,29 +54,56 @@ class Part:
     Attributes:
         path: its file.
         weight: w.
-        lora: tree of A [L, I, R] and B [L, R, O].
-        alpha: the change is w * alpha / R * (x A) B.
+        layers: the change of a layer is w * alpha / R * up @ down.
         metadata: of the file.
     """
 
     path: Path
     weight: float
-    lora: Lora
-    alpha: float
+    layers: Layers
     metadata: Mapping[str, str]
 
     @property
-    def rank(self) -> int:
-        """R."""
-        return next(iter(flatten(self.lora).values())).shape[-1]
+    def pairs(self) -> dict[Place, Pair]:
+        """The layers, all of them low-rank, with or without biases.
 
-    def scaled(self, weight: float) -> dict[str, np.ndarray]:
-        """Leaves by their paths, weight * alpha / R in every B, in double precision."""
-        factor = weight * self.alpha / self.rank
+        Raises:
+            InputError: one is not.
+        """
+        pairs = {}
+        for place, layer in self.layers.items():
+            if not isinstance(layer, Pair) or layer.magnitude is not None:
+                raise InputError(
+                    f"{self.path}: {label(place)} is a {kind(layer)}, and compositions are of LoRA "
+                    "alone; add the adapters to a model's weights with convert.merge"
+                )
+            pairs[place] = layer
+        return pairs
+
+    @property
+    def rank(self) -> int:
+        """The largest R."""
+        return max(pair.rank for pair in self.pairs.values())
+
+    def scaled(self, weight: float) -> dict[Place, Pair]:
+        """The layers in double precision, weight * alpha / R in every up, the weight in biases."""
         return {
-            path: leaf.astype(np.float64) * (factor if path.endswith("/B") else 1)
-            for path, leaf in flatten(self.lora).items()
+            place: plain(
+                pair.down.astype(np.float64),
+                weight * float(pair.scale) * pair.up.astype(np.float64),
+                None if pair.bias is None else weight * pair.bias.astype(np.float64),
+            )
+            for place, pair in self.pairs.items()
         }
+
+
+def plain(
+    down: Float[np.ndarray, "R I"],
+    up: Float[np.ndarray, "O R"],
+    bias: Float[np.ndarray, "O"] | None = None,
+) -> Pair:
+    """The change up @ down, and the bias's."""
+    return Pair(down, up, np.array(len(down), np.float32), bias)
 
 
 def read_part(text: str) -> Part:
@@ -83,54 +113,43 @@ def read_part(text: str) -> Part:
         InputError: there is no adapter, it cannot be used, or the weight is no number.
     """
     path, weight = split_strength(text)
-    found = read_adapter(find_adapter(path))
-    return Part(path, weight, found.lora, found.alpha, found.metadata)
+    found = read_layers(find_adapter(path))
+    return Part(path, weight, found.layers, found.metadata)
 
 
 def check(parts: Sequence[Part]) -> None:
     """Makes sure that adapters can become one.
 
     Raises:
-        InputError: there are fewer than two, or two have one concept, or they differ in targets,
-            ranks or the base model; names all that differ from the first.
+        InputError: there are fewer than two, or two have one concept, or they differ in a layer's
+            widths or the base model, or one has layers that are not low-rank.
     """
     if len(parts) < 2:
         raise InputError("one adapter is no composition: name at least two")
-    first, problems = parts[0], []
-    for part in parts[1:]:
-        shapes, wanted = _shapes(part), _shapes(first)
-        if shapes.keys() != wanted.keys():
-            problems.append(f"{part.path}: targets are {_targets(part)}, not {_targets(first)}")
-        elif shapes != wanted:
-            problems += [
-                f"{part.path}: {path} is {list(shapes[path])}, not {list(wanted[path])}"
-                for path in wanted
-                if shapes[path] != wanted[path]
-            ]
+    first = parts[0]
+    shapes: dict[str, tuple[Path, tuple[int, int]]] = {}
+    for part in parts:
+        for (target, block), pair in part.pairs.items():
+            other, shape = shapes.setdefault(target, (part.path, pair.shape))
+            if shape != pair.shape:
+                raise InputError(
+                    f"{part.path}: {label((target, block))} is {list(pair.shape)}, in {other} "
+                    f"{list(shape)} (outputs, inputs); give adapters of one model"
+                )
         bases = [each.metadata.get("base_model") for each in (first, part)]
         if None not in bases and bases[0] != bases[1]:
-            problems.append(f"{part.path}: made for {bases[1]}, not {bases[0]}")
+            raise InputError(
+                f"{part.path}: made for {bases[1]}, {first.path} for {bases[0]}; give adapters of "
+                "one base model"
+            )
     for key in ("concept", None):
         counts = Counter(str(p.path) if key is None else p.metadata.get(key) for p in parts)
-        problems += [
-            f"{'concept ' if key else ''}{name!r} comes {count} times"
-            for name, count in counts.items()
-            if count > 1 and name is not None
-        ]
-    if problems:
-        listing = "\n  ".join(problems)
-        raise InputError(
-            "adapters of one composition need different concepts and one base model, one rank and "
-            f"the same targets; the first is {first.path}:\n  {listing}"
-        )
-
-
-def _shapes(part: Part) -> dict[str, tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in flatten(part.lora).items()}
-
-
-def _targets(part: Part) -> str:
-    return ", ".join(sorted({path.rpartition("/")[0] for path in flatten(part.lora)}))
+        for name, count in counts.items():
+            if count > 1 and name is not None:
+                raise InputError(
+                    f"{'concept ' if key else ''}{name!r} comes {count} times; give each once, and "
+                    "its weight after a colon"
+                )
 
 
 def weights(parts: Sequence[Part], method: str) -> list[float]:
@@ -147,44 +166,70 @@ def weights(parts: Sequence[Part], method: str) -> list[float]:
     return [weight / total for weight in given]
 
 
-def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[str, np.ndarray]:
-    """The exact sum of changes: ranks side by side, [A_1 A_2] [B_1; B_2] = A_1 B_1 + A_2 B_2."""
-    trees = [part.scaled(factor) for part, factor in zip(parts, factors, strict=True)]
-    return {
-        path: np.concatenate([tree[path] for tree in trees], axis=-1 if path[-1] == "A" else -2)
-        for path in trees[0]
-    }
+def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]:
+    """The exact sum of changes: ranks side by side, [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2."""
+    terms: dict[Place, list[Pair]] = {}
+    for part, factor in zip(parts, factors, strict=True):
+        for place, pair in part.scaled(factor).items():
+            terms.setdefault(place, []).append(pair)
+    made = {}
+    for place, pairs in terms.items():
+        biases = [pair.bias for pair in pairs if pair.bias is not None]
+        made[place] = plain(
+            np.concatenate([pair.down for pair in pairs]),
+            np.concatenate([pair.up for pair in pairs], axis=1),
+            np.sum(biases, axis=0) if biases else None,
+        )
+    return made
+
+
+def leaves(layers: Layers) -> dict[str, np.ndarray]:
+    """Layers of `plain` pairs, stacked: A [L, I, R] and B [L, R, O] by their paths."""
+    lora, _ = stack(Path("composition"), layers)
+    return flatten(lora)
+
+
+def apart(flat: Mapping[str, np.ndarray]) -> dict[Place, Pair]:
+    """The inverse of `leaves`, of one rank."""
+    rank = next(leaf.shape[-1] for path, leaf in flat.items() if path.endswith("/A"))
+    return unstack(Path("composition"), nest(flat), float(rank))
 
 
 def truncated(
-    flat: Mapping[str, np.ndarray], rank: int
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    layers: Mapping[Place, Pair], rank: int
+) -> tuple[dict[Place, Pair], dict[str, float]]:
     """The best approximation of a lower rank of every layer's change.
 
     Args:
-        flat: leaves A [L, I, R] and B [L, R, O] by their paths.
-        rank: of the result.
+        layers: of `plain` pairs.
+        rank: of the result; layers of a lower one keep theirs.
 
     Returns:
-        The leaves, and by target how far the change is off: ‖ΔW - ΔW_rank‖ / ‖ΔW‖ over all blocks.
+        The layers, and by target how far the change is off: ‖ΔW - ΔW_rank‖ / ‖ΔW‖ over all blocks.
 
     Raises:
-        InputError: the rank is below 1 or over what the leaves have.
+        InputError: the rank is below 1 or over what any layer has.
     """
-    out, errors = {}, {}
-    for target in sorted({path.rpartition("/")[0] for path in flat}):
-        a, b = flat[f"{target}/A"], flat[f"{target}/B"]
-        most = min(a.shape[-2:] + b.shape[-2:])
-        if not 1 <= rank <= most:
-            raise InputError(f"rank = {rank} must be from 1 to {most} for {target}")
+    most = max(min(pair.rank, *pair.shape) for pair in layers.values())
+    if not 1 <= rank <= most:
+        raise InputError(f"rank = {rank} must be from 1 to {most}, the largest rank of the sum")
+    out: dict[Place, Pair] = {}
+    lost: dict[str, list[np.ndarray]] = {}
+    whole: dict[str, list[np.ndarray]] = {}
+    for (target, block), pair in layers.items():
         # The change's singular values are those of a small matrix between orthonormal ones.
-        left, inner = np.linalg.qr(a)
-        right, outer = np.linalg.qr(b.swapaxes(-1, -2))
-        u, values, v = np.linalg.svd(inner @ outer.swapaxes(-1, -2))
-        root = np.sqrt(values[..., :rank])
-        out[f"{target}/A"] = left @ u[..., :rank] * root[..., None, :]
-        out[f"{target}/B"] = root[..., None] * (v[..., :rank, :] @ right.swapaxes(-1, -2))
-        errors[target] = relative(values[..., rank:], values)
+        left, inner = np.linalg.qr(pair.down.T)
+        right, outer = np.linalg.qr(pair.up)
+        u, values, v = np.linalg.svd(inner @ outer.T, full_matrices=False)
+        root = np.sqrt(values[:rank])
+        down, up = root[:, None] * (left @ u[:, :rank]).T, (right @ v[:rank].T) * root
+        out[target, block] = plain(down, up, pair.bias)
+        lost.setdefault(target, []).append(values[rank:])
+        whole.setdefault(target, []).append(values)
+    errors = {
+        target: relative(np.concatenate(lost[target]), np.concatenate(values))
+        for target, values in whole.items()
+    }
     return out, errors
 
 
@@ -204,20 +249,28 @@ def table(method: str, found: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def write(
-    parts: Sequence[Part], flat: Mapping[str, np.ndarray], method: str, options: Any, out: Path
+    parts: Sequence[Part], layers: Mapping[Place, Pair], method: str, options: Any, out: Path
 ) -> Path:
     """Writes the adapter, as diffusers loads it, with what it was made of in its header.
 
     Raises:
         InputError: the type of the file does not hold the numbers.
     """
+    made, lost = {}, []
     with np.errstate(over="ignore"):
-        leaves = {path: leaf.astype(np.float32) for path, leaf in flat.items()}
-    if lost := [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]:
+        for place, pair in layers.items():
+            bias = None if pair.bias is None else pair.bias.astype(np.float32)
+            single = plain(pair.down.astype(np.float32), pair.up.astype(np.float32), bias)
+            held = [single.down, single.up, *([] if bias is None else [bias])]
+            if not all(np.isfinite(part).all() for part in held):
+                lost.append(label(place))
+            made[place] = single
+    if lost:
+        more = f" and {len(lost) - 3} more layers" if len(lost) > 3 else ""
         raise InputError(
-            f"{', '.join(lost)} would hold numbers beyond float32's: give smaller weights"
+            f"{', '.join(lost[:3])}{more} would hold numbers beyond float32's: give smaller weights"
         )
-    rank = next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("/A"))
+    rank = max(pair.rank for pair in made.values())
     settings = {"method": method, "rank": rank, **options}
     settings["adapters"] = [
         {"path": str(part.path), "weight": part.weight, "concept": part.metadata.get("concept")}
@@ -231,7 +284,7 @@ def write(
     for key in ("base_model", "version"):
         if key in parts[0].metadata:
             metadata[key] = parts[0].metadata[key]
-    write_lora(out, nest(leaves), float(rank), metadata)
+    write_layers(out, "diffusers", made, metadata)
     try:
         run = dataclasses.asdict(fusion.settings(str(parts[0].path), parts[0].metadata))
     except InputError as error:
@@ -274,10 +327,16 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
         InputError: the method cannot do it with these adapters.
     """
     factors = weights(parts, method)
-    rank = options.rank or parts[0].rank
+    rank = options.rank or max(part.rank for part in parts)
     console = Console()
     if method == "fusion":
-        given = [part.scaled(factor) for part, factor in zip(parts, factors, strict=True)]
+        given = [leaves(part.scaled(f)) for part, f in zip(parts, factors, strict=True)]
+        if biased := [
+            part for part in parts for pair in part.pairs.values() if pair.bias is not None
+        ]:
+            raise InputError(
+                f"{biased[0].path} has biases, which fusion knows nothing of; compose by sum or svd"
+            )
         headers = {str(part.path): part.metadata for part in parts}
         keep = read_lines(options.keep) if options.keep else ()
         prompts = fusion.prompts(headers, options.prompts, options.seed, keep)
@@ -286,12 +345,12 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
         console.print(table(method, found))
         used = {"prompts": options.prompts, "preserve": options.preserve, "seed": options.seed}
         used |= {"keep": keep} if keep else {}
-        return write(parts, flat, method, used, out)
-    flat = summed(parts, factors)
+        return write(parts, apart(flat), method, used, out)
+    layers = summed(parts, factors)
     if method == "svd":
-        flat, errors = truncated(flat, rank)
+        layers, errors = truncated(layers, rank)
         console.print(table(method, {t: {"error": error} for t, error in errors.items()}))
-    return write(parts, flat, method, {}, out)
+    return write(parts, layers, method, {}, out)
 
 
 @exits_cleanly
@@ -301,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER[:WEIGHT]")
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the adapter to")
-    parser.add_argument("--rank", type=int, help="svd, fusion: default the adapters' own")
+    parser.add_argument("--rank", type=int, help="svd, fusion: default the adapters' largest")
     parser.add_argument("--prompts", type=int, default=8, help="fusion: of each concept")
     parser.add_argument(
         "--preserve", type=float, default=3.0, help="fusion: weight of what is to stay"

@@ -44,6 +44,7 @@ from erase.moments import Moments, energy
 from erase.prompts import SLOT, as_template, phrase
 from erase.runs import load_config
 from erase.tokens import concept_masks
+from flux_jax import lora
 from flux_jax import mesh as meshes
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning
@@ -150,6 +151,7 @@ def fuse(
 
     Args:
         changes: of each adapter, A [L, I, R] and B [L, R, O] by their paths: the change is A B.
+            Targets and L may differ.
         shown: prompts.
         rank: of the result.
         preserve: λ.
@@ -161,7 +163,8 @@ def fuse(
     Raises:
         InputError: an adapter does not fit the model, or the rank or λ cannot be used.
     """
-    check(changes[0], rank, preserve)
+    for change in changes:
+        check(change, rank, preserve)
     return solve(gather(open_model(shown.config), changes, shown, seed), rank, preserve)
 
 
@@ -199,6 +202,7 @@ def gather(
     Raises:
         InputError: an adapter does not fit the model.
     """
+    changes = completed(changes, pipe.shapes)
     everything = [*(s for pairs in shown.erased for s, _ in pairs), *shown.preserved]
     pipe.remember(everything, shown.config.bank.batch)
     pipe.release("text_encoder", "text_encoder_2")
@@ -224,6 +228,34 @@ def gather(
         for target in targets:
             moments[target].preserve(seen[target])
     return moments
+
+
+def completed(
+    changes: Sequence[Mapping[str, np.ndarray]], shapes: PyTree
+) -> list[dict[str, np.ndarray]]:
+    """Changes that all have the same targets, in all of the model's blocks; zeros are added.
+
+    Args:
+        changes: of each adapter, see `fuse`.
+        shapes: of the transformer's parameters.
+
+    Raises:
+        InputError: an adapter does not fit the model.
+    """
+    for change in changes:
+        lora.check(nest(change), shapes)
+    known = lora.kernels(shapes)
+    targets = sorted({path.rpartition("/")[0] for change in changes for path in change})
+    out = []
+    for change in changes:
+        leaves = {}
+        for target in targets:
+            depth, inputs, outputs = known[target].shape
+            for path, shape in ((f"{target}/A", (inputs, 1)), (f"{target}/B", (1, outputs))):
+                leaf = change.get(path, np.zeros((0, *shape)))
+                leaves[path] = np.pad(leaf, [(0, depth - len(leaf)), (0, 0), (0, 0)])
+        out.append(leaves)
+    return out
 
 
 def solve(
@@ -272,12 +304,12 @@ def grams(
     noise = pipe.noise(range(seed, seed + len(sentences)), config.height, config.width)
     ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
-    lora = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
+    tree = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
     samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
     params = pipe.params["transformer"]
     with jax.set_mesh(pipe.mesh):
         found = _grams(
-            pipe.transformer, params, lora, *samples, ids, config.guidance, sigmas, targets=targets
+            pipe.transformer, params, tree, *samples, ids, config.guidance, sigmas, targets=targets
         )
     return {target: np.asarray(gram, np.float64) for target, gram in found.items()}
 

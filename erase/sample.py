@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from absl import app, flags
 
 from convert.adapters import find_adapter, split_strength
@@ -31,8 +29,8 @@ def read_adapter(path: str | Path) -> Adapter:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    lora, alpha = read_lora(find_adapter(path))
-    return Adapter(jax.tree.map(jnp.asarray, lora), alpha)  # pyright: ignore[reportCallIssue]
+    # On the host, until it is known to fit the model.
+    return Adapter(*read_lora(find_adapter(path)))  # pyright: ignore[reportCallIssue]
 
 
 def parse_adapter(text: str) -> tuple[Adapter, float]:

@@ -25,8 +25,11 @@ SINUSOID_CHANNELS = 256
 
 
 class Dense(nn.Module):
-    """x W + b, plus (x A) B where the collection `lora` holds A [C, R] and B [R, features].
+    """x W + b, plus what an adapter changes.
 
+    The collection `lora` may hold A [C, R] and B [R, features], which add (x A) B; D [C, features],
+    which adds x D; `gain` [features], which adds gain * (x W); and b [features], a bias's
+    difference. See `flux_jax.lora`.
     Where the parameters hold a `scale` [features] too, W is kernel * scale, see
     `flux_jax.quantize`.
     """
@@ -42,14 +45,23 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.has_variable("params", "scale"):
             scale = self.get_variable("params", "scale")
-            y = (apart(product(x, kernel)) * scale).astype(self.dtype)
+            base = (apart(product(x, kernel)) * scale).astype(self.dtype)
         else:
-            y = apart(x @ kernel.astype(self.dtype))
-        y = y + bias.astype(self.dtype)
-        if self.has_variable("lora", "A"):
-            down = self.get_variable("lora", "A").astype(self.dtype)
-            up = self.get_variable("lora", "B").astype(self.dtype)
-            y = y + (x @ down) @ up
+            base = apart(x @ kernel.astype(self.dtype))
+        y = base + bias.astype(self.dtype)
+        change = {
+            name: self.get_variable("lora", name).astype(self.dtype)
+            for name in ("A", "B", "D", "gain", "b")
+            if self.has_variable("lora", name)
+        }
+        if "A" in change:
+            y = y + (x @ change["A"]) @ change["B"]
+        if "D" in change:
+            y = y + apart(x @ change["D"])
+        if "gain" in change:
+            y = y + base * change["gain"]
+        if "b" in change:
+            y = y + change["b"]
         return y
 
 

@@ -1,15 +1,19 @@
-"""Low-rank adapters: trees that mirror the base's stacked kernels, one A and one B a target.
+"""Adapters: trees that mirror the base's stacked kernels, for most one A and one B a target.
 
-A tree is passed to a model as the variable collection `lora`; the base stays untouched.
+A tree is passed to a model as the variable collection `lora`; the base stays untouched. A target's
+leaves are those of `convert.lora_stacked`; `flux_jax.dora` replaces M by what it comes to with the
+model's weights. All are linear in the strength.
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from convert.errors import InputError, nearest
@@ -24,7 +28,7 @@ class Adapter:
 
     Attributes:
         lora: {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ...
-        alpha: the layer's change is strength * alpha / R * (x A) B.
+        alpha: a low-rank layer's change is strength * alpha / R * (x A) B.
     """
 
     lora: PyTree
@@ -32,18 +36,32 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """R, the inner width of every A and B."""
-        return jax.tree.leaves(self.lora)[0].shape[-1]
+        """R, the largest inner width of an A and its B; 1 where there is none."""
+        halves = [leaf for path, leaf in flatten(self.lora).items() if path.endswith("/A")]
+        return max((leaf.shape[-1] for leaf in halves), default=1)
 
     def scaled(self, strength: Float[Array, ""] | float = 1.0) -> PyTree:
-        """The tree to apply: strength * alpha / R folded into every B; 0 gives the base."""
-        factor = strength * self.alpha / self.rank
-        return nest(
-            {
-                path: leaf * factor if path.endswith("/B") else leaf
-                for path, leaf in flatten(self.lora).items()
-            }
-        )
+        """The tree to apply: every effect times the strength, alpha / R in every B; 0 is the base.
+
+        Raises:
+            InputError: a layer is DoRA, which depends on the model's weights.
+        """
+        low_rank = strength * self.alpha / self.rank
+        leaves = {}
+        for path, leaf in flatten(self.lora).items():
+            name = path.rpartition("/")[2]
+            if name == "M":
+                raise InputError(
+                    f"{path.removesuffix('/M')} is DoRA, which depends on the model's weights; "
+                    "apply it with flux_jax.Pipeline"
+                )
+            leaf = jnp.asarray(leaf)
+            if name != "A":
+                # In bfloat16 the product with a scale would be rounded once more.
+                wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+                leaf = wide * (low_rank if name == "B" else strength)
+            leaves[path] = leaf
+        return nest(leaves)
 
 
 def kernels(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,39 +124,98 @@ def check(lora: PyTree, params: Mapping[str, Any]) -> None:
         params: the transformer's parameters (or their shapes).
 
     Raises:
-        InputError: a layer is missing in the model, or has another shape; names every one.
+        InputError: a layer is missing in the model, lies beyond its blocks, or has another shape.
     """
-    leaves, known = flatten(lora), kernels(params)
-    problems = []
-    for target in sorted({path.rpartition("/")[0] for path in leaves}):
-        found = [*leaves[f"{target}/A"].shape[:-1], leaves[f"{target}/B"].shape[-1]]
-        wanted = list(known[target].shape) if target in known else None
-        if found != wanted:
-            has = f"there {wanted}" if wanted else "not there"
-            problems.append(f"{target} (blocks, inputs, outputs) is {found} here and {has}")
+    extents: dict[str, tuple[int, ...]] = {}
+    leaves = flatten(lora)
+    for path, leaf in leaves.items():
+        target, _, name = path.rpartition("/")
+        if name == "A":
+            extents[target] = (*leaf.shape[:-1], leaves[f"{target}/B"].shape[-1])
+        elif name == "D":
+            extents[target] = leaf.shape
+    check_extents(extents, params)
+
+
+def check_extents(
+    extents: Mapping[str, Sequence[int]], params: Mapping[str, Any], source: str = "the adapter"
+) -> None:
+    """Makes sure that a model has layers of these shapes.
+
+    Args:
+        extents: (blocks up to the last that is changed, inputs, outputs) by target, without blocks
+            outside them.
+        params: the transformer's parameters (or their shapes).
+        source: the adapter, for messages.
+
+    Raises:
+        InputError: it has not.
+    """
+    known, problems = kernels(params), []
+    for target, extent in sorted(extents.items()):
+        wanted = list(known[target].shape) if target in known else []
+        fits = len(extent) == len(wanted) and list(extent[-2:]) == wanted[-2:]
+        if not fits or (len(wanted) == 3 and extent[0] > wanted[0]):
+            there = f"has {wanted} there" if wanted else "is not there"
+            problems.append(f"{target} {list(extent)} {there}")
     if problems:
-        listing = "\n  ".join(problems)
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(
-            "the adapter was made for another architecture than the model's; take an adapter that "
-            f"was trained on it:\n  {listing}"
+            f"{source} was made for another architecture than the model's: "
+            f"{', '.join(problems[:3])}{more} (blocks, inputs, outputs); take one that was trained "
+            "on it"
         )
+
+
+def fitted(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
+    """The adapter with as many blocks as the model: those after its last have no change.
+
+    Args:
+        adapter: as it was read.
+        params: the transformer's parameters (or their shapes).
+
+    Raises:
+        InputError: see `check`.
+    """
+    check(adapter.lora, params)
+    known, leaves = kernels(params), flatten(adapter.lora)
+    for path, leaf in leaves.items():
+        target, _, name = path.rpartition("/")
+        *depth, _, _ = known[target].shape
+        if depth and len(leaf) < depth[0]:
+            widths = [(0, depth[0] - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]
+            nothing = jnp.nan if name == "M" else 0
+            leaves[path] = jnp.pad(jnp.asarray(leaf), widths, constant_values=nothing)
+    return Adapter(nest(leaves), adapter.alpha)  # pyright: ignore[reportCallIssue]
 
 
 def unscaled(lora: PyTree) -> Adapter:
     """An adapter whose change is A B as they are: its alpha is its rank."""
-    return Adapter(lora, jax.tree.leaves(lora)[0].shape[-1])  # pyright: ignore[reportCallIssue]
+    adapter = Adapter(lora, 1.0)  # pyright: ignore[reportCallIssue]
+    return Adapter(lora, adapter.rank)  # pyright: ignore[reportCallIssue]
 
 
-def combine(adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]) -> PyTree | None:
+def combine(
+    adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]], dtype: DTypeLike | None = None
+) -> PyTree | None:
     """One tree with the summed effect of several (adapter, strength) pairs; None for none.
 
-    Ranks are laid side by side: [A1 A2] [B1; B2] = A1 B1 + A2 B2, so the sum is exact.
+    Ranks are laid side by side: [A1 A2] [B1; B2] = A1 B1 + A2 B2, so the sum is exact. What else
+    there is of a target is added up.
+
+    Args:
+        adapters: for one model, fitted to it.
+        dtype: of the leaves; by default float32, and of A its own.
     """
     trees = [flatten(adapter.scaled(strength)) for adapter, strength in adapters]
     if not trees:
         return None
     joined: dict[str, Array] = {}
     for path in sorted({path for tree in trees for path in tree}):
-        parts = [tree[path] for tree in trees if path in tree]
-        joined[path] = jnp.concatenate(parts, axis=-1 if path.endswith("/A") else -2)
+        parts = [tree.pop(path) for tree in trees if path in tree]
+        if path.endswith(("/A", "/B")):
+            leaf = jnp.concatenate(parts, axis=-1 if path.endswith("/A") else -2)
+        else:
+            leaf = functools.reduce(jnp.add, parts)
+        joined[path] = leaf if dtype is None else leaf.astype(dtype)
     return nest(joined)

@@ -21,10 +21,10 @@ from convert import progress
 from convert.errors import InputError
 from convert.hub import find_model
 from convert.source import open_source, read_schedule, root_of
-from flux_jax import compiler, programs
+from flux_jax import compiler, dora, programs
 from flux_jax import mesh as meshes
 from flux_jax.clip import CLIPTextEncoder
-from flux_jax.lora import Adapter, check, combine
+from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.programs import Conditioning
 from flux_jax.schedule import Schedule
 from flux_jax.t5 import T5Encoder
@@ -83,9 +83,27 @@ class Pipeline:
         """Makes sure that an adapter was made for this transformer.
 
         Raises:
-            InputError: a layer of it is missing here, or has another shape; names every one.
+            InputError: a layer of it is missing here, or has another shape.
         """
         check(adapter.lora, self.shapes)
+
+    def adapted(
+        self, adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]
+    ) -> PyTree | None:
+        """The tree that has the summed effect of adapters with their strengths; None for none.
+
+        Raises:
+            InputError: one was not made for this transformer.
+        """
+        read = []
+        for adapter, strength in adapters:
+            fitting = fitted(adapter, self.shapes)
+            if dora.is_dora(fitting):
+                with jax.set_mesh(self.mesh):
+                    fitting = dora.resolve(fitting, self.params["transformer"])
+                fitting = meshes.gather(self.mesh, fitting)
+            read.append((fitting, strength))
+        return combine(read, self.transformer.dtype)
 
     def release(self, *names: str) -> None:
         """Frees the memory of models that were loaded; they are read again if need be."""
@@ -196,11 +214,12 @@ class Pipeline:
     ) -> Float[Array, "B S C"]:
         """The transformer's velocity; guidance is left out where the model does not embed it."""
         samples = meshes.share_out(self.mesh, (latents, conditioning, timestep))
+        adapted = self.adapted(adapters)
         with jax.set_mesh(self.mesh):
             velocity = programs.velocity(
                 self.transformer,
                 self.params["transformer"],
-                combine(adapters),
+                adapted,
                 *samples,
                 image_ids,
                 guidance,
@@ -221,11 +240,12 @@ class Pipeline:
         if steps < 1:
             raise InputError(f"steps = {steps} must be at least 1")
         *samples, silenced = meshes.share_out(self.mesh, (noise, conditioning, silenced))
+        adapted = self.adapted(adapters)
         with jax.set_mesh(self.mesh):
             latents = programs.denoise(
                 self.transformer,
                 self.params["transformer"],
-                combine(adapters),
+                adapted,
                 *samples,
                 image_ids,
                 guidance,

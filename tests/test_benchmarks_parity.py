@@ -19,7 +19,7 @@ from benchmarks import parity, parity_torch
 from benchmarks.parity_case import GUIDANCES, Inputs, random_inputs, relative, slope
 from convert.errors import InputError
 from convert.lora import write_layers, write_lora
-from convert.lora_layers import unstack
+from convert.lora_stacked import unstack
 from convert.mapping import flatten, nest
 from flux_jax import load
 from flux_jax.lora import Adapter

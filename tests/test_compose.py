@@ -1,7 +1,9 @@
 """erase.compose: sums are exact, the approximation is the best, what does not fit is refused."""
 
+import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 
 from convert.errors import InputError
-from convert.lora import read_adapter, write_lora
+from convert.lora import read_adapter, read_layers, write_layers, write_lora
+from convert.lora_layers import Full, Pair
 from convert.mapping import flatten, nest
-from erase.compose import check, main, read_part, truncated
+from erase.compose import check, compose, main, plain, read_part, summed, truncated
 from erase.sample import parse_adapter
 from flux_jax import load
 from flux_jax.lora import TEXT_QUERY_KEY
@@ -24,15 +27,13 @@ RANK, WIDTH = 3, 32
 def make(tmp_path: Path) -> Make:
     """Writes a random adapter for the tiny transformer, whose file says its concept."""
 
-    def made(
-        concept: str | None, *, targets=TEXT_QUERY_KEY, rank=RANK, alpha=2.0, **header
-    ) -> Path:
+    def made(concept: str | None, *, rank=RANK, width=WIDTH, alpha=2.0, **header) -> Path:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         rng = np.random.default_rng(len(folder.name) + sum(map(ord, concept or "")))
         flat = {}
-        for target in targets:
+        for target in TEXT_QUERY_KEY:
             flat[f"{target}/A"] = rng.normal(size=(2, WIDTH, rank)).astype(np.float32)
-            flat[f"{target}/B"] = rng.normal(size=(2, rank, WIDTH)).astype(np.float32)
+            flat[f"{target}/B"] = rng.normal(size=(2, rank, width)).astype(np.float32)
         metadata = {"base_model": "tiny"} | ({"concept": concept} if concept else {}) | header
         write_lora(folder, nest(flat), alpha, metadata)
         return folder
@@ -72,6 +73,24 @@ def test_a_sum_is_exact_at_the_sum_of_the_ranks(make: Make, tmp_path: Path, meth
     assert next(iter(flatten(read_adapter(out).lora).values())).shape[-1] == 3 * RANK
 
 
+def test_biases_add_up_and_fusion_refuses_them(make: Make):
+    one, two = (read_part(str(make(name))) for name in ("cat", "dog"))
+    place, pair = next(iter(one.layers.items()))
+    bias = np.arange(WIDTH, dtype="f4")
+    biased = replace(one, layers={**one.layers, place: replace(pair, bias=bias)})
+    other = two.layers[place]
+    both = replace(two, layers={**two.layers, place: replace(other, bias=bias + 1)})
+    for parts, wanted in (([biased, two], 2 * bias), ([biased, both], -bias - 3)):
+        made = summed(parts, [2, -3])
+        np.testing.assert_allclose(made[place].bias, wanted)
+        assert sum(each.bias is not None for each in made.values()) == 1
+        shortened, _ = truncated(made, 1)
+        np.testing.assert_allclose(shortened[place].bias, wanted)
+    options = argparse.Namespace(rank=None, keep=None, prompts=1, seed=0)
+    with pytest.raises(InputError, match="has biases, which fusion knows nothing of"):
+        compose([biased, two], "fusion", Path("out"), options)
+
+
 def test_weights_of_one_are_normalized_to_equal_shares(make: Make, tmp_path: Path):
     parts = [make(name) for name in ("cat", "dog", "car", "bus")]
     main([*map(str, parts), "--method", "normalized", "--out", str(tmp_path / "out")])
@@ -106,10 +125,10 @@ def test_svd_is_the_best_approximation(make: Make, tmp_path: Path, rank: int, ca
 
 
 def test_a_change_of_nothing_has_no_error():
-    flat = {"layer/A": np.ones((1, 4, 2)), "layer/B": np.zeros((1, 2, 4))}
-    made, errors = truncated(flat, 1)
-    assert errors == {"layer": 0}
-    assert not np.any(made["layer/A"] @ made["layer/B"])
+    place = "proj_out", None
+    made, errors = truncated({place: plain(np.ones((2, 4)), np.zeros((4, 2)))}, 1)
+    assert errors == {"proj_out": 0}
+    assert not np.any(made[place].up @ made[place].down)
 
 
 def test_the_file_says_what_it_is_made_of(make: Make, tmp_path: Path):
@@ -127,12 +146,71 @@ def test_the_file_says_what_it_is_made_of(make: Make, tmp_path: Path):
     assert [part["weight"] for part in settings["adapters"]] == [1, 0.5]
 
 
+def uneven_parts(tmp_path: Path) -> tuple[Path, Path]:
+    """Adapters of different ranks, alphas, targets and blocks."""
+    rng = np.random.default_rng(0)
+
+    def pair(rank: int, alpha: float) -> Pair:
+        down, up = rng.normal(size=(rank, WIDTH)), rng.normal(size=(WIDTH, rank))
+        return Pair(down.astype("f4"), up.astype("f4"), np.array(alpha, "f4"))
+
+    query, key = TEXT_QUERY_KEY
+    one = {(query, 0): pair(2, 4.0), (query, 1): pair(3, 3.0)}
+    two = {(query, 1): pair(5, 1.0), (key, 0): pair(1, 2.0), ("x_embedder", None): pair(2, 2.0)}
+    return (
+        write_layers(tmp_path / "one", "diffusers", one),
+        write_layers(tmp_path / "two", "diffusers", two),
+    )
+
+
+@pytest.mark.parametrize(("method", "rank"), [("sum", 8), ("svd", 5), ("svd", 4)])
+def test_ranks_alphas_targets_and_blocks_may_differ(tmp_path: Path, method: str, rank: int):
+    one, two = uneven_parts(tmp_path)
+    out = tmp_path / "out"
+    more = ["--rank", str(rank)] if rank == 4 else []
+    main([str(one), f"{two}:-0.5", "--method", method, "--out", str(out), *more])
+    made = read_layers(out).layers
+    parts = (read_layers(one).layers, 1.0), (read_layers(two).layers, -0.5)
+    assert made.keys() == parts[0][0].keys() | parts[1][0].keys()
+    assert max(pair.rank for pair in made.values()) == rank
+    for place, pair in made.items():
+        wanted = sum(
+            weight * float(layers[place].scale) * layers[place].up @ layers[place].down
+            for layers, weight in parts
+            if place in layers
+        )
+        u, values, v = np.linalg.svd(wanted)
+        wanted = (u[:, :rank] * values[:rank]) @ v[:rank]
+        np.testing.assert_allclose(float(pair.scale) * pair.up @ pair.down, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bias": np.ones(WIDTH, "f4"), "magnitude": np.ones(WIDTH, "f4")}, "DoRA with a bias"),
+        ({"magnitude": np.ones(WIDTH, "f4")}, "DoRA"),
+        ({}, "full difference"),
+    ],
+)
+def test_what_is_not_low_rank_is_refused_by_name(make: Make, tmp_path, change, told):
+    part = read_part(str(make("cat")))
+    place, pair = next(iter(part.layers.items()))
+    layer = replace(pair, **change) if change else Full(pair.up @ pair.down)
+    other = replace(part, path=tmp_path / "b", metadata={}, layers={**part.layers, place: layer})
+    with pytest.raises(InputError) as caught:
+        check([part, other])
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'b'}: transformer_blocks.0.attn.add_")
+    assert f"is a {told}, and" in message
+    assert "convert.merge" in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"rank": 4}, r"add_q_proj/A is \[2, 32, 4\], not \[2, 32, 3\]"),
-        ({"targets": TEXT_QUERY_KEY[:1]}, "targets are dual_blocks/attn/add_q_proj, not"),
-        ({"base_model": "another"}, "made for another, not tiny"),
+        ({"width": 16}, r"is \[16, 32\], in .* \[32, 32\] \(outputs, inputs\)"),
+        ({"base_model": "another"}, "made for another, .* for tiny"),
         ({"concept": "cat"}, "concept 'cat' comes 2 times"),
     ],
 )

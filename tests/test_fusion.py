@@ -323,6 +323,25 @@ def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, t
     assert "--method fusion" in card
 
 
+def test_targets_blocks_and_ranks_that_an_adapter_has_not_are_zeros(tiny_folder: Path):
+    shapes = load(tiny_folder).shapes
+    query, key = "dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj"
+    one = {f"{query}/A": np.ones((1, 32, 3)), f"{query}/B": np.ones((1, 3, 32))}
+    two = {f"{key}/A": np.ones((2, 32, 1)), f"{key}/B": np.ones((2, 1, 32))}
+    found = fusion.completed([one, two], shapes)
+    for change, given in zip(found, (one, two), strict=True):
+        assert change.keys() == {*one, *two}
+        for target in (query, key):
+            a, b = change[f"{target}/A"], change[f"{target}/B"]
+            product = a @ b
+            assert product.shape == (2, 32, 32)
+            depth = len(given.get(f"{target}/A", ()))
+            assert (product[:depth] > 0).all()
+            assert (product[depth:] == 0).all()
+    with pytest.raises(InputError, match=r"add_q_proj \[3, 32, 32\] has \[2, 32, 32\] there"):
+        fusion.completed([{p: np.ones((3, *leaf.shape[1:])) for p, leaf in one.items()}], shapes)
+
+
 def test_layers_outside_the_blocks_are_refused():
     change = {"context_embedder/A": np.ones((4, 2)), "context_embedder/B": np.ones((2, 4))}
     with pytest.raises(InputError, match="context_embedder lie outside them; compose by sum"):

@@ -92,14 +92,16 @@ def test_an_adapter_of_another_architecture_is_refused(tiny_folder: Path, tmp_pa
     fitting = lora.init(jax.random.key(0), pipe.shapes, rank=2)
     pipe.check(lora.Adapter(fitting, 2.0))
     larger = jax.tree.map(lambda leaf: jnp.zeros((19, *leaf.shape[1:])), fitting)
-    message = (
-        r"another architecture.*\n  dual_blocks/attn/add_k_proj \(blocks, inputs, outputs\) is "
-    )
-    with pytest.raises(InputError, match=message + r"\[19, 32, 32\] here and there \[2, 32, 32\]"):
+    with pytest.raises(InputError, match=r"add_k_proj \[19, 32, 32\] has \[2, 32, 32\] there"):
         pipe.check(lora.Adapter(larger, 2.0))
-    elsewhere = {"dual_blocks": {"attn": {"other": fitting["dual_blocks"]["attn"]["add_q_proj"]}}}
-    with pytest.raises(InputError, match=r"other .* is \[2, 32, 32\] here and not there"):
-        pipe.check(lora.Adapter(elsewhere, 2.0))
+    attention = fitting["dual_blocks"]["attn"]
+    elsewhere = {f"layer_{index}": attention["add_q_proj"] for index in range(40)}
+    with pytest.raises(InputError, match=r"layer_0 \[2, 32, 32\] is not there") as caught:
+        pipe.check(lora.Adapter({"dual_blocks": {"attn": elsewhere}}, 2.0))
+    message = str(caught.value)
+    assert "and 37 more (blocks, inputs, outputs); take one that was trained on it" in message
+    assert len(message) <= 400
+    assert "\n" not in message
     write_lora(tmp_path, jax.tree.map(np.asarray, larger), 2.0)
     with pytest.raises(InputError, match="another architecture"):
         sample(tiny_folder, ["a cat"], [0], [str(tmp_path)], tmp_path / "out")

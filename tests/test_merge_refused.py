@@ -38,7 +38,7 @@ def refused(model: Path, adapters: list[str], target: Path) -> str:
     return str(caught.value)
 
 
-def test_faults_of_all_adapters_are_listed(tiny_folder, pair, tmp_path):
+def test_the_first_fault_is_told_and_how_many_more_there_are(tiny_folder, pair, tmp_path):
     (every, _), (parts, _) = pair
     read = read_adapter(parts)
     write_layers(tmp_path / "copy", FLAX, read_layers(parts).layers)
@@ -46,40 +46,32 @@ def test_faults_of_all_adapters_are_listed(tiny_folder, pair, tmp_path):
     flat["dual_blocks/attn/to_k/B"][1, 0, 3] = np.nan
     write_lora(tmp_path / "nan.safetensors", nest(flat), 2.0)
     write_lora(tmp_path / "endless.safetensors", read.lora, float("inf"))
-    said = refused(
-        tiny_folder,
-        [
-            f"{every}:nan",
-            f"{every}:strong",
-            f"{tmp_path}/nowhere:0.5",
-            f"{tmp_path}/nan.safetensors",
-            f"{tmp_path}/endless.safetensors:2",
-            f"{parts}:0.5",
-            f"{tmp_path}/copy:0.25",
-        ],
-        tmp_path / "new",
-    )
-    for line in (
-        "the strength 'nan' is not a finite number",
-        "the strength 'strong' is not a finite number",
-        "nowhere' does not exist",
-        "not finite: transformer.transformer_blocks.1.attn.to_k has infinities",
-        "has inf; it must be a finite number above 0",
-        f"{parts}:0.5 and {tmp_path}/copy:0.25 are the same adapter; give it once, as {parts}:0.75",
-    ):
-        assert line in said
+    faults = {
+        f"{every}:nan": "the strength 'nan' is not a finite number",
+        f"{every}:strong": "the strength 'strong' is not a finite number",
+        f"{tmp_path}/nowhere:0.5": "nowhere' does not exist",
+        f"{tmp_path}/nan.safetensors": "transformer_blocks.1.attn.to_k has infinities",
+        f"{tmp_path}/endless.safetensors:2": "inf; it must be a finite number above 0",
+    }
+    for adapter, message in faults.items():
+        assert message in refused(tiny_folder, [adapter], tmp_path / "new")
+    said = refused(tiny_folder, [*faults, str(every)], tmp_path / "new")
+    assert "the strength 'nan' is not a finite number" in said
+    assert said.endswith("; 4 more adapters cannot be used either")
+    assert "\n" not in said
+    twice = [f"{parts}:0.5", f"{tmp_path}/copy:0.25"]
+    said = refused(tiny_folder, twice, tmp_path / "new")
+    assert f"{twice[0]} and {twice[1]} are the same adapter; give it once, as {parts}:0.75" in said
 
 
-def test_adapters_of_other_architectures_are_all_named(tiny_folder, pair, tmp_path):
+def test_adapters_of_other_architectures_are_named(tiny_folder, pair, tmp_path):
     other = tiny.build(tmp_path / "other", dual=1, heads=3)
-    for seed, name in enumerate(("one", "two")):
-        write_adapter(tmp_path / name, other, PARTS[seed:2], seed=seed)
-    adapters = [str(pair[1][0]), f"{tmp_path}/one:0.5", f"{tmp_path}/two"]
+    write_adapter(tmp_path / "one", other, PARTS[:2], seed=0)
+    adapters = [str(pair[1][0]), f"{tmp_path}/one:0.5"]
     said = refused(tiny_folder, adapters, tmp_path / "new")
-    assert f"{tmp_path}/one: the adapter was made for another architecture" in said
-    assert f"{tmp_path}/two: the adapter was made for another architecture" in said
-    assert "to_k (blocks, inputs, outputs) is [1, 48, 48] here and there [2, 32, 32]" in said
-    assert str(pair[1][0]) not in said
+    assert f"{tmp_path}/one was made for another architecture" in said
+    assert "to_k [1, 48, 48] has [2, 32, 32] there" in said
+    assert "\n" not in said
 
 
 def test_pickles_are_all_named_and_not_opened(tmp_path):
@@ -112,9 +104,10 @@ def test_sums_beyond_a_type_and_whole_numbers_are_listed_and_leave_nothing(
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     save_file(half, tmp_path / "half.safetensors")
     said = refused(tmp_path / "half.safetensors", [f"{adapter}:1e7"], tmp_path / "a.safetensors")
-    for block in (0, 1):
-        assert f"not finite: double_blocks.{block}.img_attn.qkv.weight, after its change" in said
-    assert "2 tensors" in said
+    names = [f"double_blocks.{block}.img_attn.qkv.weight" for block in (0, 1)]
+    assert (
+        f"half.safetensors: after its change not finite: {', '.join(names)}; take smaller" in said
+    )
 
     name = "double_blocks.1.img_attn.qkv.weight"
     save_file(half | {name: half[name].astype(np.int8)}, tmp_path / "int.safetensors")
