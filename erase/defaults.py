@@ -242,7 +242,8 @@ def _of_kind(
     values: Fields = {
         "kind": kind,
         "prompts": (*how.prompts, *_beside(how, thing, kept, model)),
-        "synonyms": tuple(synonyms),
+        # Who names a sense asks for WordNet's words.
+        "synonyms": () if run.get("sense") else tuple(synonyms),
         "irrelevant": tuple(words),
         "evaluation": {
             "templates": how.templates,
@@ -325,12 +326,11 @@ def _general(concept: str, kind: str, run: Mapping[str, Any]) -> Fields:
     others = [word for word in _OTHERS.get(sort, COMMON) if word.casefold() not in own]
     sentences = _SENTENCES[sort]
     seen = _texts(run, "irrelevant") or others
-    values: Fields = {
+    return {
         "prompts": sentences,
+        "irrelevant": tuple(others),
         "evaluation": {"templates": sentences[:2], "others": tuple(seen[:3])},
     }
-    # Nouns have the common words in any case, which then are told of as such.
-    return values if sort == "noun" else over(values, {"irrelevant": tuple(others)})
 
 
 def without_method(words: Fields) -> Fields:
