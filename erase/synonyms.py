@@ -33,10 +33,12 @@ from erase.pictures import write
 SUBSET = Path(__file__).with_name("wordnet.json")
 # How NLTK calls the parts of speech.
 TAGS = {"noun": "n", "adjective": "a", "verb": "v"}
-# A sense's nearness is the mean to so many of the things that are nearest to it. It counts less for
-# each more frequent sense of the word, and less where the word is not the sense's first name.
-# Chosen on 67 nouns with the small model's things: 4 wrong, where the first sense is wrong for 9.
-NEAREST, RARER, SECOND_NAME = 5, 0.95, 0.9
+# A sense's nearness is the mean likeness to so many of the things that are most like it. It counts
+# more for the word's most frequent sense and less for each rarer one, less where the word is not
+# the sense's first name, and less for what is thought or felt and so in no picture. Chosen on 95
+# nouns with the small model's things: 4 are wrong, where the first sense is wrong for 10.
+NEAREST, FIRST, RARER, SECOND_NAME, UNSEEN = 5, 1.15, 0.96, 0.9, 0.8
+THOUGHT = ("cognition.n.01", "feeling.n.01")
 # Senses in a message, and letters of their definitions.
 SHOWN, LETTERS = 3, 60
 
@@ -154,10 +156,13 @@ def look_up(
     beside = [name for name in dict.fromkeys(beside) if name not in own]
 
     def nearness(rank: int) -> float:
-        likenesses = sorted((net.likeness(senses[rank].name, other) for other in beside))
-        near = likenesses[-NEAREST:]
-        first = senses[rank].words[0].casefold() == lemma(concept)
-        return sum(near) / max(1, len(near)) * RARER**rank * (1 if first else SECOND_NAME)
+        sense = senses[rank]
+        likenesses = sorted(net.likeness(sense.name, other) for other in beside)[-NEAREST:]
+        near = sum(likenesses) / max(1, len(likenesses)) * RARER**rank
+        # Not in any case, since names of people are written large.
+        named = sense.words[0] == concept.replace(" ", "_")
+        near *= (FIRST if rank == 0 else 1) if named else SECOND_NAME
+        return near * (UNSEEN if net.distances(sense.name).keys() & {*THOUGHT} else 1)
 
     return net, senses[max(range(len(senses)), key=nearness)]
 
