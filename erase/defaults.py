@@ -115,7 +115,7 @@ def of_model(model: str) -> Known | None:
 
 
 def _guidance(model: str) -> bool | None:
-    """Whether a FLUX.1 embeds guidance, as [dev] does and [schnell] does not; None if it is none."""
+    """Whether a FLUX.1 embeds guidance, as [dev] does and [schnell] not; None if it is none."""
     try:
         if not Path(model).exists():
             # A name on the hub, which need not be asked for this.
@@ -158,8 +158,7 @@ class Defaults:
         model = self._model(run)
         if model is None:
             return {}
-        folder = Path(_text(run, "model", "path") or Config.model.path)
-        place = _in_folder(model.place, folder)
+        place = _in_folder(model.place, self.file(run).parent)
         concept = _text(run, "concept")
         words = words_for(model, concept, self._kind(run), run) if concept else {}
         if self._preset:
@@ -170,6 +169,10 @@ class Defaults:
         by_method = values.pop("by_method", {})
         method = run.get("method", Config.method)
         return over(values, by_method.get(method, {}) if isinstance(method, str) else {})
+
+    def file(self, run: Mapping[str, Any]) -> Path:
+        """The file of the run's model, whether there is one or not."""
+        return Path(_text(run, "model", "path") or Config.model.path, known.FILE)
 
     def _model(self, run: Mapping[str, Any]) -> Known | None:
         part = run.get("model", {})

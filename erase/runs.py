@@ -9,7 +9,8 @@ that names what differs from the defaults, for a concept that the model knows no
 
         return configure(concept="guitar", model={"path": "models/emoji-flux"})
 
-`--config FILE --config.lower.attn=2` changes it from the command line. Several runs that train at once share what is named so and differ in
+`--config FILE --config.lower.attn=2` changes it from the command line. Several runs that train at
+once share what is named so and differ in
 
     each={"ball": {"concept": "soccer ball"}, "cat": {"concept": "cat", "seed": 1}}
 
@@ -178,6 +179,11 @@ def _completed(values: Mapping[str, Any], defaults: Defaults | None) -> Config:
     if isinstance(values.get("sense"), int) and not isinstance(values["sense"], bool):
         values["sense"] = str(values["sense"])
     config = built(RunConfig, over(defaults.of(values), values) if defaults else values, problems)
+    if problems and defaults:
+        given: list[str] = []
+        built(RunConfig, values, given)
+        file = defaults.file(values)
+        problems = [each if each in given else f"{file}: {each}" for each in problems]
     if not problems:
         problems.extend(_contradictions(config))
     if problems:

@@ -115,7 +115,9 @@ def settle(config: Config) -> tuple[Config, str]:
         return config, f"{config.model.path}" if own else "the configuration"
     things = [each.name for each in model.of_kind("entity")] if model else []
     found, sense = look_up(config.concept, config.part_of_speech, config.sense, things)
-    others = [word for each in (model.things if model else ()) if each != thing for word in each.names]
+    others = [
+        word for each in (model.things if model else ()) if each != thing for word in each.names
+    ]
     words = clean(sense.words if sense else (), config.concept, (*config.irrelevant, *others))
     source = f"{found.source}, {sense}" if sense else found.source
     if not sense:
@@ -160,7 +162,7 @@ def look_up(
         likenesses = sorted(net.likeness(sense.name, other) for other in beside)[-NEAREST:]
         near = sum(likenesses) / max(1, len(likenesses)) * RARER**rank
         # Not in any case, since names of people are written large.
-        named = sense.words[0] == concept.replace(" ", "_")
+        named = sense.words[0] in ("_".join(concept.split()), lemma(concept))
         near *= (FIRST if rank == 0 else 1) if named else SECOND_NAME
         return near * (UNSEEN if net.distances(sense.name).keys() & {*THOUGHT} else 1)
 
@@ -249,9 +251,7 @@ def opened(place: Any) -> Iterator[WordNetCorpusReader]:
             file.close()
 
 
-def of_database(
-    reader: WordNetCorpusReader, words: Iterable[str], part_of_speech: str
-) -> WordNet:
+def of_database(reader: WordNetCorpusReader, words: Iterable[str], part_of_speech: str) -> WordNet:
     """Some words' senses, and those above them, from the whole database."""
     known_words, senses, noun = {}, {}, part_of_speech == "noun"
     for word in dict.fromkeys(map(lemma, words)):

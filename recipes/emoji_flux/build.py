@@ -3,9 +3,9 @@
     python -m recipes.emoji_flux.build --workdir runs/emoji-flux --out models/emoji-flux
 
 Stages, in order: sprites (needs npm and the extra `recipe`), tokenizers, scenes, judge, vae,
-transformer, distillation, export, erasing, measure, card. Each leaves its result in the work folder and is
-passed over when that is there; networks go on from their newest checkpoint. `metrics.jsonl` of
-each network tells the seconds an update takes.
+transformer, distillation, export, erasing, measure, card. Each leaves its result in the work folder
+and is passed over when that is there; networks go on from their newest checkpoint. `metrics.jsonl`
+of each network tells the seconds an update takes.
 """
 
 import functools
