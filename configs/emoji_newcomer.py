@@ -6,7 +6,7 @@ Each is `configure(concept=NAME, model={"path": "models/emoji-flux"})`, which is
 at once to save time. They were drawn from the 25 entities that nothing names in configs/suite.py,
 in the sentences there or in the pictures that are held on to.
 Cost: minutes on one GPU; on 2 CPU cores hours, most of them for the evaluation's pictures.
-Expected: in the mean Acc_e at most 3 % and Acc_ir at least 98 %, 64 pictures a cell; see RESULTS.md.
+Expected: in the mean Acc_e at most 3 % and Acc_ir at least 98 %, 64 pictures a cell.
 """
 
 import random

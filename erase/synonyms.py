@@ -12,6 +12,7 @@ which adds the words that it is given. WordNet's licence stands in it.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import warnings
@@ -144,12 +145,14 @@ def look_up(
     Raises:
         InputError: the word has no such sense, or the database that NLTK found is damaged.
     """
-    things = things or subset()["pictured"]
-    net = part([concept, *things] if part_of_speech == "noun" else [concept], part_of_speech)
+    noun = part_of_speech == "noun"
+    if noun and not things:
+        things = subset()["pictured"]
+    net = part([concept, *things] if noun else [concept], part_of_speech)
     senses = net.of(concept)
     if wanted is not None:
         return net, _wanted(senses, wanted, concept, part_of_speech, net.source)
-    if len(senses) < 2 or part_of_speech != "noun":
+    if len(senses) < 2 or not noun:
         return net, senses[0] if senses else None
     own = {sense.name for sense in senses}
     # Things by their most frequent sense; the concept says nothing about itself.
@@ -203,15 +206,7 @@ def part(words: Iterable[str], part_of_speech: str) -> WordNet:
     """
     place = database()
     if place is None:
-        kept = subset()
-        senses = {
-            name: Sense(
-                name, each.get("definition", ""), tuple(each.get("words", ())), tuple(each["above"])
-            )
-            for name, each in kept["senses"].items()
-        }
-        known_words = {word: tuple(names) for word, names in kept["words"][part_of_speech].items()}
-        return WordNet("WordNet subset", known_words, senses)
+        return of_subset(SUBSET.read_text(), part_of_speech)
     try:
         with opened(place) as reader:
             return of_database(reader, words, part_of_speech)
@@ -219,6 +214,20 @@ def part(words: Iterable[str], part_of_speech: str) -> WordNet:
         raise InputError(
             f"NLTK_DATA: WordNet at {place} is damaged ({type(error).__name__}); install it again"
         ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def of_subset(text: str, part_of_speech: str) -> WordNet:
+    """The subset, from its file's text."""
+    kept = json.loads(text)
+    senses = {
+        name: Sense(
+            name, each.get("definition", ""), tuple(each.get("words", ())), tuple(each["above"])
+        )
+        for name, each in kept["senses"].items()
+    }
+    words = {word: tuple(names) for word, names in kept["words"][part_of_speech].items()}
+    return WordNet("WordNet subset", words, senses)
 
 
 def subset() -> dict[str, Any]:
@@ -255,7 +264,7 @@ def of_database(reader: WordNetCorpusReader, words: Iterable[str], part_of_speec
     """Some words' senses, and those above them, from the whole database."""
     known_words, senses, noun = {}, {}, part_of_speech == "noun"
     for word in dict.fromkeys(map(lemma, words)):
-        synsets = reader.synsets(word, TAGS[part_of_speech])
+        synsets: list[Any] = list(reader.synsets(word, TAGS[part_of_speech]))
         known_words[word] = tuple(synset.name() for synset in synsets)
         while synsets:
             synset = synsets.pop()

@@ -212,7 +212,7 @@ def test_what_a_file_says_counts_more_than_the_model():
     assert three_lines("cat", irrelevant=("kitty", "sun", "key")).synonyms == ("feline", "pussycat")
     assert three_lines("cat", upper={"folder": "mine"}).upper.prompts == ()
     assert three_lines("cat", upper={"without_concept": True}).upper.prompts == ()
-    given = configure(concept="cat", model=MODEL)
+    given: Any = configure(concept="cat", model=MODEL)
     given.height = 512
     given.evaluation.judge = None
     config = load_config(given)

@@ -8,13 +8,14 @@ import nltk
 import pytest
 
 from convert.errors import InputError
-from erase import known, synonyms
+from erase import synonyms
 from erase.config import PARTS_OF_SPEECH
 from erase.irrelevant import listed
 from erase.methods import method_of
 from erase.runs import configure, load_config
+from recipes.emoji_flux.erasing import KNOWN
 
-THINGS = [thing.name for thing in known.read("models/emoji-flux").of_kind("entity")]
+THINGS = [thing.name for thing in KNOWN.of_kind("entity")]
 USABLE = {"concept": "car", "irrelevant": ("dog", "sun", "tree")}
 LEXNAMES = 45
 # Words of a synset, as (part of speech, lemmas), the more frequent sense of a word first.
