@@ -5,6 +5,7 @@ A dataclass's field may carry what it takes in its metadata: `number` and `choic
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -77,6 +78,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
