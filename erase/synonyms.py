@@ -324,7 +324,15 @@ def main(words: Sequence[str]) -> None:
                     "above": sense.above
                 }
     kept["senses"] = dict(sorted(senses.items()))
-    write(SUBSET, json.dumps(kept, separators=(",", ":"), indent=0, ensure_ascii=False) + "\n")
+    write(SUBSET, as_lines(kept) + "\n")
+
+
+def as_lines(values: Any, depth: int = 2) -> str:
+    """JSON with a line for each entry, down to some depth."""
+    if not depth or not isinstance(values, Mapping):
+        return json.dumps(values, ensure_ascii=False)
+    entries = (f"{json.dumps(name)}: {as_lines(each, depth - 1)}" for name, each in values.items())
+    return "{\n" + ",\n".join(entries) + "\n}"
 
 
 if __name__ == "__main__":

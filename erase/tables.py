@@ -52,9 +52,7 @@ def runs(summary: Mapping[str, Any]) -> str:
     for run in sorted(summary["runs"].values(), key=lambda run: KINDS.index(run["kind"])):
         # Without other words for a concept, Acc_g is not counted.
         sides = [run["cells"].get(cell, {}) for cell in CELLS]
-        shares = [
-            " → ".join(number(side[s]) for s in SIDES) if side else NOTHING for side in sides
-        ]
+        shares = [" → ".join(number(side[s]) for s in SIDES) if side else NOTHING for side in sides]
         rows.append([run["concept"], run["kind"], *shares])
     return markdown(["erased", "kind", *CELLS], rows)
 
