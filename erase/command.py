@@ -50,8 +50,7 @@ def configured(method: str | None = None) -> dict[str, Config]:
     given, paths = flag.value, config_flags.get_override_values(flag) if flag.present else {}
     changed = {path: attrgetter(path)(given) for path in paths}
     if method is not None and isinstance(given, ConfigDict):
-        given = given.copy_and_resolve_references()
-        given.method = changed["method"] = method
+        changed["method"] = method
     return load_runs(given, changed)
 
 

@@ -11,6 +11,7 @@ from flux_jax.lora import TEXT_QUERY_KEY
 
 T = TypeVar("T")
 PARTS_OF_SPEECH = ("noun", "adjective", "verb")
+KINDS = ("entity", "style", "relation")
 
 
 @dataclass(frozen=True)
@@ -244,8 +245,12 @@ class Config:
         concept: what is erased.
         prompts: sentences with the concept, or templates with "{}" in its place.
         more_prompts: sentences with the concept that a language model adds; see `erase.sentences`.
+        kind: what the concept is; by default what the model's own words say, see
+            `erase.defaults`, else an entity.
         synonyms: other words for the concept; with none, WordNet's, see `erase.synonyms`.
         part_of_speech: of the concept, for WordNet.
+        sense: of the concept in WordNet, as a number from 1 on or by its name (`turtle.n.02`); by
+            default the nearest to things that the model draws.
         irrelevant: words for other things, whose attention the concept's is to resemble.
         language_model: whether a language model names those words instead; see `erase.irrelevant`.
         model: the frozen model.
@@ -275,8 +280,10 @@ class Config:
     concept: str
     prompts: tuple[str, ...] = ("a photo of a {}",)
     more_prompts: int = number(0, least=0)
+    kind: str | None = choice(None, *KINDS)
     synonyms: tuple[str, ...] = ()
     part_of_speech: str = choice("noun", *PARTS_OF_SPEECH)
+    sense: str | None = None
     irrelevant: tuple[str, ...] = ()
     language_model: bool = False
     model: Model = Model()
@@ -302,7 +309,7 @@ class Config:
 
     @property
     def contrasts(self) -> bool:
-        """Whether L_rsc, which EraseAnything alone has, needs synonyms and irrelevant words."""
+        """Whether L_rsc, which EraseAnything alone has, needs irrelevant words."""
         return self.method == Config.method and self.upper.rsc > 0
 
     def own(self, settings: type[T]) -> T:

@@ -5,6 +5,7 @@ A dataclass's field may carry what it takes in its metadata: `number` and `choic
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any
 
-from ml_collections.config_dict import placeholder
+from ml_collections import ConfigDict, FieldReference
 
 from convert.errors import nearest
 
@@ -23,6 +24,23 @@ MOST = 2**31 - 1
 LONGEST = 4000
 # Of a value in a message.
 SHOWN = 200
+
+
+class Default(FieldReference):
+    """A field's default in a configuration that is open to changes.
+
+    Attributes:
+        given: whether somebody has set the field since, be it to the same value.
+    """
+
+    def __init__(self, value: Any, kind: type):
+        super().__init__(value, field_type=kind)
+        self.given = False
+
+    def set(self, value: Any, type_safe: bool = True) -> None:
+        """Sets the field, as assignments and overrides do."""
+        super().set(value, type_safe)
+        self.given = True
 
 
 def number(
@@ -60,6 +78,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -73,7 +92,11 @@ def paths(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults under changes, as nested dictionaries; unknown names are kept for later."""
+    """Defaults under changes, as nested dictionaries; unknown names are kept for later.
+
+    What nobody changes is a `Default`; what is set to None a reference that knows its type, which
+    overrides need.
+    """
     values = dict(changes)
     for spec in dataclasses.fields(cls):
         hint = _hints(cls)[spec.name]
@@ -81,16 +104,40 @@ def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
             given = changes.get(spec.name, {})
             nested = isinstance(given, Mapping)
             values[spec.name] = merged(typing.cast(type, hint), given) if nested else given
-        elif values.get(spec.name, spec.default) is None:
-            # Overrides need to know the type of what is not there yet.
-            kind = _present(hint)
-            values[spec.name] = placeholder(typing.get_origin(kind) or kind)
-        elif spec.default is not dataclasses.MISSING:
-            value = values.setdefault(spec.name, spec.default)
+            continue
+        kind = _present(hint)
+        kind = typing.get_origin(kind) or kind
+        if spec.name not in values:
+            # A field without a default is told of where it is still missing when it is read.
+            value = None if spec.default is dataclasses.MISSING else spec.default
+            values[spec.name] = Default(value, kind)
+        elif values[spec.name] is None:
+            values[spec.name] = FieldReference(None, field_type=kind)
+        elif kind is float and type(values[spec.name]) is int:
             # In a file 5 stands for 5.0; left an integer, no fraction could override it.
-            if _present(hint) is float and type(value) is int:
-                with contextlib.suppress(OverflowError):
-                    values[spec.name] = float(value)
+            with contextlib.suppress(OverflowError):
+                values[spec.name] = float(values[spec.name])
+    return values
+
+
+def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes on top of values, both nested dictionaries."""
+    both = dict(values)
+    for name, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
+        both[name] = over(both[name], value) if nested else value
+    return both
+
+
+def given_values(config: ConfigDict) -> dict[str, Any]:
+    """What somebody has set in a configuration that `merged` made, as nested dictionaries."""
+    fields = dict(config.items(preserve_field_references=True))
+    values = {}
+    for name, value in config.to_dict().items():
+        place = fields[name]
+        if isinstance(place, Default) and not place.given:
+            continue
+        values[name] = given_values(place) if isinstance(place, ConfigDict) else value
     return values
 
 

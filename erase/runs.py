@@ -5,8 +5,12 @@ A configuration file is Python with a function
     def get_config():
         return configure(concept="soccer ball", lower={"attn": 5.0})
 
-that names what differs from the defaults; `--config FILE --config.lower.attn=2` changes it from
-the command line. Several runs that train at once share what is named so and differ in
+that names what differs from the defaults, for a concept that the model knows no more than
+
+        return configure(concept="guitar", model={"path": "models/emoji-flux"})
+
+`--config FILE --config.lower.attn=2` changes it from the command line. Several runs that train at
+once share what is named so and differ in
 
     each={"ball": {"concept": "soccer ball"}, "cat": {"concept": "cat", "seed": 1}}
 
@@ -14,7 +18,8 @@ and what only one of the methods is to have stands in
 
     by_method={"esd": {"iterations": 200, "esd": {"learning_rate": 1e-3}}}
 
-`load_runs` checks everything at once.
+What a file does not say follows the model (`erase.defaults`), then the program's defaults
+(`erase.config`). `load_runs` checks everything at once.
 """
 
 import dataclasses
@@ -27,7 +32,8 @@ from ml_collections import ConfigDict
 
 from convert.errors import InputError, nearest
 from erase.config import Config
-from erase.fields import built, choice, merged, paths, shown
+from erase.defaults import Defaults
+from erase.fields import built, choice, given_values, merged, over, paths, shown
 from erase.methods import METHODS, method_of
 from erase.presets import PRESETS
 from erase.prompts import SLOT, as_template
@@ -52,12 +58,16 @@ RunConfig: type[Config] = dataclasses.make_dataclass(
 EACH = "each"
 # Holds what methods differ in.
 BY_METHOD = "by_method"
+# Holds the name of the preset that a configuration starts from.
+PRESET = "preset"
 # What those may differ in; all else is compiled into one program.
 OWN = (
     "concept",
+    "kind",
     "prompts",
     "synonyms",
     "part_of_speech",
+    "sense",
     "irrelevant",
     "language_model",
     "more_prompts",
@@ -73,7 +83,9 @@ OWN = (
 
 
 def configure(preset: str = "", **changes: Any) -> ConfigDict:
-    """The defaults with some changes, open to overrides; checked later, by `load_runs`.
+    """Some changes, open to overrides; completed by defaults and checked later, by `load_runs`.
+
+    Until then fields that are not given show the program's defaults, not yet the model's.
 
     Args:
         preset: a name in `erase.presets`, whose values the changes go on top of.
@@ -84,8 +96,9 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
     """
     if preset and preset not in PRESETS:
         raise InputError(f"preset = {preset!r} is unknown; {nearest(preset, PRESETS)}")
+    base = {PRESET: preset, **PRESETS[preset]} if preset else {}
     try:
-        return ConfigDict(merged(RunConfig, over(PRESETS.get(preset, {}), changes)))
+        return ConfigDict(merged(RunConfig, over(base, changes)))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         # Such names are no fields either; all others are told of later, at once.
         raise InputError(
@@ -99,7 +112,8 @@ def load_runs(
     """Checks a configuration and freezes it.
 
     Args:
-        given: what a configuration file returned, overrides included.
+        given: what a configuration file returned, overrides included; or a dictionary of fields,
+            as a run's folder keeps them, which is not completed by its model's defaults.
         overrides: fields that the command line changed, by their paths: they count more than what
             the file has for the method.
 
@@ -110,21 +124,28 @@ def load_runs(
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _of_method(_plain(given), overrides or {})
+    values = _plain(given)
+    # Fields that a dictionary lacks are the program's to fill in, whatever model it names.
+    follows_model = isinstance(given, ConfigDict)
+    preset = values.pop(PRESET, "") if follows_model else ""
+    values = _of_method(values, overrides or {})
     if EACH not in values:
-        return {"": load_config(values)}
+        defaults = Defaults([values], preset) if follows_model else None
+        return {"": _completed(values, defaults)}
     each = values.pop(EACH)
     if not isinstance(each, Mapping) or not all(isinstance(e, Mapping) for e in each.values()):
         raise InputError(f"{EACH} must hold a dictionary of fields for each run, by its name")
     if not each:
         raise InputError(f"{EACH} = {{}} is empty: name a run, or leave it out")
+    given_runs = {name: over(values, changes) for name, changes in each.items()}
+    defaults = Defaults(given_runs.values(), preset) if follows_model else None
     runs, problems = {}, []
-    for name, changes in each.items():
+    for name, own in given_runs.items():
         try:
             # Four bytes a letter at most, and 255 a folder's name.
             if not (isinstance(name, str) and re.fullmatch(r"[\w-]{1,60}", name)):
                 raise InputError("a name becomes a folder's: use 1 to 60 letters, digits, _ and -")
-            runs[name] = load_config(over(values, changes))
+            runs[name] = _completed(own, defaults)
         except InputError as error:
             word = name if isinstance(name, str) else shown(name)
             problems.append(f"{EACH}.{word}: {error}")
@@ -140,9 +161,29 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _of_method(_plain(given), {})
+    values = _plain(given)
+    preset = values.pop(PRESET, "") if isinstance(given, ConfigDict) else ""
+    values = _of_method(values, {})
+    return _completed(values, Defaults([values], preset) if isinstance(given, ConfigDict) else None)
+
+
+def _completed(values: Mapping[str, Any], defaults: Defaults | None) -> Config:
+    """A run's configuration: the fields that were given, on top of those that suit its model.
+
+    Raises:
+        InputError: with a line for every field that is unknown or cannot be used.
+    """
     problems: list[str] = []
-    config = built(RunConfig, values, problems)
+    values = _of_method(dict(values), {})
+    # A sense may be a number, as on the command line.
+    if isinstance(values.get("sense"), int) and not isinstance(values["sense"], bool):
+        values["sense"] = str(values["sense"])
+    config = built(RunConfig, over(defaults.of(values), values) if defaults else values, problems)
+    if problems and defaults:
+        given: list[str] = []
+        built(RunConfig, values, given)
+        file = defaults.file(values)
+        problems = [each if each in given else f"{file}: {each}" for each in problems]
     if not problems:
         problems.extend(_contradictions(config))
     if problems:
@@ -156,7 +197,8 @@ def _of_method(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
     Raises:
         InputError: an override is another method's, or what methods differ in is no dictionary.
     """
-    by_method, method = values.pop(BY_METHOD, {}), values.get("method", Config.method)
+    by_method = values.pop(BY_METHOD, {})
+    method = overrides.get("method", values.get("method", Config.method))
     parts = by_method.values() if isinstance(by_method, Mapping) else [None]
     if not all(isinstance(part, Mapping) for part in parts):
         raise InputError(
@@ -227,18 +269,9 @@ def _plain(given: Any) -> dict[str, Any]:
         kind = type(given).__name__
         raise InputError(f"config: get_config() gave a {kind}; return configure(...) from it")
     try:
-        return given.to_dict() if isinstance(given, ConfigDict) else dict(given)
+        return given_values(given) if isinstance(given, ConfigDict) else dict(given)
     except (RecursionError, TypeError, ValueError) as error:
         raise InputError(f"config: {error}; every field's and run's name must be text") from error
-
-
-def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes on top of values, both nested dictionaries."""
-    both = dict(values)
-    for name, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
-        both[name] = over(both[name], value) if nested else value
-    return both
 
 
 def _contradictions(config: Config) -> Iterator[str]:

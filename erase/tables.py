@@ -50,10 +50,10 @@ def runs(summary: Mapping[str, Any]) -> str:
     """A line for each concept; before → after."""
     rows = []
     for run in sorted(summary["runs"].values(), key=lambda run: KINDS.index(run["kind"])):
-        sides = [[run["cells"][c][side] for side in ("before", "after")] for c in CELLS]
-        rows.append(
-            [run["concept"], run["kind"], *(" → ".join(map(number, pair)) for pair in sides)]
-        )
+        # Without other words for a concept, Acc_g is not counted.
+        sides = [run["cells"].get(cell, {}) for cell in CELLS]
+        shares = [" → ".join(number(side[s]) for s in SIDES) if side else NOTHING for side in sides]
+        rows.append([run["concept"], run["kind"], *shares])
     return markdown(["erased", "kind", *CELLS], rows)
 
 

@@ -15,8 +15,11 @@ from erase.fields import merged, shown
 from erase.runs import RunConfig
 
 CONFIG = "config.json"
-# What may change when a run goes on: how far it goes, what follows, how and where it is started.
+# What may change when a run goes on: how far it goes, what follows, how and where it is started,
+# and what nothing but other fields' defaults follow from.
 FREE = (
+    "kind",
+    "sense",
     "iterations",
     "mesh",
     "checkpoints",
@@ -111,8 +114,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            # What has no value yet is a placeholder.
-            flat[prefix + name] = None if isinstance(value, FieldReference) else value
+            flat[prefix + name] = value.get() if isinstance(value, FieldReference) else value
     return flat
 
 

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from convert.errors import InputError
-from erase.config import Config
+from erase.config import Config, Model
 from erase.fields import paths, unknown
 from erase.methods import METHODS, esd, uce
 from erase.presets import AUTHORS, PRESETS
@@ -28,12 +28,15 @@ USABLE: dict[str, Any] = {
     "concept": "cat",
     "synonyms": ("kitty",),
     "irrelevant": ("dog", "sun", "tree"),
+    # A model that brings no defaults.
+    "model": {"path": "nowhere"},
 }
+PLAIN = RunConfig(**USABLE | {"model": Model("nowhere")})
 
 
 def test_defaults_are_the_methods():
     config = load_config(configure(**USABLE))
-    assert config == RunConfig(**USABLE)
+    assert config == PLAIN
     assert (config.lower.learning_rate, config.upper.learning_rate) == (1e-3, 5e-4)
     assert (config.lower.eta, config.lower.erase_to) == (1.0, "")
     assert (config.upper.temperature, config.upper.negatives) == (0.07, 3)
@@ -99,7 +102,8 @@ def parsed(tmp_path: Path, *overrides: str) -> Config:
     path.write_text(
         "from erase.runs import configure\n"
         "def get_config():\n"
-        "    return configure(concept='cat', lower={'attn': 5}, upper={'rsc': 0})\n"
+        "    return configure(concept='cat', lower={'attn': 5}, upper={'rsc': 0},\n"
+        "                     model={'path': 'nowhere'})\n"
     )
     arguments = ["program", f"--config={path}", *overrides]
     values = flags.FlagValues()
@@ -278,7 +282,7 @@ def test_runs_that_train_at_once_differ_in_what_is_their_own():
 )
 def test_runs_that_cannot_train_at_once_are_refused(each: dict, message: str):
     with pytest.raises(InputError, match=message):
-        load_runs(configure(irrelevant=OTHERS, each=each))
+        load_runs(configure(irrelevant=OTHERS, model=USABLE["model"], each=each))
 
 
 BY_METHOD = {
@@ -295,7 +299,7 @@ def test_a_method_brings_its_own_values():
             setattr(attrgetter(part)(given) if part else given, name, value)
         return load_runs(given, overrides)[""]
 
-    assert loaded() == RunConfig(**USABLE)
+    assert loaded() == PLAIN
     esd_ = loaded(method="esd")
     assert (esd_.iterations, esd_.adapter.rank, esd_.own(esd.Settings).eta) == (20, 2, 2.0)
     assert esd_.own(uce.Settings).guide == ""

@@ -203,3 +203,36 @@ def test_losses_of_half_precision_are_float32():
     mass = jnp.asarray(masses(L, B, H, T + S), jnp.bfloat16)
     assert losses.attention_to_concept(mass, T).dtype == jnp.float32
     assert losses.attention_features(mass, T).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("form", ["infonce", "literal"])
+def test_without_a_synonym_the_concept_is_led_towards_other_things_alone(form: str):
+    """In a synonym's place the concept itself has no slope, so that only the others have one."""
+    keys = jax.random.split(jax.random.key(3))
+    start = jax.random.normal(keys[0], (2, 3, 16))
+    others = unit(jax.random.normal(keys[1], (2, 3, 4, 16)))
+
+    def of(x: jax.Array) -> jax.Array:
+        concept = unit(x)
+        return losses.reverse_contrastive(concept, concept, others, 0.5, form)
+
+    def likeness(x: jax.Array) -> jax.Array:
+        return jnp.einsum("lbs,lbks->lb", unit(x), others)
+
+    slope = jax.grad(of)(start)
+    assert jnp.isfinite(slope).all()
+    assert (likeness(start - 0.1 * slope) > likeness(start)).all()
+    # The same as with a synonym that has no direction in common with anything near the concept.
+    alone = jax.grad(
+        lambda x: (
+            -jax.nn.logsumexp(jnp.einsum("lbs,lbks->lbk", unit(x), others) / 0.5, axis=-1).mean()
+        )
+    )(start)
+    cosine = jnp.sum(slope * alone, -1) / (
+        jnp.linalg.norm(slope, axis=-1) * jnp.linalg.norm(alone, axis=-1)
+    )
+    np.testing.assert_allclose(cosine, 1.0, rtol=1e-4)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

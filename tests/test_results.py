@@ -135,6 +135,12 @@ def test_tables_of_runs(folder: Path):
     assert page(folder, '{{ runs("all") }}')[3] == (
         "| flat | style | 90.0 → 10.0 | 90.0 → 10.0 | 90.0 → 90.0 |"
     )
+    alone = json.loads((folder / "all.json").read_text())
+    del alone["runs"]["flat"]["cells"]["Acc_g"]
+    (folder / "alone.json").write_text(json.dumps(alone))
+    assert page(folder, '{{ runs("alone") }}')[3] == (
+        "| flat | style | 90.0 → 10.0 | – | 90.0 → 90.0 |"
+    )
     lines = page(folder, '{{ apart("all", {"left of": "right of"}) }}')
     assert lines[2].startswith("| all others | 10 | 80.0 | 30.0 [")
     assert lines[3].startswith("| the one | 3 | 100.0 | 0.0 [")
@@ -219,6 +225,18 @@ def test_missing_numbers_are_named(folder: Path):
         page(folder, '{{ variants("losses") }}')
     with pytest.raises(InputError, match=r"results = 'nowhere' has no results\.md\.j2"):
         draw(Path("nowhere"), Path("PAGE.md"))
+
+
+def test_the_page_shows_the_newcomers_once_they_are_counted(folder: Path):
+    text = (ROOT / "docs" / "results" / results.TEMPLATE).read_text()
+    start = text.index('{% if "newcomer" in here %}')
+    section = text[start : text.index("{% endif %}", start) + len("{% endif %}")]
+    assert page(folder, section) == [""]
+    shutil.copy(folder / "all.json", folder / "newcomer.json")
+    lines = page(folder, section)
+    assert "    python -m erase.train --config configs/emoji_newcomer.py --workdir RUN \\" in lines
+    assert any(line.startswith("| all | 3 | 90.0 → 10.0 [") for line in lines)
+    assert "| flat | style | 90.0 → 10.0 | 90.0 → 10.0 | 90.0 → 90.0 |" in lines
 
 
 def test_the_committed_page_shows_the_committed_numbers(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Synonyms from the configuration, from a WordNet that NLTK finds, and from the shipped subset."""
 
 import json
+import re
 import shutil
 
 import nltk
@@ -9,8 +10,12 @@ import pytest
 from convert.errors import InputError
 from erase import synonyms
 from erase.config import PARTS_OF_SPEECH
-from erase.runs import load_config
+from erase.irrelevant import listed
+from erase.methods import method_of
+from erase.runs import configure, load_config
+from recipes.emoji_flux.erasing import KNOWN
 
+THINGS = [thing.name for thing in KNOWN.of_kind("entity")]
 USABLE = {"concept": "car", "irrelevant": ("dog", "sun", "tree")}
 LEXNAMES = 45
 # Words of a synset, as (part of speech, lemmas), the more frequent sense of a word first.
@@ -75,11 +80,82 @@ def test_the_configuration_comes_first():
         ("hug", "verb", ("embrace", "bosom", "squeeze")),
     ],
 )
-def test_the_shipped_subset_gives_the_first_sense(concept, part, expected):
-    names, source = synonyms.look_up(concept, part)
-    assert names
-    assert synonyms.clean(names, concept)[: len(expected)] == expected
-    assert "subset" in source
+def test_the_shipped_subset_has_what_concepts_need(concept, part, expected):
+    net, sense = synonyms.look_up(concept, part)
+    assert sense is not None
+    assert synonyms.clean(sense.words, concept)[: len(expected)] == expected
+    assert "subset" in net.source
+
+
+@pytest.mark.parametrize(
+    ("concept", "meant"),
+    [
+        # Of these the first sense is a jumper, a hand, a wood, a spy, a writer, a mark.
+        ("turtle", "reptiles"),
+        ("palm", "Palmae"),
+        ("cherry", "red fruit"),
+        ("mole", "velvety-furred"),
+        ("crane", "heavy objects|long-necked"),
+        ("tie", "neckwear"),
+        # The first sense of these is what pictures show.
+        ("mouse", "rodents"),
+        ("rainbow", "arc of colored light"),
+        ("star", "celestial body"),
+        ("fish", "aquatic vertebrates"),
+        ("jaguar", "spotted feline"),
+        ("plane", "aircraft"),
+    ],
+)
+def test_the_sense_is_one_that_pictures_show(concept: str, meant: str):
+    for things in ((), THINGS):
+        _, sense = synonyms.look_up(concept, "noun", None, things)
+        assert sense is not None
+        assert re.search(meant, sense.definition), sense
+
+
+def test_what_the_model_draws_decides():
+    tools = ("hammer", "screwdriver", "wrench", "saw", "drill")
+    animals = ("heron", "duck", "owl", "swan", "goose")
+    senses = [synonyms.look_up("crane", "noun", None, each)[1] for each in (tools, animals)]
+    assert [sense.name for sense in senses if sense] == ["crane.n.04", "crane.n.05"]
+
+
+@pytest.mark.parametrize("wanted", ["1", "turtleneck.n.01"])
+def test_the_user_s_sense_is_taken(wanted: str):
+    given = configure(concept="turtle", sense=wanted, model={"path": "models/emoji-flux"})
+    config, source = synonyms.settle(load_config(given))
+    assert config.synonyms == ("turtleneck", "polo-neck")
+    assert source == (
+        "WordNet subset, turtleneck.n.01: a sweater or jersey with a high close-fitting collar"
+    )
+
+
+@pytest.mark.parametrize("wanted", ["0", "9", "-1", "turtle.n.09", "", "x" * 3000])
+def test_a_sense_that_is_none_is_refused(wanted: str):
+    with pytest.raises(InputError) as caught:
+        synonyms.look_up("turtle", "noun", wanted)
+    told = str(caught.value)
+    assert len(told) <= 400
+    assert re.match("sense = .*2 senses of 'turtle' as a noun: 1 is turtleneck.n.01 .*; 2 is", told)
+    with pytest.raises(InputError, match="0 senses of 'qqq' as a noun; name synonyms"):
+        synonyms.look_up("qqq", "noun", wanted)
+
+
+def test_the_model_s_own_words_come_first():
+    given = {"concept": "turtle", "model": {"path": "models/emoji-flux"}}
+    config, source = synonyms.settle(load_config(configure(**given)))
+    assert (config.synonyms, source) == (("tortoise",), "models/emoji-flux")
+    # Words that the configuration names are not the model's.
+    config, source = synonyms.settle(load_config(configure(**given, synonyms=("reptile",))))
+    assert (config.synonyms, source) == (("reptile",), "the configuration")
+
+
+def test_no_name_of_another_thing_is_a_synonym():
+    _, sense = synonyms.look_up("ball", "noun", "ball.n.03")
+    assert sense is not None
+    assert sense.words == ("ball", "globe", "orb")
+    given = configure(concept="ball", sense="ball.n.03", model={"path": "models/emoji-flux"})
+    assert synonyms.settle(load_config(given))[0].synonyms == ("orb",)
 
 
 def test_words_that_are_to_be_kept_are_no_synonyms():
@@ -94,20 +170,23 @@ def test_names_are_cleaned():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "told"),
     [
-        (
-            {"concept": "soccer ball"},
-            "'soccer ball': the WordNet subset .* no other word .* a noun",
-        ),
-        ({"concept": "Timothée"}, "'Timothée': the WordNet subset .* does not know it .* a noun"),
-        ({"concept": "日本"}, "'日本': .* does not know it as a noun; name synonyms"),
-        ({"part_of_speech": "adjective"}, "'car': .* as an adjective; .* upper.rsc to 0"),
+        ({"concept": "soccer ball"}, "WordNet subset, soccer_ball.n.01: .* .no other word: L_rsc"),
+        ({"concept": "Timothée"}, "does not know 'Timothée' as a noun .no other word: L_rsc goes"),
+        ({"concept": "日本"}, "does not know '日本' as a noun .no other word"),
+        ({"part_of_speech": "adjective"}, "does not know 'car' as an adjective .no other word"),
     ],
 )
-def test_without_a_synonym_the_error_says_what_to_do(changes, message):
-    with pytest.raises(InputError, match=message):
-        found(**changes)
+def test_without_a_synonym_the_source_says_why(changes, told):
+    config, source = found(**changes)
+    assert config.synonyms == ()
+    assert re.search(told, source)
+    # L_rsc leads towards other things alone.
+    assert method_of(config).needs(config, listed(config), None).pools == (
+        (config.concept,),
+        config.irrelevant,
+    )
 
 
 def test_none_is_sought_where_none_is_used():
@@ -129,14 +208,15 @@ def test_a_whole_database_is_preferred(root, monkeypatch, zipped):
     monkeypatch.setattr(nltk.data, "path", [str(root)])
     config, source = found(concept="zork")
     assert config.synonyms == ("blib",)
-    assert str(root) in source
+    assert source == "WordNet, zork.n.01: made up"
     config, _ = found(concept="zorky", part_of_speech="adjective")
     assert config.synonyms == ("blibby",)
     # Its first sense has no other word; those of the second mean something else.
-    with pytest.raises(InputError, match=f"WordNet at .*{root.name}.* no other word"):
-        found(concept="plim")
-    with pytest.raises(InputError, match=r"'car': WordNet at .* does not know it"):
-        found()
+    config, source = found(concept="plim")
+    assert (config.synonyms, source[:21]) == ((), "WordNet, plim.n.01: m")
+    config, source = found(concept="plim", sense="2")
+    assert config.synonyms == ("zork",)
+    assert "does not know 'car'" in found()[1]
 
 
 def test_a_damaged_database_is_named(root, monkeypatch):
@@ -149,7 +229,8 @@ def test_a_damaged_database_is_named(root, monkeypatch):
 def test_the_subset_is_made_from_a_database(root, monkeypatch, tmp_path):
     subset = tmp_path / "subset.json"
     monkeypatch.setattr(synonyms, "SUBSET", subset)
-    empty = {"licence": ["free"], "senses": {part: {} for part in synonyms.TAGS}}
+    empty = {"licence": ["free"], "pictured": ["cat"], "senses": {"x": {"above": []}}}
+    empty["words"] = {part: {} for part in synonyms.TAGS}
     subset.write_text(json.dumps(empty))
     with pytest.raises(SystemExit) as end:
         synonyms.main(["synonyms", "zork"])
@@ -158,14 +239,33 @@ def test_the_subset_is_made_from_a_database(root, monkeypatch, tmp_path):
     synonyms.main(["synonyms", "Zork", "zorky", "unknown"])
     written = json.loads(subset.read_text())
     assert written["licence"] == ["free"]
-    assert written["senses"] == {
-        "noun": {"zork": ["zork", "grand_zork", "blib"]},
-        "adjective": {"zorky": ["zorky", "blibby"]},
+    assert written["pictured"] == ["cat"]
+    assert written["words"] == {
+        "noun": {"zork": ["zork.n.01", "plim.n.02"]},
+        "adjective": {"zorky": ["zorky.a.01"]},
         "verb": {},
     }
+    assert written["senses"]["zork.n.01"] == {
+        "definition": "made up",
+        "words": ["zork", "grand_zork", "blib"],
+        "above": [],
+    }
+    # It answers as the database does.
+    with_database = synonyms.look_up("zork", "noun")[1]
+    monkeypatch.setattr(nltk.data, "path", [])
+    assert synonyms.look_up("zork", "noun")[1] == with_database
 
 
 def test_the_shipped_subset_keeps_its_licence():
     shipped = json.loads(synonyms.SUBSET.read_text())
     assert any("Princeton University" in line for line in shipped["licence"])
-    assert set(shipped["senses"]) == set(PARTS_OF_SPEECH) == set(synonyms.TAGS)
+    assert set(shipped["words"]) == set(PARTS_OF_SPEECH) == set(synonyms.TAGS)
+
+
+def test_the_shipped_subset_is_whole_and_knows_the_model_s_entities():
+    shipped = synonyms.subset()
+    senses = shipped["senses"]
+    for words in shipped["words"].values():
+        assert {name for names in words.values() for name in names} <= senses.keys()
+    assert {name for sense in senses.values() for name in sense["above"]} <= senses.keys()
+    assert {synonyms.lemma(name) for name in THINGS} <= shipped["words"]["noun"].keys()

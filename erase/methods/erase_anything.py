@@ -307,10 +307,13 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Sentences with synonyms and irrelevant words where L_rsc looks at them; kept pictures."""
     del pipe
     lower, upper = config.lower, config.upper
+    # Without another word the concept stands for itself: L_rsc then leads towards other things, and
+    # away from nothing, since nothing is nearer to the concept than it is.
+    synonyms = config.synonyms or (config.concept,)
     shown = kept_prompts(config, upper.prompts, upper.pictures, upper.without_concept)
     return Needs(
         # Without L_rsc nothing looks at the other forms.
-        pools=(config.synonyms, *words.pools) if upper.rsc else (),
+        pools=(synonyms, *words.pools) if upper.rsc else (),
         bare=upper.rsc_form == "released",
         stand_in=lower.stand_in,
         towards=lower.erase_to,

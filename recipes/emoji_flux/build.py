@@ -3,9 +3,9 @@
     python -m recipes.emoji_flux.build --workdir runs/emoji-flux --out models/emoji-flux
 
 Stages, in order: sprites (needs npm and the extra `recipe`), tokenizers, scenes, judge, vae,
-transformer, distillation, export, measure, card. Each leaves its result in the work folder and is
-passed over when that is there; networks go on from their newest checkpoint. `metrics.jsonl` of
-each network tells the seconds an update takes.
+transformer, distillation, export, erasing, measure, card. Each leaves its result in the work folder
+and is passed over when that is there; networks go on from their newest checkpoint. `metrics.jsonl`
+of each network tells the seconds an update takes.
 """
 
 import functools
@@ -28,6 +28,7 @@ from flux_jax.vae import AutoencoderKL, pack, scale_latents
 from flux_jax.weights import build
 from recipes.emoji_flux import flux_training, judge_training, sprites, tokenizers, vae_training
 from recipes.emoji_flux.card import write_card
+from recipes.emoji_flux.erasing import write_known
 from recipes.emoji_flux.export import export
 from recipes.emoji_flux.flux_training import FluxData
 from recipes.emoji_flux.scenes import Scenes, make
@@ -35,7 +36,7 @@ from recipes.emoji_flux.vae_training import SceneData
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
 STAGES = ("sprites", "tokenizers", "scenes", "judge", "vae", "transformer", "distillation",
-          "export", "measure", "card")  # fmt: skip
+          "export", "erasing", "measure", "card")  # fmt: skip
 
 FLAGS = flags.FLAGS
 
@@ -206,6 +207,7 @@ def main(argv: list[str]) -> None:
         "transformer": (lambda: teacher(workdir, out), None),
         "distillation": (lambda: student(workdir, out), None),
         "export": (lambda: write(workdir, out), None),
+        "erasing": (lambda: write_known(out), None),
         "measure": (lambda: judge_samples(workdir, out), None),
         "card": (lambda: write_card(workdir, out), None),
     }

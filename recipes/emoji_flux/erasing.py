@@ -1,0 +1,193 @@
+"""`erase.json` of the shipped folder: what the model knows, and what erases well from it.
+
+The values are those that the studies in configs/studies.py led to.
+"""
+
+from collections.abc import Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from erase.known import FILE, Keep, Kind, Known, Thing
+from erase.pictures import write
+from erase.prompts import SLOT, phrase
+from flux_jax.lora import TEXT_QUERY_KEY
+from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
+
+# Every third entity: pictures are kept of these, and sentences about styles and relations name
+# them. The other two thirds are seen by evaluations alone.
+# fmt: off
+KEPT = (
+    "apple", "watermelon", "cherry", "mushroom", "cake", "coffee", "french fries", "volleyball",
+    "dog", "pig", "frog", "fish", "crab", "bee", "snail", "bicycle", "sailboat", "tower",
+    "castle", "shoe", "crown", "key", "light bulb", "balloon", "pumpkin", "star", "lightning",
+    "explosion", "cactus", "globe", "ghost", "handshake",
+)
+# fmt: on
+PICTURES = tuple(phrase("a photo of a {}", name) for name in KEPT)
+ENTITY_PROMPTS = (
+    "a photo of a {}",
+    "a {}",
+    "a picture of a {}",
+    "an image of a {} on a blue background",
+    "an emoji of a {} in flat style",
+)
+# Forms of a style's name that people may write instead.
+_STYLES = {
+    "noto": ("google", "notoemoji"),
+    "twitter": ("twemoji", "tweet"),
+    "render": ("rendering", "3d"),
+    "blob": ("blobby", "blobmoji"),
+    "emojione": ("emoji one", "joypixels"),
+    "silhouette": ("silhouettes", "shadow"),
+    "flat": ("flattened", "flat design"),
+    "lineart": ("line art", "outline"),
+    "firefox": ("firefoxos", "mozilla"),
+    "sticker": ("stickers", "decal"),
+}
+# Many things, or what is learnt about a style stays with the few that were named.
+_IN_STYLE = (
+    ("a {}", " in the style of {}"),
+    ("a photo of a {}", " in {} style"),
+    ("a {}", " in {} style"),
+)
+# As they stand between two things, how else that may be said, and what to draw instead. Two things
+# joined by "and" are drawn beside or above each other, so that is nothing else for these.
+_RELATIONS = {
+    "left of": ("left of", ("to the left side of", "leftward of"), "behind"),
+    "right of": ("right of", ("to the right side of", "rightward of"), "behind"),
+    "above": ("above", ("over",), "behind"),
+    "below": ("below", ("under", "beneath"), "behind"),
+    "in": ("in", ("inside",), "and"),
+    "on": ("on", ("on top of", "atop"), "and"),
+    "behind": ("behind", ("at the back of", "in back of"), "and"),
+    "amidst": ("amidst", ("among", "surrounded by"), "and"),
+    "back to back": ("back to back with", ("back-to-back with",), "and"),
+    "hugging close": ("hugging close to", ("embracing", "cuddling"), "and"),
+}
+# How a relation is written between two things.
+PHRASES = {relation: between for relation, (between, _, _) in _RELATIONS.items()}
+
+METHOD: Mapping[str, Any] = {
+    "iterations": 300,
+    "bank": {"shuffled": 0.5},
+    "lower": {"attn": 5.0},
+    "upper": {
+        # As fast as the lower level: slower, it loses more of what should stay.
+        "learning_rate": 1e-3,
+        "lora": 10.0,
+        "lora_target": "base",
+        "pictures": len(KEPT),
+    },
+}
+# What styles and relations take besides. The values' projections go beyond the paper's adapter.
+STRONG: Mapping[str, Any] = {
+    "batch_size": 4,
+    "adapter": {"targets": (*TEXT_QUERY_KEY, "dual_blocks/attn/add_v_proj")},
+    "lower": {"learning_rate": 3e-3},
+    "upper": {"learning_rate": 3e-3},
+}
+# The best of four learning rates or ridges each, or of six, by H on validation prompts, see
+# configs/studies.py:methods. Where their authors draw half a picture in every update to come to
+# x_t, the frozen model's trajectories serve, as they do EraseAnything.
+OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "concept_ablation": {"concept_ablation": {"learning_rate": 3e-4}},
+    "esd": {"esd": {"learning_rate": 3e-4, "trajectories": "teacher"}},
+    "uce": {"uce": {"ridge": 50.0}},
+    "mace": {"mace": {"learning_rate": 1e-4}},
+    "eap": {"eap": {"learning_rate": 1e-3, "trajectories": "teacher"}},
+    "meta_unlearning": {"meta_unlearning": {"learning_rate": 3e-4, "trajectories": "teacher"}},
+    "attention_erasure": {},
+}
+# Half of a relation's adapter still erases, and other relations keep more; this is for those that
+# EraseAnything erases.
+_WHOLE = {"evaluation": {"strength": 1.0}}
+_KINDS = {
+    "entity": Kind(
+        prompts=ENTITY_PROMPTS,
+        beside="and a {}",
+        templates=("a photo of a {}", "a {}", "a picture of a {}"),
+        keep=Keep(templates=("a photo of a {}",), things=KEPT),
+    ),
+    "style": Kind(
+        prompts=(
+            "an art in the style of {}",
+            "a picture in the style of {}",
+            *(phrase(thing, name) + style for (thing, style), name in zip(cycle(_IN_STYLE), KEPT)),
+        ),
+        templates=tuple(
+            phrase("a {}", thing) + " in the style of {}"
+            for thing in ("penguin", "guitar", "lemon", "elephant")
+        ),
+        keep=Keep(templates=tuple(f"{picture} in the style of {{}}" for picture in PICTURES)),
+        shared=dict(STRONG),
+    ),
+    "relation": Kind(
+        prompts=tuple(
+            phrase("a {} ", a) + SLOT + phrase(" a {}", b)
+            for a, b in zip(KEPT, KEPT[16:] + KEPT[:16], strict=True)
+        ),
+        templates=(
+            "a penguin {} a guitar",
+            "an elephant {} a lemon",
+            "a photo of a monkey {} a camera",
+            "a truck {} a sunflower",
+        ),
+        every_other=True,
+        keep=Keep(
+            templates=tuple(
+                phrase("a {} ", a) + SLOT + phrase(" a {}", b)
+                for a, b in zip(KEPT, KEPT[5:] + KEPT[:5], strict=True)
+            )
+        ),
+        shared=dict(STRONG),
+        # In another order a sentence has another relation.
+        own={"bank": {"shuffled": 0.0}, "evaluation": {"strength": 0.5}},
+    ),
+}
+
+
+def _things() -> tuple[Thing, ...]:
+    entities = [
+        Thing(name=each.name, kind="entity", group=each.kind, words=each.synonyms)
+        for each in ENTITIES
+    ]
+    styles = [
+        Thing(
+            name=name,
+            kind="style",
+            words=_STYLES[name],
+            # A plain one, or half of the pictures keep the style.
+            instead="sticker" if name == "flat" else "flat",
+        )
+        for name in STYLES
+    ]
+    relations = [
+        Thing(
+            name=name,
+            kind="relation",
+            written=between if between != name else "",
+            words=words,
+            converse=INVERSE.get(name, ""),
+            instead=instead,
+        )
+        for name, (between, words, instead) in _RELATIONS.items()
+    ]
+    return (*entities, *styles, *relations)
+
+
+KNOWN = Known(
+    place={"height": 64, "width": 64, "evaluation": {"judge": "judge"}},
+    method={
+        **METHOD,
+        "by_method": {name: {**values, **_WHOLE} for name, values in OTHERS.items()},
+    },
+    kinds=_KINDS,  # pyright: ignore[reportArgumentType]
+    things=_things(),
+)
+assert tuple(_RELATIONS) == RELATIONS
+
+
+def write_known(out: Path) -> None:
+    """Writes `erase.json` into the pipeline's folder."""
+    write(out / FILE, KNOWN.model_dump_json(indent=1, exclude_defaults=True) + "\n")
