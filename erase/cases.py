@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 
 from convert.errors import InputError
 from erase.config import Config
-from erase.judge import Judge
+from erase.judge import Judge, open_judge
 from erase.pictures import draw
 from erase.prompts import phrase
 from flux_jax.lora import Adapter
@@ -105,6 +105,41 @@ def named_pair(judge: Judge, prompt: str) -> tuple[int, int]:
         )
     first, second = (judge.config.entities.index(name) for name in named[:2])
     return first, second
+
+
+def judge_of(config: Config) -> Judge | None:
+    """The configuration's judge, which can count its pictures; needs no model.
+
+    Raises:
+        InputError: its folder cannot be used, it does not know a label, or it looks at pictures of
+            another size than those that are drawn.
+    """
+    settings = config.evaluation
+    if settings.judge is None:
+        return None
+    judge = open_judge(settings.judge)
+    for name in ("height", "width"):
+        if getattr(config, name) != judge.size:
+            raise InputError(
+                f"{name} = {getattr(config, name)}: the judge {settings.judge} takes pictures of "
+                f"{judge.size} x {judge.size} pixels; give --config.height={judge.size} "
+                f"--config.width={judge.size}, or name another evaluation.judge"
+            )
+    for word in (config.concept, *settings.others):
+        judge.label(word)
+    return judge
+
+
+def check_judge(config: Config) -> None:
+    """Makes sure, before a model is opened, that whatever asks the judge can.
+
+    Raises:
+        InputError: see `judge_of`; or there is none, and early stopping asks it.
+    """
+    if config.early_stop.every and config.evaluation.judge is None:
+        raise InputError("evaluation.judge = None: early_stop asks a judge; name its folder")
+    if config.early_stop.every or config.evaluation.pictures:
+        judge_of(config)
 
 
 def check(pipe: Pipeline, judge: Judge | None, drawn: Sequence[Case]) -> None:

@@ -34,7 +34,7 @@ from convert import progress
 from convert.errors import InputError, exits_cleanly
 from convert.lora import TORCH_FILE
 from erase import attack, evaluate, frechet, memory, summary, synonyms, tables
-from erase.cases import Case, draw_cases, judged
+from erase.cases import Case, draw_cases, judge_of, judged
 from erase.command import FLAG, begin, configured_for, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import share
@@ -92,6 +92,7 @@ def compare(
     result = resumed(out, head, "methods", "comparison")
     fresh = left(out, result, methods)
     for name, config in runs.items():
+        judge_of(config)
         if not synonyms.settle(config)[0].synonyms:
             raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
     pipe = open_model(first)

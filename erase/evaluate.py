@@ -31,10 +31,10 @@ from convert.adapters import find_adapter
 from convert.errors import exits_cleanly
 from erase import card, report
 from erase.attention import TIMES, attention_maps
-from erase.cases import Case, cases, check, draw_cases, judged
+from erase.cases import Case, cases, check, draw_cases, judge_of, judged
 from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
-from erase.judge import Judge, open_judge, share
+from erase.judge import Judge, share
 from erase.model import open_model
 from erase.percent import interval, percent
 from erase.pictures import png, write
@@ -65,7 +65,7 @@ def plan(
             over the token limit.
     """
     settings = config.evaluation
-    judge = open_judge(settings.judge) if settings.judge else None
+    judge = judge_of(config)
     drawn = cases(config, [word for word in others(config, judge) if word not in erased])
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
@@ -273,6 +273,8 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
         InputError: a configuration, an adapter or the model cannot be used.
     """
     runs = {name: settle(config)[0] for name, config in configured().items()}
+    for config in runs.values():
+        judge_of(config)
     opened = {
         name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
         for name, config in runs.items()

@@ -35,7 +35,7 @@ from erase import (
     synonyms,
 )
 from erase.adapters import make_adapters
-from erase.cases import draw_cases, judged
+from erase.cases import draw_cases, judge_of, judged
 from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
 from erase.loop import METRICS
@@ -106,6 +106,8 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         "pictures": first.evaluation.pictures,
     }
     result = resumed(out, head, "variants", "study")
+    for config in (each for plan in plans.values() for each in plan.values()):
+        judge_of(config)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
     last, trained = None, None

@@ -47,6 +47,7 @@ from erase import (
 from erase import replay as replays
 from erase import workdir as workdirs
 from erase.adapters import banks_of, make_adapters
+from erase.cases import check_judge
 from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.language_model import describe
@@ -121,6 +122,8 @@ def _run(
     fields = [field for field in descriptions[next(iter(runs))] if field != "command"]
     distributed.agree(given | {f: [own[f] for own in descriptions.values()] for f in fields})
     distributed.from_first(lambda: workdirs.check(workdir, descriptions, overwrite=overwrite))
+    for config in configs.values():
+        check_judge(config)
     pipe = open_model(first, len(runs))
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
     print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
@@ -209,6 +212,8 @@ def main(argv: Sequence[str]) -> None:
     runs = configured()
     if given.plan:
         settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
+        for config in settled.values():
+            check_judge(config)
         with distributed.first_speaks():
             pipe = open_model(next(iter(settled.values())), len(settled))
             fits = memory.show(settled, pipe)

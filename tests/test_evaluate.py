@@ -11,17 +11,18 @@ from PIL import Image
 
 from configs import emoji_cat
 from convert.errors import InputError
-from erase import report
+from erase import report, train
 from erase.attack import FAMILIES, attack
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, draw_cases, judged, named_pair
-from erase.config import Config, Evaluation, Model
+from erase.config import Config, EarlyStop, Evaluation, Model, Upper
 from erase.evaluate import evaluate, others, plan
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge
 from erase.runs import load_config
 from erase.summary import CELLS, harmonic_mean
 from flux_jax import Adapter, load, lora
 from flux_jax.pipeline import Pipeline
+from flux_jax.weights import Weights
 
 LABELS = JudgeConfig(
     ("cat", "dog", "hot dog", "apple"),
@@ -87,6 +88,39 @@ def test_cases_spread_over_words_templates_and_seeds(config: Config):
     assert len({(c.prompt, c.seed) for c in drawn}) == len(drawn)
     assert cases(config, ["dog", "apple"]) == drawn
     assert all(c.cell != "Acc_g" for c in cases(replace(config, synonyms=()), ["dog"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "told"),
+    [
+        ({"height": 32}, {}, "height = 32: the judge .* takes pictures of 16 x 16 pixels"),
+        ({"width": 128}, {}, "width = 128: the judge"),
+        ({"concept": "bat", "prompts": ("a bat",)}, {}, "'bat' is not among the judge's labels"),
+        ({}, {"others": ("dog", "cow")}, "'cow' is not among the judge's labels"),
+        ({"early_stop": EarlyStop(1)}, {"judge": None}, "early_stop asks a judge"),
+    ],
+)
+def test_what_the_judge_cannot_count_is_told_before_a_model_is_opened(
+    config: Config, tmp_path: Path, changes: dict, settings: dict, told: str
+):
+    asked = replace(config, **changes, evaluation=replace(config.evaluation, **settings))
+    asked = replace(asked, model=Model("no-such-folder"), upper=Upper(rsc=0))
+    with pytest.raises(InputError, match=told) as raised:
+        train.run({"": asked}, tmp_path / "run")
+    assert len(str(raised.value)) < 400
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="no-such-folder"):
+        train.run({"": replace(config, model=asked.model, upper=asked.upper)}, tmp_path / "run")
+
+
+def test_a_size_that_the_model_cannot_draw_is_told_before_weights_are_read(
+    config: Config, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Weights, "__getitem__", lambda *_: pytest.fail("weights are read"))
+    asked = replace(config, model=Model(str(tiny_folder)), upper=Upper(rsc=0), height=18)
+    asked = replace(asked, evaluation=replace(config.evaluation, judge=None))
+    with pytest.raises(InputError, match="height = 18 is not a multiple"):
+        train.run({"": asked}, tmp_path / "run")
 
 
 def test_longer_names_win_and_pairs_are_ordered(judge: Judge):
