@@ -20,7 +20,7 @@ from erase.config import Config
 from erase.fields import paths, shown, unknown
 from erase.methods import METHODS
 from erase.overrides import joined_lists, of_another_concept
-from erase.runs import EACH, RunConfig, load_runs
+from erase.runs import EACH, RunConfig, load_runs, plain
 from flux_jax import compiler
 
 FLAG = "config"
@@ -74,7 +74,7 @@ def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) ->
     former = flag.parser.parse(flag.config_filename).get("concept")
     if not isinstance(former, str) or former.casefold() == str(given.concept).casefold():
         return given
-    values, gone = of_another_concept(given.to_dict(), former, changed, RunConfig)
+    values, gone = of_another_concept(plain(given), former, changed, set(paths(RunConfig)))
     if gone:
         _note(
             f"concept = {shown(given.concept)} in the place of {shown(former)}: left out what the "

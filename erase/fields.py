@@ -91,24 +91,13 @@ def paths(cls: type, prefix: str = "") -> Iterator[str]:
             yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
 
 
-def lists(cls: type) -> list[str]:
+def lists(cls: type, prefix: str = "") -> Iterator[str]:
     """Names of the fields that hold several texts."""
-    return [path for path, hint, _ in _leaves(cls) if typing.get_origin(hint) is tuple]
-
-
-def defaults(cls: type) -> dict[str, Any]:
-    """The default of each field that has one, by the field's name."""
-    return {path: value for path, _, value in _leaves(cls) if value is not dataclasses.MISSING}
-
-
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and default of all fields that are no parts."""
-    hints = _hints(cls)
-    for spec in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[spec.name]):
-            yield from _leaves(typing.cast(type, hints[spec.name]), f"{prefix}{spec.name}.")
-        else:
-            yield f"{prefix}{spec.name}", hints[spec.name], spec.default
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from lists(typing.cast(type, hint), f"{prefix}{name}.")
+        elif typing.get_origin(hint) is tuple:
+            yield prefix + name
 
 
 def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,19 +7,23 @@ own writing, `--config.synonyms="('football', 'ball')"`; "()" is an empty list.
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from convert.errors import InputError
-from erase.fields import defaults, lists, shown
+from erase.fields import lists, shown
 from erase.spelling import mentions
 
 # Fields that hold sentences; all other lists are of words.
 SENTENCES = ("prompts", "templates")
 # What was chosen for a concept, even where it does not name it.
-CHOSEN_FOR = ("synonyms", "part_of_speech", "irrelevant", "evaluation.others", "related")
+CHOSEN_FOR = (
+    "kind", "synonyms", "part_of_speech", "sense", "irrelevant", "evaluation.others", "related",
+)  # fmt: skip
 # Sentences or words that may name it.
 MAY_NAME = (*SENTENCES, "erase_to", "stand_in", "anchor", "guide", "keep")
+# In the place of a value that is left out.
+_GONE = object()
 
 
 def joined_lists(arguments: Sequence[str], flag: str, config: type) -> list[str]:
@@ -91,26 +95,25 @@ def read_list(name: str, text: str) -> tuple[str, ...]:
 
 
 def of_another_concept(
-    values: Mapping[str, Any], former: str, changed: Mapping[str, Any], config: type
+    values: Mapping[str, Any], former: str, changed: Mapping[str, Any], known: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """A configuration without the words that were meant for another concept.
 
     What was chosen for the former concept is left out: synonyms, words for other things, concepts
     that should stay. So are sentences and words that name it, one of its synonyms, or the present
-    concept, where they stood for something else. The defaults take their place.
+    concept, where they stood for something else. The defaults follow for what is left out.
 
     Args:
         values: the file's, with the concept that the command line gives, nested.
         former: the file's concept.
         changed: fields that the command line changes, by their paths; these stay.
-        config: the dataclass.
+        known: names of all fields; others are kept, to be told of later.
 
     Returns:
         The values, and the paths of what was left out.
     """
     synonyms = values.get("synonyms") or ()
     old = [former, *(synonyms if "synonyms" not in changed else ())]
-    present = defaults(config)
     gone: list[str] = []
 
     def kept(path: str, value: Any) -> Any:
@@ -120,15 +123,15 @@ def of_another_concept(
         if path in changed or not (belongs or name in MAY_NAME) or value in (None, "", ()):
             return value
         if belongs:
-            return present[path]
+            return _GONE
         if isinstance(value, str):
-            return present[path] if _names(value, [*old, values["concept"]]) else value
+            return _GONE if _names(value, [*old, values["concept"]]) else value
         if not isinstance(value, tuple | list):
             return value
         own = path in ("prompts", "evaluation.templates")
         words = old if own else [*old, values["concept"]]
         left = tuple(each for each in value if not _names(each, words))
-        return left or present[path]
+        return left or _GONE
 
     def walked(part: Mapping[str, Any], prefix: str, place: str) -> dict[str, Any]:
         made = {}
@@ -139,8 +142,10 @@ def of_another_concept(
                 below = "" if prefix == "by_method." else f"{path}."
                 made[name] = walked(value, below, f"{place}{name}.")
             else:
-                made[name] = kept(path, value) if path in present else value
-                if made[name] != value:
+                left = kept(path, value) if path in known else value
+                if left is not _GONE:
+                    made[name] = left
+                if left != value:
                     gone.append(f"{place}{name}")
         return made
 

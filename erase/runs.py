@@ -124,7 +124,7 @@ def load_runs(
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _plain(given)
+    values = plain(given)
     # Fields that a dictionary lacks are the program's to fill in, whatever model it names.
     follows_model = isinstance(given, ConfigDict)
     preset = values.pop(PRESET, "") if follows_model else ""
@@ -161,7 +161,7 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _plain(given)
+    values = plain(given)
     preset = values.pop(PRESET, "") if isinstance(given, ConfigDict) else ""
     values = _of_method(values, {})
     return _completed(values, Defaults([values], preset) if isinstance(given, ConfigDict) else None)
@@ -256,7 +256,7 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
                 )
 
 
-def _plain(given: Any) -> dict[str, Any]:
+def plain(given: Any) -> dict[str, Any]:
     """What a configuration file returned, as dictionaries."""
     if given is None:
         raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")

@@ -147,6 +147,6 @@ def test_the_same_concept_keeps_its_words(configured: Any, capsys: pytest.Captur
 
 
 def test_one_concept_for_runs_that_have_their_own_is_refused(configured: Any):
-    text = FILE.replace('concept="cat",', 'each={"a": {"concept": "cat"}},')
+    text = FILE.replace('concept="cat",', 'concept="cat", each={"a": {"concept": "cat"}},')
     with pytest.raises(InputError, match="concept = 'dog' would change none of the runs"):
         configured("--config.concept=dog", text=text)
