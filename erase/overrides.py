@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from convert.errors import InputError
+from erase.config import Config
 from erase.fields import lists, shown
 from erase.spelling import mentions
 
@@ -18,10 +19,18 @@ from erase.spelling import mentions
 SENTENCES = ("prompts", "templates")
 # What was chosen for a concept, even where it does not name it.
 CHOSEN_FOR = (
-    "kind", "synonyms", "part_of_speech", "sense", "irrelevant", "evaluation.others", "related",
-)  # fmt: skip
+    "kind",
+    "synonyms",
+    "part_of_speech",
+    "sense",
+    "irrelevant",
+    "evaluation.others",
+    "meta_unlearning.related",
+)
 # Sentences or words that may name it.
 MAY_NAME = (*SENTENCES, "erase_to", "stand_in", "anchor", "guide", "keep")
+# Values that fields have where nobody chose any.
+UNSET = (None, "", (), Config.part_of_speech)
 # In the place of a value that is left out.
 _GONE = object()
 
@@ -119,8 +128,8 @@ def of_another_concept(
     def kept(path: str, value: Any) -> Any:
         """The value, or what is left of it."""
         name = path.rpartition(".")[2]
-        belongs = path in CHOSEN_FOR or name in CHOSEN_FOR
-        if path in changed or not (belongs or name in MAY_NAME) or value in (None, "", ()):
+        belongs = path in CHOSEN_FOR
+        if path in changed or not (belongs or name in MAY_NAME) or value in UNSET:
             return value
         if belongs:
             return _GONE

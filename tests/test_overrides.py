@@ -132,10 +132,11 @@ def test_another_concept_keeps_no_words_of_the_old_one(
     assert said.startswith("concept = 'dog' in the place of 'cat': left out what the file says")
     assert said.count("\n") == 1
     assert "irrelevant" not in said
+    assert "uce" not in said
     for name in ("prompts", "synonyms", "part_of_speech", "lower.stand_in"):
         assert f" {name}," in said
     ablated = configured("--config.concept=dog", "--config.method=mace", "--config.synonyms=pup")
-    assert (ablated.prompts, ablated.iterations) == (("a photo of a {}",), 7)
+    assert (ablated.prompts, ablated.iterations) == (("a {} on a mat",), 7)
     assert ablated.synonyms == ("pup",)
 
 
