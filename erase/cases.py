@@ -29,12 +29,14 @@ class Case:
         prompt: what to draw.
         seed: of the noise.
         sought: the concept that the judge is to look for.
+        word: what the prompt calls it, where its cell has several words.
     """
 
     cell: str
     prompt: str
     seed: int
     sought: str
+    word: str = ""
 
 
 def cases(config: Config, others: Sequence[str]) -> list[Case]:
@@ -60,7 +62,8 @@ def cases(config: Config, others: Sequence[str]) -> list[Case]:
             # After each common multiple the templates move on by one, or pairs would repeat.
             turn = math.lcm(len(pairs), len(settings.templates))
             template = settings.templates[(index + index // turn) % len(settings.templates)]
-            drawn.append(Case(cell, phrase(template, word), settings.seed + index, sought))
+            seed, prompt = settings.seed + index, phrase(template, word)
+            drawn.append(Case(cell, prompt, seed, sought, word if cell == "Acc_g" else ""))
     return drawn
 
 

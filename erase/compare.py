@@ -183,11 +183,13 @@ def count(
     pictures = look([*drawn, *asked], erased=True)
     after, changed = see(pictures[: len(drawn)])
     hits = judged(judge, pictures[len(drawn) :], asked)
+    found = {"before": before, "after": after}
     row = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "seed": config.seed,
-        "cells": evaluate.counts(drawn, {"before": before, "after": after}),
+        "cells": evaluate.counts(drawn, found),
+        "synonyms": evaluate.by_synonym(drawn, found),
         "attacks": share(int(hits.sum()), len(asked)),
     }
     return row, (features, changed)

@@ -250,8 +250,9 @@ def show(result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for name, variant in result["variants"].items():
         cells = sums(variant)
-        shares = [cells[c]["after"]["share"] for c in summary.CELLS] + [cells["H"]["after"]]
-        table.add_row(name, *(percent(share) for share in shares))
+        shares = [cells[c]["after"]["share"] if c in cells else None for c in summary.CELLS]
+        shares.append(cells["H"]["after"])
+        table.add_row(name, *("" if s is None else percent(s) for s in shares))
     Console().print(table)
 
 

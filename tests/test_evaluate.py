@@ -16,10 +16,10 @@ from erase.attack import FAMILIES, attack
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, draw_cases, judged, named_pair
 from erase.config import Config, EarlyStop, Evaluation, Model, Upper
-from erase.evaluate import evaluate, others, plan
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge
+from erase.evaluate import by_synonym, counts, evaluate, others, plan
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge, share
 from erase.runs import load_config
-from erase.summary import CELLS, harmonic_mean
+from erase.summary import CELLS, harmonic_mean, left_out_note
 from flux_jax import Adapter, load, lora
 from flux_jax.pipeline import Pipeline
 from flux_jax.weights import Weights
@@ -163,6 +163,38 @@ def place(sheet: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
     return next(
         (y, x) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], picture)
     )
+
+
+def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
+    drawn = cases(replace(config, synonyms=("kitty", "feline", "grimalkin")), ["dog"])
+    after = np.zeros(len(drawn), bool)
+    # The base draws a cat for all words but one, and a kitty now and then.
+    before = np.array([case.word not in ("grimalkin", "kitty") for case in drawn])
+    before[next(i for i, case in enumerate(drawn) if case.word == "kitty")] = True
+    found = {"before": before, "after": after}
+    rows = {row["word"]: row for row in by_synonym(drawn, found)}
+    assert {word: row["left_out"] for word, row in rows.items()} == {
+        "kitty": False, "feline": False, "grimalkin": True,
+    }  # fmt: skip
+    assert rows["grimalkin"] == {
+        "concept": "cat", "word": "grimalkin", "before": 0, "after": 0, "of": 2, "left_out": True,
+    }  # fmt: skip
+    cells = counts(drawn, found)
+    assert cells["Acc_g"] == {"before": share(3, 4), "after": share(0, 4)}
+    assert cells["Acc_e"]["before"]["of"] == cells["Acc_ir"]["before"]["of"] == 6
+    told = left_out_note({"synonyms": list(rows.values())})
+    assert "“grimalkin” (0 of 2)" in told
+    assert "kitty" not in told
+    # None is left: nothing is said of other words, and H is that of the rest.
+    nothing = {
+        "before": before & np.array([case.cell != "Acc_g" for case in drawn]),
+        "after": after,
+    }
+    assert set(counts(drawn, nothing)) == {"Acc_e", "Acc_ir"}
+    # Where the concept's own name does not serve either, the synonyms are not to blame.
+    blind = {"before": np.zeros(len(drawn), bool), "after": after}
+    assert counts(drawn, blind)["Acc_g"]["before"] == share(0, 6)
+    assert left_out_note({}) == ""
 
 
 def test_evaluation_writes_what_a_report_reads(
