@@ -38,6 +38,7 @@ from erase.command import FLAG, begin, configured, define_flag, explains_memory,
 from erase.config import Config
 from erase.judge import Judge, share
 from erase.model import open_model
+from erase.notes import left_out_note, mean_note
 from erase.percent import interval, percent
 from erase.pictures import png, write
 from erase.sample import read_adapter
@@ -46,8 +47,6 @@ from erase.summary import (
     CELLS,
     harmonic_mean,
     has_mean,
-    left_out_note,
-    mean_note,
     write_summary,
 )
 from erase.synonyms import settle

@@ -16,6 +16,7 @@ from rich.table import Table
 from scipy.stats import bootstrap, hmean
 
 from erase.judge import share
+from erase.notes import left_out_note, mean_note
 from erase.percent import percent
 from erase.pictures import write
 
@@ -43,34 +44,6 @@ def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
 def has_mean(cells: Mapping[str, Any]) -> bool:
     """Whether there is enough for H: what is erased and what is kept."""
     return {"Acc_e", "Acc_ir"} <= set(cells)
-
-
-def left_out_note(result: Mapping[str, Any]) -> str:
-    """What to say of synonyms that are left out of Acc_g; nothing where there are none.
-
-    Args:
-        result: an evaluation's; those of earlier versions left none out.
-    """
-    words = [row for row in result.get("synonyms", ()) if row["left_out"]]
-    if not words:
-        return ""
-    each = [f"“{row['word']}” ({row['before']} of {row['of']})" for row in words]
-    more = f" and {len(each) - 3} more" if len(each) > 3 else ""
-    return (
-        f"Left out of Acc_g: {', '.join(each[:3])}{more}. The base does not know such a word for "
-        "the concept: the judge finds it in under 20 % of the base's pictures."
-    )
-
-
-def mean_note(result: Mapping[str, Any]) -> str:
-    """What to say of an H that lacks Acc_g; nothing where it has it, or there is no H.
-
-    Args:
-        result: an evaluation's, or sums over several.
-    """
-    if "H" not in result or "Acc_g" in result.get("cells", result):
-        return ""
-    return "H is the mean of 1 − Acc_e and Acc_ir alone: no synonym could be counted for Acc_g."
 
 
 def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -171,9 +144,10 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 def _good(counts: np.ndarray) -> np.ndarray:
     """H [...] of counts [..., 4, 2]."""
     erased, other_words, kept, _ = _shares(counts)
-    # Synonyms may not have been counted.
-    policy = "omit" if np.isnan(other_words).any() else "propagate"
-    return hmean([1 - erased, kept, 1 - other_words], axis=0, nan_policy=policy)
+    good = 1 - erased, kept
+    every = hmean([*good, 1 - np.nan_to_num(other_words)], axis=0)
+    # Where no synonym was counted, the mean is that of the other two.
+    return np.where(np.isnan(other_words), hmean(good, axis=0), every)
 
 
 def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

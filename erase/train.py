@@ -45,6 +45,7 @@ from erase import (
     synonyms,
 )
 from erase import replay as replays
+from erase import words as shown
 from erase import workdir as workdirs
 from erase.adapters import banks_of, make_adapters
 from erase.cases import check_judge
@@ -154,10 +155,20 @@ def _run(
         _, further = written[name]
         if configs[name].more_prompts:
             write(folder / sentences.FILE, describe(further))
-        print(
-            f"{name and f'{name}: '}sentences come from {further.source}, "
-            f"synonyms from {settled[name][1]}, irrelevant words from {words[name].source}"
-        )
+    shown.show(
+        {
+            name: shown.lines(
+                config.concept,
+                config.prompts,
+                written[name][1].source,
+                config.synonyms,
+                settled[name][1],
+                [word for pool in words[name].pools for word in pool],
+                words[name].source,
+            )
+            for name, config in configs.items()
+        }
+    )
     prompts = [prompt for planned in plans.values() for prompt in planned.prompts]
     pipe.remember([*prompts, *(case.prompt for case in drawn)], first.bank.batch)
     # The text encoders, larger than all but the transformer, make room for it.

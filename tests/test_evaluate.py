@@ -18,8 +18,9 @@ from erase.cases import Case, cases, draw_cases, judged, named_pair
 from erase.config import Config, EarlyStop, Evaluation, Model, Upper
 from erase.evaluate import by_synonym, counts, evaluate, others, plan
 from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge, share
+from erase.notes import left_out_note
 from erase.runs import load_config
-from erase.summary import CELLS, harmonic_mean, left_out_note
+from erase.summary import CELLS, harmonic_mean
 from flux_jax import Adapter, load, lora
 from flux_jax.pipeline import Pipeline
 from flux_jax.weights import Weights

@@ -9,11 +9,11 @@ import pytest
 
 from erase import summary, tables
 from erase.judge import share
+from erase.notes import mean_note
 from erase.summary import (
     CELLS,
     ahead,
     harmonic_mean,
-    mean_note,
     over_concepts,
     pooled,
     summarise,
