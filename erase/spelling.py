@@ -74,6 +74,16 @@ def mentions(text: str, concept: str) -> list[Mention]:
     return [found[start] for start in sorted(found)]
 
 
+def same(word: str, concept: str) -> bool:
+    """Whether a word is nothing but the concept, in any of its forms.
+
+    Raises:
+        InputError: the concept is empty.
+    """
+    word = word.strip()
+    return any((each.start, each.end) == (0, len(word)) for each in mentions(word, concept))
+
+
 def _matches(
     letters: str, pattern: re.Pattern[str], last: str
 ) -> Iterator[tuple[int, int, int, bool]]:
