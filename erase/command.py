@@ -36,7 +36,12 @@ MENDS = (
 
 def define_flag() -> None:
     """Declares `--config` and its overrides; a function, so that importing declares nothing."""
-    config_flags.DEFINE_config_file(FLAG, None, "Configuration file; see configs/.")
+    config_flags.DEFINE_config_file(
+        FLAG,
+        None,
+        f"Configuration file; see configs/. --{FLAG}.FIELD=VALUE changes a field; a list of words "
+        f"takes commas (--{FLAG}.synonyms=football,ball), a list of sentences one flag for each.",
+    )
 
 
 def configured(method: str | None = None) -> dict[str, Config]:

@@ -40,6 +40,7 @@ from erase.config import Config
 from erase.judge import share
 from erase.methods import METHODS, method_of
 from erase.model import open_model
+from erase.notes import left_out_note
 from erase.pictures import write
 from erase.study import left, resumed, train_variant
 from erase.train import write_adapter
@@ -214,7 +215,12 @@ def main(argv: Sequence[str]) -> None:
     every = configured_for(given.methods)
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
     with explains_memory():
-        print(tables.methods(compare(methods, Path(given.out), given.attacks)))
+        result = compare(methods, Path(given.out), given.attacks)
+    print(tables.methods(result))
+    rows = [row for each in result["methods"].values() for row in each["rows"]]
+    for line in dict.fromkeys(f"{r['concept']}: {left_out_note(r)}" for r in rows):
+        if not line.endswith(": "):
+            print(line)
 
 
 if __name__ == "__main__":
