@@ -25,10 +25,10 @@ from rich.table import Table
 
 from convert.errors import InputError, exits_cleanly
 from erase import evaluate, report
-from erase.cases import Case, check, draw_cases, judged
+from erase.cases import Case, check, draw_cases, judge_of, judged
 from erase.command import begin, explains_memory, parse_flags
 from erase.config import Config
-from erase.judge import open_judge, share
+from erase.judge import share
 from erase.percent import interval, percent
 from erase.pictures import write
 from erase.prompts import phrase, shuffle
@@ -137,9 +137,9 @@ def attack(
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
     workdir, settings = Path(workdir), config.evaluation
-    if not settings.judge:
+    judge = judge_of(config)
+    if judge is None:
         raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
-    judge = open_judge(settings.judge)
     drawn = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
     check(pipe, judge, drawn)
     ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))

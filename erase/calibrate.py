@@ -24,10 +24,9 @@ from rich.table import Table
 
 from convert.errors import InputError, exits_cleanly
 from erase import evaluate, stopping
-from erase.cases import check, draw_cases, judged
+from erase.cases import check, draw_cases, judge_of, judged
 from erase.command import begin, explains_memory, parse_flags
 from erase.config import Config
-from erase.judge import open_judge
 from erase.percent import percent
 from erase.pictures import write
 from flux_jax.lora import Adapter
@@ -115,8 +114,7 @@ def calibrate(
     for name, number in (("drop", drop), ("most", most), ("tolerance", tolerance)):
         if not 0 < number < np.inf:
             raise InputError(f"{name} = {number} must be a positive number")
-    drawn, path = stopping.cases(config), config.evaluation.judge
-    judge = None if path is None else open_judge(path)
+    drawn, judge = stopping.cases(config), judge_of(config)
     check(pipe, judge, drawn)
 
     def pictures(strength: float) -> UInt8[np.ndarray, "B h w 3"]:

@@ -22,10 +22,11 @@ from convert.lora import read_layers
 from erase.command import begin, parse_flags
 from erase.config import Config
 from erase.methods import METHODS
+from erase.notes import left_out_note, mean_note
 from erase.percent import interval, percent
 from erase.pictures import write
 from erase.prompts import phrase
-from erase.report import WORDS, read
+from erase.report import WORDS, read, words_of
 
 FILE, PICTURE = "README.md", "before_after.png"
 # The method that a composition's header names.
@@ -87,6 +88,11 @@ def of_run(workdir: str | Path) -> Path:
         concepts=f"“{config['concept']}”",
         how=how,
         results=results,
+        notes=[note for of in (left_out_note, mean_note) if (note := of(evaluated))],
+        words=[
+            " | ".join(map(escaped, (line.name, line.words, line.source)))
+            for line in words_of(workdir, config)
+        ],
         picture=PICTURE if (folder / PICTURE).is_file() else None,
         prompt=phrase(template, config["concept"]),
         strength=settings["strength"],
@@ -127,6 +133,8 @@ def of_composition(
         results=[
             row for each in evaluated for row in _rows(each["concept"], each.get("cells", {}))
         ],
+        notes=[note for each in evaluated if (note := left_out_note(each))],
+        words=[],
         picture=PICTURE if (folder / PICTURE).is_file() else None,
         prompt=phrase("a photo of a {}", concepts[0]),
         strength=settings["strength"] if evaluated else 1.0,
@@ -208,6 +216,11 @@ def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
     )
     write(folder / FILE, text)
     return folder / FILE
+
+
+def escaped(text: str) -> str:
+    """A text as Markdown shows it in one line, whatever it holds."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(text.split()))
 
 
 def _rows(concept: str, cells: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 
 from convert.errors import InputError
 from erase.config import Config
-from erase.judge import Judge
+from erase.judge import Judge, open_judge
 from erase.pictures import draw
 from erase.prompts import phrase
 from flux_jax.lora import Adapter
@@ -29,12 +29,14 @@ class Case:
         prompt: what to draw.
         seed: of the noise.
         sought: the concept that the judge is to look for.
+        word: what the prompt calls it, where its cell has several words.
     """
 
     cell: str
     prompt: str
     seed: int
     sought: str
+    word: str = ""
 
 
 def cases(config: Config, others: Sequence[str]) -> list[Case]:
@@ -60,7 +62,8 @@ def cases(config: Config, others: Sequence[str]) -> list[Case]:
             # After each common multiple the templates move on by one, or pairs would repeat.
             turn = math.lcm(len(pairs), len(settings.templates))
             template = settings.templates[(index + index // turn) % len(settings.templates)]
-            drawn.append(Case(cell, phrase(template, word), settings.seed + index, sought))
+            seed, prompt = settings.seed + index, phrase(template, word)
+            drawn.append(Case(cell, prompt, seed, sought, word if cell == "Acc_g" else ""))
     return drawn
 
 
@@ -105,6 +108,41 @@ def named_pair(judge: Judge, prompt: str) -> tuple[int, int]:
         )
     first, second = (judge.config.entities.index(name) for name in named[:2])
     return first, second
+
+
+def judge_of(config: Config) -> Judge | None:
+    """The configuration's judge, which can count its pictures; needs no model.
+
+    Raises:
+        InputError: its folder cannot be used, it does not know a label, or it looks at pictures of
+            another size than those that are drawn.
+    """
+    settings = config.evaluation
+    if settings.judge is None:
+        return None
+    judge = open_judge(settings.judge)
+    for name in ("height", "width"):
+        if getattr(config, name) != judge.size:
+            raise InputError(
+                f"{name} = {getattr(config, name)}: the judge {settings.judge} takes pictures of "
+                f"{judge.size} x {judge.size} pixels; give --config.height={judge.size} "
+                f"--config.width={judge.size}, or name another evaluation.judge"
+            )
+    for word in (config.concept, *settings.others):
+        judge.label(word)
+    return judge
+
+
+def check_judge(config: Config) -> None:
+    """Makes sure, before a model is opened, that whatever asks the judge can.
+
+    Raises:
+        InputError: see `judge_of`; or there is none, and early stopping asks it.
+    """
+    if config.early_stop.every and config.evaluation.judge is None:
+        raise InputError("evaluation.judge = None: early_stop asks a judge; name its folder")
+    if config.early_stop.every or config.evaluation.pictures:
+        judge_of(config)
 
 
 def check(pipe: Pipeline, judge: Judge | None, drawn: Sequence[Case]) -> None:

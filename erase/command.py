@@ -1,13 +1,15 @@
 """What the commands of this package share: the configuration's flag, and how they begin."""
 
 import contextlib
+import functools
 import itertools
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -15,9 +17,10 @@ from ml_collections import ConfigDict, config_flags
 
 from convert.errors import InputError, RunError, exits_cleanly, nearest
 from erase.config import Config
-from erase.fields import paths, unknown
+from erase.fields import paths, shown, unknown
 from erase.methods import METHODS
-from erase.runs import EACH, RunConfig, load_runs
+from erase.overrides import joined_lists, of_another_concept
+from erase.runs import EACH, RunConfig, load_runs, plain
 from flux_jax import compiler
 
 FLAG = "config"
@@ -33,7 +36,12 @@ MENDS = (
 
 def define_flag() -> None:
     """Declares `--config` and its overrides; a function, so that importing declares nothing."""
-    config_flags.DEFINE_config_file(FLAG, None, "Configuration file; see configs/.")
+    config_flags.DEFINE_config_file(
+        FLAG,
+        None,
+        f"Configuration file; see configs/. --{FLAG}.FIELD=VALUE changes a field; a list of words "
+        f"takes commas (--{FLAG}.synonyms=football,ball), a list of sentences one flag for each.",
+    )
 
 
 def configured(method: str | None = None) -> dict[str, Config]:
@@ -49,9 +57,41 @@ def configured(method: str | None = None) -> dict[str, Config]:
     # A flag that was not given has no overrides to ask for.
     given, paths = flag.value, config_flags.get_override_values(flag) if flag.present else {}
     changed = {path: attrgetter(path)(given) for path in paths}
+    if "concept" in changed and isinstance(given, ConfigDict):
+        given = _of_the_concept(flag, given, changed)
     if method is not None and isinstance(given, ConfigDict):
         changed["method"] = method
     return load_runs(given, changed)
+
+
+def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) -> ConfigDict:
+    """What the file says, without what it says of another concept than the command line's.
+
+    Raises:
+        InputError: the file names several runs, each with a concept of its own.
+    """
+    if EACH in given:
+        raise InputError(
+            f"concept = {shown(given.concept)} would change none of the runs that the file names, "
+            "which have concepts of their own; change the file instead"
+        )
+    # The flag's value has the override already.
+    former = flag.parser.parse(flag.config_filename).get("concept")
+    if not isinstance(former, str) or former.casefold() == str(given.concept).casefold():
+        return given
+    values, gone = of_another_concept(plain(given), former, changed, set(paths(RunConfig)))
+    if gone:
+        _note(
+            f"concept = {shown(given.concept)} in the place of {shown(former)}: left out what the "
+            f"file says for that, {', '.join(gone[:8])}{' and more' if len(gone) > 8 else ''}"
+        )
+    return ConfigDict(values)
+
+
+@functools.cache
+def _note(line: str) -> None:
+    """Tells something once, however many methods are configured."""
+    print(line, file=sys.stderr)
 
 
 def configured_for(
@@ -88,7 +128,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     # Flags may follow a stray argument, which then is what is told.
     flags.FLAGS.set_gnu_getopt()
     try:
-        return flags.FLAGS(list(arguments))
+        return flags.FLAGS(joined_lists(arguments, FLAG, RunConfig))
     except flags.UnrecognizedFlagError as error:
         own = (f"--{name}" for name in (*_own_flags(), "help", "helpfull"))
         raise InputError(

@@ -34,12 +34,13 @@ from convert import progress
 from convert.errors import InputError, exits_cleanly
 from convert.lora import TORCH_FILE
 from erase import attack, evaluate, frechet, memory, summary, synonyms, tables
-from erase.cases import Case, draw_cases, judged
+from erase.cases import Case, draw_cases, judge_of, judged
 from erase.command import FLAG, begin, configured_for, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.judge import share
 from erase.methods import METHODS, method_of
 from erase.model import open_model
+from erase.notes import left_out_note
 from erase.pictures import write
 from erase.study import left, resumed, train_variant
 from erase.train import write_adapter
@@ -92,6 +93,7 @@ def compare(
     result = resumed(out, head, "methods", "comparison")
     fresh = left(out, result, methods)
     for name, config in runs.items():
+        judge_of(config)
         if not synonyms.settle(config)[0].synonyms:
             raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
     pipe = open_model(first)
@@ -182,11 +184,13 @@ def count(
     pictures = look([*drawn, *asked], erased=True)
     after, changed = see(pictures[: len(drawn)])
     hits = judged(judge, pictures[len(drawn) :], asked)
+    found = {"before": before, "after": after}
     row = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "seed": config.seed,
-        "cells": evaluate.counts(drawn, {"before": before, "after": after}),
+        "cells": evaluate.counts(drawn, found),
+        "synonyms": evaluate.by_synonym(drawn, found),
         "attacks": share(int(hits.sum()), len(asked)),
     }
     return row, (features, changed)
@@ -211,7 +215,12 @@ def main(argv: Sequence[str]) -> None:
     every = configured_for(given.methods)
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
     with explains_memory():
-        print(tables.methods(compare(methods, Path(given.out), given.attacks)))
+        result = compare(methods, Path(given.out), given.attacks)
+    print(tables.methods(result))
+    rows = [row for each in result["methods"].values() for row in each["rows"]]
+    for line in dict.fromkeys(f"{r['concept']}: {left_out_note(r)}" for r in rows):
+        if not line.endswith(": "):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ adapter for all of them, `--adapter` as `erase.compose` makes it, go into its mo
 Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
 same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
 judge finds those; H is their harmonic mean, the first two taken from 1. Each is measured on the
-base and with the adapter, from the same noise.
+base and with the adapter, from the same noise. A synonym in whose pictures the judge finds the
+concept in less than a fifth on the base says nothing about erasing, since the base cannot draw it:
+it is left out of Acc_g; where all are, H is that of the other two.
 Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 
@@ -31,16 +33,22 @@ from convert.adapters import find_adapter
 from convert.errors import exits_cleanly
 from erase import card, report
 from erase.attention import TIMES, attention_maps
-from erase.cases import Case, cases, check, draw_cases, judged
+from erase.cases import Case, cases, check, draw_cases, judge_of, judged
 from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
-from erase.judge import Judge, open_judge, share
+from erase.judge import Judge, share
 from erase.model import open_model
+from erase.notes import left_out_note, mean_note
 from erase.percent import interval, percent
 from erase.pictures import png, write
 from erase.sample import read_adapter
 from erase.sheets import Group, captioned
-from erase.summary import CELLS, harmonic_mean, write_summary
+from erase.summary import (
+    CELLS,
+    harmonic_mean,
+    has_mean,
+    write_summary,
+)
 from erase.synonyms import settle
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -48,6 +56,8 @@ from flux_jax.pipeline import Pipeline
 # What rows of the sheet show.
 TITLES = {"Acc_e": "“{}”", "Acc_g": "synonyms", "Acc_ir": "others"}
 SIDES = {"before": "base", "after": "erased"}
+# A synonym counts where the judge finds the concept in so many of the base's pictures of it.
+DRAWN = 0.2
 
 
 def plan(
@@ -65,7 +75,7 @@ def plan(
             over the token limit.
     """
     settings = config.evaluation
-    judge = open_judge(settings.judge) if settings.judge else None
+    judge = judge_of(config)
     drawn = cases(config, [word for word in others(config, judge) if word not in erased])
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
@@ -128,9 +138,10 @@ def evaluate(
         result |= {
             "kind": judge.kind(config.concept),
             "cells": (cells := counts(drawn, found)),
+            "synonyms": by_synonym(drawn, found),
             "concepts": by_concept(drawn, found),
         }
-        if set(cells) == set(CELLS):
+        if has_mean(cells):
             result["H"] = {side: harmonic_mean(cells, side) for side in found}
     result["pictures"] = _write_examples(
         workdir, config.concept, drawn, sides, found, settings.examples
@@ -161,13 +172,44 @@ def _ranks(drawn: Sequence[Case]) -> list[int]:
 
 
 def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Shares by cell and side, with their intervals."""
+    """Shares by cell and side, with their intervals; of synonyms that the base can draw.
+
+    Args:
+        drawn: the cases.
+        found: whether the judge finds what each asks for, by side; "before" is the base.
+    """
+    synonyms = by_synonym(drawn, found)
+    away = {(row["concept"], row["word"]) for row in synonyms if row["left_out"]}
     cells = {}
     for cell in CELLS:
-        rows = [i for i, case in enumerate(drawn) if case.cell == cell]
+        rows = [
+            i
+            for i, case in enumerate(drawn)
+            if case.cell == cell and not (cell == "Acc_g" and (case.sought, case.word) in away)
+        ]
         if rows:
             cells[cell] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
     return cells
+
+
+def by_synonym(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Counts for every synonym, in the order of the configuration, and whether it is left out.
+
+    Where the base does not draw the concept by its own name either, no synonym is to blame.
+    """
+    rows = []
+    for sought, word in dict.fromkeys((c.sought, c.word) for c in drawn if c.cell == "Acc_g"):
+        named = [i for i, c in enumerate(drawn) if (c.cell, c.sought) == ("Acc_e", sought)]
+        mine = [
+            i for i, c in enumerate(drawn) if (c.cell, c.sought, c.word) == ("Acc_g", sought, word)
+        ]
+        hits = {side: int(hit[mine].sum()) for side, hit in found.items()}
+        known = found["before"][named].sum() >= DRAWN * len(named)
+        left_out = bool(known and hits["before"] < DRAWN * len(mine))
+        rows.append(
+            {"concept": sought, "word": word, **hits, "of": len(mine), "left_out": left_out}
+        )
+    return rows
 
 
 def by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -256,6 +298,9 @@ def _show(result: dict[str, Any]) -> None:
         before, after = (percent(result["H"][side]) for side in ("before", "after"))
         table.add_row("H", "", before, "", after, "")
     console.print(table)
+    for note in (left_out_note(result), mean_note(result)):
+        if note:
+            console.print(note, markup=False)
 
 
 def define_flags() -> None:
@@ -273,6 +318,8 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
         InputError: a configuration, an adapter or the model cannot be used.
     """
     runs = {name: settle(config)[0] for name, config in configured().items()}
+    for config in runs.values():
+        judge_of(config)
     opened = {
         name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
         for name, config in runs.items()

@@ -91,6 +91,15 @@ def paths(cls: type, prefix: str = "") -> Iterator[str]:
             yield from paths(typing.cast(type, hint), f"{prefix}{name}.")
 
 
+def lists(cls: type, prefix: str = "") -> Iterator[str]:
+    """Names of the fields that hold several texts."""
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from lists(typing.cast(type, hint), f"{prefix}{name}.")
+        elif typing.get_origin(hint) is tuple:
+            yield prefix + name
+
+
 def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults under changes, as nested dictionaries; unknown names are kept for later.
 

@@ -15,6 +15,7 @@ from convert.errors import InputError
 from erase import language_model
 from erase.config import Config
 from erase.language_model import read_kept
+from erase.spelling import same
 
 FILE = "irrelevant.json"
 # Words asked for in each category; sentences then draw one from each.
@@ -147,5 +148,5 @@ def check(
 
 def _others(words: Sequence[str], concept: str, synonyms: Sequence[str]) -> tuple[str, ...]:
     """The words that are not the concept, once each."""
-    own = {word.casefold() for word in (concept, *synonyms)}
-    return tuple(dict.fromkeys(word for word in words if word.casefold() not in own))
+    own = (concept, *synonyms)
+    return tuple(dict.fromkeys(w for w in words if not any(same(w, each) for each in own)))

@@ -17,10 +17,12 @@ def open_model(config: Config, runs: int = 1) -> Pipeline:
         runs: how many train at once.
 
     Raises:
-        InputError: the folder cannot be used, text_tokens is over the tokenizer's limit, or the
-            devices cannot be divided as the configuration says.
+        InputError: the folder cannot be used, pictures of this size cannot be drawn,
+            text_tokens is over the tokenizer's limit, or the devices cannot be divided as the
+            configuration says.
     """
     pipe = load(config.model.path, config.model.dtype, config.model.quantize)
+    pipe.grid(config.height, config.width)
     if config.text_tokens is not None:
         limit = pipe.tokenizer_2.model_max_length
         if config.text_tokens > limit:

@@ -10,8 +10,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from convert.errors import InputError
+from erase.english import article, plural
+from erase.fields import shown
+from erase.spelling import mentions
 
 SLOT = "{}"
+SLOT_PATTERN = re.escape(SLOT)
+# What may stand between an article and its word.
+OPENING = r"[\"'(“‘]*"
+# "{}" with what makes one word with it, as in "{}s", "{}'s" and "{}-like".
+ATTACHED = rf"(?:[\"'(“‘]{SLOT_PATTERN}[\"')”’]|{SLOT_PATTERN}(?:['’]?s\b['’]?|-?like\b)?)"
+# They go where their noun goes.
+DETERMINERS = (
+    "(?:an?|the|this|that|these|those|one|two|three|four|five|six|seven|eight|nine|ten|some|many|"
+    "several|few)"
+)
+# No article can stand before one of these.
+CONNECTING = (
+    "(?:and|or|but|with|of|in|on|at|by|for|from|to|into|onto|over|under|above|below|behind|beside|"
+    "between|near|next|inside|outside|is|are|was|were|that|who|which|as)"
+)
 
 
 @dataclass(frozen=True)
@@ -32,19 +50,24 @@ class Group:
 
 
 def as_template(sentence: str, concept: str) -> str:
-    """Puts "{}" in the concept's place, at every occurrence, whatever its case.
+    """Puts "{}" in the concept's place, at every occurrence; "{}s" in that of its plural.
 
     Args:
-        sentence: a sentence with the concept, or a template that has "{}" already.
+        sentence: a sentence with the concept, in any form that `erase.spelling` lists, or a
+            template that has "{}" already.
         concept: one word or several.
 
     Raises:
         InputError: the sentence has neither.
     """
-    template = re.sub(rf"(?<!\w){re.escape(concept)}(?!\w)", SLOT, sentence, flags=re.IGNORECASE)
+    template, done = "", 0
+    for each in mentions(sentence, concept):
+        template += sentence[done : each.start] + SLOT + ("s" if each.plural else each.ending)
+        done = each.end
+    template += sentence[done:]
     if SLOT not in template:
         raise InputError(
-            f"prompts: {sentence!r} does not hold the concept {concept!r}; "
+            f"prompts: {shown(sentence)} does not hold the concept {shown(concept)}; "
             f'name it there or write "{SLOT}" in its place'
         )
     return template
@@ -57,14 +80,20 @@ def shuffle(rng: np.random.Generator, template: str) -> str:
 
 
 def phrase(template: str, word: str) -> str:
-    """Puts a word at a template's "{}"; "a {}" becomes "an {}" where a vowel follows.
+    """Puts a word at a template's "{}", and its plural at "{}s".
 
-    An empty word leaves the place out.
+    An article before it follows the word: "a {}" and "an {}" give "an owl" and "a cat". An empty
+    word leaves the place out.
     """
     if not word:
-        return " ".join(template.replace(SLOT, " ").split())
-    if word[:1].lower() in tuple("aeiou"):
-        template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
+        return leave_out(template, "")
+    template = re.sub(
+        rf"\b(a)n?(\s+{OPENING}){SLOT_PATTERN}",
+        lambda found: f"{_article(found[1], word)}{found[2]}{SLOT}",
+        template,
+        flags=re.IGNORECASE,
+    )
+    template = re.sub(rf"{SLOT_PATTERN}s(?!\w)", lambda _: plural(word), template)
     return template.replace(SLOT, word)
 
 
@@ -73,12 +102,29 @@ def leave_out(template: str, part_of_speech: str = "noun") -> str:
 
     Args:
         template: a sentence with "{}".
-        part_of_speech: of the concept; a noun takes its article along.
+        part_of_speech: of the concept; a noun takes its article along, or a number. Any other word
+            leaves its article to the noun after it.
     """
     if part_of_speech == "noun":
-        template = re.sub(r"\b(an?|the) \{\}", SLOT, template, flags=re.IGNORECASE)
-    words = " ".join(template.replace(SLOT, " ").split())
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", words)
+        return _closed(re.sub(rf"(?:\b{DETERMINERS}\s+)?{ATTACHED}", " ", template, flags=re.I))
+    template = re.sub(
+        rf"\b(a)n?\s+{ATTACHED}\s*(?!{CONNECTING}\b)(\w\S*)",
+        lambda found: f"{_article(found[1], found[2])} {found[2]}",
+        template,
+        flags=re.IGNORECASE,
+    )
+    return _closed(re.sub(rf"(?:\ban?\s+)?{ATTACHED}", " ", template, flags=re.IGNORECASE))
+
+
+def _article(letter: str, word: str) -> str:
+    """The article before a word, its first letter as given."""
+    return letter + article(word)[1:]
+
+
+def _closed(text: str) -> str:
+    """A sentence that something was left out of, without the gaps."""
+    text = re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split())).lstrip(" ,;:")
+    return text if re.search(r"\w", text) else ""
 
 
 def draw_groups(

@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from convert.errors import InputError, exits_cleanly
-from erase import pictures
+from erase import pictures, words
 from erase.command import begin, parse_flags
+from erase.notes import left_out_note, mean_note
 from erase.percent import interval, percent
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -90,6 +91,8 @@ def write(workdir: str | Path) -> Path:
             for name, cell in evaluation.get("cells", {}).items()
         ],
         together=evaluation.get("H"),
+        notes=[note for of in (left_out_note, mean_note) if (note := of(evaluation))],
+        words=words_of(workdir, config),
         attacks=read(attacks)["cells"] if attacks.is_file() else {},
         note=evaluation.get("note"),
         groups=groups,
@@ -127,6 +130,16 @@ def colour(good: float) -> str:
         good: how near it is to what is wanted, from 0 to 1; beyond them it counts as they do.
     """
     return to_hex(COLOURS(float(good)))
+
+
+def words_of(workdir: Path, config: Mapping[str, Any]) -> list[words.Line]:
+    """The words of a run: what its `config.json` and the files beside it hold.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    files = (workdir / "sentences.json", workdir / "irrelevant.json")
+    return words.of_run(config, *(read(file) if file.is_file() else {} for file in files))
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:

@@ -36,7 +36,8 @@ from erase.defaults import Defaults
 from erase.fields import built, choice, given_values, merged, over, paths, shown
 from erase.methods import METHODS, method_of
 from erase.presets import PRESETS
-from erase.prompts import SLOT, as_template
+from erase.prompts import SLOT, as_template, phrase
+from erase.spelling import mentions, same
 
 # A configuration with a part for every method's own settings.
 RunConfig: type[Config] = dataclasses.make_dataclass(
@@ -124,7 +125,7 @@ def load_runs(
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _plain(given)
+    values = plain(given)
     # Fields that a dictionary lacks are the program's to fill in, whatever model it names.
     follows_model = isinstance(given, ConfigDict)
     preset = values.pop(PRESET, "") if follows_model else ""
@@ -161,7 +162,7 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
-    values = _plain(given)
+    values = plain(given)
     preset = values.pop(PRESET, "") if isinstance(given, ConfigDict) else ""
     values = _of_method(values, {})
     return _completed(values, Defaults([values], preset) if isinstance(given, ConfigDict) else None)
@@ -256,7 +257,7 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
                 )
 
 
-def _plain(given: Any) -> dict[str, Any]:
+def plain(given: Any) -> dict[str, Any]:
     """What a configuration file returned, as dictionaries."""
     if given is None:
         raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")
@@ -276,27 +277,36 @@ def _plain(given: Any) -> dict[str, Any]:
 
 def _contradictions(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    concept = config.concept.casefold()
-    if not concept.strip():
-        yield f"concept = {config.concept!r} is empty: name what is to be erased"
-        return
+    for name, words in (("concept", [config.concept]), ("synonyms", config.synonyms)):
+        for word in words:
+            try:
+                mentions("", word)
+            except InputError as error:
+                yield str(error).replace("concept", name, 1)
+                return
     if not config.prompts:
         yield "prompts = () is empty: give sentences with the concept"
     for prompt in config.prompts:
         try:
-            as_template(prompt, config.concept)
+            template = as_template(prompt, config.concept)
         except InputError as error:
             yield str(error)
+            continue
+        if not mentions(phrase(template, config.concept), config.concept):
+            yield (
+                f'prompts: {shown(prompt)} has "{SLOT}" within another word; put a space between'
+            )
     if not config.adapter.targets:
         yield "adapter.targets = () is empty: name layers of the transformer"
-    if concept in (word.casefold() for word in config.synonyms):
-        yield f"synonyms = {config.synonyms!r} holds the concept itself: leave it out"
+    # Other forms, as "cherries" for "cherry", are synonyms like any.
+    if config.concept.casefold() in (word.casefold() for word in config.synonyms):
+        yield f"synonyms = {shown(config.synonyms)} holds the concept itself: leave it out"
     for word in config.irrelevant:
-        if word.casefold() in (concept, *(s.casefold() for s in config.synonyms)):
-            yield f"irrelevant: {word!r} is the concept or a synonym of it: leave it out"
+        if any(same(word, own) for own in (config.concept, *config.synonyms)):
+            yield f"irrelevant: {shown(word)} is the concept or a synonym of it: leave it out"
     for template in config.evaluation.templates:
         if SLOT not in template:
-            yield f'evaluation.templates: {template!r} needs "{SLOT}" where the word goes'
+            yield f'evaluation.templates: {shown(template)} needs "{SLOT}" where the word goes'
     if not config.evaluation.templates:
         yield f'evaluation.templates = () is empty: give prompts such as "a photo of a {SLOT}"'
     yield from method_of(config).problems(config)

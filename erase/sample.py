@@ -9,6 +9,7 @@ what it was made from.
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from convert.adapters import find_adapter, split_strength
 from convert.errors import InputError, exits_cleanly
 from convert.lora import read_lora
 from erase.command import begin, explains_memory, parse_flags
+from erase.fields import shown
 from erase.pictures import draw, png, write
+from erase.spelling import mentions
+from erase.tokens import marks
 from flux_jax.lora import Adapter
-from flux_jax.pipeline import load
+from flux_jax.pipeline import check_sampling, load
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -90,12 +94,25 @@ def sample(
             f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
             '--prompt "a photo of a cat" --seed 0'
         )
+    check_sampling(steps, guidance)
+    if batch < 1:
+        raise InputError(f"batch = {batch} must be at least 1")
+    if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
+        print(
+            f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",
+            file=sys.stderr,
+        )
     read = [parse_adapter(text) for text in adapters]
     pipe = load(model)
+    height = pipe.vae.config.sample_size if height is None else height
+    width = pipe.vae.config.sample_size if width is None else width
+    # All that needs no weights comes before they are read.
+    pipe.grid(height, width)
+    pipe.tokenize(prompts)
+    if silenced is not None:
+        marks(pipe.tokenizer_2, prompts, silenced)
     for adapter, _ in read:
         pipe.check(adapter)
-    height = height or pipe.vae.config.sample_size
-    width = width or pipe.vae.config.sample_size
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     pictures = draw(
         pipe,

@@ -3,10 +3,9 @@
 Axis letter: B pictures.
 """
 
-from convert.errors import InputError
-from erase.cases import Case, check, draw_cases, judged
+from erase.cases import Case, check, check_judge, draw_cases, judge_of, judged
 from erase.config import Config
-from erase.judge import Judge, open_judge
+from erase.judge import Judge
 from erase.prompts import as_template, phrase
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -29,9 +28,9 @@ def plan(config: Config, pipe: Pipeline) -> tuple[Judge, list[Case]]:
     Raises:
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
-    if config.evaluation.judge is None:
-        raise InputError("evaluation.judge = None: early_stop asks a judge; name its folder")
-    judge, drawn = open_judge(config.evaluation.judge), cases(config)
+    check_judge(config)
+    judge, drawn = judge_of(config), cases(config)
+    assert judge is not None, "checked above"
     check(pipe, judge, drawn)
     return judge, drawn
 

@@ -35,7 +35,7 @@ from erase import (
     synonyms,
 )
 from erase.adapters import make_adapters
-from erase.cases import draw_cases, judged
+from erase.cases import draw_cases, judge_of, judged
 from erase.command import begin, parse_flags
 from erase.config import Config, Evaluation
 from erase.loop import METRICS
@@ -106,6 +106,8 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         "pictures": first.evaluation.pictures,
     }
     result = resumed(out, head, "variants", "study")
+    for config in (each for plan in plans.values() for each in plan.values()):
+        judge_of(config)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
     last, trained = None, None
@@ -248,8 +250,9 @@ def show(result: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for name, variant in result["variants"].items():
         cells = sums(variant)
-        shares = [cells[c]["after"]["share"] for c in summary.CELLS] + [cells["H"]["after"]]
-        table.add_row(name, *(percent(share) for share in shares))
+        shares = [cells[c]["after"]["share"] if c in cells else None for c in summary.CELLS]
+        shares.append(cells["H"]["after"])
+        table.add_row(name, *("" if s is None else percent(s) for s in shares))
     Console().print(table)
 
 

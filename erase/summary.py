@@ -16,6 +16,7 @@ from rich.table import Table
 from scipy.stats import bootstrap, hmean
 
 from erase.judge import share
+from erase.notes import left_out_note, mean_note
 from erase.percent import percent
 from erase.pictures import write
 
@@ -25,18 +26,24 @@ STEM = "summary"
 SAMPLES = 2000
 SIDES = ("before", "after")
 # Of what a run's result holds.
-KEPT = ("kind", "concept", "cells", "H", "concepts")
+KEPT = ("kind", "concept", "cells", "synonyms", "H", "concepts")
 
 
 def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
     """H: the harmonic mean of 1 - Acc_e, Acc_ir and 1 - Acc_g, in [0, 1]; greater is better.
 
     Args:
-        cells: for every name in `CELLS`, shares by side.
+        cells: shares by side of Acc_e, Acc_ir and, where it was counted, Acc_g; see `has_mean`.
         side: "before" or "after".
     """
-    erased, other_words, kept = (cells[c][side]["share"] for c in ("Acc_e", "Acc_g", "Acc_ir"))
-    return float(hmean([1 - erased, kept, 1 - other_words]))
+    shares = {cell: cells[cell][side]["share"] for cell in CELLS if cell in cells}
+    kept = shares.pop("Acc_ir")
+    return float(hmean([kept, *(1 - share for share in shares.values())]))
+
+
+def has_mean(cells: Mapping[str, Any]) -> bool:
+    """Whether there is enough for H: what is erased and what is kept."""
+    return {"Acc_e", "Acc_ir"} <= set(cells)
 
 
 def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         cells: of each concept, shares by cell and side; a concept may lack a cell.
 
     Returns:
-        Cells of the same form, and `H` by side where the three of an evaluation are there.
+        Cells of the same form, and `H` by side where an evaluation's are there; see `has_mean`.
     """
     cells = list(cells)
     sums: dict[str, Any] = {}
@@ -59,7 +66,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             )
             for side in having[0]
         }
-    if set(sums) == set(CELLS):
+    if has_mean(sums):
         sums["H"] = {side: harmonic_mean(sums, side) for side in SIDES}
     return sums
 
@@ -74,15 +81,22 @@ def over_concepts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         rows: each run's concept, cells and attacks.
 
     Returns:
-        Two numbers for each cell, `H` and `attacks`; the same number twice for a single concept.
+        Two numbers for each cell that was counted, `H` and `attacks`; the same number twice for a
+        single concept.
     """
+    every = list(_by_concept(rows).values())
+    total = np.sum(every, axis=0)
+    counted = total[:, 1] > 0
 
     def shares(drawn: np.ndarray) -> np.ndarray:
-        *cells, attacked = _shares(drawn)
+        # A sample may have no concept whose synonyms were counted; all concepts then stand in.
+        drawn = np.where(drawn[..., 1:] > 0, drawn, total)
+        *cells, attacked = _shares(drawn)[counted]
         return np.stack([*cells, _good(drawn), attacked])
 
-    ends = _ends(list(_by_concept(rows).values()), shares).tolist()
-    return dict(zip((*CELLS, "H", "attacks"), ends, strict=True))
+    names = [name for name, has in zip((*CELLS, "attacks"), counted, strict=True) if has]
+    names.insert(-1, "H")
+    return dict(zip(names, _ends(every, shares).tolist(), strict=True))
 
 
 def ahead(
@@ -113,22 +127,27 @@ def _by_concept(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Found and looked for [4, 2] in the cells and attacks of each concept's runs together."""
     sums: dict[str, np.ndarray] = {}
     for row in rows:
-        values = [*(row["cells"][cell]["after"] for cell in CELLS), row["attacks"]]
-        counts = np.array([(value["found"], value["of"]) for value in values])
+        values = [row["cells"].get(cell, {}).get("after") for cell in CELLS]
+        counts = np.array(
+            [(v["found"], v["of"]) if v else (0, 0) for v in (*values, row["attacks"])]
+        )
         sums[row["concept"]] = sums.get(row["concept"], 0) + counts
     return sums
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
-    """Shares [4, ...] of counts [..., 4, 2]."""
+    """Shares [4, ...] of counts [..., 4, 2]; no number where nothing was counted."""
     found, of = np.moveaxis(counts, -1, 0)
-    return np.moveaxis(found / of, -1, 0)
+    return np.moveaxis(np.where(of > 0, found / np.maximum(of, 1), np.nan), -1, 0)
 
 
 def _good(counts: np.ndarray) -> np.ndarray:
     """H [...] of counts [..., 4, 2]."""
     erased, other_words, kept, _ = _shares(counts)
-    return hmean([1 - erased, kept, 1 - other_words], axis=0)
+    good = 1 - erased, kept
+    every = hmean([*good, 1 - np.nan_to_num(other_words)], axis=0)
+    # Where no synonym was counted, the mean is that of the other two.
+    return np.where(np.isnan(other_words), hmean(good, axis=0), every)
 
 
 def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -216,6 +235,11 @@ def write_summary(
     write(workdir / f"{stem}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write(workdir / f"{stem}.csv", table(summary))
     show(summary)
+    for name, result in results.items():
+        if note := left_out_note(result):
+            Console().print(f"{name}: {note}", markup=False)
+    if note := mean_note(summary["all"]):
+        Console().print(note, markup=False)
     return summary
 
 

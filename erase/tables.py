@@ -24,8 +24,10 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def interval(value: Mapping[str, float]) -> str:
-    """A share in percent with its interval."""
+def interval(value: Mapping[str, float] | None) -> str:
+    """A share in percent with its interval; a dash where nothing was counted."""
+    if value is None:
+        return NOTHING
     return between(value, (value["low"], value["high"]))
 
 
@@ -35,11 +37,22 @@ def between(value: Mapping[str, float] | float, ends: Sequence[float]) -> str:
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
+def _of(cells: Mapping[str, Any], cell: str, side: str) -> Any:
+    """A side of a cell; None where it was not counted, as Acc_g without words that are drawn."""
+    return cells.get(cell, {}).get(side)
+
+
+def _shown(value: Mapping[str, float] | float | None) -> str:
+    """A share in percent; a dash where nothing was counted."""
+    return NOTHING if value is None else number(value)
+
+
 def kinds(summary: Mapping[str, Any]) -> str:
     """The paper's Table 3: a line for each kind, and for all; before → after."""
     rows = []
     for kind, cells in _groups(summary).items():
-        shares = [f"{number(cells[c]['before'])} → {interval(cells[c]['after'])}" for c in CELLS]
+        pairs = [[_of(cells, cell, side) for side in SIDES] for cell in CELLS]
+        shares = [f"{_shown(before)} → {interval(after)}" for before, after in pairs]
         sides = cells["H"]
         h = f"{number(sides['before'])} → {number(sides['after'])}"
         rows.append([kind, str(cells["concepts"]), *shares, h])
@@ -102,8 +115,8 @@ def intervals(study: Mapping[str, Any]) -> str:
         cells = sums(variant)
         row = [
             name,
-            *(interval(cells[cell]["after"]) for cell in CELLS),
-            number(cells["H"]["after"]),
+            *(interval(_of(cells, cell, "after")) for cell in CELLS),
+            _shown(cells["H"]["after"]),
         ]
         for seed in several:
             own = pooled(each["cells"] for each in variant["rows"] if each["seed"] == seed)
@@ -166,9 +179,9 @@ def compositions(result: Mapping[str, Any]) -> str:
     for count, methods in result["counts"].items():
         for name, found in methods.items():
             cells = found["all"]
-            kept = f"{number(cells['Acc_ir']['before'])} → {interval(cells['Acc_ir']['after'])}"
-            erased = (interval(cells[cell]["after"]) for cell in ("Acc_e", "Acc_g"))
-            h = number(cells["H"]["after"])
+            kept = f"{_shown(cells['Acc_ir']['before'])} → {interval(cells['Acc_ir']['after'])}"
+            erased = (interval(_of(cells, cell, "after")) for cell in ("Acc_e", "Acc_g"))
+            h = _shown(cells["H"]["after"])
             rows.append([count, name, f"{found['strength']:.2f}", *erased, kept, h])
     return markdown(["concepts", "made by", "strength", *CELLS, "H"], rows)
 
@@ -180,12 +193,15 @@ def methods(result: Mapping[str, Any]) -> str:
     """
     every, cells = by_rank(result), (*CELLS, "H")
     ours = result["methods"].get("erase_anything")
-    base = [number(every[0]["cells"][cell]["before"]) for cell in cells]
+    base = [_shown(_of(every[0]["cells"], cell, "before")) for cell in cells]
     rows = [["base", *base, *[NOTHING] * (7 if ours else 6)]]
     for each in every:
-        shares = {cell: each["cells"][cell]["after"] for cell in cells}
+        shares = {cell: _of(each["cells"], cell, "after") for cell in cells}
         shares["attacks"] = each["attacks"]
-        texts = [between(share, each["intervals"][name]) for name, share in shares.items()]
+        texts = [
+            NOTHING if value is None else between(value, each["intervals"][name])
+            for name, value in shares.items()
+        ]
         if ours:
             texts.insert(len(cells), NOTHING if each is ours else _gained(each, ours))
         seeds = each["frechet"]["seeds"]
@@ -246,7 +262,7 @@ def composed_kinds(result: Mapping[str, Any], count: str) -> str:
     rows = []
     for name, found in result["counts"][count].items():
         cells = found["kinds"].values()
-        texts = [" / ".join(number(each[cell]["after"]) for cell in CELLS) for each in cells]
+        texts = [" / ".join(_shown(_of(each, cell, "after")) for cell in CELLS) for each in cells]
         rows.append([name, *texts])
     return markdown(["made by", *result["counts"][count]["sum"]["kinds"]], rows)
 
@@ -278,4 +294,4 @@ def sums(variant: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
 
 
 def _triple(cells: Mapping[str, Any], side: str) -> str:
-    return " / ".join(number(cells[cell][side]) for cell in (*CELLS, "H"))
+    return " / ".join(_shown(_of(cells, cell, side)) for cell in (*CELLS, "H"))

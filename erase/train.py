@@ -45,8 +45,10 @@ from erase import (
     synonyms,
 )
 from erase import replay as replays
+from erase import words as shown
 from erase import workdir as workdirs
 from erase.adapters import banks_of, make_adapters
+from erase.cases import check_judge
 from erase.command import FLAG, begin, configured, define_flag, explains_memory, parse_flags
 from erase.config import Config
 from erase.language_model import describe
@@ -121,6 +123,8 @@ def _run(
     fields = [field for field in descriptions[next(iter(runs))] if field != "command"]
     distributed.agree(given | {f: [own[f] for own in descriptions.values()] for f in fields})
     distributed.from_first(lambda: workdirs.check(workdir, descriptions, overwrite=overwrite))
+    for config in configs.values():
+        check_judge(config)
     pipe = open_model(first, len(runs))
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
     print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
@@ -151,10 +155,20 @@ def _run(
         _, further = written[name]
         if configs[name].more_prompts:
             write(folder / sentences.FILE, describe(further))
-        print(
-            f"{name and f'{name}: '}sentences come from {further.source}, "
-            f"synonyms from {settled[name][1]}, irrelevant words from {words[name].source}"
-        )
+    shown.show(
+        {
+            name: shown.lines(
+                config.concept,
+                config.prompts,
+                written[name][1].source,
+                config.synonyms,
+                settled[name][1],
+                [word for pool in words[name].pools for word in pool],
+                words[name].source,
+            )
+            for name, config in configs.items()
+        }
+    )
     prompts = [prompt for planned in plans.values() for prompt in planned.prompts]
     pipe.remember([*prompts, *(case.prompt for case in drawn)], first.bank.batch)
     # The text encoders, larger than all but the transformer, make room for it.
@@ -209,6 +223,8 @@ def main(argv: Sequence[str]) -> None:
     runs = configured()
     if given.plan:
         settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
+        for config in settled.values():
+            check_judge(config)
         with distributed.first_speaks():
             pipe = open_model(next(iter(settled.values())), len(settled))
             fits = memory.show(settled, pipe)

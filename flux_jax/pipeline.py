@@ -5,6 +5,7 @@ P pooled width.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -237,8 +238,7 @@ class Pipeline:
         silenced: Float[ArrayLike, "B T"] | None = None,
     ) -> Float[Array, "B S C"]:
         """Integrates the velocity from noise (t = 1) to packed latents (t = 0) in Euler steps."""
-        if steps < 1:
-            raise InputError(f"steps = {steps} must be at least 1")
+        check_sampling(steps, guidance)
         *samples, silenced = meshes.share_out(self.mesh, (noise, conditioning, silenced))
         adapted = self.adapted(adapters)
         with jax.set_mesh(self.mesh):
@@ -301,8 +301,9 @@ class Pipeline:
             silenced: ones where a prompt's T5 token gives nothing to the picture.
 
         Raises:
-            InputError: sizes, seeds or a prompt cannot be used.
+            InputError: sizes, steps, guidance, seeds or a prompt cannot be used.
         """
+        check_sampling(steps, guidance)
         if latents is None:
             seeds = range(len(prompts)) if seeds is None else seeds
             if len(seeds) != len(prompts):
@@ -317,6 +318,18 @@ class Pipeline:
         conditioning = self.encode(prompts)
         latents = self.denoise(latents, conditioning, ids, steps, guidance, adapters, silenced)
         return self.decode(latents, height, width)
+
+
+def check_sampling(steps: int, guidance: float) -> None:
+    """Makes sure that pictures can be drawn so.
+
+    Raises:
+        InputError: there are no steps, or guidance is negative or no finite number.
+    """
+    if steps < 1:
+        raise InputError(f"steps = {steps} must be at least 1")
+    if not 0 <= guidance < math.inf:
+        raise InputError(f"guidance = {guidance} must be a finite number, at least 0")
 
 
 def batches(count: int, size: int, title: str) -> Iterator[list[int]]:

@@ -11,17 +11,19 @@ from PIL import Image
 
 from configs import emoji_cat
 from convert.errors import InputError
-from erase import report
+from erase import report, train
 from erase.attack import FAMILIES, attack
 from erase.attention import TIMES, attention_maps
 from erase.cases import Case, cases, draw_cases, judged, named_pair
-from erase.config import Config, Evaluation, Model
-from erase.evaluate import evaluate, others, plan
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge
+from erase.config import Config, EarlyStop, Evaluation, Model, Upper
+from erase.evaluate import by_synonym, counts, evaluate, others, plan
+from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge, share
+from erase.notes import left_out_note
 from erase.runs import load_config
 from erase.summary import CELLS, harmonic_mean
 from flux_jax import Adapter, load, lora
 from flux_jax.pipeline import Pipeline
+from flux_jax.weights import Weights
 
 LABELS = JudgeConfig(
     ("cat", "dog", "hot dog", "apple"),
@@ -89,6 +91,39 @@ def test_cases_spread_over_words_templates_and_seeds(config: Config):
     assert all(c.cell != "Acc_g" for c in cases(replace(config, synonyms=()), ["dog"]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "settings", "told"),
+    [
+        ({"height": 32}, {}, "height = 32: the judge .* takes pictures of 16 x 16 pixels"),
+        ({"width": 128}, {}, "width = 128: the judge"),
+        ({"concept": "bat", "prompts": ("a bat",)}, {}, "'bat' is not among the judge's labels"),
+        ({}, {"others": ("dog", "cow")}, "'cow' is not among the judge's labels"),
+        ({"early_stop": EarlyStop(1)}, {"judge": None}, "early_stop asks a judge"),
+    ],
+)
+def test_what_the_judge_cannot_count_is_told_before_a_model_is_opened(
+    config: Config, tmp_path: Path, changes: dict, settings: dict, told: str
+):
+    asked = replace(config, **changes, evaluation=replace(config.evaluation, **settings))
+    asked = replace(asked, model=Model("no-such-folder"), upper=Upper(rsc=0))
+    with pytest.raises(InputError, match=told) as raised:
+        train.run({"": asked}, tmp_path / "run")
+    assert len(str(raised.value)) < 400
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="no-such-folder"):
+        train.run({"": replace(config, model=asked.model, upper=asked.upper)}, tmp_path / "run")
+
+
+def test_a_size_that_the_model_cannot_draw_is_told_before_weights_are_read(
+    config: Config, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Weights, "__getitem__", lambda *_: pytest.fail("weights are read"))
+    asked = replace(config, model=Model(str(tiny_folder)), upper=Upper(rsc=0), height=18)
+    asked = replace(asked, evaluation=replace(config.evaluation, judge=None))
+    with pytest.raises(InputError, match="height = 18 is not a multiple"):
+        train.run({"": asked}, tmp_path / "run")
+
+
 def test_longer_names_win_and_pairs_are_ordered(judge: Judge):
     assert named_pair(judge, "a hot dog left of an apple") == (2, 3)
     assert named_pair(judge, "an apple on dogs and a cat") == (3, 1)
@@ -129,6 +164,38 @@ def place(sheet: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
     return next(
         (y, x) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], picture)
     )
+
+
+def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
+    drawn = cases(replace(config, synonyms=("kitty", "feline", "grimalkin")), ["dog"])
+    after = np.zeros(len(drawn), bool)
+    # The base draws a cat for all words but one, and a kitty now and then.
+    before = np.array([case.word not in ("grimalkin", "kitty") for case in drawn])
+    before[next(i for i, case in enumerate(drawn) if case.word == "kitty")] = True
+    found = {"before": before, "after": after}
+    rows = {row["word"]: row for row in by_synonym(drawn, found)}
+    assert {word: row["left_out"] for word, row in rows.items()} == {
+        "kitty": False, "feline": False, "grimalkin": True,
+    }  # fmt: skip
+    assert rows["grimalkin"] == {
+        "concept": "cat", "word": "grimalkin", "before": 0, "after": 0, "of": 2, "left_out": True,
+    }  # fmt: skip
+    cells = counts(drawn, found)
+    assert cells["Acc_g"] == {"before": share(3, 4), "after": share(0, 4)}
+    assert cells["Acc_e"]["before"]["of"] == cells["Acc_ir"]["before"]["of"] == 6
+    told = left_out_note({"synonyms": list(rows.values())})
+    assert "“grimalkin” (0 of 2)" in told
+    assert "kitty" not in told
+    # None is left: nothing is said of other words, and H is that of the rest.
+    nothing = {
+        "before": before & np.array([case.cell != "Acc_g" for case in drawn]),
+        "after": after,
+    }
+    assert set(counts(drawn, nothing)) == {"Acc_e", "Acc_ir"}
+    # Where the concept's own name does not serve either, the synonyms are not to blame.
+    blind = {"before": np.zeros(len(drawn), bool), "after": after}
+    assert counts(drawn, blind)["Acc_g"]["before"] == share(0, 6)
+    assert left_out_note({}) == ""
 
 
 def test_evaluation_writes_what_a_report_reads(

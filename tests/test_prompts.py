@@ -20,6 +20,10 @@ PROMPTS = ("a photo of a {}", "a painting by Vincent van Gogh, in the style of V
         ("a Soccer Ball on grass", "soccer ball", "a {} on grass"),
         ("what (1+1)? is", "(1+1)?", "what {} is"),
         ("dîner avec Timothée", "timothée", "dîner avec {}"),
+        ("two accordions on a table", "accordion", "two {}s on a table"),
+        ("the knives' and the knife's edge", "knife", "the {}s' and the {}'s edge"),
+        ("a soccer-ball, a  soccer  ball", "soccer ball", "a {}, a  {}"),
+        ("catlike, cattts, 3cats", "cat", "{}like, {}s, 3{}s"),
     ],
 )
 def test_the_concept_becomes_a_slot_everywhere(sentence: str, concept: str, template: str):
@@ -49,6 +53,27 @@ def test_articles_and_foreign_braces():
     assert phrase("a {}", "cat") == "a cat"
     assert phrase("pasta {}", "onion") == "pasta onion"
     assert phrase("a {} and {this}", "cat") == "a cat and {this}"
+
+
+def test_articles_follow_the_word_in_both_directions():
+    for word in ("unicorn", "piano", "European", "one-way street", "U-turn", "TV", "user"):
+        assert phrase("an {}, An {}", word) == f"a {word}, A {word}"
+    for word in ("umbrella", "hour", "accordion", "heirloom", "X-ray", "onion", "8-ball", "urn"):
+        assert phrase('a "{}", A {}', word) == f'an "{word}", An {word}'
+
+
+def test_plurals_follow_the_word():
+    words = {
+        "cat": "cats", "box": "boxes", "butterfly": "butterflies", "toy": "toys",
+        "knife": "knives", "roof": "roofs", "bus": "buses", "lens": "lenses", "quiz": "quizzes",
+        "scissors": "scissors", "sheep": "sheep", "woman": "women", "human": "humans",
+        "blouse": "blouses", "mouse": "mice", "fox": "foxes", "hero": "heroes", "Man": "Men",
+        "soccer ball": "soccer balls",
+    }  # fmt: skip
+    for word, many in words.items():
+        assert phrase("two {}s, {}'s", word) == f"two {many}, {word}'s"
+        # Whatever is written is found again.
+        assert as_template(f"two {many}", word) in ("two {}s", "two {}")
 
 
 def test_groups_differ_in_one_word_only():
@@ -85,6 +110,10 @@ def test_groups_follow_the_generator_alone():
         ("a {} adult by a window", "adjective", "an adult by a window"),
         ("a cat {} a dog", "noun", "a cat a dog"),
         ("{}", "noun", ""),
+        ("two {}s on a table", "noun", "on a table"),
+        ("the {}'s keys, a {}-like thing", "noun", "keys, thing"),
+        ("An {}!", "noun", ""),
+        ("an {} unicorn and a {} in the sea", "adjective", "a unicorn and in the sea"),
     ],
 )
 def test_a_sentence_without_its_concept(template: str, part_of_speech: str, left: str):

@@ -17,6 +17,7 @@ from erase.pictures import draw, write
 from erase.sample import file_names, parse_adapter, sample
 from flux_jax import load, lora
 from flux_jax.pipeline import Pipeline
+from flux_jax.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"height": 16, "width": 16}
@@ -106,6 +107,21 @@ def test_a_silenced_word_changes_the_prompts_that_hold_it(tiny_folder: Path, tmp
         assert json.loads(picture.info["settings"])["silenced"] == "red"
 
 
+@pytest.mark.parametrize(("word", "told"), [("blue", True), ("ball", False), ("Balls", True)])
+def test_a_word_that_silences_nothing_is_told_of_once(
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    told: bool,
+):
+    monkeypatch.setattr("erase.sample.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8))
+    sample(tiny_folder, ["a red ball", "a dog"], [0, 1], [], tmp_path, silenced=word, **SIZE)
+    note = f"silence = {word!r} is in none of the prompts: nothing is silenced\n"
+    assert capsys.readouterr().err == (note if told else "")
+
+
 def test_names_of_prompts_without_words():
     assert list(file_names(["", "!!"], [1])) == ["000-empty-seed1.png", "001-empty-seed1.png"]
 
@@ -116,7 +132,11 @@ def test_names_of_prompts_without_words():
         ({"prompts": []}, "prompt is missing"),
         ({"seeds": []}, "seed is missing"),
         ({"height": 17}, "height = 17"),
+        ({"height": 0}, "height = 0"),
         ({"steps": 0}, "steps = 0"),
+        ({"guidance": float("nan")}, "guidance = nan must be a finite number"),
+        ({"guidance": float("inf")}, "guidance = inf"),
+        ({"guidance": -1.0}, "guidance = -1.0"),
         ({"batch": 0}, "batch = 0"),
         ({"model": "no-such-folder"}, "no-such-folder"),
         ({"prompts": ["cat " * 40]}, "limit"),
@@ -124,13 +144,20 @@ def test_names_of_prompts_without_words():
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(
-    tiny_folder: Path, tmp_path: Path, changes: dict, message: str
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict,
+    message: str,
 ):
     arguments = {
         "model": tiny_folder, "prompts": ["a cat"], "seeds": [0], "adapters": [], **SIZE, **changes
     }  # fmt: skip
-    with pytest.raises(InputError, match=message):
+    # No weights are read before.
+    monkeypatch.setattr(Weights, "__getitem__", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(InputError, match=message) as raised:
         sample(out=tmp_path / "out", **arguments)
+    assert len(str(raised.value)) < 400
     assert not (tmp_path / "out").exists()
 
 

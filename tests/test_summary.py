@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from erase import summary
+from erase import summary, tables
 from erase.judge import share
+from erase.notes import mean_note
 from erase.summary import (
     CELLS,
     ahead,
@@ -105,7 +106,38 @@ def test_the_worst_is_named():
 def test_a_missing_cell_is_left_out():
     cells = [RESULTS["cat"]["cells"], {c: RESULTS["car"]["cells"][c] for c in ("Acc_e", "Acc_ir")}]
     assert pooled(cells)["Acc_g"]["after"] == share(2, 10)
-    assert "H" not in pooled([cells[1]])
+    alone = pooled([cells[1]])
+    # What is there counts: 7 of 10 erased, 8 of 10 kept.
+    assert alone["H"]["after"] == pytest.approx(2 / (1 / 0.7 + 1 / 0.8))
+    assert "Acc_e and Acc_ir alone" in mean_note(alone)
+    assert mean_note(pooled(cells)) == ""
+    assert "H" not in pooled([{"Acc_e": cells[1]["Acc_e"]}])
+
+
+def test_intervals_and_tables_without_other_words():
+    rows = [
+        {
+            "concept": str(lost),
+            "cells": result("entity", "", (lost, lost, 10 - lost))["cells"],
+            "attacks": share(lost, 10),
+        }
+        for lost in range(6)
+    ]
+    every = over_concepts(rows)
+    for row in rows[1:]:
+        del row["cells"]["Acc_g"]
+    some = over_concepts(rows)
+    assert some["Acc_g"] == [0.0, 0.0]
+    assert (some["Acc_e"], some["attacks"]) == (every["Acc_e"], every["attacks"])
+    del rows[0]["cells"]["Acc_g"]
+    none = over_concepts(rows)
+    assert list(none) == ["Acc_e", "Acc_ir", "H", "attacks"]
+    # Both terms are alike here, so that their mean is that of three.
+    assert none["H"] == pytest.approx(every["H"])
+    assert ahead(rows, rows) == (0.0, 0.0, 0.0)
+    made = summarise({str(i): {"kind": "entity", **row} for i, row in enumerate(rows)})
+    for table in (tables.kinds(made), tables.runs(made)):
+        assert tables.NOTHING in table
 
 
 def test_families_of_attacks_are_cells_of_three_sides():
