@@ -71,7 +71,7 @@ class Full:
     bias: np.ndarray | None = None
 
 
-Layers = Mapping[Place, Pair]
+Layers = Mapping[Place, Pair | Full]
 
 
 def text(alpha: np.ndarray) -> str:
