@@ -23,18 +23,23 @@ diffusers version and other programs honour these keys.
 that newer diffusers writes instead is understood when reading.
 """
 
+import functools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.arguments import Parser
-from convert.errors import InputError, exits_cleanly
+from convert.errors import InputError, exits_cleanly, printable
 from convert.lora_joined import FLOATS
-from convert.lora_layers import Layers, Lora, Pair, check, number, stack, typed, unstack
+from convert.lora_kinds import counted, listed, refuse_content
+from convert.lora_layers import Full, Layers, Lora, Pair, check, number, stack, typed, unstack
+from convert.lora_parts import pair_problem, settled
+from convert.lora_peft import PEFT_FILE
 from convert.lora_tables import FLAX, LAYOUTS, Place, label
-from convert.lora_torch import HEADER, MEND, from_torch, problems, to_torch
-from convert.mapping import flatten, nest, refuse
+from convert.lora_torch import HEADER, Found, from_torch, refuse, to_torch
+from convert.mapping import flatten, nest
 from convert.tensors import open_safetensors, read_file, write_file
 
 TORCH_FILE = "pytorch_lora_weights.safetensors"
@@ -46,6 +51,7 @@ FILES = {
     "kohya": "kohya_lora.safetensors",
     "original": "original_lora.safetensors",
 }
+SUFFIXES = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 ALPHA_TYPE = "alpha_type"
 # Header entries about the layout, which are written anew.
@@ -57,8 +63,8 @@ class LayerFile:
     """An adapter as a file holds it, layer by layer.
 
     Attributes:
-        layout: one of `LAYOUTS`.
-        layers: each layer's pair.
+        layout: one of `LAYOUTS`, or "xlabs", which is only read.
+        layers: each layer's change.
         metadata: what else the file's header says.
     """
 
@@ -85,24 +91,35 @@ class AdapterFile:
 
 
 def read_layers(path: str | Path) -> LayerFile:
-    """Reads an adapter in any layout, layer by layer.
+    """Reads an adapter in any layout, layer by layer; see docs/adapters.md for what is read.
+
+    What is left out, such as text encoders, is said on stderr.
 
     Args:
-        path: a safetensors file, or a folder with one under its usual name.
+        path: a safetensors file, or a folder with one.
 
     Raises:
-        InputError: the file is missing or damaged, of another or of mixed layouts, or incomplete,
-            or holds what is no finite number or an alpha of 0.
+        InputError: the file is missing or damaged, of another kind or of mixed layouts, or
+            incomplete, or holds what is no finite number.
     """
     file = _existing(Path(path))
+    refuse_content(file)
     metadata = open_safetensors(file).metadata() or {}
     tensors = read_file(file)
     if tensors and all("/" in name for name in tensors):
-        layout, layers = FLAX, _from_flax(file, tensors, metadata)
+        found = Found(FLAX, _from_flax(file, tensors, metadata), ())
     else:
-        layout, layers = from_torch(file, tensors, metadata)
+        found = from_torch(file, tensors, metadata)
+    for line in found.notes:
+        _note(f"{file}: {line}")
     rest = {name: value for name, value in metadata.items() if name not in OWN}
-    return LayerFile(layout, layers, rest)
+    return LayerFile(found.layout, found.layers, rest)
+
+
+@functools.cache
+def _note(line: str) -> None:
+    """Says a line on stderr, once."""
+    print(f"note: {printable(line)}", file=sys.stderr)
 
 
 def read_adapter(path: str | Path) -> AdapterFile:
@@ -128,9 +145,9 @@ def write_layers(
     """Writes an adapter.
 
     Args:
-        path: a file that ends in .safetensors, or a folder.
+        path: a file that ends in .safetensors or .sft, or a folder.
         layout: one of `LAYOUTS`.
-        layers: each layer's pair.
+        layers: each layer's change.
         metadata: entries for the file's header.
 
     Returns:
@@ -143,7 +160,7 @@ def write_layers(
     if layout == FLAX:
         lora, alpha = stack(file, layers)
         tensors, told = flatten(lora), {"alpha": repr(number(alpha))}
-        first = next(iter(layers.values()))
+        first = next(pair for pair in layers.values() if isinstance(pair, Pair))
         if alpha.dtype != typed(number(alpha), first.down.dtype).dtype:
             told[ALPHA_TYPE] = alpha.dtype.name
     else:
@@ -159,7 +176,7 @@ def write_lora(
     """Writes diffusers' layout, for `FluxPipeline.load_lora_weights`.
 
     Args:
-        path: a file that ends in .safetensors, or a folder.
+        path: a file that ends in .safetensors or .sft, or a folder.
         lora: tree of A [L, I, R] and B [L, R, O].
         alpha: the change is alpha / R * (x A) B.
         metadata: entries for the file's header.
@@ -178,19 +195,28 @@ def named_file(path: Path, layout: str) -> Path:
         InputError: the name is that of a pickle.
     """
     _refuse_pickle(path)
-    return path if path.suffix == ".safetensors" else path / FILES[layout]
+    return path if path.suffix in SUFFIXES else path / FILES[layout]
 
 
 def _existing(path: Path) -> Path:
+    """The file that is meant by a file or by its folder."""
     _refuse_pickle(path)
-    if path.is_dir():
-        for name in FILES.values():
-            if (path / name).is_file():
-                return path / name
-        raise InputError(
-            f"{path}: no adapter; expected {' or '.join(FILES.values())} in the folder"
-        )
-    return path
+    if not path.is_dir():
+        return path
+    usual = (*FILES.values(), PEFT_FILE)
+    for name in usual:
+        if (path / name).is_file():
+            return path / name
+    others = sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = [file.name for file in others]
+        raise listed(f"{path}: holds several files", names, "give the adapter's own")
+    pickles = [file for suffix in PICKLES for file in sorted(path.glob(f"*{suffix}"))]
+    if pickles:
+        _refuse_pickle(pickles[0])
+    raise InputError(f"{path}: no adapter; expected {' or '.join(usual)} in the folder")
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -217,9 +243,36 @@ def _from_flax(
     # Before they are nested: a leaf may have the name of another's parent.
     check(file, tensors)
     layers = unstack(file, nest(tensors), alpha, dtype)
-    bad = [line for place, pair in layers.items() for line in problems(label(place), pair)]
-    refuse(file, MEND, bad)
-    return layers
+    named = {label(place): pair for place, pair in layers.items()}
+    found = {name: pair_problem(pair) for name, pair in named.items()}
+    refuse(file, [f"{name} {problem}" for name, problem in found.items() if problem])
+    made = {place: settled(pair) for place, pair in layers.items()}
+    kept = {place: pair for place, pair in made.items() if pair is not None}
+    if not kept:
+        raise InputError(f"{file}: changes nothing: alpha is 0")
+    return kept
+
+
+def _dropped(layout: str, layers: Layers) -> str | None:
+    """What diffusers does not apply of a file in this layout; None if it applies all.
+
+    Its converters give layers outside the blocks names that its loader leaves out, and have no
+    names for whole differences.
+    """
+    if layout not in {"kohya", "original"}:
+        return None
+    outside = [label(place) for place in layers if place[1] is None]
+    whole = [
+        label(place)
+        for place, each in layers.items()
+        if isinstance(each, Full) or each.bias is not None
+    ]
+    for lost, what in ((whole, "whole differences and biases"), (outside, "outside the blocks")):
+        if lost:
+            said = f"diffusers does not apply {counted(len(lost), 'layer')} of this file, {what}"
+            mend = f"ComfyUI does{'' if whole else '; for diffusers take --to diffusers'}"
+            return str(listed(said, lost, mend))
+    return None
 
 
 @exits_cleanly
@@ -236,6 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if file.exists():
         raise InputError(f"{file} exists; choose another DST or remove it")
     print(write_layers(file, layout, found.layers, found.metadata))
+    dropped = _dropped(layout, found.layers)
+    if dropped:
+        _note(f"{file}: {dropped}")
 
 
 if __name__ == "__main__":
