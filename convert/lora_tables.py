@@ -146,7 +146,8 @@ def _namings() -> tuple[Naming, ...]:
     )
     read = [Naming("diffusers", prefix, SPLIT) for prefix in PREFIXES]
     read += [Naming("original", prefix, JOINED) for prefix in PREFIXES]
-    read += [Naming("original", prefix, NUMBERED) for prefix in (*PREFIXES, "lora_transformer_")]
+    read += [Naming("original", prefix, NUMBERED) for prefix in PREFIXES]
+    read.append(Naming("kohya", "lora_transformer_", NUMBERED))
     read += [Naming("xlabs", prefix, XLABS) for prefix in PREFIXES]
     for prefix in FLAT_PREFIXES:
         read.append(Naming("diffusers", prefix, SPLIT, flat=True))

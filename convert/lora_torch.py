@@ -114,7 +114,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
                     raise UnusableError("is changed twice, by itself and by what joins it")
                 layers |= parts
         except UnusableError as error:
-            bad.append(f"{shortened(stem)} {error}")
+            bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
     refuse(file, bad)
     if scales.dora and not any(
         isinstance(each, Pair) and each.magnitude is not None for each in layers.values()
@@ -204,6 +204,12 @@ def _own_bias(pair: Pair) -> np.ndarray:
 
 def _is_zero_difference(name: str, tensor: np.ndarray) -> bool:
     return name.endswith((".diff", ".diff_b", ".w_norm", ".b_norm")) and not tensor.any()
+
+
+def _form(parts: Mapping[str, np.ndarray]) -> str:
+    """What kind of adapter a layer's parts make, for messages; "" for a plain one."""
+    forms = {"lokr": "LoKr", "hada": "LoHa", "magnitude": "DoRA", "diff": "full difference"}
+    return next((f"({forms[p]}) " for part in parts for p in forms if part.startswith(p)), "")
 
 
 def _by_layer(
