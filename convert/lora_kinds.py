@@ -11,7 +11,7 @@ from convert.errors import InputError
 
 # The longest message, and the longest key in it.
 MESSAGE = 400
-SHOWN = 64
+SHOWN = 80
 EXAMPLES = 3
 
 _ENCODERS = re.compile(
@@ -47,6 +47,11 @@ _OTHERS = (
         "",
     ),
     (
+        r"(input|output|middle|down|up|mid)_blocks?[._]|label_emb",
+        "of another model, SDXL or Stable Diffusion 1.5",
+        "",
+    ),
+    (
         r"img_mlp[._]fc|txt_mlp[._]fc|img_mod[._]linear|individual_token_refiner"
         r"|modulation[._]linear",
         "of another model, Hunyuan Video",
@@ -61,13 +66,8 @@ _OTHERS = (
     (r"joint_transformer_blocks", "of another model, AuraFlow", ""),
     (r"(double|single)_stream_blocks", "of another model, HiDream", ""),
     (
-        r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|attn[12]|ffn)|lora_unet__?blocks_\d",
+        r"(^|(?<!transformer)[._])blocks[._]\d+[._](self_attn|cross_attn|attn[12]|ffn)|lora_unet__?blocks_\d",
         "of another model, Wan",
-        "",
-    ),
-    (
-        r"(input|output|middle|down|up|mid)_blocks?[._]|label_emb",
-        "of another model, SDXL or Stable Diffusion 1.5",
         "",
     ),
     (r"transformer_blocks[._]\d+[._]attn[12][._]", "of another model, SD3, LTX or PixArt", ""),
