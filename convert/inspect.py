@@ -142,9 +142,8 @@ def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
     return table
 
 
-def _ranks(rows: Iterable[Line]) -> str:
+def _ranks(rows: Sequence[Line]) -> str:
     """The ranks that occur, and "full" where whole differences do."""
-    rows = list(rows)
     ranks = [str(rank) for rank in sorted({rank for row in rows for rank in row.ranks})]
     return ", ".join([*ranks, *(["full"] if any("full" in row.besides for row in rows) else [])])
 

@@ -129,7 +129,7 @@ def refuse_content(file: Path) -> None:
     with file.open("rb") as opened:
         begin = opened.read(64)
     if not begin:
-        raise InputError(f"{file}: is empty; copy or download it again")
+        raise InputError(f"{file}: is empty, not a safetensors file; copy or download it again")
     # A header's length, of 8 bytes, and the header: the length may begin like anything.
     if begin[5:9] == b"\0\0\0{":
         return

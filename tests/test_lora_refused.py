@@ -167,7 +167,7 @@ def test_the_command_writes_every_layout_and_knows_no_other(tmp_path):
 SDXL = ("input_blocks_4_1", "output_blocks_3_1", "middle_block_1")
 KINDS = {
     "sdxl": (
-        [f"lora_unet_{a}_transformer_blocks_{i}_attn2_to_q.alpha" for a in SDXL for i in range(10)],
+        [f"lora_unet_{a}_transformer_blocks_{i}_attn2_to_q" for a in SDXL for i in range(10)],
         "another model, SDXL or Stable Diffusion 1.5",
     ),
     "sd 1.5 of peft": (["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"], "SDXL or Stable"),
@@ -221,7 +221,9 @@ def test_what_is_no_adapter_of_flux_1_is_named(tmp_path, capsys, kind):
     message = refused(file, capsys)
     assert told in message
     if len(names) > 3:
-        assert f"and {len(names) - 3} more" in message
+        shown = sum(name in message for name in names)
+        assert 1 <= shown <= 3
+        assert f"and {len(names) - shown} more" in message
     elif names and "text_model" not in names[0]:
         assert names[0] in message
 
