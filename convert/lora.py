@@ -1,17 +1,17 @@
-"""Adapter files of FLUX's transformer, in four layouts.
+"""Adapter files of FLUX's transformer: converts between four layouts, and reads more.
 
     python -m convert.lora runs/soccer-ball/adapter soccer-ball.safetensors --to kohya
 
-The layout of SRC shows in its keys. Without --to, diffusers' layout becomes this project's (flax),
-and any other becomes diffusers'.
+The layout of SRC shows in its keys; docs/adapters.md lists all that is read. DST is a file if it
+ends in .safetensors or .sft, else a folder. Without --to, diffusers' layout becomes this project's
+(flax), and any other becomes diffusers'.
 
 - diffusers: `transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight` and `.lora_B.weight`.
-  Read without the prefix too.
 - kohya: `lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight`, `.lora_up.weight`, `.alpha`, as
   kohya's scripts write and ComfyUI and diffusers load. Names are those of the original model, which
   joins layers: see `convert.lora_joined`.
 - original: `diffusion_model.double_blocks.0.txt_attn.qkv.lora_down.weight`, which ComfyUI and
-  diffusers load. Read with `lora_A` and `lora_B` and with other prefixes too.
+  diffusers load; the only one that holds whole differences (`.diff`).
 - flax: `dual_blocks/attn/add_q_proj/A`, stacked, of one rank and one alpha.
 
 A layer's change is alpha / R * B A. Ranks, alphas and types stay as they are, layer by layer. A
@@ -21,6 +21,8 @@ its loader gives the commonest alpha to layers without one if others have one. P
 diffusers version and other programs honour these keys.
 (`FluxTransformer2DModel.load_lora_adapter`, called without a pipeline, does not.) The header entry
 that newer diffusers writes instead is understood when reading.
+
+A line on stderr says what diffusers will not apply of the file, or not as it says.
 """
 
 import functools
@@ -54,6 +56,8 @@ FILES = {
 SUFFIXES = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 ALPHA_TYPE = "alpha_type"
+# The last layer, by a name that layers in blocks have too.
+LAST = "proj_out"
 # Header entries about the layout, which are written anew.
 OWN = ("format", "alpha", ALPHA_TYPE, *HEADER)
 
@@ -254,12 +258,15 @@ def _from_flax(
 
 
 def _dropped(layout: str, layers: Layers) -> str | None:
-    """What diffusers does not apply of a file in this layout; None if it applies all.
+    """What diffusers does not apply of a file in this layout, or not as it says; None if nothing.
 
     Its converters give layers outside the blocks names that its loader leaves out, and have no
-    names for whole differences.
+    names for whole differences. In its own layout it takes the alpha of the last `proj_out` for
+    that of the blocks' too, as PEFT's patterns are ends of names.
     """
-    if layout not in {"kohya", "original"}:
+    if layout == "diffusers":
+        return _spread_alpha(layers)
+    if layout == FLAX:
         return None
     outside = [label(place) for place in layers if place[1] is None]
     whole = [
@@ -273,6 +280,21 @@ def _dropped(layout: str, layers: Layers) -> str | None:
             mend = f"ComfyUI does{'' if whole else '; for diffusers take --to diffusers'}"
             return str(listed(said, lost, mend))
     return None
+
+
+def _spread_alpha(layers: Layers) -> str | None:
+    """What diffusers makes of an alpha of the last layer that the blocks' have not."""
+    last = layers.get((LAST, None))
+    inner = [each for (target, _), each in layers.items() if target == f"single_blocks/{LAST}"]
+    if not isinstance(last, Pair):
+        return None
+    others = [pair for pair in inner if isinstance(pair, Pair)]
+    if all(number(pair.alpha) == number(last.alpha) for pair in others):
+        return None
+    return (
+        f"diffusers may give the alpha of {LAST}, {number(last.alpha)}, to the blocks' {LAST} too, "
+        "which have another; ComfyUI does not"
+    )
 
 
 @exits_cleanly

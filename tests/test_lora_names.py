@@ -362,6 +362,7 @@ def test_dora_at_alpha_0_still_sets_lengths(tmp_path):
     save_file(square(alpha=0) | {f"{STEM.format(0)}.dora_scale": noise(WIDTH, 1)}, file)
     (layer,) = read_layers(file).layers.values()
     assert not layer.up.any()
+    assert layer.magnitude is not None
     assert layer.magnitude.shape == (WIDTH,)
 
 

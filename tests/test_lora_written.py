@@ -1,5 +1,7 @@
 """What layouts hold of whole differences, biases and DoRA, and what they say that they do not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from adapters import WIDTH, assert_same, only, random_layers, small_shapes
@@ -115,3 +117,15 @@ def test_a_line_says_what_diffusers_will_not_apply(tmp_path, capsys, layout):
     inner = write_layers(tmp_path / "c.safetensors", "diffusers", only(layers, ("to_q",)))
     main([str(inner), str(tmp_path / "d.safetensors"), "--to", layout])
     assert not capsys.readouterr().err
+
+
+def test_a_line_says_where_diffusers_takes_another_alpha(tmp_path, capsys):
+    layers = only(random_layers(small_shapes()), ("proj_out",))
+    last = layers["proj_out", None]
+    for alpha, lines in ((8, 0), (5, 1)):
+        given = layers | {("proj_out", None): replace(last, alpha=np.array(alpha, np.float32))}
+        source = write_layers(tmp_path / f"{alpha}.safetensors", "original", given)
+        main([str(source), str(tmp_path / f"new-{alpha}.safetensors")])
+        said = capsys.readouterr().err
+        assert said.count("\n") == lines
+        assert ("may give the alpha of proj_out, 5.0" in said) == bool(lines)
