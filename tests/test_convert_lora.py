@@ -191,7 +191,7 @@ def test_defects_are_told_in_one_line(tmp_path):
     assert "transformer.transformer_blocks.0.norm.lora_A.weight" in message
 
 
-def test_missing_partners_are_refused(tmp_path):
+def test_a_missing_partner_is_refused(tmp_path):
     def drop_all_b(tensors):
         for name in [name for name in tensors if "add_k_proj.lora_B" in name]:
             del tensors[name]
