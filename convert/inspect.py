@@ -99,16 +99,16 @@ def _line(target: str, layers: Sequence[Pair | Full]) -> Line:
         norm = float(np.sqrt(sum(squares)))
     arrays = [array for pair in pairs for array in (pair.down, pair.up)]
     arrays += [whole.delta for whole in wholes]
-    shapes = [(pair.down.shape[1], len(pair.up)) for pair in pairs]
-    shapes += [whole.delta.shape[::-1] for whole in wholes]
     has = {
         "full": bool(wholes),
-        "DoRA": any(pair.magnitude is not None for pair in pairs),
+        "DoRA": any(layer.magnitude is not None for layer in layers),
         "bias": any(layer.bias is not None for layer in layers),
     }
     return Line(
         target,
-        _occurring(f"{inputs} -> {outputs}" for inputs, outputs in shapes),
+        _occurring(
+            f"{inputs} -> {outputs}" for outputs, inputs in (layer.shape for layer in layers)
+        ),
         len(layers),
         tuple(sorted({pair.rank for pair in pairs})),
         _occurring(text(pair.alpha) for pair in pairs),

@@ -6,7 +6,7 @@ Axis letters: L blocks, I inputs, O outputs, R rank.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +48,11 @@ class Pair:
     magnitude: np.ndarray | None = None
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I), that of the layer's weight."""
+        return len(self.up), self.down.shape[1]
+
+    @property
     def rank(self) -> int:
         """R."""
         return self.down.shape[0]
@@ -65,13 +70,29 @@ class Full:
     Attributes:
         delta: what is added to the weight, as PyTorch keeps it, [O, I], its scale applied.
         bias: what the layer's own bias gets besides, [O]; None for nothing.
+        magnitude: DoRA's length of each row, [O], as a `Pair` has it.
     """
 
     delta: np.ndarray
     bias: np.ndarray | None = None
+    magnitude: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I), that of the layer's weight."""
+        outputs, inputs = self.delta.shape
+        return outputs, inputs
 
 
 Layers = Mapping[Place, Pair | Full]
+
+
+def kind(change: Pair | Full) -> str:
+    """What a layer's change is called: "LoRA", "DoRA", "full difference", "... with a bias"."""
+    name = "LoRA" if isinstance(change, Pair) else "full difference"
+    if change.magnitude is not None:
+        name = "DoRA" if name == "LoRA" else f"{name} with DoRA"
+    return name if change.bias is None else f"{name} with a bias"
 
 
 def text(alpha: np.ndarray) -> str:
@@ -98,12 +119,17 @@ def implied(down: np.ndarray) -> np.ndarray:
     return typed(float(len(down) if down.ndim else 1), down.dtype)
 
 
-def same(one: Pair | None, other: Pair | None) -> bool:
+def same(one: Pair | Full | None, other: Pair | Full | None) -> bool:
     """Whether two changes are held by the same bits."""
-    if one is None or other is None:
+    if one is None or other is None or type(one) is not type(other):
         return one is other
-    pairs = ((one.down, other.down), (one.up, other.up), (one.alpha, other.alpha))
-    return all(same_bits(*pair) for pair in pairs)
+    for name in (field.name for field in fields(one)):
+        first, second = getattr(one, name), getattr(other, name)
+        if (first is None) != (second is None):
+            return False
+        if first is not None and not same_bits(first, second):
+            return False
+    return True
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:

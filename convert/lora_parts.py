@@ -79,13 +79,13 @@ def change(
     if kinds == [PAIR]:
         return _pair(parts, name, bias, scales)
     full = _full(parts, name, scales)
-    if "magnitude" in parts:
-        raise UnusableError("has DoRA's magnitudes on LoKr, LoHa or a full difference")
     if "bias" in parts:
         raise UnusableError("has a bias of a pair and no pair")
     if bias is not None and len(bias) != len(full):
         raise UnusableError(f"has a bias of {len(bias)} for {len(full)} outputs")
-    return Full(full, bias) if bias is not None or full.any() else None
+    magnitude = _magnitude(parts, len(full))
+    changes = bias is not None or magnitude is not None or full.any()
+    return Full(full, bias, magnitude) if changes else None
 
 
 def settled(pair: Pair) -> Pair | None:
@@ -146,16 +146,20 @@ def _pair(
         bias = own if bias is None else bias + own
     if bias is not None and len(bias) != len(up):
         raise UnusableError(f"has a bias of {len(bias)} for {len(up)} outputs")
-    magnitude = None
-    if "magnitude" in parts:
-        magnitude = parts["magnitude"]
-        if magnitude.shape not in {(len(up),), (len(up), 1)}:
-            raise UnusableError(
-                f"has DoRA's magnitudes as {list(magnitude.shape)}, expected one for each of "
-                f"{len(up)} outputs: those for inputs are not supported"
-            )
-        magnitude = magnitude.reshape(-1)
-    return settled(replace(pair, bias=bias, magnitude=magnitude))
+    return settled(replace(pair, bias=bias, magnitude=_magnitude(parts, len(up))))
+
+
+def _magnitude(parts: Mapping[str, np.ndarray], outputs: int) -> np.ndarray | None:
+    """DoRA's lengths [O], if the layer has them."""
+    if "magnitude" not in parts:
+        return None
+    magnitude = parts["magnitude"]
+    if magnitude.shape not in {(outputs,), (outputs, 1)}:
+        raise UnusableError(
+            f"has DoRA's magnitudes as {list(magnitude.shape)}, expected one for each of {outputs} "
+            "outputs: those for inputs are not supported"
+        )
+    return magnitude.reshape(-1)
 
 
 def _alpha(parts: Mapping[str, np.ndarray], down: np.ndarray, told: float | None) -> np.ndarray:

@@ -27,20 +27,17 @@ def apart(
     places = layer.places(block)
     if len(places) == 1:
         return {places[0]: _swapped(made) if layer.swapped else made}
-    matrix = made.delta if isinstance(made, Full) else made.down
-    widths = layer.widths(matrix.shape[1])
-    rows = len(made.delta) if isinstance(made, Full) else len(made.up)
+    rows, inputs = made.shape
+    widths = layer.widths(inputs)
     if rows != sum(widths):
         raise UnusableError(f"has {rows} outputs, expected {sum(widths)}")
     ends = np.cumsum(widths)[:-1]
     biases = [None] * len(widths) if made.bias is None else np.split(made.bias, ends)
+    lengths = [None] * len(widths) if made.magnitude is None else np.split(made.magnitude, ends)
     if isinstance(made, Full):
         deltas = np.split(made.delta, ends)
-        return {
-            place: Full(delta, bias)
-            for place, delta, bias in zip(places, deltas, biases, strict=True)
-        }
-    lengths = [None] * len(widths) if made.magnitude is None else np.split(made.magnitude, ends)
+        parts = zip(deltas, biases, lengths, strict=True)
+        return {place: Full(*part) for place, part in zip(places, parts, strict=True)}
     if made.bias is None and made.magnitude is None:
         pairs = split(made, widths, told)
     else:
@@ -64,11 +61,11 @@ def together(
     first = next(each for each in parts if each is not None)
     if len(layer.targets) == 1:
         return _swapped(first) if layer.swapped else first, None
-    inputs = _shape(first)[1]
+    inputs = first.shape[1]
     widths = layer.widths(inputs)
     for each, width in zip(parts, widths, strict=True):
-        if each and _shape(each) != (width, inputs):
-            outputs, other = _shape(each)
+        if each and each.shape != (width, inputs):
+            outputs, other = each.shape
             raise ValueError(
                 f"has a part of {other} inputs and {outputs} outputs, expected {inputs} and {width}"
             )
@@ -90,13 +87,6 @@ def together(
     return replace(joined, bias=bias), untold(plain, joined, widths)
 
 
-def _shape(each: Pair | Full) -> tuple[int, int]:
-    """[O, I] of a change."""
-    if isinstance(each, Full):
-        return len(each.delta), each.delta.shape[1]
-    return len(each.up), each.down.shape[1]
-
-
 def _delta(each: Pair | Full | None, width: int, inputs: int) -> np.ndarray:
     if each is None:
         return np.zeros((width, inputs), np.float32)
@@ -110,6 +100,7 @@ def _swapped(each: Pair | Full) -> Pair | Full:
         return None if rows is None else np.roll(rows, len(rows) // 2, axis=0)
 
     if isinstance(each, Full):
-        return Full(np.roll(each.delta, len(each.delta) // 2, axis=0), rolled(each.bias))
+        delta = np.roll(each.delta, len(each.delta) // 2, axis=0)
+        return Full(delta, rolled(each.bias), rolled(each.magnitude))
     up = np.roll(each.up, len(each.up) // 2, axis=0)
     return Pair(each.down, up, each.alpha, rolled(each.bias), rolled(each.magnitude))

@@ -116,9 +116,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
         except UnusableError as error:
             bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
     refuse(file, bad)
-    if scales.dora and not any(
-        isinstance(each, Pair) and each.magnitude is not None for each in layers.values()
-    ):
+    if scales.dora and all(each.magnitude is None for each in layers.values()):
         raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
     if not layers:
         raise InputError(
@@ -260,12 +258,11 @@ def _refuse_flux_2(file: Path, stem: str, layer: Layer, parts: Mapping[str, np.n
 def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
     """Refuses changes that a layout has no keys for, or none that its programs read."""
     whole = any(isinstance(each, Full) for each in layers.values())
-    pairs = [each for each in layers.values() if isinstance(each, Pair)]
-    lengths = [pair for pair in pairs if pair.magnitude is not None]
+    lengths = [each for each in layers.values() if each.magnitude is not None]
     biases = any(each.bias is not None for each in layers.values())
     if lengths and layout != "diffusers":
         held, to = "DoRA's magnitudes", "take --to diffusers"
-    elif lengths and (whole or len(lengths) < len(pairs)):
+    elif lengths and len(lengths) < len(layers):
         held, to = "DoRA's magnitudes on some layers only", "its programs want all or none"
     elif whole and layout != "original":
         held, to = "whole differences (of LoKr, LoHa, .diff)", "take --to original, for ComfyUI"

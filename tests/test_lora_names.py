@@ -246,6 +246,12 @@ def test_biases_and_magnitudes_go_with_their_rows(tmp_path):
         f"{stems[0]}.dora_scale": length,
         f"{stems[1]}.diff": noise(16, WIDTH),
         f"{stems[1]}.diff_b": swapped,
+        f"{stems[1]}.dora_scale": swapped[:, None],
+        **{
+            f"lora_unet_double_blocks_1_txt_attn_qkv.{k}": v
+            for k, v in lokr(True, True, 1)[0].items()
+        },
+        "lora_unet_double_blocks_1_txt_attn_qkv.dora_scale": length,
     }
     save_file(tensors, tmp_path / "a.safetensors")
     layers = read_layers(tmp_path / "a.safetensors").layers
@@ -254,8 +260,12 @@ def test_biases_and_magnitudes_go_with_their_rows(tmp_path):
         rows = slice(WIDTH * number, WIDTH * (number + 1))
         np.testing.assert_array_equal(layer.bias, bias[rows])
         np.testing.assert_array_equal(layer.magnitude, length[rows, 0])
+    for number, name in enumerate(TEXT_QKV):
+        rows = slice(WIDTH * number, WIDTH * (number + 1))
+        np.testing.assert_array_equal(layers[f"dual_blocks/{name}", 1].magnitude, length[rows, 0])
     expected = np.concatenate([swapped[WIDTH:], swapped[:WIDTH]])
     np.testing.assert_array_equal(layers["norm_out/linear", None].bias, expected)
+    np.testing.assert_array_equal(layers["norm_out/linear", None].magnitude, expected)
 
 
 @pytest.mark.parametrize(
