@@ -38,6 +38,7 @@ _OTHERS = (
         "a ControlNet",
         "it is a network beside the model",
     ),
+    (r"^(first_stage_model|encoder|decoder)\.(encoder|decoder|down|up|mid|conv)", "a VAE", ""),
     (r"redux_(up|down)", "FLUX.1 Redux", "it needs a picture's encoder"),
     (r"distilled_guidance_layer", "of another model, Chroma", ""),
     (
@@ -91,7 +92,6 @@ _OTHERS = (
         "a whole model",
         "give it where a model is asked for",
     ),
-    (r"first_stage_model|^(encoder|decoder)\.(down|up|mid|conv)", "a whole model", ""),
 )
 _OTHERS_FOUND = [(re.compile(text), what, mend) for text, what, mend in _OTHERS]
 # Parts of changes that are not read, by the endings of keys.

@@ -205,7 +205,7 @@ KINDS = {
     "controlnet": (["controlnet_blocks.0.weight", "transformer_blocks.0.x.weight"], "a ControlNet"),
     "model": (["double_blocks.0.img_attn.qkv.weight", "img_in.bias"], "a whole model"),
     "diffusers' model": (["transformer_blocks.0.attn.to_q.weight"], "a whole model"),
-    "vae": (["encoder.conv_in.weight"], "a whole model"),
+    "vae": (["encoder.mid_block.attentions.0.to_k.weight"], "a VAE"),
     "textual inversion": (["clip_l", "t5"], "a textual inversion"),
     "gibberish": (["a.b.c"], "no known adapter layout"),
     "text encoder": (["lora_te1_text_model_x.alpha"], "holds only 1 tensor of the text encoder"),
