@@ -7,6 +7,10 @@ alpha / R * B A over all blocks, and the rank in use: how many singular values o
 over 1 % of the layer's largest, from the least of the blocks to the most. Both come from the Gram
 matrices of A and B, [R, R]; the change itself is never made. A change of zeros has rank 0 in use.
 
+A whole difference (of LoKr or LoHa, for instance) has its norm, rank "full" and no alpha. What
+layers have besides is told: "DoRA", whose magnitudes count for no norm, since they set lengths of
+the model's own rows, and "bias", which counts for none either. Long entries of the header are cut.
+
 Axis letters: I inputs, O outputs, R rank.
 """
 
@@ -24,9 +28,12 @@ from rich.text import Text
 from convert.arguments import Parser
 from convert.errors import exits_cleanly, printable
 from convert.lora import LayerFile, read_layers
-from convert.lora_layers import Pair, text
+from convert.lora_kinds import shortened
+from convert.lora_layers import Full, Pair, text
 
 IN_USE = 0.01
+# Letters of the header's names and values that are shown.
+SHOWN = 240
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,12 @@ class Line:
         target: path in the Flax tree.
         shapes: inputs and outputs, "32 -> 96".
         blocks: how many.
-        ranks: of the layers, in ascending order.
-        alphas: as the file has them.
-        types: of A and B.
+        ranks: of the pairs, in ascending order.
+        alphas: of the pairs, as the file has them.
+        types: of A and B, or of the difference.
         norm: Frobenius norm of the change, over all blocks.
-        used: least and most rank in use.
+        used: least and most rank in use of the pairs, if there are any.
+        besides: "full" if there are whole differences, "DoRA", "bias".
     """
 
     target: str
@@ -51,7 +59,8 @@ class Line:
     alphas: tuple[str, ...]
     types: tuple[str, ...]
     norm: float
-    used: tuple[int, int]
+    used: tuple[int, int] | None
+    besides: tuple[str, ...] = ()
 
 
 def singular_values(pair: Pair) -> Float[np.ndarray, "R"]:
@@ -72,27 +81,41 @@ def singular_values(pair: Pair) -> Float[np.ndarray, "R"]:
 
 def lines(found: LayerFile) -> list[Line]:
     """A line for each target, in the file's order."""
-    targets: dict[str, list[Pair]] = {}
-    for (target, _), pair in found.layers.items():
-        targets.setdefault(target, []).append(pair)
-    return [_line(target, pairs) for target, pairs in targets.items()]
+    targets: dict[str, list[Pair | Full]] = {}
+    for (target, _), layer in found.layers.items():
+        targets.setdefault(target, []).append(layer)
+    return [_line(target, layers) for target, layers in targets.items()]
 
 
-def _line(target: str, pairs: Sequence[Pair]) -> Line:
+def _line(target: str, layers: Sequence[Pair | Full]) -> Line:
+    pairs = [layer for layer in layers if isinstance(layer, Pair)]
+    wholes = [layer for layer in layers if isinstance(layer, Full)]
     values = [singular_values(pair) for pair in pairs]
     used = [int((each > IN_USE * each[0]).sum()) for each in values]
     # Doubles may hold numbers whose squares they do not hold.
     with np.errstate(over="ignore"):
-        norm = float(np.sqrt(sum((each**2).sum() for each in values)))
+        squares = [(each**2).sum() for each in values]
+        squares += [np.square(whole.delta, dtype=np.float64).sum() for whole in wholes]
+        norm = float(np.sqrt(sum(squares)))
+    arrays = [array for pair in pairs for array in (pair.down, pair.up)]
+    arrays += [whole.delta for whole in wholes]
+    has = {
+        "full": bool(wholes),
+        "DoRA": any(layer.magnitude is not None for layer in layers),
+        "bias": any(layer.bias is not None for layer in layers),
+    }
     return Line(
         target,
-        _occurring(f"{pair.down.shape[1]} -> {len(pair.up)}" for pair in pairs),
-        len(pairs),
+        _occurring(
+            f"{inputs} -> {outputs}" for outputs, inputs in (layer.shape for layer in layers)
+        ),
+        len(layers),
         tuple(sorted({pair.rank for pair in pairs})),
         _occurring(text(pair.alpha) for pair in pairs),
-        _occurring(array.dtype.name for pair in pairs for array in (pair.down, pair.up)),
+        _occurring(array.dtype.name for array in arrays),
         norm,
-        (min(used), max(used)),
+        (min(used), max(used)) if used else None,
+        tuple(name for name, there in has.items() if there),
     )
 
 
@@ -107,14 +130,22 @@ def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
         "layout": found.layout,
         "layers": str(len(found.layers)),
         "type": ", ".join(_occurring(word for row in rows for word in row.types)),
-        "rank": ", ".join(map(str, sorted({rank for row in rows for rank in row.ranks}))),
+        "rank": _ranks(rows),
         "alpha": ", ".join(_occurring(word for row in rows for word in row.alphas)),
         "norm": f"{math.hypot(*(row.norm for row in rows)):.4g}",
     }
     for name, value in {**found.metadata, **whole}.items():
         # As text, since square brackets would be taken for markup.
-        table.add_row(Text(printable(name)), Text(printable(value)))
+        # Programs write whole tables of their data there, thousands of lines long.
+        shown = (shortened(printable(part), SHOWN) for part in (name, value))
+        table.add_row(*(Text(part) for part in shown))
     return table
+
+
+def _ranks(rows: Sequence[Line]) -> str:
+    """The ranks that occur, and "full" where whole differences do."""
+    ranks = [str(rank) for rank in sorted({rank for row in rows for rank in row.ranks})]
+    return ", ".join([*ranks, *(["full"] if any("full" in row.besides for row in rows) else [])])
 
 
 def target_table(rows: Sequence[Line]) -> Table:
@@ -125,17 +156,21 @@ def target_table(rows: Sequence[Line]) -> Table:
         table.add_column(heading, overflow="fold")
     for heading in ("blocks", "rank", "alpha", "norm", "in use"):
         table.add_column(heading, justify="right", overflow="fold")
-    for row in rows:
-        least, most = row.used
-        table.add_row(
+    besides = [", ".join(word for word in row.besides if word != "full") for row in rows]
+    if any(besides):
+        table.add_column("besides", overflow="fold")
+    for row, more in zip(rows, besides, strict=True):
+        least, most = row.used or (None, None)
+        cells = [
             row.target,
             ", ".join(row.shapes),
             str(row.blocks),
-            ", ".join(map(str, row.ranks)),
+            _ranks([row]),
             ", ".join(row.alphas),
             f"{row.norm:.4g}",
-            str(most) if least == most else f"{least} to {most}",
-        )
+            "" if least is None else str(most) if least == most else f"{least} to {most}",
+        ]
+        table.add_row(*cells, *([more] if any(besides) else []))
     return table
 
 

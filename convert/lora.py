@@ -1,17 +1,17 @@
-"""Adapter files of FLUX's transformer, in four layouts.
+"""Adapter files of FLUX's transformer: converts between four layouts, and reads more.
 
     python -m convert.lora runs/soccer-ball/adapter soccer-ball.safetensors --to kohya
 
-The layout of SRC shows in its keys. Without --to, diffusers' layout becomes this project's (flax),
-and any other becomes diffusers'.
+The layout of SRC shows in its keys; docs/adapters.md lists all that is read. DST is a file if it
+ends in .safetensors or .sft, else a folder. Without --to, diffusers' layout becomes this project's
+(flax), and any other becomes diffusers'.
 
 - diffusers: `transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight` and `.lora_B.weight`.
-  Read without the prefix too.
 - kohya: `lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight`, `.lora_up.weight`, `.alpha`, as
   kohya's scripts write and ComfyUI and diffusers load. Names are those of the original model, which
   joins layers: see `convert.lora_joined`.
 - original: `diffusion_model.double_blocks.0.txt_attn.qkv.lora_down.weight`, which ComfyUI and
-  diffusers load. Read with `lora_A` and `lora_B` and with other prefixes too.
+  diffusers load; the only one that holds whole differences (`.diff`).
 - flax: `dual_blocks/attn/add_q_proj/A`, stacked, of one rank and one alpha.
 
 A layer's change is alpha / R * B A. Ranks, alphas and types stay as they are, layer by layer. A
@@ -21,21 +21,28 @@ its loader gives the commonest alpha to layers without one if others have one. P
 diffusers version and other programs honour these keys.
 (`FluxTransformer2DModel.load_lora_adapter`, called without a pipeline, does not.) The header entry
 that newer diffusers writes instead is understood when reading.
+
+A line on stderr says what diffusers will not apply of the file, or not as it says.
 """
 
+import functools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.arguments import Parser
-from convert.errors import InputError, exits_cleanly
+from convert.errors import InputError, exits_cleanly, printable
 from convert.lora_joined import FLOATS
-from convert.lora_layers import Layers, Pair, number, typed
+from convert.lora_kinds import counted, listed, refuse_content
+from convert.lora_layers import Full, Layers, Pair, number, typed
+from convert.lora_parts import pair_problem, settled
+from convert.lora_peft import PEFT_FILE
 from convert.lora_stacked import Lora, check, stack, stack_evenly, unstack
 from convert.lora_tables import FLAX, LAYOUTS, Place, label
-from convert.lora_torch import HEADER, MEND, from_torch, problems, to_torch
-from convert.mapping import flatten, nest, refuse
+from convert.lora_torch import HEADER, Found, from_torch, refuse, to_torch
+from convert.mapping import flatten, nest
 from convert.tensors import open_safetensors, read_file, write_file
 
 TORCH_FILE = "pytorch_lora_weights.safetensors"
@@ -47,8 +54,11 @@ FILES = {
     "kohya": "kohya_lora.safetensors",
     "original": "original_lora.safetensors",
 }
+SUFFIXES = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 ALPHA_TYPE = "alpha_type"
+# The last layer, by a name that layers in blocks have too.
+LAST = "proj_out"
 # Header entries about the layout, which are written anew.
 OWN = ("format", "alpha", ALPHA_TYPE, *HEADER)
 
@@ -58,8 +68,8 @@ class LayerFile:
     """An adapter as a file holds it, layer by layer.
 
     Attributes:
-        layout: one of `LAYOUTS`.
-        layers: each layer's pair.
+        layout: one of `LAYOUTS`, or "xlabs", which is only read.
+        layers: each layer's change.
         metadata: what else the file's header says.
     """
 
@@ -87,24 +97,35 @@ class AdapterFile:
 
 
 def read_layers(path: str | Path) -> LayerFile:
-    """Reads an adapter in any layout, layer by layer.
+    """Reads an adapter in any layout, layer by layer; see docs/adapters.md for what is read.
+
+    What is left out, such as text encoders, is said on stderr.
 
     Args:
-        path: a safetensors file, or a folder with one under its usual name.
+        path: a safetensors file, or a folder with one.
 
     Raises:
-        InputError: the file is missing or damaged, of another or of mixed layouts, or incomplete,
-            or holds what is no finite number or an alpha of 0.
+        InputError: the file is missing or damaged, of another kind or of mixed layouts, or
+            incomplete, or holds what is no finite number.
     """
     file = _existing(Path(path))
+    refuse_content(file)
     metadata = open_safetensors(file).metadata() or {}
     tensors = read_file(file)
     if tensors and all("/" in name for name in tensors):
-        layout, layers = FLAX, _from_flax(file, tensors, metadata)
+        found = Found(FLAX, _from_flax(file, tensors, metadata), ())
     else:
-        layout, layers = from_torch(file, tensors, metadata)
+        found = from_torch(file, tensors, metadata)
+    for line in found.notes:
+        _note(f"{file}: {line}")
     rest = {name: value for name, value in metadata.items() if name not in OWN}
-    return LayerFile(layout, layers, rest)
+    return LayerFile(found.layout, found.layers, rest)
+
+
+@functools.cache
+def _note(line: str) -> None:
+    """Says a line on stderr, once."""
+    print(f"note: {printable(line)}", file=sys.stderr)
 
 
 def read_adapter(path: str | Path) -> AdapterFile:
@@ -130,9 +151,9 @@ def write_layers(
     """Writes an adapter.
 
     Args:
-        path: a file that ends in .safetensors, or a folder.
+        path: a file that ends in .safetensors or .sft, or a folder.
         layout: one of `LAYOUTS`.
-        layers: each layer's pair.
+        layers: each layer's change.
         metadata: entries for the file's header.
 
     Returns:
@@ -161,7 +182,7 @@ def write_lora(
     """Writes diffusers' layout, for `FluxPipeline.load_lora_weights`.
 
     Args:
-        path: a file that ends in .safetensors, or a folder.
+        path: a file that ends in .safetensors or .sft, or a folder.
         lora: tree of A [L, I, R] and B [L, R, O].
         alpha: the change is alpha / R * (x A) B.
         metadata: entries for the file's header.
@@ -180,19 +201,28 @@ def named_file(path: Path, layout: str) -> Path:
         InputError: the name is that of a pickle.
     """
     _refuse_pickle(path)
-    return path if path.suffix == ".safetensors" else path / FILES[layout]
+    return path if path.suffix in SUFFIXES else path / FILES[layout]
 
 
 def _existing(path: Path) -> Path:
+    """The file that is meant by a file or by its folder."""
     _refuse_pickle(path)
-    if path.is_dir():
-        for name in FILES.values():
-            if (path / name).is_file():
-                return path / name
-        raise InputError(
-            f"{path}: no adapter; expected {' or '.join(FILES.values())} in the folder"
-        )
-    return path
+    if not path.is_dir():
+        return path
+    usual = (*FILES.values(), PEFT_FILE)
+    for name in usual:
+        if (path / name).is_file():
+            return path / name
+    others = sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = [file.name for file in others]
+        raise listed(f"{path}: holds several files", names, "give the adapter's own")
+    pickles = [file for suffix in PICKLES for file in sorted(path.glob(f"*{suffix}"))]
+    if pickles:
+        _refuse_pickle(pickles[0])
+    raise InputError(f"{path}: no adapter; expected {' or '.join(usual)} in the folder")
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -219,9 +249,54 @@ def _from_flax(
     # Before they are nested: a leaf may have the name of another's parent.
     check(file, tensors)
     layers = unstack(file, nest(tensors), alpha, dtype)
-    bad = [line for place, pair in layers.items() for line in problems(label(place), pair)]
-    refuse(file, MEND, bad)
-    return layers
+    named = {label(place): pair for place, pair in layers.items()}
+    found = {name: pair_problem(pair) for name, pair in named.items()}
+    refuse(file, [f"{name} {problem}" for name, problem in found.items() if problem])
+    made = {place: settled(pair) for place, pair in layers.items()}
+    kept = {place: pair for place, pair in made.items() if pair is not None}
+    if not kept:
+        raise InputError(f"{file}: changes nothing: alpha is 0")
+    return kept
+
+
+def _dropped(layout: str, layers: Layers) -> str | None:
+    """What diffusers does not apply of a file in this layout, or not as it says; None if nothing.
+
+    Its converters give layers outside the blocks names that its loader leaves out, and have no
+    names for whole differences. In its own layout it takes the alpha of the last `proj_out` for
+    that of the blocks' too, as PEFT's patterns are ends of names.
+    """
+    if layout == "diffusers":
+        return _spread_alpha(layers)
+    if layout == FLAX:
+        return None
+    outside = [label(place) for place in layers if place[1] is None]
+    whole = [
+        label(place)
+        for place, each in layers.items()
+        if isinstance(each, Full) or each.bias is not None
+    ]
+    for lost, what in ((whole, "whole differences and biases"), (outside, "outside the blocks")):
+        if lost:
+            said = f"diffusers does not apply {counted(len(lost), 'layer')} of this file, {what}"
+            mend = f"ComfyUI does{'' if whole else '; for diffusers take --to diffusers'}"
+            return str(listed(said, lost, mend))
+    return None
+
+
+def _spread_alpha(layers: Layers) -> str | None:
+    """What diffusers makes of an alpha of the last layer that the blocks' have not."""
+    last = layers.get((LAST, None))
+    inner = [each for (target, _), each in layers.items() if target == f"single_blocks/{LAST}"]
+    if not isinstance(last, Pair):
+        return None
+    others = [pair for pair in inner if isinstance(pair, Pair)]
+    if all(number(pair.alpha) == number(last.alpha) for pair in others):
+        return None
+    return (
+        f"diffusers may give the alpha of {LAST}, {number(last.alpha)}, to the blocks' {LAST} too, "
+        "which have another; ComfyUI does not"
+    )
 
 
 @exits_cleanly
@@ -238,6 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if file.exists():
         raise InputError(f"{file} exists; choose another DST or remove it")
     print(write_layers(file, layout, found.layers, found.metadata))
+    dropped = _dropped(layout, found.layers)
+    if dropped:
+        _note(f"{file}: {dropped}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ written and others that only are read, because some program writes them.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convert import original
@@ -68,6 +67,32 @@ def _layers(base: Table) -> tuple[Layer, ...]:
 
 SPLIT = _layers(TRANSFORMER)
 JOINED = _layers(original.TRANSFORMER)
+# OneTrainer's: names of the original model, and each part of a joined layer by its number.
+NUMBERED = tuple(
+    Layer(
+        f"{layer.name}.{number}" if len(layer.targets) > 1 else layer.name, (target,), layer.swapped
+    )
+    for layer in JOINED
+    for number, target in enumerate(layer.targets)
+)
+
+
+def _xlabs() -> tuple[Layer, ...]:
+    """XLabs' attention processors: 1 is the image's stream and 2 the text's."""
+    joined = {layer.name: layer.targets for layer in JOINED}
+    layers = []
+    for number, stream in ((1, "img"), (2, "txt")):
+        for part in ("qkv", "proj"):
+            name = f"double_blocks.{{i}}.processor.{part}_lora{number}"
+            layers.append(Layer(name, joined[f"double_blocks.{{i}}.{stream}_attn.{part}"], False))
+    queries = joined["single_blocks.{i}.linear1"][:3]
+    layers.append(Layer("single_blocks.{i}.processor.qkv_lora", queries, False))
+    out = joined["single_blocks.{i}.linear2"]
+    layers.append(Layer("single_blocks.{i}.processor.proj_lora", out, False))
+    return tuple(layers)
+
+
+XLABS = _xlabs()
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,7 @@ class Naming:
     """How a layout spells its layers.
 
     Attributes:
-        layout: "diffusers", "kohya" or "original".
+        layout: "diffusers", "kohya", "original" or "xlabs".
         prefix: stands before each name.
         layers: all that can have an adapter.
         flat: underscores stand for the dots in layers' names.
@@ -88,25 +113,53 @@ class Naming:
 
     def spelled(self, layer: Layer) -> str:
         """Prefix and name, with a placeholder for the block."""
-        return self.prefix + (layer.name.replace(".", "_") if self.flat else layer.name)
+        return self.prefix + self.within(layer.name)
+
+    def within(self, name: str) -> str:
+        """The name without the prefix."""
+        return name.replace(".", "_") if self.flat else name
 
 
-# The first one of a layout is written. Programs that write the others: PEFT's functions without a
-# pipeline (no prefix), kohya's scripts on diffusers' modules, programs that keep several models in
-# one file, PEFT on the original model.
-NAMINGS = (
-    Naming("diffusers", MODEL, SPLIT),
-    Naming("diffusers", "", SPLIT),
-    Naming("diffusers", "lora_transformer_", SPLIT, flat=True),
-    Naming("kohya", "lora_unet_", JOINED, flat=True),
-    Naming("original", "diffusion_model.", JOINED),
-    Naming("original", original.BUNDLED, JOINED),
-    Naming("original", "base_model.model.", JOINED),
-    Naming("original", "", JOINED),
+# What programs set before names with dots: PEFT, PEFT on a pipeline, programs that keep several
+# models in one file, ComfyUI, diffusers, and those that set nothing.
+PEFT_PREFIX = "base_model.model."
+PREFIXES = (
+    MODEL,
+    "",
+    PEFT_PREFIX,
+    PEFT_PREFIX + MODEL,
+    "diffusion_model.",
+    original.BUNDLED,
+    PEFT_PREFIX + "diffusion_model.",
+    "unet.",
 )
-WRITTEN = {naming.layout: naming for naming in reversed(NAMINGS)}
+# Kohya's scripts, OneTrainer, SimpleTuner with LyCORIS.
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
+
+def _namings() -> tuple[Naming, ...]:
+    """The first one of a layout is written."""
+    written = (
+        Naming("diffusers", MODEL, SPLIT),
+        Naming("kohya", "lora_unet_", JOINED, flat=True),
+        Naming("original", "diffusion_model.", JOINED),
+    )
+    read = [Naming("diffusers", prefix, SPLIT) for prefix in PREFIXES]
+    read += [Naming("original", prefix, JOINED) for prefix in PREFIXES]
+    read += [Naming("original", prefix, NUMBERED) for prefix in PREFIXES]
+    read.append(Naming("kohya", "lora_transformer_", NUMBERED))
+    read += [Naming("xlabs", prefix, XLABS) for prefix in PREFIXES]
+    for prefix in FLAT_PREFIXES:
+        read.append(Naming("diffusers", prefix, SPLIT, flat=True))
+        read.append(Naming("kohya", prefix, JOINED, flat=True))
+        read.append(Naming("kohya", prefix, NUMBERED, flat=True))
+    return (*written, *read)
+
+
+NAMINGS = _namings()
+WRITTEN = {naming.layout: naming for naming in reversed(NAMINGS[:3])}
 FLAX = "flax"
-LAYOUTS = (*dict.fromkeys(naming.layout for naming in NAMINGS), FLAX)
+LAYOUTS = ("diffusers", "kohya", "original", FLAX)
 
 # How A (down) and B (up) are called, in either way; alpha has one name.
 PEFT_PARTS = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
@@ -114,6 +167,35 @@ KOHYA_PARTS = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
 # Of the original layout's spellings, diffusers reads only kohya's.
 PARTS = {"diffusers": PEFT_PARTS, "kohya": KOHYA_PARTS, "original": KOHYA_PARTS}
 ALPHA = ".alpha"
+BIAS = ".lora_B.bias"
+MAGNITUDE = ".lora_magnitude_vector.weight"
+FULL = ".diff"
+FULL_BIAS = ".diff_b"
+# Endings of keys, and which part of a layer's change each is: the pairs' spellings by PEFT (with an
+# adapter's name or without), kohya's scripts, older diffusers and XLabs.
+_ENDINGS = (
+    (r"\.lora_A(\.(?P<adapter>[^.]+))?\.weight", "down"),
+    (r"\.lora_B(\.(?P<adapter>[^.]+))?\.weight", "up"),
+    (r"\.lora_A", "down"),
+    (r"\.lora_B", "up"),
+    (r"\.lora_down\.weight", "down"),
+    (r"\.lora_up\.weight", "up"),
+    (r"(\.|_)lora\.down\.weight", "down"),
+    (r"(\.|_)lora\.up\.weight", "up"),
+    (r"\.lora_linear_layer\.down\.weight", "down"),
+    (r"\.lora_linear_layer\.up\.weight", "up"),
+    (r"\.down\.weight", "down"),
+    (r"\.up\.weight", "up"),
+    (r"\.alpha", "alpha"),
+    (r"\.lora_B(\.(?P<adapter>[^.]+))?\.bias", "bias"),
+    (r"\.lora_up\.bias", "bias"),
+    (r"\.dora_scale", "magnitude"),
+    (r"\.lora_magnitude_vector(\.(?P<adapter>(?!weight$)[^.]+))?(\.weight)?", "magnitude"),
+    (r"\.diff", "diff"),
+    (r"\.diff_b", "diff_b"),
+    (r"\.(?P<part>lokr_w[12](_[ab])?|hada_w[12]_[ab])", None),
+)
+_ENDING = [(re.compile(f"(?P<stem>.+?)(?P<ending>{text})"), part) for text, part in _ENDINGS]
 
 
 @dataclass(frozen=True)
@@ -124,37 +206,49 @@ class Key:
         naming: how the layer is spelled.
         layer: which one.
         block: in which block, if it lies in blocks.
-        part: "down", "up" or "alpha".
-        parts: how down and up are called in this way, None for alpha.
+        part: "down", "up", "alpha", "bias", "magnitude", "diff", "diff_b", or the name of one of
+            LoKr's or LoHa's factors.
+        ending: how the part is spelled.
+        adapter: its name in PEFT's keys, or "".
     """
 
     naming: Naming
     layer: Layer
     block: int | None
     part: str
-    parts: Mapping[str, str] | None
+    ending: str
+    adapter: str = ""
+
+    @property
+    def stem(self) -> str:
+        """The key without its ending, as the naming spells it."""
+        return self.naming.spelled(self.layer).format(i=self.block)
 
 
-_SPELLED = {naming.spelled(layer): (naming, layer) for naming in NAMINGS for layer in naming.layers}
-_SUFFIXES: dict[str, tuple[str, Mapping[str, str] | None]] = {
-    ALPHA: ("alpha", None),
-    **{
-        suffix: (part, parts)
-        for parts in (PEFT_PARTS, KOHYA_PARTS)
-        for part, suffix in parts.items()
-    },
+_SPELLED = {
+    naming.spelled(layer): (naming, layer)
+    for naming in reversed(NAMINGS)
+    for layer in naming.layers
 }
 
 
 def parse(name: str) -> Key | None:
     """What a key says, or None if no layout has it."""
-    for suffix, (part, parts) in _SUFFIXES.items():
-        if name.endswith(suffix):
-            stem = name.removesuffix(suffix)
-            block = _BLOCK.search(stem)
-            found = _SPELLED.get(_BLOCK.sub("{i}", stem, count=1))
-            if found:
-                return Key(*found, int(block[0]) if block else None, part, parts)
+    for ending, part in _ENDING:
+        found = ending.fullmatch(name)
+        if not found:
+            continue
+        stem = found["stem"].replace(".processor.to_", ".to_")
+        if stem.endswith("attn.to_out"):
+            stem += ".0"
+        block = _BLOCK.search(stem)
+        place = _SPELLED.get(_BLOCK.sub("{i}", stem, count=1))
+        if place:
+            said = found.groupdict()
+            number = int(block[0]) if block else None
+            return Key(
+                *place, number, part or said["part"], said["ending"], said.get("adapter") or ""
+            )
     return None
 
 

@@ -4,74 +4,134 @@ Axis letters: I inputs, O outputs, R rank.
 """
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from convert.errors import InputError
-from convert.lora_joined import Told, join, split, untold
-from convert.lora_layers import ALPHAS, Layers, Pair, implied, number, same_bits, typed
-from convert.lora_tables import ALPHA, MODEL, PARTS, WRITTEN, Key, Layer, Place, parse, spell
-from convert.mapping import is_finite, refuse
+from convert.lora_joined import Told
+from convert.lora_kinds import counted, is_norm, listed, refuse_unknown, shortened, split_encoders
+from convert.lora_layers import Full, Layers, Pair, implied, same_bits
+from convert.lora_parts import UnusableError, change
+from convert.lora_peft import (
+    DAMAGES,
+    PEFT_FILE,
+    PEFT_METADATA,
+    folder_scales,
+    header_scales,
+)
+from convert.lora_rows import apart, together
+from convert.lora_tables import (
+    ALPHA,
+    BIAS,
+    FULL,
+    FULL_BIAS,
+    MAGNITUDE,
+    PARTS,
+    PEFT_PREFIX,
+    WRITTEN,
+    Key,
+    Layer,
+    Place,
+    parse,
+    spell,
+)
 
-PEFT_METADATA = "lora_adapter_metadata"
 TOLD = "joined_layers"
-# What JSON of another form than expected gives rise to.
-DAMAGES = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 # Header entries that say something about the tensors.
 HEADER = (PEFT_METADATA, TOLD)
-MEND = "give a file that holds one adapter of FLUX's transformer, whole and in one layout"
+# The longest example of what is wrong.
+PROBLEM = 160
+MEND = "give a file that holds one adapter of FLUX.1's transformer, whole and in one layout"
 
 
-def from_torch(
-    file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> tuple[str, dict[Place, Pair]]:
-    """The layout of these tensors, and their layers.
+@dataclass(frozen=True)
+class Found:
+    """What a file's tensors are.
+
+    Attributes:
+        layout: one of `convert.lora_tables.LAYOUTS`, or "xlabs".
+        layers: each layer's change.
+        notes: what was left out or guessed, a line each.
+    """
+
+    layout: str
+    layers: Layers
+    notes: tuple[str, ...]
+
+
+def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Found:
+    """The layers that these tensors hold.
 
     Args:
-        file: where they come from, for messages.
+        file: where they come from, for messages and for PEFT's configuration beside it.
         tensors: by their names in the file.
         metadata: the file's header.
 
     Raises:
-        InputError: names that no layout has, or of several; pairs that are incomplete or do not
-            fit; numbers that are not finite; an alpha of 0. Lists every one.
+        InputError: names that no layout has, or of several; changes that are incomplete, do not
+            fit or are not supported; numbers that are not finite.
     """
-    keys = {name: key for name in tensors if (key := parse(name))}
-    _one_layout(file, tensors, keys)
-    bad = [
-        f"unknown: {name} {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name not in keys
-    ]
-    stems: dict[str, tuple[Layer, int | None]] = {}
-    halves: dict[str, dict[str, np.ndarray]] = {}
-    for name, key in keys.items():
-        stem = key.naming.spelled(key.layer).format(i=key.block)
-        stems[stem] = key.layer, key.block
-        halves.setdefault(stem, {})[key.part] = tensors[name]
-    first = next(iter(keys.values()))
-    called = next((key.parts for key in keys.values() if key.parts), PARTS[first.naming.layout])
+    rest, encoders = split_encoders(tensors)
+    notes = []
+    if encoders:
+        if not rest:
+            raise InputError(f"{file}: holds only {encoders}, and nothing of FLUX.1's transformer")
+        notes.append(f"left out {encoders}; only the transformer is adapted")
+    zeros = [name for name in rest if is_norm(name) and _is_zero_difference(name, tensors[name])]
+    if zeros:
+        notes.append(f"left out {counted(len(zeros), 'difference')} of norms, all zeros")
+    keys = {name: key for name in rest if (key := parse(name))}
+    refuse_unknown(
+        file, [name for name in rest if name not in keys and name not in zeros], len(keys)
+    )
+    layout = _one_layout(file, keys)
+    scales = folder_scales(file)
+    if scales is None:
+        scales = header_scales(file, metadata)
+        first = next(iter(keys.values()))
+        if file.name == PEFT_FILE and first.naming.prefix.startswith(PEFT_PREFIX):
+            notes.append("no adapter_config.json beside it, so alpha is taken to be the rank")
 
-    given = _peft_alphas(file, metadata)
     told = _told(file, metadata)
-    layers: dict[Place, Pair] = {}
-    for stem, (layer, block) in stems.items():
-        lost = [f"missing: {stem}{called[part]}" for part in called if part not in halves[stem]]
-        if lost:
-            bad += lost
-            continue
-        pair = _pair(halves[stem], given(layer.in_block(block)))
-        wrong = problems(stem, pair, layer)
-        bad += wrong
-        if not wrong:
-            layers |= _apart(layer, block, pair, told.get(layer.in_block(block)))
-    refuse(file, MEND, bad)
-    return first.naming.layout, layers
+    layers: dict[Place, Pair | Full] = {}
+    bad: list[str] = []
+    unchanged = 0
+    stems = _by_layer(keys, tensors)
+    for stem, (key, tensors_of) in stems.items():
+        name = key.layer.in_block(key.block)
+        try:
+            _refuse_flux_2(file, stem, key.layer, tensors_of)
+            made = change(tensors_of, name, key.layer.targets, scales)
+            if made is None:
+                unchanged += 1
+            else:
+                parts = apart(key.layer, key.block, made, told.get(name))
+                if parts.keys() & layers.keys():
+                    raise UnusableError("is changed twice, by itself and by what joins it")
+                layers |= parts
+        except UnusableError as error:
+            bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
+    refuse(file, bad)
+    if scales.dora and all(each.magnitude is None for each in layers.values()):
+        raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
+    if not layers:
+        raise InputError(
+            f"{file}: changes nothing: all {len(stems)} layers have an alpha of 0, or only zeros"
+        )
+    if unchanged:
+        notes.append(f"left out {counted(unchanged, 'layer')} with an alpha of 0 or only zeros")
+    return Found(layout, layers, tuple(notes))
+
+
+def refuse(file: Path, bad: list[str]) -> None:
+    """Raises one `InputError` for layers that cannot be used, if there are any."""
+    if bad:
+        said = f"{file}: {counted(len(bad), 'layer')} cannot be used"
+        raise listed(said, bad, MEND, PROBLEM)
 
 
 def to_torch(
@@ -82,12 +142,14 @@ def to_torch(
     Args:
         file: where they go, for messages.
         layout: "diffusers", "kohya" or "original".
-        layers: each layer's pair.
+        layers: each layer's change.
 
     Raises:
-        InputError: layers that the layout joins do not fit each other; lists every one.
+        InputError: the layout does not hold such changes, or layers that it joins do not fit each
+            other.
     """
-    held: dict[str, Pair] = {}
+    _refuse_unheld(file, layout, layers)
+    held: dict[str, Pair | Full] = {}
     told: dict[str, Any] = {}
     bad: list[str] = []
     blocks = sorted({block for _, block in layers if block is not None})
@@ -98,129 +160,120 @@ def to_torch(
                 continue
             name = layer.in_block(block)
             try:
-                pair, before = _together(layer, parts)
+                made, before = together(layer, parts)
             except ValueError as error:
-                bad.append(f"{name}: {error}")
+                bad.append(f"{name} {error}")
                 continue
-            held[spell(layout, layer, block, "")] = pair
+            held[spell(layout, layer, block, "")] = made
             if before:
                 told[name] = [each and each.as_json() for each in before]
-    refuse(file, MEND, bad)
-    tensors = {}
+    refuse(file, bad)
+    pairs = [each for each in held.values() if isinstance(each, Pair)]
     every = layout != "diffusers" or any(
-        not same_bits(pair.alpha, implied(pair.down)) for pair in held.values()
+        not same_bits(pair.alpha, implied(pair.down)) for pair in pairs
     )
-    for stem, pair in held.items():
-        tensors |= {stem + PARTS[layout]["down"]: pair.down, stem + PARTS[layout]["up"]: pair.up}
-        if every:
-            tensors[stem + ALPHA] = pair.alpha
+    biased = any(pair.bias is not None for pair in pairs)
+    tensors: dict[str, np.ndarray] = {}
+    for stem, each in held.items():
+        if isinstance(each, Full):
+            tensors[stem + FULL] = each.delta
+        else:
+            tensors |= {
+                stem + PARTS[layout]["down"]: each.down,
+                stem + PARTS[layout]["up"]: each.up,
+            }
+            if every:
+                tensors[stem + ALPHA] = each.alpha
+            if each.magnitude is not None:
+                tensors[stem + MAGNITUDE] = each.magnitude
+            if layout == "diffusers" and biased:
+                tensors[stem + BIAS] = _own_bias(each)
+        if layout != "diffusers" and each.bias is not None:
+            tensors[stem + FULL_BIAS] = each.bias
     return tensors, {TOLD: json.dumps(told)} if told else {}
 
 
-def problems(name: str, pair: Pair, layer: Layer | None = None) -> list[str]:
-    """What is wrong with a layer's pair, a line each.
-
-    Args:
-        name: of the layer, for the lines.
-        pair: as it was read.
-        layer: tells how wide a joined pair must be.
-    """
-    lines = []
-    for part in ("down", "up"):
-        tensor = getattr(pair, part)
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            lines.append(f"type: {name} has {part} of {tensor.dtype.name}, expected floats")
-        elif not is_finite(tensor):
-            lines.append(f"not finite: {name} has infinities or what is no number in {part}")
-    if pair.alpha.size != 1:
-        lines.append(f"misshapen: alpha of {name} is {list(pair.alpha.shape)}, expected []")
-    # At an alpha below 0, diffusers' reading of kohya's layout does not end.
-    elif not ALPHAS[0] <= (alpha := number(pair.alpha)) <= ALPHAS[1]:
-        lines.append(f"alpha: {name} has {alpha}; it must be a finite number above 0")
-    shapes = [list(pair.down.shape), list(pair.up.shape)]
-    if any(len(shape) != 2 or 0 in shape for shape in shapes) or shapes[0][0] != shapes[1][1]:
-        lines.append(
-            f"misshapen: {name} is {shapes[0]} down and {shapes[1]} up, expected [R, I] and [O, R]"
-        )
-    elif layer and len(layer.targets) > 1:
-        rows, wanted = len(pair.up), sum(layer.widths(pair.down.shape[1]))
-        if rows != wanted:
-            lines.append(f"misshapen: {name} has {rows} outputs, expected {wanted}")
-    return lines
+def _own_bias(pair: Pair) -> np.ndarray:
+    """A pair's bias before its scale; zeros where it has none, since PEFT wants all or none."""
+    if pair.bias is None:
+        return np.zeros(len(pair.up), pair.up.dtype)
+    return pair.bias / pair.bias.dtype.type(pair.scale)
 
 
-def _one_layout(file: Path, tensors: Mapping[str, Any], keys: Mapping[str, Key]) -> None:
-    """Refuses names of which no layout has any, or of more than one layout."""
-    if not keys:
-        raise InputError(
-            f"{file}: no known adapter layout; expected {_example('diffusers')}, "
-            f"{_example('kohya')} or the like, got {', '.join(sorted(tensors)) or 'an empty file'}"
-        )
-    namings = {(key.naming.layout, key.naming.prefix): name for name, key in keys.items()}
-    called = {str(key.parts): name for name, key in keys.items() if key.parts}
-    for examples in (namings, called):
-        if len(examples) > 1:
-            raise InputError(
-                f"{file}: mixed layouts, for instance {' and '.join(examples.values())}; {MEND}"
-            )
+def _is_zero_difference(name: str, tensor: np.ndarray) -> bool:
+    return name.endswith((".diff", ".diff_b", ".w_norm", ".b_norm")) and not tensor.any()
 
 
-def _example(layout: str) -> str:
-    """A key of this layout, for messages."""
-    layer = next(layer for layer in WRITTEN[layout].layers if "attn" in layer.name)
-    return spell(layout, layer, 0, PARTS[layout]["down"])
+def _form(parts: Mapping[str, np.ndarray]) -> str:
+    """What kind of adapter a layer's parts make, for messages; "" for a plain one."""
+    forms = {"lokr": "LoKr", "hada": "LoHa", "magnitude": "DoRA", "diff": "full difference"}
+    return next((f"({forms[p]}) " for part in parts for p in forms if part.startswith(p)), "")
 
 
-def _pair(half: Mapping[str, np.ndarray], alpha: float | None) -> Pair:
-    """A layer's tensors; alpha is what the header says, if anything."""
-    down, up = half["down"], half["up"]
-    if "alpha" in half:
-        given = half["alpha"]
-        if given.size == 1:
-            given = given.reshape(())
-            if not jnp.issubdtype(given.dtype, jnp.floating):
-                given = typed(float(given), down.dtype)
-    else:
-        given = implied(down) if alpha is None else typed(alpha, down.dtype)
-    return Pair(down, up, given)
+def _by_layer(
+    keys: Mapping[str, Key], tensors: Mapping[str, np.ndarray]
+) -> dict[str, tuple[Key, dict[str, np.ndarray]]]:
+    """Each layer's first key and its tensors by part, by the layer's name in the file."""
+    stems: dict[str, tuple[Key, dict[str, np.ndarray]]] = {}
+    for name, key in keys.items():
+        stems.setdefault(key.stem, (key, {}))[1][key.part] = tensors[name]
+    return stems
 
 
-def _apart(
-    layer: Layer, block: int | None, pair: Pair, told: list[Told | None] | None
-) -> dict[Place, Pair]:
-    """The layers of the model that a layout's layer holds."""
-    if len(layer.targets) == 1:
-        pairs: list[Pair | None] = [_swapped(pair) if layer.swapped else pair]
-    else:
-        pairs = split(pair, layer.widths(pair.down.shape[1]), told)
-    places = zip(layer.places(block), pairs, strict=True)
-    return {place: each for place, each in places if each is not None}
-
-
-def _together(layer: Layer, parts: list[Pair | None]) -> tuple[Pair, list[Told | None] | None]:
-    """The inverse of `_apart`.
+def _one_layout(file: Path, keys: Mapping[str, Key]) -> str:
+    """The layout of all keys.
 
     Raises:
-        ValueError: the layers do not fit each other; says how.
+        InputError: there are several layouts, spellings or adapters.
     """
-    first = next(pair for pair in parts if pair is not None)
-    if len(layer.targets) == 1:
-        return _swapped(first) if layer.swapped else first, None
-    inputs = first.down.shape[1]
-    widths = layer.widths(inputs)
-    for pair, width in zip(parts, widths, strict=True):
-        if pair and (pair.down.shape[1], len(pair.up)) != (inputs, width):
-            raise ValueError(
-                f"has a part of {pair.down.shape[1]} inputs and {len(pair.up)} outputs, expected "
-                f"{inputs} and {width}"
+    namings = {(key.naming.layout, key.naming.prefix): name for name, key in keys.items()}
+    called = {key.ending: name for name, key in keys.items() if key.part == "down"}
+    adapters = {key.adapter: name for name, key in keys.items() if key.part in {"down", "up"}}
+    places: dict[Any, str] = {}
+    for name, key in keys.items():
+        other = places.setdefault((key.layer.targets, key.block, key.part), name)
+        if other != name:
+            called[name] = name
+            called.setdefault(other, other)
+    for what, examples in (
+        ("adapters", adapters), ("layouts", namings), ("layouts", called)
+    ):  # fmt: skip
+        if len(examples) > 1:
+            raise listed(f"{file}: mixed {what}, for instance", list(examples.values())[:2], MEND)
+    return next(iter(namings))[0]
+
+
+def _refuse_flux_2(file: Path, stem: str, layer: Layer, parts: Mapping[str, np.ndarray]) -> None:
+    """Refuses FLUX.2's layers that have names of FLUX.1's: their MLPs are gated, hence wider."""
+    if {"down", "up"} <= parts.keys() and parts["down"].ndim == parts["up"].ndim == 2:
+        inputs, outputs = parts["down"].shape[1], len(parts["up"])
+        gated = {"linear1": 9, "img_mlp.0": 6, "txt_mlp.0": 6}
+        if gated.get(layer.name.split(".", 2)[-1]) == outputs / inputs:
+            raise InputError(
+                f"{file}: of another model, FLUX.2: {shortened(stem)} has {outputs} outputs for "
+                f"{inputs} inputs; give one that was made for FLUX.1"
             )
-    joined = join(parts, widths)
-    return joined, untold(parts, joined, widths)
 
 
-def _swapped(pair: Pair) -> Pair:
-    """The pair with the halves of its outputs in the other order."""
-    return Pair(pair.down, np.roll(pair.up, len(pair.up) // 2, axis=0), pair.alpha)
+def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
+    """Refuses changes that a layout has no keys for, or none that its programs read."""
+    whole = any(isinstance(each, Full) for each in layers.values())
+    lengths = [each for each in layers.values() if each.magnitude is not None]
+    biases = any(each.bias is not None for each in layers.values())
+    if lengths and layout != "diffusers":
+        held, to = "DoRA's magnitudes", "take --to diffusers"
+    elif lengths and len(lengths) < len(layers):
+        held, to = "DoRA's magnitudes on some layers only", "its programs want all or none"
+    elif whole and layout != "original":
+        held, to = "whole differences (of LoKr, LoHa, .diff)", "take --to original, for ComfyUI"
+    elif biases and layout == "kohya":
+        held, to = "biases", "take --to original (ComfyUI) or --to diffusers"
+    else:
+        return
+    raise InputError(
+        f"{file}: layout {layout} does not hold {held}; {to}, or add the adapter to a model's "
+        "weights with convert.merge"
+    )
 
 
 def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, list[Told | None]]:
@@ -230,44 +283,6 @@ def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, list[Told | None
         return {name: [Told.parse(each) for each in parts] for name, parts in entries.items()}
     except DAMAGES as error:
         raise InputError(
-            f"{file}: {TOLD} in the header is damaged ({error!r}); convert the adapter again, or "
-            "remove the entry"
+            f"{file}: {TOLD} in the header is damaged ({shortened(repr(error))}); convert the "
+            "adapter again, or remove the entry"
         ) from error
-
-
-def _peft_alphas(file: Path, metadata: Mapping[str, str]) -> Callable[[str], float | None]:
-    """Alphas by layer's name, from diffusers' own entry in the header; None where it has none."""
-    if PEFT_METADATA not in metadata:
-        return lambda name: None
-    try:
-        config = json.loads(metadata[PEFT_METADATA])
-        config = {k.removeprefix(MODEL): v for k, v in config.items() if k.startswith(MODEL)}
-        general = None if config.get("lora_alpha") is None else float(config["lora_alpha"])
-        patterns = {
-            _pattern(text): float(alpha)
-            for text, alpha in (config.get("alpha_pattern") or {}).items()
-        }
-    except (*DAMAGES, re.error) as error:
-        raise InputError(
-            f"{file}: {PEFT_METADATA} in the header is damaged ({error}); save the adapter again"
-        ) from error
-    for name in ("use_rslora", "use_dora"):
-        if config.get(name):
-            raise InputError(
-                f"{file}: {name} = {config[name]} in {PEFT_METADATA} is not supported; save the "
-                "adapter without it"
-            )
-    return lambda name: next(
-        (alpha for pattern, alpha in patterns.items() if pattern.fullmatch(name)), general
-    )
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    """A layer's name as PEFT's headers write it: a regular expression for the name's end.
-
-    Raises:
-        ValueError: it is more than names with a few repetitions; some expressions take for ever.
-    """
-    if not re.fullmatch(r"[\w.\\^$*+-]*", text) or len(re.findall(r"[*+]", text)) > 2:
-        raise ValueError(f"alpha_pattern has {text!r}: write layers' names out")
-    return re.compile(rf"(.*\.)?({text})")

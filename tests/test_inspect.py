@@ -3,6 +3,8 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -11,9 +13,9 @@ import tiny
 from adapters import WIDTH, only, random_layers, small_shapes
 from rich.console import Console
 
-from convert.inspect import lines, singular_values, target_table
+from convert.inspect import header_table, lines, singular_values, target_table
 from convert.lora import LayerFile, read_layers, write_layers
-from convert.lora_layers import Pair
+from convert.lora_layers import Full, Pair
 
 TEXT = ("add_q_proj", "add_k_proj")
 
@@ -98,3 +100,51 @@ def test_the_command_on_a_missing_file_exits_with_2(tmp_path):
     assert shown.returncode == 2
     assert "nowhere.safetensors: no such file" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_differences_biases_and_dora_have_lines_of_their_own():
+    rng = np.random.default_rng(0)
+    delta, bias = rng.normal(size=(WIDTH, WIDTH)).astype("f4"), np.ones(WIDTH, np.float32)
+    (pair,) = only(random_layers({("dual_blocks/attn/to_k", 0): (WIDTH, WIDTH)}), ("",)).values()
+    layers = {
+        ("dual_blocks/attn/to_q", 0): Full(delta, bias),
+        ("dual_blocks/attn/to_q", 1): pair,
+        ("dual_blocks/attn/to_k", 0): replace(pair, magnitude=bias),
+        ("dual_blocks/attn/to_v", 0): pair,
+    }
+    first, second, third = rows = lines(LayerFile("original", layers, {}))
+    wanted = np.sqrt((product(pair) ** 2).sum() + (delta.astype(float) ** 2).sum())
+    np.testing.assert_allclose(first.norm, wanted, rtol=1e-6)
+    assert (first.ranks, first.used, first.blocks) == ((4,), (4, 4), 2)
+    assert first.besides == ("full", "bias")
+    assert (second.besides, third.besides) == (("DoRA",), ())
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(target_table(rows))
+    shown = {
+        row.split("│")[1].strip(): row for row in console.export_text().splitlines() if "│" in row
+    }
+    cells = [cell.strip() for cell in shown["dual_blocks/attn/to_q"].split("│")[1:-1]]
+    assert cells[3] == "4, full"
+    assert cells[-1] == "bias"
+    assert shown["dual_blocks/attn/to_k"].split("│")[-2].strip() == "DoRA"
+
+
+def test_a_file_of_differences_alone_is_shown():
+    layers = {("dual_blocks/attn/to_q", 0): Full(np.ones((WIDTH, WIDTH), np.float32))}
+    found = LayerFile("original", layers, {})
+    (row,) = lines(found)
+    assert (row.norm, row.ranks, row.used) == (WIDTH, (), None)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(header_table(Path("a.safetensors"), found, [row]), target_table([row]))
+    assert "full" in console.export_text()
+
+
+def test_long_entries_of_the_header_are_cut():
+    found = LayerFile("kohya", {}, {"ss_tag_frequency": '{"cat": 1}' * 3000, "short": "word"})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(header_table(Path("a.safetensors"), found, []))
+    shown = console.export_text()
+    assert shown.count("\n") < 20
+    assert "ss_tag_frequency" in shown
+    assert "…" in shown
+    assert "word" in shown
