@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
-from convert.source import open_source, read_config
+from convert.source import open_source, read_config, root_of
 from erase import known
 from erase.config import KINDS, Config
 from erase.fields import over
@@ -153,7 +153,7 @@ class Defaults:
             run: the fields that it has been given.
 
         Raises:
-            InputError: the model's file is damaged, or its words for a relation are not used.
+            InputError: the model's file is damaged, or it knows the concept by another name.
         """
         model = self._model(run)
         if model is None:
@@ -172,7 +172,9 @@ class Defaults:
 
     def file(self, run: Mapping[str, Any]) -> Path:
         """The file of the run's model, whether there is one or not."""
-        return Path(_text(run, "model", "path") or Config.model.path, known.FILE)
+        path = Path(_text(run, "model", "path") or Config.model.path)
+        # What is no path has no folder either.
+        return (root_of(path) if self._model(run) else path) / known.FILE
 
     def _model(self, run: Mapping[str, Any]) -> Known | None:
         part = run.get("model", {})

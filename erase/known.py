@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from convert.errors import InputError
+from convert.source import root_of
 
 FILE = "erase.json"
 
@@ -130,11 +131,15 @@ class Known(_Part):
 def read(model: str) -> Known | None:
     """What the model's folder says; None where there is no such file.
 
+    Args:
+        model: the folder, or the transformer's single file in it.
+
     Raises:
         InputError: the file is damaged.
     """
-    path = Path(model) / FILE
+    path = Path(model)
     try:
+        path = root_of(path) / FILE
         if not path.is_file():
             return None
         return Known.model_validate_json(path.read_bytes())

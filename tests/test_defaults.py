@@ -300,6 +300,22 @@ def test_a_damaged_file_is_named(text: str, told: str, tmp_path: Path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_the_file_lies_beside_a_single_file_of_weights(tmp_path: Path):
+    write_known(tmp_path)
+    (tmp_path / "flux1-small.safetensors").write_bytes(b"")
+    model = {"path": str(tmp_path / "flux1-small.safetensors")}
+    config = load_config(configure(concept="guitar", model=model))
+    assert (config.height, config.evaluation.judge) == (64, str(tmp_path / "judge"))
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5000, "\udfff"])
+def test_what_is_no_path_has_no_defaults(path: str):
+    given = configure(concept="cat", irrelevant=("a", "b", "c"), iterations=0, model={"path": path})
+    with pytest.raises(InputError, match="iterations = 0 must be at least 1") as caught:
+        load_config(given)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_field_that_the_model_s_file_has_wrong_is_named(tmp_path: Path):
     (tmp_path / known.FILE).write_text('{"place": {"height": 0}, "method": {"lowr": 1}}')
     with pytest.raises(InputError, match=r"erase\.json: height = 0 must be at least 1") as caught:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import InputError
+from erase.known import FILE
 from erase.percent import interval, percent
 from erase.pictures import write
 from recipes.emoji_flux.sprites import attribution
@@ -74,6 +75,8 @@ def render(
         "picture, evenly spaced from the first prompt on and not chosen:",
         "",
         f"![samples]({SAMPLES})",
+        "",
+        f"What erases well from it, and the words that it knows: [{FILE}]({FILE}).",
         "",
         "| network | updates | last loss | |",
         "| --- | --- | --- | --- |",
