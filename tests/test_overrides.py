@@ -21,6 +21,7 @@ from erase.runs import configure
 def get_config():
     return configure(
         concept="cat",
+        model={"path": "no/such-folder"},
         prompts=("a {} on a mat", "two cats", "a kitty and a cat's toy"),
         synonyms=("kitty", "feline"),
         irrelevant=("dog", "sun", "tree"),
@@ -138,6 +139,15 @@ def test_another_concept_keeps_no_words_of_the_old_one(
     ablated = configured("--config.concept=dog", "--config.method=mace", "--config.synonyms=pup")
     assert (ablated.prompts, ablated.iterations) == (("a {} on a mat",), 7)
     assert ablated.synonyms == ("pup",)
+
+
+def test_the_models_own_words_follow_for_another_concept(configured: Any):
+    model = Path(__file__).resolve().parents[1] / "models" / "emoji-flux"
+    config = configured("--config.concept=dog", text=FILE.replace("no/such-folder", str(model)))
+    assert "hound" in config.synonyms
+    assert "a {} on a mat" in config.prompts
+    assert len(config.irrelevant) >= 3
+    assert "dog" not in (*config.irrelevant, *config.evaluation.others)
 
 
 def test_the_same_concept_keeps_its_words(configured: Any, capsys: pytest.CaptureFixture[str]):
