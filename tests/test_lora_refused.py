@@ -44,7 +44,7 @@ def test_pickles_are_refused_by_name(tmp_path, capsys, suffix):
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "original"])
-def test_every_offender_is_listed(tmp_path, capsys, layout):
+def test_offenders_are_counted_and_shown(tmp_path, capsys, layout):
     file, tensors = written(tmp_path, layout)
     ups = [name for name in tensors if "lora_up" in name or "lora_B" in name]
     alphas = [name for name in tensors if name.endswith("alpha")]
@@ -56,9 +56,9 @@ def test_every_offender_is_listed(tmp_path, capsys, layout):
     save_file(tensors, file)
     message = refused(file, capsys)
     assert "4 tensors" in message
-    for name in extra:
-        assert f"unknown: {name} [1]" in message
-    assert message.count("not finite: ") == 2
+    assert any(f"unknown: {name} [1]" in message for name in extra)
+    assert "not finite: " in message
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("value", [0, -1, np.nan, np.inf])
@@ -70,7 +70,8 @@ def test_alphas_that_mean_no_change_are_refused(tmp_path, capsys, layout, value)
         tensors[name] = np.array(value, np.float32)
     save_file(tensors, file, {"alpha": str(value)})
     message = refused(file, capsys)
-    assert message.count("it must be a finite number above 0") == (len(alphas) or 4)
+    assert f"{len(alphas) or 4} tensors" in message
+    assert "it must be a finite number above 0" in message
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "original"])
