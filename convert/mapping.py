@@ -371,7 +371,7 @@ def differences(tensors: Mapping[str, Any], expected: Mapping[str, Shape]) -> li
 
 
 def refuse(source: str | os.PathLike[str], mend: str, problems: Sequence[str]) -> None:
-    """Raises one `InputError` of one line that counts all problems and shows some, if there are any.
+    """Raises one `InputError` if there are problems: a line that counts them and shows some.
 
     Args:
         source: where the tensors come from.

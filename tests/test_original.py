@@ -167,7 +167,7 @@ def test_offenders_are_named_as_in_the_file(folder: Path, tmp_path: Path):
     for part in (
         "do not fit: missing: ",
         "surplus: extra [3]",
-        "; misshapen: txt_in.bias is [127]",
+        "misshapen: txt_in.bias is [127]",
     ):
         assert part in said
 
