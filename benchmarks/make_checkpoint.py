@@ -131,7 +131,7 @@ def configs(variant: str) -> Configs:
             "layers_per_block": 2,
             "mid_block_add_attention": True,
             "force_upcast": True,
-            **original.VAE_FIXED,
+            **sizes.VAE_FIXED,
         },
     }
 

@@ -102,6 +102,17 @@ def read_weights(found: Path) -> dict[str, np.ndarray]:
     return _read_shards(found) if found.suffix == ".json" else read_file(found)
 
 
+def weight_files(found: Path) -> list[Path]:
+    """The files of weights: one, or the shards that an index lists.
+
+    Raises:
+        InputError: shards are missing, or this is no index.
+    """
+    if found.suffix != ".json":
+        return [found]
+    return [found.parent / name for name in sorted(set(places_of(found).values()))]
+
+
 def find_weights(folder: Path) -> Path:
     """The file of a model's weights, or the index of its shards.
 
