@@ -127,8 +127,7 @@ def check_index(root: Path, index: Mapping[str, Any]) -> None:
     name = index.get(CLASS, PIPELINES[0])
     if name not in PIPELINES:
         raise OtherModelError(
-            f"{root}: not a FLUX pipeline for text to image but {_named(name)} ({INDEX} says "
-            f"{_short(name)}); {READ}"
+            f"{root}: this is {_named(name)} ({INDEX} says {_short(name)}); {READ}"
         )
 
 

@@ -6,6 +6,7 @@ alone in it or beside others (`convert.layouts`). What the transformer's own fil
 before folders, and folders before other files.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,13 +94,19 @@ def open_source(path: Path, name: str) -> Source:
     root = root_of(path)
     if path.is_dir() and name == "transformer" and (root / family.INDEX).is_file():
         family.check_index(root, read_config(root / family.INDEX))
-    single = _transformers_file(path, root)
-    if single is not None:
-        others = _held(single, read_file(single)) if name != "transformer" else ()
-        if name == "transformer" or name in others:
-            return _of_file(single, name, root)
-    if (root / name).is_dir():
-        return _of_folder(root / name, name)
+    if name == "transformer":
+        single = _transformers_file(path, root)
+        return _of_folder(root / name, name) if single is None else _of_file(single, name, root)
+    single = None
+    # Without a transformer, or with two, the other models are still those of the folder.
+    with contextlib.suppress(InputError):
+        single = _transformers_file(path, root)
+    if single is not None and name in _held(single, read_file(single)):
+        return _of_file(single, name, root)
+    folder = root / name
+    # A configuration alone belongs to a file at the top.
+    if folder.is_dir() and any(file.name != CONFIG for file in folder.iterdir()):
+        return _of_folder(folder, name)
     return _of_file(_file_at_top(path, root, name), name, root)
 
 

@@ -32,10 +32,9 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         if not _is(value, kinds[name]):
             kind = getattr(kinds[name], "__name__", str(kinds[name]))
             raise InputError(f"{file}: {name} = {str(value)[:80]!r} must be of type {kind}")
-        sizes = value if isinstance(value, tuple) else (value,)
         # Ids of tokens count from 0.
-        if not name.endswith("_id") and any(type(n) is int and n < 1 for n in sizes):
-            raise InputError(f"{file}: {name} = {str(value)[:80]} must be at least 1")
+        if type(value) is int and value < 1 and not name.endswith("_id"):
+            raise InputError(f"{file}: {name} = {value} must be at least 1")
     return cls(**values)
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers.loaders import single_file_utils
 from safetensors.numpy import save_file
 
-from convert import original
+from convert import original, sizes
 from convert.errors import InputError
 from convert.mapping import Table, flatten, nest, to_flax, to_torch
 from convert.source import open_source, read_schedule
@@ -25,7 +25,7 @@ from flux_jax.transformer import FluxConfig
 from flux_jax.vae import VAEConfig
 from flux_jax.weights import abstract_params, read_params
 
-AXES = original.ROPE_AXES
+AXES = sizes.ROPE_AXES
 
 
 def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
