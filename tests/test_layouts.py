@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import FluxPipeline
 from safetensors.numpy import save_file
 
+import flux_jax
 from convert import original, sizes
 from convert.errors import InputError
 from convert.mapping import Table, flatten, to_flax, to_torch
+from convert.pipeline import convert
 from convert.source import open_source, root_of
 from convert.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE
 from convert.tensors import find_weights
@@ -21,10 +24,10 @@ from flux_jax.t5 import T5Config
 from flux_jax.weights import abstract_params
 
 MODELS: dict[str, torch.nn.Module] = {
-    "transformer": tiny.transformer(axes=sizes.ROPE_AXES, heads=1, text_width=24),
+    "transformer": tiny.transformer(axes=sizes.ROPE_AXES, heads=1, pooled_width=128),
     "vae": tiny.vae(widths=(32, 64)),
-    "text_encoder": tiny.clip(50, width=128),
-    "text_encoder_2": tiny.t5(60),
+    "text_encoder": tiny.clip(1026, width=128),
+    "text_encoder_2": tiny.t5(640),
 }
 # Where ComfyUI's checkpoints keep each model.
 PREFIXES = {
@@ -125,6 +128,34 @@ def test_a_file_of_all_models_is_read_and_goes_before_what_is_beside(tmp_path: P
     assert CLIPTextConfig.from_dict(clip) == CLIPTextConfig.from_dict(wanted)
     wanted = MODELS["text_encoder_2"].config.to_dict()
     assert T5Config.from_dict(t5) == T5Config.from_dict(wanted)
+
+
+def test_commands_take_a_file_of_all_models(tmp_path: Path):
+    file = tmp_path / "given" / "flux1-dev-fp8.safetensors"
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(tiny.SHIPPED / name, tmp_path / "given" / name)
+    save_file(together(*MODELS), file)
+    pipe = flux_jax.load(file)
+    assert pipe.schedule.use_dynamic_shifting
+    assert pipe.tokenizer_2.model_max_length == 32
+    convert(file, tmp_path / "diffusers", to="diffusers")
+    theirs = FluxPipeline.from_pretrained(tmp_path / "diffusers")
+    for name, model in MODELS.items():
+        state = getattr(theirs, name).state_dict()
+        assert state.keys() == model.state_dict().keys()
+        for key, value in model.state_dict().items():
+            assert torch.equal(state[key], value), key
+    assert not list((tmp_path / "diffusers").glob("*.safetensors"))
+
+
+def test_models_of_other_widths_are_refused(tmp_path: Path):
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(tiny.SHIPPED / name, tmp_path / name)
+    save_file(together("transformer", "vae", "text_encoder"), tmp_path / "flux.safetensors")
+    state = {key: value.numpy() for key, value in tiny.t5(640, width=32).state_dict().items()}
+    save_file(state, tmp_path / "t5.safetensors")
+    with pytest.raises(InputError, match=r"d_model = 32 and the transformer's joint_attention_dim"):
+        flux_jax.load(tmp_path)
 
 
 def test_a_folder_of_a_file_for_each_model_is_read(tmp_path: Path):
