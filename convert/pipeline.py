@@ -57,7 +57,8 @@ MODEL_INDEX = {
 # Models that the original layout keeps as single files.
 SINGLE = {"transformer": "flux1.safetensors", "vae": "ae.safetensors"}
 # How files with weights end, and the indices of shards.
-WEIGHTS = (*SUFFIXES, ".bin", ".index.json")
+INDICES = (".index.json", ".index.fp32.json", ".index.bf16.json", ".index.fp16.json")
+WEIGHTS = (*SUFFIXES, ".bin", *INDICES)
 
 
 def convert(

@@ -58,7 +58,8 @@ class CLIPTextConfig:
             InputError: a value is of the wrong type, or is not implemented.
         """
         if config.get("model_type") == "clip":
-            config = config.get("text_config") or {}
+            nested = config.get("text_config")
+            config = nested if isinstance(nested, Mapping) else {}
         require(config, FILE, hidden_act=tuple(ACTIVATIONS))
         read = read_fields(cls, config, FILE)
         if read.hidden_size % read.num_attention_heads:

@@ -276,7 +276,7 @@ def test_a_folder_is_complete_without_the_unmerged_transformer(originals, tmp_pa
     for name in (".git/HEAD", "LICENSE", "notes/pointer.bin", "pointer.safetensors"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("text")
-    for name in ("fp16.safetensors", "bin", "safetensors.index.json"):
+    for name in ("fp16.safetensors", "bin", "safetensors.index.fp16.json"):
         (source / f"transformer/diffusion_pytorch_model.{name}").write_text("text")
     adapter = write_adapter(tmp_path / "adapter", source, PARTS)
     # Where a name is a link, as in the hub's cache, the file behind it is meant.
@@ -285,7 +285,7 @@ def test_a_folder_is_complete_without_the_unmerged_transformer(originals, tmp_pa
     merge(str(source), [str(adapter)], tmp_path / "new")
     left = {"flux1-dev.safetensors", ".git/HEAD"} | {
         f"transformer/diffusion_pytorch_model.{name}"
-        for name in ("fp16.safetensors", "bin", "safetensors.index.json")
+        for name in ("fp16.safetensors", "bin", "safetensors.index.fp16.json")
     }
     assert files(source) - files(tmp_path / "new") == left
     for name in files(tmp_path / "new") - {str(SINGLE)}:
