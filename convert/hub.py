@@ -41,7 +41,7 @@ def find_model(given: str) -> Path:
     path = Path(given)
     # Unlike the path's own method this does not raise where no such name can be.
     if os.path.exists(path):
-        return path
+        return _snapshot(path)
     if not NAME.fullmatch(given):
         raise InputError(f"model = {given!r} does not exist; check the path")
     page = f"{ENDPOINT}/{given}"
@@ -68,3 +68,22 @@ def find_model(given: str) -> Path:
             f"({type(error).__name__}: {str(error).splitlines()[0]}): check the network, or give "
             "a folder"
         ) from error
+
+
+def _snapshot(path: Path) -> Path:
+    """A path, or for a repository's folder in the hub's cache the version in it.
+
+    Raises:
+        InputError: there is more than one version.
+    """
+    if not path.absolute().name.startswith("models--") or not (path / "snapshots").is_dir():
+        return path
+    main, found = path / "refs" / "main", sorted((path / "snapshots").iterdir())
+    if main.is_file() and (path / "snapshots" / main.read_text().strip()) in found:
+        return path / "snapshots" / main.read_text().strip()
+    if len(found) != 1:
+        raise InputError(
+            f"model = {str(path)!r} is the hub's cache with {len(found)} versions; give the folder "
+            f"of one in {path / 'snapshots'}"
+        )
+    return found[0]

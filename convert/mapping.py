@@ -30,6 +30,9 @@ MEND = "take weights and config.json of one model"
 Params = Mapping[str, Any]
 # Tensors that are read at once, besides the leaf that they fill.
 READERS = 8
+# What a refusal shows of its problems, and the length that it should not reach.
+EXAMPLES = 3
+LONGEST = 400
 # Numbers that are looked at together.
 PIECE = 1 << 19
 # Bits that are all set in what is infinite or no number: the exponent's, and in the type that has
@@ -162,8 +165,7 @@ def to_flax(
         tensors do: transposing is left to `place`.
 
     Raises:
-        InputError: tensors are missing, surplus or misshapen, or hold what is no finite number;
-            lists every one.
+        InputError: tensors are missing, surplus or misshapen, or hold what is no finite number.
     """
     slots, tensors = _fitting(table, tensors, shapes, source, mend)
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
@@ -222,7 +224,7 @@ def check(
     """Makes sure that `to_flax` will find each tensor; reads none.
 
     Raises:
-        InputError: tensors are missing, surplus or misshapen; lists every one.
+        InputError: tensors are missing, surplus or misshapen.
     """
     _fitting(table, tensors, shapes, source, MEND)
 
@@ -299,7 +301,7 @@ def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
         Arrays of the leaves' dtypes by PyTorch name, in the table's order of leaves.
 
     Raises:
-        InputError: the table has no name for a leaf; lists every one.
+        InputError: the table has no name for a leaf.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     tensors = {}
@@ -315,7 +317,7 @@ def torch_shapes(table: Table, shapes: Params) -> dict[str, Shape]:
     """Shapes of the PyTorch tensors that hold a Flax tree of these shapes, by their names.
 
     Raises:
-        InputError: the table has no name for a leaf; lists every one.
+        InputError: the table has no name for a leaf.
     """
     return {slot.name: slot.shape for slot in slots(table, shapes)}
 
@@ -324,7 +326,7 @@ def slots(table: Table, shapes: Params) -> list[Slot]:
     """What holds a Flax tree of these shapes: PyTorch's tensors, each with its parts' places.
 
     Raises:
-        InputError: the table has no name for a leaf; lists every one.
+        InputError: the table has no name for a leaf.
     """
     found, problems = _slots(
         table, {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
@@ -403,9 +405,23 @@ def differences(tensors: Mapping[str, Any], expected: Mapping[str, Shape]) -> li
 
 
 def refuse(source: str | os.PathLike[str], mend: str, problems: Sequence[str]) -> None:
-    """Raises one `InputError` that lists all problems, if there are any."""
-    if problems:
-        listing = "\n  ".join(problems)
-        raise InputError(
-            f"{source}: {len(problems)} tensors are not as the model has them; {mend}:\n  {listing}"
-        )
+    """Raises one `InputError` if there are problems: a line that counts them and shows some.
+
+    Args:
+        source: where the tensors come from.
+        mend: what the user can do.
+        problems: a text for each, "kind: what"; of every kind the first is shown before others.
+    """
+    if not problems:
+        return
+    firsts = {problem.partition(":")[0]: at for at, problem in reversed([*enumerate(problems)])}
+    order = sorted(range(len(problems)), key=lambda at: at not in firsts.values())
+    text = f"{source}: {len(problems)} tensors do not fit: "
+    shown: list[str] = []
+    for at in order[:EXAMPLES]:
+        # The names in a file may be of any length.
+        example = problems[at] if len(problems[at]) < LONGEST // 2 else problems[at][:99] + "..."
+        if not shown or len("; ".join([text, *shown, example, mend])) < LONGEST - 5:
+            shown.append(example)
+    dots = ["..."] if len(shown) < len(problems) else []
+    raise InputError(f"{text}{'; '.join([*shown, *dots])}; {mend}")

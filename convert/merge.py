@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert import mapping, original, progress
+from convert import layouts, mapping, progress
 from convert.arguments import Parser
 from convert.changes import (
     Adapter,
@@ -40,14 +40,16 @@ from convert.errors import InputError, exits_cleanly
 from convert.hub import find_model
 from convert.lora_stacked import extents
 from convert.mapping import Slot
-from convert.pipeline import WEIGHTS, check_index, copy_rest, whole
+from convert.pipeline import WEIGHTS, copy_rest, whole
 from convert.quantized import quantisation
-from convert.source import SUFFIX, TorchSource, open_source
-from convert.tensors import find_weights, open_safetensors, places_of, read_file, write_file
+from convert.source import TorchSource, open_source
+from convert.tensors import SUFFIXES, open_safetensors, read_file, write_file
 from flux_jax import lora
 from flux_jax.weights import abstract_params
 
 NAME = "transformer"
+# How the files end that are written.
+WRITTEN = (".safetensors", ".sft")
 # Entry of the written files' headers.
 MERGED = "merged_adapters"
 PICKLES = r"\.(bin|ckpt|pt|pth)(:[^/]*)?$"
@@ -88,13 +90,13 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
     with whole(target) as partial:
         files = {path: partial}
         if path.is_dir():
-            files = {file: partial / file.relative_to(path) for file in _weight_files(source)}
+            files = {file: partial / file.relative_to(path) for file in source.files}
             copy_rest(path, partial, _left_behind(path, source), _link_or_copy)
         title = {"desc": "merging", "total": source.nbytes, "unit": "B", "unit_scale": True}
         problems: list[str] = []
         with progress.bar(**title) as bar:
             for old, new in files.items():
-                tensors = _merged_file(old, slots, changes, problems, bar.update)
+                tensors = _merged_file(old, source.names, slots, changes, problems, bar.update)
                 write_file(new, tensors, _metadata(old, read))
         if problems:
             more = f" and {len(problems) - 3} more tensors" if len(problems) > 3 else ""
@@ -115,17 +117,17 @@ def _refuse_pickles(given: Sequence[str]) -> None:
 
 
 def _check_target(path: Path, target: Path) -> None:
-    if path.is_file() and target.suffix != SUFFIX:
-        raise InputError(f"{target}: {path} is one file and OUT becomes one; end it in {SUFFIX}")
-    if path.is_dir() and target.suffix == SUFFIX:
+    if path.is_file() and target.suffix not in WRITTEN:
         raise InputError(
-            f"{target}: {path} is a folder and OUT becomes one; name it without {SUFFIX}, or give "
-            "the transformer's single file itself"
+            f"{target}: {path} is one file and OUT becomes one; end it in {WRITTEN[0]}"
         )
-    if path.is_dir():
-        if target.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{target} lies inside MODEL; choose an OUT outside of {path}")
-        check_index(path)
+    if path.is_dir() and target.suffix in WRITTEN:
+        raise InputError(
+            f"{target}: {path} is a folder and OUT becomes one; name it without {target.suffix}, "
+            "or give the transformer's single file itself"
+        )
+    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+        raise InputError(f"{target} lies inside MODEL; choose an OUT outside of {path}")
 
 
 def _checked_slots(
@@ -154,36 +156,28 @@ def _checked_slots(
     return slots
 
 
-def _weight_files(source: TorchSource) -> list[Path]:
-    """The files that hold a model: one, or the shards."""
-    found = source.where if source.where.is_file() else find_weights(source.where)
-    names = {found.name} if found.suffix == SUFFIX else set(places_of(found).values())
-    return [found.parent / name for name in sorted(names)]
-
-
 def _left_behind(root: Path, source: TorchSource) -> Callable[[Path], bool]:
     """Tells the transformer's weights, in whatever layout, from the rest of a pipeline's folder."""
-    found = find_weights(source.where) if source.where.is_dir() else source.where
-    index = None if found.suffix == SUFFIX else found
+    index = None if source.found in source.files else source.found
 
     def left_behind(path: Path) -> bool:
-        if path.parent == root / NAME:
+        if path.parent in (root / NAME, source.where):
             return path.name.endswith(WEIGHTS) and path != index
-        return path.parent == root and path.suffix == SUFFIX and _holds_transformer(path)
+        return path.parent == root and path.suffix in SUFFIXES and _holds_transformer(path)
 
     return left_behind
 
 
 def _holds_transformer(file: Path) -> bool:
     try:
-        return original.is_transformer(open_safetensors(file).keys())
+        return NAME in layouts.models(file, read_file(file))
     except InputError:
         return False
 
 
 def _link_or_copy(old: str, new: str) -> None:
     """Gives a file of weights a second name, if its disk can; copies what may be edited."""
-    if old.endswith(SUFFIX):
+    if old.endswith(SUFFIXES):
         with contextlib.suppress(OSError):
             # On the hub's cache names are links to the files.
             os.link(os.path.realpath(old), new)
@@ -213,6 +207,7 @@ class _Unmade:
 
 def _merged_file(
     file: Path,
+    names: Mapping[str, str],
     slots: Mapping[str, Slot],
     changes: Changes,
     problems: list[str],
@@ -222,14 +217,15 @@ def _merged_file(
 
     Args:
         file: to read.
-        slots: what each tensor holds.
+        names: the table's names by the file's.
+        slots: what each tensor holds, by the table's names.
         changes: of the model's layers.
         problems: gets what is not finite after its change.
         advance: called with the number of bytes of each tensor that was read.
     """
 
     def unmade(name: str, tensor: np.ndarray) -> _Unmade:
-        slot = slots.get(name.removeprefix(original.BUNDLED))
+        slot = slots.get(names.get(name, ""))
 
         def make() -> np.ndarray:
             advance(tensor.nbytes)

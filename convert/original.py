@@ -1,30 +1,17 @@
 """Black Forest Labs' own files: `flux1-dev.safetensors` and the like, and `ae.safetensors`.
 
-They bring no configuration: sizes are read from the tensors' shapes. Queries, keys and values are
-joined, shift stands before scale in the last modulation, and the autoencoder's decoder counts its
-levels from the picture up.
+They bring no configuration: `convert.sizes` tells the sizes by the shapes. Queries, keys and
+values are joined, shift stands before scale in the last modulation, and the autoencoder's decoder
+counts its levels from the picture up.
 """
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from convert.errors import InputError
 from convert.mapping import Row, Table
 from convert.rules import CONV, LINEAR, POINTWISE, VECTOR, Joined, Rule, Swapped
+from convert.sizes import levels
 
-# How FLUX.1 shares the channels of a head among the positions' axes.
-ROPE_AXES = (16, 56, 56)
-# What the autoencoder's shapes do not tell.
-VAE_FIXED = {
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "norm_num_groups": 32,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "sample_size": 1024,
-}
 # Programs that keep several models in one file set this before the transformer's names.
 BUNDLED = "model.diffusion_model."
 
@@ -101,7 +88,7 @@ def vae_table(levels: int) -> Table:
 
 def table(name: str, config: Mapping[str, Any]) -> Table:
     """Names of a model, "transformer" or "vae", of these sizes."""
-    return TRANSFORMER if name == "transformer" else vae_table(len(config["block_out_channels"]))
+    return TRANSFORMER if name == "transformer" else vae_table(levels(config))
 
 
 def _vae(levels: int) -> Iterable[Row]:
@@ -137,66 +124,6 @@ def _resnet(torch: str, flax: str) -> Iterable[Row]:
     yield from _rows(f"{torch}.nin_shortcut", [f"{flax}/conv_shortcut"], CONV)
 
 
-def is_transformer(names: Iterable[str]) -> bool:
-    """Whether a file with tensors of these names holds FLUX's transformer."""
-    return any(name.removeprefix(BUNDLED).startswith("double_blocks.0.") for name in names)
-
-
-def is_vae(names: Iterable[str]) -> bool:
-    """Whether a file with tensors of these names holds FLUX's autoencoder."""
-    return any(name.startswith("decoder.mid.attn_1.") for name in names)
-
-
-def transformer_config(file: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of a transformer, under diffusers' names.
-
-    Raises:
-        InputError: a tensor that tells a size is missing, or the file is of another model.
-    """
-    width, channels = _shape(file, tensors, "img_in.weight")
-    (head,) = _shape(file, tensors, "double_blocks.0.img_attn.norm.query_norm.scale")
-    if head != sum(ROPE_AXES):
-        raise InputError(
-            f"{file}: heads are {head} wide and FLUX.1's {sum(ROPE_AXES)}, so how positions turn "
-            "them is not known; give the model in diffusers' layout, whose config.json tells"
-        )
-    return {
-        "_class_name": "FluxTransformer2DModel",
-        "in_channels": channels,
-        "out_channels": _shape(file, tensors, "final_layer.linear.weight")[0],
-        "num_layers": _count(tensors, r"double_blocks\.(\d+)\..*"),
-        "num_single_layers": _count(tensors, r"single_blocks\.(\d+)\..*"),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": _shape(file, tensors, "txt_in.weight")[1],
-        "pooled_projection_dim": _shape(file, tensors, "vector_in.in_layer.weight")[1],
-        "guidance_embeds": any(name.startswith("guidance_in.") for name in tensors),
-        "axes_dims_rope": list(ROPE_AXES),
-        "patch_size": 1,
-    }
-
-
-def vae_config(file: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of an autoencoder, under diffusers' names.
-
-    Raises:
-        InputError: a tensor that tells a size is missing.
-    """
-    levels = _count(tensors, r"encoder\.down\.(\d+)\..*")
-    firsts = (f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels))
-    return {
-        "_class_name": "AutoencoderKL",
-        "block_out_channels": [_shape(file, tensors, name)[0] for name in firsts],
-        "layers_per_block": _count(tensors, r"encoder\.down\.0\.block\.(\d+)\..*"),
-        "latent_channels": _shape(file, tensors, "decoder.conv_in.weight")[1],
-        "in_channels": _shape(file, tensors, "encoder.conv_in.weight")[1],
-        "out_channels": _shape(file, tensors, "decoder.conv_out.weight")[0],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        **VAE_FIXED,
-    }
-
-
 def schedule_config(guidance: bool) -> dict[str, Any]:
     """The sampler's settings: [dev], which embeds guidance, shifts; [schnell] does not."""
     return {
@@ -209,15 +136,3 @@ def schedule_config(guidance: bool) -> dict[str, Any]:
         "base_image_seq_len": 256,
         "max_image_seq_len": 4096,
     }
-
-
-def _shape(file: Path, tensors: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise InputError(f"{file}: {name} is missing, which tells a size; fetch the file again")
-    return tuple(tensors[name].shape)
-
-
-def _count(tensors: Mapping[str, Any], pattern: str) -> int:
-    """How many different numbers stand in the names at the pattern's group."""
-    found = (re.fullmatch(pattern, name) for name in tensors)
-    return len({match[1] for match in found if match})

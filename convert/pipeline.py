@@ -23,22 +23,23 @@ from convert import original, progress
 from convert.arguments import Parser
 from convert.checkpoint import FOLDER, read_params, write_params
 from convert.errors import InputError, exits_cleanly
+from convert.family import INDEX
 from convert.mapping import MEND, differences, flatten, refuse, to_flax, to_torch
 from convert.source import (
+    CONFIG,
     SCHEDULER,
     FlaxSource,
     Source,
     TorchSource,
     open_source,
-    read_config,
     read_schedule,
     root_of,
 )
 from convert.tables import COMPONENTS
 from convert.tensors import SHARD_BYTES, SUFFIXES, write_component, write_file
+from flux_jax.transformer import FluxConfig
 from flux_jax.weights import abstract_params
 
-INDEX = "model_index.json"
 # What diffusers reads to put a pipeline together.
 MODEL_INDEX = {
     "_class_name": "FluxPipeline",
@@ -58,7 +59,8 @@ SINGLE = {"transformer": "flux1.safetensors", "vae": "ae.safetensors"}
 # Entry of `config.json` where weights are quantised.
 QUANTISED = "quantization_config"
 # How files with weights end, and the indices of shards.
-WEIGHTS = (*SUFFIXES, ".bin", ".index.json")
+INDICES = (".index.json", ".index.fp32.json", ".index.bf16.json", ".index.fp16.json")
+WEIGHTS = (*SUFFIXES, ".bin", *INDICES)
 
 
 def convert(
@@ -69,7 +71,7 @@ def convert(
     The largest of the models must fit into the host's memory.
 
     Args:
-        source: pipeline folder, or the transformer's single file in it.
+        source: pipeline folder, or the transformer's folder or single file in it.
         target: folder to make.
         to: a key of `WRITERS`; by default the other of Flax's and diffusers'.
         shard_bytes: most bytes a weight file in diffusers' layout.
@@ -85,7 +87,6 @@ def convert(
         raise InputError(f"{target} exists; choose another DST or remove it")
     if target.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{target} lies inside SRC; choose a DST outside of {root}")
-    check_index(root)
     sources = {name: open_source(source, name) for name in COMPONENTS}
     ours = [name for name, each in sources.items() if isinstance(each, FlaxSource)]
     write = WRITERS[to or ("diffusers" if ours else "flax")]
@@ -95,7 +96,7 @@ def convert(
         for name, each in sources.items():
             write(name, each, read_tree(name, each), partial, shard_bytes)
         write_json(partial / INDEX, MODEL_INDEX)
-        guidance = sources["transformer"].config["guidance_embeds"]
+        guidance = FluxConfig.from_dict(sources["transformer"].config).guidance_embeds
         write_json(partial / SCHEDULER, read_schedule(source, guidance))
         _copy_all_but_models(root, partial)
 
@@ -112,21 +113,6 @@ def whole(target: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-
-
-def check_index(root: Path) -> None:
-    """Makes sure that a folder which says what pipeline it is says FLUX.
-
-    Raises:
-        InputError: it says another, or is not JSON.
-    """
-    file = root / INDEX
-    found = (read_config(file) if file.is_file() else MODEL_INDEX).get("_class_name")
-    if found != "FluxPipeline":
-        raise InputError(
-            f"{root}: not a FLUX pipeline ({INDEX} says {found!r}); SRC must be a FluxPipeline "
-            f"with {', '.join(COMPONENTS)}"
-        )
 
 
 def read_tree(name: str, source: Source) -> dict[str, Any]:
@@ -189,7 +175,7 @@ def write_config(source: Source, folder: Path) -> None:
     Only what it says of quantised weights is left out: what is written is not quantised.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = source.where / "config.json"
+    file = source.where / CONFIG
     if file.is_file() and QUANTISED not in source.config:
         shutil.copy(file, folder)
     else:
@@ -231,7 +217,7 @@ def _copy_all_but_models(source: Path, target: Path) -> None:
     def of_models(path: Path) -> bool:
         # The top folder may hold checkpoints of the same model in other layouts.
         weights = path.parent in {source, *models} and path.name.endswith(WEIGHTS)
-        return weights or (path.parent in models and path.name in (FOLDER, "config.json"))
+        return weights or (path.parent in models and path.name in (FOLDER, CONFIG))
 
     copy_rest(source, target, of_models)
     for name in COMPONENTS:

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from convert.errors import InputError
 from convert.gguf_files import SUFFIX as GGUF
 from convert.gguf_files import read_gguf
 
+# How files of weights end; the second is short for the first.
+SUFFIXES = (".safetensors", ".sft", ".gguf")
 # File names without suffix: diffusers, transformers.
 STEMS = ("diffusion_pytorch_model", "model")
-# How files of weights end; the second is short for the first.
-SUFFIXES = (".safetensors", ".sft", GGUF)
+SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 SHARD_BYTES = 5_000_000_000
 # Names that the format has for NumPy's types.
 TYPES = {
@@ -99,30 +101,76 @@ def read_component(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: no weights, a shard or one of its tensors is missing, a file is damaged.
     """
-    found = find_weights(folder)
-    return read_file(found) if found.suffix in SUFFIXES else _read_shards(found)
+    return read_weights(find_weights(folder))
+
+
+def read_weights(found: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, or of the shards that an index lists; unread.
+
+    Raises:
+        InputError: a shard or one of its tensors is missing, or a file is damaged.
+    """
+    return _read_shards(found) if found.suffix == ".json" else read_file(found)
+
+
+def weight_files(found: Path) -> list[Path]:
+    """The files of weights: one, or the shards that an index lists.
+
+    Raises:
+        InputError: shards are missing, or this is no index.
+    """
+    if found.suffix != ".json":
+        return [found]
+    return [found.parent / name for name in sorted(set(places_of(found).values()))]
 
 
 def find_weights(folder: Path) -> Path:
     """The file of a model's weights, or the index of its shards.
 
+    Where there are both, diffusers reads the index and transformers the file. Files under other
+    names (`model.fp16.safetensors`, `t5xxl_fp16.safetensors`) are read where they are alone.
+
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, or more than one file may be meant.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    for stem in STEMS:
-        for kind in (".safetensors", ".safetensors.index.json"):
-            if (folder / f"{stem}{kind}").is_file():
-                return folder / f"{stem}{kind}"
-    # Programs that write GGUF name the file after the model and its blocks.
-    if len(found := sorted(folder.glob(f"*{GGUF}"))) == 1:
+    diffusers, transformers = STEMS
+    index = ".safetensors.index.json"
+    for name in (
+        f"{diffusers}{index}",
+        f"{diffusers}.safetensors",
+        f"{transformers}.safetensors",
+        f"{transformers}{index}",
+    ):
+        if (folder / name).is_file():
+            return folder / name
+    there = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    whole = [file for file in there if file.suffix in SUFFIXES and not SHARD.search(file.name)]
+    found = whole + [file for file in there if re.search(r"\.index\b.*\.json$", file.name)]
+    if len(found) == 1:
         return found[0]
+    if found:
+        raise InputError(
+            f"{folder}: {shown([file.name for file in found])} may all be the weights; keep one"
+        )
+    shards = [file.name for file in there if SHARD.search(file.name)]
+    if shards:
+        raise InputError(
+            f"{folder}: {shown(shards)} are shards without their index; copy or download "
+            f"{diffusers}{index} or {transformers}{index} beside them"
+        )
     names = " or ".join(f"{stem}.safetensors" for stem in STEMS)
     raise InputError(
         f"{folder}: no weights; expected {names}, or the like with .index.json and its shards "
         "(.bin files: save the model again with safe_serialization=True)"
     )
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names for a message: at most three of them."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(name[:80] for name in names[:3])}{more}"
 
 
 def places_of(index: Path) -> dict[str, str]:
@@ -144,7 +192,7 @@ def places_of(index: Path) -> dict[str, str]:
     absent = [file for file in files if not _beside(folder, file)]
     if absent:
         raise InputError(
-            f"{index}: missing shards {', '.join(absent)}; copy or download them beside the index"
+            f"{index}: missing shards {shown(absent)}; copy or download them beside the index"
         )
     return places
 
@@ -161,8 +209,8 @@ def _read_shards(index: Path) -> dict[str, Any]:
     lost = [f"{name} ({file})" for name, file in places.items() if name not in shards[file]]
     if lost:
         raise InputError(
-            f"{index}: these tensors are not in their shards; copy or download index and shards "
-            f"again:\n  " + "\n  ".join(lost)
+            f"{index}: {len(lost)} tensors are not in their shards: {shown(lost)}; copy or "
+            "download index and shards again"
         )
     return {name: shards[file][name] for name, file in places.items()}
 

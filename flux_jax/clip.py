@@ -40,11 +40,11 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
 class CLIPTextConfig:
     """Sizes, under the names (and with the defaults) of a transformers `config.json`."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
@@ -52,11 +52,14 @@ class CLIPTextConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Reads the fields from a parsed `config.json`.
+        """Reads the fields from a parsed `config.json`, of the text encoder or of a whole CLIP.
 
         Raises:
-            InputError: a field is missing, or its value is not implemented.
+            InputError: a value is of the wrong type, or is not implemented.
         """
+        if config.get("model_type") == "clip":
+            nested = config.get("text_config")
+            config = nested if isinstance(nested, Mapping) else {}
         require(config, FILE, hidden_act=tuple(ACTIVATIONS))
         read = read_fields(cls, config, FILE)
         if read.hidden_size % read.num_attention_heads:

@@ -1,8 +1,9 @@
 """Reading a parsed `config.json` into a frozen dataclass whose fields carry the file's names."""
 
+import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from convert.errors import InputError
 
@@ -18,14 +19,34 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         file: name of the file, for messages.
 
     Raises:
-        InputError: a field without default is missing.
+        InputError: a value is not of its field's type, or a size is below 1.
     """
-    known = fields(cls)  # pyright: ignore[reportArgumentType]
-    missing = [f.name for f in known if f.default is MISSING and f.name not in config]
-    if missing:
-        raise InputError(f"{file} lacks {', '.join(missing)}")
-    values = {f.name: config[f.name] for f in known if f.name in config}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    kinds = get_type_hints(cls)
+    values = {
+        field.name: config[field.name]
+        for field in fields(cls)  # pyright: ignore[reportArgumentType]
+        if field.name in config
+    }
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, value in values.items():
+        if not _is(value, kinds[name]):
+            kind = getattr(kinds[name], "__name__", str(kinds[name]))
+            raise InputError(f"{file}: {name} = {str(value)[:80]!r} must be of type {kind}")
+        # Ids of tokens count from 0.
+        if type(value) is int and value < 1 and not name.endswith("_id"):
+            raise InputError(f"{file}: {name} = {value} must be at least 1")
+    return cls(**values)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type: a plain one, a tuple of one, or a union."""
+    if isinstance(kind, types.UnionType):
+        return any(_is(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(each, get_args(kind)[0]) for each in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def require(config: Mapping[str, Any], file: str, **wanted: tuple[Any, ...]) -> None:

@@ -29,7 +29,7 @@ from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.programs import Conditioning
 from flux_jax.schedule import Schedule
 from flux_jax.t5 import T5Encoder
-from flux_jax.tokenizers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+from flux_jax.tokenizers import PreTrainedTokenizerBase, read_tokenizer
 from flux_jax.transformer import FluxTransformer
 from flux_jax.vae import AutoencoderKL, latent_ids
 from flux_jax.weights import COMPONENTS, Weights, abstract_params, build
@@ -351,12 +351,13 @@ def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
 
 
 def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None = None) -> Pipeline:
-    """Opens a pipeline in diffusers' layout, or one with Black Forest Labs' own files.
+    """Opens a pipeline in diffusers' layout, or one of single files (see `convert.source`).
 
     Its place is the first device; see `Pipeline.on` for others.
 
     Args:
-        path: its folder, the transformer's single file in it, or its name on the Hugging Face hub.
+        path: its folder, the transformer's folder or file in it, or its name on the Hugging Face
+            hub.
         dtype: dtype of parameters and products; by default float32 on CPU, else bfloat16.
         quantize: "int8" keeps the transformer's large kernels so, see `flux_jax.quantize`.
 
@@ -369,12 +370,12 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
     modules: dict[str, Any] = {
         name: build(name, source.config, chosen) for name, source in sources.items()
     }
+    _check_widths({name: module.config for name, module in modules.items()})
     guidance = modules["transformer"].config.guidance_embeds
     root = root_of(path)
     mesh = meshes.make({})
-    # Folders by now; where one is missing, the hub is not asked for what has its name.
-    clip = CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
-    t5 = T5Tokenizer.from_pretrained(root / "tokenizer_2", local_files_only=True)
+    clip = read_tokenizer(root, "tokenizer", modules["text_encoder"].config)
+    t5 = read_tokenizer(root, "tokenizer_2", modules["text_encoder_2"].config)
     return Pipeline(
         **modules,
         params=Weights(sources, chosen, mesh, quantize),
@@ -383,3 +384,22 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
         schedule=Schedule.from_dict(read_schedule(path, guidance)),
         mesh=mesh,
     )
+
+
+def _check_widths(configs: Mapping[str, Any]) -> None:
+    """Makes sure that the models are of one pipeline.
+
+    Raises:
+        InputError: what one gives is not as wide as what the transformer takes.
+    """
+    for name, given, taker in (
+        ("text_encoder: hidden_size", configs["text_encoder"].hidden_size, "pooled_projection_dim"),
+        ("text_encoder_2: d_model", configs["text_encoder_2"].d_model, "joint_attention_dim"),
+        ("vae: 4 latent_channels", 4 * configs["vae"].latent_channels, "in_channels"),
+    ):
+        taken = getattr(configs["transformer"], taker)
+        if given != taken:
+            raise InputError(
+                f"{name} = {given} and the transformer's {taker} = {taken} must be the same; take "
+                "all models from one pipeline"
+            )

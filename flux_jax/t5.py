@@ -27,12 +27,12 @@ FILE = "text_encoder_2/config.json"
 class T5Config:
     """Sizes, under the names (and with the defaults) of a transformers `config.json`."""
 
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
 
@@ -41,12 +41,14 @@ class T5Config:
         """Reads the fields from a parsed `config.json`.
 
         Raises:
-            InputError: a field is missing, or the encoder is not of version 1.1.
+            InputError: a value is of the wrong type, or the encoder is not of version 1.1.
         """
         require(
             {"feed_forward_proj": "relu"} | dict(config),  # what an absent field stands for
             FILE,
+            model_type=("t5",),
             feed_forward_proj=("gated-gelu",),
+            dense_act_fn=("gelu_new",),
             layer_norm_epsilon=(NORM_EPS,),
         )
         read = read_fields(cls, config, FILE)

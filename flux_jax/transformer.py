@@ -22,17 +22,17 @@ from flux_jax.layers import MLP, Dense, Modulation, modulate, sinusoid
 
 @dataclass(frozen=True)
 class FluxConfig:
-    """Sizes, under the names of a diffusers `transformer/config.json`."""
+    """Sizes, under the names (and with the defaults) of a diffusers `transformer/config.json`."""
 
-    in_channels: int
-    num_layers: int
-    num_single_layers: int
-    attention_head_dim: int
-    num_attention_heads: int
-    joint_attention_dim: int
-    pooled_projection_dim: int
-    guidance_embeds: bool
-    axes_dims_rope: tuple[int, ...]
+    in_channels: int = 64
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
     out_channels: int | None = None
 
     @classmethod
@@ -40,7 +40,7 @@ class FluxConfig:
         """Reads the fields from a parsed `config.json`.
 
         Raises:
-            InputError: a field is missing, or the sizes contradict each other.
+            InputError: a value is of the wrong type, or the sizes contradict each other.
         """
         sizes = read_fields(cls, config, "transformer/config.json")
         if sum(sizes.axes_dims_rope) != sizes.attention_head_dim:

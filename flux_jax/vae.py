@@ -28,9 +28,9 @@ FILE = "vae/config.json"
 class VAEConfig:
     """Sizes, under the names (and with the defaults) of a diffusers `vae/config.json`."""
 
-    block_out_channels: tuple[int, ...]
-    latent_channels: int
-    scaling_factor: float
+    block_out_channels: tuple[int, ...] = (64,)
+    latent_channels: int = 4
+    scaling_factor: float = 0.18215
     shift_factor: float | None = None
     in_channels: int = 3
     out_channels: int = 3
@@ -46,14 +46,14 @@ class VAEConfig:
         """Reads the fields from a parsed `config.json`.
 
         Raises:
-            InputError: a field is missing, or asks for what AutoencoderKL of FLUX has not.
+            InputError: a value is of the wrong type, or asks for what FLUX's autoencoder has not.
         """
         require(config, FILE, act_fn=("silu", "swish"))
         for field, kind in (
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
         ):
-            if set(config.get(field, [kind])) != {kind}:
+            if any(each != kind for each in config.get(field, ())):
                 raise InputError(f"{FILE}: {field} = {config[field]} may only hold {kind}")
         read = read_fields(cls, config, FILE)
         odd = [c for c in read.block_out_channels if c % read.norm_num_groups]

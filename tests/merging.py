@@ -9,7 +9,7 @@ import tiny
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from convert import original
+from convert import sizes
 from convert.lora import write_lora
 from convert.pipeline import convert as convert_pipeline
 from convert.source import open_source
@@ -44,9 +44,9 @@ def pair_in(folder: Path, model: Path) -> list[tuple[Path, float]]:
 
 def originals_in(folder: Path) -> tuple[Path, Path]:
     """One bfloat16 pipeline in diffusers' layout and with single files."""
-    tiny.build(folder / "diffusers", axes=original.ROPE_AXES, heads=1)
+    tiny.build(folder / "diffusers", axes=sizes.ROPE_AXES, heads=1)
     pipeline = FluxPipeline.from_pretrained(folder / "diffusers", vae=tiny.vae(widths=(32, 64)))
-    pipeline.vae.register_to_config(**original.VAE_FIXED)
+    pipeline.vae.register_to_config(**sizes.VAE_FIXED)
     pipeline.to(torch.bfloat16).save_pretrained(folder / "diffusers")
     convert_pipeline(folder / "diffusers", folder / "original", to="original")
     return folder / "diffusers", folder / "original"

@@ -14,7 +14,7 @@ import tiny
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from convert import original
+from convert import sizes
 from convert.checkpoint import read_params, write_params
 from convert.errors import InputError
 from convert.mapping import flatten, nest
@@ -78,9 +78,9 @@ def test_diffusers_layout_comes_back_in_shards(tiny_folder, tmp_path):
 def flux_folder(tmp_path_factory) -> Path:
     """A pipeline with what the original layout does not say as FLUX.1 has it, in bfloat16."""
     folder = tmp_path_factory.mktemp("tiny") / "flux"
-    tiny.build(folder, axes=original.ROPE_AXES, heads=1)
+    tiny.build(folder, axes=sizes.ROPE_AXES, heads=1)
     pipeline = FluxPipeline.from_pretrained(folder, vae=tiny.vae(widths=(32, 64)))
-    pipeline.vae.register_to_config(**original.VAE_FIXED)
+    pipeline.vae.register_to_config(**sizes.VAE_FIXED)
     pipeline.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -146,17 +146,15 @@ def edit_transformer(folder: Path, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_config_of_another_depth_lists_every_surplus_tensor(tiny_folder, tmp_path):
+def test_config_of_another_depth_counts_surplus_tensors(tiny_folder, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(tiny_folder, source)
     edit_transformer(source, num_layers=1, guidance_embeds=False)
     with pytest.raises(InputError) as caught:
         convert(source, tmp_path / "new")
-    lines = str(caught.value).splitlines()
-    surplus = [line for line in lines if "surplus: transformer_blocks.1." in line]
-    assert len(surplus) == 32
-    assert len([line for line in lines if "guidance_embedder" in line]) == 4
-    assert str(source / "transformer") in lines[0]
+    said = str(caught.value)
+    assert said.startswith(f"{source / 'transformer'}: 36 tensors do not fit: surplus: ")
+    assert len(said) <= 400
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
@@ -173,7 +171,7 @@ def test_flax_weights_that_do_not_fit_are_listed(tiny_folder, tmp_path):
         convert(source, tmp_path / "new")
     with pytest.raises(InputError) as again:
         load(source)
-    assert sorted(str(again.value).splitlines()) == sorted(str(caught.value).splitlines())
+    assert str(again.value).split("; ")[0] == str(caught.value).split("; ")[0]
     message = str(caught.value)
     assert "missing: x_embedder/bias [32]" in message
     assert "misshapen: proj_out/bias is [3], expected [16]" in message
@@ -240,7 +238,7 @@ def no_pipeline(folder: Path):
 
 def another_pipeline(folder: Path):
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    return "not a FLUX pipeline (model_index.json says 'StableDiffusionPipeline'"
+    return "this is Stable Diffusion (model_index.json says 'StableDiffusionPipeline')"
 
 
 def missing_component(folder: Path):

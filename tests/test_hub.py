@@ -78,3 +78,17 @@ def test_what_cannot_be_found_is_told(hub: Hub, tmp_path: Path):
 
 def test_paths_are_taken_as_they_are(tmp_path: Path):
     assert find_model(str(tmp_path)) == tmp_path
+
+
+def test_a_folder_of_the_cache_is_the_version_in_it(tmp_path: Path):
+    cache = tmp_path / "models--owner--tiny"
+    for version in ("abc", "def"):
+        (cache / "snapshots" / version).mkdir(parents=True)
+    with pytest.raises(InputError, match="cache with 2 versions; give the folder of one in "):
+        find_model(str(cache))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("def")
+    assert find_model(str(cache)) == cache / "snapshots" / "def"
+    (cache / "refs" / "main").write_text("gone")
+    (cache / "snapshots" / "def").rmdir()
+    assert find_model(str(cache)) == cache / "snapshots" / "abc"

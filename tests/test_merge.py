@@ -18,7 +18,6 @@ from merging import PARTS, originals_in, pair_in, write_adapter
 from safetensors.numpy import load_file, save_file
 
 import convert.merge
-from convert import original
 from convert.lora import read_adapter
 from convert.mapping import flatten, nest, to_torch
 from convert.merge import merge
@@ -208,19 +207,33 @@ def test_single_files_get_what_diffusers_layout_gets(originals, tmp_path):
     assert filecmp.cmp(file, tmp_path / "flux.safetensors", shallow=False)
 
 
-def test_bundled_names_stay(originals, tmp_path):
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
+def test_bundled_names_and_models_stay(originals, tmp_path, prefix):
     plain = load_file(originals[1] / "flux1.safetensors")
     adapter = write_adapter(tmp_path / "adapter", originals[0], PARTS)
-    bundled = {f"{original.BUNDLED}{name}": tensor for name, tensor in plain.items()}
-    save_file(bundled, tmp_path / "all.safetensors", {"format": "pt", "title": "flux"})
-    merge(str(tmp_path / "all.safetensors"), [str(adapter)], tmp_path / "new.safetensors")
+    beside = {f"vae.{k}": v for k, v in load_file(originals[1] / "ae.safetensors").items()}
+    bundled = {f"{prefix}{name}": tensor for name, tensor in plain.items()}
+    save_file(bundled | beside, tmp_path / "all.sft", {"format": "pt", "title": "flux"})
+    merge(str(tmp_path / "all.sft"), [str(adapter)], tmp_path / "new.sft")
     merge(str(originals[1] / "flux1.safetensors"), [str(adapter)], tmp_path / "b.safetensors")
-    wanted, found = (load_file(tmp_path / f"{name}.safetensors") for name in ("b", "new"))
-    assert found.keys() == bundled.keys()
-    assert all(found[f"{original.BUNDLED}{n}"].tobytes() == t.tobytes() for n, t in wanted.items())
-    assert open_safetensors(tmp_path / "new.safetensors").metadata() == {
+    wanted, found = load_file(tmp_path / "b.safetensors"), load_file(tmp_path / "new.sft")
+    assert found.keys() == bundled.keys() | beside.keys()
+    assert all(found[f"{prefix}{n}"].tobytes() == t.tobytes() for n, t in wanted.items())
+    assert all(found[name].tobytes() == tensor.tobytes() for name, tensor in beside.items())
+    assert any(found[n].tobytes() != t.tobytes() for n, t in bundled.items())
+    assert open_safetensors(tmp_path / "new.sft").metadata() == {
         "format": "pt", "title": "flux", "merged_adapters": f"{adapter}:1.0"
     }  # fmt: skip
+
+
+def test_the_transformers_folder_alone_is_merged(tiny_folder, merged_folder, pair, tmp_path):
+    merge(str(tiny_folder / "transformer"), given(*pair), tmp_path / "new")
+    assert files(tmp_path / "new") == files(tiny_folder / "transformer")
+    wanted, found = (
+        read_component(each) for each in (merged_folder / "transformer", tmp_path / "new")
+    )
+    assert wanted.keys() == found.keys()
+    assert all(found[name].tobytes() == tensor.tobytes() for name, tensor in wanted.items())
 
 
 def test_shards_stay_shards_with_their_index(sharded_folder, merged_folder, pair, tmp_path):
@@ -263,7 +276,7 @@ def test_a_folder_is_complete_without_the_unmerged_transformer(originals, tmp_pa
     for name in (".git/HEAD", "LICENSE", "notes/pointer.bin", "pointer.safetensors"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("text")
-    for name in ("fp16.safetensors", "bin", "safetensors.index.json"):
+    for name in ("fp16.safetensors", "bin", "safetensors.index.fp16.json"):
         (source / f"transformer/diffusion_pytorch_model.{name}").write_text("text")
     adapter = write_adapter(tmp_path / "adapter", source, PARTS)
     # Where a name is a link, as in the hub's cache, the file behind it is meant.
@@ -272,7 +285,7 @@ def test_a_folder_is_complete_without_the_unmerged_transformer(originals, tmp_pa
     merge(str(source), [str(adapter)], tmp_path / "new")
     left = {"flux1-dev.safetensors", ".git/HEAD"} | {
         f"transformer/diffusion_pytorch_model.{name}"
-        for name in ("fp16.safetensors", "bin", "safetensors.index.json")
+        for name in ("fp16.safetensors", "bin", "safetensors.index.fp16.json")
     }
     assert files(source) - files(tmp_path / "new") == left
     for name in files(tmp_path / "new") - {str(SINGLE)}:

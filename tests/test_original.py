@@ -14,7 +14,7 @@ import torch
 from diffusers.loaders import single_file_utils
 from safetensors.numpy import save_file
 
-from convert import original
+from convert import original, sizes
 from convert.errors import InputError
 from convert.mapping import Table, flatten, nest, to_flax, to_torch
 from convert.source import open_source, read_schedule
@@ -25,7 +25,7 @@ from flux_jax.transformer import FluxConfig
 from flux_jax.vae import VAEConfig
 from flux_jax.weights import abstract_params, read_params
 
-AXES = original.ROPE_AXES
+AXES = sizes.ROPE_AXES
 
 
 def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -152,7 +152,7 @@ def test_bundled_names_are_read_and_others_refused(folder: Path, tmp_path: Path)
         open_source(folder / "ae.safetensors", "transformer")
 
 
-def test_offenders_are_listed_by_the_files_names(folder: Path, tmp_path: Path):
+def test_offenders_are_named_as_in_the_file(folder: Path, tmp_path: Path):
     source = open_source(folder, "transformer")
     tensors = {name: np.array(tensor) for name, tensor in source.tensors.items()}
     del tensors["single_blocks.2.linear1.bias"], tensors["img_in.bias"]
@@ -161,19 +161,21 @@ def test_offenders_are_listed_by_the_files_names(folder: Path, tmp_path: Path):
     save_file(tensors, tmp_path / "flux.safetensors")
     with pytest.raises(InputError) as caught:
         read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
-    for line in (
-        "missing: single_blocks.2.linear1.bias [896]",
-        "missing: img_in.bias [128]",
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/flux.safetensors: 4 tensors")
+    assert len(said) <= 400
+    for part in (
+        "do not fit: missing: ",
         "surplus: extra [3]",
-        "misshapen: txt_in.bias is [127], expected [128]",
+        "misshapen: txt_in.bias is [127]",
     ):
-        assert line in str(caught.value)
+        assert part in said
 
     name = "double_blocks.1.img_attn.qkv.weight"
     broken = {key: np.array(tensor) for key, tensor in source.tensors.items()}
     broken[name][200, 3] = np.nan
     save_file(broken, tmp_path / "flux.safetensors")
-    with pytest.raises(InputError, match=f"1 tensors .*\n  not finite: {name} holds infinities"):
+    with pytest.raises(InputError, match=f"1 tensors .*: not finite: {name} holds infinities"):
         read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
 
 

@@ -1,5 +1,6 @@
 """The T5 encoder against transformers."""
 
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -97,9 +98,12 @@ def test_unsupported_config_is_named(change, message):
         T5Config.from_dict(config | change)
 
 
-def test_missing_fields_are_all_named():
-    config = {"feed_forward_proj": "gated-gelu", "d_model": 8, "d_ff": 8, "num_heads": 1}
-    with pytest.raises(InputError, match="lacks vocab_size, d_kv, num_layers"):
-        T5Config.from_dict(config)
+def test_missing_fields_have_the_librarys_defaults():
+    theirs = TorchConfig(feed_forward_proj="gated-gelu").to_dict()
+    assert asdict(T5Config.from_dict({"feed_forward_proj": "gated-gelu"})).items() <= theirs.items()
     with pytest.raises(InputError, match="feed_forward_proj = 'relu'"):
         T5Config.from_dict({})
+    with pytest.raises(InputError, match=r"num_layers = '24' must be of type int"):
+        T5Config.from_dict({"feed_forward_proj": "gated-gelu", "num_layers": "24"})
+    with pytest.raises(InputError, match=r"num_heads = 0 must be at least 1"):
+        T5Config.from_dict({"feed_forward_proj": "gated-gelu", "num_heads": 0})

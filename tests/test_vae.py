@@ -150,8 +150,8 @@ def test_unsupported_config_is_named(change, message):
     config = {"block_out_channels": [8], "latent_channels": 4, "scaling_factor": 1.0}
     with pytest.raises(InputError, match=message):
         VAEConfig.from_dict(config | {"norm_num_groups": 4} | change)
-    with pytest.raises(InputError, match="lacks scaling_factor"):
-        VAEConfig.from_dict({"block_out_channels": [8], "latent_channels": 4})
+    with pytest.raises(InputError, match="scaling_factor = 'x' must be of type float"):
+        VAEConfig.from_dict({"scaling_factor": "x"})
 
 
 def test_sizes_that_do_not_fit_are_named():
