@@ -150,9 +150,11 @@ def _pattern(concept: str) -> tuple[re.Pattern[str], str]:
     Raises:
         InputError: the concept is empty.
     """
-    *first, last = re.split(rf"{GAP}+", _folded(concept)[0].strip(" _-")) or [""]
-    if not last:
+    # Whatever it begins or ends with that is no word is left out: spaces of any sort, line ends.
+    words = [word for word in re.split(rf"{GAP}+", _folded(concept)[0]) if word]
+    if not words:
         raise InputError(f"concept = {shown(concept)} is empty: name what is to be erased")
+    *first, last = words
     # An ending in the middle needs a gap after it; so each text is read in one way only.
     parts = [rf"{re.escape(word)}(?:(?>{re.escape(word[-1])}*s?){GAP}++|{GAP}*+)" for word in first]
     forms = "|".join(map(re.escape, (last, *sorted(plurals(last)))))
