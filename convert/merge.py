@@ -79,6 +79,11 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
             f"{source.where} is in this project's own layout, into which nothing is merged; make "
             f"a folder in diffusers' layout of it first: python -m convert.pipeline {model} DST"
         )
+    if path.is_file() and source.where != path:
+        raise InputError(
+            f"{path} is one of {len(source.files)} files of the transformer; give the folder "
+            f"{source.where}"
+        )
     if stored_as := quantisation(source.tensors):
         raise InputError(
             f"{source.where} is quantised ({stored_as}), and what is merged gets the file's own "

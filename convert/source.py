@@ -61,7 +61,7 @@ class TorchSource(Source):
 
     Attributes:
         table: names of the tensors.
-        tensors: by the table's names.
+        tensors: by the table's names; quantised ones as `convert.lazy.Lazy`.
         names: the table's names by the file's.
         found: the file, or the index of its shards.
     """
@@ -185,7 +185,7 @@ def _file_at_top(path: Path, root: Path, name: str) -> Path:
             held = _held(file, read_file(file))
             if name in held and name == "transformer":
                 _of_file(file, name, root)
-        except family.OtherModelError as error:
+        except InputError as error:
             others.append(error)
             continue
         if not held:

@@ -17,7 +17,7 @@ from convert.gguf_files import SUFFIX as GGUF
 from convert.gguf_files import read_gguf
 
 # How files of weights end; the second is short for the first.
-SUFFIXES = (".safetensors", ".sft", ".gguf")
+SUFFIXES = (".safetensors", ".sft", GGUF)
 # File names without suffix: diffusers, transformers.
 STEMS = ("diffusion_pytorch_model", "model")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
@@ -104,7 +104,7 @@ def read_component(folder: Path) -> dict[str, Any]:
     return read_weights(find_weights(folder))
 
 
-def read_weights(found: Path) -> dict[str, np.ndarray]:
+def read_weights(found: Path) -> dict[str, Any]:
     """All tensors of a file, or of the shards that an index lists; unread.
 
     Raises:

@@ -352,6 +352,15 @@ def test_kontext_and_models_with_masks_are_read(folder: Path):
     assert_reads(folder.parent, "transformer")
 
 
+def test_formats_that_are_not_read_do_not_disturb(tmp_path: Path):
+    other = single("transformer") | {"img_in.weight_scale_2": np.ones(1, "f4")}
+    save_file(other, tmp_path / "flux1-dev-nvfp4.safetensors")
+    for path in (tmp_path, tmp_path / "flux1-dev-nvfp4.safetensors"):
+        assert "nvfp4.safetensors: quantised by NVFP4, which is not read" in refusal(path)
+    save_file(single("transformer"), tmp_path / "flux1-dev.safetensors")
+    assert_reads(tmp_path, "transformer", file=tmp_path / "flux1-dev.safetensors")
+
+
 def test_two_models_in_a_file_are_named(tmp_path: Path):
     twice = single("transformer", "model.") | single("transformer", "model_ema.")
     save_file(twice, tmp_path / "twice.safetensors")

@@ -120,3 +120,13 @@ def test_sums_beyond_a_type_and_whole_numbers_are_listed_and_leave_nothing(
     found = read_file(tmp_path / "a.safetensors")[name]
     assert found.dtype == small[name].dtype
     assert (found != small[name]).any()
+
+
+def test_a_shard_is_no_model(sharded_folder, tiny_folder, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", tiny_folder, PARTS)
+    shard = next((sharded_folder / "transformer").glob("*-00001-of-*.safetensors"))
+    with pytest.raises(
+        InputError, match=r"is one of \d+ files of the transformer; give the folder"
+    ):
+        merge(str(shard), [str(adapter)], tmp_path / "new.safetensors")
+    assert not (tmp_path / "new.safetensors").exists()

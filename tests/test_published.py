@@ -53,6 +53,7 @@ def test_schedules_fields_are_those_of_diffusers(name: str):
     "config", [published.CLIP, published.WHOLE_CLIP, {}], ids=["dev", "openai", "silent"]
 )
 def test_clips_fields_are_those_of_transformers(config: dict):
+    theirs: Any
     if "text_config" in config:
         theirs = transformers.CLIPConfig(**config).text_config
     else:
