@@ -88,7 +88,7 @@ def read_tokenizer(
         )
     try:
         # A folder by now: the hub is not asked for what has its name.
-        read = kind.reader.from_pretrained(folder, local_files_only=True)  # nosec B615
+        read = kind.reader.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         # The library that parses the files names no class of its own.
         said = " ".join(str(error).split())[:120]
