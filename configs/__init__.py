@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 from configs.suite import CONCEPTS, SETTINGS
 from erase.methods import METHODS
 from erase.runs import configure, over
+from flux_jax.lora import TEXT_QUERY_KEY
 from recipes.emoji_flux.erasing import METHOD, OTHERS, STRONG
+from recipes.emoji_flux.world import ENTITIES
 
 __all__ = ["EMOJI", "OTHERS", "PLACE", "STRONG", "emoji"]
 
@@ -20,6 +22,12 @@ PLACE = {
     "evaluation": {"judge": f"{PATH}/judge"},
 }
 EMOJI = over(PLACE, METHOD)
+# The paper's layers, slower: the values that the measured runs of one entity have.
+ALONE = {
+    "adapter": {"targets": TEXT_QUERY_KEY},
+    "lower": {"learning_rate": 1e-3},
+    "upper": {"learning_rate": 1e-3},
+}
 
 
 def emoji(*names: str, preset: str = "") -> ConfigDict:
@@ -32,7 +40,9 @@ def emoji(*names: str, preset: str = "") -> ConfigDict:
     each = {name: over(CONCEPTS[name], _of_methods(name)) for name in names}
     model = {"path": PATH}
     if len(names) == 1:
-        return configure(preset, model=model, **each[names[0]])
+        run = each[names[0]]
+        alone = not preset and run["concept"] in {entity.name for entity in ENTITIES}
+        return configure(preset, model=model, **(over(ALONE, run) if alone else run))
     return configure(preset, model=model, each=each)
 
 

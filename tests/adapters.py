@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.lora_layers import Layers, Pair, same
+from convert.lora_layers import Full, Layers, Pair, same
 from convert.lora_tables import SPLIT, Place, parse
 from convert.tensors import read_component
 
@@ -59,7 +59,7 @@ def random_layers(
     return layers
 
 
-def only(layers: Layers, words: Iterable[str]) -> dict[Place, Pair]:
+def only(layers: Layers, words: Iterable[str]) -> dict[Place, Pair | Full]:
     """The layers whose path has one of these words in it."""
     words = tuple(words)
     return {place: pair for place, pair in layers.items() if any(w in place[0] for w in words)}

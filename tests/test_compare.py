@@ -147,7 +147,7 @@ def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(
     def measure(pipe: Any, runs: Any, base: Any, attacks: int) -> dict[str, Any]:
         method = {config.method for config in runs.values()}
         seen.append((method, {name: config.seed for name, config in runs.items()}, attacks))
-        return {}
+        return {"rows": []}
 
     monkeypatch.setattr(compare, "measure", measure)
     monkeypatch.setattr(compare.tables, "methods", lambda made: f"of {', '.join(made['methods'])}")

@@ -10,7 +10,7 @@ from flux_case import assert_close
 from kinds import difference, mixed, weights_in
 from safetensors.numpy import load_file
 
-from convert import changes, original
+from convert import changes, sizes
 from convert.lora_layers import Layers
 from convert.lora_stacked import stack
 from convert.lora_tables import label
@@ -39,9 +39,7 @@ def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> dict[
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(
-        tmp_path_factory.mktemp("model") / "diffusers", axes=original.ROPE_AXES, heads=1
-    )
+    return tiny.build(tmp_path_factory.mktemp("model") / "diffusers", axes=sizes.ROPE_AXES, heads=1)
 
 
 def given(named: dict[str, Layers]) -> list[str]:

@@ -56,6 +56,7 @@ def test_clips_fields_are_those_of_transformers(config: dict):
     theirs: Any
     if "text_config" in config:
         theirs = transformers.CLIPConfig(**config).text_config
+        assert isinstance(theirs, transformers.CLIPTextConfig)
     else:
         theirs = transformers.CLIPTextConfig(**config)
     ours = asdict(CLIPTextConfig.from_dict(config))
