@@ -56,7 +56,9 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
         InputError: a field cannot be used, or the model knows its things and not this one.
     """
     path, concept = changes["model"]["path"], changes["concept"]
-    if not Path(path).exists() and not NAME.fullmatch(path):
+    # What lies in a folder that is here, as "models/x" would, is no name on the hub.
+    on_hub = NAME.fullmatch(path) and not Path(path).parent.is_dir()
+    if not Path(path).exists() and not on_hub:
         raise InputError(f"model = {path!r} does not exist; check the path")
     model = known.read(path)
     if model and model.things and model.find(concept) is None:

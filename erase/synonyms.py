@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,12 +186,14 @@ def _wanted(
     if found := named.get(wanted) or numbered.get(wanted):
         return found
     listed = "; ".join(
-        f"{number} is {sense.name} ({sense.definition[:LETTERS]})"
+        f"{number} is {sense.name} ({textwrap.shorten(sense.definition, LETTERS)})"
         for number, sense in list(numbered.items())[:SHOWN]
     )
+    senses_of = "sense of" if len(senses) == 1 else "senses of"
     raise InputError(
-        f"sense = {wanted[:LETTERS]!r}: {source} has {len(senses)} senses of {concept[:LETTERS]!r} "
-        f"as {article(part_of_speech)}" + (f": {listed}" if listed else "; name synonyms instead")
+        f"sense = {wanted[:LETTERS]!r}: {source} has {len(senses)} {senses_of} "
+        f"{concept[:LETTERS]!r} as {article(part_of_speech)}"
+        + (f": {listed}; give a number or a name of these" if listed else "; name synonyms instead")
     )
 
 

@@ -121,6 +121,7 @@ def test_no_concept_breaks_the_file(concept: str):
         (["qqqqqq", "--model", EMOJI], "choose from models/emoji-flux/erase.json"),
         (["x" * 5000, "--model", EMOJI], "is none of the 120 things"),
         (["cat", "--model", "no where"], "model = 'no where' does not exist; check the path"),
+        (["cat", "--model", "models/nowhere"], "model = 'models/nowhere' does not exist"),
         (["cat", "--model", EMOJI, "--sense", "99"], "sense = '99': WordNet subset has 8 senses"),
         (
             ["cat", "--model", EMOJI, "--kind", "stile"],
