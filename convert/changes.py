@@ -91,7 +91,8 @@ def refuse_all(problems: Sequence[str]) -> None:
     """Raises one `InputError` with the first adapter's problem, if any, and the others' number."""
     if problems:
         others = len(problems) - 1
-        more = f"; {others} more adapters cannot be used either" if others else ""
+        each = "adapter" if others == 1 else "adapters"
+        more = f"; {others} more {each} cannot be used either" if others else ""
         raise InputError(problems[0] + more)
 
 

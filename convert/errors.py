@@ -10,6 +10,7 @@
 
 import difflib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
@@ -17,15 +18,59 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# The longest line that a command prints, and the longest message behind "error: ".
+LINE = 400
+LONGEST = LINE - len("error: ")
+# Letters of a word, tried one after the other, where a line is too long.
+WORDS = (160, 120, 80, 60, 40)
+# What may be long in a line: paths and names, and last a path with spaces in it.
+_LONG = (re.compile(r"\S+"), re.compile(r"\S*/[^:;\n]*/\S*"))
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its ends where it is longer than `most` letters."""
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def fitted(message: str, most: int = LONGEST) -> str:
+    """The message with no line over `most` letters: paths and other long words lose their middle.
+
+    Lines that are short enough stay as they are. What is still too long loses its own middle.
+    """
+    return "\n".join(_line(line, most) for line in message.split("\n"))
+
+
+def _line(line: str, most: int) -> str:
+    for long in _LONG:
+        for letters in WORDS:
+            if len(line) <= most:
+                return line
+            line = long.sub(lambda found, letters=letters: shortened(found[0], letters), line)
+    return shortened(line, most)
+
+
+def counted(number: int, what: str) -> str:
+    """For instance "1 layer" or "2 layers"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
 
 class EraseError(Exception):
     """Any error of this project's own; the message says what to do.
+
+    As text its lines are `fitted`, however long the paths in them.
 
     Attributes:
         exit_code: of a command that ends on it.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message."""
+        return fitted(super().__str__())
 
 
 class InputError(EraseError, ValueError):
@@ -68,6 +113,12 @@ def printable(text: str) -> str:
     )
 
 
+@functools.cache
+def note(line: str) -> None:
+    """Says a line on stderr, once."""
+    print(f"note: {fitted(printable(line))}", file=sys.stderr)
+
+
 def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
     """Wraps a command: an error becomes a line on stderr and the exit code of its kind."""
 
@@ -77,7 +128,7 @@ def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
             return main(*args, **kwargs)
         except (EraseError, OSError) as error:
             # Names from files that others made are in it.
-            print(f"error: {printable(str(error))}", file=sys.stderr)
+            print(f"error: {fitted(printable(str(error)))}", file=sys.stderr)
             sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
         except KeyboardInterrupt:
             # Training has its own way to stop, which saves (`erase.signals`).

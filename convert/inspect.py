@@ -3,9 +3,10 @@
     python -m convert.inspect runs/soccer-ball/adapter
 
 A line for each target: its layers' shapes, in how many blocks, the Frobenius norm of the change
-alpha / R * B A over all blocks, and the rank in use: how many singular values of the change are
+alpha / R * B A over all blocks, and the effective rank: how many singular values of the change are
 over 1 % of the layer's largest, from the least of the blocks to the most. Both come from the Gram
-matrices of A and B, [R, R]; the change itself is never made. A change of zeros has rank 0 in use.
+matrices of A and B, [R, R]; the change itself is never made. A change of zeros has effective rank
+0. Blocks that FLUX.1 does not have are told of on stderr.
 
 A whole difference (of LoKr or LoHa, for instance) has its norm, rank "full" and no alpha. What
 layers have besides is told: "DoRA", whose magnitudes count for no norm, since they set lengths of
@@ -15,7 +16,7 @@ Axis letters: I inputs, O outputs, R rank.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,10 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.arguments import Parser
-from convert.errors import exits_cleanly, printable
+from convert.errors import counted, exits_cleanly, note, printable, shortened
 from convert.lora import LayerFile, read_layers
-from convert.lora_kinds import shortened
-from convert.lora_layers import Full, Pair, text
+from convert.lora_layers import Full, Layers, Pair, text
+from convert.lora_tables import BLOCKS, MOST_BLOCKS, Place
 
 IN_USE = 0.01
 # Letters of the header's names and values that are shown.
@@ -48,7 +49,7 @@ class Line:
         alphas: of the pairs, as the file has them.
         types: of A and B, or of the difference.
         norm: Frobenius norm of the change, over all blocks.
-        used: least and most rank in use of the pairs, if there are any.
+        used: least and most effective rank of the pairs, if there are any.
         besides: "full" if there are whole differences, "DoRA", "bias".
     """
 
@@ -81,13 +82,14 @@ def singular_values(pair: Pair) -> Float[np.ndarray, "R"]:
 
 def lines(found: LayerFile) -> list[Line]:
     """A line for each target, in the file's order."""
-    targets: dict[str, list[Pair | Full]] = {}
-    for (target, _), layer in found.layers.items():
-        targets.setdefault(target, []).append(layer)
-    return [_line(target, layers) for target, layers in targets.items()]
+    targets: dict[str, dict[Place, Pair | Full]] = {}
+    for place, layer in found.layers.items():
+        targets.setdefault(place[0], {})[place] = layer
+    return [_line(target, layers, found.alphas) for target, layers in targets.items()]
 
 
-def _line(target: str, layers: Sequence[Pair | Full]) -> Line:
+def _line(target: str, of: Layers, alphas: Mapping[Place, np.ndarray]) -> Line:
+    layers = list(of.values())
     pairs = [layer for layer in layers if isinstance(layer, Pair)]
     wholes = [layer for layer in layers if isinstance(layer, Full)]
     values = [singular_values(pair) for pair in pairs]
@@ -111,7 +113,11 @@ def _line(target: str, layers: Sequence[Pair | Full]) -> Line:
         ),
         len(layers),
         tuple(sorted({pair.rank for pair in pairs})),
-        _occurring(text(pair.alpha) for pair in pairs),
+        _occurring(
+            text(alphas.get(place, pair.alpha))
+            for place, pair in of.items()
+            if isinstance(pair, Pair)
+        ),
         _occurring(array.dtype.name for array in arrays),
         norm,
         (min(used), max(used)) if used else None,
@@ -125,9 +131,11 @@ def _occurring(words: Iterable[str]) -> tuple[str, ...]:
 
 def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
     """The header's entries, and what holds for the whole file."""
-    table = Table("", "", title=Text(str(file)), show_header=False)
+    table = Table("", "", show_header=False)
+    # In the table, since a title is folded to its width.
+    table.add_row("file", Text(str(file), overflow="fold"))
     whole = {
-        "layout": found.layout,
+        "layout": found.described or found.layout,
         "layers": str(len(found.layers)),
         "type": ", ".join(_occurring(word for row in rows for word in row.types)),
         "rank": _ranks(rows),
@@ -150,11 +158,12 @@ def _ranks(rows: Sequence[Line]) -> str:
 
 def target_table(rows: Sequence[Line]) -> Table:
     """A line for each target."""
-    table = Table(title="Change alpha / R · B A")
+    caption = f"effective rank: singular values over {IN_USE:.0%} of the layer's largest"
+    table = Table(title="Changes", caption=caption)
     # On narrow screens names are folded: nothing is cut off.
     for heading in ("target", "inputs -> outputs"):
         table.add_column(heading, overflow="fold")
-    for heading in ("blocks", "rank", "alpha", "norm", "in use"):
+    for heading in ("blocks", "rank", "alpha", "norm", "effective rank"):
         table.add_column(heading, justify="right", overflow="fold")
     besides = [", ".join(word for word in row.besides if word != "full") for row in rows]
     if any(besides):
@@ -174,6 +183,18 @@ def target_table(rows: Sequence[Line]) -> Table:
     return table
 
 
+def unknown_blocks(layers: Layers) -> list[str]:
+    """A line for each kind of blocks of which the layers name one that FLUX.1 does not have."""
+    said = []
+    for kind, most in MOST_BLOCKS.items():
+        last = max(
+            (n for target, n in layers if n is not None and target.startswith(kind)), default=0
+        )
+        if last >= most:
+            said.append(f"block {last}: FLUX.1 has {counted(most, BLOCKS[kind])}, 0 to {most - 1}")
+    return said
+
+
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
@@ -185,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     console.print(header_table(options.file, found, rows))
     console.print(target_table(rows))
+    for line in unknown_blocks(found.layers):
+        note(f"{options.file}: {line}")
 
 
 if __name__ == "__main__":

@@ -25,17 +25,17 @@ that newer diffusers writes instead is understood when reading.
 A line on stderr says what diffusers will not apply of the file, or not as it says.
 """
 
-import functools
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convert.arguments import Parser
-from convert.errors import InputError, exits_cleanly, printable
+from convert.errors import InputError, counted, exits_cleanly, note
 from convert.lora_joined import FLOATS
-from convert.lora_kinds import counted, listed, refuse_content
+from convert.lora_kinds import listed, refuse_content
 from convert.lora_layers import Full, Layers, Pair, number, typed
 from convert.lora_parts import pair_problem, settled
 from convert.lora_peft import PEFT_FILE
@@ -71,11 +71,15 @@ class LayerFile:
         layout: one of `LAYOUTS`, or "xlabs", which is only read.
         layers: each layer's change.
         metadata: what else the file's header says.
+        described: what the layout is called for people, if not by its name.
+        alphas: those of the file that are not above 0; the layers' own always are.
     """
 
     layout: str
     layers: Layers
     metadata: dict[str, str]
+    described: str = ""
+    alphas: Mapping[Place, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,19 +117,13 @@ def read_layers(path: str | Path) -> LayerFile:
     metadata = open_safetensors(file).metadata() or {}
     tensors = read_file(file)
     if tensors and all("/" in name for name in tensors):
-        found = Found(FLAX, _from_flax(file, tensors, metadata), ())
+        found = _from_flax(file, tensors, metadata)
     else:
         found = from_torch(file, tensors, metadata)
     for line in found.notes:
-        _note(f"{file}: {line}")
+        note(f"{file}: {line}")
     rest = {name: value for name, value in metadata.items() if name not in OWN}
-    return LayerFile(found.layout, found.layers, rest)
-
-
-@functools.cache
-def _note(line: str) -> None:
-    """Says a line on stderr, once."""
-    print(f"note: {printable(line)}", file=sys.stderr)
+    return LayerFile(found.layout, found.layers, rest, found.described, found.alphas)
 
 
 def read_adapter(path: str | Path) -> AdapterFile:
@@ -234,9 +232,7 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def _from_flax(
-    file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]
-) -> dict[Place, Pair]:
+def _from_flax(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Found:
     try:
         alpha = float(metadata["alpha"])
         dtype = FLOATS[metadata[ALPHA_TYPE]] if ALPHA_TYPE in metadata else None
@@ -256,7 +252,8 @@ def _from_flax(
     kept = {place: pair for place, pair in made.items() if pair is not None}
     if not kept:
         raise InputError(f"{file}: changes nothing: alpha is 0")
-    return kept
+    alphas = {place: layers[place].alpha for place in kept if number(layers[place].alpha) <= 0}
+    return Found(FLAX, kept, (), FLAX, alphas)
 
 
 def _dropped(layout: str, layers: Layers) -> str | None:
@@ -315,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(write_layers(file, layout, found.layers, found.metadata))
     dropped = _dropped(layout, found.layers)
     if dropped:
-        _note(f"{file}: {dropped}")
+        note(f"{file}: {dropped}")
 
 
 if __name__ == "__main__":

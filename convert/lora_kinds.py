@@ -7,10 +7,9 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from convert.errors import InputError
+from convert.errors import LONGEST, InputError, counted, shortened
 
-# The longest message, and the longest key in it.
-MESSAGE = 400
+# The longest key in a message.
 SHOWN = 80
 EXAMPLES = 3
 
@@ -202,14 +201,13 @@ def refuse_unknown(file: Path, unknown: Sequence[str], known: int) -> None:
         found = [name for name in unknown if pattern.search(name)]
         if found:
             raise listed(f"{file}: {what}", found, "these are not read; give a LoRA of FLUX.1")
-    said = f"{known} keys are of an adapter and these not" if known else "no known adapter layout"
+    said = "no known adapter layout"
+    if known:
+        said = (
+            f"{counted(known, 'key')} {'is' if known == 1 else 'are'} of an adapter and these not"
+        )
     example = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
     raise listed(f"{file}: {said}", unknown, f"expected keys such as {example}")
-
-
-def counted(number: int, what: str) -> str:
-    """For instance "1 layer" or "2 layers"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def listed(said: str, items: Sequence[str], mend: str, most: int = SHOWN) -> InputError:
@@ -226,14 +224,6 @@ def listed(said: str, items: Sequence[str], mend: str, most: int = SHOWN) -> Inp
         more = len(items) - len(shown)
         count = f" and {more} more" if more else ""
         message = f"{said}: {', '.join(shown)}{count}; {mend}"
-        if len(message) <= MESSAGE or len(shown) == 1:
+        if len(message) <= LONGEST or len(shown) == 1:
             return InputError(message)
         shown.pop()
-
-
-def shortened(text: str, most: int = SHOWN) -> str:
-    """The text, or its ends where it is longer than `most` letters."""
-    if len(text) <= most:
-        return text
-    half = (most - 1) // 2
-    return f"{text[:half]}…{text[-half:]}"

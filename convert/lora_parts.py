@@ -25,6 +25,7 @@ from convert.lora_peft import Scales
 from convert.lora_tables import HIDDEN
 from convert.mapping import is_finite
 
+NOT_FINITE = "has infinities or what is no number (NaN)"
 PAIR = {"down", "up"}
 LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 LOKR = {f"lokr_w{factor}{half}" for factor in "12" for half in ("", "_a", "_b")}
@@ -49,7 +50,7 @@ class UnusableError(ValueError):
 def change(
     parts: Mapping[str, np.ndarray], name: str, targets: tuple[str, ...], scales: Scales
 ) -> Pair | Full | None:
-    """A layer's change; None where it is none: alpha is 0, or a difference has zeros only.
+    """A layer's change, a pair as the file has it; None where it is a difference of zeros only.
 
     Args:
         parts: the layer's tensors; see `convert.lora_tables.Key.part`.
@@ -129,7 +130,7 @@ def pair_problem(pair: Pair) -> str | None:
 
 def _pair(
     parts: Mapping[str, np.ndarray], name: str, bias: np.ndarray | None, scales: Scales
-) -> Pair | None:
+) -> Pair:
     lost = sorted(PAIR - parts.keys())
     if lost:
         raise UnusableError(f"has no {lost[0]} matrix")
@@ -146,7 +147,7 @@ def _pair(
         bias = own if bias is None else bias + own
     if bias is not None and len(bias) != len(up):
         raise UnusableError(f"has a bias of {len(bias)} for {len(up)} outputs")
-    return settled(replace(pair, bias=bias, magnitude=_magnitude(parts, len(up))))
+    return replace(pair, bias=bias, magnitude=_magnitude(parts, len(up)))
 
 
 def _magnitude(parts: Mapping[str, np.ndarray], outputs: int) -> np.ndarray | None:
@@ -276,7 +277,7 @@ def _numbers_problem(part: str, tensor: np.ndarray) -> str | None:
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         return f"has {part} of {tensor.dtype.name}, expected floats"
     if not is_finite(tensor):
-        return f"has infinities or what is no number in {part}"
+        return f"{NOT_FINITE} in {part}"
     return None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import InputError
+from convert.errors import InputError, counted
 from convert.lora_layers import Full, Layers, Pair, kind, number, typed
 from convert.lora_tables import STACKED, TABLE, Place, label, parse
 from convert.mapping import differences, flatten, nest, refuse, to_torch
@@ -53,8 +53,8 @@ def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
         changes = {block: change for (name, block), change in layers.items() if name == target}
         if math.prod(shape) > LARGEST_LEAF:
             raise InputError(
-                f"{source}: {target} has {shape[0]} blocks of {shape[1]} inputs and {shape[2]} "
-                "outputs, more than any FLUX model; take a file whose blocks are numbered from 0"
+                f"{source}: {target} has {counted(shape[0], 'block')} of {shape[1]} inputs and "
+                f"{shape[2]} outputs, more than any FLUX model; take a file whose blocks are numbered from 0"
             )
         leaves |= {f"{target}/{name}": leaf for name, leaf in _padded(shape, changes).items()}
     ranks = [leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("/A")]
@@ -87,7 +87,9 @@ def uneven(layers: Layers) -> str | None:
         return f"these have ranks from {ranks[0]} to {ranks[-1]}"
     alphas = Counter(number(pair.alpha) for pair in pairs.values())
     if len(alphas) > 1:
-        listing = [f"{value} on {count} layers" for value, count in alphas.most_common(3)]
+        listing = [
+            f"{value} on {counted(count, 'layer')}" for value, count in alphas.most_common(3)
+        ]
         return f"here alpha = {', '.join(listing)}"
     depths: Counter[str] = Counter()
     for target, block in pairs:

@@ -15,6 +15,9 @@ from convert.tables import TRANSFORMER
 
 KERNEL = "/kernel"
 MODEL = "transformer."
+# What messages call the blocks of a target, by how its path begins, and FLUX.1's number of them.
+BLOCKS = {"dual_blocks": "double block", "single_blocks": "single block"}
+MOST_BLOCKS = {"dual_blocks": 19, "single_blocks": 38}
 # Width of the hidden layers over the width of the stream, in every FLUX transformer.
 HIDDEN = 4
 # A number after the name of a stack of blocks, without leading zeros. No FLUX has a thousand; more
@@ -134,7 +137,8 @@ PREFIXES = (
     "unet.",
 )
 # Kohya's scripts, OneTrainer, SimpleTuner with LyCORIS.
-FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+LYCORIS = "lycoris_"
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", LYCORIS)
 
 
 def _namings() -> tuple[Naming, ...]:

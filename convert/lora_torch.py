@@ -4,18 +4,18 @@ Axis letters: I inputs, O outputs, R rank.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert.errors import InputError
+from convert.errors import InputError, counted, shortened
 from convert.lora_joined import Told
-from convert.lora_kinds import counted, is_norm, listed, refuse_unknown, shortened, split_encoders
-from convert.lora_layers import Full, Layers, Pair, implied, same_bits
-from convert.lora_parts import UnusableError, change
+from convert.lora_kinds import is_norm, listed, refuse_unknown, split_encoders
+from convert.lora_layers import Full, Layers, Pair, implied, number, same_bits
+from convert.lora_parts import NOT_FINITE, UnusableError, change, settled
 from convert.lora_peft import (
     DAMAGES,
     PEFT_FILE,
@@ -29,16 +29,20 @@ from convert.lora_tables import (
     BIAS,
     FULL,
     FULL_BIAS,
+    LYCORIS,
     MAGNITUDE,
     PARTS,
     PEFT_PREFIX,
+    SPLIT,
     WRITTEN,
     Key,
     Layer,
+    Naming,
     Place,
     parse,
     spell,
 )
+from convert.mapping import DAMAGED
 
 TOLD = "joined_layers"
 # Header entries that say something about the tensors.
@@ -56,11 +60,15 @@ class Found:
         layout: one of `convert.lora_tables.LAYOUTS`, or "xlabs".
         layers: each layer's change.
         notes: what was left out or guessed, a line each.
+        described: what the layout is called for people.
+        alphas: those of the file that are not above 0, which `settled` pairs have no more.
     """
 
     layout: str
     layers: Layers
     notes: tuple[str, ...]
+    described: str
+    alphas: Mapping[Place, np.ndarray]
 
 
 def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Found:
@@ -98,6 +106,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
 
     told = _told(file, metadata)
     layers: dict[Place, Pair | Full] = {}
+    alphas: dict[Place, np.ndarray] = {}
     bad: list[str] = []
     unchanged = 0
     stems = _by_layer(keys, tensors)
@@ -105,7 +114,8 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
         name = key.layer.in_block(key.block)
         try:
             _refuse_flux_2(file, stem, key.layer, tensors_of)
-            made = change(tensors_of, name, key.layer.targets, scales)
+            given = change(tensors_of, name, key.layer.targets, scales)
+            made = settled(given) if isinstance(given, Pair) else given
             if made is None:
                 unchanged += 1
             else:
@@ -113,25 +123,28 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
                 if parts.keys() & layers.keys():
                     raise UnusableError("is changed twice, by itself and by what joins it")
                 layers |= parts
+                if isinstance(given, Pair) and number(given.alpha) <= 0:
+                    alphas |= dict.fromkeys(parts, given.alpha)
         except UnusableError as error:
             bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
     refuse(file, bad)
     if scales.dora and all(each.magnitude is None for each in layers.values()):
         raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
     if not layers:
-        raise InputError(
-            f"{file}: changes nothing: all {len(stems)} layers have an alpha of 0, or only zeros"
-        )
+        every = f"all {len(stems)} layers have" if len(stems) > 1 else "its only layer has"
+        raise InputError(f"{file}: changes nothing: {every} an alpha of 0, or only zeros")
     if unchanged:
         notes.append(f"left out {counted(unchanged, 'layer')} with an alpha of 0 or only zeros")
-    return Found(layout, layers, tuple(notes))
+    described = _described(next(iter(keys.values())).naming, (parts for _, parts in stems.values()))
+    return Found(layout, layers, tuple(notes), described, alphas)
 
 
 def refuse(file: Path, bad: list[str]) -> None:
     """Raises one `InputError` for layers that cannot be used, if there are any."""
     if bad:
         said = f"{file}: {counted(len(bad), 'layer')} cannot be used"
-        raise listed(said, bad, MEND, PROBLEM)
+        damaged = all(NOT_FINITE in problem for problem in bad)
+        raise listed(said, bad, DAMAGED if damaged else MEND, PROBLEM)
 
 
 def to_torch(
@@ -208,6 +221,19 @@ def _form(parts: Mapping[str, np.ndarray]) -> str:
     """What kind of adapter a layer's parts make, for messages; "" for a plain one."""
     forms = {"lokr": "LoKr", "hada": "LoHa", "magnitude": "DoRA", "diff": "full difference"}
     return next((f"({forms[p]}) " for part in parts for p in forms if part.startswith(p)), "")
+
+
+def _described(naming: Naming, layers: Iterable[Mapping[str, np.ndarray]]) -> str:
+    """What a layout is called for people: LyCORIS's files name layers as other programs do."""
+    # Dots stand in the names of all programs that write this layout's own.
+    names = (
+        "diffusers, with underscores" if naming.flat and naming.layers is SPLIT else naming.layout
+    )
+    forms = {_form(parts).strip(" ()") for parts in layers}
+    own = [form for form in ("LoKr", "LoHa") if form in forms]
+    if own or naming.prefix == LYCORIS:
+        return f"LyCORIS ({' and '.join(own) or 'LoRA'}), layers named as in {names}"
+    return names
 
 
 def _by_layer(

@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import InputError
+from convert.errors import LONGEST, InputError, counted
 from convert.rules import Rule, Shape
 
 MEND = "take weights and config.json of one model"
+DAMAGED = "the file is damaged, or was saved with NaN or infinities in it: fetch it again"
 
 Params = Mapping[str, Any]
 # Tensors that are read at once, besides the leaf that they fill.
 READERS = 8
-# What a refusal shows of its problems, and the length that it should not reach.
+# What a refusal shows of its problems.
 EXAMPLES = 3
-LONGEST = 400
 # Numbers that are looked at together.
 PIECE = 1 << 19
 # Bits that are all set in what is infinite or no number: the exponent's, and in the type that has
@@ -179,7 +179,7 @@ def to_flax(
         slot, index = holder
         part = slot.row.rule.to_leaf(tensors[slot.name], slot.leaf_shapes, index)
         if not is_finite(part):
-            problems.append(f"not finite: {slot.name} holds infinities or what is no number")
+            problems.append(f"not finite: {slot.name} holds infinities or what is no number (NaN)")
         return part
 
     def stored_bytes(holder: tuple[Slot, int], part: np.ndarray) -> int:
@@ -210,7 +210,7 @@ def to_flax(
             for read_bytes in pool.map(fill, others):
                 advance(read_bytes)
             flat[path] = place(path, leaf)
-    refuse(source, mend, list(dict.fromkeys(problems)))
+    refuse(source, DAMAGED, list(dict.fromkeys(problems)))
     return nest({path: flat[path] for path in holders})
 
 
@@ -416,7 +416,8 @@ def refuse(source: str | os.PathLike[str], mend: str, problems: Sequence[str]) -
         return
     firsts = {problem.partition(":")[0]: at for at, problem in reversed([*enumerate(problems)])}
     order = sorted(range(len(problems)), key=lambda at: at not in firsts.values())
-    text = f"{source}: {len(problems)} tensors do not fit: "
+    does = "does" if len(problems) == 1 else "do"
+    text = f"{source}: {counted(len(problems), 'tensor')} {does} not fit: "
     shown: list[str] = []
     for at in order[:EXAMPLES]:
         # The names in a file may be of any length.

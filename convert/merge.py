@@ -36,7 +36,7 @@ from convert.changes import (
     read_adapters,
     refuse_all,
 )
-from convert.errors import InputError, exits_cleanly
+from convert.errors import InputError, counted, exits_cleanly
 from convert.hub import find_model
 from convert.lora_stacked import extents
 from convert.mapping import Slot
@@ -81,8 +81,8 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
         )
     if path.is_file() and source.where != path:
         raise InputError(
-            f"{path} is one of {len(source.files)} files of the transformer; give the folder "
-            f"{source.where}"
+            f"{path} is one of {counted(len(source.files), 'file')} of the transformer; give the "
+            f"folder {source.where}"
         )
     if stored_as := quantisation(source.tensors):
         raise InputError(
@@ -104,7 +104,7 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
                 tensors = _merged_file(old, source.names, slots, changes, problems, bar.update)
                 write_file(new, tensors, _metadata(old, read))
         if problems:
-            more = f" and {len(problems) - 3} more tensors" if len(problems) > 3 else ""
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise InputError(
                 f"{source.where}: after its change not finite: {', '.join(problems[:3])}{more}; "
                 "take smaller strengths, or the model in a wider type; if it fails with any "

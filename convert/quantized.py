@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 
 from convert import bitsandbytes
-from convert.errors import InputError
+from convert.errors import LONGEST, InputError, counted
 from convert.lazy import Lazy
 
 SCALED = "scaled fp8 (ComfyUI)"
@@ -55,7 +55,6 @@ REFUSED = {
     "ModelOpt": r"\.(weight|input|output)_quantizer\._\w+",
 }
 MEND = "take the model in bfloat16, plain or scaled fp8, NF4 or GGUF"
-LONGEST = 400
 
 
 def quantisation(tensors: Mapping[str, Any]) -> str | None:
@@ -236,8 +235,9 @@ def _message(source: str | os.PathLike[str], text: str, names: Sequence[str], me
     """One line with at most three examples and a count, as many as there is room for."""
     for shown in (3, 2, 1, 0):
         examples = ", ".join(names[:shown])
-        listed = f" ({len(names)} tensors: {examples}{', ...' if len(names) > shown else ''})"
-        line = f"{source}: {text}{listed if shown else f' ({len(names)} tensors)'}; {mend}"
+        count = counted(len(names), "tensor")
+        listed = f"{count}: {examples}{', ...' if len(names) > shown else ''}"
+        line = f"{source}: {text} ({listed if shown else count}); {mend}"
         if len(line) <= LONGEST:
             break
     return line

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import checkpoint, family, layouts, original
-from convert.errors import InputError
+from convert.errors import InputError, note
 from convert.layouts import Held
 from convert.mapping import Table
 from convert.quantized import dequantised
@@ -122,6 +122,8 @@ def root_of(path: Path) -> Path:
 def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
     """The sampler's settings: those beside the weights, else those of [dev] or [schnell].
 
+    The latter are told of on stderr: a [dev] that lost its guidance has them too, and wrongly.
+
     Args:
         path: as `open_source` takes it.
         guidance: whether the transformer embeds guidance.
@@ -130,7 +132,15 @@ def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
         InputError: the file is not JSON.
     """
     file = root_of(path) / SCHEDULER
-    return read_config(file) if file.is_file() else original.schedule_config(guidance)
+    if file.is_file():
+        return read_config(file)
+    if not guidance:
+        note(
+            f"{path}: FLUX.1 [schnell]'s schedule is taken, since the transformer embeds no guidance "
+            f"and there is no {SCHEDULER} to say otherwise; for another, such as [dev]'s for a "
+            f"de-distilled [dev], put its {SCHEDULER.name} into {file.parent}"
+        )
+    return original.schedule_config(guidance)
 
 
 def read_config(path: Path) -> dict[str, Any]:

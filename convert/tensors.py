@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.errors import InputError
+from convert.errors import InputError, counted
 from convert.gguf_files import SUFFIX as GGUF
 from convert.gguf_files import read_gguf
 
@@ -208,9 +208,10 @@ def _read_shards(index: Path) -> dict[str, Any]:
     shards = {file: read_file(index.parent / file) for file in sorted(set(places.values()))}
     lost = [f"{name} ({file})" for name, file in places.items() if name not in shards[file]]
     if lost:
+        are = "is not in its shard" if len(lost) == 1 else "are not in their shards"
         raise InputError(
-            f"{index}: {len(lost)} tensors are not in their shards: {shown(lost)}; copy or "
-            "download index and shards again"
+            f"{index}: {counted(len(lost), 'tensor')} {are}: {shown(lost)}; copy or download index "
+            "and shards again"
         )
     return {name: shards[file][name] for name, file in places.items()}
 

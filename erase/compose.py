@@ -266,7 +266,7 @@ def write(
                 lost.append(label(place))
             made[place] = single
     if lost:
-        more = f" and {len(lost) - 3} more layers" if len(lost) > 3 else ""
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise InputError(
             f"{', '.join(lost[:3])}{more} would hold numbers beyond float32's: give smaller weights"
         )

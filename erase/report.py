@@ -22,7 +22,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from convert.errors import InputError, exits_cleanly
+from convert.errors import InputError, counted, exits_cleanly
 from erase import pictures, words
 from erase.command import begin, parse_flags
 from erase.notes import left_out_note, mean_note
@@ -261,7 +261,7 @@ def _settings(evaluation: Mapping[str, Any]) -> str:
     if "steps" not in evaluation:
         return ""
     return (
-        f"Pictures: {evaluation['steps']} steps, guidance {evaluation['guidance']:g}, "
+        f"Pictures: {counted(evaluation['steps'], 'step')}, guidance {evaluation['guidance']:g}, "
         f"{evaluation['height']} × {evaluation['width']} pixels, adapter strength "
         f"{evaluation['strength']:g}. Intervals are Wilson's, at 95 %."
     )

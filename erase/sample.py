@@ -111,8 +111,8 @@ def sample(
     pipe.tokenize(prompts)
     if silenced is not None:
         marks(pipe.tokenizer_2, prompts, silenced)
-    for adapter, _ in read:
-        pipe.check(adapter)
+    for text, (adapter, _) in zip(adapters, read, strict=True):
+        pipe.check(adapter, text)
     pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
     pictures = draw(
         pipe,

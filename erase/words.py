@@ -96,7 +96,9 @@ def show(runs: Mapping[str, Sequence[Line]]) -> None:
     console = Console()
     console.print(table)
     if len(runs) > RUNS:
-        console.print(f"... and of {len(runs) - RUNS} more runs; each one's config.json has them.")
+        console.print(
+            f"... and of {counted(len(runs) - RUNS, 'more run')}; each one's config.json has them."
+        )
 
 
 def _first(words: Sequence[str], count: int) -> str:

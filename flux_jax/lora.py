@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from convert.errors import InputError, nearest
+from convert.errors import InputError, counted, nearest
+from convert.lora_tables import BLOCKS
 from convert.mapping import flatten, nest
 
 TEXT_QUERY_KEY = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
@@ -116,12 +117,13 @@ def init(
     return nest(flat)
 
 
-def check(lora: PyTree, params: Mapping[str, Any]) -> None:
+def check(lora: PyTree, params: Mapping[str, Any], source: str = "the adapter") -> None:
     """Makes sure that an adapter's tree fits a model.
 
     Args:
         lora: the tree.
         params: the transformer's parameters (or their shapes).
+        source: the adapter, for messages.
 
     Raises:
         InputError: a layer is missing in the model, lies beyond its blocks, or has another shape.
@@ -134,7 +136,7 @@ def check(lora: PyTree, params: Mapping[str, Any]) -> None:
             extents[target] = (*leaf.shape[:-1], leaves[f"{target}/B"].shape[-1])
         elif name == "D":
             extents[target] = leaf.shape
-    check_extents(extents, params)
+    check_extents(extents, params, source)
 
 
 def check_extents(
@@ -151,11 +153,14 @@ def check_extents(
     Raises:
         InputError: it has not.
     """
-    known, problems = kernels(params), []
+    known, problems, beyond = kernels(params), [], set()
     for target, extent in sorted(extents.items()):
         wanted = list(known[target].shape) if target in known else []
         fits = len(extent) == len(wanted) and list(extent[-2:]) == wanted[-2:]
-        if not fits or (len(wanted) == 3 and extent[0] > wanted[0]):
+        if fits and len(wanted) == 3 and extent[0] > wanted[0]:
+            blocks = counted(wanted[0], BLOCKS[target.split("/")[0]])
+            beyond.add(f"block {extent[0] - 1}: the model has {blocks}")
+        if not fits:
             there = f"has {wanted} there" if wanted else "is not there"
             problems.append(f"{target} {list(extent)} {there}")
     if problems:
@@ -164,6 +169,11 @@ def check_extents(
             f"{source} was made for another architecture than the model's: "
             f"{', '.join(problems[:3])}{more} (blocks, inputs, outputs); take one that was trained "
             "on it"
+        )
+    if beyond:
+        raise InputError(
+            f"{source} changes {' and '.join(sorted(beyond))} (numbered from 0); take one that was "
+            "trained on this model"
         )
 
 

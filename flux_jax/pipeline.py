@@ -80,13 +80,17 @@ class Pipeline:
         """Shapes of the transformer's parameters, as `jax.ShapeDtypeStruct`; needs no memory."""
         return abstract_params("transformer", asdict(self.transformer.config))
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, adapter: Adapter, source: str = "the adapter") -> None:
         """Makes sure that an adapter was made for this transformer.
+
+        Args:
+            adapter: any.
+            source: what messages call it.
 
         Raises:
             InputError: a layer of it is missing here, or has another shape.
         """
-        check(adapter.lora, self.shapes)
+        check(adapter.lora, self.shapes, source)
 
     def adapted(
         self, adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]

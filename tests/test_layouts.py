@@ -372,7 +372,7 @@ def test_what_takes_the_same_name_twice_is_surplus(tmp_path: Path):
     given = single("transformer")
     save_file(given | {f"{name}.weight": given[f"{name}.scale"]}, tmp_path / "a.safetensors")
     source = open_source(tmp_path, "transformer")
-    with pytest.raises(InputError, match=f"1 tensors do not fit: surplus: {name}"):
+    with pytest.raises(InputError, match=f"1 tensor does not fit: surplus: {name}"):
         to_flax(source.table, source.tensors, abstract_params("transformer", source.config))
 
 

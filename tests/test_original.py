@@ -175,7 +175,7 @@ def test_offenders_are_named_as_in_the_file(folder: Path, tmp_path: Path):
     broken = {key: np.array(tensor) for key, tensor in source.tensors.items()}
     broken[name][200, 3] = np.nan
     save_file(broken, tmp_path / "flux.safetensors")
-    with pytest.raises(InputError, match=f"1 tensors .*: not finite: {name} holds infinities"):
+    with pytest.raises(InputError, match=f"1 tensor does .*: not finite: {name} holds infin"):
         read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
 
 
