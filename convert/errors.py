@@ -49,6 +49,8 @@ def _line(line: str, most: int) -> str:
             if len(line) <= most:
                 return line
             line = long.sub(lambda found, letters=letters: shortened(found[0], letters), line)
+        # So that what follows takes no time.
+        line = shortened(line, 10 * most)
     return shortened(line, most)
 
 

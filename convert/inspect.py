@@ -132,7 +132,7 @@ def _occurring(words: Iterable[str]) -> tuple[str, ...]:
 def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
     """The header's entries, and what holds for the whole file."""
     table = Table("", "", show_header=False)
-    # In the table, since a title is folded to its width.
+    # In the table: a title is folded to its width.
     table.add_row("file", Text(str(file), overflow="fold"))
     whole = {
         "layout": found.described or found.layout,

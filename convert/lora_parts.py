@@ -25,7 +25,7 @@ from convert.lora_peft import Scales
 from convert.lora_tables import HIDDEN
 from convert.mapping import is_finite
 
-NOT_FINITE = "has infinities or what is no number (NaN)"
+NOT_FINITE = "has infinities or what is no number"
 PAIR = {"down", "up"}
 LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 LOKR = {f"lokr_w{factor}{half}" for factor in "12" for half in ("", "_a", "_b")}

@@ -54,7 +54,8 @@ def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
         if math.prod(shape) > LARGEST_LEAF:
             raise InputError(
                 f"{source}: {target} has {counted(shape[0], 'block')} of {shape[1]} inputs and "
-                f"{shape[2]} outputs, more than any FLUX model; take a file whose blocks are numbered from 0"
+                f"{shape[2]} outputs, more than any FLUX model; take a file whose blocks are "
+                "numbered from 0"
             )
         leaves |= {f"{target}/{name}": leaf for name, leaf in _padded(shape, changes).items()}
     ranks = [leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("/A")]

@@ -15,7 +15,7 @@ from convert.errors import InputError, counted, shortened
 from convert.lora_joined import Told
 from convert.lora_kinds import is_norm, listed, refuse_unknown, split_encoders
 from convert.lora_layers import Full, Layers, Pair, implied, number, same_bits
-from convert.lora_parts import NOT_FINITE, UnusableError, change, settled
+from convert.lora_parts import LOHA, LOKR, NOT_FINITE, UnusableError, change, settled
 from convert.lora_peft import (
     DAMAGES,
     PEFT_FILE,
@@ -225,12 +225,11 @@ def _form(parts: Mapping[str, np.ndarray]) -> str:
 
 def _described(naming: Naming, layers: Iterable[Mapping[str, np.ndarray]]) -> str:
     """What a layout is called for people: LyCORIS's files name layers as other programs do."""
-    # Dots stand in the names of all programs that write this layout's own.
-    names = (
-        "diffusers, with underscores" if naming.flat and naming.layers is SPLIT else naming.layout
-    )
-    forms = {_form(parts).strip(" ()") for parts in layers}
-    own = [form for form in ("LoKr", "LoHa") if form in forms]
+    names = naming.layout
+    if naming.flat and naming.layers is SPLIT:
+        names += ", with underscores for dots"
+    parts = {part for layer in layers for part in layer}
+    own = [form for form, its in (("LoKr", LOKR), ("LoHa", LOHA)) if its & parts]
     if own or naming.prefix == LYCORIS:
         return f"LyCORIS ({' and '.join(own) or 'LoRA'}), layers named as in {names}"
     return names

@@ -136,8 +136,8 @@ def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
         return read_config(file)
     if not guidance:
         note(
-            f"{path}: FLUX.1 [schnell]'s schedule is taken, since the transformer embeds no guidance "
-            f"and there is no {SCHEDULER} to say otherwise; for another, such as [dev]'s for a "
+            f"{path}: FLUX.1 [schnell]'s schedule is taken, since the transformer embeds no "
+            f"guidance and no {SCHEDULER} says otherwise; for another, such as [dev]'s for a "
             f"de-distilled [dev], put its {SCHEDULER.name} into {file.parent}"
         )
     return original.schedule_config(guidance)

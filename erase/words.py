@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from convert.errors import counted
+
 # Sentences, and words of a list, that are shown; runs in one table.
 SENTENCES, WORDS, RUNS = 3, 12, 4
 

@@ -2,7 +2,24 @@
 
 import pytest
 
-from convert.errors import EraseError, InputError, PreemptedError, RunError, exits_cleanly
+from convert.errors import (
+    EraseError,
+    InputError,
+    PreemptedError,
+    RunError,
+    counted,
+    exits_cleanly,
+    note,
+)
+
+# Of 200 letters, with and without folders, and with spaces in their names.
+PATHS = {
+    "folders": "/".join(["", *["a-folder-with-a-name"] * 9, "flux.sft"]) + "x" * 2,
+    "name": "n" * 188 + ".safetensors",
+    "spaces": "/" + "my own files and models/" * 7 + "and the last one/flux1-dev.sft",
+}
+REASON = "what is wrong with it, at some length, " * 5
+MEND = "; take another one of those that are read and copy it there again"
 
 
 @pytest.mark.parametrize(
@@ -37,3 +54,48 @@ def test_other_errors_pass():
 
     with pytest.raises(KeyError):
         main()
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_long_paths_are_shortened_and_what_is_said_of_them_is_not(kind: str, capsys):
+    path = PATHS[kind]
+    assert 199 <= len(path) <= 201
+    # Twice, as where a file and its folder are named.
+    message = f"{path}: {REASON}{path}{MEND}"
+
+    @exits_cleanly
+    def main() -> None:
+        raise InputError(message)
+
+    with pytest.raises(SystemExit):
+        main()
+    note(message)
+    said = capsys.readouterr().err.splitlines()
+    for line in (str(InputError(message)), *said):
+        assert len(line) <= 400
+        assert line.endswith(MEND)
+        assert REASON.strip() in line
+        assert path[-10:] in line
+        assert "…" in line
+    assert [line.split(": ")[0] for line in said] == ["error", "note"]
+
+
+def test_lines_that_are_short_enough_stay_and_any_other_is_cut(capsys):
+    short = f"{PATHS['folders']}: no such file"
+    assert str(InputError(f"{short}\n{short}\n{short}")).split("\n") == [short] * 3
+    words = "word " * 200 + "; do that"
+    assert len(str(InputError(words))) <= 393
+    assert str(InputError(words)).endswith("; do that")
+
+    @exits_cleanly
+    def main() -> None:
+        # Escapes lengthen it.
+        raise OSError(28, "full", "\x1b" * 200)
+
+    with pytest.raises(SystemExit):
+        main()
+    assert len(capsys.readouterr().err) <= 401
+
+
+def test_one_is_no_plural():
+    assert [counted(n, "tensor") for n in (0, 1, 2)] == ["0 tensors", "1 tensor", "2 tensors"]

@@ -12,8 +12,9 @@ import pytest
 import tiny
 from adapters import WIDTH, only, random_layers, small_shapes
 from rich.console import Console
+from safetensors.numpy import save_file
 
-from convert.inspect import header_table, lines, singular_values, target_table
+from convert.inspect import header_table, lines, singular_values, target_table, unknown_blocks
 from convert.lora import LayerFile, read_layers, write_layers
 from convert.lora_layers import Full, Pair
 
@@ -148,3 +149,85 @@ def test_long_entries_of_the_header_are_cut():
     assert "ss_tag_frequency" in shown
     assert "…" in shown
     assert "word" in shown
+
+
+RNG = np.random.default_rng(0)
+QUERY = "transformer_blocks_0_attn_to_q"
+HALVES = {"lora_down.weight": (2, WIDTH), "lora_up.weight": (WIDTH, 2)}
+LOKR = {"lokr_w1": (2, 2), "lokr_w2": (4, 4)}
+HADA = {f"hada_w{n}_{half}": shape for n in "12" for half, shape in (("a", (8, 2)), ("b", (2, 8)))}
+
+
+def saved(file, stem, parts, **more):
+    tensors = {f"{stem}.{part}": RNG.normal(size=shape) for part, shape in parts.items()}
+    tensors |= {f"{stem}.{part}": np.array(value) for part, value in more.items()}
+    save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, file)
+    return file
+
+
+def cells_of(shown, name):
+    row = next(row for row in shown.stdout.splitlines() if "│" in row and f"{name} " in row)
+    return [cell.strip() for cell in row.split("│")[1:-1]]
+
+
+@pytest.mark.parametrize("alpha", [-4.0, 4.0])
+def test_an_alpha_has_the_files_sign(tmp_path, alpha):
+    shown = inspect(saved(tmp_path / "a.safetensors", f"lora_unet_{QUERY}", HALVES, alpha=alpha))
+    assert cells_of(shown, "alpha") == ["alpha", str(alpha)]
+    assert cells_of(shown, "dual_blocks/attn/to_q")[4] == str(alpha)
+
+
+def test_an_alpha_of_the_flax_layout_has_its_sign(tmp_path):
+    layers = only(random_layers(small_shapes(), alphas=(6,)), TEXT)
+    negative = {place: replace(pair, alpha=-pair.alpha) for place, pair in layers.items()}
+    (row, _) = lines(read_layers(write_layers(tmp_path, "flax", negative)))
+    assert row.alphas == ("-6.0",)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "parts", "layout"),
+    [
+        (
+            "lycoris_",
+            LOKR,
+            "LyCORIS (LoKr), layers named as in diffusers, with underscores for dots",
+        ),
+        ("lora_unet_", HADA, "LyCORIS (LoHa), layers named as in diffusers, with underscores"),
+        ("lycoris_", HALVES, "LyCORIS (LoRA), layers named as in diffusers, with underscores"),
+        ("lora_unet_", HALVES, "diffusers, with underscores for dots"),
+    ],
+)
+def test_lycoris_is_called_so(tmp_path, prefix, parts, layout):
+    shown = inspect(saved(tmp_path / "a.safetensors", prefix + QUERY, parts))
+    assert cells_of(shown, "layout")[1].startswith(layout)
+
+
+def test_dora_does_not_hide_what_it_is_of(tmp_path):
+    parts = {"dora_scale": (WIDTH,), **LOKR}
+    found = read_layers(saved(tmp_path / "a.safetensors", f"lycoris_{QUERY}", parts))
+    assert found.described.startswith("LyCORIS (LoKr)")
+
+
+def test_titles_stay_on_one_line_and_columns_are_explained(tmp_path):
+    folder = tmp_path / "a-folder-with-a-long-name"
+    folder.mkdir()
+    shown = inspect(saved(folder / "a.safetensors", f"lora_unet_{QUERY}", HALVES)).stdout
+    first, *rest = shown.splitlines()
+    assert first.startswith("┌")
+    assert [line.strip() for line in rest if line.startswith(" ")][0] == "Changes"
+    assert "in use" not in shown
+    assert "effective rank" in shown
+    assert "effective rank: singular values over 1% of the layer's largest" in shown
+
+
+def test_blocks_that_flux_1_has_not_are_noted(tmp_path):
+    file = tmp_path / "a.safetensors"
+    shown = inspect(saved(file, "transformer.transformer_blocks.99.attn.to_q", HALVES))
+    assert shown.returncode == 0
+    assert shown.stderr == f"note: {file}: block 99: FLUX.1 has 19 double blocks, 0 to 18\n"
+    pair = next(iter(random_layers(small_shapes()).values()))
+    assert unknown_blocks({("single_blocks/proj_mlp", 38): pair}) == [
+        "block 38: FLUX.1 has 38 single blocks, 0 to 37"
+    ]
+    last = {("single_blocks/proj_mlp", 37): pair, ("dual_blocks/attn/to_q", 18): pair}
+    assert unknown_blocks(last | {("proj_out", None): pair}) == []

@@ -1,5 +1,6 @@
 """Adapters on the MMDiT against PEFT's, their strengths and their sums."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -92,8 +93,11 @@ def test_an_adapter_of_another_architecture_is_refused(tiny_folder: Path, tmp_pa
     fitting = lora.init(jax.random.key(0), pipe.shapes, rank=2)
     pipe.check(lora.Adapter(fitting, 2.0))
     larger = jax.tree.map(lambda leaf: jnp.zeros((19, *leaf.shape[1:])), fitting)
-    with pytest.raises(InputError, match=r"add_k_proj \[19, 32, 32\] has \[2, 32, 32\] there"):
-        pipe.check(lora.Adapter(larger, 2.0))
+    with pytest.raises(InputError, match=r"mine:0\.5 changes block 18: the model has 2 double bl"):
+        pipe.check(lora.Adapter(larger, 2.0), "mine:0.5")
+    wider = jax.tree.map(lambda leaf: jnp.zeros((19, 48, 48)), fitting)
+    with pytest.raises(InputError, match=r"add_k_proj \[19, 48, 48\] has \[2, 32, 32\] there"):
+        pipe.check(lora.Adapter(wider, 2.0))
     attention = fitting["dual_blocks"]["attn"]
     elsewhere = {f"layer_{index}": attention["add_q_proj"] for index in range(40)}
     with pytest.raises(InputError, match=r"layer_0 \[2, 32, 32\] is not there") as caught:
@@ -103,6 +107,7 @@ def test_an_adapter_of_another_architecture_is_refused(tiny_folder: Path, tmp_pa
     assert len(message) <= 400
     assert "\n" not in message
     write_lora(tmp_path, jax.tree.map(np.asarray, larger), 2.0)
-    with pytest.raises(InputError, match="another architecture"):
+    said = f"{tmp_path} changes block 18: the model has 2 double blocks"
+    with pytest.raises(InputError, match=re.escape(said)):
         sample(tiny_folder, ["a cat"], [0], [str(tmp_path)], tmp_path / "out")
     assert not (tmp_path / "out").exists()

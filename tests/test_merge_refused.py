@@ -74,6 +74,15 @@ def test_adapters_of_other_architectures_are_named(tiny_folder, pair, tmp_path):
     assert "\n" not in said
 
 
+def test_a_block_that_the_model_has_not_is_named_by_its_number(tiny_folder, pair, tmp_path):
+    layers = read_layers(pair[1][0]).layers
+    beyond = {(target, 99): layer for (target, block), layer in layers.items() if block == 0}
+    write_layers(tmp_path / "far", "diffusers", beyond)
+    said = refused(tiny_folder, [str(tmp_path / "far")], tmp_path / "new")
+    assert f"{tmp_path}/far changes block 99: the model has 2 double blocks" in said
+    assert "architecture" not in said
+
+
 def test_pickles_are_all_named_and_not_opened(tmp_path):
     said = refused(
         tmp_path / "flux.ckpt", [f"{tmp_path}/a.bin", "b.pt:0.5", "c.pth"], tmp_path / "new"

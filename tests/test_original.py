@@ -136,6 +136,25 @@ def test_schedules_follow_guidance(folder: Path, tiny_folder: Path):
     assert "_diffusers_version" in read_schedule(tiny_folder, True)
 
 
+def test_a_schedule_that_is_guessed_without_guidance_is_told_of_once(
+    tiny_folder: Path, tmp_path: Path, capsys
+):
+    file = tmp_path / "flux1-dedistilled.safetensors"
+    file.touch()
+    read_schedule(file, True)
+    assert not capsys.readouterr().err
+    read_schedule(file, False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"note: {file}: FLUX.1 [schnell]'s schedule is taken, since the transf")
+    assert "embeds no guidance" in line
+    assert line.endswith(f"put its scheduler_config.json into {tmp_path / 'scheduler'}")
+    assert len(line) <= 400
+    read_schedule(file, False)
+    shutil.copytree(tiny_folder / "scheduler", tmp_path / "scheduler")
+    assert "_diffusers_version" in read_schedule(file, False)
+    assert not capsys.readouterr().err
+
+
 def test_bundled_names_are_read_and_others_refused(folder: Path, tmp_path: Path):
     source = open_source(folder, "transformer")
     tensors = {name: np.asarray(tensor) for name, tensor in source.tensors.items()}
@@ -175,8 +194,13 @@ def test_offenders_are_named_as_in_the_file(folder: Path, tmp_path: Path):
     broken = {key: np.array(tensor) for key, tensor in source.tensors.items()}
     broken[name][200, 3] = np.nan
     save_file(broken, tmp_path / "flux.safetensors")
-    with pytest.raises(InputError, match=f"1 tensor does .*: not finite: {name} holds infin"):
+    with pytest.raises(
+        InputError, match=f"1 tensor does .*: not finite: {name} holds infin"
+    ) as caught:
         read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
+    assert "damaged, or was saved with NaN" in str(caught.value)
+    assert "fetch it again" in str(caught.value)
+    assert "config.json" not in str(caught.value)
 
 
 def test_sizes_that_the_file_does_not_tell(tmp_path: Path):
