@@ -190,7 +190,7 @@ def test_an_alpha_of_the_flax_layout_has_its_sign(tmp_path):
         (
             "lycoris_",
             LOKR,
-            "LyCORIS (LoKr), layers named as in diffusers, with underscores for dots",
+            "LyCORIS (LoKr), layers named as in diffusers, with underscores",
         ),
         ("lora_unet_", HADA, "LyCORIS (LoHa), layers named as in diffusers, with underscores"),
         ("lycoris_", HALVES, "LyCORIS (LoRA), layers named as in diffusers, with underscores"),
@@ -214,7 +214,7 @@ def test_titles_stay_on_one_line_and_columns_are_explained(tmp_path):
     shown = inspect(saved(folder / "a.safetensors", f"lora_unet_{QUERY}", HALVES)).stdout
     first, *rest = shown.splitlines()
     assert first.startswith("┌")
-    assert [line.strip() for line in rest if line.startswith(" ")][0] == "Changes"
+    assert next(line.strip() for line in rest if line.startswith(" ")) == "Changes"
     assert "in use" not in shown
     assert "effective rank" in shown
     assert "effective rank: singular values over 1% of the layer's largest" in shown

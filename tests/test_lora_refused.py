@@ -62,7 +62,7 @@ def test_offenders_are_counted_and_three_shown(tmp_path, capsys, layout):
     shown = message.count("has infinities or what is no number in up")
     assert 1 <= shown <= 3
     assert f"and {layers - shown} more" in message
-    assert message.endswith("saved with NaN or infinities in it: fetch it again")
+    assert message.endswith("saved with NaN or infinities in it: fetch it again\n")
 
 
 @pytest.mark.parametrize("value", [0, np.nan, np.inf])
