@@ -26,6 +26,7 @@ from convert.lora_tables import HIDDEN
 from convert.mapping import is_finite
 
 NOT_FINITE = "has infinities or what is no number"
+NO_ALPHA = "it must be a finite number"
 PAIR = {"down", "up"}
 LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 LOKR = {f"lokr_w{factor}{half}" for factor in "12" for half in ("", "_a", "_b")}
@@ -112,7 +113,7 @@ def alpha_problem(alpha: np.ndarray) -> str | None:
         return f"has an alpha of shape {list(alpha.shape)}, expected one number"
     value = number(alpha)
     if value and not ALPHAS[0] <= abs(value) <= ALPHAS[1]:
-        return f"has alpha = {value}; it must be a finite number"
+        return f"has alpha = {value}; {NO_ALPHA}"
     return None
 
 

@@ -15,7 +15,7 @@ from convert.errors import InputError, counted, shortened
 from convert.lora_joined import Told
 from convert.lora_kinds import is_norm, listed, refuse_unknown, split_encoders
 from convert.lora_layers import Full, Layers, Pair, implied, number, same_bits
-from convert.lora_parts import LOHA, LOKR, NOT_FINITE, UnusableError, change, settled
+from convert.lora_parts import LOHA, LOKR, NO_ALPHA, NOT_FINITE, UnusableError, change, settled
 from convert.lora_peft import (
     DAMAGES,
     PEFT_FILE,
@@ -143,7 +143,7 @@ def refuse(file: Path, bad: list[str]) -> None:
     """Raises one `InputError` for layers that cannot be used, if there are any."""
     if bad:
         said = f"{file}: {counted(len(bad), 'layer')} cannot be used"
-        damaged = all(NOT_FINITE in problem for problem in bad)
+        damaged = all(NOT_FINITE in problem or NO_ALPHA in problem for problem in bad)
         raise listed(said, bad, DAMAGED if damaged else MEND, PROBLEM)
 
 

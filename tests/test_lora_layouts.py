@@ -275,7 +275,7 @@ def test_what_does_not_stack_is_refused_for_flax_alone(tmp_path, kind, targets, 
     first = next(iter(layers))
     if told is None:
         layers[first] = Pair(layers[first].down, layers[first].up, np.array(1, np.float32))
-        told = r"alpha = 8.0 on \d+ layers, 1.0 on 1 layers"
+        told = r"alpha = 8.0 on \d+ layers, 1.0 on 1 layer:"
     with pytest.raises(InputError, match=told) as caught:
         write_layers(tmp_path / "new", "flax", layers)
     message = str(caught.value).replace(str(tmp_path), "")

@@ -78,6 +78,7 @@ def test_alphas_that_mean_no_change_are_refused(tmp_path, capsys, layout, value)
         assert "changes nothing" in message
     else:
         assert f"has alpha = {float(value)}; it must be a finite number" in message
+        assert "fetch it again" in message
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "original"])
@@ -230,6 +231,7 @@ def test_what_is_no_adapter_of_flux_1_is_named(tmp_path, capsys, kind):
 
 
 STEM = "diffusion_model.double_blocks.0.img_attn.proj"
+MLP = STEM.replace("img", "txt")
 BESIDES = {
     f"{STEM}.set_weight": "weights that take the model's place",
     f"{STEM}.lora_mid.weight": "convolutions' factors",
@@ -251,6 +253,19 @@ def test_what_is_not_read_of_an_adapter_is_named(tmp_path, capsys, name):
     message = refused(tmp_path / "a.safetensors", capsys)
     assert BESIDES[name] in message
     assert name in message
+
+
+def test_one_key_and_one_layer_are_no_plurals(tmp_path, capsys):
+    file, ones = tmp_path / "a.safetensors", np.ones((WIDTH, WIDTH), np.float32)
+    save_file({f"{STEM}.lora_A.weight": ones, "other": ones}, file)
+    assert "1 key is of an adapter and these not: other" in refused(file, capsys)
+    pair = {f"{STEM}.lora_A.weight": ones, f"{STEM}.lora_B.weight": ones}
+    save_file(pair | {f"{STEM}.alpha": np.zeros((), np.float32)}, file)
+    assert "changes nothing: its only layer has an alpha of 0" in refused(file, capsys)
+    zero = {f"{stem}.alpha": np.zeros((), np.float32) for stem in (STEM, MLP)}
+    other = {name.replace(STEM, MLP): tensor for name, tensor in pair.items()}
+    save_file(pair | other | zero, file)
+    assert "changes nothing: all 2 layers have an alpha of 0" in refused(file, capsys)
 
 
 PARTS = {
