@@ -151,6 +151,7 @@ def test_other_formats_are_named_and_refused_in_a_line(stored_as: str):
     assert names[3] not in text
     assert "take the model in bfloat16" in text
     refusal(tensors, source="x" * 150)
+    assert f"(1 tensor: {one}); " in refusal({one: WEIGHT})
 
 
 def broken(case: str, part: str, change) -> dict[str, np.ndarray]:
