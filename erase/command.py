@@ -5,6 +5,7 @@ import functools
 import itertools
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -59,6 +60,8 @@ def configured(method: str | None = None) -> dict[str, Config]:
     changed = {path: attrgetter(path)(given) for path in paths}
     if "concept" in changed and isinstance(given, ConfigDict):
         given = _of_the_concept(flag, given, changed)
+    if changed.get("sense") and "synonyms" not in changed and isinstance(given, ConfigDict):
+        given = _of_the_sense(given)
     if method is not None and isinstance(given, ConfigDict):
         changed["method"] = method
     return load_runs(given, changed)
@@ -85,6 +88,21 @@ def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) ->
             f"concept = {shown(given.concept)} in the place of {shown(former)}: left out what the "
             f"file says for that, {', '.join(gone[:8])}{' and more' if len(gone) > 8 else ''}"
         )
+    return ConfigDict(values)
+
+
+def _of_the_sense(given: ConfigDict) -> ConfigDict:
+    """What the file says, without synonyms: those of the command line's sense take their place."""
+    values = plain(given)
+    runs = values.get(EACH, {})
+    named = [each for each in (values, *runs.values()) if each.get("synonyms")]
+    if not named:
+        return given
+    words = ", ".join(str(word) for each in named for word in each.pop("synonyms"))
+    _note(
+        f"sense = {shown(given.sense)}: its words in WordNet take the place of the synonyms that "
+        f"the file names, {textwrap.shorten(words, 100)}"
+    )
     return ConfigDict(values)
 
 

@@ -150,12 +150,13 @@ def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
         "other words": ", ".join(config.synonyms) or "none",
         "from": source,
         "other things": ", ".join(config.irrelevant),
-        "pictures held on to": ", ".join(upper.prompts[:3]) + more(upper.prompts, 3),
+        "pictures to keep": ", ".join(upper.prompts[:3]) + more(upper.prompts, 3)
+        or "those of the first sentence",
         "size": f"{config.height} x {config.width}, {config.iterations} iterations",
         "judge": config.evaluation.judge or "none",
         "missing": "\n".join(lacks) or "nothing",
     }
-    table = Table("", "", title=Text(printable(f"Erasing {config.concept!r}")), show_header=False)
+    table = Table("", "", title=Text(printable(f"Erasing {config.concept}")), show_header=False)
     for name, value in rows.items():
         # As text, since square brackets would be taken for markup.
         table.add_row(name, Text(printable(value)))

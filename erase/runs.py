@@ -277,8 +277,15 @@ def plain(given: Any) -> dict[str, Any]:
 
 def _contradictions(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    for name, words in (("concept", [config.concept]), ("synonyms", config.synonyms)):
+    for name, words in (
+        ("concept", (config.concept,)),
+        ("synonyms", config.synonyms),
+        ("irrelevant", config.irrelevant),
+    ):
         for word in words:
+            if not word.isprintable() or set("{}") & set(word):
+                yield f"{name} = {shown(word)} holds braces or a line break: give plain words"
+                return
             try:
                 mentions("", word)
             except InputError as error:

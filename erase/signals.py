@@ -2,6 +2,7 @@
 
 The iteration that is being computed is finished and saved, and the command ends with exit code 75:
 the same command goes on. A second signal ends the process at once; the last checkpoint serves then.
+Signals within a second count as one: `timeout` sends its signal to the command and to its group.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -16,6 +18,10 @@ from types import FrameType
 from convert.errors import PreemptedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds within which signals count as one.
+TOGETHER = 1.0
+# Before the first checkpoint there is nothing to go on from.
+GOES_ON = "the same command goes on from the last checkpoint, or begins again where there is none"
 
 
 @dataclass
@@ -40,18 +46,18 @@ class Stop:
             self.deferring = False
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Takes the first signal.
+        """Takes the first signal; another one is `_end_at_the_second`'s.
 
         Raises:
             PreemptedError: nothing is computed that would have to be saved.
         """
+        if self.asked:
+            return
         self.asked = signal.Signals(number).name
         if self.deferring:
             _say(f"{self.asked}: the run stops after this iteration; a second signal ends it now\n")
         else:
-            raise PreemptedError(
-                f"{self.asked}: stopped; all iterations so far are saved, the same command goes on"
-            )
+            raise PreemptedError(f"{self.asked}: stopped; {GOES_ON}")
 
 
 @contextlib.contextmanager
@@ -84,12 +90,14 @@ def listening() -> Iterator[Stop]:
 
 
 def _end_at_the_second(reader: socket.socket) -> None:
-    count = 0
+    first = None
     while received := reader.recv(1):
-        if received[0] in SIGNALS:
-            count += 1
-        if count > 1:
-            _say("a second signal: ended at once; the last checkpoint serves the same command\n")
+        if received[0] not in SIGNALS:
+            continue
+        now = time.monotonic()
+        first = now if first is None else first
+        if now - first > TOGETHER:
+            _say(f"a second signal: ended at once; {GOES_ON}\n")
             os._exit(128 + received[0])
 
 

@@ -187,3 +187,16 @@ def test_the_package_runs_its_commands():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("concept", ["red\nball", "a {} ball", "ball}", "bell\x07"])
+def test_a_concept_is_plain_words(concept: str, tmp_path: Path):
+    with pytest.raises(InputError, match="concept = .* holds braces or a line break: give plain"):
+        new.compose({"concept": concept, "model": {"path": DEV}})
+
+
+def test_the_table_has_no_empty_row(tmp_path: Path, capsys: pytest.CaptureFixture):
+    written(tmp_path / "car.py", "car", "--model", DEV)
+    shown = capsys.readouterr().out
+    assert "Erasing car" in shown
+    assert re.search(r"pictures to keep\s+\S+ those of the first sentence", shown)

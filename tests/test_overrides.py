@@ -161,3 +161,20 @@ def test_one_concept_for_runs_that_have_their_own_is_refused(configured: Any):
     text = FILE.replace('concept="cat",', 'concept="cat", each={"a": {"concept": "cat"}},')
     with pytest.raises(InputError, match="concept = 'dog' would change none of the runs"):
         configured("--config.concept=dog", text=text)
+
+
+def test_another_sense_takes_the_place_of_the_file_s_synonyms(
+    configured: Any, capsys: pytest.CaptureFixture[str]
+):
+    text = FILE.replace('part_of_speech="verb",', "").replace(
+        "by_method=", 'each={"a": {}, "b": {"synonyms": ("pussycat",)}}, by_method='
+    )
+    config = configured("--config.sense=1", text=text)
+    assert (config.sense, config.synonyms) == ("1", ())
+    said = capsys.readouterr().err
+    assert "sense = '1': its words in WordNet take the place of the synonyms" in said
+    assert "kitty, feline, pussycat" in said
+    # Who names both has both.
+    config = configured("--config.sense=1", "--config.synonyms=puss", text=text)
+    assert config.synonyms == ("puss",)
+    assert capsys.readouterr().err == ""
