@@ -191,7 +191,7 @@ def test_the_package_runs_its_commands():
 
 @pytest.mark.parametrize("concept", ["red\nball", "a {} ball", "ball}", "bell\x07"])
 def test_a_concept_is_plain_words(concept: str, tmp_path: Path):
-    with pytest.raises(InputError, match="concept = .* holds braces or a line break: give plain"):
+    with pytest.raises(InputError, match=r"concept = .* holds braces or a line break: give plain"):
         new.compose({"concept": concept, "model": {"path": DEV}})
 
 
