@@ -6,14 +6,16 @@ unseen until the method is settled.
 
 import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-from configs import EMOJI, PLACE, STRONG
+from configs import ALONE, EMOJI, PLACE, STRONG
+from configs.emoji_newcomer import get_config
 from configs.suite import CONCEPTS, SETTINGS, VALIDATION
 from erase.methods import METHODS
 from erase.presets import PRESETS
-from erase.runs import over
+from erase.runs import load_runs, over
 from erase.study import Study
 from flux_jax.lora import TEXT_QUERY_KEY
 
@@ -51,6 +53,17 @@ def _concepts(
     }
 
 
+def _entities() -> dict[str, Any]:
+    """Twenty entities with what the model brings, as `configs.emoji_newcomer` validates them."""
+    runs = load_runs(get_config("validation"))
+    return {name: over(asdict(run), LARGE) for name, run in runs.items()}
+
+
+def _rate(rate: float) -> dict[str, dict[str, float]]:
+    """Both levels' learning rate."""
+    return {level: {"learning_rate": rate} for level in ("lower", "upper")}
+
+
 def _by(method: str, **own: Any) -> dict[str, Any]:
     """Another method with settings of its own, all of whose adapter is used."""
     return {"method": method, method: own, "evaluation": {"strength": 1.0}}
@@ -83,6 +96,19 @@ STUDIES = {
             "early stop": STOP,
             "early stop, queries and keys alone": STOP | {"adapter": {"targets": TEXT_QUERY_KEY}},
             "early stop, rank 16": STOP | {"adapter": {"rank": 16}},
+        },
+        seeds=(0,),
+    ),
+    "entities": Study(
+        question="Which layers and which learning rate does an entity take?",
+        concepts=_entities(),
+        variants={
+            "queries and keys, 1e-3": ALONE,
+            "queries and keys, 1e-3, 600 iterations": ALONE | {"iterations": 600},
+            "values too, 1e-3": _rate(1e-3),
+            "values too, 2e-3": _rate(2e-3),
+            "values too, 3e-3": {},
+            "values too, 3e-3, batches of 4": {"batch_size": 4},
         },
         seeds=(0,),
     ),

@@ -16,9 +16,10 @@ from configs.suite import KEPT
 from convert.errors import InputError
 from erase import known
 from erase.config import Config
-from erase.fields import paths
+from erase.fields import over, paths
 from erase.presets import PRESETS
-from erase.runs import RunConfig, configure, load_config, load_runs
+from erase.runs import EACH, RunConfig, configure, load_config, load_runs
+from erase.study import learnt_from, read_study
 from flux_jax.lora import TEXT_QUERY_KEY
 from recipes.emoji_flux.erasing import KNOWN, write_known
 from recipes.emoji_flux.world import INVERSE
@@ -134,6 +135,37 @@ def test_twenty_newcomers_are_three_lines_each_and_nothing_was_chosen_on_them():
         assert config == three_lines(config.concept)
         for name in ("suite.py", "studies.py", "__init__.py"):
             assert f'"{config.concept}"' not in (ROOT / "configs" / name).read_text()
+
+
+def test_what_entities_get_was_chosen_on_others():
+    study = read_study(str(ROOT / "configs" / "studies.py") + ":entities")
+    asked = {fields["concept"] for fields in study.concepts.values()}
+    assert len(asked) == 20
+    assert not asked & set(emoji_newcomer.newcomers())
+    runs = {
+        variant: load_runs({EACH: {n: over(f, changes) for n, f in study.concepts.items()}})
+        for variant, changes in study.variants.items()
+    }
+    # Their prompts and settings are those of three lines; others than the evaluation's pictures.
+    for config in runs["values too, 3e-3"].values():
+        assert learnt_from(config) == dataclasses.replace(
+            learnt_from(three_lines(config.concept)), bank=config.bank
+        )
+        assert config.evaluation.seed == 2_000_000
+
+    def told(variant: str) -> tuple[int, float, float, int, int]:
+        one = next(iter(runs[variant].values()))
+        rates = one.lower.learning_rate, one.upper.learning_rate
+        return len(one.adapter.targets), *rates, one.iterations, one.batch_size
+
+    assert {variant: told(variant) for variant in runs} == {
+        "queries and keys, 1e-3": (2, 1e-3, 1e-3, 300, 1),
+        "queries and keys, 1e-3, 600 iterations": (2, 1e-3, 1e-3, 600, 1),
+        "values too, 1e-3": (3, 1e-3, 1e-3, 300, 1),
+        "values too, 2e-3": (3, 2e-3, 2e-3, 300, 1),
+        "values too, 3e-3": (3, 3e-3, 3e-3, 300, 1),
+        "values too, 3e-3, batches of 4": (3, 3e-3, 3e-3, 300, 4),
+    }
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -87,7 +87,7 @@ def test_unusable_studies_are_named(small: Study, tmp_path: Path):
     assert set(read_study(f"{path}:losses").variants) >= {"esd + attn", "all four"}
     with pytest.raises(InputError, match=r"is unknown; did you mean losses or"):
         read_study(f"{path}:loses")
-    with pytest.raises(InputError, match=r"is unknown; choose from seeds, settings, strength, "):
+    with pytest.raises(InputError, match=r"is unknown; choose from seeds, settings, entities, "):
         read_study(str(path))
     with pytest.raises(InputError, match=r"lower\.attn = -1\.0 must be at least 0"):
         run_study(replace(small, variants={"bad": {"lower": {"attn": -1.0}}}), tmp_path / "x.json")

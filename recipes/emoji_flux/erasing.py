@@ -87,7 +87,7 @@ FAST: Mapping[str, Any] = {
     "lower": {"learning_rate": 3e-3},
     "upper": {"learning_rate": 3e-3},
 }
-# Styles and relations; a larger batch erases less of entities.
+# Styles and relations; a larger batch left more of one entity in twenty ("heart").
 STRONG: Mapping[str, Any] = {**FAST, "batch_size": 4}
 # The best of four learning rates or ridges each, or of six, by H on validation prompts, see
 # configs/studies.py:methods. Where their authors draw half a picture in every update to come to
