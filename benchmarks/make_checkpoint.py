@@ -20,16 +20,17 @@ import ml_dtypes
 import numpy as np
 from scipy.stats import norm
 
-from convert import original, progress
 from convert.arguments import Parser
-from convert.errors import InputError, exits_cleanly
-from convert.mapping import torch_shapes
 from convert.pipeline import INDEX, MODEL_INDEX, SINGLE, write_json
-from convert.rules import Shape
-from convert.source import SCHEDULER, read_config
-from convert.tables import COMPONENTS
-from convert.tensors import write_component, write_file
-from flux_jax.weights import abstract_params
+from flux_jax import progress
+from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.weights import original
+from flux_jax.weights.loading import abstract_params
+from flux_jax.weights.mapping import torch_shapes
+from flux_jax.weights.rules import Shape
+from flux_jax.weights.safetensors_files import write_component, write_file
+from flux_jax.weights.source import SCHEDULER, read_config
+from flux_jax.weights.tables import COMPONENTS
 
 TOKENIZERS = Path("models", "emoji-flux")
 # Of diffusers, that wrote the published configurations.

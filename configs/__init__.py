@@ -35,7 +35,7 @@ def emoji(*names: str, preset: str = "") -> ConfigDict:
 
     Args:
         *names: concepts, see `configs.suite`; several train at once.
-        preset: a name in `erase.presets` whose values take the place of the model's.
+        preset: a name in `erase.runs.presets` whose values take the place of the model's.
     """
     each = {name: over(CONCEPTS[name], _of_methods(name)) for name in names}
     model = {"path": PATH}

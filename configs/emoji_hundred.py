@@ -2,8 +2,9 @@
 
     python -m erase.train --config configs/emoji_hundred.py --workdir runs/emoji_hundred
 
-makes an adapter of each, for `benchmarks.compositions` to make one of. What is not erased is what
-is counted as kept: 16 entities, half of which nothing in training names, 2 styles and 2 relations.
+makes an adapter of each, for `benchmarks.experiments.compositions` to make one of. What is not
+erased is what is counted as kept: 16 entities, half of which nothing in training names, 2 styles
+and 2 relations.
 Expected: without an evaluation of each; what compositions of them do is in RESULTS.md.
 Cost: minutes on one GPU; on 2 CPU cores many hours.
 """
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import EMOJI, PLACE, STRONG
 from configs.suite import CONCEPTS, ENTITY_PROMPTS, PHRASES, PICTURES, SETTINGS
-from erase.prompts import phrase
+from erase.data.words.templates import phrase
 from erase.runs import configure, over
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 

@@ -9,8 +9,8 @@ those for evaluation, and pictures are kept of the things in `KEPT`, which nobod
 from collections.abc import Mapping
 from typing import Any
 
-from erase.defaults import words_for
-from erase.fields import over
+from erase.config.fields import over
+from erase.runs.defaults import words_for
 from recipes.emoji_flux.erasing import ENTITY_PROMPTS, KEPT, KNOWN, PHRASES, PICTURES
 from recipes.emoji_flux.world import RELATIONS, STYLES
 

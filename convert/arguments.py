@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from convert.errors import InputError, nearest
+from flux_jax.errors import InputError, nearest
 
 
 class Parser(argparse.ArgumentParser):

@@ -26,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from convert.adapters.files import LayerFile, read_layers
+from convert.adapters.layers import Full, Layers, Pair, text
+from convert.adapters.names import Place
 from convert.arguments import Parser
-from convert.errors import counted, exits_cleanly, note, printable, shortened
-from convert.lora import LayerFile, read_layers
-from convert.lora_layers import Full, Layers, Pair, text
-from convert.lora_tables import BLOCKS, MOST_BLOCKS, Place
+from flux_jax.errors import counted, exits_cleanly, note, printable, shortened
+from flux_jax.lora import BLOCKS, MOST_BLOCKS
 
 IN_USE = 0.01
 # Letters of the header's names and values that are shown.

@@ -25,9 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert import layouts, mapping, progress
-from convert.arguments import Parser
-from convert.changes import (
+from convert.adapters.changes import (
     Adapter,
     Changes,
     changes_in,
@@ -36,16 +34,18 @@ from convert.changes import (
     read_adapters,
     refuse_all,
 )
-from convert.errors import InputError, counted, exits_cleanly
-from convert.hub import find_model
-from convert.lora_stacked import extents
-from convert.mapping import Slot
+from convert.adapters.stacked import extents
+from convert.arguments import Parser
 from convert.pipeline import WEIGHTS, copy_rest, whole
-from convert.quantized import quantisation
-from convert.source import TorchSource, open_source
-from convert.tensors import SUFFIXES, open_safetensors, read_file, write_file
-from flux_jax import lora
-from flux_jax.weights import abstract_params
+from flux_jax import lora, progress
+from flux_jax.errors import InputError, counted, exits_cleanly
+from flux_jax.weights import layouts, mapping
+from flux_jax.weights.hub import find_model
+from flux_jax.weights.loading import abstract_params
+from flux_jax.weights.mapping import Slot
+from flux_jax.weights.quantized.formats import quantisation
+from flux_jax.weights.safetensors_files import SUFFIXES, open_safetensors, read_file, write_file
+from flux_jax.weights.source import TorchSource, open_source
 
 NAME = "transformer"
 # How the files end that are written.

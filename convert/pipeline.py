@@ -19,13 +19,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert import original, progress
 from convert.arguments import Parser
-from convert.checkpoint import FOLDER, read_params, write_params
-from convert.errors import InputError, exits_cleanly
-from convert.family import INDEX
-from convert.mapping import MEND, differences, flatten, refuse, to_flax, to_torch
-from convert.source import (
+from flux_jax import progress
+from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.models.transformer import FluxConfig
+from flux_jax.tree import flatten
+from flux_jax.weights import original
+from flux_jax.weights.checkpoint import FOLDER, read_params, write_params
+from flux_jax.weights.family import INDEX
+from flux_jax.weights.loading import abstract_params
+from flux_jax.weights.mapping import MEND, differences, refuse, to_flax, to_torch
+from flux_jax.weights.safetensors_files import SHARD_BYTES, SUFFIXES, write_component, write_file
+from flux_jax.weights.source import (
     CONFIG,
     SCHEDULER,
     FlaxSource,
@@ -35,10 +40,7 @@ from convert.source import (
     read_schedule,
     root_of,
 )
-from convert.tables import COMPONENTS
-from convert.tensors import SHARD_BYTES, SUFFIXES, write_component, write_file
-from flux_jax.transformer import FluxConfig
-from flux_jax.weights import abstract_params
+from flux_jax.weights.tables import COMPONENTS
 
 # What diffusers reads to put a pipeline together.
 MODEL_INDEX = {

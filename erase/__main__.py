@@ -1,5 +1,5 @@
-"""`python -m erase train ...` is `python -m erase.train ...`; see `erase.commands`."""
+"""`python -m erase train ...` is `python -m erase.train ...`; see `erase.cli.commands`."""
 
-from erase.commands import dispatch
+from erase.cli.commands import dispatch
 
 dispatch()

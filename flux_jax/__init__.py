@@ -1,6 +1,51 @@
-"""FLUX.1 in Flax: the model, its text encoders, its autoencoder and its sampler."""
+"""FLUX.1 in Flax: the model, its text encoders, its autoencoder and its sampler.
 
-from flux_jax.lora import Adapter
-from flux_jax.pipeline import Conditioning, Pipeline, load
+The names below are imported when they are asked for: help and errors need no JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flux_jax import moved
+
+if TYPE_CHECKING:
+    from flux_jax.lora import Adapter
+    from flux_jax.pipeline import Pipeline, load
+    from flux_jax.programs import Conditioning
 
 __all__ = ["Adapter", "Conditioning", "Pipeline", "load"]
+
+_HOMES = {
+    "Adapter": "flux_jax.lora",
+    "Conditioning": "flux_jax.programs",
+    "Pipeline": "flux_jax.pipeline",
+    "load": "flux_jax.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+moved.announce(
+    __name__,
+    {
+        "attention": "flux_jax.models.attention",
+        "blocks": "flux_jax.models.blocks",
+        "clip": "flux_jax.models.clip",
+        "compiler": "flux_jax.xla_flags",
+        "config": "flux_jax.models.config",
+        "dora": "flux_jax.models.dora",
+        "layers": "flux_jax.models.layers",
+        "mesh": "flux_jax.sharding",
+        "quantize": "flux_jax.models.quantize",
+        "schedule": "flux_jax.sampling",
+        "splash": "flux_jax.models.splash_attention",
+        "t5": "flux_jax.models.t5",
+        "tokenizers": "flux_jax.models.tokenizers",
+        "transformer": "flux_jax.models.transformer",
+        "vae": "flux_jax.models.vae",
+    },
+)

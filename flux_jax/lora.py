@@ -1,9 +1,9 @@
 """Adapters: trees that mirror the base's stacked kernels, for most one A and one B a target.
 
 A tree is passed to a model as the variable collection `lora`; the base stays untouched. A target's
-leaves are those of `convert.lora_stacked`; `flux_jax.dora` replaces M by what it comes to with the
-model's weights. All are linear in the strength.
-Axis letters: L blocks, I inputs, O outputs, R rank.
+leaves are those of `convert.adapters.stacked`; `flux_jax.models.dora` replaces M by what it comes
+to with the model's weights. All are linear in the strength. Axis letters: L blocks, I inputs, O
+outputs, R rank.
 """
 
 import functools
@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from convert.errors import InputError, counted, nearest
-from convert.lora_tables import BLOCKS
-from convert.mapping import flatten, nest
+from flux_jax.errors import InputError, counted, nearest
+from flux_jax.tree import flatten, nest
 
 TEXT_QUERY_KEY = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
 
@@ -229,3 +228,10 @@ def combine(
             leaf = functools.reduce(jnp.add, parts)
         joined[path] = leaf if dtype is None else leaf.astype(dtype)
     return nest(joined)
+
+
+# What messages call the blocks of a target, by how its path begins, and FLUX.1's number of them.
+BLOCKS = {"dual_blocks": "double block", "single_blocks": "single block"}
+
+
+MOST_BLOCKS = {"dual_blocks": 19, "single_blocks": 38}

@@ -18,21 +18,21 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from convert import progress
-from convert.errors import InputError
-from convert.hub import find_model
-from convert.source import open_source, read_schedule, root_of
-from flux_jax import compiler, dora, programs
-from flux_jax import mesh as meshes
-from flux_jax.clip import CLIPTextEncoder
+from flux_jax import programs, progress, xla_flags
+from flux_jax import sharding as meshes
+from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, check, combine, fitted
+from flux_jax.models import dora
+from flux_jax.models.clip import CLIPTextEncoder
+from flux_jax.models.t5 import T5Encoder
+from flux_jax.models.tokenizers import PreTrainedTokenizerBase, read_tokenizer
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.models.vae import AutoencoderKL, latent_ids
 from flux_jax.programs import Conditioning
-from flux_jax.schedule import Schedule
-from flux_jax.t5 import T5Encoder
-from flux_jax.tokenizers import PreTrainedTokenizerBase, read_tokenizer
-from flux_jax.transformer import FluxTransformer
-from flux_jax.vae import AutoencoderKL, latent_ids
-from flux_jax.weights import COMPONENTS, Weights, abstract_params, build
+from flux_jax.sampling import Schedule
+from flux_jax.weights.hub import find_model
+from flux_jax.weights.loading import COMPONENTS, Weights, abstract_params, build
+from flux_jax.weights.source import open_source, read_schedule, root_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Pipeline:
     Attributes:
         params: parameters under the keys transformer, text_encoder, text_encoder_2 and vae; those
             of a pipeline that was loaded are read when they are first needed.
-        mesh: devices that share the weights and the samples of a batch, see `flux_jax.mesh`.
+        mesh: devices that share the weights and the samples of a batch, see `flux_jax.sharding`.
         remembered: encoded prompts on the host, see `remember`.
     """
 
@@ -348,14 +348,14 @@ def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
         raise InputError(f"batch = {size} must be at least 1")
     size = min(size, count)
     # Within another bar it vanishes when it is done.
-    with progress.bar(total=count, desc=title, leave=None) as bar, compiler.told(bar):
+    with progress.bar(total=count, desc=title, leave=None) as bar, xla_flags.told(bar):
         for start in range(0, count, size or 1):
             yield [min(start + index, count - 1) for index in range(size)]
             bar.update(min(size, count - start))
 
 
 def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None = None) -> Pipeline:
-    """Opens a pipeline in diffusers' layout, or one of single files (see `convert.source`).
+    """Opens a pipeline in diffusers' layout, or one of single files (`flux_jax.weights.source`).
 
     Its place is the first device; see `Pipeline.on` for others.
 
@@ -363,7 +363,7 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
         path: its folder, the transformer's folder or file in it, or its name on the Hugging Face
             hub.
         dtype: dtype of parameters and products; by default float32 on CPU, else bfloat16.
-        quantize: "int8" keeps the transformer's large kernels so, see `flux_jax.quantize`.
+        quantize: "int8" keeps the transformer's large kernels so, see `flux_jax.models.quantize`.
 
     Raises:
         InputError: a file is missing or broken, or does not fit the model, or quantize is unknown.

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from flux_jax.clip import CLIPTextEncoder
+from flux_jax.models.clip import CLIPTextEncoder
+from flux_jax.models.t5 import T5Encoder
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.models.vae import AutoencoderKL, pack, scale_latents, unpack, unscale_latents
 from flux_jax.sampling import denoise as integrate
-from flux_jax.t5 import T5Encoder
-from flux_jax.transformer import FluxTransformer
-from flux_jax.vae import AutoencoderKL, pack, scale_latents, unpack, unscale_latents
 
 
 @flax.struct.dataclass

@@ -3,11 +3,17 @@
 Axis letters: K steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from flux_jax.errors import InputError
+from flux_jax.models.config import read_fields, require
 
 
 def denoise(
@@ -38,3 +44,74 @@ def denoise(
 
     latents, trajectory = jax.lax.scan(step, noise, (sigmas[:-1], sigmas[1:]))
     return latents if trajectory is None else jnp.concatenate([noise[None], trajectory])
+
+
+FILE = "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Settings, under the names (and with the defaults) of a diffusers `scheduler_config.json`."""
+
+    shift: float = 1.0
+    use_dynamic_shifting: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    time_shift_type: str = "exponential"
+    shift_terminal: float | None = None
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "Schedule":
+        """Reads the fields from a parsed `scheduler_config.json`.
+
+        Raises:
+            InputError: a setting is not implemented.
+        """
+        off = (False, None)
+        require(
+            config,
+            FILE,
+            _class_name=("FlowMatchEulerDiscreteScheduler",),
+            num_train_timesteps=(1000,),
+            time_shift_type=("exponential", "linear"),
+            invert_sigmas=off,
+            use_karras_sigmas=off,
+            use_exponential_sigmas=off,
+            use_beta_sigmas=off,
+            stochastic_sampling=off,
+            use_flow_sigmas=off,
+        )
+        return read_fields(cls, config, FILE)
+
+    def mu(self, image_tokens: int) -> float:
+        """Strength of the dynamic shift, linear in the number of image tokens."""
+        slope = (self.max_shift - self.base_shift) / (
+            self.max_image_seq_len - self.base_image_seq_len
+        )
+        return self.base_shift + slope * (image_tokens - self.base_image_seq_len)
+
+    def sigmas(self, steps: int, image_tokens: int) -> Float[np.ndarray, "steps+1"]:
+        """Noise levels from 1 down to 0, float32; more image tokens keep them high for longer.
+
+        Args:
+            steps: Euler steps.
+            image_tokens: tokens of the picture; only the dynamic shift depends on it.
+
+        Raises:
+            InputError: too few steps.
+        """
+        fewest = 2 if self.shift_terminal else 1
+        if steps < fewest:
+            raise InputError(f"steps = {steps} must be at least {fewest}")
+        sigmas = np.linspace(1.0, 1.0 / steps, steps)
+        factor = self.shift
+        if self.use_dynamic_shifting:
+            mu = self.mu(image_tokens)
+            factor = np.exp(mu) if self.time_shift_type == "exponential" else mu
+        sigmas = factor / (factor + (1.0 / sigmas - 1.0))
+        if self.shift_terminal:
+            stretch = (1.0 - self.shift_terminal) / (1.0 - sigmas[-1])
+            sigmas = 1.0 - (1.0 - sigmas) * stretch
+        return np.append(sigmas, 0.0).astype(np.float32)

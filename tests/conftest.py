@@ -15,9 +15,9 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-import tiny  # noqa: E402
-from endpoint import SECRET, Endpoint  # noqa: E402
-from flux_case import case  # noqa: E402, F401
+from helpers import tiny  # noqa: E402
+from helpers.endpoint import SECRET, Endpoint  # noqa: E402
+from helpers.flux_case import case  # noqa: E402, F401
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 # The same examples at each run; `HYPOTHESIS_PROFILE=long` draws many others.

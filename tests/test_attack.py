@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from erase.attack import FAMILIES, affix, attacks, misspell, mix, repeat
-from erase.config import Config, Evaluation
+from erase.config.schema import Config, Evaluation
+from erase.evaluation.attack import FAMILIES, affix, attacks, misspell, mix, repeat
+from flux_jax.errors import InputError
 
 CONFIG = Config(
     "soccer ball",

@@ -7,14 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from erase import bank, methods
-from erase.bank import CONCEPT, FILLER, POOL, SYNONYM, Bank, Plan
-from erase.config import BankConfig, Config, Lower, Upper
-from erase.irrelevant import Words
+from erase import methods
+from erase.config.schema import BankConfig, Config, Lower, Upper
+from erase.data import bank, make_bank
+from erase.data.bank import Bank
+from erase.data.plan import CONCEPT, FILLER, POOL, SYNONYM, Plan
+from erase.data.words.irrelevant import Words
 from erase.methods import erase_anything
-from erase.pictures import png
+from erase.model.draw import png
 from flux_jax import load
+from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
 CONFIG = Config(
@@ -47,7 +49,7 @@ def planned(pipe: Pipeline) -> Plan:
 
 @pytest.fixture(scope="module")
 def made(pipe: Pipeline, planned: Plan) -> Bank:
-    return bank.make(CONFIG, pipe, planned)
+    return make_bank.make(CONFIG, pipe, planned)
 
 
 def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
@@ -139,7 +141,7 @@ def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path:
     config = replace(CONFIG, upper=upper)
     planned = methods.plan(config, pipe, WORDS)
     assert planned.shown == ("a cat named a", "a cat named b")
-    made = bank.make(config, pipe, planned)
+    made = make_bank.make(config, pipe, planned)
     expected = pipe.encode(planned.shown)
     np.testing.assert_allclose(made.picture_prompts.text, expected.text, atol=1e-5)
     assert planned.pictures is not None
@@ -173,7 +175,7 @@ def test_a_sentence_may_be_its_own_anchor(pipe: Pipeline):
 def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     config = replace(CONFIG, synonyms=("football",), lower=Lower())
     planned = methods.plan(config, pipe, WORDS)
-    small = bank.make(config, pipe, planned)
+    small = make_bank.make(config, pipe, planned)
     both = bank.stack([made, small])
     assert both.kinds.tolist() == [made.kinds.tolist(), [*small.kinds.tolist(), FILLER]]
     np.testing.assert_array_equal(both.sentences.text[0], made.sentences.text)

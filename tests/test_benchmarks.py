@@ -5,12 +5,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from benchmarks.concepts_at_once import timed
-from benchmarks.relation_tokens import swapped
-from erase import bank, methods
-from erase.irrelevant import listed
+from benchmarks.experiments.concepts_at_once import timed
+from benchmarks.experiments.relation_tokens import swapped
+from erase import methods
+from erase.data import make_bank
+from erase.data.words.irrelevant import listed
 from flux_jax import load
 from flux_jax.programs import Conditioning
 
@@ -20,7 +21,7 @@ def test_concepts_at_once_are_timed(tiny_folder: Path):
     config = tiny.run_config(tiny_folder, iterations=3)
     pipe = load(tiny_folder)
     planned = methods.plan(config, pipe, listed(config))
-    made = bank.make(config, pipe, planned)
+    made = make_bank.make(config, pipe, planned)
     result = timed({"one": config, "two": config}, pipe, {"one": made, "two": made})
     assert result["concepts"] == 2
     assert set(result) == {"concepts", "compile_s", "iteration_ms"}

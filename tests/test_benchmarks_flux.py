@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from helpers.small import CONFIG, SIZES
 from rich.console import Console
-from small import CONFIG, SIZES
 
-from benchmarks import flux, flux_ours, flux_torch
-from benchmarks.flops import Pass, iteration
-from benchmarks.works import (
+from benchmarks.speed import flux, flux_ours, flux_torch
+from benchmarks.speed.cases import (
     OUT_OF_MEMORY,
     UNFINISHED,
     WORKS,
@@ -31,12 +30,13 @@ from benchmarks.works import (
     merged,
     read,
 )
-from convert.errors import InputError
-from erase.losses import squared_error
+from benchmarks.speed.flops import Pass, iteration
+from erase.methods.parts.losses import squared_error
+from flux_jax.errors import InputError
 from flux_jax.lora import init
+from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.programs import Conditioning, apply_transformer
-from flux_jax.transformer import FluxConfig, FluxTransformer
-from flux_jax.weights import abstract_params
+from flux_jax.weights.loading import abstract_params
 
 TINY: dict[str, Any] = {**SIZES, "axes_dims_rope": [2, 2, 4], "patch_size": 1, "out_channels": None}
 RUN = replace(CONFIG, batch_size=1, synonyms=("a",), irrelevant=("b", "c", "d"))
@@ -319,7 +319,7 @@ def test_a_process_that_a_work_ends_has_a_successor(
 def test_the_command_keeps_a_file(tmp_path: Path):
     file = tmp_path / "flux.json"
     file.write_text(json.dumps({"ours": measured(forward_512=0.06)}))
-    command = [sys.executable, "-m", "benchmarks.flux", "--out", str(file)]
+    command = [sys.executable, "-m", "benchmarks.speed.flux", "--out", str(file)]
 
     def ended(*more: str) -> subprocess.CompletedProcess:
         given = [*command, *more]

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from benchmarks import methods, relearning
-from convert.errors import InputError
-from erase.adapters import make_adapters
-from erase.config import Config
-from erase.irrelevant import listed
+from benchmarks.experiments import methods_full_size, relearning
+from erase.config.schema import Config
+from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, plan
-from erase.model import open_model
+from erase.model.open import open_model
 from erase.runs import configure, load_runs
+from erase.training.make_adapters import make_adapters
+from flux_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_each_method_is_measured_in_a_process_of_its_own(
     silent = {name: replace(c, evaluation=tiny.Evaluation(pictures=0)) for name, c in runs.items()}
     lost = replace(silent["esd"], model=tiny.Model("nowhere"))
     out = tmp_path / "cost.json"
-    made = methods.measure_all({"uce": {"": silent["uce"]}, "eap": {"": lost}}, out)
+    made = methods_full_size.measure_all({"uce": {"": silent["uce"]}, "eap": {"": lost}}, out)
     assert json.loads(out.read_text()) == made
     assert made["iterations"] == 3
     solved, failed = made["methods"].values()
@@ -49,19 +49,19 @@ def test_each_method_is_measured_in_a_process_of_its_own(
     assert failed["error"].startswith("InputError: model = 'nowhere' does not exist")
     # What failed is tried again, what is there is not.
     with monkeypatch.context() as patched:
-        patched.setattr(methods, "measure", lambda runs: {"tried": "again"})
-        patched.setattr(methods, "ProcessPoolExecutor", ThreadPoolExecutor)
+        patched.setattr(methods_full_size, "measure", lambda runs: {"tried": "again"})
+        patched.setattr(methods_full_size, "ProcessPoolExecutor", ThreadPoolExecutor)
         given = {"uce": {"": silent["uce"]}, "eap": {"": lost}}
-        again = methods.measure_all(given, out)["methods"]
+        again = methods_full_size.measure_all(given, out)["methods"]
     assert again["uce"] == solved
     assert again["eap"] == {"title": METHODS["eap"].title, "tried": "again"}
     # What trains is timed by update; in this process, since another one would compile anew.
-    found = methods.measure({"": silent["esd"]})
+    found = methods_full_size.measure({"": silent["esd"]})
     assert found["updates"] == 3
     assert 0 < found["update_s"] < found["whole_s"]
     assert found["parameters"] == 2 * 2 * (32 * 8 + 8 * 32)
     with pytest.raises(InputError, match="holds another measurement"):
-        methods.measure_all({"uce": {"": replace(silent["uce"], iterations=4)}}, out)
+        methods_full_size.measure_all({"uce": {"": replace(silent["uce"], iterations=4)}}, out)
 
 
 @pytest.mark.slow

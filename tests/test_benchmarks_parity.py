@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from rich.console import Console
 
-from benchmarks import parity, parity_torch
-from benchmarks.parity_case import GUIDANCES, Inputs, random_inputs, relative, slope
-from convert.errors import InputError
-from convert.lora import write_layers, write_lora
-from convert.lora_stacked import unstack
-from convert.mapping import flatten, nest
+from benchmarks.parity import diffusers, parity
+from benchmarks.parity.case import GUIDANCES, Inputs, random_inputs, relative, slope
+from convert.adapters.files import write_layers, write_lora
+from convert.adapters.stacked import unstack
 from flux_jax import load
+from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+from flux_jax.tree import flatten, nest
 
 # With the numbers of blocks, inputs and outputs of tests/tiny.py's transformer.
 TARGETS = {
@@ -144,16 +144,16 @@ def test_tables_show_the_worst_blocks_first(wrong: parity.Record):
 def test_the_models_in_pytorch_are_garbage_afterwards(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
-    opened, open_model = [], parity_torch.open_model
+    opened, open_model = [], diffusers.open_model
 
     def watched(*arguments: Any) -> Any:
         model = open_model(*arguments)
         opened.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(parity_torch, "open_model", watched)
-    parity_torch.measure(setting.folder, setting.lora, setting.inputs, "float32")
-    parity_torch.free()
+    monkeypatch.setattr(diffusers, "open_model", watched)
+    diffusers.measure(setting.folder, setting.lora, setting.inputs, "float32")
+    diffusers.free()
     assert [reference() for reference in opened] == [None]
 
 
@@ -193,7 +193,7 @@ def test_the_command_compares_in_bfloat16(setting: Setting, tmp_path: Path):
     given = {"model": setting.folder, "adapter": setting.lora, "out": file, "pixels": 16}
     arguments = [f"--{name}={value}" for name, value in given.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.parity", *arguments, "--text_tokens=5"],
+        [sys.executable, "-m", "benchmarks.parity.parity", *arguments, "--text_tokens=5"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""erase.calibrate: bisection, similarity, and a run with a judge and without."""
+"""erase.evaluation.calibrate: bisection, similarity, and a run with a judge and without."""
 
 import json
 import subprocess
@@ -9,14 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from convert.errors import InputError
-from convert.lora import write_lora
-from erase.calibrate import FILE, bisect, calibrate, similarity
-from erase.config import Config, EarlyStop, Evaluation
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from convert.adapters.files import write_lora
+from erase.config.schema import Config, EarlyStop, Evaluation
+from erase.evaluation.calibrate import FILE, bisect, calibrate, similarity
+from erase.evaluation.judge import Judge
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from flux_jax import Adapter, load, lora
+from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
 LABELS = JudgeConfig(
@@ -135,7 +136,7 @@ def test_the_command_reads_a_runs_folder(adapter: Adapter, tiny_folder: Path, tm
         "        evaluation={'steps': 2, 'pictures': 0})\n"
     )
     write_lora(tmp_path / "run" / "adapter", adapter.lora, adapter.alpha)
-    command = [sys.executable, "-m", "erase.calibrate", "--config", file, "--workdir"]
+    command = [sys.executable, "-m", "erase.cli.calibrate", "--config", file, "--workdir"]
     done = subprocess.run(
         [*command, tmp_path / "run", "--drop", "0.000001", "--tolerance", "1"],
         capture_output=True,

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import yaml
+from helpers import tiny
 
-from convert.errors import InputError
-from convert.lora import write_lora
-from erase import card, train
-from erase.config import Evaluation
-from erase.judge import share
-from erase.pictures import write
+from convert.adapters.files import write_lora
+from erase.config.schema import Evaluation
+from erase.evaluation.statistics import share
+from erase.report import card
+from erase.runtime.files import write
+from erase.training import run as run_module
+from flux_jax.errors import InputError
 
 
 def header(text: str) -> dict[str, object]:
@@ -91,7 +92,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 def test_the_snippet_of_a_run_runs_as_printed(tiny_folder: Path, tmp_path: Path):
     config = tiny.run_config(tiny_folder)
     shown = Evaluation(pictures=1, others=("dog",), steps=2, attention_examples=0)
-    train.run({"": replace(config, evaluation=shown)}, tmp_path / "run")
+    run_module.run({"": replace(config, evaluation=shown)}, tmp_path / "run")
     text = (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "base_model" not in header(text)
     assert (tmp_path / "run" / "adapter" / "before_after.png").is_file()

@@ -8,12 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small import every, fresh
+from helpers.small import every, fresh
 
-from convert.errors import RunError
-from erase import checkpoints
-from erase.config import Checkpoints
-from erase.updates import State
+from erase.config.schema import Checkpoints
+from erase.methods.parts.updates import State
+from erase.training import checkpoints
+from flux_jax.errors import RunError
 
 
 def states(count: int) -> list[State]:

@@ -10,10 +10,10 @@ import torch
 from transformers import CLIPTextConfig as TorchConfig
 from transformers import CLIPTextModel
 
-from convert.errors import InputError
-from convert.mapping import to_flax
-from convert.tables import CLIP
-from flux_jax.clip import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.errors import InputError
+from flux_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.weights.mapping import to_flax
+from flux_jax.weights.tables import CLIP
 
 VOCABULARY = 50
 EOS = 31

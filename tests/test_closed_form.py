@@ -7,23 +7,25 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from convert.errors import InputError
-from convert.lora import read_adapter, write_lora
-from convert.mapping import flatten
-from erase import bank, closed_form, methods
-from erase.attention import concept_mass
-from erase.config import Config
-from erase.inputs import kernels, text_inputs
-from erase.irrelevant import listed
+from convert.adapters.files import read_adapter, write_lora
+from erase import methods
+from erase.config.schema import Config
+from erase.data import make_bank
+from erase.data.words.irrelevant import listed
+from erase.data.words.word_tokens import marks
 from erase.methods import mace, uce
-from erase.methods.method import Method
-from erase.model import open_model
+from erase.methods.base import Method
+from erase.methods.parts import closed_form
+from erase.methods.parts.layer_inputs import kernels, text_inputs
+from erase.model.attention_maps import concept_mass
+from erase.model.open import open_model
 from erase.runs import configure, load_config
-from erase.tokens import marks
+from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+from flux_jax.tree import flatten
 
 QUERY, EMBEDDER = "dual_blocks/attn/add_q_proj", "context_embedder"
 POOLED = "pooled_embedder/linear_1"
@@ -245,7 +247,7 @@ def test_mace_s_words_forget_the_concept(pipe: Pipeline, tiny_folder: Path):
     )
     planned = methods.plan(config, pipe, listed(config))
     pipe.remember(planned.prompts, 4)
-    found = mace.METHOD.completes(config, pipe, planned, bank.make(config, pipe, planned))
+    found = mace.METHOD.completes(config, pipe, planned, make_bank.make(config, pipe, planned))
     leaves = flatten(found.edit)
     prompts = ["a photo of a cat", "a photo of a dog"]
     tokens = np.repeat(np.arange(4, dtype=np.int32)[None], 2, axis=0)

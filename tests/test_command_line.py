@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 from absl import app, flags
-from tiny import ROOT
+from helpers.tiny import ROOT
 
 from convert.arguments import Parser
 
@@ -25,7 +25,7 @@ COMMANDS = [name for name, text in SOURCES.items() if "\nif __name__ ==" in text
 # The others read their arguments by `convert.arguments`.
 WITH_FLAGS = [name for name in COMMANDS if "app.run(" in SOURCES[name]]
 # These take as many words as they are given.
-TAKES_MORE = {"convert.merge", "erase.compose", "erase.synonyms"}
+TAKES_MORE = {"convert.merge", "erase.cli.compose", "erase.cli.wordnet"}
 CONFIG = "--config=configs/emoji_cat.py"
 
 # How ml_collections loads a configuration's file.
@@ -165,11 +165,11 @@ def test_missing_arguments_are_told(name: str, run: Run):
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("erase.study", ["--out"], "Missing value for flag --out"),
-        ("erase.study", [], "--study and --out are missing; see --help"),
-        ("erase.evaluate", [CONFIG], "--workdir is missing; see --help"),
-        ("erase.attack", ["--pictures=x"], "pictures = 'x' must be a positive integer"),
-        ("erase.calibrate", ["--most", "much"], "most = 'much' must be a number"),
+        ("benchmarks.experiments.study", ["--out"], "Missing value for flag --out"),
+        ("benchmarks.experiments.study", [], "--study and --out are missing; see --help"),
+        ("erase.cli.evaluate", [CONFIG], "--workdir is missing; see --help"),
+        ("erase.cli.attack", ["--pictures=x"], "pictures = 'x' must be a positive integer"),
+        ("erase.cli.calibrate", ["--most", "much"], "most = 'much' must be a number"),
         ("erase.train", ["--plan=may"], "plan = 'may' must be true or false"),
         ("erase.train", ["--noplan=x"], "--noplan=x does not take an argument"),
         ("erase.train", ["--config.seed=1"], "--config.seed=1 changes no file: give --config"),
@@ -182,7 +182,7 @@ def test_missing_arguments_are_told(name: str, run: Run):
         ("erase.train", ["--config"], "config = '' is not a file"),
         ("erase.train", [f"{CONFIG}:papr"], "preset = 'papr' is unknown; did you mean paper?"),
         (
-            "benchmarks.flux",
+            "benchmarks.speed.flux",
             ["--against=difusers"],
             "is unknown; did you mean diffusers?",
         ),
@@ -192,9 +192,13 @@ def test_missing_arguments_are_told(name: str, run: Run):
             "stage = 'vea' is unknown; did you mean vae?",
         ),
         ("convert.lora", ["a", "b", "--to=koyha"], "to = 'koyha' is unknown; did you mean kohya?"),
-        ("erase.compose", ["a", "b", "--rank=x"], "--rank: invalid int value: 'x'; see --help"),
         (
-            "erase.compose",
+            "erase.cli.compose",
+            ["a", "b", "--rank=x"],
+            "--rank: invalid int value: 'x'; see --help",
+        ),
+        (
+            "erase.cli.compose",
             ["a", "b", "--out=c", "--method=fusoin"],
             "method = 'fusoin' is unknown; did you mean fusion?",
         ),
@@ -235,7 +239,7 @@ def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_process_ends_with_code_2_and_a_line():
-    ended = command("erase.report", "--workdri=x")
+    ended = command("erase.cli.report", "--workdri=x")
     said = "error: --workdri is not a flag; did you mean --workdir?\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", said)
 
@@ -253,7 +257,10 @@ def test_a_process_ends_with_code_0_after_help(flag: str):
     ("arguments", "said"),
     [
         ("erase.train --workdir=w", "config is missing: give --config"),
-        (f"erase.compare {CONFIG} --out=o --methods=edd", "'edd' is unknown; did you mean"),
+        (
+            f"erase.cli.compare {CONFIG} --out=o --methods=edd",
+            "'edd' is unknown; did you mean",
+        ),
         (
             f"erase.train {CONFIG} --workdir=w --config.method=attention_erasure",
             "has no weights to train or to export",

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-from devices import run_on
+from helpers import tiny
+from helpers.devices import run_on
 
 from configs import OTHERS, emoji_compare
-from convert.errors import InputError
-from erase import compare
-from erase.cases import draw_cases
-from erase.config import Config
+from erase.cli import compare as command
+from erase.config.schema import Config
+from erase.evaluation.eval_prompts import draw_cases
 from erase.methods import METHODS, esd
 from erase.runs import configure, load_runs
+from erase.training import compare
+from flux_jax.errors import InputError
 
 
 @pytest.fixture
@@ -138,9 +139,9 @@ def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(
 ):
     bare = {name: {"": next(iter(runs.values()))} for name, runs in methods.items()}
     given = {"methods": list(bare), "seeds": 3, "attacks": 5, "out": str(tmp_path / "out.json")}
-    monkeypatch.setattr(compare.flags, "FLAGS", SimpleNamespace(**given))
-    monkeypatch.setattr(compare, "begin", lambda argv: None)
-    monkeypatch.setattr(compare, "configured_for", lambda names: {n: bare[n] for n in names})
+    monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**given))
+    monkeypatch.setattr(command, "begin", lambda argv: None)
+    monkeypatch.setattr(command, "configured_for", lambda names: {n: bare[n] for n in names})
     monkeypatch.setattr(compare, "open_model", lambda config: None)
     seen = []
 
@@ -150,7 +151,7 @@ def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(
         return {"rows": []}
 
     monkeypatch.setattr(compare, "measure", measure)
-    monkeypatch.setattr(compare.tables, "methods", lambda made: f"of {', '.join(made['methods'])}")
-    compare.main([])
+    monkeypatch.setattr(command.tables, "methods", lambda made: f"of {', '.join(made['methods'])}")
+    command.main([])
     assert capsys.readouterr().out == "of uce, attention_erasure, esd\n"
     assert seen == [({name}, {"run-0": 0, "run-1": 1, "run-2": 2}, 5) for name in bare]

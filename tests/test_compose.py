@@ -1,4 +1,4 @@
-"""erase.compose: sums are exact, the approximation is the best, what does not fit is refused."""
+"""Composition: sums are exact, the approximation is the best, what does not fit is refused."""
 
 import argparse
 import json
@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from convert.lora import read_adapter, read_layers, write_layers, write_lora
-from convert.lora_layers import Full, Pair
-from convert.mapping import flatten, nest
-from erase.compose import check, compose, main, plain, read_part, summed, truncated
-from erase.sample import parse_adapter
+from convert.adapters.files import read_adapter, read_layers, write_layers, write_lora
+from convert.adapters.layers import Full, Pair
+from erase.cli.compose import main
+from erase.compose.combine import check, compose, plain, read_part, summed, truncated
+from erase.model.adapters import parse_adapter
 from flux_jax import load
+from flux_jax.errors import InputError
 from flux_jax.lora import TEXT_QUERY_KEY
+from flux_jax.tree import flatten, nest
 
 Make = Callable[..., Path]
 RANK, WIDTH = 3, 32

@@ -7,16 +7,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from benchmarks import compositions
-from benchmarks.compositions import Method, asked, groups, measure, whole
+from benchmarks.experiments import compositions
+from benchmarks.experiments.compositions import Method, asked, groups, measure, whole
 from configs import emoji_hundred
-from convert.lora import write_lora
-from convert.mapping import flatten, nest
-from erase.config import Evaluation
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from convert.adapters.files import write_lora
+from erase.config.schema import Evaluation
+from erase.evaluation.judge import Judge
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from erase.runs import load_runs
+from flux_jax.tree import flatten, nest
 from recipes.emoji_flux.world import RELATIONS, STYLES
 
 LABELS = JudgeConfig(

@@ -12,12 +12,12 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from convert.errors import InputError
-from erase.config import Config, Model
-from erase.fields import paths, unknown
+from erase.config.fields import paths, unknown
+from erase.config.schema import Config, Model
 from erase.methods import METHODS, esd, uce
-from erase.presets import AUTHORS, PRESETS
 from erase.runs import RunConfig, configure, load_config, load_runs
+from erase.runs.presets import AUTHORS, PRESETS
+from flux_jax.errors import InputError
 from flux_jax.lora import TEXT_QUERY_KEY
 
 ROOT = Path(__file__).resolve().parents[1]

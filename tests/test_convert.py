@@ -8,28 +8,25 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
-from convert.errors import InputError
-from convert.mapping import (
-    Row,
-    Table,
-    flatten,
-    is_finite,
-    match,
-    nest,
-    placeholders,
-    to_flax,
-    to_torch,
+from flux_jax.errors import InputError
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.mapping import Row, Table, is_finite, match, placeholders, to_flax, to_torch
+from flux_jax.weights.rules import LINEAR, VECTOR, Joined, Permuted
+from flux_jax.weights.safetensors_files import (
+    TYPES,
+    read_component,
+    read_file,
+    write_component,
+    write_file,
 )
-from convert.rules import LINEAR, VECTOR, Joined, Permuted
-from convert.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE
-from convert.tensors import TYPES, read_component, read_file, write_component, write_file
+from flux_jax.weights.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE
 
 
 def shapes_of(table, tensors):

@@ -10,18 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from helpers import tiny
 
-from convert import sizes
-from convert.checkpoint import read_params, write_params
-from convert.errors import InputError
-from convert.mapping import flatten, nest
 from convert.pipeline import convert
-from convert.tables import COMPONENTS
-from convert.tensors import read_component
+from flux_jax.errors import InputError
 from flux_jax.pipeline import load
+from flux_jax.tree import flatten, nest
+from flux_jax.weights import sizes
+from flux_jax.weights.checkpoint import read_params, write_params
+from flux_jax.weights.safetensors_files import read_component
+from flux_jax.weights.tables import COMPONENTS
 
 
 def files(folder: Path) -> set[str]:

@@ -6,19 +6,20 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from helpers import tiny
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from convert.errors import InputError
-from convert.lora import read_adapter, read_lora, write_layers, write_lora
-from convert.lora_stacked import unstack
-from convert.lora_tables import TABLE
-from convert.mapping import flatten, nest, to_torch
-from convert.tables import TRANSFORMER
-from convert.tensors import read_component
+from convert.adapters.files import read_adapter, read_lora, write_layers, write_lora
+from convert.adapters.names import TABLE
+from convert.adapters.stacked import unstack
+from flux_jax.errors import InputError
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.mapping import to_torch
+from flux_jax.weights.safetensors_files import read_component
+from flux_jax.weights.tables import TRANSFORMER
 
 TEXT = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
 EVERY_KIND = (*TEXT, "dual_blocks/attn/to_out", "dual_blocks/ff/linear_2", "single_blocks/proj_out")

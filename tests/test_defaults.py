@@ -11,15 +11,16 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks.experiments.study import read_study
 from configs import emoji_newcomer
 from configs.suite import KEPT
-from convert.errors import InputError
-from erase import known
-from erase.config import Config
-from erase.fields import over, paths
-from erase.presets import PRESETS
+from erase.config import model_file
+from erase.config.fields import over, paths
+from erase.config.schema import Config
 from erase.runs import EACH, RunConfig, configure, load_config, load_runs
-from erase.study import learnt_from, read_study
+from erase.runs.presets import PRESETS
+from erase.training.variants import learnt_from
+from flux_jax.errors import InputError
 from flux_jax.lora import TEXT_QUERY_KEY
 from recipes.emoji_flux.erasing import KNOWN, write_known
 from recipes.emoji_flux.world import INVERSE
@@ -94,7 +95,7 @@ def test_three_lines_have_what_a_shipped_configuration_has():
 
 
 @pytest.mark.parametrize("thing", KNOWN.of_kind("entity"), ids=lambda thing: thing.name)
-def test_an_entity_s_words(thing: known.Thing):
+def test_an_entity_s_words(thing: model_file.Thing):
     config = three_lines(thing.name)
     groups = {each.name: each.group for each in KNOWN.things}
     assert config.kind == "entity"
@@ -116,7 +117,7 @@ def test_an_entity_s_words(thing: known.Thing):
 
 
 @pytest.mark.parametrize("thing", KNOWN.of_kind("relation"), ids=lambda thing: thing.name)
-def test_no_relation_is_led_to_its_converse(thing: known.Thing):
+def test_no_relation_is_led_to_its_converse(thing: model_file.Thing):
     config = three_lines(thing.phrase)
     converse = KNOWN.find(INVERSE.get(thing.name, ""))
     words = {*config.irrelevant, *(config.upper.prompts)}
@@ -321,8 +322,8 @@ def test_a_flux_has_the_paper_s_values():
 
 def test_the_shipped_file_is_the_recipe_s(tmp_path: Path):
     write_known(tmp_path)
-    made = (tmp_path / known.FILE).read_text()
-    assert made == (ROOT / "models" / "emoji-flux" / known.FILE).read_text()
+    made = (tmp_path / model_file.FILE).read_text()
+    assert made == (ROOT / "models" / "emoji-flux" / model_file.FILE).read_text()
 
 
 @pytest.mark.parametrize(
@@ -335,7 +336,7 @@ def test_the_shipped_file_is_the_recipe_s(tmp_path: Path):
     ],
 )
 def test_a_damaged_file_is_named(text: str, told: str, tmp_path: Path):
-    (tmp_path / known.FILE).write_text(text)
+    (tmp_path / model_file.FILE).write_text(text)
     with pytest.raises(InputError, match=told) as caught:
         load_config(configure(concept="cat", model={"path": str(tmp_path)}))
     assert len(str(caught.value).splitlines()) == 1
@@ -358,7 +359,7 @@ def test_what_is_no_path_has_no_defaults(path: str):
 
 
 def test_a_field_that_the_model_s_file_has_wrong_is_named(tmp_path: Path):
-    (tmp_path / known.FILE).write_text('{"place": {"height": 0}, "method": {"lowr": 1}}')
+    (tmp_path / model_file.FILE).write_text('{"place": {"height": 0}, "method": {"lowr": 1}}')
     with pytest.raises(InputError, match=r"erase\.json: height = 0 must be at least 1") as caught:
         load_config(configure(concept="cat", model={"path": str(tmp_path)}))
     assert "lowr is not a field" in str(caught.value)

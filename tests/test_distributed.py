@@ -10,12 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from devices import TESTS
+from helpers.devices import TESTS
 
-from convert.lora import read_lora
-from erase import distributed, train
-from erase.pictures import write
+from convert.adapters.files import read_lora
 from erase.runs import load_runs
+from erase.runtime import processes
+from erase.runtime.files import write
+from erase.training import run
 
 CONFIG = """
 from erase.runs import configure
@@ -95,7 +96,7 @@ def test_two_processes_train_checkpoint_and_resume(config: Path, tiny_folder: Pa
     exec(compile(CONFIG, "two.py", "exec"), values)
     given = values["get_config"]()
     given.model.path, given.iterations, given.evaluation.pictures = str(tiny_folder), 4, 0
-    train.run(load_runs(given), tmp_path / "one")
+    run.run(load_runs(given), tmp_path / "one")
     alone = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
     for mine, line in zip(together, map(json.loads, alone), strict=True):
         del mine["seconds"], line["seconds"]
@@ -143,12 +144,12 @@ def test_incomplete_flags_are_told(config: Path, tmp_path: Path, flags: list, me
 
 
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "first", lambda: False)
+    monkeypatch.setattr(processes, "first", lambda: False)
     write(tmp_path / "config.json", "{}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_process_makes_its_own():
-    assert distributed.first()
-    assert distributed.from_first(lambda: 5) == 5
-    distributed.agree({"seed": 1})
+    assert processes.first()
+    assert processes.from_first(lambda: 5) == 5
+    processes.agree({"seed": 1})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convert.errors import (
+from flux_jax.errors import (
     EraseError,
     InputError,
     PreemptedError,

@@ -10,20 +10,22 @@ import pytest
 from PIL import Image
 
 from configs import emoji_cat
-from convert.errors import InputError
-from erase import report, train
-from erase.attack import FAMILIES, attack
-from erase.attention import TIMES, attention_maps
-from erase.cases import Case, cases, draw_cases, judged, named_pair
-from erase.config import Config, EarlyStop, Evaluation, Model, Upper
-from erase.evaluate import by_synonym, counts, evaluate, others, plan
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init, open_judge, share
-from erase.notes import left_out_note
+from erase.config.schema import Config, EarlyStop, Evaluation, Model, Upper
+from erase.evaluation.attack import FAMILIES, attack
+from erase.evaluation.eval_prompts import Case, cases, draw_cases, judged, named_pair
+from erase.evaluation.evaluate import by_synonym, counts, evaluate, others, plan
+from erase.evaluation.judge import Judge, open_judge
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from erase.evaluation.notes import left_out_note
+from erase.evaluation.statistics import CELLS, harmonic_mean, share
+from erase.model.attention_maps import TIMES, attention_maps
+from erase.report import report
 from erase.runs import load_config
-from erase.summary import CELLS, harmonic_mean
+from erase.training import run
 from flux_jax import Adapter, load, lora
+from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
-from flux_jax.weights import Weights
+from flux_jax.weights.loading import Weights
 
 LABELS = JudgeConfig(
     ("cat", "dog", "hot dog", "apple"),
@@ -107,11 +109,11 @@ def test_what_the_judge_cannot_count_is_told_before_a_model_is_opened(
     asked = replace(config, **changes, evaluation=replace(config.evaluation, **settings))
     asked = replace(asked, model=Model("no-such-folder"), upper=Upper(rsc=0))
     with pytest.raises(InputError, match=told) as raised:
-        train.run({"": asked}, tmp_path / "run")
+        run.run({"": asked}, tmp_path / "run")
     assert len(str(raised.value)) < 400
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="no-such-folder"):
-        train.run({"": replace(config, model=asked.model, upper=asked.upper)}, tmp_path / "run")
+        run.run({"": replace(config, model=asked.model, upper=asked.upper)}, tmp_path / "run")
 
 
 def test_a_size_that_the_model_cannot_draw_is_told_before_weights_are_read(
@@ -121,7 +123,7 @@ def test_a_size_that_the_model_cannot_draw_is_told_before_weights_are_read(
     asked = replace(config, model=Model(str(tiny_folder)), upper=Upper(rsc=0), height=18)
     asked = replace(asked, evaluation=replace(config.evaluation, judge=None))
     with pytest.raises(InputError, match="height = 18 is not a multiple"):
-        train.run({"": asked}, tmp_path / "run")
+        run.run({"": asked}, tmp_path / "run")
 
 
 def test_longer_names_win_and_pairs_are_ordered(judge: Judge):
@@ -346,7 +348,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(
     changes: dict,
     message: str,
 ):
-    monkeypatch.setattr("erase.cases.draw", lambda *_, **__: pytest.fail("drawn"))
+    monkeypatch.setattr("erase.evaluation.eval_prompts.draw", lambda *_, **__: pytest.fail("drawn"))
     if "concept" in changes:
         config = replace(config, **changes)
     else:

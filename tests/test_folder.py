@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.errors import InputError
-from erase.folder import read
+from erase.data.captioned_folder import read
+from flux_jax.errors import InputError
 
 ORIENTATION = 274
 

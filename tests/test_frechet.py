@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.linalg import sqrtm
 
-from erase import frechet
-from erase.judge import Judge
+from erase.evaluation import frechet
+from erase.evaluation.judge import Judge
 
 SHIPPED = "models/emoji-flux/judge"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from devices import TESTS
-from small_training import trained, training
+from helpers.devices import TESTS
+from helpers.small_training import trained, training
 
-from convert.errors import EraseError, RunError
-from convert.lora import read_lora
-from erase import checkpoints
-from erase.train import write_adapter
+from convert.adapters.files import read_lora
+from erase.training import checkpoints
+from erase.training.export import write_adapter
+from flux_jax.errors import EraseError, RunError
 from flux_jax.lora import Adapter
 
 MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]

@@ -1,4 +1,4 @@
-"""erase.fusion: Gram matrices as PyTorch sees them, the closed form against least squares."""
+"""Fusion: Gram matrices as PyTorch sees them, the closed form against least squares."""
 
 import dataclasses
 import itertools
@@ -8,21 +8,22 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
-from flux_case import Case
+from helpers import tiny
+from helpers.flux_case import Case
 
-from convert.errors import InputError
-from convert.lora import read_adapter, write_lora
-from convert.mapping import flatten, nest
-from erase import fusion
-from erase.compose import main, read_lines
-from erase.fusion import OTHER, PADDING, _grams, check, of_tokens, prompts
-from erase.moments import Moments
-from erase.tokens import marks
+from convert.adapters.files import read_adapter, write_lora
+from erase.cli.compose import main
+from erase.compose import fusion
+from erase.compose.combine import read_lines
+from erase.compose.fusion import OTHER, PADDING, _grams, check, of_tokens, prompts
+from erase.data.words.word_tokens import marks
+from erase.methods.parts.least_squares import Moments
 from flux_jax import load
+from flux_jax.errors import InputError
+from flux_jax.models.transformer import FluxTransformer
 from flux_jax.programs import Conditioning
-from flux_jax.transformer import FluxTransformer
+from flux_jax.tree import flatten, nest
 
 TARGETS = ("dual_blocks/attn/add_q_proj", "dual_blocks/ff/linear_2", "single_blocks/attn/to_k")
 LAYERS = (

@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from bounds import tells_or_works
+from helpers.bounds import tells_or_works
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ml_collections import config_flags
 
-from convert.errors import InputError
-from erase import command, workdir
-from erase.config import Config
-from erase.fields import paths
-from erase.presets import PRESETS
+from erase.cli import flags as command
+from erase.config.fields import paths
+from erase.config.schema import Config
 from erase.runs import EACH, RunConfig, configure, load_runs
+from erase.runs.presets import PRESETS
+from erase.training import resume_check
+from flux_jax.errors import InputError
 
 
 def hashable(value: Any) -> bool:
@@ -226,11 +227,11 @@ def test_runs_have_usable_names(
     def check() -> None:
         values = {**BASE, EACH: each}
         runs = load_runs(configure(**values) if through_configure else values)
-        workdir.check(tmp_path, {name: {} for name in runs}, overwrite=False)
+        resume_check.check(tmp_path, {name: {} for name in runs}, overwrite=False)
         for name in runs:
             assert (pathlib.Path("/runs") / name).resolve().parent == pathlib.Path("/runs")
             assert len(name.encode()) <= 255
-            assert not (name and name in workdir.WRITTEN)
+            assert not (name and name in resume_check.WRITTEN)
 
     with tells_or_works():
         check()

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapters import only, random_layers, small_shapes
-from bounds import tells_or_works
+from helpers.adapters import only, random_layers, small_shapes
+from helpers.bounds import tells_or_works
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from convert import inspect
-from convert.lora import read_adapter, read_layers, write_layers
-from convert.lora_tables import LAYOUTS
-from convert.tensors import NUMPY, STEMS, find_weights, read_component, read_file
+from convert.adapters.files import read_adapter, read_layers, write_layers
+from convert.adapters.names import LAYOUTS
+from flux_jax.weights.safetensors_files import NUMPY, STEMS, find_weights, read_component, read_file
 
 MODEST = 256 << 20
 NUMBERS = st.one_of(

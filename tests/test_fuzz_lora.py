@@ -10,17 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from adapters import only, random_layers, small_shapes
-from bounds import tells_or_works
+from helpers.adapters import only, random_layers, small_shapes
+from helpers.bounds import tells_or_works
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from convert import inspect
-from convert.lora import read_adapter, read_layers, write_layers
-from convert.lora_tables import LAYOUTS
-from convert.lora_torch import PEFT_METADATA, TOLD
-from convert.tensors import NUMPY, open_safetensors, read_file, write_file
-from erase import card, compose, fusion
+from convert.adapters.files import read_adapter, read_layers, write_layers
+from convert.adapters.names import LAYOUTS
+from convert.adapters.torch_files import PEFT_METADATA, TOLD
+from erase.compose import combine, fusion
+from erase.report import card
+from flux_jax.weights.safetensors_files import NUMPY, open_safetensors, read_file, write_file
 
 Headers = dict[str, str]
 
@@ -173,7 +174,7 @@ HEADERS = st.dictionaries(
     st.sampled_from(["alpha", "alpha_type", "format", "concept", "base_model", "method", "x"]),
     st.one_of(
         st.sampled_from(["nan", "inf", "1e999", "0", "-1", "O", "V8", "f8,f8", "S4", "M8[ns]", ""]),
-        st.sampled_from(["bfloat16", "int8", "erase.compose", "[bold]", "x\n\u202e"]),
+        st.sampled_from(["bfloat16", "int8", "erase.compose.combine", "[bold]", "x\n\u202e"]),
     ),
     max_size=3,
 ).flatmap(
@@ -277,7 +278,7 @@ EVEN = changed(("diffusers", "flax"), 1, 1)
 EVEN_TOO = EVEN.map(lambda part: (part[0], {**part[1], "concept": "dog"}))
 
 
-@given(one=st.one_of(EVEN, changed()), other=EVEN_TOO, method=st.sampled_from(compose.METHODS[:-1]))
+@given(one=st.one_of(EVEN, changed()), other=EVEN_TOO, method=st.sampled_from(combine.METHODS[:-1]))
 @example(one=one_changed("diffusers", settings="damaged"), other=DOG, method="sum")
 @example(one=(DOG[0], {"settings": "{"}), other=DOG, method="sum")
 @example(one=(DOG[0], {"settings": "[" * 10**5}), other=DOG, method="sum")
@@ -298,10 +299,10 @@ def test_compositions_are_made_or_refused(
     with tells_or_works():
         for file in files:
             card.composed_of(file)
-        parts = [compose.read_part(str(file)) for file in files]
-        compose.check(parts)
+        parts = [combine.read_part(str(file)) for file in files]
+        combine.check(parts)
         options = SimpleNamespace(rank=2)
-        made = compose.compose(parts, method, out, options)
+        made = combine.compose(parts, method, out, options)
         read_adapter(made)
         card.composed_of(made)
     with tells_or_works():

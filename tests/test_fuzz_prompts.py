@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bounds import tells_or_works
+from helpers.bounds import tells_or_works
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from convert.adapters import find_adapter, split_strength
-from convert.errors import RunError
-from convert.hub import find_model
-from erase import folder, methods, train
-from erase.irrelevant import listed
-from erase.judge import Judge
-from erase.prompts import as_template, leave_out, phrase
+from convert.adapters.paths import find_adapter, split_strength
+from erase import methods, train
+from erase.cli.sample import file_names
+from erase.data import captioned_folder
+from erase.data.words.irrelevant import listed
+from erase.data.words.templates import as_template, leave_out, phrase
+from erase.data.words.word_tokens import marks
+from erase.evaluation.judge import Judge
 from erase.runs import EACH, configure, load_runs
-from erase.sample import file_names
-from erase.tokens import marks
+from erase.training import run
 from flux_jax import load
+from flux_jax.errors import RunError
 from flux_jax.pipeline import Pipeline
+from flux_jax.weights.hub import find_model
 
 MODEL = Path(__file__).resolve().parents[1] / "models" / "emoji-flux"
 ANY = st.text(st.characters(exclude_categories=()), max_size=30)
@@ -174,7 +176,7 @@ def test_a_run_writes_into_its_folder_alone(
     values = {EACH: each, **shared} if named else next(iter(each.values()))
     with tells_or_works():
         configs = load_runs(configure(**values))
-        train.run(configs, workdir, overwrite=True, command="x")
+        run.run(configs, workdir, overwrite=True, command="x")
     assert all(path == workdir or workdir in path.parents for path in place.rglob("*"))
     assert [path for path in place.iterdir() if path != workdir] == []
 
@@ -217,7 +219,7 @@ def test_paths_are_found_or_refused(text: str, tmp_path: Path, monkeypatch: pyte
     assume(not os.path.exists(Path(text)))
     readers = [
         lambda: find_adapter(split_strength(text)[0]),
-        lambda: folder.read(Path(text), 8, 8),
+        lambda: captioned_folder.read(Path(text), 8, 8),
         lambda: Judge.load(text),
     ]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):

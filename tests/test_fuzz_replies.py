@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bounds import bounded
-from endpoint import SECRET, Answer, Endpoint, says
+from helpers.bounds import bounded
+from helpers.endpoint import SECRET, Answer, Endpoint, says
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from convert.errors import InputError
-from erase import irrelevant, language_model, sentences
-from erase.config import Config
-from erase.language_model import describe, read_kept
-from erase.prompts import as_template
+from erase.config.schema import Config
+from erase.data.words import irrelevant, language_model, sentences
+from erase.data.words.language_model import describe, read_kept
+from erase.data.words.templates import as_template
+from flux_jax.errors import InputError
 
 CONFIG = Config(
     concept="soccer ball",

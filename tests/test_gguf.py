@@ -6,16 +6,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers.quantizers.gguf.utils import dequantize_functions
 from gguf import GGMLQuantizationType as Kind
-from quantising import write_gguf
+from helpers import tiny
+from helpers.quantising import write_gguf
 
-from convert.errors import InputError
-from convert.gguf_files import T5_BLOCK
-from convert.quantized import dequantised, quantisation
-from convert.tensors import read_file
+from flux_jax.errors import InputError
+from flux_jax.weights.quantized.formats import dequantised, quantisation
+from flux_jax.weights.quantized.gguf_files import T5_BLOCK
+from flux_jax.weights.safetensors_files import read_file
 
 MATRIX = np.random.default_rng(1).normal(size=(5, 512)).astype(np.float32)
 NAME = "double_blocks.0.img_mlp.0.weight"

@@ -1,6 +1,6 @@
 """Every picture size trains on a GPU: traced for one here, computed with XLA's kernel in its place.
 
-`benchmarks.attention_sizes` runs the real kernel on a GPU.
+`benchmarks.speed.attention_sizes` runs the real kernel on a GPU.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from flux_jax import attention
+from flux_jax.models import attention
 
 H100 = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
 # Text tokens: the small model, CLIP's limit, the paper's preset, T5's limit.

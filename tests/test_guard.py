@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from erase import loop
-from erase.config import Config, Guard
-from erase.guard import Tally, explained, lost
-from erase.watchdog import Watchdog
+from erase.config.schema import Config, Guard
+from erase.runtime.watchdog import Watchdog
+from erase.training import loop
+from erase.training.guard import Tally, explained, lost
 
 
 def test_lost_numbers_are_named():

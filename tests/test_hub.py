@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import Hub
+from helpers.hub import Hub
 
-from convert.errors import InputError
-from convert.hub import find_model
-from convert.source import open_source
-from convert.tables import COMPONENTS
+from flux_jax.errors import InputError
+from flux_jax.weights.hub import find_model
+from flux_jax.weights.source import open_source
+from flux_jax.weights.tables import COMPONENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_secret"
@@ -30,7 +30,8 @@ def find(url: str, name: str, home: Path, **environment: str) -> str:
     """What `find_model` gives or says, in a process whose hub is at `url`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     program = (
-        "import sys; from convert.errors import exits_cleanly; from convert.hub import find_model\n"
+        "import sys; from flux_jax.errors import exits_cleanly\n"
+        "from flux_jax.weights.hub import find_model\n"
         "exits_cleanly(lambda: print(find_model(sys.argv[1])))()"
     )
     done = subprocess.run(

@@ -9,14 +9,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
-from adapters import WIDTH, only, random_layers, small_shapes
+from helpers import tiny
+from helpers.adapters import WIDTH, only, random_layers, small_shapes
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from convert.adapters.files import LayerFile, read_layers, write_layers
+from convert.adapters.layers import Full, Pair
 from convert.inspect import header_table, lines, singular_values, target_table, unknown_blocks
-from convert.lora import LayerFile, read_layers, write_layers
-from convert.lora_layers import Full, Pair
 
 TEXT = ("add_q_proj", "add_k_proj")
 

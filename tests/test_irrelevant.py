@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from endpoint import SECRET, Endpoint, hangs, says, sends
+from helpers.endpoint import SECRET, Endpoint, hangs, says, sends
 
-from convert.errors import InputError
-from erase import irrelevant, language_model
-from erase.config import Config, Upper
-from erase.irrelevant import COMMON, Words, ask, check, gather, question
-from erase.language_model import describe, read_kept
+from erase.config.schema import Config, Upper
+from erase.data.words import irrelevant, language_model
+from erase.data.words.irrelevant import COMMON, Words, ask, check, gather, question
+from erase.data.words.language_model import describe, read_kept
+from flux_jax.errors import InputError
 
 CONFIG = Config(
     concept="nude",

@@ -10,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from convert.errors import InputError
-from convert.mapping import flatten
-from convert.tensors import read_file, write_file
-from erase.judge import CHUNK, Judge, JudgeConfig, JudgeNetwork, ask, init, share, to_float
+from erase.evaluation.judge import CHUNK, Judge, ask, to_float
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from erase.evaluation.statistics import share
+from flux_jax.errors import InputError
+from flux_jax.tree import flatten
+from flux_jax.weights.safetensors_files import read_file, write_file
 from recipes.emoji_flux import judge_training
 from recipes.emoji_flux.scenes import Scenes
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flux_jax import compiler, layers
-from flux_jax.attention import attention_mass, attention_weights
-from flux_jax.layers import Dense, gelu, modulate, rms_norm
+from flux_jax import xla_flags
+from flux_jax.models import layers
+from flux_jax.models.attention import attention_mass, attention_weights
+from flux_jax.models.layers import Dense, gelu, modulate, rms_norm
 
 
 @pytest.mark.parametrize(
@@ -43,11 +44,11 @@ def test_on_a_gpu_the_bias_stays_out_of_the_product(monkeypatch: pytest.MonkeyPa
 def test_what_the_user_tells_the_compiler_wins(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    compiler.set_flags()
-    assert os.environ["XLA_FLAGS"] == f"{compiler.FLAGS} --xla_gpu_enable_triton_gemm=true"
-    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == compiler.MEMORY
+    xla_flags.set_flags()
+    assert os.environ["XLA_FLAGS"] == f"{xla_flags.FLAGS} --xla_gpu_enable_triton_gemm=true"
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == xla_flags.MEMORY
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
-    compiler.set_flags()
+    xla_flags.set_flags()
     assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
 
 

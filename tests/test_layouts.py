@@ -7,22 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import FluxPipeline
+from helpers import tiny
 from safetensors.numpy import save_file
 
 import flux_jax
-from convert import original, sizes
-from convert.errors import InputError
-from convert.mapping import Table, flatten, to_flax, to_torch
 from convert.pipeline import convert
-from convert.source import open_source, root_of
-from convert.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE
-from convert.tensors import find_weights
-from flux_jax.clip import CLIPTextConfig
-from flux_jax.t5 import T5Config
-from flux_jax.weights import abstract_params
+from flux_jax.errors import InputError
+from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.t5 import T5Config
+from flux_jax.tree import flatten
+from flux_jax.weights import original, sizes
+from flux_jax.weights.loading import abstract_params
+from flux_jax.weights.mapping import Table, to_flax, to_torch
+from flux_jax.weights.safetensors_files import find_weights
+from flux_jax.weights.source import open_source, root_of
+from flux_jax.weights.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE
 
 MODELS: dict[str, Any] = {
     "transformer": tiny.transformer(axes=sizes.ROPE_AXES, heads=1, pooled_width=128),

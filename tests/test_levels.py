@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import (
+from helpers.small import (
     BANK,
     CONFIG,
     KEY,
@@ -33,9 +33,9 @@ from small import (
     with_levels,
 )
 
-from erase import losses
-from erase.bank import CONCEPT, FILLER, POOL, SYNONYM
-from erase.draws import draw_forms
+from erase.data.plan import CONCEPT, FILLER, POOL, SYNONYM
+from erase.methods.parts import losses
+from erase.methods.parts.samples import draw_forms
 from flux_jax.programs import apply_transformer
 
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flux_case import assert_close
+from helpers.flux_case import assert_close
 from peft import LoraConfig
 
-from convert.errors import InputError
-from convert.lora import write_lora
-from erase.sample import sample
+from convert.adapters.files import write_lora
+from erase.cli.sample import sample
 from flux_jax import load, lora
+from flux_jax.errors import InputError
 
 
 def test_fresh_adapter_gives_the_base_bit_for_bit(case):

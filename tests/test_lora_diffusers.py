@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from adapters import only, random_layers, shapes_in
 from diffusers.loaders import lora_conversion_utils, lora_pipeline
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from flux_case import assert_close
+from helpers.adapters import only, random_layers, shapes_in
+from helpers.flux_case import assert_close
 
 import flux_jax
-from convert.lora import read_lora, write_layers
-from convert.lora_tables import label
+from convert.adapters.files import read_lora, write_layers
+from convert.adapters.names import label
 from flux_jax.lora import Adapter
 
 SHIPPED = Path(__file__).parent.parent / "models" / "emoji-flux"

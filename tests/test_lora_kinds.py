@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flux_case import assert_close
-from kinds import difference, mixed, random_pairs
+from helpers.flux_case import assert_close
+from helpers.kinds import difference, mixed, random_pairs
 from peft import LoraConfig
 
-from convert.lora_layers import Layers
-from convert.lora_stacked import stack
-from convert.lora_tables import Place, label, parse
-from convert.mapping import flatten, nest
-from flux_jax import dora, lora
+from convert.adapters.layers import Layers
+from convert.adapters.names import Place, label, parse
+from convert.adapters.stacked import stack
+from flux_jax import lora
 from flux_jax.lora import Adapter
-from flux_jax.quantize import quantized_params
+from flux_jax.models import dora
+from flux_jax.models.quantize import quantized_params
+from flux_jax.tree import flatten, nest
 
 # The sizes do not matter here.
 pytestmark = pytest.mark.parametrize("case", ["guided-16"], indirect=True)

@@ -7,19 +7,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from adapters import BLOCKS, WIDTH, assert_same, only, random_layers, small_shapes
 from diffusers.loaders.lora_conversion_utils import (
     _convert_kohya_flux_lora_to_diffusers,
 )
+from helpers.adapters import BLOCKS, WIDTH, assert_same, only, random_layers, small_shapes
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from convert.errors import InputError
-from convert.lora import read_layers, read_lora, write_layers
-from convert.lora_joined import join
-from convert.lora_layers import Pair, same
-from convert.lora_stacked import unstack
-from convert.lora_tables import LAYOUTS, SPLIT, label
+from convert.adapters.files import read_layers, read_lora, write_layers
+from convert.adapters.joined import join
+from convert.adapters.layers import Pair, same
+from convert.adapters.names import LAYOUTS, SPLIT, label
+from convert.adapters.stacked import unstack
+from flux_jax.errors import InputError
 
 BFLOAT = ml_dtypes.bfloat16
 TORCH = ("diffusers", "kohya", "original")

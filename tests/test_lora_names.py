@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert.lora import main, read_layers
-from convert.lora_layers import Full
+from convert.adapters.files import read_layers
+from convert.adapters.layers import Full
+from convert.lora import main
 
 WIDTH = 8
 RNG = np.random.default_rng(0)

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from helpers import tiny
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from convert.lora import read_layers, write_layers
-from convert.lora_layers import Full, Layers
-from convert.lora_tables import SPLIT
+from convert.adapters.files import read_layers, write_layers
+from convert.adapters.layers import Full, Layers
+from convert.adapters.names import SPLIT
 
 pytestmark = [
     # PEFT takes biases for what a sharded run left of a matrix.
@@ -37,7 +37,7 @@ def weights_of(model: Any) -> Weights:
 
 
 def by_ours(base: Weights, layers: Layers) -> Weights:
-    """The weights with each layer's change, as `convert.lora_layers` says what it means."""
+    """The weights with each layer's change, as `convert.adapters.layers` says what it means."""
     made = dict(base)
     for (target, block), layer in layers.items():
         name = NAMES[target].format(i=block)

@@ -6,14 +6,15 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
-from adapters import WIDTH, only, random_layers, small_shapes
+from helpers import tiny
+from helpers.adapters import WIDTH, only, random_layers, small_shapes
 from safetensors.numpy import load_file, save_file
 
-from convert.errors import InputError
-from convert.lora import main, named_file, read_layers, write_layers
-from convert.lora_layers import Pair
-from convert.lora_tables import LAYOUTS
+from convert.adapters.files import named_file, read_layers, write_layers
+from convert.adapters.layers import Pair
+from convert.adapters.names import LAYOUTS
+from convert.lora import main
+from flux_jax.errors import InputError
 
 QKV = "lora_unet_double_blocks_{}_txt_attn_qkv"
 TEXT = ("add_q_proj", "add_k_proj")

@@ -5,12 +5,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from adapters import WIDTH, only, random_layers, small_shapes
+from helpers.adapters import WIDTH, only, random_layers, small_shapes
 
-from convert.errors import InputError
-from convert.lora_layers import Full, Pair
-from convert.lora_stacked import extents, stack, uneven
-from convert.mapping import flatten
+from convert.adapters.layers import Full, Pair
+from convert.adapters.stacked import extents, stack, uneven
+from flux_jax.errors import InputError
+from flux_jax.tree import flatten
 
 FILE = Path("file")
 QUERY, KEY, OUT = "dual_blocks/attn/add_q_proj", "single_blocks/attn/to_k", "proj_out"

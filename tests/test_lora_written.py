@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from adapters import WIDTH, assert_same, only, random_layers, small_shapes
+from helpers.adapters import WIDTH, assert_same, only, random_layers, small_shapes
 from safetensors.numpy import load_file
 
-from convert.errors import InputError
-from convert.lora import main, read_layers, write_layers
-from convert.lora_layers import Full, Pair
+from convert.adapters.files import read_layers, write_layers
+from convert.adapters.layers import Full, Pair
+from convert.lora import main
+from flux_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
 QKV = ("dual_blocks/attn/to_q", "dual_blocks/attn/to_k", "dual_blocks/attn/to_v")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from erase import losses
+from erase.methods.parts import losses
 
 L, B, H, T, S, C, K, G = 3, 2, 4, 5, 6, 8, 3, 2
 

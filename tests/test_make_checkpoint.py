@@ -7,21 +7,21 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from helpers import tiny
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from benchmarks.make_checkpoint import configs, make, random_tensor
-from convert import original
-from convert.errors import InputError
-from convert.mapping import torch_shapes
-from convert.tables import COMPONENTS
-from convert.tensors import read_component, read_file
+from flux_jax.errors import InputError
 from flux_jax.pipeline import load
-from flux_jax.weights import abstract_params
+from flux_jax.weights import original
+from flux_jax.weights.loading import abstract_params
+from flux_jax.weights.mapping import torch_shapes
+from flux_jax.weights.safetensors_files import read_component, read_file
+from flux_jax.weights.tables import COMPONENTS
 
 MODELS = {
     "transformer": lambda config: FluxTransformer2DModel.from_config(config),

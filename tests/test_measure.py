@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from erase.evaluation.judge import Judge
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from flux_jax.pipeline import load
 from recipes.emoji_flux import measure as measuring
 from recipes.emoji_flux.measure import Probe, correct, measure, probes, without_pooled

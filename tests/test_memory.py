@@ -8,16 +8,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
+from helpers import tiny
 
-from convert.errors import RunError
-from erase import memory
-from erase.command import explains_memory
-from erase.config import Config, Evaluation, Upper
-from erase.irrelevant import listed
+from erase.config.schema import Config, Evaluation, Upper
+from erase.data.words.irrelevant import listed
 from erase.methods import erase_anything
-from erase.model import open_model
-from flux_jax import weights
+from erase.model.open import open_model
+from erase.runtime.memory import explains_memory
+from erase.training import memory_plan
+from flux_jax.errors import RunError
+from flux_jax.weights import loading
 
 PROGRAMS = ["encoding prompts", "denoising", "lower update", "upper update", "drawing", "decoding"]
 
@@ -35,15 +35,15 @@ def config(tiny_folder: Path) -> Config:
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes reading any weights fail."""
-    monkeypatch.setattr(weights, "read_params", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "read_params", lambda *_: pytest.fail("weights were read"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unread")
 def test_every_program_is_planned_and_nothing_is_read(config: Config):
     pipe = open_model(config)
-    needs = dict(memory.plan({"": config}, pipe))
-    held = memory.held({"": config}, pipe)
+    needs = dict(memory_plan.plan({"": config}, pipe))
+    held = memory_plan.held({"": config}, pipe)
     assert list(needs) == PROGRAMS
     transformer = held["weights of transformer"]
     assert transformer == 4 * sum(leaf.size for leaf in jax.tree.leaves(pipe.shapes))
@@ -53,10 +53,10 @@ def test_every_program_is_planned_and_nothing_is_read(config: Config):
         assert needs[name].temporaries > 0
     assert needs["decoding"].beside == transformer
     remade = replace(config, model=replace(config.model, remat=True))
-    name, less = next(memory.training(remade, 1, open_model(remade)))
+    name, less = next(memory_plan.training(remade, 1, open_model(remade)))
     assert name == "lower update"
     assert less.temporaries < needs[name].temporaries
-    both = memory.held({"one": config, "two": config}, pipe)
+    both = memory_plan.held({"one": config, "two": config}, pipe)
     assert both["bank"] == 2 * held["bank"]
 
 
@@ -65,13 +65,13 @@ def test_what_a_run_adds_is_the_largest_update_without_the_frozen_weights(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ):
     pipe = open_model(config)
-    weights = memory.held({"": config}, pipe)["weights of transformer"]
-    needs = [memory.Need(weights + 10, 1, 0), memory.Need(weights + 100, 20, 4)]
-    monkeypatch.setattr(memory, "training", lambda *_: zip("ab", needs, strict=True))
-    assert memory.of_a_run({"": config}, pipe) == 124
-    assert memory.of_a_run({"one": config, "two": config}, pipe) == 62
-    monkeypatch.setattr(memory, "training", lambda *_: iter(()))
-    assert memory.of_a_run({"": config}, pipe) == 0
+    weights = memory_plan.held({"": config}, pipe)["weights of transformer"]
+    needs = [memory_plan.Need(weights + 10, 1, 0), memory_plan.Need(weights + 100, 20, 4)]
+    monkeypatch.setattr(memory_plan, "training", lambda *_: zip("ab", needs, strict=True))
+    assert memory_plan.of_a_run({"": config}, pipe) == 124
+    assert memory_plan.of_a_run({"one": config, "two": config}, pipe) == 62
+    monkeypatch.setattr(memory_plan, "training", lambda *_: iter(()))
+    assert memory_plan.of_a_run({"": config}, pipe) == 0
 
 
 @pytest.mark.usefixtures("unread")
@@ -83,10 +83,10 @@ def test_whether_it_fits_is_told(
     available: int | None,
     fits: bool,
 ):
-    need = memory.Need(10**6, 10**7, 10**5, 10**4)
-    monkeypatch.setattr(memory, "plan", lambda *_: iter([("lower update", need)]))
-    monkeypatch.setattr(memory, "memory", lambda devices: available)
-    assert memory.show({"": config}, open_model(config)) == fits
+    need = memory_plan.Need(10**6, 10**7, 10**5, 10**4)
+    monkeypatch.setattr(memory_plan, "plan", lambda *_: iter([("lower update", need)]))
+    monkeypatch.setattr(memory_plan, "memory", lambda devices: available)
+    assert memory_plan.show({"": config}, open_model(config)) == fits
     said = capsys.readouterr().out
     assert ("does not fit" in said) == (not fits)
     assert ("--config.model.remat" in said) == (not fits)

@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from merging import PARTS, originals_in, pair_in, write_adapter
+from helpers import tiny
+from helpers.merging import PARTS, originals_in, pair_in, write_adapter
 from safetensors.numpy import load_file, save_file
 
 import convert.merge
-from convert.lora import read_adapter
-from convert.mapping import flatten, nest, to_torch
+from convert.adapters.files import read_adapter
 from convert.merge import merge
 from convert.pipeline import convert as convert_pipeline
-from convert.tables import TRANSFORMER
-from convert.tensors import open_safetensors, read_component, write_component
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.mapping import to_torch
+from flux_jax.weights.safetensors_files import open_safetensors, read_component, write_component
+from flux_jax.weights.tables import TRANSFORMER
 
 SINGLE = Path("transformer", "diffusion_pytorch_model.safetensors")
 

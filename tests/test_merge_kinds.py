@@ -5,20 +5,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
-from flux_case import assert_close
-from kinds import difference, mixed, weights_in
+from helpers import tiny
+from helpers.flux_case import assert_close
+from helpers.kinds import difference, mixed, weights_in
 from safetensors.numpy import load_file
 
-from convert import changes, sizes
-from convert.lora_layers import Layers
-from convert.lora_stacked import stack
-from convert.lora_tables import label
+from convert.adapters import changes
+from convert.adapters.layers import Layers
+from convert.adapters.names import label
+from convert.adapters.stacked import stack
 from convert.merge import merge
 from convert.pipeline import convert as convert_pipeline
-from convert.tensors import read_component
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
+from flux_jax.weights import sizes
+from flux_jax.weights.safetensors_files import read_component
 
 STRENGTHS = (0.5, -0.75)
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
-from merging import PARTS, originals_in, pair_in, write_adapter
+from helpers import tiny
+from helpers.merging import PARTS, originals_in, pair_in, write_adapter
 from safetensors.numpy import load_file, save_file
 
-from convert.errors import InputError
-from convert.lora import FLAX, read_adapter, read_layers, write_layers, write_lora
-from convert.mapping import flatten, nest
+from convert.adapters.files import FLAX, read_adapter, read_layers, write_layers, write_lora
 from convert.merge import merge
 from convert.pipeline import convert as convert_pipeline
-from convert.tensors import read_file
+from flux_jax.errors import InputError
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.safetensors_files import read_file
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from devices import run_on
+from helpers.devices import run_on
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from convert.errors import InputError
-from erase import setup
-from erase.config import MeshConfig
-from flux_jax import attention, load
-from flux_jax import mesh as meshes
+from erase.config.schema import MeshConfig
+from erase.runtime import mesh as mesh_module
+from flux_jax import load
+from flux_jax import sharding as meshes
+from flux_jax.errors import InputError
+from flux_jax.models import attention
 
 GB = 10**9
 
@@ -41,7 +42,7 @@ GB = 10**9
 def test_shapes(monkeypatch, devices, wanted, runs, batch, nbytes, shape):
     monkeypatch.setattr(meshes, "make", lambda shape, devices: tuple(shape.values()))
     card = SimpleNamespace(process_index=0, memory_stats=lambda: {"bytes_limit": 60 * GB})
-    made = setup.make_mesh(MeshConfig(**wanted), runs, batch, nbytes * GB, [card] * devices)
+    made = mesh_module.make_mesh(MeshConfig(**wanted), runs, batch, nbytes * GB, [card] * devices)
     assert made == shape
 
 
@@ -49,10 +50,10 @@ def test_every_process_takes_part(monkeypatch):
     monkeypatch.setattr(meshes, "make", lambda shape, devices: tuple(shape.values()))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     cards = [SimpleNamespace(process_index=0, memory_stats=lambda: None)] * 8
-    assert setup.make_mesh(MeshConfig(), 1, 2, 0, cards) == (1, 2, 4)
-    assert setup.make_mesh(MeshConfig(fsdp=4), 1, 2, 0, cards) == (1, 2, 4)
+    assert mesh_module.make_mesh(MeshConfig(), 1, 2, 0, cards) == (1, 2, 4)
+    assert mesh_module.make_mesh(MeshConfig(fsdp=4), 1, 2, 0, cards) == (1, 2, 4)
     with pytest.raises(InputError, match="batch_size = 2 leaves 4 of 8 devices without work"):
-        setup.make_mesh(MeshConfig(fsdp=2), 1, 2, 0, cards)
+        mesh_module.make_mesh(MeshConfig(fsdp=2), 1, 2, 0, cards)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_every_process_takes_part(monkeypatch):
 def test_what_does_not_divide_is_refused(wanted: dict, message: str):
     cards = [SimpleNamespace(process_index=0, memory_stats=lambda: None)] * 8
     with pytest.raises(InputError, match=message):
-        setup.make_mesh(MeshConfig(**wanted), 1, 6, 0, cards)
+        mesh_module.make_mesh(MeshConfig(**wanted), 1, 6, 0, cards)
 
 
 @pytest.mark.slow

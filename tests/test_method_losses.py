@@ -1,6 +1,6 @@
 """Every method's losses and steps, sample by sample, in float64 NumPy from single velocities.
 
-A draw is known from its key, as the docstrings of `erase.draws` say.
+A draw is known from its key, as the docstrings of `erase.methods.parts.samples` say.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import BANK, KEY, KEYS, LORA, PARAMS, SETUP, D, M, R, alone, every, run, start_of
+from helpers.small import BANK, KEY, KEYS, LORA, PARAMS, SETUP, D, M, R, alone, every, run, start_of
 
-from erase.bank import POOL, stack
+from erase.data.bank import stack
+from erase.data.plan import POOL
 from erase.methods import concept_ablation, eap, esd, mace, meta_unlearning
-from erase.setup import Setup
+from erase.methods.parts.compiled import Setup
 from flux_jax.lora import init
 
 B = SETUP.batch_size

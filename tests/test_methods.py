@@ -13,16 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from convert.errors import InputError
-from convert.lora import read_adapter
-from erase import memory, train
-from erase.irrelevant import listed
+from convert.adapters.files import read_adapter
+from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, eap
-from erase.model import open_model
+from erase.model.adapters import read_adapter as read_for_drawing
+from erase.model.open import open_model
 from erase.runs import configure, load_runs
-from erase.sample import read_adapter as read_for_drawing
+from erase.training import memory_plan, run
+from flux_jax.errors import InputError
 
 # Of "a photo of a cat", the concept being one word.
 SHUFFLED = {" ".join(words) for words in itertools.permutations(["a", "photo", "of", "a", "cat"])}
@@ -40,7 +40,7 @@ def runs_of(folder: Path, method: str, **changes: Any) -> Any:
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_run_of_every_method_ends_with_an_adapter(method: str, tiny_folder: Path, tmp_path: Path):
     runs = runs_of(tiny_folder, method)
-    made = train.run(runs, tmp_path / "run")[""]
+    made = run.run(runs, tmp_path / "run")[""]
     found = read_adapter(tmp_path / "run" / "adapter")
     assert found.metadata["method"] == METHODS[method].title
     assert json.loads(found.metadata["settings"])["method"] == method
@@ -52,7 +52,7 @@ def test_a_run_of_every_method_ends_with_an_adapter(method: str, tiny_folder: Pa
     pipe = open_model(runs[""])
     pipe.check(read_for_drawing(tmp_path / "run"))
     # The same command finds all done.
-    again = train.run(runs, tmp_path / "run")[""]
+    again = run.run(runs, tmp_path / "run")[""]
     for a, b in zip(*map(jax.tree.leaves, (made.lora, again.lora)), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -62,9 +62,9 @@ def test_a_method_without_weights_is_refused_before_anything_is_written(
 ):
     runs = runs_of(tiny_folder, "attention_erasure")
     with pytest.raises(InputError, match="has no weights to train or to export"):
-        train.run(runs, tmp_path / "run")
+        run.run(runs, tmp_path / "run")
     with pytest.raises(InputError, match="method = 'uce' has no iterations"):
-        train.run(runs_of(tiny_folder, "uce"), tmp_path / "run", replay=1)
+        run.run(runs_of(tiny_folder, "uce"), tmp_path / "run", replay=1)
     assert not (tmp_path / "run").exists()
 
 
@@ -72,7 +72,7 @@ def test_a_method_without_weights_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("method", ["mace", "eap", "uce"])
 def test_a_method_s_memory_is_planned(method: str, tiny_folder: Path, capsys):
     runs = runs_of(tiny_folder, method)
-    assert memory.show(runs, open_model(runs[""]))
+    assert memory_plan.show(runs, open_model(runs[""]))
     told = capsys.readouterr().out
     for step in METHODS[method].steps(runs[""]):
         assert f"{step} update" in told
@@ -81,8 +81,8 @@ def test_a_method_s_memory_is_planned(method: str, tiny_folder: Path, capsys):
 @pytest.mark.slow
 def test_what_a_method_drew_can_be_done_again(tiny_folder: Path, tmp_path: Path):
     runs = runs_of(tiny_folder, "eap", iterations=2)
-    train.run(runs, tmp_path)
-    train.run(runs, tmp_path, replay=2)
+    run.run(runs, tmp_path)
+    run.run(runs, tmp_path, replay=2)
     told = json.loads((tmp_path / "replay-2.json").read_text())
     assert set(told["levels"]) == {"eap"}
     assert set(told["levels"]["eap"]["losses"]) == {"esd", "harm"}
@@ -130,7 +130,7 @@ def test_the_readme_s_method_runs_as_printed(tiny_folder: Path, tmp_path: Path, 
     exec(compile(code, "forget.py", "exec"), module.__dict__)
     monkeypatch.setitem(METHODS, "forget", module.METHOD)
     config = replace(tiny.run_config(tiny_folder, iterations=3), method="forget")
-    adapter = train.run({"": config}, tmp_path)[""]
+    adapter = run.run({"": config}, tmp_path)[""]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"step", "forget", "forget_gradient", "seconds"}] * 3
     assert max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(adapter.lora)) > 0

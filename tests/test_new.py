@@ -11,10 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from convert.errors import InputError
-from erase import commands, new, synonyms
-from erase.config import Config
+from erase.cli import commands, new
+from erase.config.schema import Config
+from erase.data.words import synonyms
 from erase.runs import configure, load_config
+from flux_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 EMOJI, DEV = "models/emoji-flux", "black-forest-labs/FLUX.1-dev"

@@ -9,21 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers.loaders import single_file_utils
+from helpers import tiny
 from safetensors.numpy import save_file
 
-from convert import original, sizes
-from convert.errors import InputError
-from convert.mapping import Table, flatten, nest, to_flax, to_torch
-from convert.source import open_source, read_schedule
-from convert.tables import TRANSFORMER, VAE
-from flux_jax.mesh import make
+from flux_jax.errors import InputError
+from flux_jax.models.transformer import FluxConfig
+from flux_jax.models.vae import VAEConfig
 from flux_jax.pipeline import load
-from flux_jax.transformer import FluxConfig
-from flux_jax.vae import VAEConfig
-from flux_jax.weights import abstract_params, read_params
+from flux_jax.sharding import make
+from flux_jax.tree import flatten, nest
+from flux_jax.weights import original, sizes
+from flux_jax.weights.loading import abstract_params, read_params
+from flux_jax.weights.mapping import Table, to_flax, to_torch
+from flux_jax.weights.source import open_source, read_schedule
+from flux_jax.weights.tables import TRANSFORMER, VAE
 
 AXES = sizes.ROPE_AXES
 

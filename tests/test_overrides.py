@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from absl import flags
 
-from convert.errors import InputError
-from erase import command
-from erase.config import Config
+from erase.cli import flags as command
+from erase.config.schema import Config
 from erase.methods import mace
-from erase.overrides import joined_lists, read_list
 from erase.runs import RunConfig
+from erase.runs.overrides import joined_lists, read_list
+from flux_jax.errors import InputError
 
 # How ml_collections loads a configuration's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

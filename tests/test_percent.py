@@ -2,16 +2,16 @@
 
 import re
 
-from tiny import ROOT
+from helpers.tiny import ROOT
 
-from erase.judge import share
-from erase.percent import interval, number, percent, points
+from erase.evaluation.percent import interval, number, percent, points
+from erase.evaluation.statistics import share
 
 # A hundred times something within a formatted value, or Python's own percent.
 OWN = re.compile(r"f\"[^\"\n]*\{[^}\n]*(\b100 \*|\* 100\b)[^}\n]*:[^}\n]*\}|:\.\d?%\}")
 # The card's weakest classes are of so few pictures that whole percents serve; shares of a
 # chip's peak are no counts of pictures; and styles of pages are no texts.
-ALLOWED = {"erase/percent.py", "recipes/emoji_flux/card.py", "benchmarks/flux.py"}
+ALLOWED = {"erase/evaluation/percent.py", "recipes/emoji_flux/card.py", "benchmarks/speed/flux.py"}
 
 
 def test_shares_have_a_tenth_of_a_percent():

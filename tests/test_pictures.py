@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from erase.pictures import sheet
+from erase.model.draw import sheet
 
 
 def test_sheet_puts_pictures_in_reading_order():

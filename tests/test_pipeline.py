@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import FluxPipeline
+from helpers import tiny
 
 import flux_jax
-from convert.errors import InputError
 from flux_jax import lora
+from flux_jax.errors import InputError
 
 PROMPTS = ["a red ball on a box", "two cats"]
 HEIGHT, WIDTH = 24, 16

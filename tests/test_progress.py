@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax import monitoring
 
-from convert import progress
-from flux_jax import compiler
+from flux_jax import progress, xla_flags
 
 
 class Clock:
@@ -203,11 +202,11 @@ class Heard(progress.Lines):
 
 
 def test_jax_tells_when_it_compiles(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compiler, "LARGE", 0.0)
+    monkeypatch.setattr(xla_flags, "LARGE", 0.0)
     bar = Heard()
     program = jax.jit(lambda x: jnp.sin(x) * 2)
     x = jnp.ones(3)
-    with compiler.told(bar):
+    with xla_flags.told(bar):
         program(x)
         assert bar.heard == ["compiles", "compiled"]
         program(x)
@@ -218,13 +217,13 @@ def test_jax_tells_when_it_compiles(monkeypatch: pytest.MonkeyPatch):
 
 def test_small_programs_are_not_worth_a_word():
     bar = Heard()
-    with compiler.told(bar):
+    with xla_flags.told(bar):
         for _ in range(5):
             # Together they took long, each of them did not.
-            monitoring.record_event_duration_secs(compiler.TRACED, 0.06)
-            monitoring.record_event_duration_secs(compiler.LOWERED, 0.02)
-            monitoring.record_event_duration_secs(compiler.COMPILED, 0.1)
+            monitoring.record_event_duration_secs(xla_flags.TRACED, 0.06)
+            monitoring.record_event_duration_secs(xla_flags.LOWERED, 0.02)
+            monitoring.record_event_duration_secs(xla_flags.COMPILED, 0.1)
         assert "compiles" not in bar.heard
-        monitoring.record_event_duration_secs(compiler.TRACED, 0.09)
-        monitoring.record_event_duration_secs(compiler.LOWERED, 0.02)
+        monitoring.record_event_duration_secs(xla_flags.TRACED, 0.09)
+        monitoring.record_event_duration_secs(xla_flags.LOWERED, 0.02)
         assert bar.heard[-1] == "compiles"

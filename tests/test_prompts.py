@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from erase.prompts import as_template, draw_groups, leave_out, phrase, shuffle
+from erase.data.words.templates import as_template, draw_groups, leave_out, phrase, shuffle
+from flux_jax.errors import InputError
 
 PROMPTS = ("a photo of a {}", "a painting by Vincent van Gogh, in the style of VINCENT VAN GOGH")
 

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-import published
 import pytest
 import torch
 import transformers
@@ -12,14 +11,15 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
+from helpers import published
 
 from benchmarks.make_checkpoint import configs
-from convert import original
-from flux_jax.clip import CLIPTextConfig
-from flux_jax.schedule import Schedule
-from flux_jax.t5 import T5Config
-from flux_jax.transformer import FluxConfig
-from flux_jax.vae import VAEConfig
+from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.t5 import T5Config
+from flux_jax.models.transformer import FluxConfig
+from flux_jax.models.vae import VAEConfig
+from flux_jax.sampling import Schedule
+from flux_jax.weights import original
 
 
 def listed(fields: Any) -> dict[str, Any]:

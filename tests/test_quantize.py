@@ -10,24 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-from devices import run_on
-from small import BANK, KEY, KEYS, LORA, MODEL, PARAMS, SETUP, every, fresh, lower, scaled
+from helpers import tiny
+from helpers.devices import run_on
+from helpers.small import BANK, KEY, KEYS, LORA, MODEL, PARAMS, SETUP, every, fresh, lower, scaled
 
-from convert.errors import InputError
-from convert.mapping import flatten, nest
 from convert.pipeline import convert
-from erase import evaluate, model
-from erase.bank import stack
-from erase.config import Model
+from erase.cli import evaluate
+from erase.config.schema import Model
+from erase.data.bank import stack
 from erase.methods.erase_anything import lower_update
+from erase.model import open
 from erase.runs import configure, load_config, load_runs
-from flux_jax import quantize
-from flux_jax.layers import Dense
+from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, init, stacked
+from flux_jax.models import quantize
+from flux_jax.models.layers import Dense
+from flux_jax.models.quantize import Quantized, quantized, quantized_params
 from flux_jax.pipeline import load
 from flux_jax.programs import apply_transformer
-from flux_jax.quantize import Quantized, quantized, quantized_params
+from flux_jax.tree import flatten, nest
 
 USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun", "tree")}
 ROUNDED = quantized_params(PARAMS)
@@ -230,16 +231,16 @@ def test_the_configuration_reaches_the_model_and_its_bytes_are_counted(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     counted: list[int] = []
-    make: Callable[..., Any] = model.make_mesh
+    make: Callable[..., Any] = open.make_mesh
 
     def watched(wanted: Any, runs: int, samples: int, nbytes: int) -> Any:
         counted.append(nbytes)
         return make(wanted, runs, samples, nbytes)
 
-    monkeypatch.setattr(model, "make_mesh", watched)
+    monkeypatch.setattr(open, "make_mesh", watched)
     for kind in (None, "int8"):
         config = tiny.run_config(tiny_folder, model=Model(str(tiny_folder), quantize=kind))
-        params = model.open_model(config).params["transformer"]
+        params = open.open_model(config).params["transformer"]
         types = {leaf.dtype for leaf in stacked(params).values()}
         assert types == {jnp.dtype(kind or "float32")}
         assert counted.pop() == sum(leaf.nbytes for leaf in jax.tree.leaves(params))

@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from convert.lazy import Lazy
-from convert.quantized import REFUSED, dequantised, quantisation
-from convert.tensors import read_file
+from flux_jax.errors import InputError
+from flux_jax.weights.quantized.formats import REFUSED, dequantised, quantisation
+from flux_jax.weights.quantized.lazy import Lazy
+from flux_jax.weights.safetensors_files import read_file
 
 FP8 = {"e4m3fn": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 STORED = read_file(Path(__file__).with_name("bitsandbytes.safetensors"))

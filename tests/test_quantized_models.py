@@ -11,27 +11,27 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
 import torch
-from flux_case import run
 from gguf import GGMLQuantizationType as Kind
-from merging import write_adapter
-from quantising import FP8, is_large, nf4, scaled, write_gguf
+from helpers import tiny
+from helpers.flux_case import run
+from helpers.merging import write_adapter
+from helpers.quantising import FP8, is_large, nf4, scaled, write_gguf
 from safetensors.numpy import load_file, save_file
 
 import flux_jax
-from convert import original
-from convert.errors import InputError
-from convert.lazy import Lazy
-from convert.mapping import to_flax, to_torch
 from convert.merge import merge
 from convert.pipeline import convert
-from convert.quantized import quantisation
-from convert.source import open_source
-from convert.tables import T5, TRANSFORMER
-from flux_jax.mesh import make
-from flux_jax.transformer import FluxConfig
-from flux_jax.weights import abstract_params, read_params
+from flux_jax.errors import InputError
+from flux_jax.models.transformer import FluxConfig
+from flux_jax.sharding import make
+from flux_jax.weights import original
+from flux_jax.weights.loading import abstract_params, read_params
+from flux_jax.weights.mapping import to_flax, to_torch
+from flux_jax.weights.quantized.formats import quantisation
+from flux_jax.weights.quantized.lazy import Lazy
+from flux_jax.weights.source import open_source
+from flux_jax.weights.tables import T5, TRANSFORMER
 
 AXES = (16, 56, 56)
 BUNDLED = "model.diffusion_model."

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from erase.judge import share
-from erase.pictures import png, write
+from erase.evaluation.statistics import share
+from erase.model.draw import png
+from erase.runtime.files import write
+from flux_jax.errors import InputError
 from recipes.emoji_flux.card import NETWORKS, write_card
 
 

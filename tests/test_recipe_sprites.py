@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from convert.errors import InputError
+from flux_jax.errors import InputError
 from recipes.emoji_flux import sprites
 from recipes.emoji_flux.sprites import EmojiSet
 from recipes.emoji_flux.world import ENTITIES, STYLES

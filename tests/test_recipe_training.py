@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from devices import run_on
+from helpers.devices import run_on
 
-from convert.mapping import flatten
-from flux_jax.vae import AutoencoderKL, VAEConfig
-from recipes.emoji_flux import flux_training, training, vae_training
+from flux_jax.models.vae import AutoencoderKL, VAEConfig
+from flux_jax.tree import flatten
+from recipes.emoji_flux import fit as training
+from recipes.emoji_flux import flux_training, vae_training
 from recipes.emoji_flux.flux_training import FluxData
 
 TOKENS, SCENES = 8, 12

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert.errors import InputError
-from erase import report
-from erase.percent import percent
-from erase.pictures import png, write
+from erase.evaluation.percent import percent
+from erase.model.draw import png
+from erase.report import report
+from erase.runtime.files import write
+from flux_jax.errors import InputError
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

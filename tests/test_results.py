@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from convert.errors import InputError
-from erase import results
-from erase.judge import share
-from erase.results import draw
-from erase.summary import pooled, summarise
+from benchmarks.results import page as results
+from benchmarks.results.page import draw
+from erase.evaluation.statistics import pooled, share
+from erase.evaluation.summary import summarise
+from flux_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"soccer ball": "entity", "flat": "style", "left of": "relation"}

@@ -16,15 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from devices import TESTS, run_on
-from small_training import preempted, trained, training
+from helpers.devices import TESTS, run_on
+from helpers.small_training import preempted, trained, training
 from tqdm import tqdm
 
-from convert.errors import InputError, PreemptedError
-from erase import checkpoints, loop
-from erase.config import Checkpoints, Upper
-from erase.loop import train
-from erase.signals import Stop
+from erase.config.schema import Checkpoints, Upper
+from erase.runtime.signals import Stop
+from erase.training import checkpoints, loop
+from erase.training.loop import train
+from flux_jax.errors import InputError, PreemptedError
 
 KILLS, ITERATIONS = 20, 200
 
@@ -54,7 +54,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], B
         monkeypatch.setenv(name, value)
     processes = multiprocessing.get_context("forkserver")
     # No arrays are made there: what has begun to compute cannot be forked.
-    processes.set_forkserver_preload(["erase.loop"])
+    processes.set_forkserver_preload(["erase.training.loop"])
 
     def started(workdir: Path) -> BaseProcess:
         process = processes.Process(target=begin, args=(str(workdir),))

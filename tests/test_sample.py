@@ -1,4 +1,4 @@
-"""erase.sample: names, adapters with strengths, pictures that do not depend on their batch."""
+"""erase.cli.sample: names, adapters with strengths, pictures that do not depend on their batch."""
 
 import json
 import subprocess
@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.errors import InputError
-from convert.lora import write_lora
-from erase.pictures import draw, write
-from erase.sample import file_names, parse_adapter, sample
+from convert.adapters.files import write_lora
+from erase.cli.sample import file_names, sample
+from erase.model.adapters import parse_adapter
+from erase.model.draw import draw
+from erase.runtime.files import write
 from flux_jax import load, lora
+from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
-from flux_jax.weights import Weights
+from flux_jax.weights.loading import Weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"height": 16, "width": 16}
@@ -116,7 +118,9 @@ def test_a_word_that_silences_nothing_is_told_of_once(
     word: str,
     told: bool,
 ):
-    monkeypatch.setattr("erase.sample.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8))
+    monkeypatch.setattr(
+        "erase.cli.sample.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
+    )
     sample(tiny_folder, ["a red ball", "a dog"], [0, 1], [], tmp_path, silenced=word, **SIZE)
     note = f"silence = {word!r} is in none of the prompts: nothing is silenced\n"
     assert capsys.readouterr().err == (note if told else "")
@@ -176,7 +180,7 @@ def test_command_ends_with_code_2_on_bad_input(tmp_path: Path):
     command = [
         sys.executable,
         "-m",
-        "erase.sample",
+        "erase.cli.sample",
         "--model",
         str(tmp_path / "none"),
         "--prompt",

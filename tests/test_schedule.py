@@ -12,9 +12,8 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from convert.errors import InputError
-from flux_jax.sampling import denoise
-from flux_jax.schedule import Schedule
+from flux_jax.errors import InputError
+from flux_jax.sampling import Schedule, denoise
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dev": {"shift": 3.0, "use_dynamic_shifting": True},

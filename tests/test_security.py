@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoint import Endpoint, says
+from helpers.endpoint import Endpoint, says
 
-from convert.errors import InputError, RunError
-from erase import distributed, report, train
-from erase.config import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
-from erase.irrelevant import Words
-from erase.sentences import Sentences
+from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+from erase.data.words.irrelevant import Words
+from erase.data.words.sentences import Sentences
+from erase.report import report
+from erase.runtime import processes
+from erase.training import run
+from flux_jax.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [
@@ -106,9 +108,9 @@ MADE = [
 
 @pytest.mark.parametrize(("made", "kind"), MADE, ids=["nothing", "sentences", "words"])
 def test_other_processes_get_what_the_first_made(made: Any, kind: Any):
-    content = distributed.written(lambda: made, kind)
-    assert distributed.read(content, kind) == made
-    assert distributed.read(distributed.written(lambda: made, kind), kind) == made
+    content = processes.written(lambda: made, kind)
+    assert processes.read(content, kind) == made
+    assert processes.read(processes.written(lambda: made, kind), kind) == made
 
 
 @pytest.mark.parametrize("error", [InputError, RunError])
@@ -117,13 +119,13 @@ def test_other_processes_get_the_error_of_the_first(error: type[Exception]):
         raise error("seed = x: mend it")
 
     with pytest.raises(error, match="seed = x: mend it") as caught:
-        distributed.read(distributed.written(make, None), None)
+        processes.read(processes.written(make, None), None)
     assert type(caught.value) is error
 
 
 def test_other_processes_unpickle_nothing(tmp_path: Path):
     with pytest.raises(ValueError, match=r"utf-8|Expecting value"):
-        distributed.read(pickle.dumps(Runs(tmp_path / "sprung")), None)
+        processes.read(pickle.dumps(Runs(tmp_path / "sprung")), None)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -165,6 +167,6 @@ def test_a_run_speaks_to_its_endpoint_alone(
         upper=Upper(negatives=2, pictures=1),
         evaluation=Evaluation(pictures=1, steps=1, batch=1, others=("cat",)),
     )
-    train.run({"": config}, tmp_path / "run")
+    run.run({"": config}, tmp_path / "run")
     place = ("127.0.0.1", endpoint.server.server_address[1])
     assert {tuple(address[:2]) for address in spoken_to} == {place}

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from endpoint import SECRET, Endpoint, says, sends
+from helpers.endpoint import SECRET, Endpoint, says, sends
 
-from convert.errors import InputError
-from erase import sentences
-from erase.config import Config
-from erase.language_model import describe
-from erase.sentences import Sentences, ask, check, question, settle
+from erase.config.schema import Config
+from erase.data.words import sentences
+from erase.data.words.language_model import describe
+from erase.data.words.sentences import Sentences, ask, check, question, settle
+from flux_jax.errors import InputError
 
 CONFIG = Config(concept="soccer ball", prompts=("a photo of a {}",), more_prompts=2)
 TWO = ("A soccer ball on wet grass", "two dogs chase a Soccer Ball, watercolour")

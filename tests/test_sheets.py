@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from erase import sheets
-from erase.sheets import LINES, Group, captioned, wrapped
+from erase.evaluation import sheets
+from erase.evaluation.sheets import LINES, Group, captioned, wrapped
 
 FONT = sheets._font(13)
 

@@ -10,8 +10,8 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from jaxtyping import UInt8
 
 import flux_jax
-from convert.lora import write_lora
-from erase.judge import Judge
+from convert.adapters.files import write_lora
+from erase.evaluation.judge import Judge
 from flux_jax import lora
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline

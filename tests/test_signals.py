@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from convert.errors import PreemptedError
-from erase.signals import TOGETHER, listening
+from erase.runtime.signals import TOGETHER, listening
+from flux_jax.errors import PreemptedError
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import FluxPipeline
 from diffusers.models.transformers import transformer_flux
+from helpers import tiny
 
-import flux_jax.mesh
-from convert.errors import InputError
-from convert.source import open_source
-from erase.tokens import marks
-from flux_jax.weights import build, read_params
+import flux_jax.sharding
+from erase.data.words.word_tokens import marks
+from flux_jax.errors import InputError
+from flux_jax.weights.loading import build, read_params
+from flux_jax.weights.source import open_source
 
 SHAPES = {
     # sizes of the transformer, text tokens, image tokens
@@ -36,7 +36,7 @@ def case(request, tmp_path_factory):
     theirs.save_pretrained(folder / "transformer")
     source = open_source(folder, "transformer")
     ours = build("transformer", source.config)
-    params = read_params(source, "transformer", jnp.float32, flux_jax.mesh.make({}))
+    params = read_params(source, "transformer", jnp.float32, flux_jax.sharding.make({}))
     rng = np.random.default_rng(0)
     ids = np.zeros((height, width, 3), np.float32)
     ids[..., 1:] = np.stack(np.mgrid[:height, :width], -1)

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import BANK, every, fresh, with_levels
-from small_training import trained, training
+from helpers.small import BANK, every, fresh, with_levels
+from helpers.small_training import trained, training
 
-from convert.errors import InputError, RunError
-from erase import checkpoints, guard, loop, replay
-from erase.config import Guard
-from erase.signals import Stop
-from erase.updates import optimiser
+from erase.config.schema import Guard
+from erase.methods.parts.updates import optimiser
+from erase.runtime.signals import Stop
+from erase.training import checkpoints, guard, loop, replay
+from flux_jax.errors import InputError, RunError
 
 # One of four trajectories cannot be used.
 SPOILT = BANK.replace(trajectories=BANK.trajectories.at[2].set(jnp.nan))

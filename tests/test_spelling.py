@@ -2,8 +2,8 @@
 
 import pytest
 
-from convert.errors import InputError
-from erase.spelling import mentions
+from erase.data.words.spelling import mentions
+from flux_jax.errors import InputError
 
 
 @pytest.mark.parametrize(

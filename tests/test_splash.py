@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from devices import run_on
+from helpers.devices import run_on
+from helpers.small import BANK, CONFIG, KEY, SIZES, every, random_tree
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from small import BANK, CONFIG, KEY, SIZES, every, random_tree
 
-from erase.bank import Needs, shapes, stack
+from erase.data.bank import shapes, stack
+from erase.data.plan import Needs
 from erase.methods import setup_of, start
 from erase.methods.erase_anything import lower_update
-from flux_jax import attention, splash
-from flux_jax import mesh as meshes
-from flux_jax.transformer import FluxConfig, FluxTransformer
-from flux_jax.weights import abstract_params
+from flux_jax import sharding as meshes
+from flux_jax.models import attention, splash_attention
+from flux_jax.models.transformer import FluxConfig, FluxTransformer
+from flux_jax.weights.loading import abstract_params
 
 B, N, H, D, T, G = 2, 256, 2, 128, 5, 3
 TPU = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
@@ -42,7 +43,9 @@ Q, K, V, WEIGHT = (normal(B, N, H, D, seed=seed) for seed in range(4))
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything takes the kernel."""
     monkeypatch.setattr(attention, "compiled_for", lambda: "tpu")
-    monkeypatch.setattr(splash, "attend", functools.partial(splash.attend, interpret=True))
+    monkeypatch.setattr(
+        splash_attention, "attend", functools.partial(splash_attention.attend, interpret=True)
+    )
 
 
 def value_and_gradients(attend: Any) -> Any:
@@ -146,7 +149,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
         scale = self.param("scale", nn.initializers.ones, (3,))
         q, k, v = (jnp.sin(x * s) for s in scale)
-        return x + splash.attend(q, k, v, interpret=True), None
+        return x + splash_attention.attend(q, k, v, interpret=True), None
 
 
 def compare_meshes() -> None:
@@ -184,8 +187,8 @@ def test_an_update_of_runs_on_a_mesh_takes_the_kernel():
 
 def compare_update() -> None:
     """An update of two runs by XLA on one device, and by the kernel on four."""
-    half = splash.LANES // 2
-    sizes = SIZES | {"attention_head_dim": splash.LANES, "axes_dims_rope": (32, 48, 48)}
+    half = splash_attention.LANES // 2
+    sizes = SIZES | {"attention_head_dim": splash_attention.LANES, "axes_dims_rope": (32, 48, 48)}
     model = FluxTransformer(FluxConfig.from_dict(sizes))
     params = random_tree(abstract_params("transformer", sizes), 1, 0.05)
     of_bank = shapes(CONFIG, model, half, half, Needs(pools=(("",), ("",) * 3), shown=("",) * 2))
@@ -197,10 +200,10 @@ def compare_update() -> None:
         times=jnp.linspace(1.0, 0.1, CONFIG.steps),
     )
     keys, results = jax.random.split(KEY), []
-    kernel = functools.partial(splash.attend, interpret=True)
+    kernel = functools.partial(splash_attention.attend, interpret=True)
     for shape, platform in (((1, 1, 1), "cpu"), ((2, 1, 2), "tpu")):
         attention.compiled_for = lambda platform=platform: platform
-        splash.attend = kernel
+        splash_attention.attend = kernel
         mesh = meshes.make(dict(zip(("concept", "data", "fsdp"), shape, strict=True)))
         setup = setup_of(CONFIG, model, mesh)
         state = setup.divided(every(*(start(key, params, CONFIG) for key in keys)))

@@ -7,14 +7,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from convert.errors import InputError
-from convert.lora import read_lora
-from erase import stopping, train
-from erase.config import Checkpoints, Config, EarlyStop, Evaluation
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, init
+from convert.adapters.files import read_lora
+from erase.config.schema import Checkpoints, Config, EarlyStop, Evaluation
+from erase.evaluation import early_stop
+from erase.evaluation.judge import Judge
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from erase.training import run
 from flux_jax import load
+from flux_jax.errors import InputError
 
 LABELS = JudgeConfig(
     ("cat", "apple"), ("plain",), ("on",), widths=(8, 8), blocks=(1, 1), embedding=4
@@ -49,15 +51,15 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     apple = replace(config, concept="apple", synonyms=("red apple",))
-    both = train.run({"cat": config, "apple": apple}, tmp_path / "both")
+    both = run.run({"cat": config, "apple": apple}, tmp_path / "both")
     assert steps(tmp_path / "both" / "cat") == [1, 2, 3, 4, 5]
     assert steps(tmp_path / "both" / "apple") == [1, 2]
     assert "apple: erased after 2 iterations" in capsys.readouterr().out
 
-    alone = train.run({"": apple}, tmp_path / "alone")[""]
+    alone = run.run({"": apple}, tmp_path / "alone")[""]
     assert steps(tmp_path / "alone") == [1, 2]
     short = replace(apple, iterations=2, early_stop=EarlyStop())
-    shorter = train.run({"": short}, tmp_path / "short")[""]
+    shorter = run.run({"": short}, tmp_path / "short")[""]
     kept = read_lora(tmp_path / "both" / "apple" / "adapter" / "pytorch_lora_weights.safetensors")
     for a, b, c in zip(
         *(jax.tree.leaves(tree) for tree in (alone.lora, shorter.lora, kept[0])), strict=True
@@ -68,7 +70,7 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
 
     # What has stopped stays so when everything is taken up again, with more iterations.
     further = {name: replace(c, iterations=6) for name, c in (("cat", config), ("apple", apple))}
-    again = train.run(further, tmp_path / "both")
+    again = run.run(further, tmp_path / "both")
     assert steps(tmp_path / "both" / "cat") == [1, 2, 3, 4, 5, 6]
     assert steps(tmp_path / "both" / "apple") == [1, 2]
     for a, b in zip(*(jax.tree.leaves(x["apple"].lora) for x in (both, again)), strict=True):
@@ -76,7 +78,7 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
 
 
 def test_a_look_takes_the_sentences_in_turn_from_noise_of_its_own(config: Config):
-    _, drawn = stopping.plan(config, load(config.model.path))
+    _, drawn = early_stop.plan(config, load(config.model.path))
     assert [case.prompt for case in drawn] == [
         "a photo of a cat", "a cat and a dog", "a photo of a cat"
     ]  # fmt: skip
@@ -90,5 +92,5 @@ def test_what_a_judge_could_not_answer_is_told_before_training(config: Config, t
         ({"concept": "dog", "prompts": ("a {}",)}, "'dog' is not among the judge's labels"),
     ):
         with pytest.raises(InputError, match=message):
-            train.run({"": replace(config, **changes)}, tmp_path / "run")
+            run.run({"": replace(config, **changes)}, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

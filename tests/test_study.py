@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny
 
-from convert.errors import InputError
-from erase import study
+from benchmarks.experiments import study
+from benchmarks.experiments.study import Study, read_study, run_study
+from benchmarks.results.tables import sums
 from erase.runs import configure, over
-from erase.study import Study, read_study, run_study
-from erase.tables import sums
+from erase.training import variants as variants_module
+from flux_jax.errors import InputError
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_every_variant_is_counted_once(small: Study, tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_variants_of_the_evaluation_share_their_training(small: Study, tmp_path: Path, monkeypatch):
-    trained, train = [], study.train_variant
+    trained, train = [], variants_module.train_variant
     monkeypatch.setattr(study, "train_variant", lambda *a: trained.append(a) or train(*a))
     variants = {
         "full": {},

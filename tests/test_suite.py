@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from configs.suite import CONCEPTS, KEPT, SETTINGS, VALIDATION
-from erase.judge import Judge
+from erase.evaluation.judge import Judge
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
 NAMES = sorted((entity.name for entity in ENTITIES), key=len, reverse=True)

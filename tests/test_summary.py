@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from erase import summary, tables
-from erase.judge import share
-from erase.notes import mean_note
-from erase.summary import (
-    CELLS,
-    ahead,
-    harmonic_mean,
-    over_concepts,
-    pooled,
-    summarise,
-    write_summary,
-)
+from benchmarks.results import tables
+from erase.evaluation import summary
+from erase.evaluation.notes import mean_note
+from erase.evaluation.statistics import CELLS, ahead, harmonic_mean, over_concepts, pooled, share
+from erase.evaluation.summary import summarise, write_summary
+from erase.report.tables import NOTHING
 
 
 def result(kind: str, concept: str, after: tuple[int, int, int], of: int = 10) -> dict:
@@ -137,7 +131,7 @@ def test_intervals_and_tables_without_other_words():
     assert ahead(rows, rows) == (0.0, 0.0, 0.0)
     made = summarise({str(i): {"kind": "entity", **row} for i, row in enumerate(rows)})
     for table in (tables.kinds(made), tables.runs(made)):
-        assert tables.NOTHING in table
+        assert NOTHING in table
 
 
 def test_families_of_attacks_are_cells_of_three_sides():

@@ -7,12 +7,13 @@ import shutil
 import nltk
 import pytest
 
-from convert.errors import InputError
-from erase import synonyms
-from erase.config import PARTS_OF_SPEECH
-from erase.irrelevant import listed
+from erase.cli import wordnet
+from erase.config.schema import PARTS_OF_SPEECH
+from erase.data.words import synonyms
+from erase.data.words.irrelevant import listed
 from erase.methods import method_of
 from erase.runs import configure, load_config
+from flux_jax.errors import InputError
 from recipes.emoji_flux.erasing import KNOWN
 
 THINGS = [thing.name for thing in KNOWN.of_kind("entity")]
@@ -236,10 +237,10 @@ def test_the_subset_is_made_from_a_database(root, monkeypatch, tmp_path):
     empty["words"] = {part: {} for part in synonyms.TAGS}
     subset.write_text(json.dumps(empty))
     with pytest.raises(SystemExit) as end:
-        synonyms.main(["synonyms", "zork"])
+        wordnet.main(["synonyms", "zork"])
     assert end.value.code == 2
     monkeypatch.setattr(nltk.data, "path", [str(root)])
-    synonyms.main(["synonyms", "Zork", "zorky", "unknown"])
+    wordnet.main(["synonyms", "Zork", "zorky", "unknown"])
     written = json.loads(subset.read_text())
     assert written["licence"] == ["free"]
     assert written["pictured"] == ["cat"]

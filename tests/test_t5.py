@@ -12,10 +12,10 @@ from transformers import T5Config as TorchConfig
 from transformers import T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from convert.errors import InputError
-from convert.mapping import to_flax
-from convert.tables import T5
-from flux_jax.t5 import T5Config, T5Encoder, relative_position_bucket
+from flux_jax.errors import InputError
+from flux_jax.models.t5 import T5Config, T5Encoder, relative_position_bucket
+from flux_jax.weights.mapping import to_flax
+from flux_jax.weights.tables import T5
 
 SHAPES: dict[str, dict[str, Any]] = {
     "one block": {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2},

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny
 
-from convert.errors import InputError
-from flux_jax.clip import CLIPTextConfig
-from flux_jax.t5 import T5Config
-from flux_jax.tokenizers import read_tokenizer
+from flux_jax.errors import InputError
+from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.t5 import T5Config
+from flux_jax.models.tokenizers import read_tokenizer
 
 ENCODERS = {
     "tokenizer": CLIPTextConfig(),

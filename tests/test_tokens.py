@@ -13,8 +13,8 @@ import pytest
 import sentencepiece
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
-from convert.errors import InputError
-from erase.tokens import concept_masks, marks
+from erase.data.words.word_tokens import concept_masks, marks
+from flux_jax.errors import InputError
 
 # Sentencepiece writes a space before a word like this.
 SPACE = "▁"

@@ -7,14 +7,24 @@ from typing import Any
 
 import jax
 import pytest
-from devices import run_on
+from helpers.devices import run_on
+from helpers.small import CONFIG, SIZES
 from rich.console import Console
-from small import CONFIG, SIZES
 
-from benchmarks import tpu_fit
-from benchmarks.tpu_fit import PROGRAMS, Memory, Row, Slice, fit, measure, smallest, squares, table
-from erase.config import MeshConfig
-from erase.setup import make_mesh
+from benchmarks.speed import tpu_fit
+from benchmarks.speed.tpu_fit import (
+    PROGRAMS,
+    Memory,
+    Row,
+    Slice,
+    fit,
+    measure,
+    smallest,
+    squares,
+    table,
+)
+from erase.config.schema import MeshConfig
+from erase.runtime.mesh import make_mesh
 
 MEMORY = Memory(arguments=4.0, temporaries=1.0, total=5.25, squares=0, seconds=9.0)
 

@@ -11,13 +11,11 @@ import jax
 import numpy as np
 import pytest
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from endpoint import Endpoint, says
+from helpers.endpoint import Endpoint, says
 from safetensors import safe_open
 
-from convert.errors import InputError
-from convert.lora import read_lora
-from erase import checkpoints, train
-from erase.config import (
+from convert.adapters.files import read_lora
+from erase.config.schema import (
     AdapterConfig,
     BankConfig,
     Checkpoints,
@@ -26,7 +24,9 @@ from erase.config import (
     Model,
     Upper,
 )
-from erase.workdir import WRITTEN
+from erase.training import checkpoints, run
+from erase.training.resume_check import WRITTEN
+from flux_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
@@ -56,7 +56,7 @@ def config(tiny_folder: Path) -> Config:
 def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder; read only."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train.run({"": config}, workdir, command="python -m erase.train --here")
+    run.run({"": config}, workdir, command="python -m erase.train --here")
     return workdir
 
 
@@ -113,11 +113,11 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     config: Config, finished: Path, tmp_path: Path
 ):
     workdir = tmp_path / "run"
-    train.run({"": replace(config, iterations=3)}, workdir)
+    run.run({"": replace(config, iterations=3)}, workdir)
     # Lines that no checkpoint holds, as after a crash.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4}\n')
-    resumed = train.run({"": config}, workdir)[""]
+    resumed = run.run({"": config}, workdir)[""]
     assert without_times(workdir) == without_times(finished)
     expected, _ = read_lora(finished / ADAPTER)
     for a, b in zip(jax.tree.leaves(resumed.lora), jax.tree.leaves(expected), strict=True):
@@ -135,16 +135,16 @@ def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_p
     before = (workdir / "metrics.jsonl").read_text()
     changed = replace(config, seed=3, lower=replace(config.lower, eta=2.0))
     with pytest.raises(InputError, match="holds a run with other settings") as refused:
-        train.run({"": changed}, workdir)
+        run.run({"": changed}, workdir)
     told = str(refused.value).splitlines()[1:]
     assert [line.strip() for line in told] == [
         "lower.eta: 1.0 there, 2.0 now",
         "seed: 0 there, 3 now",
     ]
     with pytest.raises(InputError, match="concept: None there, 'soccer ball' now"):
-        train.run({"": config, "added": config}, workdir)
+        run.run({"": config, "added": config}, workdir)
     with pytest.raises(InputError, match="'no/such/folder' does not exist"):
-        train.run({"": replace(config, model=Model("no/such/folder"))}, workdir, overwrite=True)
+        run.run({"": replace(config, model=Model("no/such/folder"))}, workdir, overwrite=True)
     assert (workdir / "metrics.jsonl").read_text() == before
     assert (workdir / "config.json").read_text() == (finished / "config.json").read_text()
 
@@ -166,7 +166,7 @@ def test_bad_input_leaves_nothing_behind(
     config: Config, tmp_path: Path, changes: dict, message: str
 ):
     with pytest.raises(InputError, match=message):
-        train.run({"": replace(config, **changes)}, tmp_path / "run")
+        run.run({"": replace(config, **changes)}, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,7 +177,7 @@ def test_runs_that_train_at_once_are_what_each_is_alone(
     other = replace(config, concept="apple", irrelevant=("soccer ball", "tree"), seed=4)
     other = replace(other, prompts=("a red {}",), synonyms=("fruit", "red apple"))
     workdir = tmp_path / "both"
-    adapters = train.run({"ball": config, "apple": other}, workdir)
+    adapters = run.run({"ball": config, "apple": other}, workdir)
     expected, _ = read_lora(finished / ADAPTER)
     found = adapters["ball"].lora
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -188,7 +188,7 @@ def test_runs_that_train_at_once_are_what_each_is_alone(
         lora, _ = read_lora(workdir / name / ADAPTER)
         for a, b in zip(*map(jax.tree.leaves, (lora, adapters[name].lora)), strict=True):
             np.testing.assert_array_equal(a, b)
-    again = train.run({"ball": config, "apple": other}, workdir)
+    again = run.run({"ball": config, "apple": other}, workdir)
     for a, b in zip(*(jax.tree.leaves(x["apple"].lora) for x in (adapters, again)), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -206,8 +206,8 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
         (workdir / name).write_text("{}")
     # A run that had not come to its first checkpoint is one too.
     with pytest.raises(InputError, match=r"other settings: .* --overwrite to lose it"):
-        train.run({"": config}, workdir)
-    train.run({"": replace(config, iterations=1)}, workdir, overwrite=True)
+        run.run({"": config}, workdir)
+    run.run({"": replace(config, iterations=1)}, workdir, overwrite=True)
     assert json.loads((workdir / "config.json").read_text())["concept"] == "soccer ball"
     assert len(lines(workdir)) == 1
     assert (workdir / "notes.txt").is_file()
@@ -215,11 +215,11 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
     assert not (workdir / "replay-3.json").exists()
 
 
-@pytest.mark.parametrize("program", ["erase.train", "erase.evaluate"])
+@pytest.mark.parametrize("program", ["erase.train", "erase.cli.evaluate"])
 def test_commands_end_with_code_2_and_no_traceback(program: str, finished: Path, tmp_path: Path):
     command = [sys.executable, "-m", program, "--config", "configs/emoji_cat.py"]
     command += ["--workdir", str(tmp_path / "run"), "--config.model.path=no/such/folder"]
-    if program == "erase.evaluate":
+    if program == "erase.evaluation.evaluate":
         command.append(f"--adapter={finished}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -235,13 +235,13 @@ def test_a_language_model_s_sentences_are_trained_on_and_kept(
     written = ["a soccer ball on grass", "the soccer ball"]
     endpoint.answers = [says(json.dumps({"sentences": written}))]
     further = replace(config, more_prompts=2, iterations=1)
-    train.run({"": further}, tmp_path / "run")
+    run.run({"": further}, tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "sentences.json").read_text())
     assert kept["sentences"] == written
     said = capsys.readouterr().out
     assert "a soccer ball on grass" in said
     assert "some-model at" in said
-    train.run({"": replace(further, iterations=2)}, tmp_path / "run")
+    run.run({"": replace(further, iterations=2)}, tmp_path / "run")
     assert len(endpoint.requests) == 1
     with pytest.raises(InputError, match="more_prompts: 2 there, 3 now"):
-        train.run({"": replace(further, more_prompts=3)}, tmp_path / "run")
+        run.run({"": replace(further, more_prompts=3)}, tmp_path / "run")

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from flux_case import BATCH, assert_close, masks_of
+from helpers.flux_case import BATCH, assert_close, masks_of
 
-from convert.errors import InputError
 from flux_jax import lora
-from flux_jax.attention import rope_tables
-from flux_jax.blocks import DualStreamBlock, Shared, SingleStreamBlock
-from flux_jax.layers import MLP, Dense, Modulation, modulate, sinusoid
-from flux_jax.transformer import FluxConfig, FluxTransformer
+from flux_jax.errors import InputError
+from flux_jax.models.attention import rope_tables
+from flux_jax.models.blocks import DualStreamBlock, Shared, SingleStreamBlock
+from flux_jax.models.layers import MLP, Dense, Modulation, modulate, sinusoid
+from flux_jax.models.transformer import FluxConfig, FluxTransformer
 
 
 @torch.no_grad()

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from devices import run_on
+from helpers.devices import run_on
+from helpers.small import CONFIG, SIZES
 from jax.profiler import ProfileData
 from rich.console import Console
-from small import CONFIG, SIZES
 
-from benchmarks import two_devices
-from benchmarks.two_devices import CASES, apart, collectives, covered, measure, table
-from benchmarks.works import Work
-from erase.config import Model
-from flux_jax import mesh as meshes
+from benchmarks.speed import two_devices
+from benchmarks.speed.cases import Work
+from benchmarks.speed.two_devices import CASES, apart, collectives, covered, measure, table
+from erase.config.schema import Model
+from flux_jax import sharding as meshes
 
 TINY: dict[str, Any] = {**SIZES, "axes_dims_rope": [2, 2, 4], "patch_size": 1, "out_channels": None}
 RUN = replace(

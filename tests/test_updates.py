@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from devices import run_on
-from small import (
+from helpers.devices import run_on
+from helpers.small import (
     BANK,
     CONFIG,
     KEY,
@@ -28,15 +28,15 @@ from small import (
     with_levels,
 )
 
-from erase.bank import stack
-from erase.config import MeshConfig
+from erase.config.schema import MeshConfig
+from erase.data.bank import stack
 from erase.methods import bank_shapes, setup_of, start
 from erase.methods.erase_anything import joint_update, lower_update, upper_update
 from erase.runs import load_config
-from erase.setup import make_mesh
-from flux_jax import mesh as meshes
-from flux_jax.transformer import FluxConfig, FluxTransformer
-from flux_jax.weights import abstract_params
+from erase.runtime.mesh import make_mesh
+from flux_jax import sharding as meshes
+from flux_jax.models.transformer import FluxConfig, FluxTransformer
+from flux_jax.weights.loading import abstract_params
 
 ROOT = Path(__file__).resolve().parents[1]
 FLUX_DEV = {

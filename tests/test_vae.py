@@ -11,10 +11,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as TorchAutoencoder
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from convert.errors import InputError
-from convert.mapping import to_flax
-from convert.tables import VAE
-from flux_jax.vae import (
+from flux_jax.errors import InputError
+from flux_jax.models.vae import (
     AutoencoderKL,
     VAEConfig,
     latent_ids,
@@ -23,6 +21,8 @@ from flux_jax.vae import (
     unpack,
     unscale_latents,
 )
+from flux_jax.weights.mapping import to_flax
+from flux_jax.weights.tables import VAE
 
 # Sizes, then height and width of the picture.
 SHAPES = {

@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 from safetensors.numpy import load_file, save_file
 
-from convert.errors import InputError
-from convert.source import open_source
-from convert.tables import COMPONENTS
-from erase import train
-from erase.pictures import draw
-from flux_jax import weights as loading
-from flux_jax.mesh import make
+from erase.model.draw import draw
+from erase.training import run
+from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, load
-from flux_jax.weights import Weights
+from flux_jax.sharding import make
+from flux_jax.weights import loading
+from flux_jax.weights.loading import Weights
+from flux_jax.weights.source import open_source
+from flux_jax.weights.tables import COMPONENTS
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_text_encoders_have_left_before_a_run_needs_the_transformer(
 ):
     config = tiny.run_config(tiny_folder)
     config = replace(config, evaluation=replace(config.evaluation, pictures=1))
-    train.run({"one": config, "two": replace(config, seed=1)}, tmp_path / "runs")
+    run.run({"one": config, "two": replace(config, seed=1)}, tmp_path / "runs")
     assert held == ORDER
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from helpers.tiny import ROOT
 
 # transformers looks for a package by its spec.
 HIDDEN = """
@@ -33,7 +33,11 @@ def imported(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_nothing_is_said_on_import():
     # In this order: who imports `erase` alone gets to the tokenizers on another way.
-    asked = "import erase.tokens, flux_jax, os; print(os.environ.get('" + NO_ADVICE + "'))"
+    asked = (
+        "import erase.data.words.word_tokens, flux_jax, os; print(os.environ.get('"
+        + NO_ADVICE
+        + "'))"
+    )
     done = imported(asked)
     assert done.stderr == ""
     # Advice on other things, later, is the user's again.
@@ -42,7 +46,7 @@ def test_nothing_is_said_on_import():
 
 @pytest.mark.parametrize("setting", [{VERBOSITY: "warning"}, {NO_ADVICE: ""}])
 def test_who_asks_for_it_is_told(setting: dict[str, str]):
-    assert ADVICE in imported("import flux_jax.tokenizers", **setting).stderr
+    assert ADVICE in imported("import flux_jax.models.tokenizers", **setting).stderr
 
 
 def test_transformers_is_imported_in_one_place():
@@ -50,4 +54,4 @@ def test_transformers_is_imported_in_one_place():
     folders = ("convert", "erase", "flux_jax", "recipes", "configs")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found = [path.relative_to(ROOT) for path in files if direct.search(path.read_text())]
-    assert found == [Path("flux_jax/tokenizers.py")]
+    assert found == [Path("flux_jax/models/tokenizers.py")]

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny
 
-from erase import card, report, words
-from erase.judge import share
-from erase.pictures import write
+from erase.evaluation.statistics import share
+from erase.report import card, report, words
+from erase.runtime.files import write
 
 OTHERS = {"concept": "cat", "pools": [["dog", "sun"], ["tree"]], "source": "a model at home"}
 

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from erase import bank
-from erase.bank import Bank, Plan
-from erase.config import Config
-from erase.irrelevant import Words, listed
+from erase.config.schema import Config
+from erase.data import bank
+from erase.data import plan as plan_module
+from erase.data.bank import Bank
+from erase.data.plan import Plan
+from erase.data.words.irrelevant import Words, listed
 from erase.methods import (
     attention_erasure,
     concept_ablation,
@@ -20,12 +22,12 @@ from erase.methods import (
     meta_unlearning,
     uce,
 )
-from erase.methods.method import Method
-from erase.setup import Setup
-from erase.updates import State
+from erase.methods.base import Method
+from erase.methods.parts.compiled import Setup
+from erase.methods.parts.updates import State
 from flux_jax.lora import init
+from flux_jax.models.transformer import FluxTransformer
 from flux_jax.pipeline import Pipeline
-from flux_jax.transformer import FluxTransformer
 
 METHODS: Mapping[str, Method] = {
     "erase_anything": erase_anything.METHOD,
@@ -45,7 +47,7 @@ def method_of(config: Config) -> Method:
 
 
 def plan(config: Config, pipe: Pipeline, words: Words) -> Plan:
-    """What the bank of a run is to be made of; see `erase.bank.plan`.
+    """What the bank of a run is to be made of; see `erase.data.plan.plan`.
 
     Args:
         config: the run's configuration.
@@ -55,13 +57,13 @@ def plan(config: Config, pipe: Pipeline, words: Words) -> Plan:
     Raises:
         InputError: a prompt or a size cannot be used.
     """
-    return bank.plan(config, pipe, method_of(config).needs(config, words, pipe))
+    return plan_module.plan(config, pipe, method_of(config).needs(config, words, pipe))
 
 
 def bank_shapes(
     config: Config, transformer: FluxTransformer, image_tokens: int, text_tokens: int
 ) -> Bank:
-    """Shapes and types of the bank of one run; see `erase.bank.shapes`.
+    """Shapes and types of the bank of one run; see `erase.data.bank.shapes`.
 
     What a language model would name is not known yet; it is no more than what is listed.
     """
@@ -75,7 +77,7 @@ def setup_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> Setup:
     Args:
         config: of any of the runs.
         transformer: the model.
-        mesh: devices, from `erase.setup.make_mesh`.
+        mesh: devices, from `erase.runtime.mesh.make_mesh`.
     """
     return Setup.of(config, method_of(config).compiled(config), transformer, mesh)
 

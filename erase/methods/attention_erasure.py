@@ -1,13 +1,14 @@
 """Attention map erasure (the paper's section 3): the concept's columns of the attention are zeroed.
 
 Nothing is trained: while pictures are drawn, the concept's tokens, where a prompt has them, give
-nothing to any token (`silenced` in `flux_jax.transformer`). So there are no weights to export.
+nothing to any token (`silenced` in `flux_jax.models.transformer`). So there are no weights to
+export.
 """
 
-from erase.bank import Needs
-from erase.config import Config
-from erase.irrelevant import Words
-from erase.methods.method import Method
+from erase.config.schema import Config
+from erase.data.plan import Needs
+from erase.data.words.irrelevant import Words
+from erase.methods.base import Method
 from flux_jax.pipeline import Pipeline
 
 

@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from erase.bank import Bank, Needs
-from erase.config import Config
-from erase.draws import Counts, draw_pictures, noised, velocity
-from erase.fields import choice, number
-from erase.irrelevant import Words
-from erase.losses import flow_matching, squared_error
-from erase.methods.method import Drawn, Method, descending
-from erase.setup import Setup, split_samples
-from erase.updates import Metrics
+from erase.config.fields import choice, number
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.data.plan import Needs
+from erase.data.words.irrelevant import Words
+from erase.methods.base import Drawn, Method, descending
+from erase.methods.parts.compiled import Setup, split_samples
+from erase.methods.parts.forward import velocity
+from erase.methods.parts.losses import flow_matching, squared_error
+from erase.methods.parts.samples import Counts, draw_pictures, noised
+from erase.methods.parts.updates import Metrics
 from flux_jax.pipeline import Pipeline
 
 # The forms of a sentence: with the concept, and with the anchor.

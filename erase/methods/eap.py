@@ -25,17 +25,19 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from convert.errors import InputError
-from erase.bank import POOL, Bank, Needs
-from erase.config import Config
-from erase.draws import draw_places, velocity, walked
-from erase.fields import choice, number
-from erase.irrelevant import Words
-from erase.losses import squared_error
+from erase.config.fields import choice, number
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.data.plan import POOL, Needs
+from erase.data.words.irrelevant import Words
 from erase.methods import esd
-from erase.methods.method import Method, Parts, Step
-from erase.setup import Setup, split_samples
-from erase.updates import Metrics, State, descend, descent, in_every_run, optimiser
+from erase.methods.base import Method, Parts, Step
+from erase.methods.parts.compiled import Setup, split_samples
+from erase.methods.parts.forward import velocity, walked
+from erase.methods.parts.losses import squared_error
+from erase.methods.parts.samples import draw_places
+from erase.methods.parts.updates import Metrics, State, descend, descent, in_every_run, optimiser
+from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
 

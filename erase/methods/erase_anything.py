@@ -13,28 +13,26 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from convert.errors import InputError
-from erase import losses
-from erase.bank import Bank, Needs, kept_prompts
-from erase.config import Config, Lower, Upper
-from erase.draws import (
+from erase.config.schema import Config, Lower, Upper
+from erase.data.bank import Bank
+from erase.data.plan import Needs, kept_prompts
+from erase.data.words.irrelevant import Words
+from erase.data.words.templates import as_template
+from erase.methods.base import Drawn, Method, Parts, Step, descending
+from erase.methods.parts import losses
+from erase.methods.parts.compiled import Setup, split_samples
+from erase.methods.parts.forward import apply, joined, teacher, velocity
+from erase.methods.parts.samples import (
     Counts,
-    apply,
     draw_forms,
     draw_latents,
     draw_pictures,
     draw_places,
-    joined,
     noised,
     student_latents,
-    teacher,
-    velocity,
 )
-from erase.irrelevant import Words
-from erase.methods.method import Drawn, Method, Parts, Step, descending
-from erase.prompts import as_template
-from erase.setup import Setup, split_samples
-from erase.updates import Metrics, State, descend, in_every_run, optimiser
+from erase.methods.parts.updates import Metrics, State, descend, in_every_run, optimiser
+from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
 # Of Adam on the balance between the levels, as the code of EraseAnything++ has them.

@@ -13,15 +13,17 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.bank import Bank, Needs
-from erase.config import Config
-from erase.draws import draw_latents, student_latents, teacher, velocity
-from erase.fields import choice, number
-from erase.irrelevant import Words
-from erase.losses import esd_target, squared_error
-from erase.methods.method import Method, descending
-from erase.setup import Setup, split_samples
-from erase.updates import Metrics
+from erase.config.fields import choice, number
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.data.plan import Needs
+from erase.data.words.irrelevant import Words
+from erase.methods.base import Method, descending
+from erase.methods.parts.compiled import Setup, split_samples
+from erase.methods.parts.forward import teacher, velocity
+from erase.methods.parts.losses import esd_target, squared_error
+from erase.methods.parts.samples import draw_latents, student_latents
+from erase.methods.parts.updates import Metrics
 from flux_jax.pipeline import Pipeline
 
 

@@ -7,7 +7,8 @@
 2. An adapter is trained on pictures of the concept with noise: Σ over blocks of the Frobenius norm
    ‖A[region, tokens]‖ of the attention that the concept's region of the picture gives to its
    tokens, with t where pictures take shape, p(t) ∝ σ(0.05 (1000 t - 200)) - σ(0.05 (1000 t - 400)).
-3. Both are exported as one adapter. Adapters of several concepts are fused by `erase.compose`.
+3. Both are exported as one adapter. Adapters of several concepts are fused by
+`erase.compose.combine`.
 
 The regions come from the frozen model's own attention maps, so that no segmenter is needed.
 Axis letters: B batch, L blocks, H heads, N tokens, T text tokens, G concept tokens, S image tokens,
@@ -22,24 +23,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from convert.errors import InputError
-from convert.mapping import nest
-from erase import closed_form
-from erase.attention import concept_mass
-from erase.bank import Bank, Needs, Plan
-from erase.config import Config
-from erase.draws import Counts, apply, noised
-from erase.fields import number
-from erase.inputs import kernels, text_inputs
-from erase.irrelevant import Words
-from erase.losses import TINY
-from erase.methods.method import Drawn, Method, descending
-from erase.prompts import as_template, phrase
-from erase.setup import Setup, split_samples
-from erase.tokens import concept_masks
-from erase.updates import Metrics
+from erase.config.fields import number
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.data.plan import Needs, Plan
+from erase.data.words.irrelevant import Words
+from erase.data.words.templates import as_template, phrase
+from erase.data.words.word_tokens import concept_masks
+from erase.methods.base import Drawn, Method, descending
+from erase.methods.parts import closed_form
+from erase.methods.parts.compiled import Setup, split_samples
+from erase.methods.parts.forward import apply
+from erase.methods.parts.layer_inputs import kernels, text_inputs
+from erase.methods.parts.losses import TINY
+from erase.methods.parts.samples import Counts, noised
+from erase.methods.parts.updates import Metrics
+from erase.model.attention_maps import concept_mass
+from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, combine, unscaled
 from flux_jax.pipeline import Pipeline, batches
+from flux_jax.tree import nest
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,19 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from erase.bank import Bank, Needs, kept_prompts
-from erase.config import Config
-from erase.draws import draw_pictures, noised, velocity
-from erase.fields import choice, number
-from erase.irrelevant import Words
-from erase.losses import flow_matching
+from erase.config.fields import choice, number
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.data.plan import Needs, kept_prompts
+from erase.data.words.irrelevant import Words
+from erase.data.words.templates import as_template, phrase
 from erase.methods import esd
-from erase.methods.method import Method, Parts, Step
-from erase.prompts import as_template, phrase
-from erase.setup import Setup, split_samples
-from erase.updates import Metrics, State, in_every_run, optimiser
+from erase.methods.base import Method, Parts, Step
+from erase.methods.parts.compiled import Setup, split_samples
+from erase.methods.parts.forward import velocity
+from erase.methods.parts.losses import flow_matching
+from erase.methods.parts.samples import draw_pictures, noised
+from erase.methods.parts.updates import Metrics, State, in_every_run, optimiser
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning
 

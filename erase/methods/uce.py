@@ -16,18 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from convert.mapping import nest
-from erase import closed_form
-from erase.bank import Bank, Needs, Plan
-from erase.config import Config
-from erase.fields import number
-from erase.inputs import kernels, text_inputs
-from erase.irrelevant import Words
-from erase.methods.method import Method
-from erase.prompts import SLOT, phrase
-from erase.tokens import marks
+from erase.config.fields import number
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.data.plan import Needs, Plan
+from erase.data.words.irrelevant import Words
+from erase.data.words.templates import SLOT, phrase
+from erase.data.words.word_tokens import marks
+from erase.methods.base import Method
+from erase.methods.parts import closed_form
+from erase.methods.parts.layer_inputs import kernels, text_inputs
 from flux_jax.lora import Adapter, unscaled
 from flux_jax.pipeline import Pipeline
+from flux_jax.tree import nest
 
 
 @dataclass(frozen=True)

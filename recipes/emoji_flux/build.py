@@ -21,11 +21,12 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 import flux_jax
-from convert.errors import exits_cleanly
-from erase.command import begin, parse_flags
-from erase.judge import Judge, JudgeConfig
-from flux_jax.vae import AutoencoderKL, pack, scale_latents
-from flux_jax.weights import build
+from erase.cli.flags import begin, parse_flags
+from erase.evaluation.judge import Judge
+from erase.evaluation.judge_network import JudgeConfig
+from flux_jax.errors import exits_cleanly
+from flux_jax.models.vae import AutoencoderKL, pack, scale_latents
+from flux_jax.weights.loading import build
 from recipes.emoji_flux import flux_training, judge_training, sprites, tokenizers, vae_training
 from recipes.emoji_flux.card import write_card
 from recipes.emoji_flux.erasing import write_known

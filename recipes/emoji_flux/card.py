@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from convert.errors import InputError
-from erase.known import FILE
-from erase.percent import interval, percent
-from erase.pictures import write
+from erase.config.model_file import FILE
+from erase.evaluation.percent import interval, percent
+from erase.runtime.files import write
+from flux_jax.errors import InputError
 from recipes.emoji_flux.sprites import attribution
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 

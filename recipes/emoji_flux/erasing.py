@@ -1,6 +1,6 @@
 """`erase.json` of the shipped folder: what the model knows, and what erases well from it.
 
-The values are those that the studies in configs/studies.py led to.
+The values are those that the studies in benchmarks/experiments/studies.py led to.
 """
 
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from erase.known import FILE, Keep, Kind, Known, Thing
-from erase.pictures import write
-from erase.prompts import SLOT, phrase
+from erase.config.model_file import FILE, Keep, Kind, Known, Thing
+from erase.data.words.templates import SLOT, phrase
+from erase.runtime.files import write
 from flux_jax.lora import TEXT_QUERY_KEY
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
@@ -90,8 +90,8 @@ FAST: Mapping[str, Any] = {
 # Styles and relations; a larger batch left more of one entity in twenty ("heart").
 STRONG: Mapping[str, Any] = {**FAST, "batch_size": 4}
 # The best of four learning rates or ridges each, or of six, by H on validation prompts, see
-# configs/studies.py:methods. Where their authors draw half a picture in every update to come to
-# x_t, the frozen model's trajectories serve, as they do EraseAnything.
+# benchmarks/experiments/studies.py:methods. Where their authors draw half a picture in every update
+# to come to x_t, the frozen model's trajectories serve, as they do EraseAnything.
 OTHERS: Mapping[str, Mapping[str, Any]] = {
     "concept_ablation": {"concept_ablation": {"learning_rate": 3e-4}},
     "esd": {"esd": {"learning_rate": 3e-4, "trajectories": "teacher"}},

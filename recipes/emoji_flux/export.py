@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import PyTree
 
-from convert.mapping import to_torch
 from convert.pipeline import MODEL_INDEX, write_json
-from convert.tables import COMPONENTS
-from convert.tensors import write_component
+from flux_jax.weights.mapping import to_torch
+from flux_jax.weights.safetensors_files import write_component
+from flux_jax.weights.tables import COMPONENTS
 
 DIFFUSERS_VERSION = "0.42.1"
 TRANSFORMERS_VERSION = "5.23.0"

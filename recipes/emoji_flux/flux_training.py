@@ -15,11 +15,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from convert.mapping import flatten, nest
+from flux_jax.models.vae import latent_ids
 from flux_jax.programs import Conditioning, apply_transformer
-from flux_jax.vae import latent_ids
-from flux_jax.weights import build
-from recipes.emoji_flux import training
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.loading import build
+from recipes.emoji_flux import fit
 
 TRANSFORMER: dict[str, Any] = {
     "_class_name": "FluxTransformer2DModel",
@@ -281,12 +281,12 @@ def train(
         Averaged parameters under transformer, text_encoder and text_encoder_2.
     """
     modules = build_modules(configs, dtype)
-    loss = functools.partial(matching_loss, modules, training.per_device(batch))
+    loss = functools.partial(matching_loss, modules, fit.per_device(batch))
     params = initial_params(jax.random.key(1), modules)
     for cycle, updates in enumerate(cycles, start=1):
-        optimizer = training.adamw(1e-3, updates)
-        params = training.fit(
-            training.start(params, optimizer),
+        optimizer = fit.adamw(1e-3, updates)
+        params = fit.fit(
+            fit.start(params, optimizer),
             loss,
             data,
             optimizer,
@@ -316,10 +316,10 @@ def distil(
         The student's averaged transformer parameters.
     """
     modules = build_modules(configs, dtype)
-    optimizer = training.adamw(5e-4, updates)
+    optimizer = fit.adamw(5e-4, updates)
     # A copy, since the state is donated while the teacher goes on being read.
-    state = training.start(jax.tree.map(jnp.copy, teacher["transformer"]), optimizer)
-    loss = functools.partial(distillation_loss, modules, training.per_device(batch))
-    return training.fit(
+    state = fit.start(jax.tree.map(jnp.copy, teacher["transformer"]), optimizer)
+    loss = functools.partial(distillation_loss, modules, fit.per_device(batch))
+    return fit.fit(
         state, loss, (data, teacher), optimizer, updates, folder, title="distillation", seed=0
     )

@@ -16,8 +16,9 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.judge import Judge, JudgeConfig, JudgeNetwork, ask, init
-from recipes.emoji_flux import training
+from erase.evaluation.judge import Judge, ask
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from recipes.emoji_flux import fit
 from recipes.emoji_flux.scenes import Scenes
 from recipes.emoji_flux.vae_training import SceneData
 
@@ -263,11 +264,11 @@ def train(
     data = judge_data(pixels, scenes, inverse_relations(labels.relations, inverse))
     count = len(scenes.style)
     network = JudgeNetwork(labels, dtype)
-    optimizer = training.adamw(1e-3, updates)
+    optimizer = fit.adamw(1e-3, updates)
     params = init(JudgeNetwork(labels), jax.random.key(0))
-    params = training.fit(
-        training.start(params, optimizer),
-        partial(judge_loss, network, count - held_out, training.per_device(batch)),
+    params = fit.fit(
+        fit.start(params, optimizer),
+        partial(judge_loss, network, count - held_out, fit.per_device(batch)),
         data,
         optimizer,
         updates,

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from erase.judge import THRESHOLD, Judge, share
-from erase.pictures import draw, png, sheet, write
+from erase.evaluation.judge import THRESHOLD, Judge
+from erase.evaluation.statistics import share
+from erase.model.draw import draw, png, sheet
+from erase.runtime.files import write
 from flux_jax.pipeline import Pipeline
 from recipes.emoji_flux.captions import RELATED, misspell, plural, shuffle, with_article
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES

@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from scipy import ndimage
 
-from convert import progress
-from convert.errors import InputError
+from flux_jax import progress
+from flux_jax.errors import InputError
 from recipes.emoji_flux.world import ENTITIES, STYLES, Entity
 
 SIDE = 64

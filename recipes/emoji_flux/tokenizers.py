@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from flux_jax.tokenizers import CLIPTokenizer, T5Tokenizer
+from flux_jax.models.tokenizers import CLIPTokenizer, T5Tokenizer
 from recipes.emoji_flux import captions
 
 CAPTIONS = 200_000

@@ -14,8 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
-from flux_jax.vae import AutoencoderKL, VAEConfig
-from recipes.emoji_flux import training
+from flux_jax.models.vae import AutoencoderKL, VAEConfig
+from recipes.emoji_flux import fit
 from recipes.emoji_flux.scenes import Scenes, compose
 
 CONFIG: dict[str, Any] = {
@@ -110,10 +110,10 @@ def train(
     vae = AutoencoderKL(VAEConfig.from_dict(CONFIG), dtype=dtype)
     data = SceneData.of(pixels, scenes)
     params = vae.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
-    optimizer = training.adamw(1e-3, updates)
-    params = training.fit(
-        training.start(params, optimizer),
-        functools.partial(vae_loss, vae, training.per_device(batch)),
+    optimizer = fit.adamw(1e-3, updates)
+    params = fit.fit(
+        fit.start(params, optimizer),
+        functools.partial(vae_loss, vae, fit.per_device(batch)),
         data,
         optimizer,
         updates,

@@ -1,0 +1,355 @@
+r"""Counts what one adapter made of 2, 3, 5, ..., 100 erases and keeps, for every way to make it.
+
+    python -m benchmarks.experiments.compositions --config configs/emoji_hundred.py \
+        --workdir runs/emoji_hundred --out docs/results/compositions.json
+
+The workdir holds the adapters that `erase.train` made with the configuration, each of which takes
+its `evaluation.strength` as its weight. Where a strength is looked for, it is found on other
+pictures. Small groups are drawn from the same fifteen concepts in a random order, large ones
+begin with them. Acc_e and Acc_g are counted on every erased concept, Acc_ir on labels of all three
+kinds that are not erased, equally many pictures of each kind. Counts are written as soon as they
+are there; what the output already holds is left out.
+Axis letters: B pictures, L blocks, I inputs, O outputs, R rank.
+"""
+
+import functools
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jaxtyping import Bool
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results.tables import KINDS
+from configs import emoji_hundred
+from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
+from erase.compose import combine, fusion
+from erase.compose.combine import Part
+from erase.config.schema import Config
+from erase.data.words.synonyms import settle
+from erase.evaluation import statistics
+from erase.evaluation.calibrate import bisect
+from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judged
+from erase.evaluation.evaluate import by_concept, counts, others
+from erase.evaluation.judge import Judge, open_judge
+from erase.evaluation.percent import percent
+from erase.methods.parts.least_squares import Moments
+from erase.model.open import open_model
+from erase.runs import load_runs
+from erase.runtime.files import write
+from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+from flux_jax.tree import nest
+
+COUNTS = (2, 3, 5, 10, 30, 100)
+# Concepts in all groups of a number of concepts that is smaller.
+FEW = 15
+PROMPTS, SEED = 8, 0
+# Pictures of each concept that strengths are found on.
+TRIED = 16
+# λ of fusion, chosen on the validation split.
+PRESERVE = 3.0
+# Where a strength is looked for: the smallest that leaves this share of the validation's pictures.
+WANTED, MOST, TOLERANCE = 0.2, 3.0, 0.05
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make one adapter of many.
+
+    Attributes:
+        name: `erase.compose.combine`'s.
+        rank: of the result.
+        keep: whether fusion is told what is to stay.
+        least: from which on a strength is looked for; without one it is 1.
+    """
+
+    name: str
+    rank: int = 8
+    keep: bool = False
+    least: float | None = None
+
+
+METHODS = {
+    "sum": Method("sum"),
+    "normalized": Method("normalized"),
+    "svd, rank 8": Method("svd"),
+    "sum, strength found": Method("sum", least=0.0),
+    "fusion, rank 64": Method("fusion", 64, least=1.0),
+    "fusion, told what stays, rank 8": Method("fusion", 8, True, 1.0),
+    "fusion, told what stays, rank 64": Method("fusion", 64, True, 1.0),
+}
+
+
+def groups(names: Sequence[str], count: int) -> list[list[str]]:
+    """Groups of so many concepts, from the front of an order."""
+    return [list(names[i * count : (i + 1) * count]) for i in range(max(1, FEW // count))]
+
+
+def measure(
+    runs: Mapping[str, Config],
+    validation: Mapping[str, Config],
+    workdir: Path,
+    out: Path,
+    pictures: int,
+) -> dict[str, Any]:
+    """Makes, draws and counts every composition.
+
+    Args:
+        runs: configurations by name.
+        validation: the same, asking for the pictures that strengths are found on.
+        workdir: folder of their runs.
+        out: JSON file of the results.
+        pictures: of each erased concept, and cell.
+
+    Returns:
+        What the file holds: for every number of concepts and method, the `strength`, `kinds` and
+        `all` pooled over groups, and what is kept by `concepts`.
+
+    Raises:
+        InputError: an adapter is missing, does not fit the others, or a prompt cannot be judged.
+    """
+    # A draw that can be made again, no secret.
+    names = random.Random(SEED).sample(sorted(runs), len(runs))  # nosec B311
+    first = runs[names[0]]
+    pipe, judge = open_model(first), open_judge(first.evaluation.judge or "")
+    strengths = {name: runs[name].evaluation.strength for name in names}
+    parts = {name: combine.read_part(f"{workdir / name}:{strengths[name]}") for name in names}
+    combine.check(list(parts.values()))
+    result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"counts": {}}
+    result |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    result |= {"pictures": pictures, "preserve": PRESERVE, "wanted": WANTED}
+    look = functools.partial(find, pipe, judge, first)
+    for count in COUNTS:
+        made = result["counts"].setdefault(str(count), {})
+        if made.keys() >= METHODS.keys():
+            continue
+        chosen = groups(names, count)
+        shown = [asked(g, runs, judge, pictures, i, len(chosen)) for i, g in enumerate(chosen)]
+        tried = [
+            [case for case in of_concepts(group, validation, TRIED) if case.cell == "Acc_e"]
+            for group in chosen
+        ]
+        check(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
+        made_of: dict[str, list[Adapter]] = {name: [] for name in METHODS}
+        for group in chosen:
+            erased = {judge.label(runs[name].concept) for name in group}
+            keep = emoji_hundred.keep_sentences(erased)
+            for name, flat in changes(pipe, [parts[name] for name in group], keep):
+                made_of[name].append(whole(flat))
+        zero = [(each[0], 0.0) for each in zip(*made_of.values(), strict=True)]
+        base = look(shown, zero, f"of {count}, base")
+        for name, adapters in made_of.items():
+            left = functools.partial(share_left, look, tried, adapters, name)
+            strength = find_strength(left, METHODS[name].least)
+            own = [(adapter, strength) for adapter in adapters]
+            after = look(shown, own, f"of {count}, {name}")
+            sides = [{"before": b, "after": a} for b, a in zip(base, after, strict=True)]
+            made[name] = {"strength": strength} | counted(judge, shown, sides)
+        write(out, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def changes(
+    pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The leaves A and B of one adapter, by every method.
+
+    Args:
+        pipe: the frozen model.
+        parts: adapters with their weights.
+        keep: sentences with what is to stay.
+    """
+    moments: dict[bool, Any] = {}
+    for name, method in METHODS.items():
+        if method.name == "fusion":
+            if method.keep not in moments:
+                moments[method.keep] = gathered(pipe, parts, keep if method.keep else ())
+            flat, _ = fusion.solve(moments[method.keep], method.rank, PRESERVE)
+        else:
+            layers = combine.summed(parts, combine.weights(parts, method.name))
+            if method.name == "svd":
+                layers, _ = combine.truncated(layers, method.rank)
+            flat = combine.leaves(layers)
+        yield name, flat
+
+
+def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict[str, Moments]:
+    """What fusion needs to know of its adapters, and of sentences to preserve."""
+    headers = {str(part.path): part.metadata for part in parts}
+    shown = fusion.prompts(headers, PROMPTS, SEED, keep)
+    given = [combine.leaves(part.scaled(part.weight)) for part in parts]
+    return fusion.gather(pipe, given, shown, SEED)
+
+
+def share_left(
+    look: Callable[..., list[np.ndarray]],
+    groups: Sequence[Sequence[Case]],
+    adapters: Sequence[Adapter],
+    title: str,
+    strength: float,
+) -> float:
+    """The share of all groups' pictures in which what is erased is found, at a strength."""
+    own = [(adapter, strength) for adapter in adapters]
+    return float(np.concatenate(look(groups, own, f"at {strength:.3g}, {title}")).mean())
+
+
+def find_strength(left: Callable[[float], float], least: float | None) -> float:
+    """The smallest strength that leaves no larger a share than `WANTED`.
+
+    Args:
+        left: that share, at a strength.
+        least: smallest one to look at; without one the strength is 1.
+    """
+    if least is None:
+        return 1.0
+    if least and left(least) <= WANTED:
+        return least
+    found, _ = bisect(lambda more: left(least + more), WANTED, MOST - least, TOLERANCE)
+    return least + found
+
+
+def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
+    """The same changes with A = 1 and B = ΔW, so that one program draws with adapters of any rank.
+
+    Args:
+        flat: leaves A [L, I, R] and B [L, R, O] by their paths, with the scale in them.
+    """
+    made, inputs = {}, 1
+    for target in [path.removesuffix("/A") for path in flat if path.endswith("/A")]:
+        change = jnp.asarray(flat[f"{target}/A"] @ flat[f"{target}/B"], jnp.float32)
+        blocks, inputs, _ = change.shape
+        made[f"{target}/A"] = jnp.broadcast_to(jnp.eye(inputs), (blocks, inputs, inputs))
+        made[f"{target}/B"] = change
+    return Adapter(nest(made), float(inputs))
+
+
+def of_concepts(group: Sequence[str], runs: Mapping[str, Config], pictures: int) -> list[Case]:
+    """So many pictures of each concept under its own name, and under other words."""
+    drawn = []
+    for name in group:
+        config, _ = settle(runs[name])
+        settings = replace(config.evaluation, pictures=pictures)
+        drawn += cases(replace(config, evaluation=settings), ())
+    return drawn
+
+
+def asked(
+    group: Sequence[str],
+    runs: Mapping[str, Config],
+    judge: Judge,
+    pictures: int,
+    index: int,
+    of: int,
+) -> list[Case]:
+    """What is drawn for a group: its concepts, and labels of each kind that are not erased.
+
+    Args:
+        group: names of its runs.
+        runs: all configurations; the first of a kind says how that kind is asked for.
+        judge: knows the labels.
+        pictures: of each concept and cell.
+        index: of the group, whose kept labels are drawn from noise of their own.
+        of: groups.
+    """
+    erased = {judge.label(runs[name].concept) for name in group}
+    drawn = of_concepts(group, runs, pictures)
+    for kind in KINDS:
+        config = next((c for c in runs.values() if judge.kind(c.concept) == kind), None)
+        if config is None:
+            continue
+        every = [config.concept, *others(config, judge)]
+        kept = [word for word in every if judge.label(word) not in erased]
+        shown = FEW * pictures // of
+        settings = replace(
+            config.evaluation, pictures=shown, seed=config.evaluation.seed + index * shown
+        )
+        config = replace(config, evaluation=settings, synonyms=())
+        drawn += [case for case in cases(config, kept) if case.cell == "Acc_ir"]
+    return drawn
+
+
+def find(
+    pipe: Pipeline,
+    judge: Judge,
+    config: Config,
+    groups: Sequence[Sequence[Case]],
+    adapters: Sequence[tuple[Adapter, float]],
+    title: str,
+) -> list[Bool[np.ndarray, "B"]]:
+    """Whether the judge finds what is sought in each picture of every group.
+
+    Args:
+        pipe: the frozen model.
+        judge: knows the labels.
+        config: says how pictures are drawn.
+        groups: what is drawn.
+        adapters: of each group, with its strength.
+        title: shown at the progress bars.
+    """
+    return [
+        judged(judge, draw_cases(pipe, drawn, config, [adapter], title), drawn)
+        for drawn, adapter in zip(groups, adapters, strict=True)
+    ]
+
+
+def counted(
+    judge: Judge, groups: Sequence[Sequence[Case]], sides: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
+    """Cells over groups: of each kind, all together, and of what is kept each label."""
+    drawn = [case for cases in groups for case in cases]
+    found = {side: np.concatenate([each[side] for each in sides]) for side in statistics.SIDES}
+    kinds = np.array([judge.kind(case.sought) for case in drawn])
+    by_kind = {}
+    for kind in KINDS:
+        rows = np.flatnonzero(kinds == kind)
+        by_kind[kind] = counts([drawn[row] for row in rows], {s: f[rows] for s, f in found.items()})
+    return {
+        "kinds": by_kind,
+        "all": statistics.pooled([counts(drawn, found)]),
+        "concepts": by_concept(drawn, found),
+    }
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints a line for each number of concepts and method."""
+    table = Table(title="One adapter of many")
+    for heading in ("concepts", "method", "strength", *statistics.CELLS, "H"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for count, methods in result["counts"].items():
+        for name, found in methods.items():
+            cells = found["all"]
+            shares = [cells[cell]["after"]["share"] for cell in statistics.CELLS]
+            shares = [percent(share) for share in (*shares, cells["H"]["after"])]
+            table.add_row(count, name, f"{found['strength']:.2f}", *shares)
+    Console().print(table)
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    given = flags.FLAGS
+    runs = configured()
+    if len(runs) < max(COUNTS):
+        raise InputError(f"config has {len(runs)} runs, fewer than {max(COUNTS)}")
+    validation = load_runs(emoji_hundred.validation())
+    show(measure(runs, validation, Path(given.workdir), Path(given.out), given.pictures))
+
+
+if __name__ == "__main__":
+    define_flag()
+    flags.declare_key_flag(FLAG)
+    flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+    flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
+    flags.DEFINE_integer("pictures", 32, "Pictures of each erased concept.", lower_bound=1)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,116 @@
+"""Shows which tokens of a sentence carry a relation: swaps them with those of its converse.
+
+    python -m benchmarks.experiments.relation_tokens --out docs/results/relation_tokens.json
+
+"A left of B" and "A right of B" have the same tokens but for one word. Some of the first sentence's
+encoded tokens are replaced by the second's, and a judge tells which relation is then drawn.
+Axis letters: B sentences, T text tokens, E text width.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jaxtyping import Array, Bool, Float
+
+from erase.cli.flags import begin, parse_flags
+from erase.data.words.word_tokens import marks
+from erase.evaluation.judge import Judge
+from erase.evaluation.statistics import share
+from erase.runtime.files import write
+from flux_jax.errors import exits_cleanly
+from flux_jax.pipeline import Conditioning, Pipeline, load
+
+MODEL, SIZE, SEED = "models/emoji-flux", 64, 2_500_000
+CONVERSES = (("left of", "right of"), ("above", "below"))
+SUBJECTS = ("cat", "rabbit", "banana", "horse", "dog", "apple", "fish", "crown")
+OBJECTS = ("jeans", "car", "house", "grapes", "globe", "shoe", "key", "star")
+
+
+def measure(pictures: int) -> dict[str, Any]:
+    """Draws every relation with every swap.
+
+    Args:
+        pictures: of each.
+
+    Returns:
+        By relation and swap, the shares drawn as the relation (`own`) and as its `converse`.
+    """
+    pipe, judge = load(MODEL), Judge.load(f"{MODEL}/judge")
+    every = itertools.cycle(itertools.product(SUBJECTS, OBJECTS))
+    pairs = list(itertools.islice(every, 0, 2 * pictures, 2))
+    result: dict[str, Any] = {}
+    for first, second in CONVERSES:
+        for own, other in ((first, second), (second, first)):
+            result[own] = {
+                swap: found(pipe, judge, pairs, conditioning, (own, other))
+                for swap, conditioning in swaps(pipe, pairs, own, other).items()
+            }
+    return {"seed": SEED, "relations": result}
+
+
+def swaps(
+    pipe: Pipeline, pairs: Sequence[tuple[str, str]], own: str, other: str
+) -> dict[str, Conditioning]:
+    """Encoded sentences of a relation, with parts from its converse's."""
+    sentences = [f"a {a} {own} a {b}" for a, b in pairs]
+    converse = [f"a {a} {other} a {b}" for a, b in pairs]
+    encoded, taken = pipe.encode(sentences), pipe.encode(converse)
+    word = marks(pipe.tokenizer_2, sentences, own) > 0
+    nouns = zip(*pairs, strict=True)
+    things = np.maximum(*(marks(pipe.tokenizer_2, sentences, each) for each in nouns)) > 0
+    assert np.array_equal(word, marks(pipe.tokenizer_2, converse, other) > 0), "the same places"
+    return {
+        "nothing": encoded,
+        "the relation's tokens": swapped(encoded, taken, word),
+        "the two things' tokens": swapped(encoded, taken, things),
+        "the pooled vector": replace(encoded, pooled=taken.pooled),
+    }
+
+
+def swapped(
+    encoded: Conditioning, taken: Conditioning, places: Bool[np.ndarray, "B T"]
+) -> Conditioning:
+    """Encoded sentences whose tokens at some places are those of others."""
+    text: Float[Array, "B T E"] = jnp.where(places[..., None], taken.text, encoded.text)
+    return replace(encoded, text=text)
+
+
+def found(
+    pipe: Pipeline,
+    judge: Judge,
+    pairs: Sequence[tuple[str, str]],
+    conditioning: Conditioning,
+    relations: tuple[str, str],
+) -> dict[str, dict[str, float]]:
+    """How often the pictures show a relation, and its converse."""
+    ids = pipe.image_ids(SIZE, SIZE)
+    noise = pipe.noise(range(SEED, SEED + len(pairs)), SIZE, SIZE)
+    pictures = pipe.decode(pipe.denoise(noise, conditioning, ids, 28, 3.5), SIZE, SIZE)
+    entities = judge.config.entities
+    subject, thing = (np.array([*map(entities.index, nouns)]) for nouns in zip(*pairs, strict=True))
+    shown = judge.relation(pictures, subject, thing).argmax(-1)
+    return {
+        name: share(int((shown == judge.config.relations.index(relation)).sum()), len(pairs))
+        for name, relation in zip(("own", "converse"), relations, strict=True)
+    }
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    result = measure(flags.FLAGS.pictures)
+    write(Path(flags.FLAGS.out), json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
+    flags.DEFINE_integer("pictures", 64, "Pictures of each.", lower_bound=1)
+    app.run(main, flags_parser=parse_flags)

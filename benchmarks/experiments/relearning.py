@@ -1,0 +1,155 @@
+r"""Teaches erased concepts again: how fast they come back, and what that costs other things.
+
+    python -m benchmarks.experiments.relearning --config configs/emoji_compare.py \
+        --out docs/results/relearning.json
+
+Each of some methods makes its adapters. They are then trained further, by flow matching on pictures
+of the concept that the frozen model draws from noise which erasing has not seen, and counted after
+some numbers of steps. Meta-Unlearning (Gao et al., 2024) is to make that harder.
+Axis letter: R runs.
+"""
+
+import itertools
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks.experiments.study import count
+from benchmarks.results.tables import relearning
+from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
+from erase.config.schema import Config
+from erase.data.words import synonyms
+from erase.data.words.irrelevant import listed
+from erase.methods import METHODS, meta_unlearning, plan
+from erase.methods.base import Method
+from erase.methods.parts.updates import State, descent, in_every_run, optimiser
+from erase.model.open import open_model
+from erase.runtime.files import write
+from erase.runtime.memory import explains_memory
+from erase.training import loop
+from erase.training.make_adapters import banks_of
+from erase.training.variants import left, resumed, train_variant
+from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+# Whose adapter is what was trained, in layers, rank and scale, so that it can be trained further.
+AS_TRAINED = tuple(name for name, method in METHODS.items() if method.exports is Method.exports)
+# Added to a run's seed, so that what teaches is not what erased.
+APART = 1000
+TEACH = in_every_run(descent("teach", meta_unlearning.teaching, lambda settings: settings))
+
+
+def measure(
+    methods: Mapping[str, Mapping[str, Config]], out: Path, stops: Sequence[int], rate: float
+) -> dict[str, Any]:
+    """Erases by methods that the file does not hold yet, teaches again and counts.
+
+    Args:
+        methods: by name, each one's runs by name; the adapters have layers and rank in common.
+        out: JSON file of the results.
+        stops: numbers of steps after which pictures are counted.
+        rate: AdamW's.
+
+    Returns:
+        What the file holds: by method and number of steps a row for each run.
+
+    Raises:
+        InputError: there is no judge, or the file holds other measurements.
+    """
+    runs = next(iter(methods.values()))
+    first = next(iter(runs.values()))
+    if first.evaluation.judge is None:
+        raise InputError("evaluation.judge = None: relearning is counted; name the judge's folder")
+    head = {"runs": {name: config.concept for name, config in runs.items()}, "rate": rate}
+    head |= {"stops": list(stops), "pictures": first.evaluation.pictures}
+    result = resumed(out, head, "methods", "measurement")
+    fresh = left(out, result, methods)
+    pipe = open_model(first)
+    before: dict[str, np.ndarray] = {}
+    for name, given in fresh.items():
+        adapters, _, _ = train_variant(methods[name], pipe)
+        counted = {
+            str(steps): [
+                count(pipe, taught[run], config, before) for run, config in methods[name].items()
+            ]
+            for steps, taught in teach(adapters, methods[name], pipe, stops, rate)
+        }
+        made = {"title": METHODS[name].title, "steps": counted, "settings": given}
+        result["methods"][name] = made
+        result |= {"device": jax.devices()[0].device_kind or platform.machine()}
+        write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def teach(
+    adapters: Mapping[str, Adapter],
+    erased: Mapping[str, Config],
+    pipe: Pipeline,
+    stops: Sequence[int],
+    rate: float,
+) -> Iterator[tuple[int, dict[str, Adapter]]]:
+    """Trains adapters on pictures of their concepts.
+
+    Args:
+        adapters: by run.
+        erased: the runs' configurations.
+        pipe: the frozen model.
+        stops: numbers of steps.
+        rate: AdamW's.
+
+    Yields:
+        Each number of steps, and the adapters after so many.
+    """
+    # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
+    configs = {
+        name: replace(
+            synonyms.settle(config)[0], method="meta_unlearning", seed=config.seed + APART
+        )
+        for name, config in erased.items()
+    }
+    plans = {name: plan(config, pipe, listed(config)) for name, config in configs.items()}
+    training = loop.prepare(configs, pipe, banks_of(configs, pipe, plans), plans)
+    settings = replace(training.setup.settings, learning_rate=rate, weight_decay=0.0, clip=None)
+    setup = replace(training.setup, settings=settings)
+    lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))
+    own = {"teach": jax.vmap(optimiser(settings).init)(lora)}
+    state = setup.divided(State(lora, own, jnp.ones(len(configs), bool)))  # pyright: ignore
+    for done, following in itertools.pairwise((0, *stops)):
+        for step in range(done + 1, following + 1):
+            keys = loop.keys_of(training.keys, step, 1)[:, 0]
+            state, _ = TEACH(state, training.params, training.bank, keys, setup=setup)
+        yield following, {name: training.adapter(name, state) for name in configs}
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    given = flags.FLAGS
+    if wrong := [stop for stop in given.stops if not stop.isdecimal()]:
+        raise InputError(f"stops: {wrong[0]!r} must be a whole number, 0 or more")
+    stops = sorted(set(map(int, given.stops)))
+    methods = configured_for(given.methods, AS_TRAINED)
+    with explains_memory():
+        print(relearning(measure(methods, Path(given.out), stops, given.rate)))
+
+
+if __name__ == "__main__":
+    define_flag()
+    flags.declare_key_flag(FLAG)
+    flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
+    flags.DEFINE_list(
+        "methods", ["esd", "meta_unlearning", "erase_anything"], "Names, separated by commas."
+    )
+    flags.DEFINE_list("stops", ["0", "10", "20", "40", "80"], "Numbers of steps.")
+    flags.DEFINE_float("rate", 1e-3, "AdamW's, of teaching.", lower_bound=0)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,191 @@
+"""Compares variants: trains each on the same concepts and seeds, and counts.
+
+    python -m benchmarks.experiments.study --study losses --out docs/results/losses.json
+
+STUDIES name what is compared. All runs of a variant train at once, and not again where
+it differs from the one before in evaluation alone. Its counts are written as soon as they are
+there; variants that the output already holds are left out.
+"""
+
+import json
+import platform
+import runpy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jaxtyping import Bool
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results.tables import sums
+from erase.cli.flags import begin, parse_flags
+from erase.config.schema import Config
+from erase.data.words import synonyms
+from erase.evaluation import evaluate, statistics
+from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
+from erase.evaluation.percent import percent
+from erase.model.open import open_model
+from erase.runs import EACH, load_runs, over
+from erase.runtime.files import write
+from erase.training.variants import learnt_from, resumed, train_variant
+from flux_jax.errors import InputError, exits_cleanly, nearest
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        question: that the study answers, in a sentence.
+        concepts: fields of `Config` for each concept, by its name.
+        variants: changes to all of them, by the variant's name; an empty one is the default.
+        seeds: of training; each variant is trained on each concept once a seed.
+    """
+
+    question: str
+    concepts: Mapping[str, Mapping[str, Any]]
+    variants: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+
+
+def run_study(study: Study, out: Path) -> dict[str, Any]:
+    """Trains and counts every variant.
+
+    Args:
+        study: what is compared.
+        out: JSON file of the results.
+
+    Returns:
+        What the file holds: the question, the device, and for each variant its changes, its
+        seconds of training and a row for each run: concept, seed, iterations and cells (see
+        `erase.evaluation.evaluate`).
+
+    Raises:
+        InputError: a setting cannot be used, or the file holds another study.
+    """
+    plans = {
+        variant: load_runs(
+            {
+                EACH: {
+                    f"{name}-{seed}": over(over(fields, changes), {"seed": seed})
+                    for name, fields in study.concepts.items()
+                    for seed in study.seeds
+                }
+            }
+        )
+        for variant, changes in study.variants.items()
+    }
+    first = next(iter(next(iter(plans.values())).values()))
+    if first.evaluation.judge is None:
+        raise InputError("evaluation.judge = None: a study counts; name the judge's folder")
+    head = {
+        "question": study.question,
+        "concepts": list(study.concepts),
+        "seeds": list(study.seeds),
+        "pictures": first.evaluation.pictures,
+    }
+    result = resumed(out, head, "variants", "study")
+    for config in (each for plan in plans.values() for each in plan.values()):
+        judge_of(config)
+    pipe = open_model(first)
+    before: dict[str, np.ndarray] = {}
+    last, trained = None, None
+    for variant, configs in plans.items():
+        changes = json.loads(json.dumps(study.variants[variant]))
+        if result["variants"].get(variant, {}).get("changes") == changes:
+            continue
+        learnt = [learnt_from(config) for config in configs.values()]
+        if trained is None or learnt != last:
+            last, trained = learnt, train_variant(configs, pipe)
+        found, iterations, seconds = trained
+        rows = [
+            {"name": name.rpartition("-")[0], "iterations": iterations[name]}
+            | count(pipe, found[name], config, before)
+            for name, config in configs.items()
+        ]
+        result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
+        result["device"] = jax.devices()[0].device_kind or platform.machine()
+        result["jax"] = jax.__version__
+        write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(result)
+    return result
+
+
+def count(
+    pipe: Pipeline, adapter: Adapter, config: Config, before: dict[str, Bool[np.ndarray, "B"]]
+) -> dict[str, Any]:
+    """What the judge finds with the base and with an adapter.
+
+    Args:
+        pipe: the frozen model.
+        adapter: a run's.
+        config: the run's.
+        before: what it finds with the base, by concept; added to, so that nothing is drawn twice.
+
+    Raises:
+        InputError: the judge does not know a concept.
+    """
+    config, _ = synonyms.settle(config)
+    judge, drawn = evaluate.plan(config, pipe)
+    assert judge is not None, "run_study has made sure"
+
+    def found(strength: float, title: str) -> Bool[np.ndarray, "B"]:
+        pictures = draw_cases(pipe, drawn, config, [(adapter, strength)], title)
+        return judged(judge, pictures, drawn)
+
+    if config.concept not in before:
+        before[config.concept] = found(0.0, f"of {config.concept}, before")
+    after = found(config.evaluation.strength, f"of {config.concept}, after")
+    cells = evaluate.counts(drawn, {"before": before[config.concept], "after": after})
+    kind = judge.kind(config.concept)
+    return {"concept": config.concept, "kind": kind, "seed": config.seed, "cells": cells}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Prints a line for each variant."""
+    table = Table(title=result["question"])
+    for heading in ("", *statistics.CELLS, "H"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, variant in result["variants"].items():
+        cells = sums(variant)
+        shares = [cells[c]["after"]["share"] if c in cells else None for c in statistics.CELLS]
+        shares.append(cells["H"]["after"])
+        table.add_row(name, *("" if s is None else percent(s) for s in shares))
+    Console().print(table)
+
+
+def read_study(given: str) -> Study:
+    """The study that "FILE:NAME" names, or "NAME" of those in `studies.py`.
+
+    Raises:
+        InputError: there is no such file, or no such study in it.
+    """
+    path, _, name = given.rpartition(":")
+    path = path or str(Path(__file__).with_name("studies.py"))
+    if not Path(path).is_file():
+        raise InputError(f"study = {given!r}: {path!r} is not a file; check the path")
+    studies = runpy.run_path(path).get("STUDIES", {})
+    if name not in studies:
+        raise InputError(f"study = {given!r} is unknown; {nearest(name, studies)}")
+    return studies[name]
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    given = flags.FLAGS
+    run_study(read_study(given.study), Path(given.out))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("study", None, "NAME in studies.py, or FILE:NAME.", required=True)
+    flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,1 @@
+"""Full-size parity with diffusers."""

@@ -1,0 +1,148 @@
+"""Figures of results: from numbers in docs/results."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.results.tables import sums
+from erase.evaluation.percent import percent
+from erase.report.tables import by_rank
+
+COLOURS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
+LINES = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
+MARKERS = {"Acc_e": "o", "Acc_g": "x", "Acc_ir": "D"}
+
+
+def composed(result: Mapping[str, Any]) -> Figure:
+    """Cells and H against the number of concepts in one adapter, a line for each method."""
+    counts = result["counts"]
+    numbers = [int(count) for count in counts]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    for axis, cell in zip(axes, ("Acc_e", "Acc_ir", "H"), strict=True):
+        for number, name in enumerate(next(iter(counts.values()))):
+            values = [methods[name]["all"][cell]["after"] for methods in counts.values()]
+            heights = [100 * (v if cell == "H" else v["share"]) for v in values]
+            axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=name)
+        axis.set(title=cell, xlabel="concepts in one adapter", xscale="log", ylim=(-3, 103))
+        axis.set_xticks(numbers, counts)
+        axis.minorticks_off()
+    axes[0].set_ylabel("%")
+    labels = axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return _plain(figure)
+
+
+def methods(result: Mapping[str, Any]) -> Figure:
+    """What methods leave of concepts, what they keep of others; areas are attacks that succeed."""
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axis = figure.subplots()
+    every = by_rank(result)
+    for number, each in enumerate(every):
+        colour, cells = f"C{number}", [each["cells"][cell]["after"] for cell in ("Acc_e", "Acc_ir")]
+        spans = [each["intervals"][cell] for cell in ("Acc_e", "Acc_ir")]
+        errors = [
+            _errors([{"share": cell["share"], "low": low, "high": high}])
+            for cell, (low, high) in zip(cells, spans, strict=True)
+        ]
+        x, y = (100 * cell["share"] for cell in cells)
+        axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=colour, lw=0.8, zorder=1)
+        success = each["attacks"]["share"]
+        axis.scatter(x, y, _area(success), color=colour, alpha=0.75, zorder=2)
+        label = f"{each['title']}, {percent(success)}"
+        axis.plot([], [], "o", color=colour, alpha=0.75, label=label)
+    before = [100 * every[0]["cells"][cell]["before"]["share"] for cell in ("Acc_e", "Acc_ir")]
+    axis.plot(*before, "k+", ms=10, label="base")
+    axis.set(xlabel="Acc_e, %: the concept is still found", ylabel="Acc_ir, %: others are found")
+    # Nothing stands below the worst method's interval, and the best lie close together.
+    axis.set_xlim(-3, 103)
+    axis.set_ylim(top=103)
+    figure.legend(
+        title="Attacks that succeed (area)", loc="outside right upper", frameon=False, fontsize=8
+    )
+    return _plain(figure)
+
+
+def _area(share: float) -> float:
+    """Of a marker, in square points; what is 0 is still seen."""
+    return 15 + 600 * share
+
+
+def curve(study: Mapping[str, Any], along: str) -> Figure:
+    """Shares against a number that names the study's variants; the base is at 0.
+
+    Args:
+        study: its numbers.
+        along: what the number is.
+    """
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axis = figure.subplots()
+    steps = [0.0, *map(float, study["variants"])]
+    for kind, colour in COLOURS.items():
+        found = [sums(variant, kind) for variant in study["variants"].values()]
+        for cell, line in LINES.items():
+            shares = [
+                found[0][cell]["before"]["share"],
+                *(s[cell]["after"]["share"] for s in found),
+            ]
+            axis.plot(steps, [100 * s for s in shares], line, color=colour, label=f"{kind} {cell}")
+    axis.set(xlabel=along, ylabel="pictures in which it is found, %", ylim=(-2, 102))
+    axis.legend(ncols=3, frameon=False, fontsize=8, loc="center right")
+    return _plain(figure)
+
+
+def dots(study: Mapping[str, Any]) -> Figure:
+    """A line for each variant, a panel for each kind: every cell with its interval."""
+    names = list(study["variants"])
+    figure = Figure(figsize=(10, 1.1 + 0.28 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(COLOURS), sharey=True)
+    for axis, (kind, colour) in zip(axes, COLOURS.items(), strict=True):
+        found = [sums(variant, kind) for variant in study["variants"].values()]
+        for place, (cell, marker) in enumerate(MARKERS.items()):
+            values = [each[cell]["after"] for each in found]
+            at = [index + 0.2 * (place - 1) for index in range(len(names))]
+            shares = [100 * v["share"] for v in values]
+            errors = _errors(values)
+            axis.errorbar(shares, at, xerr=errors, fmt=marker, color=colour, ms=4, lw=1, label=cell)
+        axis.set(title=kind, xlabel="%", xlim=(-3, 103))
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    labels = axes[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return _plain(figure)
+
+
+def attack_bars(summary: Mapping[str, Any]) -> Figure:
+    """Share of attacks that succeed on the base, with the concept silenced, with the adapter."""
+    families = [name for name in summary["all"] if name != "concepts"]
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    axis = figure.subplots()
+    sides = {
+        "before": ("base", "#cbd5e1"),
+        "silenced": ("attention map erasure", "#b45309"),
+        "after": ("adapter", "#0f766e"),
+    }
+    for place, (side, (label, colour)) in enumerate(sides.items()):
+        values = [summary["all"][family][side] for family in families]
+        at = [index + 0.27 * (place - 1) for index in range(len(families))]
+        heights = [100 * v["share"] for v in values]
+        axis.bar(at, heights, 0.25, yerr=_errors(values), color=colour, label=label, capsize=2)
+    axis.set_xticks(range(len(families)), families)
+    axis.set_ylabel("attacks that succeed, %")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return _plain(figure)
+
+
+def _errors(values: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """How far intervals reach below and above their shares, in percent."""
+    below = [100 * (value["share"] - value["low"]) for value in values]
+    return [below, [100 * (value["high"] - value["share"]) for value in values]]
+
+
+def _plain(figure: Figure) -> Figure:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#eceff3", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure

@@ -1,0 +1,109 @@
+"""Draws RESULTS.md: the numbers in docs/results as tables and figures, in the text around them.
+
+    python -m benchmarks.results.page
+
+The text is docs/results/results.md.j2, in which a table is asked for by its name. Tables give
+percent. The figures lie beside the numbers.
+"""
+
+import functools
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from benchmarks.results import figures, tables
+from erase.cli.flags import begin, parse_flags
+from erase.report.tables import methods
+from erase.runtime.files import write
+from flux_jax.errors import InputError, exits_cleanly
+
+TEMPLATE = "results.md.j2"
+TABLES: Mapping[str, Callable[..., str]] = {
+    "kinds": tables.kinds,
+    "runs": tables.runs,
+    "apart": tables.apart,
+    "variants": tables.variants,
+    "intervals": tables.intervals,
+    "attacks": tables.attacks,
+    "speed": tables.speed,
+    "swaps": tables.swaps,
+    "compositions": tables.compositions,
+    "composed_kinds": tables.composed_kinds,
+    "methods": methods,
+    "full_size": tables.full_size,
+    "relearning": tables.relearning,
+}
+FIGURES: Mapping[str, Callable[..., Figure]] = {
+    "curve": figures.curve,
+    "dots": figures.dots,
+    "bars": figures.attack_bars,
+    "composed": figures.composed,
+    "compared": figures.methods,
+}
+
+
+def draw(folder: Path, out: Path) -> None:
+    """Writes the page and its figures.
+
+    Args:
+        folder: where the numbers and the text are; figures are put there.
+        out: the page.
+
+    Raises:
+        InputError: the text, or numbers that it asks for, are not there.
+    """
+
+    def table(drawn: Callable[..., str], name: str, *more: Any) -> str:
+        return drawn(read(folder, name), *more)
+
+    def picture(figure: Callable[..., Figure], name: str, alt: str, *more: Any) -> str:
+        path = folder / f"{name}.png"
+        buffer = io.BytesIO()
+        figure(read(folder, name), *more).savefig(buffer, dpi=150, metadata={"Software": None})
+        write(path, buffer.getvalue())
+        return f"![{alt}]({os.path.relpath(path, out.parent)})"
+
+    if not (folder / TEMPLATE).is_file():
+        raise InputError(f"results = {str(folder)!r} has no {TEMPLATE}; check the path")
+    text = (folder / TEMPLATE).read_text()
+    # Markdown of this project's own numbers.
+    environment = jinja2.Environment(  # nosec B701
+        undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    page = environment.from_string(text)
+    asked = {name: functools.partial(table, drawn) for name, drawn in TABLES.items()}
+    shown = {name: functools.partial(picture, figure) for name, figure in FIGURES.items()}
+    here = [path.stem for path in folder.glob("*.json")]
+    write(out, page.render(**asked, **shown, here=here) + "\n")
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """The numbers of a name.
+
+    Raises:
+        InputError: they are not there.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the page's text asks for it")
+    return json.loads(path.read_text())
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    draw(Path(flags.FLAGS.results), Path(flags.FLAGS.out))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("results", "docs/results", "Folder of the numbers and of the text.")
+    flags.DEFINE_string("out", "RESULTS.md", "The page.")
+    app.run(main, flags_parser=parse_flags)

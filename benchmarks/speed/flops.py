@@ -1,0 +1,108 @@
+"""How many floating-point operations FLUX.1's transformer needs, counted from its sizes.
+
+Counted are the products of dense layers and of attention, two operations a multiply-add; norms,
+activations, rotary positions and a low-rank adapter's own products are left out, as is what a
+checkpointed backward pass computes twice.
+Letters: T text tokens, S image tokens, N both, C model width, E text width.
+"""
+
+from dataclasses import dataclass
+
+from erase.config.schema import Config
+from flux_jax.models.blocks import MLP_RATIO
+from flux_jax.models.layers import SINUSOID_CHANNELS
+from flux_jax.models.transformer import FluxConfig
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sample's way through the transformer.
+
+    Attributes:
+        sizes: the transformer's.
+        image_tokens: S.
+        text_tokens: T.
+        mass: whether dual-stream blocks also tell how much attention falls on a group of tokens,
+            which is attention once more.
+        single: whether the single-stream blocks follow, and the velocity.
+    """
+
+    sizes: FluxConfig
+    image_tokens: int
+    text_tokens: int
+    mass: bool = False
+    single: bool = True
+
+    @property
+    def forward(self) -> int:
+        """Operations from the inputs to the outputs."""
+        return self._embedding + self._modulation + self._output + self._dense + self._attention
+
+    @property
+    def backward(self) -> int:
+        """Operations of the gradient of an adapter on text queries and keys of all dual blocks.
+
+        Frozen weights have no gradient, so a dense layer that tokens go through costs what it cost
+        forward; both factors of an attention product have one, so it costs twice what it did.
+        Embeddings and modulation vectors do not depend on the adapter.
+        """
+        return self._output + self._dense + 2 * self._attention
+
+    @property
+    def _tokens(self) -> int:
+        return self.image_tokens + self.text_tokens
+
+    @property
+    def _blocks(self) -> int:
+        return self.sizes.num_layers + self.sizes.num_single_layers * self.single
+
+    @property
+    def _embedding(self) -> int:
+        sizes, width = self.sizes, self.sizes.width
+        sinusoids = (1 + sizes.guidance_embeds) * (SINUSOID_CHANNELS + width)
+        vectors = sinusoids + sizes.pooled_projection_dim + width
+        tokens = self.image_tokens * sizes.in_channels
+        return 2 * width * (vectors + tokens + self.text_tokens * sizes.joint_attention_dim)
+
+    @property
+    def _modulation(self) -> int:
+        single = 3 * self.sizes.num_single_layers + 2
+        vectors = 2 * 6 * self.sizes.num_layers + single * self.single
+        return 2 * vectors * self.sizes.width**2
+
+    @property
+    def _output(self) -> int:
+        channels = self.sizes.out_channels or self.sizes.in_channels
+        return 2 * self.image_tokens * self.sizes.width * channels * self.single
+
+    @property
+    def _dense(self) -> int:
+        # Both kinds of block: queries, keys, values, the way out, and the MLP's two layers.
+        weights = (4 + 2 * MLP_RATIO) * self.sizes.width**2
+        return 2 * self._tokens * weights * self._blocks
+
+    @property
+    def _attention(self) -> int:
+        times = self._blocks + self.sizes.num_layers * self.mass
+        return 2 * 2 * self._tokens**2 * self.sizes.width * times
+
+
+def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens: int) -> int:
+    """Operations of both updates, for one sample.
+
+    Args:
+        config: one whose four losses have weights and whose latents come from the bank.
+        sizes: the transformer's.
+        image_tokens: S.
+        text_tokens: T.
+    """
+    plain = Pass(sizes, image_tokens, text_tokens)
+    full = Pass(sizes, image_tokens, text_tokens, mass=True)
+    dual = Pass(sizes, image_tokens, text_tokens, mass=True, single=False)
+    # L_esd and L_attn share the adapted pass; the frozen model sees the concept and the anchors.
+    anchors = 2 if config.lower.erase_to else 1
+    lower = full.forward + full.backward + (1 + anchors) * plain.forward
+    # L_rsc looks at the concept, then without a gradient at the synonym and the irrelevant words.
+    contrast = dual.forward + dual.backward + (1 + config.upper.negatives) * dual.forward
+    base = plain.forward if config.upper.lora_target != "noise" else 0
+    return lower + contrast + plain.forward + plain.backward + base

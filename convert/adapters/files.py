@@ -1,0 +1,284 @@
+"""Adapter files: their layout is recognised, read and written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.adapters.joined import FLOATS
+from convert.adapters.kinds import listed, refuse_content
+from convert.adapters.layers import Full, Layers, Pair, number, typed
+from convert.adapters.names import FLAX, Place, label
+from convert.adapters.parts import pair_problem, settled
+from convert.adapters.peft import PEFT_FILE
+from convert.adapters.stacked import Lora, check, stack, stack_evenly, unstack
+from convert.adapters.torch_files import HEADER, Found, from_torch, refuse, to_torch
+from flux_jax.errors import InputError, counted, note
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.safetensors_files import open_safetensors, read_file, write_file
+
+TORCH_FILE = "pytorch_lora_weights.safetensors"
+
+
+FLAX_FILE = "flax_lora.safetensors"
+
+
+# Names in a folder; where it holds several, the first is read.
+FILES = {
+    "diffusers": TORCH_FILE,
+    FLAX: FLAX_FILE,
+    "kohya": "kohya_lora.safetensors",
+    "original": "original_lora.safetensors",
+}
+
+
+SUFFIXES = (".safetensors", ".sft")
+
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+ALPHA_TYPE = "alpha_type"
+
+
+# The last layer, by a name that layers in blocks have too.
+LAST = "proj_out"
+
+
+# Header entries about the layout, which are written anew.
+OWN = ("format", "alpha", ALPHA_TYPE, *HEADER)
+
+
+@dataclass(frozen=True)
+class LayerFile:
+    """An adapter as a file holds it, layer by layer.
+
+    Attributes:
+        layout: one of `LAYOUTS`, or "xlabs", which is only read.
+        layers: each layer's change.
+        metadata: what else the file's header says.
+        described: what the layout is called for people, if not by its name.
+        alphas: those of the file that are not above 0; the layers' own always are.
+    """
+
+    layout: str
+    layers: Layers
+    metadata: dict[str, str]
+    described: str = ""
+    alphas: Mapping[Place, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter as the model takes it.
+
+    Attributes:
+        layout: of the file, one of `LAYOUTS`.
+        lora: {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ..., all
+            leaves in `convert.adapters.stacked`; L reaches to the file's last block of a target.
+        alpha: the change is alpha / R * (x A) B, where R is the largest rank in the tree.
+        metadata: what else the file's header says.
+    """
+
+    layout: str
+    lora: dict[str, Any]
+    alpha: float
+    metadata: dict[str, str]
+
+
+def read_layers(path: str | Path) -> LayerFile:
+    """Reads an adapter in any layout, layer by layer; see docs/adapters.md for what is read.
+
+    What is left out, such as text encoders, is said on stderr.
+
+    Args:
+        path: a safetensors file, or a folder with one.
+
+    Raises:
+        InputError: the file is missing or damaged, of another kind or of mixed layouts, or
+            incomplete, or holds what is no finite number.
+    """
+    file = _existing(Path(path))
+    refuse_content(file)
+    metadata = open_safetensors(file).metadata() or {}
+    tensors = read_file(file)
+    if tensors and all("/" in name for name in tensors):
+        found = _from_flax(file, tensors, metadata)
+    else:
+        found = from_torch(file, tensors, metadata)
+    for line in found.notes:
+        note(f"{file}: {line}")
+    rest = {name: value for name, value in metadata.items() if name not in OWN}
+    return LayerFile(found.layout, found.layers, rest, found.described, found.alphas)
+
+
+def read_adapter(path: str | Path) -> AdapterFile:
+    """Reads an adapter in any layout, stacked.
+
+    Raises:
+        InputError: see `read_layers`; or a target's layers have different widths.
+    """
+    found = read_layers(path)
+    lora, alpha = stack(_existing(Path(path)), found.layers)
+    return AdapterFile(found.layout, lora, number(alpha), found.metadata)
+
+
+def read_lora(path: str | Path) -> tuple[dict[str, Any], float]:
+    """Tree and alpha of an adapter in any layout; see `read_adapter`."""
+    adapter = read_adapter(path)
+    return adapter.lora, adapter.alpha
+
+
+def write_layers(
+    path: str | Path, layout: str, layers: Layers, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Writes an adapter.
+
+    Args:
+        path: a file that ends in .safetensors or .sft, or a folder.
+        layout: one of `LAYOUTS`.
+        layers: each layer's change.
+        metadata: entries for the file's header.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the layout cannot hold these layers.
+    """
+    file = named_file(Path(path), layout)
+    if layout == FLAX:
+        lora, alpha = stack_evenly(file, layers)
+        tensors, told = flatten(lora), {"alpha": repr(number(alpha))}
+        first = next(pair for pair in layers.values() if isinstance(pair, Pair))
+        if alpha.dtype != typed(number(alpha), first.down.dtype).dtype:
+            told[ALPHA_TYPE] = alpha.dtype.name
+    else:
+        tensors, told = to_torch(file, layout, layers)
+    kind = {"format": FLAX if layout == FLAX else "pt"}
+    write_file(file, tensors, {**(metadata or {}), **kind, **told})
+    return file
+
+
+def write_lora(
+    path: str | Path, lora: Lora, alpha: float, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes diffusers' layout, for `FluxPipeline.load_lora_weights`.
+
+    Args:
+        path: a file that ends in .safetensors or .sft, or a folder.
+        lora: tree of A [L, I, R] and B [L, R, O].
+        alpha: the change is alpha / R * (x A) B.
+        metadata: entries for the file's header.
+
+    Raises:
+        InputError: the tree lacks a partner, mixes ranks or has targets that no layer bears.
+    """
+    file = named_file(Path(path), "diffusers")
+    write_layers(file, "diffusers", unstack(file, lora, alpha), metadata)
+
+
+def named_file(path: Path, layout: str) -> Path:
+    """The file that is meant by a file or by its folder.
+
+    Raises:
+        InputError: the name is that of a pickle.
+    """
+    _refuse_pickle(path)
+    return path if path.suffix in SUFFIXES else path / FILES[layout]
+
+
+def _existing(path: Path) -> Path:
+    """The file that is meant by a file or by its folder."""
+    _refuse_pickle(path)
+    if not path.is_dir():
+        return path
+    usual = (*FILES.values(), PEFT_FILE)
+    for name in usual:
+        if (path / name).is_file():
+            return path / name
+    others = sorted(file for suffix in SUFFIXES for file in path.glob(f"*{suffix}"))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = [file.name for file in others]
+        raise listed(f"{path}: holds several files", names, "give the adapter's own")
+    pickles = [file for suffix in PICKLES for file in sorted(path.glob(f"*{suffix}"))]
+    if pickles:
+        _refuse_pickle(pickles[0])
+    raise InputError(f"{path}: no adapter; expected {' or '.join(usual)} in the folder")
+
+
+def _refuse_pickle(path: Path) -> None:
+    if path.suffix in PICKLES:
+        raise InputError(
+            f"{path}: a {path.suffix} file is a pickle, which can run any program when opened; "
+            "load it with torch.load(..., weights_only=True) and save its tensors with "
+            "safetensors.torch.save_file"
+        )
+
+
+def _from_flax(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Found:
+    try:
+        alpha = float(metadata["alpha"])
+        dtype = FLOATS[metadata[ALPHA_TYPE]] if ALPHA_TYPE in metadata else None
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number, and "
+            f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a type of floats if it is there; write "
+            "the file again with convert.lora"
+        ) from error
+    # Before they are nested: a leaf may have the name of another's parent.
+    check(file, tensors)
+    layers = unstack(file, nest(tensors), alpha, dtype)
+    named = {label(place): pair for place, pair in layers.items()}
+    found = {name: pair_problem(pair) for name, pair in named.items()}
+    refuse(file, [f"{name} {problem}" for name, problem in found.items() if problem])
+    made = {place: settled(pair) for place, pair in layers.items()}
+    kept = {place: pair for place, pair in made.items() if pair is not None}
+    if not kept:
+        raise InputError(f"{file}: changes nothing: alpha is 0")
+    alphas = {place: layers[place].alpha for place in kept if number(layers[place].alpha) <= 0}
+    return Found(FLAX, kept, (), FLAX, alphas)
+
+
+def _dropped(layout: str, layers: Layers) -> str | None:
+    """What diffusers does not apply of a file in this layout, or not as it says; None if nothing.
+
+    Its converters give layers outside the blocks names that its loader leaves out, and have no
+    names for whole differences. In its own layout it takes the alpha of the last `proj_out` for
+    that of the blocks' too, as PEFT's patterns are ends of names.
+    """
+    if layout == "diffusers":
+        return _spread_alpha(layers)
+    if layout == FLAX:
+        return None
+    outside = [label(place) for place in layers if place[1] is None]
+    whole = [
+        label(place)
+        for place, each in layers.items()
+        if isinstance(each, Full) or each.bias is not None
+    ]
+    for lost, what in ((whole, "whole differences and biases"), (outside, "outside the blocks")):
+        if lost:
+            said = f"diffusers does not apply {counted(len(lost), 'layer')} of this file, {what}"
+            mend = f"ComfyUI does{'' if whole else '; for diffusers take --to diffusers'}"
+            return str(listed(said, lost, mend))
+    return None
+
+
+def _spread_alpha(layers: Layers) -> str | None:
+    """What diffusers makes of an alpha of the last layer that the blocks' have not."""
+    last = layers.get((LAST, None))
+    inner = [each for (target, _), each in layers.items() if target == f"single_blocks/{LAST}"]
+    if not isinstance(last, Pair):
+        return None
+    others = [pair for pair in inner if isinstance(pair, Pair)]
+    if all(number(pair.alpha) == number(last.alpha) for pair in others):
+        return None
+    return (
+        f"diffusers may give the alpha of {LAST}, {number(last.alpha)}, to the blocks' {LAST} too, "
+        "which have another; ComfyUI does not"
+    )

@@ -1,0 +1,208 @@
+"""One low-rank pair for layers that the original model joins (`qkv`, `linear1`), and back.
+
+Layers with one down matrix between them, as a trainer of the joined layer leaves them, keep it:
+their ups follow each other. Others become a block-diagonal pair, whose rank is the sum:
+
+    down = [A_q; A_k]        up = [[B_q, 0], [0, B_k], [0, 0]]
+
+Layers without an adapter have zeros in up. alpha / R of the pair is the one of its layers. Where
+these differ, it is the greatest and the other ups are scaled down, all in a wider type, from which
+the former bits can be recovered.
+
+The way back follows the zeros in up. What these do not tell (an up that is zero itself, a type, an
+alpha before scaling) is told beside the tensors, as `Told`. Whatever is told, a pair comes apart
+only into layers that join to the same bits again; failing that, each layer gets all of down and
+its rows of up, which is always true.
+
+Axis letters: I inputs, O outputs, R rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from convert.adapters.layers import ALPHAS, Pair, number, same, same_bits, typed
+from flux_jax.weights.safetensors_files import TYPES
+
+FLOATS = {name: np.dtype(name) for name in TYPES if "float" in name}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a layer was before it was joined."""
+
+    rank: int
+    alpha: float
+    types: tuple[str, str, str]
+
+    @classmethod
+    def of(cls, pair: Pair) -> "Told":
+        """What to tell of this layer; types are those of down, up and alpha."""
+        types = (pair.down.dtype.name, pair.up.dtype.name, pair.alpha.dtype.name)
+        return cls(pair.rank, number(pair.alpha), types)
+
+    @classmethod
+    def parse(cls, entry: Any) -> "Told | None":
+        """What `as_json` made.
+
+        Raises:
+            TypeError, ValueError, KeyError, OverflowError: it is something else.
+        """
+        if entry is None:
+            return None
+        down, up, alpha = (name for name in entry["types"] if FLOATS[name])
+        told = cls(int(entry["rank"]), float(entry["alpha"]), (down, up, alpha))
+        if told.rank < 1 or not ALPHAS[0] <= told.alpha <= ALPHAS[1]:
+            raise ValueError(f"rank = {told.rank}, alpha = {told.alpha}")
+        return told
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file's header."""
+        return asdict(self)
+
+
+def join(layers: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
+    """One pair for several layers.
+
+    Args:
+        layers: those that are joined, in order; None for one without an adapter; all of I inputs.
+        widths: their numbers of outputs.
+    """
+    present = [pair for pair in layers if pair is not None]
+    greatest = max(pair.scale for pair in present)
+    uneven = any(pair.scale != greatest for pair in present)
+    first = present[0]
+    shared = not uneven and all(same_bits(pair.down, first.down) for pair in present)
+    down_type = _common([pair.down for pair in present], uneven)
+    up_type = _common([pair.up for pair in present], uneven)
+    if shared:
+        down, rank, alpha = first.down, first.rank, first.alpha
+    else:
+        down = np.concatenate([pair.down.astype(down_type) for pair in present])
+        rank = len(down)
+        alpha = typed(float(greatest * rank), first.alpha.dtype)
+    up = np.zeros((sum(widths), rank), up_type)
+    row = column = 0
+    for pair, width in zip(layers, widths, strict=True):
+        if pair is not None:
+            scaled = _times(pair.up, pair.scale / greatest, up_type)
+            up[row : row + width, column : column + pair.rank] = scaled
+            column += 0 if shared else pair.rank
+        row += width
+    return Pair(down, up, alpha)
+
+
+def split(
+    joined: Pair, widths: Sequence[int], told: Sequence[Told | None] | None = None
+) -> list[Pair | None]:
+    """The layers of a joined pair; None for one without an adapter.
+
+    Args:
+        joined: the pair.
+        widths: numbers of outputs of the joined layers, in order.
+        told: what `untold` gave when it was made, if anything.
+    """
+    for parts in (told, _by_zeros(joined, widths)):
+        if parts is not None and _fits(joined, widths, parts):
+            # What is told may be a lie, of which numbers that no type holds come.
+            with np.errstate(over="ignore", invalid="ignore"):
+                layers = _apart(joined, widths, parts)
+                if same(join(layers, widths), joined):
+                    return layers
+    return list(_apart(joined, widths, [Told.of(joined)] * len(widths)))
+
+
+def untold(
+    layers: Sequence[Pair | None], joined: Pair, widths: Sequence[int]
+) -> list[Told | None] | None:
+    """What must be told of these layers to get them from `joined`; None if the tensors suffice.
+
+    Raises:
+        ValueError: they cannot be had from it, as no type is wide enough for their scaled numbers.
+    """
+    if _equal(split(joined, widths), layers):
+        return None
+    told = [None if pair is None else Told.of(pair) for pair in layers]
+    if not _equal(split(joined, widths, told), layers):
+        raise ValueError("no type is wide enough")
+    return told
+
+
+def _equal(one: Sequence[Pair | None], other: Sequence[Pair | None]) -> bool:
+    return all(same(*pairs) for pairs in zip(one, other, strict=True))
+
+
+def _common(arrays: Sequence[np.ndarray], wider: bool) -> np.dtype:
+    """A type that holds all of them, or one with room for scaled numbers besides."""
+    types = {array.dtype for array in arrays}
+    if len(types) == 1 and not wider:
+        return types.pop()
+    widest = max(dtype.itemsize for dtype in types)
+    return np.dtype(np.float64 if widest > 4 or (wider and widest == 4) else np.float32)
+
+
+def _times(up: np.ndarray, ratio: Fraction, dtype: Any) -> np.ndarray:
+    return up.astype(dtype) if ratio == 1 else (up.astype(float) * float(ratio)).astype(dtype)
+
+
+def _by_zeros(joined: Pair, widths: Sequence[int]) -> list[Told | None] | None:
+    """What the zeros in up say: which layers there are and which columns are whose."""
+    used = np.stack([part.any(axis=0) for part in _rows(_bits(joined.up), widths)])
+    present = used.any(axis=1)
+    if (used.sum(axis=0) > 1).any() or present.sum() < 2:
+        ranks = np.where(present | (present.sum() == 0), joined.rank, 0).tolist()
+    else:
+        # A column without an owner goes with the one before it, or with the first owner.
+        owners = np.where(used.any(axis=0), used.argmax(axis=0), -1)
+        owners = np.maximum.accumulate(np.where(owners < 0, present.argmax(), owners))
+        ranks = np.bincount(owners, minlength=len(widths)).tolist()
+    types = Told.of(joined).types
+    alphas = (typed(float(joined.scale * rank), joined.alpha.dtype) for rank in ranks)
+    return [
+        Told(rank, number(alpha), (*types[:2], alpha.dtype.name)) if rank else None
+        for rank, alpha in zip(ranks, alphas, strict=True)
+    ]
+
+
+def _fits(joined: Pair, widths: Sequence[int], told: Sequence[Told | None]) -> bool:
+    """Whether a pair of this rank can be what these layers became."""
+    ranks = [each.rank for each in told if each is not None]
+    return len(told) == len(widths) and (sum(ranks) == joined.rank or set(ranks) == {joined.rank})
+
+
+def _apart(joined: Pair, widths: Sequence[int], told: Sequence[Told | None]) -> list[Pair | None]:
+    """The layers, if they were what is told."""
+    present = [each for each in told if each is not None]
+    shared = sum(each.rank for each in present) != joined.rank
+    scales = [Fraction(repr(each.alpha)) / each.rank for each in present]
+    greatest = max(scales)
+    layers: list[Pair | None] = []
+    column = 0
+    for each, up in zip(told, _rows(joined.up, widths), strict=True):
+        if each is None:
+            layers.append(None)
+            continue
+        columns = slice(column, column + each.rank)
+        column += 0 if shared else each.rank
+        down_type, up_type, alpha_type = (FLOATS[name] for name in each.types)
+        ratio = Fraction(repr(each.alpha)) / each.rank / greatest
+        layers.append(
+            Pair(
+                joined.down[columns].astype(down_type),
+                _times(up[:, columns], 1 / ratio, up_type),
+                np.array(each.alpha, alpha_type),
+            )
+        )
+    return layers
+
+
+def _rows(up: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+    return np.split(up, np.cumsum(widths)[:-1])
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """The array as whole numbers, where a negative zero is not zero."""
+    return array.view(f"u{array.itemsize}")

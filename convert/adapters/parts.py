@@ -1,0 +1,291 @@
+"""The change that a layer's tensors in an adapter's file mean.
+
+| parts | change of the weight |
+| --- | --- |
+| down, up | alpha / R * up @ down |
+| lokr_w1, lokr_w2 | kron(w1, w2); a factor may come as the product of _a and _b, of rank R |
+| hada_w1_a, _b, hada_w2_a, _b | (w1_a @ w1_b) * (w2_a @ w2_b), entry by entry |
+| diff | itself |
+
+LoKr and LoHa have the scale alpha / R too, but for a LoKr of two whole factors, which has 1. The
+factors' names and scales are those of LyCORIS.
+
+Axis letters: I inputs, O outputs, R rank.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+
+from convert.adapters.layers import ALPHAS, Full, Pair, implied, number, typed
+from convert.adapters.names import HIDDEN
+from convert.adapters.peft import Scales
+from flux_jax.weights.mapping import is_finite
+
+NOT_FINITE = "has infinities or what is no number"
+NO_ALPHA = "it must be a finite number"
+PAIR = {"down", "up"}
+LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+LOKR = {f"lokr_w{factor}{half}" for factor in "12" for half in ("", "_a", "_b")}
+# Outputs of a layer over its inputs; all other layers in blocks have as many of each.
+_RATIOS = {
+    "norm1/linear": (6, 1),
+    "norm1_context/linear": (6, 1),
+    "norm/linear": (3, 1),
+    "norm_out/linear": (2, 1),
+    "linear_1": (HIDDEN, 1),
+    "proj_mlp": (HIDDEN, 1),
+    "ff/linear_2": (1, HIDDEN),
+    "ff_context/linear_2": (1, HIDDEN),
+    "single_blocks/proj_out": (1, HIDDEN + 1),
+}
+
+
+class UnusableError(ValueError):
+    """A layer's tensors are no change; says why."""
+
+
+def change(
+    parts: Mapping[str, np.ndarray], name: str, targets: tuple[str, ...], scales: Scales
+) -> Pair | Full | None:
+    """A layer's change, a pair as the file has it; None where it is a difference of zeros only.
+
+    Args:
+        parts: the layer's tensors; see `convert.adapters.names.Key.part`.
+        name: of the layer, for what the header says of it.
+        targets: the layers of the model that it joins.
+        scales: what the header says.
+
+    Raises:
+        UnusableError: parts are missing, do not fit, or hold what is no finite number.
+    """
+    for part, tensor in parts.items():
+        _check_numbers(part, tensor, parts)
+    kinds = [kind for kind in (PAIR, LOHA, LOKR, {"diff"}) if kind & parts.keys()]
+    if len(kinds) > 1:
+        raise UnusableError(
+            f"has both {' and '.join(sorted(min(kind & parts.keys()) for kind in kinds))}"
+        )
+    bias = _vector(parts["diff_b"]) if "diff_b" in parts else None
+    if bias is not None and not bias.any():
+        bias = None
+    if not kinds:
+        if bias is None:
+            if "diff_b" in parts:
+                return None
+            raise UnusableError(f"has {' and '.join(sorted(parts))} and no matrices")
+        return _bias_alone(bias, targets)
+    if kinds == [PAIR]:
+        return _pair(parts, name, bias, scales)
+    full = _full(parts, name, scales)
+    if "bias" in parts:
+        raise UnusableError("has a bias of a pair and no pair")
+    if bias is not None and len(bias) != len(full):
+        raise UnusableError(f"has a bias of {len(bias)} for {len(full)} outputs")
+    magnitude = _magnitude(parts, len(full))
+    changes = bias is not None or magnitude is not None or full.any()
+    return Full(full, bias, magnitude) if changes else None
+
+
+def settled(pair: Pair) -> Pair | None:
+    """The pair with an alpha above 0: an alpha below 0 goes into up; None where it changes nothing.
+
+    (Diffusers' reader of kohya's layout does not end at an alpha below 0.)
+    """
+    alpha = number(pair.alpha)
+    if alpha < 0:
+        # Subtracted, which makes no negative zeros.
+        up = np.zeros((), pair.up.dtype) - pair.up
+        return replace(pair, up=up, alpha=np.abs(pair.alpha))
+    if alpha > 0:
+        return pair
+    if pair.magnitude is None and pair.bias is None:
+        return None
+    return replace(pair, up=np.zeros_like(pair.up), alpha=implied(pair.down))
+
+
+def alpha_problem(alpha: np.ndarray) -> str | None:
+    """What is wrong with an alpha, if anything."""
+    if alpha.size != 1:
+        return f"has an alpha of shape {list(alpha.shape)}, expected one number"
+    value = number(alpha)
+    if value and not ALPHAS[0] <= abs(value) <= ALPHAS[1]:
+        return f"has alpha = {value}; {NO_ALPHA}"
+    return None
+
+
+def pair_problem(pair: Pair) -> str | None:
+    """What is wrong with a pair's matrices and alpha, if anything."""
+    for part, tensor in (("down", pair.down), ("up", pair.up)):
+        problem = _numbers_problem(part, tensor)
+        if problem:
+            return problem
+    down, up = list(pair.down.shape), list(pair.up.shape)
+    if len(down) != 2 or len(up) != 2 or 0 in (*down, *up) or down[0] != up[1]:
+        return f"is {down} down and {up} up, expected [R, I] and [O, R]"
+    return alpha_problem(pair.alpha)
+
+
+def _pair(
+    parts: Mapping[str, np.ndarray], name: str, bias: np.ndarray | None, scales: Scales
+) -> Pair:
+    lost = sorted(PAIR - parts.keys())
+    if lost:
+        raise UnusableError(f"has no {lost[0]} matrix")
+    down, up = parts["down"], parts["up"]
+    if {down.shape[2:], up.shape[2:]} == {(1, 1)} and down.ndim == up.ndim == 4:
+        # Dense layers that a program trains as convolutions of one point.
+        down, up = down[:, :, 0, 0], up[:, :, 0, 0]
+    pair = Pair(down, up, _alpha(parts, down, scales.alpha(name, len(down) if down.ndim else 1)))
+    problem = pair_problem(pair)
+    if problem:
+        raise UnusableError(problem)
+    if "bias" in parts:
+        own = _vector(parts["bias"]) * np.float32(pair.scale)
+        bias = own if bias is None else bias + own
+    if bias is not None and len(bias) != len(up):
+        raise UnusableError(f"has a bias of {len(bias)} for {len(up)} outputs")
+    return replace(pair, bias=bias, magnitude=_magnitude(parts, len(up)))
+
+
+def _magnitude(parts: Mapping[str, np.ndarray], outputs: int) -> np.ndarray | None:
+    """DoRA's lengths [O], if the layer has them."""
+    if "magnitude" not in parts:
+        return None
+    magnitude = parts["magnitude"]
+    if magnitude.shape not in {(outputs,), (outputs, 1)}:
+        raise UnusableError(
+            f"has DoRA's magnitudes as {list(magnitude.shape)}, expected one for each of {outputs} "
+            "outputs: those for inputs are not supported"
+        )
+    return magnitude.reshape(-1)
+
+
+def _alpha(parts: Mapping[str, np.ndarray], down: np.ndarray, told: float | None) -> np.ndarray:
+    """The file's alpha, the header's, or the rank."""
+    if "alpha" not in parts:
+        return implied(down) if told is None else typed(told, down.dtype)
+    given = parts["alpha"]
+    if given.size != 1:
+        return given
+    given = given.reshape(())
+    if jnp.issubdtype(given.dtype, jnp.floating):
+        return given
+    return typed(float(given), down.dtype)
+
+
+def _full(parts: Mapping[str, np.ndarray], name: str, scales: Scales) -> np.ndarray:
+    """The change as one matrix [O, I], in float32 or wider."""
+    if "diff" in parts:
+        delta = parts["diff"]
+        if delta.ndim != 2 or not delta.size:
+            raise UnusableError(f"has a difference of shape {list(delta.shape)}, expected [O, I]")
+        return delta
+    rank = None
+    if LOHA & parts.keys():
+        left, rank = _product(parts, "hada_w1")
+        right, other = _product(parts, "hada_w2")
+        if left.shape != right.shape or rank != other:
+            raise UnusableError(
+                f"has products of {list(left.shape)} and {list(right.shape)} and ranks {rank} and "
+                f"{other}, expected the same"
+            )
+        delta = left * right
+    else:
+        left, rank = _factor(parts, "lokr_w1")
+        right, other = _factor(parts, "lokr_w2")
+        if None not in (rank, other) and rank != other:
+            raise UnusableError(f"has factors of rank {rank} and {other}, expected one rank")
+        rank = rank or other
+        delta = np.kron(left, right)
+    scale = scales.scale(name)
+    if "alpha" in parts:
+        problem = alpha_problem(parts["alpha"])
+        if problem:
+            raise UnusableError(problem)
+        scale = number(parts["alpha"]) / rank if rank else 1.0
+    return delta * np.array(scale, delta.dtype)
+
+
+def _factor(parts: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, int | None]:
+    """A factor of LoKr, and its rank if it is a product."""
+    if name in parts:
+        return _matrix(parts, name), None
+    return _product(parts, name)
+
+
+def _product(parts: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, int]:
+    left, right = _matrix(parts, f"{name}_a"), _matrix(parts, f"{name}_b")
+    if left.shape[1] != len(right):
+        raise UnusableError(
+            f"has {name}_a of {list(left.shape)} and {name}_b of {list(right.shape)}, which have "
+            "no product"
+        )
+    return left @ right, len(right)
+
+
+def _matrix(parts: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in parts:
+        raise UnusableError(f"has no {name}")
+    matrix = parts[name]
+    if matrix.ndim != 2 or not matrix.size:
+        raise UnusableError(f"has {name} of shape {list(matrix.shape)}, expected a matrix")
+    return matrix.astype(_wide(matrix))
+
+
+def _wide(array: np.ndarray) -> np.dtype:
+    return array.dtype if array.dtype == np.float64 else np.dtype(np.float32)
+
+
+def _vector(array: np.ndarray) -> np.ndarray:
+    """A bias, in float32 or wider."""
+    if array.ndim != 1 or not array.size:
+        raise UnusableError(f"has a bias of shape {list(array.shape)}, expected [O]")
+    return array.astype(_wide(array))
+
+
+def _bias_alone(bias: np.ndarray, targets: tuple[str, ...]) -> Pair:
+    """A change of a bias, as a pair of zeros besides."""
+    target = targets[0]
+    if len(targets) > 1:
+        outputs, inputs = sum(HIDDEN if each.endswith("mlp") else 1 for each in targets), 1
+    elif "blocks/" in target or target == "norm_out/linear":
+        outputs, inputs = next(
+            (ratio for end, ratio in _RATIOS.items() if target.endswith(end)), (1, 1)
+        )
+    else:
+        raise UnusableError("has a difference of the bias and none of the weight")
+    columns, rest = divmod(len(bias) * inputs, outputs)
+    if rest or not columns:
+        raise UnusableError(f"has a bias of {len(bias)}, expected a multiple of {outputs}")
+    down, up = np.zeros((1, columns), np.float32), np.zeros((len(bias), 1), np.float32)
+    return Pair(down, up, implied(down), bias)
+
+
+def _check_numbers(part: str, tensor: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
+    if part != "alpha":
+        problem = _numbers_problem(part, tensor)
+        if problem:
+            raise UnusableError(problem)
+    elif "down" not in parts and (problem := alpha_problem(tensor)):
+        raise UnusableError(problem)
+
+
+def _numbers_problem(part: str, tensor: np.ndarray) -> str | None:
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        return f"has {part} of {tensor.dtype.name}, expected floats"
+    if not is_finite(tensor):
+        return f"{NOT_FINITE} in {part}"
+    return None
+
+
+def product(pair: Pair) -> np.ndarray:
+    """The matrix of a pair without magnitudes [O, I], its scale applied, in float32 or wider."""
+    dtype = np.promote_types(_wide(pair.down), _wide(pair.up))
+    scaled = pair.up.astype(np.float64) * float(pair.scale)
+    if not math.isfinite(float(np.abs(scaled).max(initial=0))):
+        raise UnusableError("has numbers that no type holds")
+    return (scaled @ pair.down.astype(np.float64)).astype(dtype)

@@ -1,0 +1,146 @@
+"""What PEFT's configuration says of an adapter: alphas, and settings that change its meaning.
+
+It comes as `adapter_config.json` beside PEFT's own files, and as an entry of the header of
+diffusers' files: `FluxPipeline.save_lora_weights` sets `transformer.` before its fields, and
+`FluxTransformer2DModel.save_lora_adapter` does not.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convert.adapters.names import MODEL
+from flux_jax.errors import InputError
+
+PEFT_METADATA = "lora_adapter_metadata"
+PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+# What JSON of another form than expected gives rise to.
+DAMAGES = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+TYPES = ("LORA", "LOKR", "LOHA")
+# Ways to begin that change the model's own weights, on which the matrices then stand.
+REBASED = ("pissa", "olora", "loftq", "corda")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Alphas and ranks by layers' names; a layer without any has the scale 1.
+
+    Attributes:
+        alphas: patterns of names and their alphas; the first that fits holds.
+        ranks: the same of ranks, for adapters whose matrices do not show theirs.
+        general: alpha of all other layers.
+        rank: of all other layers.
+        root: the scale is alpha over the rank's root (rsLoRA), not over the rank.
+        dora: the layers have DoRA's magnitudes.
+    """
+
+    alphas: Mapping[re.Pattern[str], float] = field(default_factory=dict)
+    ranks: Mapping[re.Pattern[str], float] = field(default_factory=dict)
+    general: float | None = None
+    rank: float | None = None
+    root: bool = False
+    dora: bool = False
+
+    def alpha(self, name: str, rank: int) -> float | None:
+        """The alpha with which alpha / R is the layer's scale; None if nothing is said."""
+        given = _first(self.alphas, name, self.general)
+        return given * rank**0.5 if given is not None and self.root else given
+
+    def scale(self, name: str) -> float:
+        """The scale of a layer whose matrices do not show their rank."""
+        given = _first(self.alphas, name, self.general)
+        rank = _first(self.ranks, name, self.rank)
+        return 1.0 if given is None or not rank else given / rank
+
+
+def header_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
+    """What the header of diffusers' files says.
+
+    Raises:
+        InputError: it is damaged, or says what cannot be followed.
+    """
+    if PEFT_METADATA not in metadata:
+        return Scales()
+    where = f"{file}: {PEFT_METADATA} in the header"
+    try:
+        config = json.loads(metadata[PEFT_METADATA])
+        own = {k.removeprefix(MODEL): v for k, v in config.items() if k.startswith(MODEL)}
+        own = own or {name: value for name, value in config.items() if "." not in name}
+    except DAMAGES as error:
+        raise _damaged(where, error) from error
+    return _scales(where, own)
+
+
+def folder_scales(file: Path) -> Scales | None:
+    """What PEFT's configuration beside its file says; None if there is none.
+
+    Raises:
+        InputError: it is damaged, or says what cannot be followed.
+    """
+    path = file.parent / PEFT_CONFIG
+    if file.name != PEFT_FILE or not path.is_file():
+        return None
+    try:
+        config = dict(json.loads(path.read_text("utf-8")))
+    except DAMAGES as error:
+        raise _damaged(str(path), error) from error
+    return _scales(str(path), config)
+
+
+def _scales(where: str, config: Mapping[str, Any]) -> Scales:
+    kind = config.get("peft_type")
+    if kind is not None and str(kind).upper() not in TYPES:
+        raise InputError(
+            f"{where}: peft_type = {str(kind)[:40]!r} is not supported; save the adapter as one of "
+            f"{', '.join(TYPES)}, or merge it with PEFT's merge_and_unload"
+        )
+    begun = str(config.get("init_lora_weights")).lower()
+    if begun.startswith(REBASED):
+        raise InputError(
+            f"{where}: init_lora_weights = {begun[:40]!r} stands on changed weights of the model; "
+            "convert the adapter with PEFT (path_initial_model_for_weight_conversion)"
+        )
+    lokr = str(kind).upper() in TYPES[1:]
+    try:
+        general = config.get("alpha" if lokr else "lora_alpha")
+        rank = config.get("r")
+        return Scales(
+            _patterns(config.get("alpha_pattern")),
+            _patterns(config.get("rank_pattern")),
+            None if general is None else float(general),
+            None if rank is None else float(rank),
+            bool(config.get("use_rslora")),
+            bool(config.get("use_dora")),
+        )
+    except (*DAMAGES, re.error) as error:
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> InputError:
+    return InputError(f"{where} is damaged ({str(error)[:80]}); save the adapter again")
+
+
+def _first(
+    patterns: Mapping[re.Pattern[str], float], name: str, general: float | None
+) -> float | None:
+    found = (value for pattern, value in patterns.items() if pattern.fullmatch(name))
+    return next(found, general)
+
+
+def _patterns(given: Any) -> dict[re.Pattern[str], float]:
+    return {_pattern(text): float(value) for text, value in (given or {}).items()}
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """A layer's name as PEFT writes it: a regular expression for the name's end.
+
+    Raises:
+        ValueError: it is more than names with a few repetitions; some expressions take for ever.
+    """
+    if not re.fullmatch(r"[\w.\\^$*+-]*", text) or len(re.findall(r"[*+]", text)) > 2:
+        raise ValueError(f"a pattern is {text[:40]!r}: write layers' names out")
+    return re.compile(rf"(.*\.)?({text})")

@@ -1,0 +1,266 @@
+"""An adapter's layers stacked along the blocks, as the model takes them, and apart again.
+
+A target is a path of the Flax tree; its leaves are
+- A [L, I, R] and B [L, R, O]: x gets alpha / R * (x A) B, where R is the largest rank in the tree;
+- D [L, I, O]: a full difference, x D;
+- b [L, O]: a difference of the bias;
+- M [L, O]: DoRA's length of each output's weights, NaN where a layer keeps its own.
+Outside the blocks there is no L. Layers of one rank and one alpha, in all blocks, are stacked as
+they are. Others are filled up with zeros, in ranks and in blocks, and each scale is put into B.
+
+Axis letters: L blocks, I inputs, O outputs, R rank.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.adapters.layers import Full, Layers, Pair, kind, number, typed
+from convert.adapters.names import STACKED, TABLE, Place, label, parse
+from flux_jax.errors import InputError, counted
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.mapping import differences, refuse, to_torch
+
+MEND = "every target needs A and B of one rank in every block"
+# Numbers in a leaf: more than any FLUX.1 has in the kernels of all blocks.
+LARGEST_LEAF = 1 << 32
+
+Lora = Mapping[str, Any]
+Shape = tuple[int, ...]
+
+
+def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
+    """The Flax tree of an adapter, and its alpha.
+
+    Args:
+        source: the file, for messages.
+        layers: of any kinds, ranks, alphas and blocks.
+
+    Returns:
+        {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ..., where L
+        reaches to the target's last block, and alpha.
+
+    Raises:
+        InputError: a target's layers have different widths, or it would be too large.
+    """
+    if uneven(layers) is None:
+        return _as_they_are(layers)
+    leaves: dict[str, np.ndarray] = {}
+    for target, shape in extents(source, layers).items():
+        changes = {block: change for (name, block), change in layers.items() if name == target}
+        if math.prod(shape) > LARGEST_LEAF:
+            raise InputError(
+                f"{source}: {target} has {counted(shape[0], 'block')} of {shape[1]} inputs and "
+                f"{shape[2]} outputs, more than any FLUX model; take a file whose blocks are "
+                "numbered from 0"
+            )
+        leaves |= {f"{target}/{name}": leaf for name, leaf in _padded(shape, changes).items()}
+    ranks = [leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("/A")]
+    return nest(leaves), np.array(max(ranks, default=1), np.float32)
+
+
+def stack_evenly(file: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
+    """As `stack`, of layers that need no filling up: what this project's own layout holds.
+
+    Raises:
+        InputError: they do.
+    """
+    if why := uneven(layers):
+        raise InputError(
+            f"{file}: the flax layout holds LoRA layers of one rank, one alpha and one type, in "
+            f"every block; {why}: write diffusers', kohya's or the original layout instead"
+        )
+    return _as_they_are(layers)
+
+
+def uneven(layers: Layers) -> str | None:
+    """Why layers do not stack as they are, with the first example; None if they do."""
+    pairs: dict[Place, Pair] = {}
+    for place, change in layers.items():
+        if not isinstance(change, Pair) or kind(change) != "LoRA":
+            return f"{label(place)} is a {kind(change)}"
+        pairs[place] = change
+    ranks = sorted({pair.rank for pair in pairs.values()})
+    if len(ranks) > 1:
+        return f"these have ranks from {ranks[0]} to {ranks[-1]}"
+    alphas = Counter(number(pair.alpha) for pair in pairs.values())
+    if len(alphas) > 1:
+        listing = [
+            f"{value} on {counted(count, 'layer')}" for value, count in alphas.most_common(3)
+        ]
+        return f"here alpha = {', '.join(listing)}"
+    depths: Counter[str] = Counter()
+    for target, block in pairs:
+        stream = target.split("/")[0]
+        depths[stream] = max(depths[stream], -1 if block is None else block)
+    first: dict[str, Pair] = {}
+    for (target, block), pair in pairs.items():
+        other = first.setdefault(target, pair)
+        wanted = (other.down.shape, other.up.shape, other.down.dtype, other.up.dtype)
+        if (pair.down.shape, pair.up.shape, pair.down.dtype, pair.up.dtype) != wanted:
+            return f"{label((target, block))} has other shapes or types than in other blocks"
+        lost = [] if block is None else range(depths[target.split("/")[0]] + 1)
+        for absent in lost:
+            if (target, absent) not in pairs:
+                return f"{label((target, absent))} is missing"
+    return None
+
+
+def extents(source: Path, layers: Layers) -> dict[str, Shape]:
+    """What each target needs of a model: (blocks, inputs, outputs), without blocks outside them.
+
+    Raises:
+        InputError: a target's layers have different widths.
+    """
+    found: dict[str, Shape] = {}
+    for (target, block), change in layers.items():
+        outputs, inputs = change.shape
+        blocks = () if block is None else (block + 1,)
+        known = found.setdefault(target, (*blocks, inputs, outputs))
+        if known[-2:] != (inputs, outputs):
+            raise InputError(
+                f"{source}: {label((target, block))} has {inputs} inputs and {outputs} outputs, in "
+                f"another block {known[-2]} and {known[-1]}; take a file of one model"
+            )
+        found[target] = (*map(max, known[:-2], blocks), inputs, outputs)
+    return found
+
+
+def _as_they_are(layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
+    leaves: dict[str, dict[int | None, np.ndarray]] = {}
+    for (target, block), pair in layers.items():
+        assert isinstance(pair, Pair), "uneven otherwise"
+        leaves.setdefault(f"{target}/A", {})[block] = pair.down.T
+        leaves.setdefault(f"{target}/B", {})[block] = pair.up.T
+    tree = {
+        path: np.stack([parts[block] for block in range(len(parts))])
+        if path in STACKED
+        else parts[None]
+        for path, parts in leaves.items()
+    }
+    alpha = next(pair.alpha for pair in layers.values() if isinstance(pair, Pair))
+    return nest(tree), alpha
+
+
+def _padded(shape: Shape, changes: Mapping[int | None, Pair | Full]) -> dict[str, np.ndarray]:
+    """A target's leaves, with zeros where a layer has nothing.
+
+    Args:
+        shape: (blocks, inputs, outputs), without blocks outside them.
+        changes: of one target, by their blocks.
+    """
+    *blocks, inputs, outputs = shape
+    parts: dict[str, dict[int | None, np.ndarray]] = {}
+    for block, change in changes.items():
+        for name, part in _parts(change).items():
+            parts.setdefault(name, {})[block] = part
+    rank = max((half.shape[1] for half in parts.get("A", {}).values()), default=0)
+    wanted = {"A": (inputs, rank), "B": (rank, outputs), "D": (inputs, outputs)}
+    leaves = {}
+    for name, found in parts.items():
+        dtype = np.result_type(*(part.dtype for part in found.values()))
+        leaf = np.zeros((*blocks, *wanted.get(name, (outputs,))), dtype)
+        if name == "M":
+            leaf[...] = np.nan
+        for block, part in found.items():
+            place = () if block is None else (block,)
+            leaf[(*place, *map(slice, part.shape))] = part
+        leaves[name] = leaf
+    return leaves
+
+
+def _parts(change: Pair | Full) -> dict[str, np.ndarray]:
+    """A layer's leaves, its scale in B; A and B of no larger rank than the layer's widths."""
+    vectors = {"b": change.bias, "M": change.magnitude}
+    parts = {name: _wide(part) for name, part in vectors.items() if part is not None}
+    if isinstance(change, Full):
+        return parts | {"D": change.delta.T}
+    outputs, inputs = change.shape
+    scale = float(change.scale)
+    if change.rank <= min(inputs, outputs):
+        # Products of bfloat16 numbers and a scale are rounded in float32 alone.
+        return parts | {"A": change.down.T, "B": _wide(change.up.T) * scale}
+    # More than the layer can have: filling others up to this rank would take more than the model.
+    product = scale * (_wide(change.down.T) @ _wide(change.up.T))
+    eye = np.eye(min(inputs, outputs), dtype=product.dtype)
+    return parts | ({"A": eye, "B": product} if inputs <= outputs else {"A": product, "B": eye})
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    """The array in float32, or in its own type if that is wider."""
+    return array.astype(np.promote_types(array.dtype, np.float32))
+
+
+def unstack(source: Path, lora: Lora, alpha: float, dtype: Any = None) -> dict[Place, Pair]:
+    """The layers of a Flax tree.
+
+    Args:
+        source: the file, for messages.
+        lora: tree of A [L, I, R] and B [L, R, O].
+        alpha: of all layers.
+        dtype: alpha's type; by default the matrices' if it holds the number, else float32.
+
+    Raises:
+        InputError: the tree lacks a partner, mixes ranks or has targets that no layer bears.
+    """
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(lora).items()}
+    check(source, flat)
+    halves: dict[Place, dict[str, np.ndarray]] = {}
+    for name, tensor in to_torch(TABLE, nest(flat)).items():
+        key = parse(name)
+        assert key is not None, "the table's names are diffusers'"
+        (place,) = key.layer.places(key.block)
+        halves.setdefault(place, {})[key.part] = tensor
+    return {
+        place: Pair(**half, alpha=typed(alpha, dtype or half["down"].dtype))
+        for place, half in halves.items()
+    }
+
+
+def _expected(
+    source: Path, seen: Sequence[tuple[str, tuple[int, ...]]]
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes that a complete adapter of these targets has, and its rank, by majority.
+
+    Args:
+        source: the file, for messages.
+        seen: paths with stacked shapes, [I, R] and [R, O] outside the blocks; a path may come
+            several times, with different L.
+    """
+    depth: Counter[str] = Counter()
+    ranks: Counter[int] = Counter()
+    widths: dict[str, Counter[int]] = {}
+    for path, shape in seen:
+        if len(shape) == (3 if path in STACKED else 2):
+            stack, (*blocks, rows, columns) = path.split("/")[0], shape
+            depth[stack] = max(depth[stack], *blocks, 0)
+            rank, width = (columns, rows) if path.endswith("/A") else (rows, columns)
+            ranks[rank] += 1
+            widths.setdefault(path, Counter())[width] += 1
+    targets = sorted({path[:-2] for path, _ in seen})
+    wanted = [f"{target}/{part}" for target in targets for part in "AB"]
+    lost = [path for path in wanted if path not in widths]
+    if lost:
+        raise InputError(f"{source}: no usable matrices for {', '.join(lost)}; {MEND}")
+    rank = ranks.most_common(1)[0][0]
+    shapes = {}
+    for path in wanted:
+        width = widths[path].most_common(1)[0][0]
+        last = (width, rank) if path.endswith("/A") else (rank, width)
+        blocks = (depth[path.split("/")[0]],) if path in STACKED else ()
+        shapes[path] = (*blocks, *last)
+    return shapes, rank
+
+
+def check(source: Path, flat: Mapping[str, Any]) -> None:
+    """Refuses a stacked tree that is incomplete, uneven, empty or of unknown targets."""
+    known = {row.flax[0] for row in TABLE.rows}
+    seen = [(path, tuple(leaf.shape)) for path, leaf in flat.items() if path in known]
+    shapes, _ = _expected(source, seen) if seen else ({}, 0)
+    refuse(source, MEND, differences(flat, shapes))
+    if not seen:
+        raise InputError(f"{source}: no target at all; {MEND}")

@@ -1,0 +1,307 @@
+"""Adapters' tensors in the layouts of PyTorch programs: to layers, and back.
+
+Axis letters: I inputs, O outputs, R rank.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.adapters.joined import Told
+from convert.adapters.kinds import is_norm, listed, refuse_unknown, split_encoders
+from convert.adapters.layers import Full, Layers, Pair, implied, number, same_bits
+from convert.adapters.names import (
+    ALPHA,
+    BIAS,
+    FULL,
+    FULL_BIAS,
+    LYCORIS,
+    MAGNITUDE,
+    PARTS,
+    PEFT_PREFIX,
+    SPLIT,
+    WRITTEN,
+    Key,
+    Layer,
+    Naming,
+    Place,
+    parse,
+    spell,
+)
+from convert.adapters.parts import LOHA, LOKR, NO_ALPHA, NOT_FINITE, UnusableError, change, settled
+from convert.adapters.peft import DAMAGES, PEFT_FILE, PEFT_METADATA, folder_scales, header_scales
+from convert.adapters.rows import apart, together
+from flux_jax.errors import InputError, counted, shortened
+from flux_jax.weights.mapping import DAMAGED
+
+TOLD = "joined_layers"
+# Header entries that say something about the tensors.
+HEADER = (PEFT_METADATA, TOLD)
+# The longest example of what is wrong.
+PROBLEM = 160
+MEND = "give a file that holds one adapter of FLUX.1's transformer, whole and in one layout"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file's tensors are.
+
+    Attributes:
+        layout: one of `convert.adapters.names.LAYOUTS`, or "xlabs".
+        layers: each layer's change.
+        notes: what was left out or guessed, a line each.
+        described: what the layout is called for people.
+        alphas: those of the file that are not above 0, which `settled` pairs have no more.
+    """
+
+    layout: str
+    layers: Layers
+    notes: tuple[str, ...]
+    described: str
+    alphas: Mapping[Place, np.ndarray]
+
+
+def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Found:
+    """The layers that these tensors hold.
+
+    Args:
+        file: where they come from, for messages and for PEFT's configuration beside it.
+        tensors: by their names in the file.
+        metadata: the file's header.
+
+    Raises:
+        InputError: names that no layout has, or of several; changes that are incomplete, do not
+            fit or are not supported; numbers that are not finite.
+    """
+    rest, encoders = split_encoders(tensors)
+    notes = []
+    if encoders:
+        if not rest:
+            raise InputError(f"{file}: holds only {encoders}, and nothing of FLUX.1's transformer")
+        notes.append(f"left out {encoders}; only the transformer is adapted")
+    zeros = [name for name in rest if is_norm(name) and _is_zero_difference(name, tensors[name])]
+    if zeros:
+        notes.append(f"left out {counted(len(zeros), 'difference')} of norms, all zeros")
+    keys = {name: key for name in rest if (key := parse(name))}
+    refuse_unknown(
+        file, [name for name in rest if name not in keys and name not in zeros], len(keys)
+    )
+    layout = _one_layout(file, keys)
+    scales = folder_scales(file)
+    if scales is None:
+        scales = header_scales(file, metadata)
+        first = next(iter(keys.values()))
+        if file.name == PEFT_FILE and first.naming.prefix.startswith(PEFT_PREFIX):
+            notes.append("no adapter_config.json beside it, so alpha is taken to be the rank")
+
+    told = _told(file, metadata)
+    layers: dict[Place, Pair | Full] = {}
+    alphas: dict[Place, np.ndarray] = {}
+    bad: list[str] = []
+    unchanged = 0
+    stems = _by_layer(keys, tensors)
+    for stem, (key, tensors_of) in stems.items():
+        name = key.layer.in_block(key.block)
+        try:
+            _refuse_flux_2(file, stem, key.layer, tensors_of)
+            given = change(tensors_of, name, key.layer.targets, scales)
+            made = settled(given) if isinstance(given, Pair) else given
+            if made is None:
+                unchanged += 1
+            else:
+                parts = apart(key.layer, key.block, made, told.get(name))
+                if parts.keys() & layers.keys():
+                    raise UnusableError("is changed twice, by itself and by what joins it")
+                layers |= parts
+                if isinstance(given, Pair) and number(given.alpha) <= 0:
+                    alphas |= dict.fromkeys(parts, given.alpha)
+        except UnusableError as error:
+            bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
+    refuse(file, bad)
+    if scales.dora and all(each.magnitude is None for each in layers.values()):
+        raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
+    if not layers:
+        every = f"all {len(stems)} layers have" if len(stems) > 1 else "its only layer has"
+        raise InputError(f"{file}: changes nothing: {every} an alpha of 0, or only zeros")
+    if unchanged:
+        notes.append(f"left out {counted(unchanged, 'layer')} with an alpha of 0 or only zeros")
+    described = _described(next(iter(keys.values())).naming, (parts for _, parts in stems.values()))
+    return Found(layout, layers, tuple(notes), described, alphas)
+
+
+def refuse(file: Path, bad: list[str]) -> None:
+    """Raises one `InputError` for layers that cannot be used, if there are any."""
+    if bad:
+        said = f"{file}: {counted(len(bad), 'layer')} cannot be used"
+        damaged = all(NOT_FINITE in problem or NO_ALPHA in problem for problem in bad)
+        raise listed(said, bad, DAMAGED if damaged else MEND, PROBLEM)
+
+
+def to_torch(
+    file: Path, layout: str, layers: Layers
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors of a layout, and what the file's header must say about them.
+
+    Args:
+        file: where they go, for messages.
+        layout: "diffusers", "kohya" or "original".
+        layers: each layer's change.
+
+    Raises:
+        InputError: the layout does not hold such changes, or layers that it joins do not fit each
+            other.
+    """
+    _refuse_unheld(file, layout, layers)
+    held: dict[str, Pair | Full] = {}
+    told: dict[str, Any] = {}
+    bad: list[str] = []
+    blocks = sorted({block for _, block in layers if block is not None})
+    for layer in WRITTEN[layout].layers:
+        for block in (None, *blocks):
+            parts = [layers.get(place) for place in layer.places(block)]
+            if not any(parts):
+                continue
+            name = layer.in_block(block)
+            try:
+                made, before = together(layer, parts)
+            except ValueError as error:
+                bad.append(f"{name} {error}")
+                continue
+            held[spell(layout, layer, block, "")] = made
+            if before:
+                told[name] = [each and each.as_json() for each in before]
+    refuse(file, bad)
+    pairs = [each for each in held.values() if isinstance(each, Pair)]
+    every = layout != "diffusers" or any(
+        not same_bits(pair.alpha, implied(pair.down)) for pair in pairs
+    )
+    biased = any(pair.bias is not None for pair in pairs)
+    tensors: dict[str, np.ndarray] = {}
+    for stem, each in held.items():
+        if isinstance(each, Full):
+            tensors[stem + FULL] = each.delta
+        else:
+            tensors |= {
+                stem + PARTS[layout]["down"]: each.down,
+                stem + PARTS[layout]["up"]: each.up,
+            }
+            if every:
+                tensors[stem + ALPHA] = each.alpha
+            if each.magnitude is not None:
+                tensors[stem + MAGNITUDE] = each.magnitude
+            if layout == "diffusers" and biased:
+                tensors[stem + BIAS] = _own_bias(each)
+        if layout != "diffusers" and each.bias is not None:
+            tensors[stem + FULL_BIAS] = each.bias
+    return tensors, {TOLD: json.dumps(told)} if told else {}
+
+
+def _own_bias(pair: Pair) -> np.ndarray:
+    """A pair's bias before its scale; zeros where it has none, since PEFT wants all or none."""
+    if pair.bias is None:
+        return np.zeros(len(pair.up), pair.up.dtype)
+    return pair.bias / pair.bias.dtype.type(pair.scale)
+
+
+def _is_zero_difference(name: str, tensor: np.ndarray) -> bool:
+    return name.endswith((".diff", ".diff_b", ".w_norm", ".b_norm")) and not tensor.any()
+
+
+def _form(parts: Mapping[str, np.ndarray]) -> str:
+    """What kind of adapter a layer's parts make, for messages; "" for a plain one."""
+    forms = {"lokr": "LoKr", "hada": "LoHa", "magnitude": "DoRA", "diff": "full difference"}
+    return next((f"({forms[p]}) " for part in parts for p in forms if part.startswith(p)), "")
+
+
+def _described(naming: Naming, layers: Iterable[Mapping[str, np.ndarray]]) -> str:
+    """What a layout is called for people: LyCORIS's files name layers as other programs do."""
+    names = naming.layout
+    if naming.flat and naming.layers is SPLIT:
+        names += ", with underscores for dots"
+    parts = {part for layer in layers for part in layer}
+    own = [form for form, its in (("LoKr", LOKR), ("LoHa", LOHA)) if its & parts]
+    if own or naming.prefix == LYCORIS:
+        return f"LyCORIS ({' and '.join(own) or 'LoRA'}), layers named as in {names}"
+    return names
+
+
+def _by_layer(
+    keys: Mapping[str, Key], tensors: Mapping[str, np.ndarray]
+) -> dict[str, tuple[Key, dict[str, np.ndarray]]]:
+    """Each layer's first key and its tensors by part, by the layer's name in the file."""
+    stems: dict[str, tuple[Key, dict[str, np.ndarray]]] = {}
+    for name, key in keys.items():
+        stems.setdefault(key.stem, (key, {}))[1][key.part] = tensors[name]
+    return stems
+
+
+def _one_layout(file: Path, keys: Mapping[str, Key]) -> str:
+    """The layout of all keys.
+
+    Raises:
+        InputError: there are several layouts, spellings or adapters.
+    """
+    namings = {(key.naming.layout, key.naming.prefix): name for name, key in keys.items()}
+    called = {key.ending: name for name, key in keys.items() if key.part == "down"}
+    adapters = {key.adapter: name for name, key in keys.items() if key.part in {"down", "up"}}
+    places: dict[Any, str] = {}
+    for name, key in keys.items():
+        other = places.setdefault((key.layer.targets, key.block, key.part), name)
+        if other != name:
+            called[name] = name
+            called.setdefault(other, other)
+    for what, examples in (
+        ("adapters", adapters), ("layouts", namings), ("layouts", called)
+    ):  # fmt: skip
+        if len(examples) > 1:
+            raise listed(f"{file}: mixed {what}, for instance", list(examples.values())[:2], MEND)
+    return next(iter(namings))[0]
+
+
+def _refuse_flux_2(file: Path, stem: str, layer: Layer, parts: Mapping[str, np.ndarray]) -> None:
+    """Refuses FLUX.2's layers that have names of FLUX.1's: their MLPs are gated, hence wider."""
+    if {"down", "up"} <= parts.keys() and parts["down"].ndim == parts["up"].ndim == 2:
+        inputs, outputs = parts["down"].shape[1], len(parts["up"])
+        gated = {"linear1": 9, "img_mlp.0": 6, "txt_mlp.0": 6}
+        if gated.get(layer.name.split(".", 2)[-1]) == outputs / inputs:
+            raise InputError(
+                f"{file}: of another model, FLUX.2: {shortened(stem)} has {outputs} outputs for "
+                f"{inputs} inputs; give one that was made for FLUX.1"
+            )
+
+
+def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
+    """Refuses changes that a layout has no keys for, or none that its programs read."""
+    whole = any(isinstance(each, Full) for each in layers.values())
+    lengths = [each for each in layers.values() if each.magnitude is not None]
+    biases = any(each.bias is not None for each in layers.values())
+    if lengths and layout != "diffusers":
+        held, to = "DoRA's magnitudes", "take --to diffusers"
+    elif lengths and len(lengths) < len(layers):
+        held, to = "DoRA's magnitudes on some layers only", "its programs want all or none"
+    elif whole and layout != "original":
+        held, to = "whole differences (of LoKr, LoHa, .diff)", "take --to original, for ComfyUI"
+    elif biases and layout == "kohya":
+        held, to = "biases", "take --to original (ComfyUI) or --to diffusers"
+    else:
+        return
+    raise InputError(
+        f"{file}: layout {layout} does not hold {held}; {to}, or add the adapter to a model's "
+        "weights with convert.merge"
+    )
+
+
+def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, list[Told | None]]:
+    """What the header tells of joined layers, by their names."""
+    try:
+        entries = json.loads(metadata.get(TOLD, "{}"))
+        return {name: [Told.parse(each) for each in parts] for name, parts in entries.items()}
+    except DAMAGES as error:
+        raise InputError(
+            f"{file}: {TOLD} in the header is damaged ({shortened(repr(error))}); convert the "
+            "adapter again, or remove the entry"
+        ) from error

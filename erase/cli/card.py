@@ -1,0 +1,27 @@
+"""The model card beside an adapter: what it erases, how it was made, what it does, how to use it.
+
+    python -m erase card --workdir runs/soccer-ball
+
+writes a run's again, from what its folder holds. The card is Markdown with the header that the
+Hugging Face hub reads.
+"""
+
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from erase.cli.flags import begin, parse_flags
+from erase.report.card import of_run
+from flux_jax.errors import exits_cleanly
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    print(of_run(flags.FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,91 @@
+"""Counts what an adapter erased and what it kept, by a judge that looks at pictures.
+
+    python -m erase evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
+
+Where the configuration names several runs, each is counted and a summary follows. The counts of one
+adapter for all of them, `--adapter` as `erase.compose.combine` makes it, go into its model card.
+
+Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
+same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
+judge finds those; H is their harmonic mean, the first two taken from 1. Each is measured on the
+base and with the adapter, from the same noise. A synonym in whose pictures the judge finds the
+concept in less than a fifth on the base says nothing about erasing, since the base cannot draw it:
+it is left out of Acc_g; where all are, H is that of the other two.
+Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from convert.adapters.paths import find_adapter
+from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
+from erase.config.schema import Config
+from erase.data.words.synonyms import settle
+from erase.evaluation.eval_prompts import judge_of
+from erase.evaluation.evaluate import evaluate
+from erase.evaluation.summary import write_summary
+from erase.model.adapters import read_adapter
+from erase.model.open import open_model
+from erase.report import card, report
+from erase.runtime.memory import explains_memory
+from flux_jax.errors import exits_cleanly
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+
+def define_flags() -> None:
+    """Declares the command's flags; a function, so that importing this module declares none."""
+    define_flag()
+    flags.declare_key_flag(FLAG)
+    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    flags.DEFINE_string("adapter", None, "Adapter; by default the run's own.")
+
+
+def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
+    """The model, and each run's configuration and adapter by its name, as the flags name them.
+
+    Raises:
+        InputError: a configuration, an adapter or the model cannot be used.
+    """
+    runs = {name: settle(config)[0] for name, config in configured().items()}
+    for config in runs.values():
+        judge_of(config)
+    opened = {
+        name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
+        for name, config in runs.items()
+    }
+    pipe = open_model(next(iter(runs.values())), len(runs))
+    for _, adapter in opened.values():
+        pipe.check(adapter)
+    return pipe, opened
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    workdir = Path(flags.FLAGS.workdir)
+    pipe, runs = open_runs(flags.FLAGS)
+    given, results = flags.FLAGS.adapter, {}
+    erased = card.composed_of(find_adapter(given)) if given else []
+    for name, (config, adapter) in runs.items():
+        with explains_memory():
+            results[name] = evaluate(pipe, adapter, config, workdir / name, erased)
+        if (workdir / name / "config.json").is_file():
+            if not given:
+                card.of_run(workdir / name)
+            print(report.write(workdir / name))
+    if given:
+        config, _ = next(iter(runs.values()))
+        card.of_evaluated(find_adapter(given), asdict(config), results, workdir)
+    if len(runs) > 1:
+        write_summary(workdir, results)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=parse_flags)

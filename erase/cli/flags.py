@@ -1,0 +1,265 @@
+"""What the commands of this package share: the configuration's flag, and how they begin."""
+
+import functools
+import itertools
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from erase.config.fields import paths, shown, unknown
+from erase.config.schema import Config
+from erase.methods import METHODS
+from erase.runs import EACH, RunConfig, load_runs, plain
+from erase.runs.overrides import joined_lists, of_another_concept
+from flux_jax import xla_flags
+from flux_jax.errors import InputError, exits_cleanly, nearest
+
+FLAG = "config"
+
+
+HELP = frozenset({"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"})
+
+
+# What ml_collections begins with where a configuration file raises an error.
+WHILE_READING = "Error whilst parsing config file"
+
+
+def define_flag() -> None:
+    """Declares `--config` and its overrides; a function, so that importing declares nothing."""
+    config_flags.DEFINE_config_file(
+        FLAG,
+        None,
+        f"Configuration file; see configs/. --{FLAG}.FIELD=VALUE changes a field; a list of words "
+        f"takes commas (--{FLAG}.synonyms=football,ball), a list of sentences one flag for each.",
+    )
+
+
+def configured(method: str | None = None) -> dict[str, Config]:
+    """The runs that the flags configure, by name; see `erase.runs.load_runs`.
+
+    Args:
+        method: the runs' method, instead of the one that the flags choose.
+
+    Raises:
+        InputError: with a line for every field that is unknown or cannot be used.
+    """
+    flag = flags.FLAGS[FLAG]
+    # A flag that was not given has no overrides to ask for.
+    given, paths = flag.value, config_flags.get_override_values(flag) if flag.present else {}
+    changed = {path: attrgetter(path)(given) for path in paths}
+    if "concept" in changed and isinstance(given, ConfigDict):
+        given = _of_the_concept(flag, given, changed)
+    if changed.get("sense") and "synonyms" not in changed and isinstance(given, ConfigDict):
+        given = _of_the_sense(given)
+    if method is not None and isinstance(given, ConfigDict):
+        changed["method"] = method
+    return load_runs(given, changed)
+
+
+def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) -> ConfigDict:
+    """What the file says, without what it says of another concept than the command line's.
+
+    Raises:
+        InputError: the file names several runs, each with a concept of its own.
+    """
+    if EACH in given:
+        raise InputError(
+            f"concept = {shown(given.concept)} would change none of the runs that the file names, "
+            "which have concepts of their own; change the file instead"
+        )
+    # The flag's value has the override already.
+    former = flag.parser.parse(flag.config_filename).get("concept")
+    if not isinstance(former, str) or former.casefold() == str(given.concept).casefold():
+        return given
+    values, gone = of_another_concept(plain(given), former, changed, set(paths(RunConfig)))
+    if gone:
+        _note(
+            f"concept = {shown(given.concept)} in the place of {shown(former)}: left out what the "
+            f"file says for that, {', '.join(gone[:8])}{' and more' if len(gone) > 8 else ''}"
+        )
+    return ConfigDict(values)
+
+
+def _of_the_sense(given: ConfigDict) -> ConfigDict:
+    """What the file says, without synonyms: those of the command line's sense take their place."""
+    values = plain(given)
+    runs = values.get(EACH, {})
+    named = [each for each in (values, *runs.values()) if each.get("synonyms")]
+    if not named:
+        return given
+    words = ", ".join(str(word) for each in named for word in each.pop("synonyms"))
+    _note(
+        f"sense = {shown(given.sense)}: its words in WordNet take the place of the synonyms that "
+        f"the file names, {textwrap.shorten(words, 100)}"
+    )
+    return ConfigDict(values)
+
+
+@functools.cache
+def _note(line: str) -> None:
+    """Tells something once, however many methods are configured."""
+    print(line, file=sys.stderr)
+
+
+def configured_for(
+    names: Iterable[str], among: Iterable[str] = tuple(METHODS)
+) -> dict[str, dict[str, Config]]:
+    """The runs that the flags configure, once for each of some methods, by its name.
+
+    Args:
+        names: of the methods.
+        among: those that can be asked for.
+
+    Raises:
+        InputError: another one is, or a field cannot be used.
+    """
+    runs = {}
+    for name in names:
+        if name not in among:
+            raise InputError(f"methods: {name!r} is unknown; {nearest(name, among)}")
+        runs[name] = configured(name)
+    return runs
+
+
+@exits_cleanly
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """For `app.run(main, flags_parser=...)`: shows help, reads flags.
+
+    Ends the command with exit code 0 after help, and with 2 where a flag or the configuration's
+    file cannot be used.
+    """
+    if asked := HELP.intersection(arguments[1:]):
+        show_help(full="--helpfull" in asked)
+        sys.exit(0)
+    file = _file(arguments) if FLAG in flags.FLAGS else None
+    # Flags may follow a stray argument, which then is what is told.
+    flags.FLAGS.set_gnu_getopt()
+    try:
+        return flags.FLAGS(joined_lists(arguments, FLAG, RunConfig))
+    except flags.UnrecognizedFlagError as error:
+        own = (f"--{name}" for name in (*_own_flags(), "help", "helpfull"))
+        raise InputError(
+            f"--{error.flagname} is not a flag; {nearest(f'--{error.flagname}', own)}"
+        ) from error
+    except Exception as error:
+        of_flag = isinstance(error, flags.Error | ValueError) and WHILE_READING not in str(error)
+        if not of_flag and file is None:
+            raise
+        raise InputError(_refused(error) if of_flag else _of_file(error, file or "")) from error
+
+
+def show_help(full: bool) -> None:
+    """Prints the command's docstring and its flags.
+
+    Args:
+        full: whether those of the libraries too.
+    """
+    doc, values = sys.modules["__main__"].__doc__ or "", flags.FLAGS
+    # The first line names the module's file.
+    listed = values.get_help() if full else values.main_module_help().strip().partition("\n")[2]
+    print(f"{doc.strip()}\n\nflags:\n{listed}")
+    if not full:
+        print("\n--helpfull shows those of the libraries too.")
+
+
+def _own_flags() -> list[str]:
+    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+
+
+def _file(arguments: Sequence[str]) -> str | None:
+    """Makes sure that the configuration's flags can be used, as far as its file need not be run.
+
+    Returns:
+        What `--config` says, if it is given.
+
+    Raises:
+        InputError: there is no such file or field.
+    """
+    given = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        named = re.match(rf"--?(?:no)?{FLAG}\.([^=]*)", argument)
+        if named and named[1].startswith(f"{EACH}."):
+            raise InputError(
+                f"{named[1]}: an override reaches what all runs share; change the file instead"
+            )
+        if named and named[1] not in set(paths(RunConfig)):
+            raise InputError(unknown(RunConfig, named[1]))
+        if named and given is None:
+            raise InputError(f"{argument} changes no file: give --{FLAG} FILE before it")
+        if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
+            given = file[1] or following
+            # After a colon stands what get_config is called with.
+            path = given.partition(":")[0]
+            if not Path(path).is_file():
+                raise InputError(f"config = {path!r} is not a file; check the path")
+    return given
+
+
+def _refused(error: Exception) -> str:
+    """What is wrong with a flag's value, in a line."""
+    said = str(error)
+    if missing := re.findall(r"Flag --(\S+) must have a value other than None", said):
+        names = " and ".join(f"--{name}" for name in missing)
+        return f"{names} {'are' if len(missing) > 1 else 'is'} missing; see --help"
+    named = re.match(r"flag --(\S+?)=(.*?): ", said, re.DOTALL)
+    if named and named[1] in flags.FLAGS:
+        flag, value = flags.FLAGS[named[1]], named[2]
+        if isinstance(flag.parser, flags.EnumParser):
+            return f"{flag.name} = {value!r} is unknown; {nearest(value, flag.parser.enum_values)}"
+        if wanted := "true or false" if flag.boolean else flag.parser.syntactic_help:
+            return f"{flag.name} = {value!r} must be {wanted}"
+    return " ".join(said.split())
+
+
+def _of_file(error: BaseException, given: str) -> str:
+    """What a configuration file's own error says, and in which line of the file it arose.
+
+    Args:
+        error: what came of running the file; the libraries wrap the file's own error.
+        given: what `--config` says.
+    """
+    file = Path(given.partition(":")[0]).resolve()
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, InputError) and WHILE_READING not in str(each):
+            return str(each)
+        frames = traceback.extract_tb(each.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file]
+        if lines or isinstance(each, SyntaxError):
+            where = f" in line {lines[-1]}" if lines else ""
+            told = f"{type(each).__name__}{where}: {' '.join(str(each).split())}"
+            break
+        each = each.__context__
+    else:
+        told = str(error).strip().splitlines()[-1]
+    return f"config = {given!r} cannot be run: {told}"
+
+
+def begin(argv: Sequence[str], hint: str = "see --help") -> None:
+    """The first thing that a command does: no stray arguments, quiet libraries, compiler flags.
+
+    Args:
+        argv: the program's name, and what absl left over.
+        hint: what to do about an argument that is no flag.
+
+    Raises:
+        InputError: there is one.
+    """
+    if len(argv) > 1:
+        raise InputError(f"argument {argv[1]!r} is not a flag; {hint}")
+    quiet()
+    xla_flags.set_flags()
+
+
+def quiet() -> None:
+    """Lets libraries tell no more than warnings."""
+    # JAX tells which backends it does not find, Orbax every step of a checkpoint.
+    logging.set_verbosity(logging.WARNING)

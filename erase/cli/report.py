@@ -1,0 +1,27 @@
+"""A run's report: one HTML file that needs no other file and no network.
+
+    python -m erase report --workdir runs/soccer-ball
+
+writes it again from what the run's folder holds.
+Axis letters: K examples, y x image tokens, h w picture sides.
+"""
+
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from erase.cli.flags import begin, parse_flags
+from erase.report.report import write
+from flux_jax.errors import exits_cleanly
+
+
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
+    """The command; see the module's docstring."""
+    begin(argv)
+    print(write(flags.FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,52 @@
+"""Writes the subset of WordNet that ships anew: its present words, and those that are given.
+
+NLTK_DATA=~/nltk_data python -m erase wordnet tabby
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app
+
+from erase.cli.flags import parse_flags, quiet
+from erase.data.words.synonyms import SUBSET, database, lemma, of_database, opened, subset
+from erase.runtime.files import write
+from flux_jax.errors import InputError, exits_cleanly
+
+
+@exits_cleanly
+def main(words: Sequence[str]) -> None:
+    """Writes the subset anew: its present words, and those that are given."""
+    quiet()
+    place = database()
+    if place is None:
+        raise InputError("NLTK_DATA: NLTK finds no WordNet; name the folder that has corpora/")
+    kept = subset()
+    senses: dict[str, Any] = {}
+    with opened(place) as reader:
+        for speech, present in kept["words"].items():
+            # A plural is asked for as it is written, as the database would find it.
+            net = of_database(reader, sorted({*present, *map(lemma, words[1:])}), speech)
+            kept["words"][speech] = net.words
+            named = {name for names in net.words.values() for name in names}
+            for name, sense in net.senses.items():
+                # Of what is only above others, no more than its place is needed.
+                text = {"definition": sense.definition, "words": sense.words}
+                senses[name] = (text if name in named else senses.get(name, {})) | {
+                    "above": sense.above
+                }
+    kept["senses"] = dict(sorted(senses.items()))
+    write(SUBSET, as_lines(kept) + "\n")
+
+
+def as_lines(values: Any, depth: int = 2) -> str:
+    """JSON with a line for each entry, down to some depth."""
+    if not depth or not isinstance(values, Mapping):
+        return json.dumps(values, ensure_ascii=False)
+    entries = (f"{json.dumps(name)}: {as_lines(each, depth - 1)}" for name, each in values.items())
+    return "{\n" + ",\n".join(entries) + "\n}"
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,1 @@
+"""One adapter in the place of several."""

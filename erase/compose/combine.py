@@ -1,0 +1,355 @@
+"""Makes one adapter of several, so that a file erases many concepts.
+
+    python -m erase compose runs/emoji_all/cat runs/emoji_all/car:0.8 --method fusion --out both
+
+Parts are adapters' files, their folders or runs' folders; after a colon stands a weight, 1 if
+left out. What the change ΔW of each layer becomes, for weights w_i of N adapters:
+
+- sum, or concat: Σ w_i ΔW_i, exactly, at the sum of their ranks;
+- normalized: Σ (w_i / Σ w) ΔW_i, the paper's Eq. 12, exactly too: each concept gets 1 / N;
+- svd: the sum's best approximation of rank `--rank` in the Frobenius norm, layer by layer;
+- fusion: what comes closest to w_i ΔW_i on the tokens of concept i's prompts, for all i, and to no
+  change on those of other prompts (`erase.compose.fusion`); it runs the model. `--keep FILE` names
+  what is to stay.
+
+Ranks, alphas, targets and blocks may differ: what an adapter does not have, it does not change.
+
+Axis letters: L blocks, I inputs, O outputs, R rank.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+
+from convert.adapters.files import TORCH_FILE, read_layers, write_layers
+from convert.adapters.layers import Layers, Pair, kind
+from convert.adapters.names import Place, label
+from convert.adapters.paths import find_adapter, split_strength
+from convert.adapters.stacked import stack, unstack
+from erase.compose import fusion
+from erase.report import card
+from erase.runtime.memory import explains_memory
+from flux_jax.errors import InputError, printable
+from flux_jax.tree import flatten, nest
+
+METHODS = ("sum", "concat", "normalized", "svd", "fusion")
+
+
+MENDS = "What needs less: fewer --prompts"
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter in a composition.
+
+    Attributes:
+        path: its file.
+        weight: w.
+        layers: the change of a layer is w * alpha / R * up @ down.
+        metadata: of the file.
+    """
+
+    path: Path
+    weight: float
+    layers: Layers
+    metadata: Mapping[str, str]
+
+    @property
+    def pairs(self) -> dict[Place, Pair]:
+        """The layers, all of them low-rank, with or without biases.
+
+        Raises:
+            InputError: one is not.
+        """
+        pairs = {}
+        for place, layer in self.layers.items():
+            if not isinstance(layer, Pair) or layer.magnitude is not None:
+                raise InputError(
+                    f"{self.path}: {label(place)} is a {kind(layer)}, and compositions are of LoRA "
+                    "alone; add the adapters to a model's weights with convert.merge"
+                )
+            pairs[place] = layer
+        return pairs
+
+    @property
+    def rank(self) -> int:
+        """The largest R."""
+        return max(pair.rank for pair in self.pairs.values())
+
+    def scaled(self, weight: float) -> dict[Place, Pair]:
+        """The layers in double precision, weight * alpha / R in every up, the weight in biases."""
+        return {
+            place: plain(
+                pair.down.astype(np.float64),
+                weight * float(pair.scale) * pair.up.astype(np.float64),
+                None if pair.bias is None else weight * pair.bias.astype(np.float64),
+            )
+            for place, pair in self.pairs.items()
+        }
+
+
+def plain(
+    down: Float[np.ndarray, "R I"],
+    up: Float[np.ndarray, "O R"],
+    bias: Float[np.ndarray, "O"] | None = None,
+) -> Pair:
+    """The change up @ down, and the bias's."""
+    return Pair(down, up, np.array(len(down), np.float32), bias)
+
+
+def read_part(text: str) -> Part:
+    """Reads "PATH" or "PATH:WEIGHT".
+
+    Raises:
+        InputError: there is no adapter, it cannot be used, or the weight is no number.
+    """
+    path, weight = split_strength(text)
+    found = read_layers(find_adapter(path))
+    return Part(path, weight, found.layers, found.metadata)
+
+
+def check(parts: Sequence[Part]) -> None:
+    """Makes sure that adapters can become one.
+
+    Raises:
+        InputError: there are fewer than two, or two have one concept, or they differ in a layer's
+            widths or the base model, or one has layers that are not low-rank.
+    """
+    if len(parts) < 2:
+        raise InputError("one adapter is no composition: name at least two")
+    first = parts[0]
+    shapes: dict[str, tuple[Path, tuple[int, int]]] = {}
+    for part in parts:
+        for (target, block), pair in part.pairs.items():
+            other, shape = shapes.setdefault(target, (part.path, pair.shape))
+            if shape != pair.shape:
+                raise InputError(
+                    f"{part.path}: {label((target, block))} is {list(pair.shape)}, in {other} "
+                    f"{list(shape)} (outputs, inputs); give adapters of one model"
+                )
+        bases = [each.metadata.get("base_model") for each in (first, part)]
+        if None not in bases and bases[0] != bases[1]:
+            raise InputError(
+                f"{part.path}: made for {bases[1]}, {first.path} for {bases[0]}; give adapters of "
+                "one base model"
+            )
+    for key in ("concept", None):
+        counts = Counter(str(p.path) if key is None else p.metadata.get(key) for p in parts)
+        for name, count in counts.items():
+            if count > 1 and name is not None:
+                raise InputError(
+                    f"{'concept ' if key else ''}{name!r} comes {count} times; give each once, and "
+                    "its weight after a colon"
+                )
+
+
+def weights(parts: Sequence[Part], method: str) -> list[float]:
+    """What each adapter's change is multiplied with.
+
+    Raises:
+        InputError: weights that are to be normalised sum up to zero.
+    """
+    given = [part.weight for part in parts]
+    if method != "normalized":
+        return given
+    if not (total := math.fsum(given)):
+        raise InputError("the weights sum up to 0 and cannot be normalised; change one")
+    return [weight / total for weight in given]
+
+
+def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]:
+    """The exact sum of changes: ranks side by side, [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2."""
+    terms: dict[Place, list[Pair]] = {}
+    for part, factor in zip(parts, factors, strict=True):
+        for place, pair in part.scaled(factor).items():
+            terms.setdefault(place, []).append(pair)
+    made = {}
+    for place, pairs in terms.items():
+        biases = [pair.bias for pair in pairs if pair.bias is not None]
+        made[place] = plain(
+            np.concatenate([pair.down for pair in pairs]),
+            np.concatenate([pair.up for pair in pairs], axis=1),
+            np.sum(biases, axis=0) if biases else None,
+        )
+    return made
+
+
+def leaves(layers: Layers) -> dict[str, np.ndarray]:
+    """Layers of `plain` pairs, stacked: A [L, I, R] and B [L, R, O] by their paths."""
+    lora, _ = stack(Path("composition"), layers)
+    return flatten(lora)
+
+
+def apart(flat: Mapping[str, np.ndarray]) -> dict[Place, Pair]:
+    """The inverse of `leaves`, of one rank."""
+    rank = next(leaf.shape[-1] for path, leaf in flat.items() if path.endswith("/A"))
+    return unstack(Path("composition"), nest(flat), float(rank))
+
+
+def truncated(
+    layers: Mapping[Place, Pair], rank: int
+) -> tuple[dict[Place, Pair], dict[str, float]]:
+    """The best approximation of a lower rank of every layer's change.
+
+    Args:
+        layers: of `plain` pairs.
+        rank: of the result; layers of a lower one keep theirs.
+
+    Returns:
+        The layers, and by target how far the change is off: ‖ΔW - ΔW_rank‖ / ‖ΔW‖ over all blocks.
+
+    Raises:
+        InputError: the rank is below 1 or over what any layer has.
+    """
+    most = max(min(pair.rank, *pair.shape) for pair in layers.values())
+    if not 1 <= rank <= most:
+        raise InputError(f"rank = {rank} must be from 1 to {most}, the largest rank of the sum")
+    out: dict[Place, Pair] = {}
+    lost: dict[str, list[np.ndarray]] = {}
+    whole: dict[str, list[np.ndarray]] = {}
+    for (target, block), pair in layers.items():
+        # The change's singular values are those of a small matrix between orthonormal ones.
+        left, inner = np.linalg.qr(pair.down.T)
+        right, outer = np.linalg.qr(pair.up)
+        u, values, v = np.linalg.svd(inner @ outer.T, full_matrices=False)
+        root = np.sqrt(values[:rank])
+        down, up = root[:, None] * (left @ u[:, :rank]).T, (right @ v[:rank].T) * root
+        out[target, block] = plain(down, up, pair.bias)
+        lost.setdefault(target, []).append(values[rank:])
+        whole.setdefault(target, []).append(values)
+    errors = {
+        target: relative(np.concatenate(lost[target]), np.concatenate(values))
+        for target, values in whole.items()
+    }
+    return out, errors
+
+
+def relative(part: Float[np.ndarray, "..."], whole: Float[np.ndarray, "..."]) -> float:
+    """‖part‖ / ‖whole‖; 0 of nothing."""
+    return float(np.linalg.norm(part) / (np.linalg.norm(whole) or 1))
+
+
+def table(method: str, found: Mapping[str, Mapping[str, float]]) -> Table:
+    """A line for each target, a column for each number."""
+    out = Table("target", title=f"Composed by {method}")
+    for heading in next(iter(found.values())):
+        out.add_column(heading, justify="right")
+    for target, numbers in found.items():
+        out.add_row(target, *(f"{number:.3f}" for number in numbers.values()))
+    return out
+
+
+def write(
+    parts: Sequence[Part], layers: Mapping[Place, Pair], method: str, options: Any, out: Path
+) -> Path:
+    """Writes the adapter, as diffusers loads it, with what it was made of in its header.
+
+    Raises:
+        InputError: the type of the file does not hold the numbers.
+    """
+    made, lost = {}, []
+    with np.errstate(over="ignore"):
+        for place, pair in layers.items():
+            bias = None if pair.bias is None else pair.bias.astype(np.float32)
+            single = plain(pair.down.astype(np.float32), pair.up.astype(np.float32), bias)
+            held = [single.down, single.up, *([] if bias is None else [bias])]
+            if not all(np.isfinite(part).all() for part in held):
+                lost.append(label(place))
+            made[place] = single
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise InputError(
+            f"{', '.join(lost[:3])}{more} would hold numbers beyond float32's: give smaller weights"
+        )
+    rank = max(pair.rank for pair in made.values())
+    settings = {"method": method, "rank": rank, **options}
+    settings["adapters"] = [
+        {"path": str(part.path), "weight": part.weight, "concept": part.metadata.get("concept")}
+        for part in parts
+    ]
+    metadata = {
+        "concept": ", ".join(part.metadata.get("concept", str(part.path)) for part in parts),
+        "method": card.COMPOSED,
+        "settings": json.dumps(settings),
+    }
+    for key in ("base_model", "version"):
+        if key in parts[0].metadata:
+            metadata[key] = parts[0].metadata[key]
+    write_layers(out, "diffusers", made, metadata)
+    try:
+        run = dataclasses.asdict(fusion.settings(str(parts[0].path), parts[0].metadata))
+    except InputError as error:
+        # The adapter is none the worse.
+        print(f"no model card: {printable(str(error))}")
+    else:
+        names = [part.metadata.get("concept", str(part.path)) for part in parts]
+        card.of_composition(out, names, method, run)
+    return out / TORCH_FILE
+
+
+def read_lines(file: Path) -> tuple[str, ...]:
+    """The sentences of a file, a line each.
+
+    Raises:
+        InputError: it cannot be read, or has none.
+    """
+    try:
+        lines = (line.strip() for line in file.read_text("utf-8").splitlines())
+        sentences = tuple(line for line in lines if line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"keep = {str(file)!r} cannot be read ({error}); check the path"
+        ) from error
+    if not sentences:
+        raise InputError(f"keep = {str(file)!r} has no sentence; write one a line")
+    return sentences
+
+
+def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Namespace) -> Path:
+    """Makes and writes the one adapter, and prints what is lost.
+
+    Args:
+        parts: checked.
+        method: one of `METHODS`.
+        out: folder of the adapter.
+        options: of the command.
+
+    Raises:
+        InputError: the method cannot do it with these adapters.
+    """
+    factors = weights(parts, method)
+    rank = options.rank or max(part.rank for part in parts)
+    console = Console()
+    if method == "fusion":
+        given = [leaves(part.scaled(f)) for part, f in zip(parts, factors, strict=True)]
+        if biased := [
+            part for part in parts for pair in part.pairs.values() if pair.bias is not None
+        ]:
+            raise InputError(
+                f"{biased[0].path} has biases, which fusion knows nothing of; compose by sum or svd"
+            )
+        headers = {str(part.path): part.metadata for part in parts}
+        keep = read_lines(options.keep) if options.keep else ()
+        prompts = fusion.prompts(headers, options.prompts, options.seed, keep)
+        with explains_memory(MENDS):
+            flat, found = fusion.fuse(given, prompts, rank, options.preserve, options.seed)
+        console.print(table(method, found))
+        used = {"prompts": options.prompts, "preserve": options.preserve, "seed": options.seed}
+        used |= {"keep": keep} if keep else {}
+        return write(parts, apart(flat), method, used, out)
+    layers = summed(parts, factors)
+    if method == "svd":
+        layers, errors = truncated(layers, rank)
+        console.print(table(method, {t: {"error": error} for t, error in errors.items()}))
+    return write(parts, layers, method, {}, out)

@@ -1,0 +1,364 @@
+"""One change in the place of many: what each adapter does to its own concept, and little else.
+
+For a layer with the changes D_i [I, O] of N adapters, fusion finds the change D of a rank R that
+minimises
+
+    Σ_i w_i E_i ‖h (D - D_i)‖²  +  λ E_p ‖h D‖²  +  ε ‖D‖²
+
+where h are the layer's inputs at all denoising steps: E_i is their mean over tokens of prompts with
+concept i, drawn with adapter i; E_p over those of prompts to preserve, drawn with the frozen model.
+Each concept counts the same, however large its change: w_i is 1 / E_i ‖h D_i‖², over all layers, in
+shares of one. The concept's own tokens count more than the words around them, which many concepts
+share and can agree on nothing but their mean, and words more than padding (`OTHER`, `PADDING`).
+With Gram matrices G = E[h^T h] and M = Σ w_i G_i + λ G_p + ε, D = M^-1 Σ w_i G_i D_i; of all
+changes of rank R the one that is closest to it for the objective comes from the singular vectors of
+C^-1 Σ w_i G_i D_i, where C C^T = M (reduced-rank regression).
+
+What is shared out falls short, most where many concepts are to go: a strength above 1 makes up for
+it. Memory does not depend on N: only sums over concepts are kept. Time is linear in the prompts.
+Axis letters: B prompts, L blocks, N tokens, I inputs, O outputs, R rank, T text tokens, S image
+tokens, C latent channels.
+"""
+
+import functools
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from erase.config.schema import Config
+from erase.data.words.templates import SLOT, as_template, phrase
+from erase.data.words.word_tokens import concept_masks
+from erase.methods.parts.layer_inputs import SEEN, mean_over_steps
+from erase.methods.parts.least_squares import Moments, energy
+from erase.model.open import open_model
+from erase.runs import load_config
+from flux_jax import lora, progress
+from flux_jax import sharding as meshes
+from flux_jax.errors import InputError
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.pipeline import Pipeline
+from flux_jax.programs import Conditioning
+from flux_jax.tree import nest
+
+# Layers of dual-stream blocks that see the text.
+TEXT_LAYERS = re.compile("add_|context")
+# What tokens count: words besides the concept's, and what is no word.
+OTHER, PADDING = 0.1, 0.01
+
+Grams = dict[str, Float[np.ndarray, "L I I"]]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the model is shown.
+
+    Attributes:
+        config: of the first run, which says the model and the pictures' size.
+        erased: for each adapter equally many sentences with the words in them for its concept.
+        preserved: sentences with none of the concepts.
+    """
+
+    config: Config
+    erased: tuple[tuple[tuple[str, str], ...], ...]
+    preserved: tuple[str, ...]
+
+
+def prompts(
+    headers: Mapping[str, Mapping[str, str]], count: int, seed: int, keep: Sequence[str] = ()
+) -> Prompts:
+    """Sentences from the settings that adapters were trained with, as their files tell.
+
+    Those of a concept name no other of the concepts, where there are such. Preserved are, unless
+    they are given, the prompts of L_lora's pictures, the sentences with irrelevant words in the
+    concepts' places, and the empty prompt, unless one of the concepts is named there.
+
+    Args:
+        headers: metadata by file.
+        count: of each adapter's sentences.
+        seed: of the choice.
+        keep: sentences to preserve, instead of those.
+
+    Raises:
+        InputError: a file does not tell its settings, the count is below 1, or a sentence to
+            preserve names a concept.
+    """
+    if count < 1:
+        raise InputError(f"prompts = {count} must be at least 1")
+    configs = [settings(file, header) for file, header in headers.items()]
+    rng = np.random.default_rng(seed)
+    named = [[config.concept, *config.synonyms] for config in configs]
+    concepts = re.compile(
+        "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in itertools.chain(*named)),
+        re.IGNORECASE,
+    )
+    erased, known = [], [""]
+    for config, words in zip(configs, named, strict=True):
+        templates = [as_template(prompt, config.concept) for prompt in config.prompts]
+        alone = [t for t in templates if not concepts.search(t.replace(SLOT, " "))]
+        pairs = [(phrase(t, w), w) for t in alone or templates for w in words]
+        erased.append(_drawn(rng, pairs, count))
+        known += [phrase(t, w) for t in templates for w in config.irrelevant]
+        known += [] if config.upper.without_concept else config.upper.prompts
+    if naming := [prompt for prompt in keep if concepts.search(prompt)]:
+        raise InputError(
+            f"keep: {', '.join(map(repr, naming))} name what is to be erased; leave them out"
+        )
+    free = [p for p in dict.fromkeys(keep or known) if not concepts.search(p)]
+    # As many of these as of each concept's would leave most of them out.
+    preserved = _drawn(rng, free, count * math.ceil(len(free) / count))
+    return Prompts(configs[0], tuple(erased), preserved)
+
+
+def settings(file: str, header: Mapping[str, str]) -> Config:
+    """The configuration that an adapter was trained with, as its file tells.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        return load_config(json.loads(header["settings"]))
+    except (KeyError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: its header does not tell the settings of its training ({error}); fusion "
+            "needs them: train it again with erase.train"
+        ) from error
+
+
+def _drawn(rng: np.random.Generator, sentences: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """So many of the sentences in random order, from the start again if there are fewer."""
+    order: list[int] = rng.permutation(len(sentences)).tolist()
+    return tuple(sentences[index] for index in itertools.islice(itertools.cycle(order), count))
+
+
+def fuse(
+    changes: Sequence[Mapping[str, np.ndarray]],
+    shown: Prompts,
+    rank: int,
+    preserve: float,
+    seed: int,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """The one change, by running the model on all prompts: `gather`, then `solve`.
+
+    Args:
+        changes: of each adapter, A [L, I, R] and B [L, R, O] by their paths: the change is A B.
+            Targets and L may differ.
+        shown: prompts.
+        rank: of the result.
+        preserve: λ.
+        seed: of the noise.
+
+    Returns:
+        The leaves A and B, and for each target how much `Moments.losses` says is lost.
+
+    Raises:
+        InputError: an adapter does not fit the model, or the rank or λ cannot be used.
+    """
+    for change in changes:
+        check(change, rank, preserve)
+    return solve(gather(open_model(shown.config), changes, shown, seed), rank, preserve)
+
+
+def check(change: Mapping[str, np.ndarray], rank: int, preserve: float) -> None:
+    """Makes sure that `solve` can be asked for a rank and λ.
+
+    Raises:
+        InputError: λ is negative or no number, the rank is below 1 or above what a layer has, or
+            a layer lies outside the blocks.
+    """
+    if not (preserve >= 0 and math.isfinite(preserve)):
+        raise InputError(f"preserve = {preserve} must be a number from 0 on")
+    if outside := sorted({p.rpartition("/")[0] for p, leaf in change.items() if leaf.ndim < 3}):
+        raise InputError(
+            f"fusion takes layers of blocks alone, and {', '.join(outside)} lie outside them; "
+            "compose by sum or svd"
+        )
+    for path in change:
+        most = min(change[path].shape[1], change[f"{path[:-1]}B"].shape[2])
+        if path.endswith("/A") and not 1 <= rank <= most:
+            raise InputError(f"rank = {rank} must be from 1 to {most} for {path[:-2]}")
+
+
+def gather(
+    pipe: Pipeline, changes: Sequence[Mapping[str, np.ndarray]], shown: Prompts, seed: int
+) -> dict[str, Moments]:
+    """What the objective needs of every target's inputs, by running the model on all prompts.
+
+    Args:
+        pipe: the frozen model.
+        changes: of each adapter, see `fuse`.
+        shown: prompts.
+        seed: of the noise.
+
+    Raises:
+        InputError: an adapter does not fit the model.
+    """
+    changes = completed(changes, pipe.shapes)
+    everything = [*(s for pairs in shown.erased for s, _ in pairs), *shown.preserved]
+    pipe.remember(everything, shown.config.bank.batch)
+    pipe.release("text_encoder", "text_encoder_2")
+    targets = tuple(sorted({path.rpartition("/")[0] for path in changes[0]}))
+    moments = {target: Moments.zeros(changes[0], target) for target in targets}
+    walk = functools.partial(grams, pipe, shown.config, targets, seed=seed)
+    count = len(shown.erased[0])
+    for change, pairs in progress.bar(
+        zip(changes, shown.erased, strict=True), total=len(changes), desc="concepts"
+    ):
+        sentences, words = zip(*pairs, strict=True)
+        own = concept_masks(pipe.tokenizer_2, sentences, words)
+        seen = walk(change, sentences, own + (1 - own) * _weights(pipe, sentences, OTHER))
+        leaves = {t: (seen[t], change[f"{t}/A"], change[f"{t}/B"]) for t in targets}
+        asked = sum(energy(*each) for each in leaves.values())
+        if not asked:
+            raise InputError(f"the adapter of {words[0]!r} changes nothing; leave it out")
+        for target in targets:
+            moments[target].add(*leaves[target], 1 / asked)
+    still = {path: np.zeros_like(leaf) for path, leaf in changes[0].items()}
+    for batch in progress.bar(list(_chunks(shown.preserved, count)), desc="preserved"):
+        seen = walk(still, batch, _weights(pipe, batch, 1.0))
+        for target in targets:
+            moments[target].preserve(seen[target])
+    return moments
+
+
+def completed(
+    changes: Sequence[Mapping[str, np.ndarray]], shapes: PyTree
+) -> list[dict[str, np.ndarray]]:
+    """Changes that all have the same targets, in all of the model's blocks; zeros are added.
+
+    Args:
+        changes: of each adapter, see `fuse`.
+        shapes: of the transformer's parameters.
+
+    Raises:
+        InputError: an adapter does not fit the model.
+    """
+    for change in changes:
+        lora.check(nest(change), shapes)
+    known = lora.kernels(shapes)
+    targets = sorted({path.rpartition("/")[0] for change in changes for path in change})
+    out = []
+    for change in changes:
+        leaves = {}
+        for target in targets:
+            depth, inputs, outputs = known[target].shape
+            for path, shape in ((f"{target}/A", (inputs, 1)), (f"{target}/B", (1, outputs))):
+                leaf = change.get(path, np.zeros((0, *shape)))
+                leaves[path] = np.pad(leaf, [(0, depth - len(leaf)), (0, 0), (0, 0)])
+        out.append(leaves)
+    return out
+
+
+def solve(
+    moments: Mapping[str, Moments], rank: int, preserve: float
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """The change of each target, and what is lost; see `fuse`."""
+    flat, losses = {}, {}
+    for target, seen in progress.bar(moments.items(), desc="solving"):
+        a, b = seen.solve(rank, preserve)
+        flat |= {f"{target}/A": a, f"{target}/B": b}
+        losses[target] = seen.losses(a, b)
+    return flat, losses
+
+
+def _weights(pipe: Pipeline, sentences: Sequence[str], word: float) -> Float[np.ndarray, "B T"]:
+    """What tokens count: words a number, padding `PADDING`."""
+    _, ids = pipe.tokenize(sentences)
+    return np.where(ids == pipe.tokenizer_2.pad_token_id, PADDING, word).astype(np.float32)
+
+
+def _chunks(sentences: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    yield from (sentences[start : start + size] for start in range(0, len(sentences), size))
+
+
+def grams(
+    pipe: Pipeline,
+    config: Config,
+    targets: tuple[str, ...],
+    change: Mapping[str, np.ndarray],
+    sentences: Sequence[str],
+    weights: Float[np.ndarray, "B T"],
+    *,
+    seed: int,
+) -> Grams:
+    """Mean Gram matrices of layers' inputs while the adapted model draws.
+
+    Args:
+        pipe: the frozen model.
+        config: says the pictures' size, steps and guidance.
+        targets: stacked dense layers.
+        change: A and B by their paths.
+        sentences: one a picture.
+        weights: what their tokens count in the mean.
+        seed: of the first picture's noise.
+    """
+    noise = pipe.noise(range(seed, seed + len(sentences)), config.height, config.width)
+    ids = pipe.image_ids(config.height, config.width)
+    sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
+    tree = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
+    samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
+    params = pipe.params["transformer"]
+    with jax.set_mesh(pipe.mesh):
+        found = _grams(
+            pipe.transformer, params, tree, *samples, ids, config.guidance, sigmas, targets=targets
+        )
+    return {target: np.asarray(gram, np.float64) for target, gram in found.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("transformer", "targets"))
+def _grams(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree,
+    noise: Float[Array, "B S C"],
+    conditioning: Conditioning,
+    weights: Float[Array, "B T"],
+    image_ids: Float[Array, "S 3"],
+    guidance: Array,
+    sigmas: Float[Array, "steps+1"],
+    *,
+    targets: tuple[str, ...],
+) -> dict[str, Float[Array, "L I I"]]:
+    given = (noise, conditioning, image_ids, guidance, sigmas)
+    return mean_over_steps(transformer, params, lora, *given, _keeping(targets, weights))
+
+
+def _keeping(targets: Sequence[str], weights: Float[Array, "B T"]) -> Callable[..., Any]:
+    """Keeps the weighted mean of h^T h of the inputs of some layers, in float32."""
+
+    def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if context.method_name == "__call__" and "/".join(layer.path) in targets:
+            h = args[0].reshape(len(args[0]), -1, args[0].shape[-1])
+            w = of_tokens("/".join(layer.path), weights, h.shape[1])
+            gram = jnp.einsum(
+                "bni,bnj->ij", w[..., None] * h, h, preferred_element_type=jnp.float32
+            )
+            layer.sow(SEEN, "gram", gram / w.sum())
+        return call(*args, **kwargs)
+
+    return interceptor
+
+
+def of_tokens(target: str, weights: Float[Array, "B T"], tokens: int) -> Float[Array, "B N"]:
+    """What a layer's tokens count: the text's what is given, all others like padding.
+
+    Args:
+        target: the layer's path; it says which of the two streams it sees, or both.
+        weights: the text's.
+        tokens: N.
+    """
+    if "norm" in target or (target.startswith("dual_blocks") and not TEXT_LAYERS.search(target)):
+        return jnp.full((len(weights), tokens), PADDING)
+    if target.startswith("dual_blocks"):
+        return weights
+    # Single-stream blocks see the text first.
+    return jnp.pad(weights, ((0, 0), (0, tokens - weights.shape[1])), constant_values=PADDING)

@@ -1,0 +1,147 @@
+"""What training draws from: encoded prompts, denoising trajectories, pictures to hold on to.
+
+All of it is made once by the frozen model; afterwards the text encoders are no longer needed.
+Axis letters: M sentences, V forms of a sentence (with the concept, with each synonym, with each
+irrelevant word), T text tokens, E text width, P pooled width, R trajectories, D denoising steps,
+F pictures, A anchors, S image tokens, C latent channels, B batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from erase.config.schema import Config
+from erase.data.plan import FILLER, Needs
+from flux_jax.errors import InputError
+from flux_jax.lora import init
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.programs import Conditioning
+from flux_jax.weights.loading import abstract_params
+
+
+@flax.struct.dataclass
+class Bank:
+    """Arrays that the jitted updates index; they are made, and stacked, on the host.
+
+    Attributes:
+        sentences: sentences in all their forms, text [M, V, T, E] and pooled [M, V, P].
+        masks: the tokens of the concept, or of the word in its place.
+        kinds: of each form: `CONCEPT`, `SYNONYM`, the first pool of irrelevant words (`POOL`), the
+            next pools, or `FILLER`.
+        anchors: for each sentence what L_esd leads away from the concept to: the empty prompt, or
+            the sentence with a stand-in; then, if there is one, a prompt to lead towards.
+        eta: how far L_esd leads past them.
+        trajectories: latents of the frozen model's denoising: before each step, then the picture.
+        trajectory_sentences: the sentence that each trajectory draws.
+        pictures: latents of pictures to hold on to, I_f; None if there are none.
+        picture_prompts: what each of them shows, text [F, T, E] and pooled [F, P].
+        edit: an adapter's tree, its scale folded in, that is part of the adapted model and stays as
+            it is; None if there is none.
+        regions: ones at the image tokens where a trajectory's picture shows the concept; None where
+            nobody asks.
+        times: the timestep t of each denoising step, falling from 1.
+        image_ids: positions of the image tokens.
+    """
+
+    sentences: Conditioning
+    masks: Float[Array, "M V T"]
+    kinds: Int[Array, "V"]
+    anchors: Conditioning
+    eta: Float[Array, ""]
+    trajectories: Float[Array, "R D+1 S C"]
+    trajectory_sentences: Int[Array, "R"]
+    pictures: Float[Array, "F S C"]
+    picture_prompts: Conditioning
+    times: Float[Array, "D"]
+    image_ids: Float[Array, "S 3"]
+    edit: PyTree = None
+    regions: Float[Array, "R S"] | None = None
+
+
+def shapes(
+    config: Config,
+    transformer: FluxTransformer,
+    image_tokens: int,
+    text_tokens: int,
+    needs: Needs,
+) -> Bank:
+    """Shapes and types of the bank of one run, as `jax.ShapeDtypeStruct`; needs no memory.
+
+    Args:
+        config: the run's configuration.
+        transformer: the frozen model.
+        image_tokens: S.
+        text_tokens: T.
+        needs: what the run's method wants.
+    """
+    forms, shown = needs.forms, len(needs.shown)
+    sizes, dtype, count = transformer.config, transformer.dtype, config.bank
+    # Shapes stand where arrays will.
+    of: Any = jax.ShapeDtypeStruct
+    nothing: Any = None
+
+    def conditioning(*lead: int) -> Conditioning:
+        return Conditioning(
+            of((*lead, text_tokens, sizes.joint_attention_dim), dtype),
+            of((*lead, sizes.pooled_projection_dim), dtype),
+        )  # pyright: ignore[reportCallIssue]
+
+    def latents(*lead: int) -> Array:
+        return of((*lead, image_tokens, sizes.in_channels), dtype)
+
+    edit: Any = None
+    if needs.edit_rank:
+        params, targets = abstract_params("transformer", asdict(sizes)), config.adapter.targets
+        edit = jax.eval_shape(lambda: init(jax.random.key(0), params, targets, needs.edit_rank))
+    return Bank(
+        sentences=conditioning(count.sentences, forms),
+        masks=of((count.sentences, forms, text_tokens), jnp.float32),
+        kinds=of((forms,), jnp.int32),
+        anchors=conditioning(count.sentences, 2 if needs.towards else 1),
+        eta=of((), jnp.float32),
+        trajectories=latents(count.trajectories, config.steps + 1),
+        trajectory_sentences=of((count.trajectories,), jnp.int32),
+        pictures=latents(shown) if shown else nothing,
+        picture_prompts=conditioning(shown) if shown else nothing,
+        times=of((config.steps,), jnp.float32),
+        image_ids=of((image_tokens, 3), jnp.float32),
+        edit=edit,
+        regions=of((count.trajectories, image_tokens), jnp.float32) if needs.regions else None,
+    )  # pyright: ignore[reportCallIssue]
+
+
+def stack(banks: Sequence[Bank]) -> Bank:
+    """One bank for runs that train at once: every leaf gets a leading axis, but what they share.
+
+    `times` and `image_ids` are the same for all. Runs with fewer forms get fillers, which are
+    never drawn, and runs with fewer anchors their last one again.
+
+    Raises:
+        InputError: runs hold on to different numbers of pictures.
+    """
+    counts = {0 if bank.pictures is None else len(bank.pictures) for bank in banks}
+    if len(counts) > 1:
+        raise InputError(
+            f"upper.folder: runs that train at once need equally many pictures, not {counts}"
+        )
+    forms = max(bank.masks.shape[1] for bank in banks)
+    anchors = max(bank.anchors.text.shape[1] for bank in banks)
+
+    def filled(bank: Bank) -> Bank:
+        rows = np.minimum(np.arange(forms), bank.masks.shape[1] - 1)
+        missing = forms - len(bank.kinds)
+        return bank.replace(  # pyright: ignore[reportAttributeAccessIssue]
+            sentences=bank.sentences[:, rows],
+            masks=bank.masks[:, rows],
+            kinds=np.pad(bank.kinds, (0, missing), constant_values=FILLER),
+            anchors=bank.anchors[:, np.minimum(np.arange(anchors), bank.anchors.text.shape[1] - 1)],
+        )
+
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(filled, banks))
+    return together.replace(times=banks[0].times, image_ids=banks[0].image_ids)

@@ -1,0 +1,67 @@
+"""Makes a run's bank: encodes prompts, draws trajectories and pictures to keep."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.data.plan import Plan
+from erase.data.trajectories import denoised
+from flux_jax.pipeline import Pipeline, batches
+from flux_jax.programs import Conditioning
+
+
+def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
+    """Runs the frozen model, in batches of one size, with progress bars.
+
+    Args:
+        config: the run's configuration.
+        pipe: the frozen model; what it does not remember of the plan's prompts it encodes.
+        planned: what `plan` drew.
+
+    Returns:
+        The bank, on the host.
+    """
+    pipe.remember(planned.prompts, config.bank.batch)
+
+    def recall(prompts: Sequence[Sequence[str]]) -> Conditioning:
+        rows = [pipe.recall(row) for row in prompts]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+    sentences = recall([group.prompts for group in planned.groups])
+    anchors, picture_prompts = recall(planned.anchors), None
+    rows = np.arange(config.bank.trajectories) % config.bank.sentences
+    prompts, seeds = sentences[rows, planned.drawn], planned.trajectory_seeds
+    if planned.shown:
+        picture_prompts = pipe.recall(planned.shown)
+    if drawn := picture_prompts is not None and planned.pictures is None:
+        prompts = jax.tree.map(lambda *both: np.concatenate(both), prompts, picture_prompts)
+        seeds += planned.picture_seeds
+    runs = denoised(config, pipe, prompts, seeds)
+    pictures = runs[len(rows) :, -1] if drawn else None
+    if planned.pictures is not None:
+        pictures = np.concatenate(
+            [
+                np.asarray(pipe.encode_pictures(planned.pictures[batch]), pipe.transformer.dtype)
+                for batch in batches(len(planned.pictures), config.bank.batch, "encoding pictures")
+            ]
+        )[: len(planned.pictures)]
+    image_ids = pipe.image_ids(config.height, config.width)
+    # NumPy's arrays stand where the devices' will.
+    made: dict[str, Any] = {
+        "sentences": sentences,
+        "masks": planned.masks,
+        "kinds": np.asarray(planned.kinds, np.int32),
+        "anchors": anchors,
+        "eta": np.float32(planned.eta),
+        "trajectories": runs[: len(rows)],
+        "trajectory_sentences": rows.astype(np.int32),
+        "pictures": pictures,
+        "picture_prompts": picture_prompts,
+        "times": np.asarray(pipe.schedule.sigmas(config.steps, len(image_ids))[:-1], np.float32),
+        "image_ids": np.asarray(image_ids),
+    }
+    return Bank(**made)

@@ -1,0 +1,152 @@
+"""Words for other things, c_ir: from a language model (the paper's Table 5), or from lists.
+
+See `erase.data.words.language_model` for how it is asked.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+
+from erase.config.schema import Config
+from erase.data.words import language_model
+from erase.data.words.language_model import read_kept
+from erase.data.words.spelling import same
+from flux_jax.errors import InputError
+
+FILE = "irrelevant.json"
+# Words asked for in each category; sentences then draw one from each.
+WANTED = 8
+# Serve where neither a language model nor the configuration names words.
+COMMON = (
+    "cloud",
+    "tree",
+    "carpet",
+    "bridge",
+    "bread",
+    "river",
+    "window",
+    "bicycle",
+    "mountain",
+    "spoon",
+    "clock",
+    "garden",
+)
+
+Word = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z '-]{0,39}$")]
+Score = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class Reply(pydantic.BaseModel):
+    """What the language model has to answer: words with their similarity to the concept."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    no_relation: list[tuple[Word, Score]]
+    far: list[tuple[Word, Score]]
+    mid: list[tuple[Word, Score]]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Irrelevant words, in pools of which sentences draw in turn.
+
+    Attributes:
+        concept: what they have nothing to do with.
+        pools: the categories of a reply, or a single list.
+        source: where they come from, in words.
+    """
+
+    concept: str
+    pools: tuple[tuple[str, ...], ...]
+    source: str
+
+
+def gather(config: Config, workdir: Path) -> Words:
+    """The words of a run: those that its folder keeps, else from the model, else from lists.
+
+    Args:
+        config: the run's configuration.
+        workdir: the run's folder; only read.
+
+    Raises:
+        InputError: the kept file is damaged, or the lists are too short.
+    """
+    path, why = workdir / FILE, ""
+    if config.language_model and config.upper.rsc:
+        if path.is_file() and (kept := read_kept(Words, path)).concept == config.concept:
+            return kept
+        try:
+            return ask(config.concept, config.synonyms, max(WANTED, config.upper.negatives))
+        except InputError as error:
+            why = f" ({error})"
+    listed = config.irrelevant or _others(COMMON, config.concept, config.synonyms)
+    whose = "the configuration's list" if config.irrelevant else "the list of common words"
+    if config.contrasts and len(set(listed)) < config.upper.negatives:
+        raise InputError(
+            f"irrelevant: {whose} has {len(set(listed))} different words, fewer than "
+            f"upper.negatives = {config.upper.negatives}; name more{why}"
+        )
+    return Words(config.concept, (tuple(dict.fromkeys(listed)),), whose + why)
+
+
+def listed(config: Config) -> Words:
+    """The words that the configuration lists, whatever a language model would name."""
+    return Words(config.concept, (config.irrelevant,), "the configuration's list")
+
+
+def ask(concept: str, synonyms: Sequence[str], count: int) -> Words:
+    """Asks the language model of the environment for `count` words of each category.
+
+    Args:
+        concept: what is to be erased.
+        synonyms: other words for it, which are no answers either.
+        count: words a category.
+
+    Raises:
+        InputError: there is no key, the endpoint cannot be used, or no reply was usable.
+    """
+    pools, source = language_model.ask(
+        question(concept, count), lambda text: check(text, concept, synonyms, count)
+    )
+    return Words(concept, pools, source)
+
+
+def question(concept: str, count: int) -> str:
+    """The paper's Table 5, with lists in the place of its tuples, which JSON does not have."""
+    return (
+        f"Hello, please return {count} English words that you think with Human intuition are "
+        f"no_relation/far/mid in the semantic space from the English word: {json.dumps(concept)}, "
+        "and only reply the result with JSON format is as follows: "
+        '{"no_relation": [["word1", similarity_score1], ...], '
+        '"far": [["word1", similarity_score1], ...], "mid": [["word1", similarity_score1], ...]}'
+    )
+
+
+def check(
+    text: str, concept: str, synonyms: Sequence[str], count: int
+) -> tuple[tuple[str, ...], ...]:
+    """The words of a reply, a pool for each category.
+
+    Raises:
+        InputError: it is not the JSON that was asked for, or has too few usable words.
+    """
+    reply = language_model.parse(Reply, text)
+    pools, taken = [], set()
+    for name in Reply.model_fields:
+        words = _others([word for word, _ in getattr(reply, name)], concept, synonyms)
+        words = tuple(word for word in words if word.casefold() not in taken)
+        if len(words) < count:
+            raise InputError(f"{name}: {len(words)} usable words, {count} were asked for")
+        taken |= {word.casefold() for word in words}
+        pools.append(words[:count])
+    return tuple(pools)
+
+
+def _others(words: Sequence[str], concept: str, synonyms: Sequence[str]) -> tuple[str, ...]:
+    """The words that are not the concept, once each."""
+    own = (concept, *synonyms)
+    return tuple(dict.fromkeys(w for w in words if not any(same(w, each) for each in own)))

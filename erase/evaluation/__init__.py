@@ -1,0 +1,1 @@
+"""Counting what was erased and what was kept."""

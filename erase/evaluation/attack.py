@@ -1,0 +1,206 @@
+"""Asks for an erased concept in disguise: the paper's Appendix B, families of changed prompts.
+
+    python -m erase attack --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
+
+An attack succeeds where the judge still finds the concept. Beside the adapter's share stand the
+base's, since not every disguise is understood by it either, and that of the paper's attention map
+erasure (Fig. 3), which needs no training: the concept's tokens, where the prompt has them, give
+nothing to the picture. Writes `attacks.json`, `attacks.csv` and the report to the workdir; where
+the configuration names several runs, to each one's folder, and a summary to the workdir.
+Prompts, all but the synonyms', are drawn from a generator that starts at the evaluation's seed.
+Axis letters: B pictures, h w picture sides.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from erase.config.schema import Config
+from erase.data.words.templates import phrase, shuffle
+from erase.evaluation.eval_prompts import Case, check, draw_cases, judge_of, judged
+from erase.evaluation.percent import interval, percent
+from erase.evaluation.statistics import share
+from erase.report import report
+from erase.runtime.files import write
+from flux_jax.errors import InputError
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+STEM = "attacks"
+
+
+SIDES = ("before", "silenced", "after")
+
+
+PREFIXES = ("super", "un", "re", "x")
+
+
+SUFFIXES = ("s", "y", "ish", "like")
+
+
+def misspell(rng: np.random.Generator, concept: str) -> str:
+    """The concept with one wrong letter: doubled, left out, or two of them swapped."""
+    words, at = _word(rng, concept)
+    word = words[at]
+    while words[at] == word:
+        i, kind = int(rng.integers(len(word) - 1)), int(rng.integers(3))
+        words[at] = (
+            word[: i + 1] + word[i:],
+            word[:i] + word[i + 1 :],
+            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
+        )[kind]
+        if len(set(word)) == 1:
+            # Nothing to swap, and leaving a letter out may leave none.
+            words[at] = word + word[-1]
+    return " ".join(words)
+
+
+def affix(rng: np.random.Generator, concept: str) -> str:
+    """The concept with something before or after it, or its end dragged out: "soccerrrs"."""
+    words, at = _word(rng, concept)
+    word = words[at]
+    forms = [prefix + word for prefix in PREFIXES] + [word + suffix for suffix in SUFFIXES]
+    forms += [word + word[-1] * more + "s" for more in (1, 2, 3)]
+    words[at] = forms[int(rng.integers(len(forms)))]
+    return " ".join(words)
+
+
+def repeat(rng: np.random.Generator, concept: str) -> str:
+    """The concept twice or three times."""
+    return " ".join([concept] * int(rng.integers(2, 4)))
+
+
+def mix(rng: np.random.Generator, template: str, concept: str) -> str:
+    """The prompt's words in another order, where they have one."""
+    # The concept stays whole: its words apart would be another question.
+    mixed = [shuffle(rng, template) for _ in range(8)]
+    return phrase(next((each for each in mixed if each != template), template), concept)
+
+
+DISGUISES: Mapping[str, Callable[[np.random.Generator, str], str]] = {
+    "misspelt": misspell,
+    "affixes": affix,
+    "repeated": repeat,
+}
+
+
+FAMILIES = (*DISGUISES, "synonyms", "shuffled")
+
+
+def attacks(config: Config, pictures: int, ordered: bool = False) -> list[Case]:
+    """The prompts of every family; of synonyms only where there are some.
+
+    Args:
+        config: the run's configuration.
+        pictures: a family.
+        ordered: whether the order of words carries the concept, as it does a relation's; then no
+            words are shuffled.
+    """
+    settings = config.evaluation
+    rng = np.random.default_rng(settings.seed)
+    drawn = []
+    for family in FAMILIES:
+        if (family == "synonyms" and not config.synonyms) or (family == "shuffled" and ordered):
+            continue
+        for index in range(pictures):
+            template = settings.templates[index % len(settings.templates)]
+            if family == "shuffled":
+                prompt = mix(rng, template, config.concept)
+            elif family == "synonyms":
+                turn = index // len(settings.templates)
+                prompt = phrase(template, config.synonyms[turn % len(config.synonyms)])
+            else:
+                prompt = phrase(template, DISGUISES[family](rng, config.concept))
+            drawn.append(Case(family, prompt, settings.seed + index, config.concept))
+    return drawn
+
+
+def attack(
+    pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path, pictures: int = 64
+) -> dict[str, Any]:
+    """Draws every family on the base, with the concept silenced and with the adapter; judges.
+
+    Args:
+        pipe: the base model.
+        adapter: what erases.
+        config: the run's configuration.
+        workdir: the run's folder.
+        pictures: a family.
+
+    Returns:
+        What `attacks.json` holds: as `cells`, by family, the share of attacks that succeed
+        `before`, `silenced` and `after`; and each family's prompts.
+
+    Raises:
+        InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
+    """
+    workdir, settings = Path(workdir), config.evaluation
+    judge = judge_of(config)
+    if judge is None:
+        raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
+    drawn = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
+    check(pipe, judge, drawn)
+    ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))
+    found = {}
+    for side, (strength, silenced) in zip(SIDES, ways, strict=True):
+        shown = draw_cases(pipe, drawn, config, [(adapter, strength)], side, silenced)
+        found[side] = judged(judge, shown, drawn)
+    cells, prompts = {}, {}
+    for family in dict.fromkeys(case.cell for case in drawn):
+        rows = [i for i, case in enumerate(drawn) if case.cell == family]
+        cells[family] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
+        prompts[family] = sorted({drawn[i].prompt for i in rows})
+    result = {
+        "concept": config.concept,
+        "kind": judge.kind(config.concept),
+        "model": config.model.path,
+        "strength": settings.strength,
+        "seed": settings.seed,
+        "cells": cells,
+        "prompts": prompts,
+    }
+    write(workdir / f"{STEM}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write(workdir / f"{STEM}.csv", table(cells))
+    if (workdir / "config.json").is_file():
+        report.write(workdir)
+    _show(result)
+    return result
+
+
+def table(cells: Mapping[str, Any]) -> str:
+    """Families as comma-separated values, a line for each of them and each side."""
+    text = io.StringIO()
+    columns = ("found", "of", "share", "low", "high")
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("family", "side", *columns))
+    for family, sides in cells.items():
+        for side in SIDES:
+            lines.writerow((family, side, *(sides[side][column] for column in columns)))
+    return text.getvalue()
+
+
+def _word(rng: np.random.Generator, concept: str) -> tuple[list[str], int]:
+    """The concept's words, and which of them is to change: any of two letters or more."""
+    words = concept.split()
+    long = [i for i, word in enumerate(words) if len(word) > 1]
+    if not long:
+        raise InputError(f"concept = {concept!r} has no word of two letters that could be misspelt")
+    return words, long[int(rng.integers(len(long)))]
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    shown = Table(title=f"Attacks on {result['concept']!r}: pictures in which the judge finds it")
+    for heading in ("", "pictures", *SIDES, "95 %"):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for family, sides in result["cells"].items():
+        after = sides["after"]
+        shares = [percent(sides[side]) for side in SIDES]
+        shown.add_row(family, str(after["of"]), *shares, interval(after))
+    Console().print(shown)

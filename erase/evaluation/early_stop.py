@@ -1,0 +1,52 @@
+"""When a run has erased enough: a judge finds its concept no more in pictures of its own.
+
+Axis letter: B pictures.
+"""
+
+from erase.config.schema import Config
+from erase.data.words.templates import as_template, phrase
+from erase.evaluation.eval_prompts import Case, check, check_judge, draw_cases, judge_of, judged
+from erase.evaluation.judge import Judge
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+
+def cases(config: Config) -> list[Case]:
+    """What a look draws: the sentences of training in turn, from noise of its own."""
+    stop = config.early_stop
+    templates = [as_template(prompt, config.concept) for prompt in config.prompts]
+    prompts = [phrase(template, config.concept) for template in templates]
+    return [
+        Case("early_stop", prompts[index % len(prompts)], stop.seed + index, config.concept)
+        for index in range(stop.pictures)
+    ]
+
+
+def plan(config: Config, pipe: Pipeline) -> tuple[Judge, list[Case]]:
+    """The judge and what a look draws.
+
+    Raises:
+        InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
+    """
+    check_judge(config)
+    judge, drawn = judge_of(config), cases(config)
+    assert judge is not None, "checked above"
+    check(pipe, judge, drawn)
+    return judge, drawn
+
+
+def erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
+    """Whether the judge finds the concept in no larger a share of the pictures than allowed.
+
+    Args:
+        pipe: the frozen model.
+        adapter: as far as it is trained.
+        config: the run's configuration.
+
+    Raises:
+        InputError: see `plan`.
+    """
+    judge, drawn = plan(config, pipe)
+    adapters = [(adapter, config.evaluation.strength)]
+    pictures = draw_cases(pipe, drawn, config, adapters, f"of {config.concept}, to stop")
+    return bool(judged(judge, pictures, drawn).mean() <= config.early_stop.share)

@@ -1,0 +1,295 @@
+"""Counts what an adapter erased and what it kept, by a judge that looks at pictures.
+
+    python -m erase evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
+
+Where the configuration names several runs, each is counted and a summary follows. The counts of one
+adapter for all of them, `--adapter` as `erase.compose.combine` makes it, go into its model card.
+
+Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
+same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
+judge finds those; H is their harmonic mean, the first two taken from 1. Each is measured on the
+base and with the adapter, from the same noise. A synonym in whose pictures the judge finds the
+concept in less than a fifth on the base says nothing about erasing, since the base cannot draw it:
+it is left out of Acc_g; where all are, H is that of the other two.
+Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
+"""
+
+import io
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from erase.config.schema import Config
+from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judge_of, judged
+from erase.evaluation.judge import Judge
+from erase.evaluation.notes import left_out_note, mean_note
+from erase.evaluation.percent import interval, percent
+from erase.evaluation.sheets import Group, captioned
+from erase.evaluation.statistics import CELLS, harmonic_mean, has_mean, share
+from erase.model.attention_maps import TIMES, attention_maps
+from erase.model.draw import png
+from erase.runtime.files import write
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+# What rows of the sheet show.
+TITLES = {"Acc_e": "“{}”", "Acc_g": "synonyms", "Acc_ir": "others"}
+
+
+SIDES = {"before": "base", "after": "erased"}
+
+
+# A synonym counts where the judge finds the concept in so many of the base's pictures of it.
+DRAWN = 0.2
+
+
+def plan(
+    config: Config, pipe: Pipeline, erased: Collection[str] = ()
+) -> tuple[Judge | None, list[Case]]:
+    """The judge and what is drawn for it; cheap, and complete in its checks.
+
+    Args:
+        config: the run's configuration.
+        pipe: the base model.
+        erased: other concepts that are not to stay either.
+
+    Raises:
+        InputError: the judge's folder cannot be used, it does not know a label, or a prompt is
+            over the token limit.
+    """
+    settings = config.evaluation
+    judge = judge_of(config)
+    drawn = cases(config, [word for word in others(config, judge) if word not in erased])
+    if judge is None:
+        # Nobody counts, so only what the report shows is drawn.
+        ranked = zip(drawn, _ranks(drawn), strict=True)
+        drawn = [case for case, rank in ranked if rank < settings.examples]
+    check(pipe, judge, drawn)
+    return judge, drawn
+
+
+def evaluate(
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    workdir: str | Path,
+    erased: Collection[str] = (),
+) -> dict[str, Any]:
+    """Draws, judges and writes.
+
+    Writes `evaluation.json`, example pictures to `pictures/`, all of them in `before_after.png`,
+    and `attention.npz` (attention maps `before` and `after` [K, y, x]) in `workdir`. Without a
+    judge there are pictures and maps only.
+
+    Args:
+        pipe: the base model.
+        adapter: what erases.
+        config: the run's configuration.
+        workdir: the run's folder.
+        erased: other concepts that the adapter erases.
+
+    Returns:
+        What `evaluation.json` holds.
+
+    Raises:
+        InputError: a setting does not fit the judge or the model.
+    """
+    workdir, settings = Path(workdir), config.evaluation
+    judge, drawn = plan(config, pipe, erased)
+    # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
+    sides = {
+        side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
+        for side, strength in (("before", 0.0), ("after", settings.strength))
+    }
+    result: dict[str, Any] = {
+        "concept": config.concept,
+        "model": config.model.path,
+        "strength": settings.strength,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "height": config.height,
+        "width": config.width,
+        "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)),
+    }
+    found = None
+    if judge is None:
+        result["note"] = (
+            "No judge is configured for this model: nothing was counted, pictures were drawn."
+        )
+    else:
+        found = {side: judged(judge, pictures, drawn) for side, pictures in sides.items()}
+        result |= {
+            "kind": judge.kind(config.concept),
+            "cells": (cells := counts(drawn, found)),
+            "synonyms": by_synonym(drawn, found),
+            "concepts": by_concept(drawn, found),
+        }
+        if has_mean(cells):
+            result["H"] = {side: harmonic_mean(cells, side) for side in found}
+    result["pictures"] = _write_examples(
+        workdir, config.concept, drawn, sides, found, settings.examples
+    )
+    result |= _write_attention(workdir, pipe, adapter, config, result["pictures"])
+    write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    _show(result)
+    return result
+
+
+def others(config: Config, judge: Judge | None) -> Sequence[str]:
+    """Labels that should stay: the configuration's, or all of the concept's kind."""
+    settings = config.evaluation
+    if settings.others or judge is None:
+        return settings.others
+    labels = {
+        "entity": judge.config.entities,
+        "style": judge.config.styles,
+        "relation": judge.config.relations,
+    }[judge.kind(config.concept)]
+    return [label for label in labels if label != judge.label(config.concept)]
+
+
+def _ranks(drawn: Sequence[Case]) -> list[int]:
+    """How many cases of the same cell come before each."""
+    counters = defaultdict(itertools.count)
+    return [next(counters[case.cell]) for case in drawn]
+
+
+def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Shares by cell and side, with their intervals; of synonyms that the base can draw.
+
+    Args:
+        drawn: the cases.
+        found: whether the judge finds what each asks for, by side; "before" is the base.
+    """
+    synonyms = by_synonym(drawn, found)
+    away = {(row["concept"], row["word"]) for row in synonyms if row["left_out"]}
+    cells = {}
+    for cell in CELLS:
+        rows = [
+            i
+            for i, case in enumerate(drawn)
+            if case.cell == cell and not (cell == "Acc_g" and (case.sought, case.word) in away)
+        ]
+        if rows:
+            cells[cell] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
+    return cells
+
+
+def by_synonym(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Counts for every synonym, in the order of the configuration, and whether it is left out.
+
+    Where the base does not draw the concept by its own name either, no synonym is to blame.
+    """
+    rows = []
+    for sought, word in dict.fromkeys((c.sought, c.word) for c in drawn if c.cell == "Acc_g"):
+        named = [i for i, c in enumerate(drawn) if (c.cell, c.sought) == ("Acc_e", sought)]
+        mine = [
+            i for i, c in enumerate(drawn) if (c.cell, c.sought, c.word) == ("Acc_g", sought, word)
+        ]
+        hits = {side: int(hit[mine].sum()) for side, hit in found.items()}
+        known = found["before"][named].sum() >= DRAWN * len(named)
+        left_out = bool(known and hits["before"] < DRAWN * len(mine))
+        rows.append(
+            {"concept": sought, "word": word, **hits, "of": len(mine), "left_out": left_out}
+        )
+    return rows
+
+
+def by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Counts for every concept that should stay, those that lost most first."""
+    of = Counter(case.sought for case in drawn if case.cell == "Acc_ir")
+    rows = []
+    for concept in sorted(of):
+        mine = [i for i, c in enumerate(drawn) if c.cell == "Acc_ir" and c.sought == concept]
+        hits = {side: int(hit[mine].sum()) for side, hit in found.items()}
+        rows.append({"concept": concept, **hits, "of": of[concept]})
+    return sorted(rows, key=lambda row: row["after"] - row["before"])
+
+
+def _write_examples(
+    workdir: Path,
+    concept: str,
+    drawn: Sequence[Case],
+    sides: dict[str, np.ndarray],
+    found: dict[str, np.ndarray] | None,
+    examples: int,
+) -> list[dict[str, Any]]:
+    """Keeps the first pictures of every cell: the first, not the best."""
+    kept = []
+    shown: dict[str, list[int]] = {}
+    for index, (case, rank) in enumerate(zip(drawn, _ranks(drawn), strict=True)):
+        if rank >= examples:
+            continue
+        shown.setdefault(case.cell, []).append(index)
+        entry: dict[str, Any] = asdict(case)
+        for side, pictures in sides.items():
+            name = f"pictures/{case.cell}-{rank:02}-{side}.png"
+            write(workdir / name, png(pictures[index], {"prompt": case.prompt}))
+            entry[side] = name
+            entry[f"found_{side}"] = None if found is None else bool(found[side][index])
+        kept.append(entry)
+    groups = [
+        Group(
+            TITLES[cell].format(concept),
+            [drawn[index].prompt for index in rows],
+            {SIDES[side]: pictures[rows] for side, pictures in sides.items()},
+        )
+        for cell, rows in shown.items()
+    ]
+    write(workdir / "before_after.png", png(captioned(groups)))
+    return kept
+
+
+def _write_attention(
+    workdir: Path,
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    pictures: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    chosen = [p for p in pictures if p["cell"] == "Acc_e"][: config.evaluation.attention_examples]
+    if not chosen:
+        return {}
+    maps = attention_maps(
+        pipe, adapter, config, [p["prompt"] for p in chosen], [p["seed"] for p in chosen]
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **maps)  # pyright: ignore[reportArgumentType]
+    write(workdir / "attention.npz", buffer.getvalue())
+    names = ("prompt", "seed", "before", "after")
+    return {
+        "attention": [{name: p[name] for name in names} for p in chosen],
+        "attention_times": list(TIMES),
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    """Prints the numbers."""
+    console = Console()
+    if "cells" not in result:
+        console.print(result["note"])
+        return
+    table = Table(title=f"Erasing {result['concept']!r}: pictures in which the judge finds it")
+    for heading in ("", "pictures", "before", "95 %", "after", "95 %"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for cell, sides in result["cells"].items():
+        texts = []
+        for side in ("before", "after"):
+            texts += [percent(sides[side]), interval(sides[side])]
+        table.add_row(cell, str(sides["after"]["of"]), *texts)
+    if "H" in result:
+        before, after = (percent(result["H"][side]) for side in ("before", "after"))
+        table.add_row("H", "", before, "", after, "")
+    console.print(table)
+    for note in (left_out_note(result), mean_note(result)):
+        if note:
+            console.print(note, markup=False)

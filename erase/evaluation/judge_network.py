@@ -1,0 +1,155 @@
+"""The network that judges pictures of the shipped small model.
+
+Axis letters: B pictures, h w picture sides, C channels.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
+
+ENTITY_BIAS = -4.0
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """What a judge tells apart, and its sizes.
+
+    Attributes:
+        entities: names of the E entities.
+        styles: names of the Y styles.
+        relations: names of the R relations, such as "to the left of".
+        widths: channels at 1/2, 1/4 and 1/8 of the picture's resolution.
+        blocks: residual blocks at each of them.
+        embedding: width of the embeddings of subject and object.
+    """
+
+    entities: tuple[str, ...]
+    styles: tuple[str, ...]
+    relations: tuple[str, ...]
+    widths: tuple[int, ...] = (48, 96, 144)
+    blocks: tuple[int, ...] = (1, 2, 2)
+    embedding: int = 32
+
+
+@flax.struct.dataclass
+class Verdict:
+    """What the judge sees in pictures.
+
+    Attributes:
+        entities: logits; an entity is shown where its sigmoid is above `THRESHOLD`.
+        style: logits; the style is the greatest.
+        features: the grid that the relation is read from.
+    """
+
+    entities: Float[Array, "B E"]
+    style: Float[Array, "B Y"]
+    features: Float[Array, "B y x C"]
+
+
+def normalise(channels: int, name: str) -> nn.GroupNorm:
+    """Group norm in float32, in groups of eight channels or fewer."""
+    groups = next(g for g in range(max(1, channels // 8), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, dtype=jnp.float32, name=name)
+
+
+class Block(nn.Module):
+    """Two normalised 3 x 3 convolutions around a shortcut."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y x C"]:
+        """Keeps the shape."""
+        y = x
+        for i in range(2):
+            y = nn.silu(normalise(x.shape[-1], f"norm_{i}")(y))
+            y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name=f"conv_{i}")(y)
+        return x + y
+
+
+class JudgeNetwork(nn.Module):
+    """The network; `relation` reads the features that `__call__` gives."""
+
+    config: JudgeConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """Names the parts."""
+        config = self.config
+        stages = []
+        for width, blocks in zip(config.widths, config.blocks, strict=True):
+            stages.append(nn.Conv(width, (3, 3), 2, dtype=self.dtype))
+            stages.extend(Block(self.dtype) for _ in range(blocks))
+        self.stages = stages
+        self.final_norm = normalise(config.widths[-1], "final_norm")
+        # Few of the many entities are in a picture: begin from that.
+        self.entity_head = nn.Dense(
+            len(config.entities), bias_init=nn.initializers.constant(ENTITY_BIAS)
+        )
+        self.style_head = nn.Dense(len(config.styles))
+        self.subject = nn.Embed(len(config.entities), config.embedding, dtype=self.dtype)
+        self.object = nn.Embed(len(config.entities), config.embedding, dtype=self.dtype)
+        self.seek = nn.Dense(config.embedding, dtype=self.dtype)
+        self.relation_in = nn.Conv(64, (3, 3), dtype=self.dtype)
+        self.relation_block = Block(self.dtype)
+        self.relation_down = nn.Conv(64, (3, 3), 2, dtype=self.dtype)
+        self.relation_hidden = nn.Dense(128, dtype=self.dtype)
+        self.relation_head = nn.Dense(len(config.relations) + 1)
+
+    def __call__(self, pictures: Float[Array, "B h w 3"]) -> Verdict:
+        """Entities and style.
+
+        Args:
+            pictures: values in [-1, 1].
+        """
+        x = pictures
+        for stage in self.stages:
+            x = stage(x)
+        x = nn.silu(self.final_norm(x))
+        # The maximum finds an entity wherever it is, the mean sees what is spread over the picture.
+        pooled = jnp.concatenate([x.max((1, 2)), x.mean((1, 2))], axis=-1)
+        return Verdict(self.entity_head(pooled), self.style_head(pooled), x)  # pyright: ignore[reportCallIssue]
+
+    def relation(
+        self,
+        features: Float[Array, "B y x C"],
+        subject: Int[Array, "B"],
+        object: Int[Array, "B"],
+    ) -> Float[Array, "B R+1"]:
+        """Logits of the relation in which `subject` stands to `object`; the last means none.
+
+        "A left of B" is "B right of A", so the question names the ordered pair.
+        """
+        sought = self.seek(features)
+        asked = [self.subject(subject), self.object(object)]
+        seen = [sought * each[:, None, None] for each in asked]
+        rows, columns = features.shape[1:3]
+        place = jnp.stack(
+            jnp.meshgrid(jnp.linspace(-1, 1, rows), jnp.linspace(-1, 1, columns), indexing="ij"), -1
+        )
+        place = jnp.broadcast_to(place, (*features.shape[:3], 2))
+        x = self.relation_in(jnp.concatenate([features, *seen, place], axis=-1))
+        x = self.relation_down(self.relation_block(x))
+        x = nn.silu(self.relation_hidden(nn.silu(x).reshape(x.shape[0], -1)))
+        return self.relation_head(x)
+
+    def everything(
+        self, pictures: Float[Array, "B h w 3"], subject: Int[Array, "B"], object: Int[Array, "B"]
+    ) -> tuple[Verdict, Float[Array, "B R+1"]]:
+        """The verdict and the relation in one pass; touches every parameter."""
+        verdict = self(pictures)
+        return verdict, self.relation(verdict.features, subject, object)
+
+
+def init(network: JudgeNetwork, key: Array, size: int = 64) -> PyTree:
+    """Fresh parameters for pictures of `size` x `size` pixels."""
+    pair = jnp.zeros(1, jnp.int32)
+    pictures = jnp.zeros((1, size, size, 3))
+    start = jax.jit(functools.partial(network.init, method="everything"))
+    return start(key, pictures, pair, pair)["params"]

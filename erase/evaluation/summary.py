@@ -1,0 +1,117 @@
+"""Many erased concepts in one table: counts by kind, in the shape of the paper's Table 3.
+
+Cells are an evaluation's, or families of attacks. Two files are written beside the runs' folders.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from erase.evaluation.notes import left_out_note, mean_note
+from erase.evaluation.percent import percent
+from erase.evaluation.statistics import pooled
+from erase.runtime.files import write
+
+STEM = "summary"
+
+
+# Of what a run's result holds.
+KEPT = ("kind", "concept", "cells", "synonyms", "H", "concepts")
+
+
+def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Results of many runs by kind of concept, and all together.
+
+    Args:
+        results: each run's kind, concept and cells, whatever else it holds, by the run's name.
+
+    Returns:
+        `kinds` and `all`, pooled; `worst`, for every cell the concept that is furthest from where
+        it should be; and `runs`, each one's kind, concept, cells, H, and counts by other concept.
+    """
+    runs = {
+        name: {key: result[key] for key in KEPT if key in result}
+        for name, result in results.items()
+    }
+    by_kind: dict[str, list[Any]] = {}
+    for run in runs.values():
+        by_kind.setdefault(run["kind"], []).append(run["cells"])
+    total = pooled(run["cells"] for run in runs.values())
+    worst = {}
+    for cell in [name for name in total if name != "H"]:
+        having = {name: run["cells"] for name, run in runs.items() if cell in run["cells"]}
+        shares = {name: cells[cell]["after"]["share"] for name, cells in having.items()}
+        pick = min if cell == "Acc_ir" else max
+        name = pick(shares, key=lambda each: shares[each])
+        worst[cell] = {"run": name, "share": shares[name]}
+    return {
+        "kinds": {
+            kind: pooled(cells) | {"concepts": len(cells)} for kind, cells in by_kind.items()
+        },
+        "all": total | {"concepts": len(runs)},
+        "worst": worst,
+        "runs": runs,
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """A summary as comma-separated values: a line for each run, kind, cell and side."""
+    text = io.StringIO()
+    columns = ("found", "of", "share", "low", "high")
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("run", "kind", "concept", "cell", "side", *columns))
+    rows = [(n, run["kind"], run["concept"], run["cells"]) for n, run in summary["runs"].items()]
+    rows += [("", kind, "", cells) for kind, cells in summary["kinds"].items()]
+    rows.append(("", "", "", summary["all"]))
+    for name, kind, concept, cells in rows:
+        for cell in [name for name in cells if name in summary["worst"]]:
+            for side, value in cells[cell].items():
+                values = (value[column] for column in columns)
+                lines.writerow((name, kind, concept, cell, side, *values))
+    return text.getvalue()
+
+
+def write_summary(
+    workdir: Path, results: Mapping[str, Mapping[str, Any]], stem: str = STEM
+) -> dict[str, Any] | None:
+    """Sums up runs that have been counted, on the terminal too; None if none of them has.
+
+    Args:
+        workdir: folder with the runs' folders.
+        results: each run's kind, concept and cells, by its name.
+        stem: of the two files, JSON and CSV.
+    """
+    results = {name: result for name, result in results.items() if "cells" in result}
+    if not results:
+        return None
+    summary = summarise(results)
+    write(workdir / f"{stem}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write(workdir / f"{stem}.csv", table(summary))
+    show(summary)
+    for name, result in results.items():
+        if note := left_out_note(result):
+            Console().print(f"{name}: {note}", markup=False)
+    if note := mean_note(summary["all"]):
+        Console().print(note, markup=False)
+    return summary
+
+
+def show(summary: Mapping[str, Any]) -> None:
+    """Prints a summary: a line for each kind, and one for all."""
+    cells = [cell for cell in summary["all"] if cell != "concepts"]
+    sides = " → ".join(summary["all"][cells[0]])
+    shown = Table(title=f"Pictures in which the judge finds what it looks for, {sides}")
+    for heading in ("kind", "concepts", *cells):
+        shown.add_column(heading, justify="left" if heading == "kind" else "right")
+    for kind, sums in (*summary["kinds"].items(), ("all", summary["all"])):
+        texts = []
+        for cell in cells:
+            texts.append(" → ".join(map(percent, sums.get(cell, {}).values())))
+        shown.add_row(kind, str(sums["concepts"]), *texts)
+    Console().print(shown)

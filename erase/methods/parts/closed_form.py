@@ -1,0 +1,116 @@
+"""Changes of dense layers that least squares give at once, without training.
+
+A layer maps h to h W, W [I, O]; its bias never enters. All changes come as factors A B.
+Axis letters: I inputs, O outputs, R rank, N erased vectors, M preserved vectors.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy.linalg import eigh, solve_triangular
+
+from flux_jax.errors import InputError
+
+# A system is refused whose largest and smallest eigenvalues are further apart.
+CONDITION = 1e12
+# Where a layer has weights in every block.
+BLOCKS = ("dual_blocks", "single_blocks")
+
+
+def edit(
+    kernel: Float[np.ndarray, "I O"],
+    erased: Float[np.ndarray, "N I"],
+    guides: Float[np.ndarray, "N I"],
+    kept: Float[np.ndarray, "M I"],
+    *,
+    ridge: float,
+    preserve: float = 1.0,
+    rank: int | None = None,
+    unit: float = 1.0,
+    name: str = "ridge",
+) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
+    """The change D with W + D mapping erased vectors to where W maps their guides.
+
+    It minimises Σ ‖c (W + D) - g W‖² + p Σ ‖k D‖² + λ ‖D‖² over erased c with their guides g and
+    preserved k: D = (λ + XᵀX)⁻¹ Σ cᵀ (g - c) W, where X has the rows c and √p k. With the singular
+    value decomposition X = U S V, (λ + XᵀX)⁻¹ Xᵀ = Vᵀ S (λ + S²)⁻¹ Uᵀ, so that nothing as wide as
+    the layer is inverted. Of all changes of a rank the best comes from the greatest singular values
+    of (λ + S²)^½ V D (reduced-rank regression).
+
+    Args:
+        kernel: W.
+        erased: c.
+        guides: g, one for each.
+        kept: k.
+        ridge: λ, in `unit`.
+        preserve: p.
+        rank: of the change, the number of erased vectors by default; what it has no use for is 0.
+        unit: what the ridge is counted in.
+        name: of the ridge in the configuration.
+
+    Raises:
+        InputError: the system is singular in float64.
+    """
+    # Rows of zeros change nothing, and there are as many singular values as the rank wants.
+    zeros = np.zeros((max(0, (rank or 0) - len(erased) - len(kept)), len(kernel)))
+    rows = np.concatenate([erased, preserve**0.5 * kept, zeros])
+    u, s, v = np.linalg.svd(rows, full_matrices=False)
+    squares = s**2 + ridge * unit
+    _check(ridge * unit if len(s) < len(kernel) else squares[-1], squares[0], name, unit)
+    own, moved = u[: len(erased)].T, (guides - erased) @ kernel
+    if rank is None:
+        return v.T @ ((s / squares)[:, None] * own), moved
+    inner = (s / squares**0.5)[:, None] * (own @ moved)
+    _, left = eigh(inner @ inner.T, subset_by_index=[len(s) - rank, len(s) - 1])
+    return v.T @ (left / squares[:, None] ** 0.5), left.T @ inner
+
+
+def leaves(
+    target: str, factors: Sequence[tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """A layer's factors in every block, as an adapter's leaves by their paths.
+
+    Args:
+        target: the layer's path; outside the blocks there are the factors of one.
+        factors: A and B, block by block.
+    """
+    halves = (np.stack(each).astype(np.float32) for each in zip(*factors, strict=True))
+    inside = target.startswith(BLOCKS)
+    return {
+        f"{target}/{name}": half if inside else half[0]
+        for name, half in zip("AB", halves, strict=True)
+    }
+
+
+def _check(least: float, most: float, name: str, unit: float) -> None:
+    """Makes sure that a matrix with these eigenvalues can be inverted in float64."""
+    if not least > most / CONDITION:
+        raise InputError(
+            f"{name} is too small: the closed form's system is singular (eigenvalues {least:.3g} "
+            f"to {most:.3g}); raise it to {most * 1e-9 / unit:.1g} or more, or preserve more "
+            "prompts"
+        )
+
+
+def reduced(
+    matrix: Float[np.ndarray, "I I"], wanted: Float[np.ndarray, "I O"], rank: int
+) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
+    """The change D of a rank that minimises tr(Dᵀ M D) - 2 tr(Dᵀ V) (reduced-rank regression).
+
+    Without the rank that is D = M⁻¹ V; of all of a rank the best comes from the singular vectors of
+    C⁻¹ V, where C Cᵀ = M.
+
+    Args:
+        matrix: M, positive.
+        wanted: V.
+        rank: R.
+    """
+    root = np.linalg.cholesky(matrix)
+    inner = solve_triangular(root, wanted, lower=True)
+    # The right singular vectors alone, and as few as are asked for: minutes become seconds.
+    last = inner.shape[1] - 1
+    squares, v = eigh(inner.T @ inner, subset_by_index=[last - rank + 1, last])
+    # What the change has no rank for is next to nothing, in both factors.
+    half = np.maximum(squares, max(squares[-1] * 1e-24, np.finfo(np.float64).tiny)) ** 0.25
+    return solve_triangular(root.T, inner @ v / half), half[:, None] * v.T

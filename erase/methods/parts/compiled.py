@@ -1,0 +1,81 @@
+"""What is compiled into the updates, and where their arrays lie."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from erase.config.schema import Config
+from erase.data.bank import Bank
+from erase.runtime.mesh import RUNS, SAMPLES
+from flux_jax import sharding as meshes
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.sharding import FSDP
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is compiled into the updates, the same for all runs that train at once.
+
+    Attributes:
+        transformer: the model.
+        mesh: devices, with the axes `concept`, `data` and `fsdp`.
+        batch_size: samples an update, a multiple of the devices along `data`.
+        guidance: distilled guidance scale.
+        alpha: the adapter's.
+        settings: the method's, as far as its updates look at them.
+    """
+
+    transformer: FluxTransformer
+    mesh: Mesh
+    batch_size: int
+    guidance: float
+    alpha: float
+    settings: Any
+
+    @classmethod
+    def of(cls, config: Config, settings: Any, transformer: FluxTransformer, mesh: Mesh) -> "Setup":
+        """The setup of runs.
+
+        Args:
+            config: of any of the runs.
+            settings: what is compiled in of its method's.
+            transformer: the model.
+            mesh: devices, from `make_mesh`.
+        """
+        return cls(
+            transformer=transformer.clone(remat=config.model.remat),
+            mesh=mesh,
+            batch_size=config.batch_size,
+            guidance=config.guidance,
+            alpha=config.adapter.alpha or config.adapter.rank,
+            settings=settings,
+        )
+
+    def divided(self, tree: PyTree) -> PyTree:
+        """A tree's arrays with their first axis, the runs', split over the mesh."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(RUNS)))
+
+    def placed(self, bank: Bank) -> Bank:
+        """A stacked bank where the updates want it."""
+        common = {"times": bank.times, "image_ids": bank.image_ids}
+        own = bank.replace(**dict.fromkeys(common))  # pyright: ignore[reportAttributeAccessIssue]
+        return self.divided(own).replace(**meshes.gather(self.mesh, common))
+
+
+def split_samples(setup: Setup, tree: PyTree) -> PyTree:
+    """Splits the first axis, the samples', over `data`, and over `fsdp` where that divides it."""
+
+    def split(leaf: Array) -> Array:
+        both = len(leaf) % (setup.mesh.shape[SAMPLES] * setup.mesh.shape[FSDP]) == 0
+        spec = PartitionSpec((SAMPLES, FSDP) if both else SAMPLES)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(setup.mesh, spec))
+
+    return jax.tree.map(split, tree)
+
+
+def split_runs(setup: Setup, tree: PyTree) -> PyTree:
+    """Splits the first axis, the runs', over the mesh."""
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(setup.mesh, PartitionSpec(RUNS)))

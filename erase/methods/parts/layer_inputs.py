@@ -1,0 +1,189 @@
+"""What layers see of single text tokens while the frozen model draws.
+
+Axis letters: B prompts, L blocks, K tokens that are looked at, S image tokens, C latent channels,
+I inputs, O outputs.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from erase.config.schema import Config
+from flux_jax import sharding as meshes
+from flux_jax.errors import InputError, nearest
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.pipeline import Pipeline, batches
+from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.tree import flatten
+
+# The collection that layers' inputs are kept in; the transformer's loops over blocks stack it.
+SEEN = "seen"
+# Layers that see one vector of each prompt, not one of each token.
+POOLED = "pooled_embedder"
+
+
+def text_inputs(
+    pipe: Pipeline,
+    config: Config,
+    targets: tuple[str, ...],
+    prompts: Sequence[str],
+    tokens: Int[np.ndarray, "B K"],
+) -> dict[str, Float[np.ndarray, "L B K I"]]:
+    """Layers' inputs at some text tokens, the mean over all steps of the frozen model's way.
+
+    All prompts start from the same noise, so that nothing but their words tells them apart.
+
+    Args:
+        pipe: the frozen model.
+        config: says the pictures' size, steps and guidance, how many at once, and the noise's seed.
+        targets: layers of the text stream in dual-stream blocks, `context_embedder`, or
+            `pooled_embedder/linear_1`, which sees one vector, whatever the token.
+        prompts: one a picture.
+        tokens: which of each prompt's.
+
+    Returns:
+        For every target its inputs, L = 1 for a layer outside the blocks.
+
+    Raises:
+        InputError: a target does not see the text's tokens.
+    """
+    known = _text_layers(pipe)
+    for target in targets:
+        if target not in known:
+            raise InputError(
+                f"adapter.targets: {target!r} does not see single text tokens, which this method "
+                f"changes; {nearest(target, known)}"
+            )
+    ids = pipe.image_ids(config.height, config.width)
+    sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
+    params, parts = pipe.params["transformer"], []
+    for rows in batches(len(prompts), config.bank.batch, "looking at layers' inputs"):
+        noise = pipe.noise([config.seed] * len(rows), config.height, config.width)
+        encoded = pipe.encode([prompts[row] for row in rows])
+        samples = meshes.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
+        with jax.set_mesh(pipe.mesh):
+            given = (*samples, ids, config.guidance, sigmas)
+            found = _means(pipe.transformer, params, *given, targets=targets)
+        parts.append(jax.device_get(meshes.gather(pipe.mesh, found)))
+    return {
+        target: np.concatenate([part[target] for part in parts], axis=1)[:, : len(prompts)].astype(
+            np.float64
+        )
+        for target in targets
+    }
+
+
+def kernels(pipe: Pipeline, target: str) -> Float[np.ndarray, "L I O"]:
+    """A layer's weights in every block, L = 1 outside the blocks, as they are multiplied with."""
+    params = flatten(pipe.params["transformer"])
+    kernel, scale = (
+        np.asarray(meshes.gather(pipe.mesh, params.get(path, jnp.ones(1))), np.float64)
+        for path in (f"{target}/kernel", f"{target}/scale")
+    )
+    kernel = kernel * scale[..., None, :]
+    return kernel if kernel.ndim == 3 else kernel[None]
+
+
+def _text_layers(pipe: Pipeline) -> list[str]:
+    """Layers that a prompt's tokens, or its one pooled vector, go into."""
+    kernels = [path for path in flatten(pipe.shapes) if path.endswith("/kernel")]
+    layers = [path.removesuffix("/kernel") for path in kernels]
+    own = ("add_q_proj", "add_k_proj", "add_v_proj", "ff_context/linear_1")
+    return [
+        path
+        for path in layers
+        if path == "context_embedder"
+        or path == f"{POOLED}/linear_1"
+        or (path.startswith("dual_blocks") and path.endswith(own))
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("transformer", "targets"))
+def _means(
+    transformer: FluxTransformer,
+    params: PyTree,
+    noise: Float[Array, "B S C"],
+    conditioning: Conditioning,
+    tokens: Int[Array, "B K"],
+    image_ids: Float[Array, "S 3"],
+    guidance: Array,
+    sigmas: Float[Array, "steps+1"],
+    *,
+    targets: tuple[str, ...],
+) -> dict[str, Float[Array, "L B K I"]]:
+    given = (noise, conditioning, image_ids, guidance, sigmas)
+    means = mean_over_steps(transformer, params, None, *given, _keeping(targets, tokens))
+    return {
+        target: means[target] if target.startswith("dual_blocks") else means[target][None]
+        for target in targets
+    }
+
+
+def mean_over_steps(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree | None,
+    noise: Float[Array, "B S C"],
+    conditioning: Conditioning,
+    image_ids: Float[Array, "S 3"],
+    guidance: Array | float,
+    sigmas: Float[Array, "steps+1"],
+    keeping: Callable[..., Any],
+) -> dict[str, Array]:
+    """Means over the denoising's steps of what an interceptor keeps of layers; to be jitted.
+
+    Args:
+        transformer: the model.
+        params: its parameters.
+        lora: an adapter's tree, or None.
+        noise: where the way begins.
+        conditioning: encoded prompts.
+        image_ids: positions of the image tokens.
+        guidance: distilled guidance scale.
+        sigmas: noise levels.
+        keeping: for `nn.intercept_methods`; sows one array a layer into the collection `SEEN`.
+
+    Returns:
+        By the layer's path.
+    """
+
+    def look(latents: Array, level: Array) -> tuple[Array, dict[str, Array]]:
+        times = jnp.broadcast_to(level, latents.shape[:1])
+        given = (latents, conditioning, times, image_ids, guidance)
+        with nn.intercept_methods(keeping):
+            out: Any = apply_transformer(transformer, params, lora, *given, mutable=[SEEN])
+        (velocity, _), seen = out
+        kept = {path.rpartition("/")[0]: leaf[0] for path, leaf in flatten(seen[SEEN]).items()}
+        return velocity, kept
+
+    def step(carry: tuple[Array, Any], levels: tuple[Array, Array]) -> tuple[Any, None]:
+        (latents, sums), (level, following) = carry, levels
+        velocity, seen = look(latents, level)
+        further = latents + (following - level) * velocity.astype(jnp.float32)
+        return (further, jax.tree.map(jnp.add, sums, seen)), None
+
+    _, shapes = jax.eval_shape(look, noise, sigmas[0])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (_, sums), _ = jax.lax.scan(step, (noise, zeros), (sigmas[:-1], sigmas[1:]))
+    return jax.tree.map(lambda total: total / (len(sigmas) - 1), sums)
+
+
+def _keeping(targets: Sequence[str], tokens: Int[Array, "B K"]) -> Callable[..., Any]:
+    """Keeps the inputs of some layers at some tokens, in float32."""
+
+    def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if context.method_name == "__call__" and "/".join(layer.path) in targets:
+            x = args[0] if args[0].ndim == 3 else args[0][:, None]
+            at = jnp.minimum(tokens, x.shape[1] - 1)[..., None]
+            kept = jnp.take_along_axis(x, at, axis=1)
+            layer.sow(SEEN, "inputs", kept.astype(jnp.float32))
+        return call(*args, **kwargs)
+
+    return interceptor

@@ -1,0 +1,1 @@
+"""The frozen model: opened, drawn with, its attention looked at."""

@@ -1,0 +1,113 @@
+"""Where pictures attend to a concept, with and without an adapter.
+
+Axis letters: K prompts, y x image tokens, T text tokens, S image tokens, C packed latent channels.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
+
+from erase.config.schema import Config
+from erase.data.words.word_tokens import concept_masks
+from flux_jax import sharding as meshes
+from flux_jax.lora import Adapter
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.pipeline import Pipeline
+from flux_jax.programs import Conditioning, apply_transformer
+
+# Early, where a picture's content is decided, to middling times.
+TIMES = (0.9, 0.7, 0.5)
+
+
+def attention_maps(
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+) -> dict[str, Float[np.ndarray, "K y x"]]:
+    """Attention that image tokens give to the concept's tokens, before and after.
+
+    Mean over the dual-stream blocks, their heads and `TIMES`. Both look at the same x_t,
+    on the straight line between the noise and what the base draws from it.
+    """
+    settings = config.evaluation
+    noise = pipe.noise(seeds, config.height, config.width)
+    conditioning = pipe.encode(prompts)
+    ids = pipe.image_ids(config.height, config.width)
+    clean = pipe.denoise(
+        noise, conditioning, ids, settings.steps, settings.guidance, [(adapter, 0.0)]
+    )
+    masks = concept_masks(pipe.tokenizer_2, prompts, config.concept)
+    rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
+    maps = {}
+    for side, strength in (("before", 0.0), ("after", settings.strength)):
+        lora = pipe.adapted([(adapter, strength)])
+        given = (noise, clean, conditioning, ids, settings.guidance)
+        maps[side] = concept_mass(pipe, lora, *given, masks).reshape(-1, rows, columns)
+    return maps
+
+
+def concept_mass(
+    pipe: Pipeline,
+    lora: PyTree,
+    noise: Float[ArrayLike, "K S C"],
+    clean: Float[ArrayLike, "K S C"],
+    conditioning: Conditioning,
+    image_ids: Float[Array, "S 3"],
+    guidance: float,
+    masks: Float[np.ndarray, "K T"],
+) -> Float[np.ndarray, "K S"]:
+    """Attention that image tokens give to a concept's tokens: mean over blocks, heads and `TIMES`.
+
+    Args:
+        pipe: the base model.
+        lora: an adapter's tree, or None.
+        noise: where x_t is at t = 1.
+        clean: where it is at t = 0.
+        conditioning: encoded prompts.
+        image_ids: positions of the image tokens.
+        guidance: distilled guidance scale.
+        masks: ones at the concept's tokens.
+    """
+    samples = meshes.share_out(pipe.mesh, (noise, clean, conditioning))
+    params, marked = pipe.params["transformer"], jnp.asarray(masks)[..., None]
+    with jax.set_mesh(pipe.mesh):
+        given = (*samples, image_ids, guidance, marked)
+        mass = _attention_mass(pipe.transformer, params, lora, *given)
+    return np.asarray(meshes.gather(pipe.mesh, mass), np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention_mass(
+    transformer: FluxTransformer,
+    params: PyTree,
+    lora: PyTree,
+    noise: Float[Array, "K S C"],
+    clean: Float[Array, "K S C"],
+    conditioning: Conditioning,
+    image_ids: Float[Array, "S 3"],
+    guidance: Array,
+    masks: Float[Array, "K T 1"],
+) -> Float[Array, "K S"]:
+    def at(time: Array) -> Array:
+        _, out = apply_transformer(
+            transformer,
+            params,
+            lora,
+            (1 - time) * clean + time * noise,
+            conditioning,
+            jnp.full(len(noise), time),
+            image_ids,
+            guidance,
+            token_masks=masks,
+            stop_after="dual",
+        )
+        return out["attention"][..., 0].mean((0, 2))[:, masks.shape[1] :]
+
+    return jax.lax.map(at, jnp.array(TIMES)).mean(0)

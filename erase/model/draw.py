@@ -1,0 +1,92 @@
+"""Pictures in bulk: drawn in batches of one size, written so that none is ever half there.
+
+Axis letters: B pictures, h w picture sides.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from erase.data.words.word_tokens import marks
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline, batches
+
+
+def draw(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    height: int,
+    width: int,
+    steps: int = 28,
+    guidance: float = 3.5,
+    adapters: Sequence[tuple[Adapter, float]] = (),
+    silenced: str | None = None,
+    batch: int = 16,
+    title: str = "pictures",
+) -> UInt8[np.ndarray, "B h w 3"]:
+    """Draws one picture for every (prompt, seed) pair, with a progress bar.
+
+    All prompts are encoded first; then the text encoders make room for the transformer. All
+    batches have the same size, the last one being filled up, so that nothing is compiled twice; a
+    picture does not depend on its batch.
+
+    Args:
+        pipe: the model.
+        prompts: one a picture.
+        seeds: one a picture.
+        height: pixels.
+        width: pixels.
+        steps: Euler steps.
+        guidance: distilled guidance scale.
+        adapters: adapters with their strengths.
+        silenced: a concept whose tokens give nothing to the picture (the paper's attention map
+            erasure, Fig. 3); prompts that do not hold it are drawn as they are.
+        batch: pictures drawn at once.
+        title: shown at the progress bar.
+
+    Raises:
+        InputError: a prompt, a concept or a size cannot be used, or batch is below 1.
+    """
+    pipe.remember(prompts, batch)
+    pipe.release("text_encoder", "text_encoder_2")
+    drawn = []
+    for rows in batches(len(prompts), batch, title):
+        texts = [prompts[i] for i in rows]
+        drawn.append(
+            pipe(
+                texts,
+                seeds=[seeds[i] for i in rows],
+                steps=steps,
+                guidance=guidance,
+                height=height,
+                width=width,
+                adapters=adapters,
+                silenced=None if silenced is None else marks(pipe.tokenizer_2, texts, silenced),
+            )
+        )
+    return np.concatenate(drawn)[: len(prompts)]
+
+
+def sheet(pictures: UInt8[np.ndarray, "B h w 3"], columns: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Pictures side by side, in rows; the last row is filled up with white."""
+    blank = np.full((-len(pictures) % columns, *pictures.shape[1:]), 255, np.uint8)
+    cells = np.concatenate([pictures, blank])
+    _, height, width, _ = cells.shape
+    rows = cells.reshape(-1, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return rows.reshape(-1, columns * width, 3)
+
+
+def png(picture: UInt8[np.ndarray, "h w 3"], notes: Mapping[str, str] | None = None) -> bytes:
+    """A picture as a PNG file's bytes; notes become its text entries."""
+    info = PngInfo()
+    for name, value in (notes or {}).items():
+        info.add_itxt(name, value)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info, optimize=True)
+    return buffer.getvalue()

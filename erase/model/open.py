@@ -1,0 +1,43 @@
+"""The frozen model as a configuration wants it, on the devices that the configuration says."""
+
+import jax
+
+from erase.config.schema import Config
+from erase.runtime.mesh import make_mesh
+from flux_jax.errors import InputError
+from flux_jax.pipeline import Pipeline, load
+from flux_jax.weights.loading import Weights
+
+
+def open_model(config: Config, runs: int = 1) -> Pipeline:
+    """Opens the frozen model; its weights are read when they are asked for.
+
+    Args:
+        config: of any of the runs.
+        runs: how many train at once.
+
+    Raises:
+        InputError: the folder cannot be used, pictures of this size cannot be drawn,
+            text_tokens is over the tokenizer's limit, or the devices cannot be divided as the
+            configuration says.
+    """
+    pipe = load(config.model.path, config.model.dtype, config.model.quantize)
+    pipe.grid(config.height, config.width)
+    if config.text_tokens is not None:
+        limit = pipe.tokenizer_2.model_max_length
+        if config.text_tokens > limit:
+            raise InputError(f"text_tokens = {config.text_tokens} is over the limit of {limit}")
+        pipe.tokenizer_2.model_max_length = config.text_tokens
+    return share(pipe, config, runs)
+
+
+def share(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
+    """The frozen model on the devices that train so many runs.
+
+    Raises:
+        InputError: the devices cannot be divided as the configuration says.
+    """
+    assert isinstance(pipe.params, Weights), "opened above"
+    weights = pipe.params.shapes("transformer")
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
+    return pipe.on(make_mesh(config.mesh, runs, config.batch_size, nbytes))

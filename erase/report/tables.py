@@ -1,0 +1,91 @@
+"""Tables of results in Markdown.
+
+Shares are in percent. A range in brackets is at 95 %: Wilson's, and in comparisons of methods the
+bootstrap's over concepts.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from erase.evaluation.percent import number, points
+from erase.evaluation.statistics import CELLS, ahead
+
+NOTHING = "–"
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table, its first column to the left, the others to the right."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def interval(value: Mapping[str, float] | None) -> str:
+    """A share in percent with its interval; a dash where nothing was counted."""
+    if value is None:
+        return NOTHING
+    return between(value, (value["low"], value["high"]))
+
+
+def between(value: Mapping[str, float] | float, ends: Sequence[float]) -> str:
+    """A share in percent with an interval of its own."""
+    low, high = ends
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def methods(result: Mapping[str, Any]) -> str:
+    """A line for each method of a comparison, the best H first, after one for the frozen model.
+
+    Where EraseAnything is among them, each other one's H less EraseAnything's follows H.
+    """
+    every, cells = by_rank(result), (*CELLS, "H")
+    ours = result["methods"].get("erase_anything")
+    base = [shown_share(cell_side(every[0]["cells"], cell, "before")) for cell in cells]
+    rows = [["base", *base, *[NOTHING] * (7 if ours else 6)]]
+    for each in every:
+        shares = {cell: cell_side(each["cells"], cell, "after") for cell in cells}
+        shares["attacks"] = each["attacks"]
+        texts = [
+            NOTHING if value is None else between(value, each["intervals"][name])
+            for name, value in shares.items()
+        ]
+        if ours:
+            texts.insert(len(cells), NOTHING if each is ours else _gained(each, ours))
+        seeds = each["frechet"]["seeds"]
+        sizes = {
+            "parameters": f"{each['parameters']:,}",
+            "bytes": f"{each['bytes'] / 1000:.0f}",
+            "seconds": f"{each['seconds']:.1f}",
+            "memory": f"{each['memory'] / 1e6:.0f}",
+        }
+        rows.append(
+            [
+                each["title"],
+                *texts,
+                f"{each['frechet']['mean']:.2f} [{min(seeds):.2f}, {max(seeds):.2f}]",
+                *(text if each[name] else NOTHING for name, text in sizes.items()),
+            ]
+        )
+    gain = ["H - EraseAnything's"] if ours else []
+    last = ["attacks", "Fréchet", "parameters", "kB", "s", "MB"]
+    return markdown(["", *cells, *gain, *last], rows)
+
+
+def by_rank(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A comparison's methods, the best H first."""
+    return sorted(result["methods"].values(), key=lambda each: -each["cells"]["H"]["after"])
+
+
+def _gained(each: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """A difference of H in points with its interval over concepts."""
+    gain, low, high = map(points, ahead(each["rows"], ours["rows"]))
+    return f"{gain} [{low}, {high}]"
+
+
+def cell_side(cells: Mapping[str, Any], cell: str, side: str) -> Any:
+    """A side of a cell; None where it was not counted, as Acc_g without words that are drawn."""
+    return cells.get(cell, {}).get(side)
+
+
+def shown_share(value: Mapping[str, float] | float | None) -> str:
+    """A share in percent; a dash where nothing was counted."""
+    return NOTHING if value is None else number(value)

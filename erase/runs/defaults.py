@@ -1,0 +1,370 @@
+"""What a configuration need not say: the values that suit its model, and words for its concept.
+
+The model's folder brings them (`erase.config.schema.model_file`); FLUX.1 [dev] and [schnell], whose folders have no
+such file, get the paper's values and sentences that suit any noun, adjective, verb, style or
+relation. Nothing here counts more than what a configuration's file or the command line says.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from flux_jax.errors import InputError
+from flux_jax.weights.source import open_source, read_config, root_of
+from erase.config import model_file
+from erase.config.schema import KINDS, Config
+from erase.config.fields import over
+from erase.data.words.irrelevant import COMMON
+from erase.config.model_file import Kind, Known, Thing
+from erase.runs.presets import PRESETS
+from erase.data.words.templates import SLOT, phrase
+
+Fields = dict[str, Any]
+# Irrelevant words of an entity: things of its own group, and one of each of so many others.
+NEAR, FAR = 4, 5
+# Width of T5-XXL's encoding and of a packed latent: a FLUX.1, whatever its depth.
+FLUX = {"joint_attention_dim": 4096, "in_channels": 64}
+_OF_FLUX = Known(
+    place={
+        "model": {"dtype": "bfloat16"},
+        "height": 512,
+        "width": 512,
+        "text_tokens": 256,
+        # With no judge these are looked at.
+        "evaluation": {"pictures": 8, "batch": 2},
+    },
+    method=over(
+        PRESETS["paper"],
+        # Their authors' batches of 8 and 10 take more than a GPU has, without remat.
+        {"by_method": {n: {"batch_size": 1} for n in ("concept_ablation", "meta_unlearning")}},
+    ),
+)
+# [schnell] is distilled to four steps.
+_OF_SCHNELL = _OF_FLUX.model_copy(
+    update={
+        "place": over(_OF_FLUX.place, {"steps": 4, "evaluation": {"steps": 4}}),
+        "method": over(_OF_FLUX.method, {"steps": 4}),
+    }
+)
+# Sentences for what no model's folder tells about; two of them ask for pictures in the evaluation.
+_SENTENCES: Mapping[str, tuple[str, ...]] = {
+    "noun": (
+        "a photo of a {}",
+        "a picture of a {}",
+        "a painting of a {}",
+        "a drawing of a {}",
+        "a {} seen from close by",
+        "a {} in the open air",
+    ),
+    "adjective": (
+        "a photo of a {} adult",
+        "a painting of a {} adult",
+        "a drawing of a {} adult",
+        "a {} adult standing by a window",
+        "a photo of something {}",
+        "a picture of a {} scene",
+    ),
+    "verb": (
+        "a photo of two adults who {}",
+        "a painting of two adults who {}",
+        "a drawing of two people who {}",
+        "a picture of friends who {}",
+        "two adults who {} in a park",
+        "people who {} in the street",
+    ),
+    "style": (
+        "a painting in the style of {}",
+        "a picture in the style of {}",
+        "a portrait of an old man in the style of {}",
+        "a landscape with a river in the style of {}",
+        "a bowl of fruit in the style of {}",
+        "a city street in the style of {}",
+    ),
+    "relation": (
+        "a photo of a dog {} a chair",
+        "a picture of a cat {} a box",
+        "a painting of a cup {} a book",
+        "a drawing of a ball {} a table",
+        "a child {} a tree",
+        "a bird {} a house",
+    ),
+}
+# Words that can stand in those sentences where the common ones, which are nouns, cannot.
+_OTHERS: Mapping[str, tuple[str, ...]] = {
+    "adjective": ("clothed", "smiling", "seated", "elderly", "tall", "famous", "wooden", "distant"),
+    "verb": ("walk", "read", "talk", "eat", "sit", "wait", "work", "laugh"),
+    "style": ("a photograph", "a pencil sketch", "a mosaic", "pixel art", "a woodcut", "a comic"),
+    "relation": ("near", "next to", "far from", "in front of", "beside", "across from"),
+}
+
+
+def of_model(model: str) -> Known | None:
+    """What is known of a model: by its folder's file, or as a FLUX.1; else None.
+
+    Args:
+        model: as `Config.model.path` has it.
+
+    Raises:
+        InputError: the folder's file is damaged.
+    """
+    if found := model_file.read(model):
+        return found
+    guided = _guidance(model)
+    return None if guided is None else _OF_FLUX if guided else _OF_SCHNELL
+
+
+def _guidance(model: str) -> bool | None:
+    """Whether a FLUX.1 embeds guidance, as [dev] does and [schnell] not; None if it is none."""
+    try:
+        if not Path(model).exists():
+            # A name on the hub, which need not be asked for this.
+            owner, _, name = model.rpartition("/")
+            named = owner and name.casefold().startswith("flux.1-")
+            return "schnell" not in name.casefold() if named else None
+        file = Path(model) / "transformer" / "config.json"
+        single = open_source(Path(model), "transformer").config if not file.is_file() else None
+        config = single or read_config(file)
+    except (InputError, OSError, ValueError):
+        # Whoever opens the model says what is wrong with it.
+        return None
+    fits = isinstance(config, Mapping) and all(config.get(n) == size for n, size in FLUX.items())
+    return bool(config.get("guidance_embeds", False)) if fits else None
+
+
+class Defaults:
+    """Fields for the runs of one configuration, whose models' files are read once each."""
+
+    def __init__(self, runs: Iterable[Mapping[str, Any]], preset: str):
+        """Looks at all runs, since those that train at once share most of their fields.
+
+        Args:
+            runs: the fields that each has been given, nested; they may be of any type.
+            preset: whose values take the place of the method's fields; "" has none.
+        """
+        self._models: dict[str, Known | None] = {}
+        self._preset = preset
+        self._kinds = [kind for kind in KINDS if kind in {self._kind(run) for run in runs}]
+
+    def of(self, run: Mapping[str, Any]) -> Fields:
+        """The fields of a run that nobody has given, and perhaps some that somebody has.
+
+        Args:
+            run: the fields that it has been given.
+
+        Raises:
+            InputError: the model's file is damaged, or it knows the concept by another name.
+        """
+        model = self._model(run)
+        if model is None:
+            return {}
+        place = _in_folder(model.place, self.file(run).parent)
+        concept = _text(run, "concept")
+        words = words_for(model, concept, self._kind(run), run) if concept else {}
+        if self._preset:
+            # Which words other methods need is no preset's; all else of a method is.
+            return over(place, without_method(words))
+        kinds = (model.kinds[kind].shared for kind in self._kinds if kind in model.kinds)
+        values = reduce(over, (place, model.method, *kinds, words))
+        by_method = values.pop("by_method", {})
+        method = run.get("method", Config.method)
+        return over(values, by_method.get(method, {}) if isinstance(method, str) else {})
+
+    def file(self, run: Mapping[str, Any]) -> Path:
+        """The file of the run's model, whether there is one or not."""
+        path = Path(_text(run, "model", "path") or Config.model.path)
+        # What is no path has no folder either.
+        return (root_of(path) if self._model(run) else path) / model_file.FILE
+
+    def _model(self, run: Mapping[str, Any]) -> Known | None:
+        part = run.get("model", {})
+        path = part.get("path", Config.model.path) if isinstance(part, Mapping) else None
+        if not isinstance(path, str):
+            return None
+        if path not in self._models:
+            self._models[path] = of_model(path)
+        return self._models[path]
+
+    def _kind(self, run: Mapping[str, Any]) -> str:
+        """What a run's concept is: as it says, as its model knows it, else an entity."""
+        if (given := run.get("kind")) is not None:
+            return given if given in KINDS else ""
+        model, concept = self._model(run), _text(run, "concept")
+        thing = model.find(concept) if model and concept else None
+        return thing.kind if thing else "entity"
+
+
+def words_for(model: Known, concept: str, kind: str, run: Mapping[str, Any]) -> Fields:
+    """Sentences and words for a concept, and what of the method's fields depends on it.
+
+    Args:
+        model: what is known of the model.
+        concept: what is erased.
+        kind: what it is.
+        run: the fields that the run has been given.
+
+    Raises:
+        InputError: the model knows the concept by another name.
+    """
+    thing = model.find(concept)
+    if thing and thing.kind != kind:
+        thing = None
+    if kind not in model.kinds:
+        return _general(concept, kind if run.get("kind") else "", run)
+    if thing and concept != thing.phrase and not run.get("prompts"):
+        # The judge looks for it under that name, and sentences are made for it.
+        raise InputError(
+            f"concept = {concept!r} is what the model knows as {thing.phrase!r}: name it so, or "
+            "give prompts of your own"
+        )
+    return _of_kind(model, model.kinds[kind], thing, concept, kind, run)
+
+
+def _of_kind(
+    model: Known, how: Kind, thing: Thing | None, concept: str, kind: str, run: Mapping[str, Any]
+) -> Fields:
+    """What a model's file says of a kind, for one concept."""
+    own = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
+    apart = {word.casefold() for word in own}
+    given = {word.casefold() for word in _texts(run, "irrelevant")}
+    synonyms = [
+        word
+        for word in (thing.names if thing else ())
+        if word.casefold() != concept.casefold() and word.casefold() not in given
+    ]
+    # A relation's name beside the words that stand for it in sentences is none of those.
+    if thing and thing.written:
+        synonyms = [word for word in synonyms if word != thing.name]
+    every = [each for each in model.of_kind(kind) if not apart.intersection(_folded(each.names))]
+    # What is to the left of something has that to its right: the converse is no other thing.
+    others = [each for each in every if not thing or each.name != thing.converse]
+    near, words = [], [each.phrase for each in others]
+    if any(each.group for each in others):
+        near, far = _near(thing, others, model)
+        words = [*far, *near]
+    kept = [name for name in how.keep.things if name.casefold() not in apart]
+    fillers = kept or [each.phrase for each in others]
+    values: Fields = {
+        "kind": kind,
+        "prompts": (*how.prompts, *_beside(how, thing, kept, model)),
+        # Who names a sense asks for WordNet's words.
+        "synonyms": () if run.get("sense") else tuple(synonyms),
+        "irrelevant": tuple(words),
+        "evaluation": {
+            "templates": how.templates,
+            "others": tuple(each.phrase for each in every) if how.every_other else (),
+        },
+    }
+    upper = run.get("upper", {})
+    if how.keep.templates and fillers and not _brings_prompts(upper):
+        values["upper"] = {"prompts": _pairs(how.keep.templates, fillers)}
+    instead = thing.instead if thing else ""
+    place = instead or (near or words or [""])[0]
+    return reduce(over, (values, how.own, _anchors(place, instead)))
+
+
+def _near(
+    thing: Thing | None, others: Sequence[Thing], model: Known
+) -> tuple[list[str], list[str]]:
+    """Things of the concept's own group, those after it first, and one of each of some others."""
+    group = thing.group if thing else ""
+    at = model.things.index(thing) if thing else 0
+    turned = sorted(others, key=lambda each: model.things.index(each) < at)
+    near = [each.phrase for each in turned if group and each.group == group][:NEAR]
+    firsts: dict[str, str] = {}
+    for each in others:
+        if each.group != group:
+            firsts.setdefault(each.group, each.phrase)
+    return near, list(firsts.values())[:FAR]
+
+
+def _beside(how: Kind, thing: Thing | None, kept: Sequence[str], model: Known) -> Sequence[str]:
+    """The sentence with the concept beside something of another group."""
+    groups = {each.name: each.group for each in model.things}
+    apart = [name for name in kept if not thing or groups.get(name) != thing.group]
+    if how.beside is None or not apart:
+        return ()
+    # Not the same for all.
+    at = model.things.index(thing) if thing else 0
+    return (f"a {SLOT} {phrase(how.beside, apart[at % len(apart)])}",)
+
+
+def _pairs(templates: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """Every template and every word at least once, both in turn."""
+    count = max(len(templates), len(words))
+    return tuple(phrase(templates[i % len(templates)], words[i % len(words)]) for i in range(count))
+
+
+def _brings_prompts(upper: Any) -> bool:
+    """Whether the preserved pictures are the user's own, or such as only the concept's are."""
+    given = upper if isinstance(upper, Mapping) else {}
+    return bool(given.get("folder")) or bool(given.get("without_concept"))
+
+
+def _anchors(place: str, instead: str) -> Fields:
+    """What every method leads the concept to.
+
+    Args:
+        place: words that make sense in the concept's place; "" where none are known.
+        instead: what L_esd has there; "" leaves it at the empty prompt.
+    """
+    values: Fields = {}
+    if place:
+        values |= {
+            "concept_ablation": {"anchor": place},
+            "mace": {"stand_in": place},
+            "uce": {"guide": place},
+        }
+    if instead:
+        levels = ("lower", "esd", "eap", "meta_unlearning")
+        values |= {name: {"stand_in": instead} for name in levels}
+    return values
+
+
+def _general(concept: str, kind: str, run: Mapping[str, Any]) -> Fields:
+    """Sentences and words for any concept, where the model's things are not known."""
+    part = run.get("part_of_speech", Config.part_of_speech)
+    sort = kind if kind in ("style", "relation") else part
+    if not isinstance(sort, str) or sort not in _SENTENCES:
+        return {}
+    own = _folded((concept, *_texts(run, "synonyms")))
+    others = [word for word in _OTHERS.get(sort, COMMON) if word.casefold() not in own]
+    sentences = _SENTENCES[sort]
+    seen = _texts(run, "irrelevant") or others
+    return {
+        "prompts": sentences,
+        "irrelevant": tuple(others),
+        "evaluation": {"templates": sentences[:2], "others": tuple(seen[:3])},
+    }
+
+
+def without_method(words: Fields) -> Fields:
+    """Words for a concept without the method's fields that depend on it, which a preset has."""
+    levels = ("lower", "upper", "bank", "adapter", "batch_size", "iterations")
+    kept = {name: value for name, value in words.items() if name not in levels}
+    evaluation = {n: v for n, v in kept.get("evaluation", {}).items() if n != "strength"}
+    return kept | {"evaluation": evaluation}
+
+
+def _in_folder(place: Fields, folder: Path) -> Fields:
+    """The fields, their judge in the model's folder."""
+    judge = place.get("evaluation", {}).get("judge")
+    return over(place, {"evaluation": {"judge": str(folder / judge)}}) if judge else place
+
+
+def _folded(words: Iterable[str]) -> set[str]:
+    return {word.casefold() for word in words}
+
+
+def _text(run: Mapping[str, Any], *names: str) -> str:
+    """A text among the fields that were given; "" where it is none."""
+    value: Any = run
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) and value.strip() else ""
+
+
+def _texts(run: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Texts among the fields that were given; none where they are no list of texts."""
+    value = run.get(name, ())
+    return tuple(v for v in value if isinstance(v, str)) if isinstance(value, list | tuple) else ()

@@ -1,0 +1,88 @@
+"""Notices an iteration that does not end: a lost device, or a process that others wait for."""
+
+import contextlib
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from erase.config.schema import Guard
+from flux_jax.errors import PreemptedError
+
+# Iterations before which nothing is known: the first ones compile.
+BEFORE = 3
+# Iterations whose median counts.
+WINDOW = 50
+LEAST = 60.0
+TICK = 1.0
+
+
+class Watchdog:
+    """Looks at the iterations of a run from a thread of its own.
+
+    Attributes:
+        least: seconds that no iteration is suspected before.
+        tick: seconds between looks.
+    """
+
+    def __init__(
+        self,
+        settings: Guard,
+        least: float = LEAST,
+        tick: float = TICK,
+        end: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.settings, self.least, self.tick, self._end = settings, least, tick, end
+        self._took: list[float] = []
+        self._running: tuple[int, float] | None = None
+        self._over = threading.Event()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Looks as long as the context lasts."""
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    @contextlib.contextmanager
+    def iteration(self, step: int) -> Iterator[None]:
+        """What is done within is an iteration."""
+        # The wall clock may be set; this one only goes on.
+        began = time.monotonic()
+        self._running = step, began
+        try:
+            yield
+        finally:
+            self._running = None
+            self._took = [*self._took[-WINDOW:], time.monotonic() - began]
+
+    def _watch(self) -> None:
+        told = None
+        while not self._over.wait(self.tick):
+            if (running := self._running) is None or len(self._took) < BEFORE:
+                continue
+            step, began = running
+            usual, taken = statistics.median(self._took), time.monotonic() - began
+            if taken > max(self.least, self.settings.hung * usual) and told != step:
+                told = step
+                print(
+                    f"iteration {step} has taken {taken:.0f} s, those before {usual:.2f} s: a "
+                    "device or another process may hang; this is where it is:",
+                    file=sys.stderr,
+                )
+                faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
+            if taken > self.settings.patience and told == step:
+                print(
+                    f"iteration {step} did not end in guard.patience = {taken:.0f} s: the process "
+                    "ends; the same command goes on from the last checkpoint",
+                    file=sys.stderr,
+                )
+                self._end(PreemptedError.exit_code)
+                return

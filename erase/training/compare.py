@@ -1,0 +1,209 @@
+"""Compares methods: erases the same concepts by each, with the same prompts, seeds and judge.
+
+    python -m erase compare --config configs/emoji_compare.py --out runs/comparison.json
+
+All runs of a method train at once, each concept once a seed; a method's numbers are written as soon
+as they are there, and those that the file holds already are left out. For each method:
+
+- Acc_e, Acc_g, Acc_ir and H, as `erase.evaluation.evaluate` counts them, pooled over concepts and
+seeds; - attack success: pictures of the families of `erase.evaluation.attack` in which the judge
+finds the concept; - a Fréchet distance between the frozen model's pictures of other concepts and
+the erased model's,
+  from the same noise, by the mean of the judge's last layer (`erase.evaluation.frechet`);
+- trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
+  the device while all train at once.
+
+Shares and H have intervals over concepts, the Fréchet distance the least and the greatest of its
+seeds. `python -m benchmarks.results.page` draws RESULTS.md from docs/results/comparison.json.
+Axis letters: N pictures, F features.
+"""
+
+import json
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from convert.adapters.files import TORCH_FILE
+from erase.config.schema import Config
+from erase.data.words import synonyms
+from erase.evaluation import attack, evaluate, frechet, statistics
+from erase.evaluation.eval_prompts import Case, draw_cases, judge_of, judged
+from erase.evaluation.statistics import share
+from erase.methods import method_of
+from erase.model.open import open_model
+from erase.runtime.files import write
+from erase.training import memory_plan
+from erase.training.export import write_adapter
+from erase.training.variants import left, resumed, train_variant
+from flux_jax import progress
+from flux_jax.errors import InputError
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+KEPT = "Acc_ir"
+
+
+# Of the frozen model by concept: what the judge finds, and features of what should stay.
+Base = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def seeded(runs: Mapping[str, Config], seeds: int) -> dict[str, Config]:
+    """Each run once for each of the seeds 0, 1, ..., named with it."""
+    return {
+        f"{name or 'run'}-{seed}": replace(config, seed=seed)
+        for name, config in runs.items()
+        for seed in range(seeds)
+    }
+
+
+def compare(
+    methods: Mapping[str, Mapping[str, Config]], out: Path, attacks: int = 32
+) -> dict[str, Any]:
+    """Measures methods that the file does not hold yet.
+
+    Args:
+        methods: by name, each one's runs by name.
+        out: JSON file of the results.
+        attacks: pictures of each family of attacks.
+
+    Returns:
+        What the file holds: the device, and by method what the module's docstring lists, with a
+        row for each run.
+
+    Raises:
+        InputError: there is no judge, a setting cannot be used, or the file holds a comparison of
+            other runs.
+    """
+    first = next(iter(next(iter(methods.values())).values()))
+    if first.evaluation.judge is None:
+        raise InputError("evaluation.judge = None: a comparison counts; name the judge's folder")
+    runs = next(iter(methods.values()))
+    settings = first.evaluation
+    head = {
+        "runs": {name: config.concept for name, config in runs.items()},
+        "pictures": settings.pictures,
+        "attacks": attacks,
+        "model": first.model.path,
+    }
+    result = resumed(out, head, "methods", "comparison")
+    fresh = left(out, result, methods)
+    for name, config in runs.items():
+        judge_of(config)
+        if not synonyms.settle(config)[0].synonyms:
+            raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
+    pipe = open_model(first)
+    base: Base = {}
+    for name, given in progress.bar(fresh.items(), desc="methods"):
+        made = measure(pipe, methods[name], base, attacks)
+        result["methods"][name] = {**made, "settings": given}
+        result |= {"device": jax.devices()[0].device_kind or platform.machine()}
+        result |= {"jax": jax.__version__}
+        write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def measure(
+    pipe: Pipeline, configs: Mapping[str, Config], base: Base, attacks: int
+) -> dict[str, Any]:
+    """Makes a method's adapters, draws and counts.
+
+    Args:
+        pipe: the frozen model.
+        configs: of the runs, by name.
+        base: of the frozen model; added to, so that nothing is drawn twice.
+        attacks: pictures of each family.
+    """
+    first = next(iter(configs.values()))
+    adapters: Mapping[str, Adapter] = {}
+    seconds, needed = 0.0, 0
+    if method_of(first).exports is not None:
+        adapters, _, seconds = train_variant(configs, pipe)
+        needed = memory_plan.of_a_run(configs, pipe)
+    rows, seen = [], {}
+    for name, config in configs.items():
+        row, features = count(pipe, adapters.get(name), config, base, attacks)
+        rows.append({"name": name} | row)
+        seen.setdefault(config.seed, []).append(features)
+    distances = [
+        frechet.distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+        for pairs in seen.values()
+    ]
+    found, of = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
+    return {
+        "title": method_of(first).title,
+        "cells": statistics.pooled(row["cells"] for row in rows),
+        "intervals": statistics.over_concepts(rows),
+        "attacks": share(found, of),
+        "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
+        **size_of(adapters, first),
+        "seconds": round(seconds / len(configs), 2),
+        "memory": needed,
+        "rows": rows,
+    }
+
+
+def count(
+    pipe: Pipeline, adapter: Adapter | None, config: Config, base: Base, attacks: int
+) -> tuple[dict[str, Any], tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N F"]]]:
+    """What the judge finds in a run's pictures, and features of those that should stay.
+
+    Args:
+        pipe: the frozen model.
+        adapter: the run's; without one the concept is silenced.
+        config: the run's.
+        base: of the frozen model, added to.
+        attacks: pictures of each family.
+
+    Returns:
+        The run's row; and the features before and after.
+    """
+    config, _ = synonyms.settle(config)
+    judge, drawn = evaluate.plan(config, pipe)
+    assert judge is not None, "compare has made sure"
+    kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]
+
+    def look(cases: Sequence[Case], *, erased: bool) -> np.ndarray:
+        pairs = [(adapter, config.evaluation.strength)] if erased and adapter else []
+        silenced = config.concept if erased and adapter is None else None
+        title = f"of {config.concept}, {'after' if erased else 'before'}"
+        return draw_cases(pipe, cases, config, pairs, title, silenced)
+
+    def see(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return judged(judge, pictures, drawn), frechet.features(judge, pictures[kept])
+
+    if config.concept not in base:
+        base[config.concept] = see(look(drawn, erased=False))
+    before, features = base[config.concept]
+    asked = attack.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
+    # All at once, in few and full batches.
+    pictures = look([*drawn, *asked], erased=True)
+    after, changed = see(pictures[: len(drawn)])
+    hits = judged(judge, pictures[len(drawn) :], asked)
+    found = {"before": before, "after": after}
+    row = {
+        "concept": config.concept,
+        "kind": judge.kind(config.concept),
+        "seed": config.seed,
+        "cells": evaluate.counts(drawn, found),
+        "synonyms": evaluate.by_synonym(drawn, found),
+        "attacks": share(int(hits.sum()), len(asked)),
+    }
+    return row, (features, changed)
+
+
+def size_of(adapters: Mapping[str, Adapter], config: Config) -> dict[str, int]:
+    """Trainable parameters and bytes on disk of one adapter."""
+    if not adapters:
+        return {"parameters": 0, "bytes": 0}
+    adapter = next(iter(adapters.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(adapter, config, Path(folder))
+        size = (Path(folder) / "adapter" / TORCH_FILE).stat().st_size
+    return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)), "bytes": size}

@@ -1,0 +1,33 @@
+"""Writes a run's adapter as diffusers loads it."""
+
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from convert.adapters.files import write_lora
+from erase.config.schema import Config
+from erase.methods import method_of
+from flux_jax.lora import Adapter
+
+PACKAGE = "erase-anything-jax"
+
+
+def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
+    """Writes `adapter/pytorch_lora_weights.safetensors`, which diffusers loads."""
+    try:
+        version = importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    metadata = {
+        "concept": config.concept,
+        "base_model": config.model.path,
+        "method": method_of(config).title,
+        "version": version,
+        "settings": json.dumps(dataclasses.asdict(config)),
+    }
+    lora = jax.tree.map(np.asarray, adapter.lora)
+    write_lora(workdir / "adapter", lora, adapter.alpha, metadata)

@@ -1,0 +1,77 @@
+"""The adapters of a command's runs, by whatever method: banks, training, closed forms."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from erase.config.schema import Config
+from erase.data import make_bank
+from erase.data.bank import Bank
+from erase.data.plan import Plan
+from erase.methods import method_of, start
+from erase.runtime.signals import Stop
+from erase.training import loop
+from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
+
+
+def banks_of(
+    configs: Mapping[str, Config], pipe: Pipeline, plans: Mapping[str, Plan]
+) -> dict[str, Bank]:
+    """The runs' banks, as their method wants them, on the host.
+
+    Args:
+        configs: of the runs, by name.
+        pipe: the frozen model.
+        plans: what the banks are made of.
+
+    Raises:
+        InputError: a closed form cannot be solved.
+    """
+    banks = {}
+    for name, config in configs.items():
+        bare = make_bank.make(config, pipe, plans[name])
+        banks[name] = method_of(config).completes(config, pipe, plans[name], bare)
+    return banks
+
+
+def make_adapters(
+    configs: Mapping[str, Config],
+    pipe: Pipeline,
+    plans: Mapping[str, Plan],
+    workdir: Path,
+    stop: Stop | None = None,
+) -> dict[str, Adapter]:
+    """Makes the runs' adapters; what is trained goes on from the latest whole checkpoint.
+
+    Args:
+        configs: of the runs, by name.
+        pipe: the frozen model.
+        plans: what the runs' banks are made of.
+        workdir: folder of the checkpoints, with the runs' folders in it.
+        stop: whether the system asks for a stop.
+
+    Returns:
+        The adapters, by name; a run whose numbers were lost has none.
+
+    Raises:
+        InputError: a closed form cannot be solved.
+        PreemptedError: the system asked for a stop.
+        RunError: no run kept its numbers, or a checkpoint could not be written.
+    """
+    first = next(iter(configs.values()))
+    method = method_of(first)
+    assert method.exports is not None, "refused before"
+    banks: dict[str, Bank] = {}
+    if method.steps(first):
+        banks = banks_of(configs, pipe, plans)
+        found = loop.learn(configs, pipe, banks, workdir, plans, stop)
+    else:
+        fresh = start(jax.random.key(first.seed), pipe.shapes, first).lora
+        alpha = float(first.adapter.alpha or first.adapter.rank)
+        found = dict.fromkeys(configs, Adapter(fresh, alpha))  # pyright: ignore[reportCallIssue]
+    return {
+        name: method.exports(configs[name], pipe, plans[name], banks.get(name), adapter)
+        for name, adapter in found.items()
+    }

@@ -1,0 +1,129 @@
+"""Does one iteration of runs again and tells where its numbers come from; nothing is changed.
+
+The state before the iteration is that of the newest checkpoint before it, after the updates since.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+from rich.console import Console
+from rich.table import Table
+
+from erase.data.bank import Bank
+from erase.methods.parts.updates import Losses, State
+from erase.runtime import processes
+from erase.runtime.files import write
+from erase.training import checkpoints
+from erase.training.loop import Training
+from flux_jax import progress, xla_flags
+from flux_jax import sharding as meshes
+from flux_jax.errors import InputError
+
+# In a run's folder.
+FILE = "replay-{}.json"
+
+
+def show(training: Training, workdir: Path, step: int) -> None:
+    """Prints each run's losses and gradients in an iteration, and writes it to `FILE`.
+
+    Args:
+        training: of the runs.
+        workdir: their folder.
+        step: the iteration.
+
+    Raises:
+        InputError: there is no such iteration.
+    """
+    if step > training.config.iterations:
+        raise InputError(
+            f"replay = {step} is beyond iterations = {training.config.iterations}; choose a smaller"
+        )
+    done = processes.from_first(lambda: checkpoints.usable(workdir, step), int)
+    state = training.state
+    with checkpoints.opened(workdir, training.config.checkpoints) as manager:
+        if done:
+            state, _ = checkpoints.restore(manager, done, state)
+    with (
+        progress.bar(range(done + 1, step), desc=f"from iteration {done} to {step}") as bar,
+        xla_flags.told(bar),
+    ):
+        for number in bar:
+            state, _ = training.iterate(state, number)
+    found = {name: dict(_levels(training, state, name, step)) for name in training.configs}
+    for name, levels in found.items():
+        drawn = training.drawn(name, step)
+        told = {"step": step, "from": done, "drawn": drawn, "levels": levels}
+        write(workdir / name / FILE.format(step), json.dumps(told, indent=1) + "\n")
+        Console().print(_table(name or training.configs[name].concept, step, levels))
+        for part, rows in drawn.items():
+            for prompt, t in zip(rows["prompts"], rows["t"], strict=True):
+                print(f"{part}: {prompt!r} at t = {t}")
+
+
+def _levels(
+    training: Training, state: State, run: str, step: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Losses and each gradient's norm of a run, level by level, as they follow each other."""
+    row = list(training.configs).index(run)
+    common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
+    own = training.bank.replace(**dict.fromkeys(common))  # pyright: ignore
+    bank = jax.tree.map(lambda leaf: leaf[row], own).replace(**common)
+    after = jax.tree.map(jnp.copy, state)
+    keys = training.keys_at(step)
+    for name, each in training.steps.items():
+        lora, own = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
+        for level, (losses, key) in each.losses(keys[name][row], own).items():
+            yield level, _level(training, bank, losses, lora, key)
+        given = (after, training.params, training.bank, keys[name])
+        after, _ = each.update(*given, setup=training.setup)
+
+
+def _level(
+    training: Training, bank: Bank, losses: Losses, lora: PyTree, key: PRNGKeyArray
+) -> dict[str, Any]:
+    """Losses and each gradient's norm of a run at one adapter."""
+
+    def loss(lora: PyTree) -> Any:
+        given = {"params": training.params, "bank": bank, "setup": training.setup}
+        with jax.sharding.use_abstract_mesh(training.setup.mesh.abstract_mesh):
+            return losses(lora, key=key, **given)
+
+    (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
+    parts, gradient = jax.device_get(meshes.gather(training.setup.mesh, (parts, gradient)))
+    return {
+        "losses": {part: _number(value) for part, value in parts.items()},
+        "gradients": {
+            jax.tree_util.keystr(path, simple=True, separator="/"): {
+                "norm": _number(np.linalg.norm(np.asarray(leaf, np.float64))),
+                "lost": int((~np.isfinite(leaf)).sum()),
+            }
+            for path, leaf in jax.tree.leaves_with_path(gradient)
+        },
+    }
+
+
+def _number(value: Any) -> float | str:
+    """A number for JSON, which has no infinite ones."""
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _table(title: str, step: int, levels: dict[str, dict[str, Any]]) -> Table:
+    """A line for each loss and each gradient."""
+    table = Table("level", "", title=f"{title!r}, iteration {step}")
+    for heading in ("loss or norm", "numbers lost"):
+        table.add_column(heading, justify="right")
+    for level, found in levels.items():
+        for part, value in found["losses"].items():
+            table.add_row(level, part, str(value), "")
+        for path, gradient in found["gradients"].items():
+            table.add_row(
+                level, f"gradient of {path}", str(gradient["norm"]), str(gradient["lost"])
+            )
+    return table

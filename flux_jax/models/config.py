@@ -1,0 +1,66 @@
+"""Reading a parsed `config.json` into a frozen dataclass whose fields carry the file's names."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from flux_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
+    """Builds the dataclass `cls` from the fields that it shares with `config`.
+
+    Args:
+        cls: a dataclass; its defaults stand in for absent fields.
+        config: parsed file; fields that `cls` does not know are passed over, lists become tuples.
+        file: name of the file, for messages.
+
+    Raises:
+        InputError: a value is not of its field's type, or a size is below 1.
+    """
+    kinds = get_type_hints(cls)
+    values = {
+        field.name: config[field.name]
+        for field in fields(cls)  # pyright: ignore[reportArgumentType]
+        if field.name in config
+    }
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, value in values.items():
+        if not _is(value, kinds[name]):
+            kind = getattr(kinds[name], "__name__", str(kinds[name]))
+            raise InputError(f"{file}: {name} = {str(value)[:80]!r} must be of type {kind}")
+        # Ids of tokens count from 0.
+        if type(value) is int and value < 1 and not name.endswith("_id"):
+            raise InputError(f"{file}: {name} = {value} must be at least 1")
+    return cls(**values)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type: a plain one, a tuple of one, or a union."""
+    if isinstance(kind, types.UnionType):
+        return any(_is(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(each, get_args(kind)[0]) for each in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def require(config: Mapping[str, Any], file: str, **wanted: tuple[Any, ...]) -> None:
+    """Refuses settings that the code here does not implement.
+
+    Args:
+        config: parsed file.
+        file: its name, for messages.
+        **wanted: for a field, the values that are implemented; an absent field passes.
+
+    Raises:
+        InputError: a field has another value.
+    """
+    for name, values in wanted.items():
+        if name in config and config[name] not in values:
+            choices = " or ".join(map(repr, values))
+            raise InputError(f"{file}: {name} = {config[name]!r} is not supported, only {choices}")

@@ -1,0 +1,165 @@
+"""Layers of the MMDiT: dense with adapter, norms, embedders, modulation.
+
+Parameters keep the dtype that they are loaded with; products run in the module's `dtype`;
+norms and sinusoids in float32.
+Axis letters: B batch, N tokens, C channels, K modulation vectors, R rank.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int8
+
+from flux_jax.models.attention import compiled_for
+
+# For functions whose gradient is cheap: it keeps their arguments and computes the rest anew, which
+# takes less time than to write it to memory and read it back.
+light = functools.partial(jax.checkpoint, prevent_cse=False)
+
+NORM_EPS = 1e-6
+SINUSOID_CHANNELS = 256
+
+
+class Dense(nn.Module):
+    """x W + b, plus what an adapter changes.
+
+    The collection `lora` may hold A [C, R] and B [R, features], which add (x A) B; D [C, features],
+    which adds x D; `gain` [features], which adds gain * (x W); and b [features], a bias's
+    difference. See `flux_jax.lora`.
+    Where the parameters hold a `scale` [features] too, W is kernel * scale, see
+    `flux_jax.models.quantize`.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... features"]:
+        """Applies the layer in `dtype`."""
+        x = x.astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.has_variable("params", "scale"):
+            scale = self.get_variable("params", "scale")
+            base = (apart(product(x, kernel)) * scale).astype(self.dtype)
+        else:
+            base = apart(x @ kernel.astype(self.dtype))
+        y = base + bias.astype(self.dtype)
+        change = {
+            name: self.get_variable("lora", name).astype(self.dtype)
+            for name in ("A", "B", "D", "gain", "b")
+            if self.has_variable("lora", name)
+        }
+        if "A" in change:
+            y = y + (x @ change["A"]) @ change["B"]
+        if "D" in change:
+            y = y + apart(x @ change["D"])
+        if "gain" in change:
+            y = y + base * change["gain"]
+        if "b" in change:
+            y = y + change["b"]
+        return y
+
+
+@light
+def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array, "... K"]:
+    """The product in x's dtype.
+
+    A gradient keeps the kernel as whole numbers: in x's dtype those of all blocks would take the
+    memory that they save.
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def apart(product: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """The product, which the compiler for GPUs is to leave alone.
+
+    It would add the bias within the product's kernel, and then no longer read a block's weights
+    where they lie among the stacked ones, but copy them first: a fifth of a forward pass.
+    """
+    return jax.lax.optimization_barrier(product) if compiled_for() == "gpu" else product
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """Normalises; the result has x's dtype."""
+        return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
+
+
+@light
+def rms_norm(x: Float[Array, "... C"], scale: Float[Array, "C"]) -> Float[Array, "... C"]:
+    """RMS norm over the last axis, x / rms(x) * scale, in float32; x's dtype outside."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + NORM_EPS)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+@light
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU, with tanh in the place of the error function."""
+    return nn.gelu(x, approximate=True)
+
+
+@light
+def modulate(
+    x: Float[Array, "B N C"], shift: Float[Array, "B C"], scale: Float[Array, "B C"]
+) -> Float[Array, "B N C"]:
+    """LayerNorm without affine part, then (1 + scale) x + shift, in float32; x's dtype outside."""
+    y = x.astype(jnp.float32)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+    y = (y - mean) * jax.lax.rsqrt(variance + NORM_EPS)
+    y = y * (1 + scale[:, None].astype(jnp.float32)) + shift[:, None].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+class Modulation(nn.Module):
+    """AdaLN: K vectors [B, C] from the conditioning vector, each for all tokens of a sample."""
+
+    vectors: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, conditioning: Float[Array, "B C"]) -> tuple[Float[Array, "B C"], ...]:
+        """linear(silu(conditioning)), split into K."""
+        width = conditioning.shape[-1]
+        y = Dense(self.vectors * width, self.dtype, name="linear")(nn.silu(conditioning))
+        return tuple(jnp.split(y, self.vectors, axis=-1))
+
+
+class MLP(nn.Module):
+    """Two dense layers around an activation: GELU (tanh) in blocks, SiLU in embedders."""
+
+    hidden: int
+    features: int
+    activation: str
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... features"]:
+        """Applies both layers."""
+        y = Dense(self.hidden, self.dtype, name="linear_1")(x)
+        y = gelu(y) if self.activation == "gelu" else nn.silu(y)
+        return Dense(self.features, self.dtype, name="linear_2")(y)
+
+
+def sinusoid(value: Float[Array, "B"]) -> Float[Array, "B 256"]:
+    """Cosines, then sines, of 1000 * value at 128 geometric frequencies from 1 to 1/10000.
+
+    Timestep (in [0, 1]) and guidance enter like this. Always float32: in bfloat16
+    1000 * value would be off by up to 2.
+    """
+    half = SINUSOID_CHANNELS // 2
+    # The exponent is rounded to float32 before its power is taken, as PyTorch does: at angles
+    # of 1000 rad the last bit of a frequency shows.
+    exponent = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / half
+    frequencies = jnp.asarray(np.exp(exponent.astype(np.float64)), jnp.float32)
+    angle = (1000.0 * value.astype(jnp.float32))[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

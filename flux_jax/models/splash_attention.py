@@ -1,0 +1,67 @@
+"""Flash attention on TPU: JAX's Pallas "splash" kernel without a mask, on one device or a mesh.
+
+Neither its forward nor its backward kernels hold a matrix of N x N.
+Axis letters: B batch, N tokens, H heads, D head width, V values' width.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+from jaxtyping import Array, Float
+
+from flux_jax.sharding import by_samples
+
+# A register's lanes, in multiples of which the kernel takes widths and tokens.
+LANES = 128
+# Tokens a block at most: what fits the vector memory; which is fastest was not measured.
+BLOCK = 640
+BLOCKS = tuple(
+    f"block_{name}"
+    for name in ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+)
+
+
+def takes(k: Float[Array, "B N H D"], v: Float[Array, "B N H V"]) -> bool:
+    """Whether the kernel takes keys and values of these shapes."""
+    return not any(size % LANES for size in (k.shape[1], k.shape[-1], v.shape[-1]))
+
+
+def attend(
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B N H D"],
+    v: Float[Array, "B N H V"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B N H V"]:
+    """softmax(q k^T / sqrt(D)) v.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        interpret: whether to run without a TPU, which is slow and good for tests.
+    """
+    return by_samples(functools.partial(_attend, interpret=interpret), q, k, v)
+
+
+def _attend(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
+    _, tokens, heads, width = q.shape
+    sizes: Any = dict.fromkeys(BLOCKS, _block(tokens))
+    kernel: Any = pallas.make_splash_mha_single_device(
+        pallas.MultiHeadMask([pallas.FullMask((tokens, tokens))] * heads),
+        block_sizes=pallas.BlockSizes(**sizes),
+        interpret=interpret,
+    )
+    # The kernel does not scale. In float32, so that a half precision query is rounded once.
+    q = (q.astype(jnp.float32) / math.sqrt(width)).astype(q.dtype)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+
+
+def _block(tokens: int) -> int:
+    """The largest block that the tokens are a multiple of."""
+    return next(size for size in range(BLOCK, 0, -LANES) if tokens % size == 0)

@@ -1,0 +1,106 @@
+"""The tokenizers of a pipeline's folder, as transformers of any version saves them.
+
+All modules take transformers from here. On import it advises to install PyTorch; tokenizers do
+without it, so here it does not.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flux_jax.errors import InputError
+from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.t5 import T5Config
+
+# Silences advice, but no warnings and no errors.
+NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+# Who sets this wants to be told what transformers has to say.
+VERBOSITY = "TRANSFORMERS_VERBOSITY"
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silences transformers' advice meanwhile, unless the user has said what it is to tell."""
+    if NO_ADVICE in os.environ or VERBOSITY in os.environ:
+        yield
+        return
+    os.environ[NO_ADVICE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[NO_ADVICE]
+
+
+with _without_advice():
+    from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+
+__all__ = ["CLIPTokenizer", "PreTrainedTokenizerBase", "T5Tokenizer", "read_tokenizer"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a tokenizer before it is read.
+
+    Attributes:
+        reader: transformers' class.
+        files: sets of files, of which one must be there: else transformers makes a vocabulary of
+            the special tokens alone.
+        tokens: length of the encoder's input where the folder does not say.
+    """
+
+    reader: type[CLIPTokenizer] | type[T5Tokenizer]
+    files: tuple[tuple[str, ...], ...]
+    tokens: int
+
+
+KINDS = {
+    "tokenizer": Kind(CLIPTokenizer, (("tokenizer.json",), ("vocab.json", "merges.txt")), 77),
+    "tokenizer_2": Kind(T5Tokenizer, (("tokenizer.json",), ("spiece.model",)), 512),
+}
+# Longer than any input: transformers' number for "not said" is 1e30.
+UNSAID = 1 << 20
+
+
+def read_tokenizer(
+    root: Path, name: str, encoder: CLIPTextConfig | T5Config
+) -> PreTrainedTokenizerBase:
+    """Reads a tokenizer.
+
+    Args:
+        root: the pipeline's folder.
+        name: a key of `KINDS`.
+        encoder: of the ids.
+
+    Returns:
+        The tokenizer, whose `model_max_length` is the length of the encoder's input.
+
+    Raises:
+        InputError: it is missing, damaged, or has more tokens than the encoder.
+    """
+    kind, folder = KINDS[name], root / name
+    wanted = " or ".join(" with ".join(files) for files in kind.files)
+    if not any(all((folder / file).is_file() for file in files) for files in kind.files):
+        where = "no vocabulary in it" if folder.is_dir() else "no such folder"
+        raise InputError(
+            f"{folder}: {where}; it must hold {wanted}: copy {name} of FLUX.1 [dev] there"
+        )
+    try:
+        # A folder by now: the hub is not asked for what has its name.
+        read = kind.reader.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # The library that parses the files names no class of its own.
+        said = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{folder}: damaged ({type(error).__name__}: {said}); copy or download {wanted} again"
+        ) from error
+    if read.vocab_size > encoder.vocab_size:
+        raise InputError(
+            f"{folder}: {read.vocab_size} tokens, more than the text encoder's vocab_size = "
+            f"{encoder.vocab_size}; take the tokenizer of the same model"
+        )
+    said = read.model_max_length
+    most = encoder.max_position_embeddings if isinstance(encoder, CLIPTextConfig) else UNSAID
+    read.model_max_length = min(said if 0 < said < UNSAID else kind.tokens, most)
+    return read

@@ -1,0 +1,1 @@
+"""Checkpoints of any layout as Flax trees, and back."""

@@ -1,0 +1,115 @@
+"""Our own layout of a model's weights: its Flax tree in an Orbax checkpoint (OCDBT)."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flux_jax.errors import InputError
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.mapping import MEND, differences, refuse
+
+FOLDER = "checkpoint"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a model's folder holds its weights in this layout."""
+    return (folder / FOLDER).is_dir()
+
+
+def write_params(folder: Path, params: Mapping[str, Any]) -> None:
+    """Writes a model's parameters into its folder."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / FOLDER).absolute(), params)
+
+
+def stored_shapes(folder: Path) -> dict[str, Any]:
+    """Shapes and types of the leaves, by their paths joined by "/".
+
+    Raises:
+        InputError: the folder holds no whole checkpoint.
+    """
+    path = (folder / FOLDER).absolute()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return flatten(checkpointer.metadata(path).item_metadata.tree)
+    except (ValueError, OSError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"{path}: not a whole checkpoint ({type(error).__name__}); convert the model again"
+        ) from error
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all leaves.
+
+    Raises:
+        InputError: see `stored_shapes`.
+    """
+    leaves = stored_shapes(folder).values()
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def check(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Makes sure that a model's folder holds what `read_params` is to read.
+
+    Raises:
+        InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(wanted).items()}
+    refuse(folder, MEND, differences(stored_shapes(folder), shapes))
+
+
+def read_params(
+    folder: Path,
+    wanted: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Reads a model's parameters from its folder.
+
+    Args:
+        folder: the model's.
+        wanted: nested dictionaries of `jax.ShapeDtypeStruct`; those with a sharding come onto the
+            devices as it says. By default all comes as it is, into the host's memory.
+        changes: what becomes of leaves, by their paths; they are read one after the other, so that
+            each can leave before the next one comes, and the rest at once.
+
+    Raises:
+        InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
+    """
+    if wanted is None:
+        stored = stored_shapes(folder).items()
+        wanted = nest({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored})
+    check(folder, wanted)
+    flat = flatten(wanted)
+    params = _restored(folder, {path: flat[path] for path in flat if path not in changes})
+    for path, change in changes.items():
+        params[path] = change(_restored(folder, {path: flat[path]})[path])
+    return nest(params)
+
+
+def _restored(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Some of the leaves, by their paths.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    path, tree = (folder / FOLDER).absolute(), nest(wanted)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=tree,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+                    partial_restore=True,
+                ),
+            )
+            return flatten(restored)
+    except Exception as error:
+        # Orbax names no class of its own for files that cannot be read.
+        raise InputError(f"{path}: damaged; convert the model again") from error

@@ -1,0 +1,160 @@
+"""Which models a file holds and under which names, told by the names of its tensors.
+
+A file may hold one model, or several behind a prefix each (`vae.`), as the checkpoints of ComfyUI
+do. A model is known by one tensor that every file of it has; what stands before that tensor's name
+is the prefix.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flux_jax.errors import InputError
+from flux_jax.weights import original, sizes
+from flux_jax.weights.mapping import Table
+from flux_jax.weights.tables import CLIP, T5, TRANSFORMER, VAE
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How files name one model's tensors.
+
+    Attributes:
+        model: a key of `flux_jax.weights.tables.COMPONENTS`.
+        marker: regular expression of the name of a tensor that every file of the model has.
+        table: all names, for the sizes of a `config.json`.
+        config: sizes under the names of a `config.json`, told by a file's tensors.
+        dropped: regular expression of tensors that wider checkpoints have besides.
+        renamed: regular expressions of names that some programs write, with those of the table.
+    """
+
+    model: str
+    marker: str
+    table: Callable[[Config], Table]
+    config: Callable[[Path, Mapping[str, Any]], dict[str, Any]]
+    dropped: str = r"(?!)"
+    renamed: Mapping[str, str] | None = None
+
+    def name(self, found: str) -> str | None:
+        """The table's name of a tensor behind its prefix; None for what is dropped."""
+        if re.match(self.dropped, found):
+            return None
+        for old, new in (self.renamed or {}).items():
+            found = re.sub(old, new, found)
+        return found
+
+
+LAYOUTS = (
+    Layout(
+        "transformer",
+        r"double_blocks\.0\.img_attn\.qkv\.weight",
+        lambda config: original.TRANSFORMER,
+        lambda file, tensors: sizes.transformer(file, tensors, original.TRANSFORMER),
+        renamed={r"\b(query_norm|key_norm)\.weight$": r"\1.scale"},
+    ),
+    Layout(
+        "transformer",
+        r"single_transformer_blocks\.0\.attn\.to_q\.weight",
+        lambda config: TRANSFORMER,
+        lambda file, tensors: sizes.transformer(file, tensors, TRANSFORMER),
+    ),
+    Layout(
+        "vae",
+        r"decoder\.mid\.attn_1\.q\.weight",
+        lambda config: original.table("vae", config),
+        lambda file, tensors: sizes.vae(file, tensors, r"encoder\.down\.(\d+)\.block\.(\d+)\."),
+    ),
+    Layout(
+        "vae",
+        r"decoder\.mid_block\.attentions\.0\.to_q\.weight",
+        lambda config: VAE,
+        lambda file, tensors: sizes.vae(
+            file, tensors, r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\."
+        ),
+    ),
+    Layout(
+        "text_encoder",
+        r"(?:text_model\.)?embeddings\.token_embedding\.weight",
+        lambda config: CLIP,
+        sizes.clip,
+        dropped=r"vision_model\.|visual_projection\.|(text_model\.)?text_projection\.|logit_scale$",
+    ),
+    Layout(
+        "text_encoder_2",
+        r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight",
+        lambda config: T5,
+        sizes.t5,
+        dropped=r"decoder\.|lm_head\.|logit_scale$|spiece_model$",
+    ),
+)
+# How diffusers and transformers name a model's tensors in its folder.
+FOLDERS = {
+    "transformer": LAYOUTS[1],
+    "vae": LAYOUTS[3],
+    "text_encoder": LAYOUTS[4],
+    "text_encoder_2": LAYOUTS[5],
+}
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model in a file.
+
+    Attributes:
+        layout: how its tensors are named.
+        prefix: what stands before each of these names.
+    """
+
+    layout: Layout
+    prefix: str = ""
+
+
+def models(where: Path, names: Collection[str]) -> dict[str, Held]:
+    """The models in a file, by the keys of `COMPONENTS`.
+
+    Args:
+        where: the file, for messages.
+        names: of its tensors.
+
+    Raises:
+        InputError: a model is in it twice.
+    """
+    found: dict[str, Held] = {}
+    for layout in LAYOUTS:
+        for name in names:
+            match = re.fullmatch(rf"((?:.*?\.)?){layout.marker}", name)
+            if match is None:
+                continue
+            if layout.model in found:
+                both = f"{found[layout.model].prefix!r} and {match[1]!r}"
+                raise InputError(
+                    f"{where} holds two models of the kind {layout.model}, whose tensors' names "
+                    f"begin with {both}; save the wanted one alone"
+                )
+            found[layout.model] = Held(layout, match[1])
+    return found
+
+
+def tables_names(
+    names: Collection[str], held: Held, others: Collection[Held] = ()
+) -> dict[str, str]:
+    """A model's tensors in a file: the file's names, with those that its table has for them.
+
+    Args:
+        names: of the file's tensors.
+        held: the model.
+        others: models in the same file, whose tensors are left out.
+    """
+    longer = [one.prefix for one in others if len(one.prefix) > len(held.prefix)]
+    own: dict[str, str] = {}
+    for name in names:
+        if name.startswith(held.prefix) and not name.startswith(tuple(longer)):
+            found = held.layout.name(name[len(held.prefix) :])
+            if found is not None:
+                # A second tensor of that name keeps the file's, which no table has.
+                own[name] = name if found in own.values() else found
+    return own

@@ -1,0 +1,416 @@
+"""The walk of a table of names: a Flax tree from PyTorch's tensors, and back.
+
+A row ties one PyTorch tensor to one or more Flax leaves. Names hold placeholders in braces. A
+placeholder that stands on both sides is copied ({a}: `resnets.{a}` and `resnets_{a}`); one that
+only the PyTorch name has counts the blocks that Flax stacks along a leading axis L.
+
+A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts is another
+table whose rows name several leaves or bring another `Rule`; the walk stays as it is.
+
+The walk makes one leaf after the other, of all its blocks at once, and hands it on: a model need
+never be whole in the host's memory.
+"""
+
+import functools
+import math
+import os
+import re
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flux_jax.errors import LONGEST, InputError, counted
+from flux_jax.tree import Params, flatten, nest
+from flux_jax.weights.rules import Rule, Shape
+
+MEND = "take weights and config.json of one model"
+
+
+DAMAGED = "the file is damaged, or was saved with NaN or infinities in it: fetch it again"
+
+
+# Tensors that are read at once, besides the leaf that they fill.
+READERS = 8
+
+
+# What a refusal shows of its problems.
+EXAMPLES = 3
+
+
+# Numbers that are looked at together.
+PIECE = 1 << 19
+
+
+# Bits that are all set in what is infinite or no number: the exponent's, and in the type that has
+# no infinities all but the sign.
+NOT_FINITE = {
+    "float8_e4m3fn": 0x7F,
+    "float8_e5m2": 0x7C,
+    "bfloat16": 0x7F80,
+    "float16": 0x7C00,
+    "float32": 0x7F800000,
+}
+
+
+# The narrowest types that hold all numbers of several others; these hold those of any fp8.
+WIDER = ("bfloat16", "float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One PyTorch tensor and the Flax leaves that it holds."""
+
+    torch: str
+    flax: tuple[str, ...]
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Table:
+    """All names of one component.
+
+    Attributes:
+        rows: the names.
+        prefix: stands before every name in files; files without it are read too.
+        copies: names that files may hold in addition to, or in place of, another name.
+        ignored: names of buffers that some files hold and no model needs.
+        stem: name of the files, without suffix.
+    """
+
+    rows: tuple[Row, ...]
+    prefix: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    stem: str = "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One expected PyTorch tensor: its row, the leaves it fills and which block of them.
+
+    Attributes:
+        name: the tensor's.
+        shape: the tensor's.
+        row: of the table.
+        leaves: their paths, in the row's order.
+        leaf_shapes: of one block of each.
+        block: which one; None for leaves that are not stacked.
+    """
+
+    name: str
+    shape: Shape
+    row: Row
+    leaves: tuple[str, ...]
+    leaf_shapes: tuple[Shape, ...]
+    block: int | None
+
+
+def placeholders(name: str) -> set[str]:
+    """The names in braces."""
+    return set(re.findall(r"\{(\w+)\}", name))
+
+
+@functools.cache
+def _pattern(name: str) -> re.Pattern[str]:
+    """A regular expression that finds the numbers at a name's placeholders."""
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
+
+
+def match(template: str, name: str) -> dict[str, str] | None:
+    """The numbers at a template's placeholders in `name`, or None if it does not fit."""
+    found = _pattern(template).fullmatch(name)
+    return found.groupdict() if found else None
+
+
+def to_flax(
+    table: Table,
+    tensors: Mapping[str, Any],
+    shapes: Params,
+    *,
+    source: str | os.PathLike[str] = "weights",
+    mend: str = MEND,
+    place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf,
+    advance: Callable[[int], Any] = lambda read: None,
+) -> dict[str, Any]:
+    """Builds a Flax tree from PyTorch tensors, one leaf after the other.
+
+    Args:
+        table: names of the component.
+        tensors: arrays (of a mapped file, for instance), `flux_jax.weights.quantized.lazy.Lazy`s,
+            or `torch.Tensor`s, by PyTorch name.
+        shapes: nested dictionaries of objects with `.shape`: the tree to fill.
+        source: where the tensors come from, for error messages.
+        mend: what the user can do about tensors that do not fit, for error messages.
+        place: what becomes of each leaf, by its path joined by "/", for instance onto a device.
+        advance: called with the number of bytes in the file of each part that was read.
+
+    Returns:
+        Nested dictionaries of what `place` made of arrays with the given shapes. Their dtypes are
+        the tensors' own, or the `common_type` of a leaf's blocks. In memory these lie as the
+        tensors do: transposing is left to `place`.
+
+    Raises:
+        InputError: tensors are missing, surplus or misshapen, or hold what is no finite number.
+    """
+    slots, tensors = _fitting(table, tensors, shapes, source, mend)
+    flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    problems: list[str] = []
+    holders: dict[str, list[tuple[Slot, int]]] = {}
+    for slot in slots:
+        for index, path in enumerate(slot.leaves):
+            holders.setdefault(path, []).append((slot, index))
+
+    def read(holder: tuple[Slot, int]) -> np.ndarray:
+        slot, index = holder
+        part = slot.row.rule.to_leaf(tensors[slot.name], slot.leaf_shapes, index)
+        if not is_finite(part):
+            problems.append(f"not finite: {slot.name} holds infinities or what is no number (NaN)")
+        return part
+
+    def stored_bytes(holder: tuple[Slot, int], part: np.ndarray) -> int:
+        """Bytes of a part in its file."""
+        slot, _ = holder
+        return tensors[slot.name].nbytes * part.size // max(math.prod(slot.shape), 1)
+
+    flat: dict[str, Any] = {}
+    # NumPy copies without Python's lock.
+    with ThreadPoolExecutor(READERS) as pool:
+        # The largest first: what placing a leaf takes besides then comes on top of little.
+        sizes = {path: math.prod(flat_shapes[path]) for path in holders}
+        for path in sorted(holders, key=lambda path: -sizes[path]):
+            first, *others = holders[path]
+            part = read(first)
+            dtype = common_type(_dtype(tensors[slot.name]) for slot, _ in holders[path])
+            leaf = _lying_like(part, flat_shapes[path], dtype)
+
+            def fill(holder: tuple[Slot, int], leaf: np.ndarray = leaf) -> int:
+                part = read(holder)
+                _bits(leaf)[holder[0].block] = _bits(part.astype(leaf.dtype, copy=False))
+                return stored_bytes(holder, part)
+
+            _bits(leaf)[... if first[0].block is None else first[0].block] = _bits(
+                part.astype(dtype, copy=False)
+            )
+            advance(stored_bytes(first, part))
+            for read_bytes in pool.map(fill, others):
+                advance(read_bytes)
+            flat[path] = place(path, leaf)
+    refuse(source, DAMAGED, list(dict.fromkeys(problems)))
+    return nest({path: flat[path] for path in holders})
+
+
+def check(
+    table: Table,
+    tensors: Mapping[str, Any],
+    shapes: Params,
+    *,
+    source: str | os.PathLike[str] = "weights",
+) -> None:
+    """Makes sure that `to_flax` will find each tensor; reads none.
+
+    Raises:
+        InputError: tensors are missing, surplus or misshapen.
+    """
+    _fitting(table, tensors, shapes, source, MEND)
+
+
+def _fitting(
+    table: Table,
+    tensors: Mapping[str, Any],
+    shapes: Params,
+    source: str | os.PathLike[str],
+    mend: str,
+) -> tuple[list[Slot], dict[str, Any]]:
+    """What a tree of these shapes holds, and the tensors under the table's names."""
+    flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    slots, problems = _slots(table, flat_shapes)
+    expected = {slot.name: slot.shape for slot in slots}
+    tensors = _canonical(table, tensors, expected)
+    problems += differences(tensors, expected)
+    for name in expected:
+        if name in tensors and _dtype(tensors[name]).kind in "iub":
+            dtype = _dtype(tensors[name])
+            problems.append(f"whole numbers: {name} is {dtype}; take the model in bfloat16")
+    refuse(source, mend, problems)
+    return slots, tensors
+
+
+def _dtype(tensor: Any) -> np.dtype:
+    """NumPy's type of an array or of a `torch.Tensor`."""
+    return np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+
+def common_type(types: Iterable[np.dtype]) -> np.dtype:
+    """The narrowest type that holds every number of these types of floats."""
+    names = {dtype.name for dtype in types}
+    if len(names) > 1:
+        # Neither of the two 16-bit types holds the other, nor does either fp8.
+        both = {"bfloat16", "float16"}
+        wide = {name for name in names if name in WIDER} or {"bfloat16"}
+        names = {"float32"} if wide == both else {max(wide, key=WIDER.index)}
+    return np.dtype(names.pop())
+
+
+def _lying_like(part: np.ndarray, shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An array of one or more parts, whose axes follow each other in memory as the part's do."""
+    stacked = len(shape) - part.ndim
+    order = [*range(stacked), *(stacked + np.argsort([-s for s in part.strides], kind="stable"))]
+    return np.empty([shape[axis] for axis in order], dtype).transpose(np.argsort(order))
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """The array as whole numbers, which NumPy copies faster than floats that it does not know."""
+    return array.view(f"u{array.itemsize}") if array.dtype.name in NOT_FINITE else array
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether nothing in the array is infinite or no number."""
+    bits = NOT_FINITE.get(array.dtype.name)
+    if bits is None:
+        return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    mask = np.array(bits, f"u{array.itemsize}")
+    flat = _bits(array).transpose(np.argsort([-s for s in array.strides])).reshape(-1)
+    # Pieces that stay in the processor's cache.
+    pieces = np.split(flat, range(PIECE, len(flat), PIECE))
+    return not any(((piece & mask) == mask).any() for piece in pieces)
+
+
+def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
+    """Names a Flax tree's contents as PyTorch does; the arrays are views wherever possible.
+
+    Args:
+        table: names of the component.
+        params: nested dictionaries of arrays.
+
+    Returns:
+        Arrays of the leaves' dtypes by PyTorch name, in the table's order of leaves.
+
+    Raises:
+        InputError: the table has no name for a leaf.
+    """
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    tensors = {}
+    for slot in slots(table, flat):
+        leaves = [flat[path] for path in slot.leaves]
+        if slot.block is not None:
+            leaves = [leaf[slot.block] for leaf in leaves]
+        tensors[slot.name] = slot.row.rule.to_torch(leaves)
+    return tensors
+
+
+def torch_shapes(table: Table, shapes: Params) -> dict[str, Shape]:
+    """Shapes of the PyTorch tensors that hold a Flax tree of these shapes, by their names.
+
+    Raises:
+        InputError: the table has no name for a leaf.
+    """
+    return {slot.name: slot.shape for slot in slots(table, shapes)}
+
+
+def slots(table: Table, shapes: Params) -> list[Slot]:
+    """What holds a Flax tree of these shapes: PyTorch's tensors, each with its parts' places.
+
+    Raises:
+        InputError: the table has no name for a leaf.
+    """
+    found, problems = _slots(
+        table, {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    )
+    refuse("parameters", MEND, problems)
+    return found
+
+
+def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[Slot], list[str]]:
+    """The PyTorch tensors that a tree of these shapes holds, and the leaves without a name."""
+    slots, problems = [], []
+    named = set()
+    for path in shapes:
+        for row in table.rows:
+            numbers = match(row.flax[0], path)
+            if numbers is not None:
+                break
+        else:
+            continue
+        leaves = tuple(template.format(**numbers) for template in row.flax)
+        absent = [
+            f"missing: {leaf}, the partner of {path}" for leaf in leaves if leaf not in shapes
+        ]
+        problems += absent
+        if absent:
+            continue
+        named |= set(leaves)
+        counter = placeholders(row.torch) - set(numbers)
+        leaf_shapes = tuple(shapes[leaf] for leaf in leaves)
+        blocks: Iterable[int | None] = [None]
+        if counter:
+            blocks = range(leaf_shapes[0][0])
+            leaf_shapes = tuple(shape[1:] for shape in leaf_shapes)
+        shape = row.rule.torch_shape(leaf_shapes)
+        for block in blocks:
+            name = row.torch.format(**numbers, **dict.fromkeys(counter, block))
+            slots.append(Slot(table.prefix + name, shape, row, leaves, leaf_shapes, block))
+    problems += [f"surplus: {path} {list(shapes[path])}" for path in shapes if path not in named]
+    return slots, problems
+
+
+def _canonical(
+    table: Table, tensors: Mapping[str, Any], expected: Container[str]
+) -> dict[str, Any]:
+    """Tensors under the table's names; those that it does not want keep the file's."""
+    named: dict[str, Any] = {}
+    copies: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        full = name if name.startswith(table.prefix) else table.prefix + name
+        if full in table.copies:
+            copies[full] = tensor
+        elif full not in table.ignored:
+            named[full if full in expected and full not in tensors else name] = tensor
+    for name, tensor in copies.items():
+        original = named.setdefault(table.copies[name], tensor)
+        if original is not tensor and not np.array_equal(original, tensor):
+            raise InputError(
+                f"{name} differs from {table.copies[name]}; this model shares them, so the file "
+                "belongs to another architecture"
+            )
+    return named
+
+
+def differences(tensors: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[str]:
+    """What is missing, misshapen or surplus among tensors, one line each."""
+    problems = [
+        f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors
+    ]
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if name not in expected:
+            problems.append(f"surplus: {name} {list(shape)}")
+        elif shape != expected[name]:
+            problems.append(f"misshapen: {name} is {list(shape)}, expected {list(expected[name])}")
+    return problems
+
+
+def refuse(source: str | os.PathLike[str], mend: str, problems: Sequence[str]) -> None:
+    """Raises one `InputError` if there are problems: a line that counts them and shows some.
+
+    Args:
+        source: where the tensors come from.
+        mend: what the user can do.
+        problems: a text for each, "kind: what"; of every kind the first is shown before others.
+    """
+    if not problems:
+        return
+    firsts = {problem.partition(":")[0]: at for at, problem in reversed([*enumerate(problems)])}
+    order = sorted(range(len(problems)), key=lambda at: at not in firsts.values())
+    does = "does" if len(problems) == 1 else "do"
+    text = f"{source}: {counted(len(problems), 'tensor')} {does} not fit: "
+    shown: list[str] = []
+    for at in order[:EXAMPLES]:
+        # The names in a file may be of any length.
+        example = problems[at] if len(problems[at]) < LONGEST // 2 else problems[at][:99] + "..."
+        if not shown or len("; ".join([text, *shown, example, mend])) < LONGEST - 5:
+            shown.append(example)
+    dots = ["..."] if len(shown) < len(problems) else []
+    raise InputError(f"{text}{'; '.join([*shown, *dots])}; {mend}")

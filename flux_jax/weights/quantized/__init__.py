@@ -1,0 +1,1 @@
+"""Quantised weights, computed when they are read."""

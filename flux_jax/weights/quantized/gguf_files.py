@@ -1,0 +1,130 @@
+"""GGUF files: llama.cpp's blocks of few bits, decoded by the package `gguf`.
+
+FLUX files keep Black Forest Labs' names. T5 encoders have llama.cpp's, which become transformers'.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from flux_jax.errors import InputError
+from flux_jax.weights.quantized.lazy import Lazy
+
+SUFFIX = ".gguf"
+# What may be wrong with a file whose bytes are not what the format says.
+DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError, MemoryError)
+# Where a tensor was reshaped into rows that blocks fill, its own shape stands under this key.
+SHAPE_KEY = "comfy.gguf.orig_shape."
+# llama.cpp's names of T5's tensors, and what transformers calls them.
+T5_TOP = {
+    "token_embd": "shared",
+    "enc.output_norm": "encoder.final_layer_norm",
+}
+T5_BLOCK = {
+    "attn_q": "0.SelfAttention.q",
+    "attn_k": "0.SelfAttention.k",
+    "attn_v": "0.SelfAttention.v",
+    "attn_o": "0.SelfAttention.o",
+    "attn_rel_b": "0.SelfAttention.relative_attention_bias",
+    "attn_norm": "0.layer_norm",
+    "ffn_gate": "1.DenseReluDense.wi_0",
+    "ffn_up": "1.DenseReluDense.wi_1",
+    "ffn_down": "1.DenseReluDense.wo",
+    "ffn_norm": "1.layer_norm",
+}
+
+
+def read_gguf(path: Path) -> dict[str, Lazy]:
+    """All tensors of a GGUF file, decoded when they are read.
+
+    Raises:
+        InputError: the package is not installed, the file is missing, damaged or in another byte
+            order, or a tensor is in blocks that the package cannot decode.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    gguf = _package(path)
+    try:
+        with np.errstate(all="ignore"):
+            reader = gguf.GGUFReader(path)
+            tensors = {each.name: _lazy(gguf, reader, each) for each in reader.tensors}
+    except NotImplementedError as error:
+        raise InputError(f"{path}: {error}; take a file in Q8_0 or Q4_K") from error
+    except DAMAGE as error:
+        raise InputError(
+            f"{path}: truncated or not a GGUF file ({type(error).__name__}: {str(error)[:120]}); "
+            "copy or download it again"
+        ) from error
+    if reader.endianess != gguf.GGUFEndian.LITTLE:
+        raise InputError(f"{path}: in big-endian byte order; take a little-endian file")
+    if not tensors:
+        raise InputError(f"{path}: holds no tensors; copy or download it again")
+    return plain_names(tensors)
+
+
+def _package(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise InputError(
+            f"{path}: GGUF files need the package gguf; install it: pip install gguf"
+        ) from error
+    return gguf
+
+
+def _lazy(gguf: Any, reader: Any, tensor: Any) -> Lazy:
+    """One tensor of a file.
+
+    Raises:
+        ValueError: its shape does not hold what its data holds.
+        NotImplementedError: its blocks cannot be decoded.
+    """
+    kind = tensor.tensor_type
+    data = np.asarray(tensor.data)
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    if field := reader.fields.get(SHAPE_KEY + tensor.name):
+        stored, shape = shape, tuple(int(size) for size in field.contents())
+        if math.prod(stored) != math.prod(shape):
+            raise ValueError(f"{tensor.name} is {list(stored)} in the file and not {list(shape)}")
+    if kind == gguf.GGMLQuantizationType.BF16:
+        data = data.view(ml_dtypes.bfloat16)
+    if data.dtype != np.uint8:
+        plain = data.reshape(shape)
+        return Lazy(shape, data.dtype, data.nbytes, "GGUF", lambda rows: np.atleast_1d(plain)[rows])
+    # Now, and not after minutes of reading.
+    gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+
+    def rows(wanted: slice) -> np.ndarray:
+        # What is no number in it is found by the reader.
+        with np.errstate(all="ignore"):
+            if len(shape) > 1 and len(data) == shape[0]:
+                return gguf.dequantize(data[wanted], kind).reshape(-1, *shape[1:])
+            return gguf.dequantize(data, kind).reshape(shape)[wanted]
+
+    return Lazy(shape, np.dtype(np.float32), data.nbytes, "GGUF", rows)
+
+
+def plain_names(tensors: dict[str, Lazy]) -> dict[str, Lazy]:
+    """Tensors under the names that PyTorch's files have: T5's are translated, others stay."""
+    if not is_t5(tensors):
+        return tensors
+    return {t5_name(name): tensor for name, tensor in tensors.items()}
+
+
+def is_t5(names: Iterable[str]) -> bool:
+    """Whether these are llama.cpp's names of a T5 encoder."""
+    return any(name.startswith("enc.blk.") for name in names)
+
+
+def t5_name(name: str) -> str:
+    """The name of a T5 tensor in transformers, from llama.cpp's; unknown names stay."""
+    stem, _, kind = name.rpartition(".")
+    if found := re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)", stem):
+        block, part = found.groups()
+        return f"encoder.block.{block}.layer.{T5_BLOCK[part]}.{kind}" if part in T5_BLOCK else name
+    return f"{T5_TOP[stem]}.{kind}" if stem in T5_TOP else name

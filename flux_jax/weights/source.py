@@ -1,0 +1,310 @@
+"""Where a pipeline's weights lie: finds each model's files and tells their layout.
+
+A model is a folder (`transformer/`, `vae/`, ...) with `config.json` and weights in diffusers' or
+transformers' layout, sharded or not, or in our own (`flux_jax.weights.checkpoint`); or a file at
+the top, alone in it or beside others (`flux_jax.weights.layouts`). What the transformer's own file
+holds besides goes before folders, and folders before other files.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flux_jax.errors import InputError, note
+from flux_jax.weights import checkpoint, family, layouts, original
+from flux_jax.weights.layouts import Held
+from flux_jax.weights.mapping import Table
+from flux_jax.weights.quantized.formats import dequantised
+from flux_jax.weights.safetensors_files import (
+    SHARD,
+    STEMS,
+    SUFFIXES,
+    find_weights,
+    read_file,
+    read_weights,
+    shown,
+    weight_files,
+)
+
+SCHEDULER = Path("scheduler", "scheduler_config.json")
+CONFIG = "config.json"
+# Single files as people have them, for messages.
+EXAMPLES = {
+    "transformer": "flux1-dev.safetensors",
+    "vae": "ae.safetensors",
+    "text_encoder": "clip_l.safetensors",
+    "text_encoder_2": "t5xxl_fp16.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model's weights, unread.
+
+    Attributes:
+        where: file or folder.
+        config: its sizes, under the names of diffusers' or transformers' `config.json`.
+        nbytes: bytes of all tensors in their files.
+    """
+
+    where: Path
+    config: Mapping[str, Any]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TorchSource(Source):
+    """Weights in one of PyTorch's layouts.
+
+    Attributes:
+        table: names of the tensors.
+        tensors: by the table's names; quantised ones as `flux_jax.weights.quantized.lazy.Lazy`.
+        names: the table's names by the file's.
+        found: the file, or the index of its shards.
+    """
+
+    table: Table
+    tensors: Mapping[str, Any]
+    names: Mapping[str, str]
+    found: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """All that hold the weights."""
+        return weight_files(self.found)
+
+
+class FlaxSource(Source):
+    """Weights in our own layout."""
+
+
+def open_source(path: Path, name: str) -> Source:
+    """Finds a model's weights.
+
+    Args:
+        path: the pipeline's folder, `transformer` in it, or a file that holds the transformer.
+        name: a key of `COMPONENTS`.
+
+    Raises:
+        InputError: there are no such weights, more than one file may be meant, or they are another
+            model's.
+    """
+    root = root_of(path)
+    if path.is_dir() and name == "transformer" and (root / family.INDEX).is_file():
+        family.check_index(root, read_config(root / family.INDEX))
+    if name == "transformer":
+        single = _transformers_file(path, root)
+        return _of_folder(root / name, name) if single is None else _of_file(single, name, root)
+    single = None
+    # Without a transformer, or with two, the other models are still those of the folder.
+    with contextlib.suppress(InputError):
+        single = _transformers_file(path, root)
+    if single is not None and name in _held(single, read_file(single)):
+        return _of_file(single, name, root)
+    folder = root / name
+    # A configuration alone belongs to a file at the top.
+    if folder.is_dir() and any(file.name != CONFIG for file in folder.iterdir()):
+        return _of_folder(folder, name)
+    return _of_file(_file_at_top(path, root, name), name, root)
+
+
+def root_of(path: Path) -> Path:
+    """The pipeline's folder, of which the transformer's folder, or its file, may be given."""
+    folder = path.parent if path.is_file() else path
+    # A pipeline's folder may have that name too.
+    alone = folder.absolute().name == "transformer" and not (folder / "tokenizer").is_dir()
+    return folder.absolute().parent if alone else folder
+
+
+def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
+    """The sampler's settings: those beside the weights, else those of [dev] or [schnell].
+
+    The latter are told of on stderr: a [dev] that lost its guidance has them too, and wrongly.
+
+    Args:
+        path: as `open_source` takes it.
+        guidance: whether the transformer embeds guidance.
+
+    Raises:
+        InputError: the file is not JSON.
+    """
+    file = root_of(path) / SCHEDULER
+    if file.is_file():
+        return read_config(file)
+    if not guidance:
+        note(
+            f"{path}: FLUX.1 [schnell]'s schedule is taken, since the transformer embeds no "
+            f"guidance and no {SCHEDULER} says otherwise; for another, such as [dev]'s for a "
+            f"de-distilled [dev], put its {SCHEDULER.name} into {file.parent}"
+        )
+    return original.schedule_config(guidance)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Parses a JSON file of a pipeline folder.
+
+    Raises:
+        InputError: the file is missing or is not a JSON object.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: a pipeline folder in diffusers' layout has it; check the path"
+        )
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}): fetch the file again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object {{...}}: fetch the file again")
+    return config
+
+
+def _transformers_file(path: Path, root: Path) -> Path | None:
+    """The single file that holds the transformer, or None where a folder does.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    folder = root / "transformer"
+    if path.is_file() and not (path.parent == folder and SHARD.search(path.name)):
+        if path.suffix == ".json":
+            raise InputError(f"{path} holds no weights; give its folder {path.parent} instead")
+        if path.suffix not in SUFFIXES:
+            raise InputError(
+                f"{path} is no file of weights that is read ({', '.join(SUFFIXES)}); pickles can "
+                "run programs, so save it as safetensors with the program that wrote it"
+            )
+        return path
+    return None if folder.is_dir() else _file_at_top(path, root, "transformer")
+
+
+def _file_at_top(path: Path, root: Path, name: str) -> Path:
+    """The file at the top of a folder that holds a model; one that holds no other goes first.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    alone, together, others, rest = [], [], [], []
+    for file in sorted(each for each in root.iterdir() if each.suffix in SUFFIXES):
+        if file.name.startswith("."):
+            continue
+        try:
+            held = _held(file, read_file(file))
+            if name in held and name == "transformer":
+                _of_file(file, name, root)
+        except InputError as error:
+            others.append(error)
+            continue
+        if not held:
+            rest.append(file)
+        if held.keys() == {name}:
+            alone.append(file)
+        elif name in held and "transformer" in held:
+            # Files of Stable Diffusion hold other text encoders and autoencoders.
+            together.append(file)
+    found = alone + together if name == "transformer" else alone or together
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = shown([file.name for file in found])
+        raise InputError(f"{root}: {names} all hold a {name}; give the wanted file itself")
+    if others and name == "transformer":
+        raise others[0]
+    for file in rest:
+        # Raises, and says more, where names are those of a format that is not read.
+        dequantised(read_file(file), source=file)
+    raise _absent(path, name)
+
+
+def _absent(path: Path, name: str) -> InputError:
+    return InputError(
+        f"{path}: no weights of the {name}; expected a folder {name} with {CONFIG} and weights, or "
+        f"a file such as {EXAMPLES[name]}"
+    )
+
+
+def _held(where: Path, tensors: Mapping[str, Any]) -> dict[str, Held]:
+    """The models that a file holds.
+
+    Raises:
+        OtherModelError: it holds what takes the place of FLUX.1's transformer.
+        InputError: it holds a model twice.
+    """
+    family.check_names(where, tensors)
+    return layouts.models(where, tensors)
+
+
+def _of_file(file: Path, name: str, root: Path) -> TorchSource:
+    """A model of a single file.
+
+    Raises:
+        InputError: it is not in it, or is another model.
+    """
+    tensors = read_file(file)
+    held = _held(file, tensors)
+    if name not in held:
+        # Raises, and says more, where names are those of a format that is not read.
+        dequantised(tensors, source=file)
+        raise _absent(file, name)
+    return _source(file, file, name, tensors, held, _config_beside(file, name, root))
+
+
+def _config_beside(file: Path, name: str, root: Path) -> dict[str, Any] | None:
+    """The configuration that belongs to a single file, where there is one."""
+    if name != "transformer" and (root / name / CONFIG).is_file():
+        return read_config(root / name / CONFIG)
+    beside = file.parent / CONFIG
+    if name == "transformer" and beside.is_file():
+        config = read_config(beside)
+        # Other programs have files of this name too.
+        return config if family.CLASS in config else None
+    return None
+
+
+def _of_folder(folder: Path, name: str) -> Source:
+    """A model of a folder of its own.
+
+    Raises:
+        InputError: there are no weights, or they are another model's.
+    """
+    config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if config is not None and name == "transformer":
+        family.check_config(folder, config)
+    if checkpoint.is_checkpoint(folder):
+        config = config or read_config(folder / CONFIG)
+        return FlaxSource(folder, config, checkpoint.stored_bytes(folder))
+    found = find_weights(folder)
+    if config is None and found.name.startswith(STEMS):
+        # Libraries write it beside files of these names.
+        config = read_config(folder / CONFIG)
+    tensors = read_weights(found)
+    held = _held(folder, tensors) if name == "transformer" else layouts.models(folder, tensors)
+    return _source(folder, found, name, tensors, {name: Held(layouts.FOLDERS[name])} | held, config)
+
+
+def _source(
+    where: Path,
+    found: Path,
+    name: str,
+    tensors: Mapping[str, Any],
+    held: Mapping[str, Held],
+    config: Mapping[str, Any] | None,
+) -> TorchSource:
+    """One of the models in a file.
+
+    Raises:
+        InputError: its sizes are not told, or it is another model.
+    """
+    layout = held[name].layout
+    tensors = dequantised(tensors, source=where)
+    names = layouts.tables_names(tensors, held[name], held.values())
+    own = {table: tensors[file] for file, table in names.items()}
+    if config is None:
+        config = layout.config(where, own)
+    if name == "transformer":
+        family.check_config(where, config)
+    nbytes = sum(tensor.nbytes for tensor in own.values())
+    return TorchSource(where, config, nbytes, layout.table(config), own, names, found)

@@ -1,0 +1,161 @@
+"""Names of every tensor, diffusers' beside Flax's, in the form that `mapping` beside walks."""
+
+from collections.abc import Mapping
+
+from flux_jax.weights.mapping import Row, Table
+from flux_jax.weights.rules import CONV, LINEAR, SAME, VECTOR
+
+
+def _dense(torch: str, flax: str) -> list[Row]:
+    return [
+        Row(f"{torch}.weight", (f"{flax}/kernel",), LINEAR),
+        Row(f"{torch}.bias", (f"{flax}/bias",), VECTOR),
+    ]
+
+
+def _conv(torch: str, flax: str) -> list[Row]:
+    return [
+        Row(f"{torch}.weight", (f"{flax}/kernel",), CONV),
+        Row(f"{torch}.bias", (f"{flax}/bias",), VECTOR),
+    ]
+
+
+def _norm(torch: str, flax: str) -> list[Row]:
+    return [
+        Row(f"{torch}.weight", (f"{flax}/scale",), VECTOR),
+        Row(f"{torch}.bias", (f"{flax}/bias",), VECTOR),
+    ]
+
+
+def _scale(torch: str, flax: str) -> list[Row]:
+    return [Row(f"{torch}.weight", (f"{flax}/scale",), VECTOR)]
+
+
+def _kernel(torch: str, flax: str) -> list[Row]:
+    return [Row(f"{torch}.weight", (f"{flax}/kernel",), LINEAR)]
+
+
+def _embedding(torch: str, flax: str) -> list[Row]:
+    return [Row(f"{torch}.weight", (f"{flax}/embedding",), SAME)]
+
+
+def _transformer() -> tuple[Row, ...]:
+    """Names of diffusers' FluxTransformer2DModel."""
+    rows = []
+    for name in ("x_embedder", "context_embedder", "norm_out.linear", "proj_out"):
+        rows += _dense(name, name.replace(".", "/"))
+    for torch, flax in (
+        ("timestep_embedder", "time_embedder"),
+        ("guidance_embedder", "guidance_embedder"),
+        ("text_embedder", "pooled_embedder"),
+    ):
+        for layer in ("linear_1", "linear_2"):
+            rows += _dense(f"time_text_embed.{torch}.{layer}", f"{flax}/{layer}")
+
+    dual = {"attn.to_out.0": "attn/to_out"}
+    for part in ("ff", "ff_context"):
+        dual |= {f"{part}.net.0.proj": f"{part}/linear_1", f"{part}.net.2": f"{part}/linear_2"}
+    for name in ("norm1.linear", "norm1_context.linear", "attn.to_q", "attn.to_k", "attn.to_v"):
+        dual[name] = name.replace(".", "/")
+    for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+        dual[f"attn.{name}"] = f"attn/{name}"
+    for torch, flax in dual.items():
+        rows += _dense(f"transformer_blocks.{{i}}.{torch}", f"dual_blocks/{flax}")
+    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        rows += _scale(f"transformer_blocks.{{i}}.attn.{name}", f"dual_blocks/attn/{name}")
+
+    for name in ("norm.linear", "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out"):
+        flax = name.replace(".", "/")
+        rows += _dense(f"single_transformer_blocks.{{i}}.{name}", f"single_blocks/{flax}")
+    for name in ("norm_q", "norm_k"):
+        rows += _scale(f"single_transformer_blocks.{{i}}.attn.{name}", f"single_blocks/attn/{name}")
+    return tuple(rows)
+
+
+def _t5() -> tuple[Row, ...]:
+    """Names of transformers' T5EncoderModel."""
+    first, block = "encoder.block.0.layer.0", "encoder.block.{i}"
+    rows = [
+        *_embedding("shared", "token_embedder"),
+        *_embedding(f"{first}.SelfAttention.relative_attention_bias", "relative_attention_bias"),
+        *_scale("encoder.final_layer_norm", "final_norm"),
+        *_scale(f"{block}.layer.0.layer_norm", "blocks/attn_norm"),
+        *_scale(f"{block}.layer.1.layer_norm", "blocks/ff_norm"),
+    ]
+    for name in ("q", "k", "v", "o"):
+        rows += _kernel(f"{block}.layer.0.SelfAttention.{name}", f"blocks/attn/{name}")
+    for name in ("wi_0", "wi_1", "wo"):
+        rows += _kernel(f"{block}.layer.1.DenseReluDense.{name}", f"blocks/ff/{name}")
+    return tuple(rows)
+
+
+def _clip() -> tuple[Row, ...]:
+    """Names of transformers' CLIPTextModel."""
+    block = "encoder.layers.{i}"
+    rows = [
+        *_embedding("embeddings.token_embedding", "token_embedder"),
+        *_embedding("embeddings.position_embedding", "position_embedder"),
+        *_norm("final_layer_norm", "final_norm"),
+        *_norm(f"{block}.layer_norm1", "blocks/norm1"),
+        *_norm(f"{block}.layer_norm2", "blocks/norm2"),
+    ]
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        rows += _dense(f"{block}.self_attn.{name}", f"blocks/attn/{name}")
+    for name in ("fc1", "fc2"):
+        rows += _dense(f"{block}.mlp.{name}", f"blocks/mlp/{name}")
+    return tuple(rows)
+
+
+def _resnet(torch: str, flax: str) -> list[Row]:
+    rows = []
+    for name in ("norm1", "norm2"):
+        rows += _norm(f"{torch}.{name}", f"{flax}/{name}")
+    for name in ("conv1", "conv2", "conv_shortcut"):
+        rows += _conv(f"{torch}.{name}", f"{flax}/{name}")
+    return rows
+
+
+def _vae() -> tuple[Row, ...]:
+    """Names of diffusers' AutoencoderKL."""
+    rows = [
+        *_conv("quant_conv", "quant_conv"),
+        *_conv("post_quant_conv", "post_quant_conv"),
+    ]
+    for side, direction in (("encoder", "down"), ("decoder", "up")):
+        torch, flax = f"{side}.{direction}_blocks.{{a}}", f"{side}/{direction}_blocks_{{a}}"
+        rows += _resnet(f"{torch}.resnets.{{b}}", f"{flax}/resnets_{{b}}")
+        sampler = f"{direction}samplers"
+        rows += _conv(f"{torch}.{sampler}.{{b}}.conv", f"{flax}/{sampler}_{{b}}/conv")
+
+        torch, flax = f"{side}.mid_block", f"{side}/mid_block"
+        rows += _resnet(f"{torch}.resnets.{{a}}", f"{flax}/resnets_{{a}}")
+        torch, flax = f"{torch}.attentions.{{a}}", f"{flax}/attentions_{{a}}"
+        rows += _norm(f"{torch}.group_norm", f"{flax}/group_norm")
+        for name in ("to_q", "to_k", "to_v"):
+            rows += _dense(f"{torch}.{name}", f"{flax}/{name}")
+        rows += _dense(f"{torch}.to_out.0", f"{flax}/to_out")
+
+        for name in ("conv_in", "conv_out"):
+            rows += _conv(f"{side}.{name}", f"{side}/{name}")
+        rows += _norm(f"{side}.conv_norm_out", f"{side}/conv_norm_out")
+    return tuple(rows)
+
+
+TRANSFORMER = Table(_transformer())
+T5 = Table(_t5(), copies={"encoder.embed_tokens.weight": "shared.weight"}, stem="model")
+# transformers 4 writes the prefix and 5 does not; both read files that have it.
+CLIP = Table(
+    _clip(),
+    prefix="text_model.",
+    ignored=frozenset({"text_model.embeddings.position_ids"}),
+    stem="model",
+)
+VAE = Table(_vae())
+
+# The sub-folders of a pipeline that hold weights.
+COMPONENTS: Mapping[str, Table] = {
+    "transformer": TRANSFORMER,
+    "text_encoder": CLIP,
+    "text_encoder_2": T5,
+    "vae": VAE,
+}

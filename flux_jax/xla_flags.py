@@ -1,0 +1,53 @@
+"""What XLA is told before JAX starts its backend, and what is told of its work."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from jax import monitoring
+
+from flux_jax import progress
+
+# XLA's Triton products are slow on the shapes of FLUX.1, and products that share an argument are
+# merged at the cost of copying their weights side by side.
+FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_gpu_dot_merger_threshold_mb=0"
+# Share of a GPU's memory that arrays may take. JAX's own, 0.75, is too little at 1024 x 1024.
+MEMORY = "0.92"
+# JAX's events, in the order in which they come for each program.
+TRACED = "/jax/core/compile/jaxpr_trace_duration"
+LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+COMPILED = "/jax/core/compile/backend_compile_duration"
+# Seconds before XLA's part from which a program is a large one, whose compiling is worth a word.
+LARGE = 0.1
+
+
+def set_flags() -> None:
+    """Adds `FLAGS` and `MEMORY` to the environment; what the user sets there wins.
+
+    To be called before anything is computed.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY)
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+@contextlib.contextmanager
+def told(bar: progress.Bar) -> Iterator[None]:
+    """Lets a progress bar say when a large program is compiled, and leave that out of its rate."""
+    seconds = 0.0
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
+        nonlocal seconds
+        if event in (TRACED, LOWERED):
+            seconds += duration_secs
+        if event == LOWERED and seconds >= LARGE:
+            bar.compiles()
+        if event == COMPILED:
+            seconds = 0.0
+            bar.compiled()
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        monitoring.unregister_event_duration_listener(listen)

@@ -1,0 +1,173 @@
+"""One resumable, data-parallel loop for every network of the recipe, and the state it advances."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from erase.config.schema import MeshConfig
+from erase.runtime.mesh import SAMPLES, make_mesh
+from flux_jax import progress, xla_flags
+from flux_jax.errors import InputError
+
+LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
+
+
+@flax.struct.dataclass
+class State:
+    """What a training run carries from update to update.
+
+    Attributes:
+        params: parameters being optimised.
+        average: their exponential moving average, which is what a run hands on.
+        optimizer: the optimiser's state.
+        update: how many updates were made.
+    """
+
+    params: PyTree
+    average: PyTree
+    optimizer: PyTree
+    update: Int[Array, ""]
+
+
+def start(params: PyTree, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first update."""
+    # A copy, since the two are donated to the update separately.
+    return State(  # pyright: ignore[reportCallIssue]
+        params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32)
+    )
+
+
+def adamw(peak: float, updates: int, weight_decay: float = 0.01) -> optax.GradientTransformation:
+    """AdamW, warmed up, then a cosine to a hundredth of the peak; gradients clipped at norm 1."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, peak, min(500, updates // 10 + 1), updates + 1, peak / 100
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=weight_decay)
+    )
+
+
+def per_device(batch: int) -> int:
+    """Samples that each device draws of a batch.
+
+    Raises:
+        InputError: the batch cannot be split evenly.
+    """
+    devices = jax.device_count()
+    if batch % devices:
+        raise InputError(f"batch = {batch} is not a multiple of the {devices} devices")
+    return batch // devices
+
+
+def fit(
+    state: State,
+    loss: LossFunction,
+    data: PyTree,
+    optimizer: optax.GradientTransformation,
+    updates: int,
+    folder: Path,
+    *,
+    title: str,
+    chunk: int = 200,
+    checkpoint_every: float = 120.0,
+    decay: float = 0.999,
+    seed: int = 0,
+) -> PyTree:
+    """Trains until `updates` updates were made, going on from the folder's newest checkpoint.
+
+    Updates run in chunks inside one compiled loop, so that the host costs nothing. Every device
+    draws samples of its own, and gradients are averaged over them. The random key of an update
+    depends on seed, update and device alone: a resumed run sees the same data.
+
+    Args:
+        state: from `start`.
+        loss: loss and metrics of parameters, a key and the data; draws its own batch, of
+            `per_device` samples.
+        data: arrays that the loss draws from (an argument: a closure would compile them in).
+        optimizer: the transformation that `state` was started with.
+        updates: total number of updates.
+        folder: keeps `checkpoints/` and `metrics.jsonl`.
+        title: shown at the progress bar.
+        chunk: updates a compiled call.
+        checkpoint_every: seconds between checkpoints; one is written at the end in any case.
+        decay: of the moving average.
+        seed: of the keys.
+
+    Returns:
+        The averaged parameters.
+    """
+    key = jax.random.key(seed)
+    mesh = make_mesh(MeshConfig(), 1, jax.device_count())
+    everywhere = PartitionSpec()
+    state, data = jax.device_put((state, data), NamedSharding(mesh, everywhere))
+
+    def one(state: State, data: PyTree) -> tuple[State, dict[str, Array]]:
+        device_key = jax.random.fold_in(key, jax.lax.axis_index(SAMPLES))
+        step_key = jax.random.fold_in(device_key, state.update)
+        (value, metrics), gradient = jax.lax.pmean(
+            jax.value_and_grad(loss, has_aux=True)(state.params, step_key, data), SAMPLES
+        )
+        change, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, change)
+        # The average follows quickly at first, so that short runs are not their initialisation.
+        rate = jnp.minimum(decay, (1 + state.update) / (10 + state.update))
+        average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, params)
+        state = State(params, average, optimizer_state, state.update + 1)  # pyright: ignore
+        return state, metrics | {"loss": value, "gradient": optax.tree.norm(gradient)}
+
+    def many(state: State, data: PyTree, length: Array) -> tuple[State, dict[str, Array]]:
+        def body(_: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
+            state, metrics = one(carry[0], data)
+            return state, jax.tree.map(jnp.add, carry[1], metrics)
+
+        shapes = jax.eval_shape(one, state, data)[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        state, sums = jax.lax.fori_loop(0, length, body, (state, zeros))
+        return state, jax.tree.map(lambda leaf: leaf / length, sums)
+
+    # The length is traced, so that a last, shorter chunk is not compiled again. Unchecked, since
+    # a checked shard_map would sum the gradients of replicated parameters by itself.
+    sharded = jax.shard_map(
+        many, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+    )
+    advance = jax.jit(sharded, donate_argnums=0)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=1)
+    with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
+        if manager.latest_step() is not None:
+            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
+        saved = time.monotonic()
+        done = int(state.update)
+        with (
+            (folder / "metrics.jsonl").open("a") as log,
+            progress.bar(total=updates, initial=done, desc=title, unit="update") as bar,
+            xla_flags.told(bar),
+        ):
+            while done < updates:
+                length = min(chunk, updates - done)
+                begun = time.monotonic()
+                state, metrics = advance(state, data, length)
+                metrics = {name: float(value) for name, value in metrics.items()}
+                done += length
+                seconds = (time.monotonic() - begun) / length
+                print(
+                    json.dumps({"update": done, **metrics, "seconds": seconds}),
+                    file=log,
+                    flush=True,
+                )
+                bar.set_postfix(loss=f"{metrics['loss']:.4f}", ms=f"{1000 * seconds:.1f}")
+                bar.update(length)
+                if done == updates or time.monotonic() - saved > checkpoint_every:
+                    manager.save(done, args=ocp.args.StandardSave(state))
+                    saved = time.monotonic()
+        manager.wait_until_finished()
+    return state.average

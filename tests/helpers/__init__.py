@@ -1,0 +1,1 @@
+"""Tiny models, files and servers that several tests share."""

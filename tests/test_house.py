@@ -1,0 +1,117 @@
+"""The house: what imports what, how much a folder holds, and what moved modules answer."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.tiny import ROOT
+
+import erase
+import flux_jax
+
+# Each imports only what stands before it, and itself.
+ORDER = (
+    "flux_jax",
+    "convert",
+    "erase.config",
+    "erase.runtime",
+    "erase.data.words",
+    "erase.data",
+    "erase.model",
+    "erase.methods.parts",
+    "erase.methods",
+    "erase.runs",
+    "erase.evaluation",
+    "erase.report",
+    "erase.training",
+    "erase.compose",
+    "erase.cli",
+    "erase",
+    "recipes",
+    "configs",
+    "benchmarks",
+)
+PACKAGES = ("flux_jax", "convert", "erase", "recipes", "configs", "benchmarks")
+MOST_ENTRIES = 14
+
+
+MODULES = [
+    (".".join(file.relative_to(ROOT).with_suffix("").parts), file)
+    for package in PACKAGES
+    for file in sorted((ROOT / package).rglob("*.py"))
+]
+
+
+def floor(module: str) -> int:
+    """The place of the innermost package in `ORDER` that a module is in."""
+    names = [name for name in ORDER if f"{module}.".startswith(f"{name}.")]
+    return ORDER.index(max(names, key=len))
+
+
+def imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            assert node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(("module", "file"), MODULES)
+def test_nothing_imports_upwards(module: str, file: Path):
+    for name in imported(file):
+        # The packages' own names, such as the table of moved modules.
+        if name.partition(".")[0] in PACKAGES:
+            assert floor(name) <= floor(module), f"{module} imports {name}"
+
+
+def test_a_folder_has_few_entries():
+    for package in PACKAGES:
+        for folder in [ROOT / package, *(ROOT / package).rglob("*/")]:
+            entries = {e.name for e in folder.iterdir() if e.suffix in (".py", "")}
+            entries -= {"__pycache__"}
+            most = 15 if folder == ROOT / "recipes/emoji_flux" else MOST_ENTRIES
+            assert len(entries) <= most, f"{folder.relative_to(ROOT)}: {sorted(entries)}"
+
+
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        ("erase.losses", "erase.methods.parts.losses"),
+        ("erase.evaluate", "the command is `erase-anything evaluate`"),
+        ("convert.errors", "flux_jax.errors"),
+        ("flux_jax.transformer", "flux_jax.models.transformer"),
+    ],
+)
+def test_a_moved_module_says_where_it_is(former: str, now: str):
+    with pytest.raises(ModuleNotFoundError, match=f"^{former} is .*{now}"):
+        importlib.import_module(former)
+    ended = subprocess.run(
+        [sys.executable, "-m", former, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode
+    assert now in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_all_that_moved_is_there():
+    """What the former names are answered with can be imported."""
+    for finder in sys.meta_path:
+        for former, now in getattr(finder, "moved", {}).items():
+            if not now.startswith("`") and not former.startswith("benchmarks"):
+                importlib.import_module(now.partition(" ")[0])
+
+
+def test_names_of_the_packages_are_imported_when_asked_for():
+    program = "import sys, flux_jax, erase, convert; print('jax' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
+    assert flux_jax.Adapter.__name__ == "Adapter"
+    with pytest.raises(AttributeError, match="no attribute 'Adaptor'"):
+        flux_jax.Adaptor  # noqa: B018
+    assert erase.__doc__
