@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 # More devices than cores wait for each other; where the machine has other work, for long.
 PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 # Several collectives wait at once. With XLA's one thread a device, devices that begin with
