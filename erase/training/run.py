@@ -8,13 +8,13 @@ from pathlib import Path
 
 import jax
 
-from erase import methods
 from erase.config.schema import Config
 from erase.data.words import irrelevant, sentences, synonyms
 from erase.data.words.language_model import describe
 from erase.evaluation import early_stop, evaluate, summary
 from erase.evaluation.eval_prompts import check_judge
-from erase.methods import method_of, start
+from erase.methods import method_of
+from erase.methods.configured import plan_of, start
 from erase.model.open import open_model
 from erase.report import card, report
 from erase.report import words as shown
@@ -106,7 +106,7 @@ def _run(
         lambda: {name: irrelevant.gather(configs[name], folders[name]) for name in runs},
         dict[str, irrelevant.Words],
     )
-    plans = {name: methods.plan(configs[name], pipe, words[name]) for name in runs}
+    plans = {name: plan_of(configs[name], pipe, words[name]) for name in runs}
     drawn = []
     for config in configs.values():
         if config.evaluation.pictures:

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from erase import methods
 from erase.config.schema import Config, Evaluation
 from erase.data.words import irrelevant, sentences, synonyms
+from erase.methods.configured import plan_of
 from erase.training import guard
 from erase.training.loop import METRICS
 from erase.training.make_adapters import make_adapters
@@ -92,7 +92,7 @@ def train_variant(
             settled[name], _ = synonyms.settle(given)
             settled[name], _ = sentences.settle(settled[name], workdir / name)
             words = irrelevant.gather(settled[name], workdir / name)
-            plans[name] = methods.plan(settled[name], pipe, words)
+            plans[name] = plan_of(settled[name], pipe, words)
             (workdir / name).mkdir(exist_ok=True)
         began = time.perf_counter()
         found = make_adapters(settled, pipe, plans, workdir)
