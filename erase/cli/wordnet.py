@@ -1,6 +1,6 @@
 """Writes the subset of WordNet that ships anew: its present words, and those that are given.
 
-NLTK_DATA=~/nltk_data python -m erase wordnet tabby
+    NLTK_DATA=~/nltk_data python -m erase wordnet tabby
 """
 
 import json
