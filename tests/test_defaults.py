@@ -134,12 +134,12 @@ def test_twenty_newcomers_are_three_lines_each_and_nothing_was_chosen_on_them():
     assert len(runs) == 20
     for config in runs.values():
         assert config == three_lines(config.concept)
-        for name in ("suite.py", "studies.py", "__init__.py"):
+        for name in ("suite.py", "__init__.py"):
             assert f'"{config.concept}"' not in (ROOT / "configs" / name).read_text()
 
 
 def test_what_entities_get_was_chosen_on_others():
-    study = read_study(str(ROOT / "configs" / "studies.py") + ":entities")
+    study = read_study(str(ROOT / "benchmarks" / "experiments" / "studies.py") + ":entities")
     asked = {fields["concept"] for fields in study.concepts.values()}
     assert len(asked) == 20
     assert not asked & set(emoji_newcomer.newcomers())
