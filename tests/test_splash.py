@@ -161,7 +161,7 @@ def compare_meshes() -> None:
     def loss(scale: jax.Array, x: jax.Array) -> jax.Array:
         return jnp.sum(blocks.apply({"params": {"scale": scale}}, x, None)[0] ** 2)
 
-    runs, x = jnp.stack_banks([params, 1.5 * params]), jnp.stack_banks([Q, K])
+    runs, x = jnp.stack([params, 1.5 * params]), jnp.stack([Q, K])
     results = []
     for shape in ((1, 1, 1), (1, 2, 2), (2, 1, 2), (1, 1, 4)):
         count = int(np.prod(shape))
