@@ -16,15 +16,7 @@ from pathlib import Path
 from absl import app, flags
 
 from erase.cli.flags import begin, parse_flags
-from erase.config.fields import shown
-from erase.data.words.spelling import mentions
-from erase.data.words.word_tokens import marks
-from erase.model.adapters import parse_adapter
-from erase.model.draw import draw, png
-from erase.runtime.files import write
-from erase.runtime.memory import explains_memory
 from flux_jax.errors import InputError, exits_cleanly
-from flux_jax.pipeline import check_sampling, load
 
 
 def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
@@ -69,6 +61,14 @@ def sample(
     Raises:
         InputError: there is nothing to draw, a setting cannot be used, or an adapter does not fit.
     """
+    from erase.config.fields import shown
+    from erase.data.words.spelling import mentions
+    from erase.data.words.word_tokens import marks
+    from erase.model.adapters import parse_adapter
+    from erase.model.draw import draw, png
+    from erase.runtime.files import write
+    from flux_jax.pipeline import check_sampling, load
+
     if not prompts or not seeds:
         raise InputError(
             f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
@@ -146,6 +146,8 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv, "prompts are given with --prompt")
+    from erase.runtime.memory import explains_memory
+
     given = flags.FLAGS
     with explains_memory("What needs less: a smaller --batch, --height or --width"):
         files = sample(
