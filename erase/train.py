@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         for config in settled.values():
             check_judge(config)
         with processes.first_speaks():
-            pipe = open_model(next(iter(settled.values())), len(settled))
+            pipe = open_model(next(iter(settled.values())), len(settled), unread=True)
             fits = memory_plan.show(settled, pipe)
         sys.exit(0 if fits else 1)
     if given.workdir is None:
