@@ -119,7 +119,7 @@ def test_a_word_that_silences_nothing_is_told_of_once(
     told: bool,
 ):
     monkeypatch.setattr(
-        "erase.cli.sample.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
+        "erase.model.draw.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
     )
     sample(tiny_folder, ["a red ball", "a dog"], [0, 1], [], tmp_path, silenced=word, **SIZE)
     note = f"silence = {word!r} is in none of the prompts: nothing is silenced\n"
