@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.models import dora
 from flux_jax.models.clip import CLIPTextEncoder
 from flux_jax.models.t5 import T5Encoder
-from flux_jax.models.tokenizers import PreTrainedTokenizerBase, read_tokenizer
+from flux_jax.models.tokenizers import read_tokenizer
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, latent_ids
 from flux_jax.programs import Conditioning, Denoiser
@@ -33,6 +33,9 @@ from flux_jax.sampling import Schedule
 from flux_jax.weights.hub import find_model
 from flux_jax.weights.loading import COMPONENTS, Weights, abstract_params, build
 from flux_jax.weights.source import open_source, read_schedule, root_of
+
+if TYPE_CHECKING:
+    from flux_jax.models.tokenizers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class Pipeline:
     text_encoder_2: T5Encoder
     vae: AutoencoderKL
     params: Mapping[str, PyTree]
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer_2: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer_2: "PreTrainedTokenizerBase"
     schedule: Schedule
     mesh: Mesh
     remembered: dict[str, Conditioning] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from erase.cli import compare as command
 from erase.config.schema import Config
 from erase.evaluation.eval_prompts import draw_cases
 from erase.methods import METHODS, esd
+from erase.report import tables
 from erase.runs import configure, load_runs
 from erase.training import compare
 from flux_jax.errors import InputError
@@ -151,7 +152,7 @@ def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(
         return {"rows": []}
 
     monkeypatch.setattr(compare, "measure", measure)
-    monkeypatch.setattr(command.tables, "methods", lambda made: f"of {', '.join(made['methods'])}")
+    monkeypatch.setattr(tables, "methods", lambda made: f"of {', '.join(made['methods'])}")
     command.main([])
     assert capsys.readouterr().out == "of uce, attention_erasure, esd\n"
     assert seen == [({name}, {"run-0": 0, "run-1": 1, "run-2": 2}, 5) for name in bare]

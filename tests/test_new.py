@@ -162,10 +162,22 @@ def test_every_command_has_one_name(capsys: pytest.CaptureFixture, monkeypatch: 
     )
     for name, module in commands.COMMANDS.items():
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
-        monkeypatch.setattr(sys, "argv", ["erase-anything", name, "--help", "x"])
+        monkeypatch.setattr(sys, "argv", ["erase-anything", *name.split(), "--help", "x"])
         commands.dispatch()
-        assert ran.pop() == (module, ["--help", "x"])
-    for arguments in ([], ["--help"], ["-h"]):
+        given = [*commands.GIVEN.get(name, ()), "--help"]
+        assert ran.pop() == (module, [*given, "x"])
+        monkeypatch.setattr(sys, "argv", ["erase-anything", "help", *name.split()])
+        commands.dispatch()
+        assert ran.pop() == (module, given)
+    for former, name in commands.FORMER.items():
+        monkeypatch.setattr(sys, "argv", ["erase-anything", former, "x"])
+        commands.dispatch()
+        assert ran.pop() == (commands.COMMANDS[name], ["x"])
+    monkeypatch.setattr(sys, "argv", ["erase-anything", "convert", str(ROOT), "x"])
+    commands.dispatch()
+    assert ran.pop() == ("convert.pipeline", [str(ROOT), "x"])
+    capsys.readouterr()
+    for arguments in ([], ["--help"], ["-h"], ["help"], ["convert"], ["convert", "--help"]):
         monkeypatch.setattr(sys, "argv", ["erase-anything", *arguments])
         commands.dispatch()
         out = capsys.readouterr().out
@@ -175,6 +187,10 @@ def test_every_command_has_one_name(capsys: pytest.CaptureFixture, monkeypatch: 
         commands.dispatch()
     assert ended.value.code == 2
     assert "command = 'trian' is unknown; did you mean train?" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["erase-anything", "convert", "merg", "x"])
+    with pytest.raises(SystemExit):
+        commands.dispatch()
+    assert "convert = 'merg' is unknown; did you mean merge?" in capsys.readouterr().err
 
 
 def test_the_package_runs_its_commands():
@@ -186,7 +202,7 @@ def test_the_package_runs_its_commands():
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("note: inspect is `convert inspect` now\nerror: ")
     assert "nowhere" in done.stderr
 
 

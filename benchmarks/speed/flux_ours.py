@@ -24,7 +24,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from benchmarks.speed import cases as shared
-from benchmarks.speed import flops
 from benchmarks.speed.cases import (
     DECAY,
     GUIDANCE,
@@ -50,6 +49,7 @@ from erase.methods.erase_anything import lower_update, upper_update
 from erase.methods.parts.losses import squared_error
 from erase.runs import load_config
 from erase.runtime.mesh import make_mesh
+from erase.training import flops
 from flux_jax import programs, progress
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter, init

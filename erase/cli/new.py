@@ -18,14 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.arguments import Parser
-from erase.config import model_file
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
-from erase.data.words import synonyms
-from erase.runs import configure, load_runs
-from erase.runs.defaults import of_model
-from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly, nearest, printable
-from flux_jax.weights.hub import NAME
 
 INDENT = " " * 8
 WIDTH = 92
@@ -57,6 +51,12 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
     Raises:
         InputError: a field cannot be used, or the model knows its things and not this one.
     """
+    from erase.config import model_file
+    from erase.data.words import synonyms
+    from erase.runs import configure, load_runs
+    from erase.runs.defaults import of_model
+    from flux_jax.weights.hub import NAME
+
     path, concept = changes["model"]["path"], changes["concept"]
     # What lies in a folder that is here, as "models/x" would, is no name on the hub.
     on_hub = NAME.fullmatch(path) and not Path(path).parent.is_dir()
@@ -204,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"out = {str(out)!r} exists already: name another file with --out")
     model = {"path": options.model}
     config, source, lacks = compose({"concept": options.concept, "model": model} | given)
+    from erase.runtime.files import write
+
     write(out, text_of(config, source, lacks, given))
     Console().print(table_of(config, source, lacks))
     command = ["erase-anything", "train", "--config", str(out), "--workdir", f"runs/{out.stem}"]

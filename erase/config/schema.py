@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from erase.config.fields import choice, number
-from flux_jax.lora import TEXT_QUERY_KEY
+from flux_jax.targets import TEXT_QUERY_KEY
 
 T = TypeVar("T")
 PARTS_OF_SPEECH = ("noun", "adjective", "verb")

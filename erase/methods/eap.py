@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from erase.config.fields import choice, number
 from erase.config.schema import Config
@@ -201,6 +200,8 @@ def nearest(config: Config, pipe: Pipeline, words: tuple[str, ...], most: int) -
         words: more than `most`.
         most: how many are wanted; so many clusters are made of four times as many near words.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
     parts = [
         np.asarray(pipe.encode([words[row] for row in rows]).pooled, np.float64)
         for rows in batches(len(words), config.bank.batch, "looking for near words")

@@ -30,14 +30,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flux_jax.errors import InputError, nearest
-from erase.config.schema import Config
-from erase.runs.defaults import Defaults
 from erase.config.fields import built, choice, given_values, merged, over, paths, shown
-from erase.methods import METHODS, method_of
-from erase.runs.presets import PRESETS
-from erase.data.words.templates import SLOT, as_template, phrase
+from erase.config.schema import Config
 from erase.data.words.spelling import mentions, same
+from erase.data.words.templates import SLOT, as_template, phrase
+from erase.methods import METHODS, method_of
+from erase.runs.defaults import Defaults
+from erase.runs.presets import PRESETS
+from flux_jax.errors import InputError, nearest
 
 # A configuration with a part for every method's own settings.
 RunConfig: type[Config] = dataclasses.make_dataclass(

@@ -10,15 +10,15 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from erase.config import model_file
+from erase.config.fields import over
+from erase.config.model_file import Kind, Known, Thing
+from erase.config.schema import KINDS, Config
+from erase.data.words.irrelevant import COMMON
+from erase.data.words.templates import SLOT, phrase
+from erase.runs.presets import PRESETS
 from flux_jax.errors import InputError
 from flux_jax.weights.source import open_source, read_config, root_of
-from erase.config import model_file
-from erase.config.schema import KINDS, Config
-from erase.config.fields import over
-from erase.data.words.irrelevant import COMMON
-from erase.config.model_file import Kind, Known, Thing
-from erase.runs.presets import PRESETS
-from erase.data.words.templates import SLOT, phrase
 
 Fields = dict[str, Any]
 # Irrelevant words of an entity: things of its own group, and one of each of so many others.

@@ -14,7 +14,7 @@ train the layers themselves.
 from collections.abc import Mapping
 from typing import Any
 
-from flux_jax.lora import TEXT_QUERY_KEY
+from flux_jax.targets import TEXT_QUERY_KEY
 
 _SAMPLING: Mapping[str, Any] = {
     "steps": 28,

@@ -26,6 +26,7 @@ from erase.methods.parts.step import State
 from erase.model.open import share
 from erase.runtime.memory import MENDS, memory
 from erase.runtime.mesh import RUNS
+from erase.training import flops
 from flux_jax import programs
 from flux_jax import sharding as meshes
 from flux_jax.pipeline import Pipeline
@@ -236,6 +237,9 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
         Whether they do; True where the devices do not say how much they have.
     """
     console = Console()
+    config = next(iter(configs.values()))
+    # Before anything is compiled.
+    console.print(flops.estimate(config, pipe, len(configs)))
     parts = Table("", title="GB (10⁹ bytes) that lie on each device, not all at once")
     parts.add_column("", justify="right")
     for name, size in held(configs, pipe).items():

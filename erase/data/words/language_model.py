@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-import openai
 import pydantic
 
 from flux_jax.errors import InputError
@@ -50,7 +49,7 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
     if not os.environ.get(KEY):
         raise InputError(f"{KEY} is not set: give a key in the environment")
     model = os.environ.get(MODEL) or DEFAULT_MODEL
-    problem = ""
+    problem, openai = "", client_library()
     # Nobody but the endpoint that was named sees the question.
     transport = openai.DefaultHttpxClient(follow_redirects=False)
     with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES, http_client=transport) as client:
@@ -75,6 +74,21 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
             except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
                 problem = str(error) if isinstance(error, InputError) else "not a chat completion"
     raise InputError(f"language model at {host}: {ATTEMPTS} unusable replies, the last: {problem}")
+
+
+def client_library() -> Any:
+    """The package `openai`, imported only once a language model is asked.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError(
+            f"language model: the package openai cannot be imported ({error}); pip install openai"
+        ) from error
+    return openai
 
 
 def parse(schema: type[Schema], text: str) -> Schema:

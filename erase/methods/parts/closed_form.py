@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import eigh, solve_triangular
 
 from flux_jax.errors import InputError
 
@@ -75,6 +74,8 @@ def edit(
     if rank is None:
         return v.T @ ((s / squares)[:, None] * own), moved
     inner = (s / squares**0.5)[:, None] * (own @ moved)
+    from scipy.linalg import eigh
+
     _, left = eigh(inner @ inner.T, subset_by_index=[len(s) - rank, len(s) - 1])
     return v.T @ (left / squares[:, None] ** 0.5), left.T @ inner
 
@@ -120,6 +121,8 @@ def reduced(
         rank: R.
     """
     root = np.linalg.cholesky(matrix)
+    from scipy.linalg import eigh, solve_triangular
+
     inner = solve_triangular(root, wanted, lower=True)
     # The right singular vectors alone, and as few as are asked for: minutes become seconds.
     last = inner.shape[1] - 1
