@@ -21,8 +21,8 @@ from pathlib import Path
 from absl import app, flags
 
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
-from erase.data.words import synonyms
 from erase.evaluation.eval_prompts import check_judge
+from erase.methods import with_synonyms
 from erase.model.open import open_model
 from erase.runtime import processes
 from erase.runtime.memory import explains_memory
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     processes.initialise(given)
     runs = configured()
     if given.plan:
-        settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
+        settled = {name: with_synonyms(config)[0] for name, config in runs.items()}
         for config in settled.values():
             check_judge(config)
         with processes.first_speaks():

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from erase import methods
-from erase.config.schema import BankConfig, Config, Lower, Upper
+from erase.config.schema import BankConfig
 from erase.data import bank, make_bank
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, FILLER, POOL, SYNONYM, Plan
 from erase.data.words.irrelevant import Words
 from erase.methods import erase_anything
+from erase.methods.erase_anything import Lower, Upper
 from erase.model.draw import png
+from erase.runs import RunConfig
 from flux_jax import load
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="soccer ball",
     prompts=("a photo of a {}", "a {} and a dog on the grass"),
     synonyms=("football", "futbol"),

@@ -214,15 +214,15 @@ def test_what_is_no_configuration_is_refused(given: object):
 
 
 def test_every_field_is_found_under_its_own_name():
-    assert "did you mean upper.learning_rate" in unknown(Config, "upper.learning_rat")
-    for part in dataclasses.fields(Config):
-        assert f"did you mean {part.name}" in unknown(Config, f"{part.name}x")
+    assert "did you mean upper.learning_rate" in unknown(RunConfig, "upper.learning_rat")
+    for part in dataclasses.fields(RunConfig):
+        assert f"did you mean {part.name}" in unknown(RunConfig, f"{part.name}x")
 
 
 def test_presets_set_every_value_of_the_method():
     method = {"lower", "upper", "adapter"}
     left = {"upper.folder", "adapter.targets"}
-    wanted = {path for path in paths(Config) if path.partition(".")[0] in method} - method - left
+    wanted = {path for path in paths(RunConfig) if path.partition(".")[0] in method} - method - left
     wanted |= {"iterations", "batch_size", "steps", "guidance", "alternation", "bank.shuffled"}
     wanted.add("evaluation.strength")
     for preset in PRESETS.values():
@@ -304,12 +304,16 @@ def test_a_method_brings_its_own_values():
 
     assert loaded() == PLAIN
     esd_ = loaded(method="esd")
-    assert (esd_.iterations, esd_.adapter.rank, esd_.own(esd.Settings).eta) == (20, 2, 2.0)
-    assert esd_.own(uce.Settings).guide == ""
+    assert (esd_.iterations, esd_.adapter.rank, esd_.method_settings(esd.Settings).eta) == (
+        20,
+        2,
+        2.0,
+    )
+    assert esd_.method_settings(uce.Settings).guide == ""
     # What the command line says counts more.
     changed = loaded({"method": "esd", "iterations": 7, "esd.eta": 3.0})
     assert (changed.iterations, changed.adapter.rank) == (7, 2)
-    assert changed.own(esd.Settings).eta == 3.0
+    assert changed.method_settings(esd.Settings).eta == 3.0
     # What a run's folder tells is read again as it was.
     assert load_config(json.loads(json.dumps(dataclasses.asdict(esd_)))) == esd_
 

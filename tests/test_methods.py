@@ -105,7 +105,7 @@ def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path
     assert set(found) <= set(words) - {"cat"}
     assert eap.needs(config, listed(config), open_model(config)).pools[1] == found
     # One of the four nearest stands for all.
-    one = replace(config, eap=replace(config.own(eap.Settings), most=1))
+    one = replace(config, eap=replace(config.method_settings(eap.Settings), most=1))
     pipe = open_model(config)
     others = [word for word in words if word != "cat"]
     vectors = np.asarray(pipe.encode(["cat", *others]).pooled, np.float64)

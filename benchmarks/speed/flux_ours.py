@@ -45,7 +45,7 @@ from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
-from erase.methods import bank_shapes, setup_of, start
+from erase.methods import bank_shapes, erase_anything, setup_of, start
 from erase.methods.erase_anything import lower_update, upper_update
 from erase.methods.parts.losses import squared_error
 from erase.runs import load_config
@@ -159,7 +159,7 @@ def random_bank(
     return jax.tree.unflatten(tree, drawn).replace(
         masks=jnp.zeros((runs, *wanted.masks.shape)).at[..., 2:4].set(1),
         kinds=jnp.tile(jnp.asarray(pools, jnp.int32), (runs, 1)),
-        eta=jnp.full(runs, config.lower.eta),
+        eta=jnp.full(runs, config.method_settings(erase_anything.Settings).lower.eta),
         trajectory_sentences=jnp.tile(
             jnp.arange(config.bank.trajectories) % config.bank.sentences, (runs, 1)
         ),

@@ -24,10 +24,10 @@ from absl import app, flags
 from convert.adapters.paths import find_adapter
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.data.words.synonyms import settle
 from erase.evaluation.eval_prompts import judge_of
 from erase.evaluation.evaluate import evaluate
 from erase.evaluation.summary import write_summary
+from erase.methods import with_synonyms
 from erase.model.adapters import read_adapter
 from erase.model.open import open_model
 from erase.report import card, report
@@ -51,7 +51,7 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
     """
-    runs = {name: settle(config)[0] for name, config in configured().items()}
+    runs = {name: with_synonyms(config)[0] for name, config in configured().items()}
     for config in runs.values():
         judge_of(config)
     opened = {

@@ -20,7 +20,7 @@ from rich.text import Text
 from convert.arguments import Parser
 from erase.config import model_file
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
-from erase.data.words import synonyms
+from erase.methods import erase_anything, with_synonyms
 from erase.runs import configure, load_runs
 from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly, nearest, printable
@@ -70,7 +70,7 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
             f"concept = {concept[:60]!r} is none of the {len(names)} things that the model knows; "
             f"{hint}"
         )
-    config, source = synonyms.settle(load_runs(configure(**changes))[""])
+    config, source = with_synonyms(load_runs(configure(**changes))[""])
     return config, source, list(missing(config))
 
 
@@ -86,7 +86,7 @@ def missing(config: Config) -> Iterator[str]:
             "No judge: there are pictures before and after, but no counts. Name a judge's folder "
             'as evaluation={"judge": ...}.'
         )
-    if not config.upper.prompts:
+    if not config.method_settings(erase_anything.Settings).upper.prompts:
         yield (
             "No other pictures to hold on to: L_lora holds on to those of the first sentence, as "
             'the paper does. Name others as upper={"prompts": (...)}.'
@@ -144,7 +144,7 @@ def comment(text: str) -> list[str]:
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     """What the file holds, for the terminal."""
-    upper = config.upper
+    upper = config.method_settings(erase_anything.Settings).upper
     rows = {
         "kind": config.kind or config.part_of_speech,
         "sentences": "\n".join(config.prompts[:6]) + more(config.prompts, 6),

@@ -1,6 +1,8 @@
 """The methods of erasing, by the name that `--config.method` chooses them with."""
 
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -11,6 +13,7 @@ from erase.data import bank
 from erase.data import plan as plan_module
 from erase.data.bank import Bank
 from erase.data.plan import Plan
+from erase.data.words import irrelevant, synonyms
 from erase.data.words.irrelevant import Words, listed
 from erase.methods import (
     attention_erasure,
@@ -39,11 +42,47 @@ METHODS: Mapping[str, Method] = {
     "meta_unlearning": meta_unlearning.METHOD,
     "attention_erasure": attention_erasure.METHOD,
 }
+# The method that each field of a configuration is a setting of, beside those of all methods.
+OWNERS: Mapping[str, str] = {
+    field: name
+    for name, method in METHODS.items()
+    for field in (
+        [spec.name for spec in fields(method.settings)]
+        if method.settings and method.top_level
+        else [name]
+    )
+}
 
 
 def method_of(config: Config) -> Method:
     """The method of a run."""
     return METHODS[config.method]
+
+
+def with_synonyms(config: Config) -> tuple[Config, str]:
+    """The configuration with the synonyms that its method wants, and where they come from.
+
+    See `erase.data.words.synonyms.settle`.
+
+    Raises:
+        InputError: the word has no such sense, or the database that NLTK found is damaged.
+    """
+    return synonyms.settle(config, wanted=method_of(config).wants_synonyms(config))
+
+
+def irrelevant_words(config: Config, workdir: Path) -> Words:
+    """Words for other things, as many as the run's method needs.
+
+    See `erase.data.words.irrelevant.gather`.
+
+    Args:
+        config: the run's configuration.
+        workdir: the run's folder; only read.
+
+    Raises:
+        InputError: the kept file is damaged, or the lists are too short.
+    """
+    return irrelevant.gather(config, workdir, method_of(config).irrelevant_words(config))
 
 
 def plan(config: Config, pipe: Pipeline, words: Words) -> Plan:

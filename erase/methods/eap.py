@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import POOL, Needs
 from erase.data.words.irrelevant import Words
@@ -43,13 +43,10 @@ from flux_jax.programs import Conditioning
 
 
 @dataclass(frozen=True)
-class Settings:
-    """EAP's.
+class Settings(AdamW):
+    """EAP's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's, of the adapter.
-        weight_decay: AdamW's, of the adapter.
-        clip: largest norm of a gradient; by default none is shortened.
         logits_rate: Adam's, of the words' logits.
         temperature: of the Gumbel-softmax weights.
         preserve: λ.
@@ -64,7 +61,6 @@ class Settings:
 
     learning_rate: float = number(1e-5, above=0)
     weight_decay: float = number(0.0, least=0)
-    clip: float | None = number(None, above=0)
     logits_rate: float = number(1e-2, above=0)
     temperature: float = number(2.0, above=0)
     preserve: float = number(1.0, least=0)
@@ -165,13 +161,16 @@ def _search(
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
-    return {"eap": optimiser(config.own(Settings)).init(lora)}
+    return {"eap": optimiser(config.method_settings(Settings)).init(lora)}
 
 
 def _start_search(lora: PyTree, config: Config) -> dict[str, PyTree]:
     del lora
-    logits = jnp.zeros(1 + config.own(Settings).most)
-    return {"logits": logits, "search": optax.adam(config.own(Settings).logits_rate).init(logits)}
+    logits = jnp.zeros(1 + config.method_settings(Settings).most)
+    return {
+        "logits": logits,
+        "search": optax.adam(config.method_settings(Settings).logits_rate).init(logits),
+    }
 
 
 def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
@@ -184,7 +183,7 @@ def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
     Raises:
         InputError: there is no such file, or no other word in it.
     """
-    named = config.own(Settings).vocabulary
+    named = config.method_settings(Settings).vocabulary
     if named is None:
         return tuple(word for pool in words.pools for word in pool)
     try:
@@ -232,7 +231,7 @@ def _unit(vectors: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, with every word of the vocabulary in its place too."""
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     found = vocabulary(config, words)
     if pipe is not None and len(found) > own.most:
         found = nearest(config, pipe, found, own.most)
@@ -241,7 +240,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    named = config.own(Settings).vocabulary
+    named = config.method_settings(Settings).vocabulary
     if named is None and not config.irrelevant:
         yield "eap.vocabulary = None and irrelevant = (): EAP needs other words; name some"
     if named is not None and not Path(named).is_file():
@@ -255,8 +254,10 @@ METHOD = Method(
     settings=Settings,
     needs=needs,
     steps=lambda config: {"eap": ERASE, "search": SEARCH},
-    compiled=lambda config: replace(config.own(Settings), vocabulary=None, eta=0.0, stand_in=None),
-    weights=lambda config: {"esd": 1.0, "harm": config.own(Settings).preserve},
+    compiled=lambda config: replace(
+        config.method_settings(Settings), vocabulary=None, eta=0.0, stand_in=None
+    ),
+    weights=lambda config: {"esd": 1.0, "harm": config.method_settings(Settings).preserve},
     per_run=("vocabulary", "eta", "stand_in"),
     problems=problems,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from erase import methods
 from erase.config.schema import Config, Evaluation
-from erase.data.words import irrelevant, sentences, synonyms
+from erase.data.words import sentences
 from erase.training import guard
 from erase.training.loop import METRICS
 from erase.training.make_adapters import make_adapters
@@ -89,9 +89,9 @@ def train_variant(
         workdir = Path(folder)
         plans, settled = {}, {}
         for name, given in configs.items():
-            settled[name], _ = synonyms.settle(given)
+            settled[name], _ = methods.with_synonyms(given)
             settled[name], _ = sentences.settle(settled[name], workdir / name)
-            words = irrelevant.gather(settled[name], workdir / name)
+            words = methods.irrelevant_words(settled[name], workdir / name)
             plans[name] = methods.plan(settled[name], pipe, words)
             (workdir / name).mkdir(exist_ok=True)
         began = time.perf_counter()

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from erase.config.schema import AdamW
 from erase.data.bank import Bank
 from erase.methods.parts.compiled import Setup, split_runs
 from erase.runtime.mesh import RUNS
@@ -40,23 +41,6 @@ class State:
     active: Bool[Array, ""]
 
 
-class Descent(Protocol):
-    """How an optimiser steps: AdamW's settings, in a method's part of the configuration.
-
-    Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient, longer ones are shortened to it; None shortens none.
-    """
-
-    @property
-    def learning_rate(self) -> float: ...  # noqa: D102
-    @property
-    def weight_decay(self) -> float: ...  # noqa: D102
-    @property
-    def clip(self) -> float | None: ...  # noqa: D102
-
-
 class Losses(Protocol):
     """What an update of one run minimises."""
 
@@ -71,7 +55,7 @@ class Losses(Protocol):
 RunUpdate = Callable[[State, PyTree, Bank, PRNGKeyArray, Setup], tuple[State, Metrics]]
 
 
-def optimiser(level: Descent) -> optax.GradientTransformation:
+def optimiser(level: AdamW) -> optax.GradientTransformation:
     """AdamW with the level's own settings, of gradients that may be clipped by their norm."""
     step = optax.adamw(level.learning_rate, weight_decay=level.weight_decay)
     return optax.chain(optax.clip_by_global_norm(level.clip), step) if level.clip else step
@@ -111,7 +95,7 @@ def in_every_run(update: RunUpdate) -> Any:
     return every
 
 
-def descent(name: str, losses: Losses, level: Callable[[Any], Descent]) -> RunUpdate:
+def descent(name: str, losses: Losses, level: Callable[[Any], AdamW]) -> RunUpdate:
     """The update of one run that makes losses smaller, with the optimiser of this name.
 
     Args:
