@@ -190,6 +190,11 @@ def test_the_package_runs_its_commands():
     assert "nowhere" in done.stderr
 
 
+def test_a_name_that_may_be_a_misspelt_folder_is_told():
+    with pytest.raises(InputError, match="model = 'modles/emoji-flux' is no folder here, and on"):
+        new.compose({"concept": "guitar", "model": {"path": "modles/emoji-flux"}})
+
+
 @pytest.mark.parametrize("concept", ["red\nball", "a {} ball", "ball}", "bell\x07"])
 def test_a_concept_is_plain_words(concept: str, tmp_path: Path):
     with pytest.raises(InputError, match=r"concept = .* holds braces or a line break: give plain"):

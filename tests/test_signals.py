@@ -1,5 +1,6 @@
 """What a signal does: to a run that computes, to one that does not, and a second time."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,6 +36,14 @@ def test_what_is_computed_is_finished(number: signal.Signals, capfd):
         time.sleep(0.1)
         assert stop.asked == number.name
     assert f"{number.name}: the run stops after this iteration" in capfd.readouterr().err
+
+
+def test_an_error_that_a_library_swallowed_is_raised_before_work_begins():
+    with listening() as stop, contextlib.suppress(PreemptedError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    with pytest.raises(PreemptedError, match="SIGTERM: stopped"), stop.deferred():
+        pytest.fail("work has begun")
 
 
 def test_other_threads_listen_to_nothing():

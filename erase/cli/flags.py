@@ -57,8 +57,11 @@ def configured(method: str | None = None) -> dict[str, Config]:
     changed = {path: attrgetter(path)(given) for path in paths}
     if "concept" in changed and isinstance(given, ConfigDict):
         given = _of_the_concept(flag, given, changed)
-    if changed.get("sense") and "synonyms" not in changed and isinstance(given, ConfigDict):
-        given = _of_the_sense(given)
+    if changed.get("sense") and isinstance(given, ConfigDict):
+        if changed.get("synonyms"):
+            _note(f"sense = {shown(given.sense)} has no effect, since synonyms are given too")
+        else:
+            given = _of_the_sense(given)
     if method is not None and isinstance(given, ConfigDict):
         changed["method"] = method
     return load_runs(given, changed)
@@ -97,8 +100,8 @@ def _of_the_sense(given: ConfigDict) -> ConfigDict:
         return given
     words = ", ".join(str(word) for each in named for word in each.pop("synonyms"))
     _note(
-        f"sense = {shown(given.sense)}: its words in WordNet take the place of the synonyms that "
-        f"the file names, {textwrap.shorten(words, 100)}"
+        f"sense = {shown(given.sense)}: its words in WordNet, if it has others, take the place of "
+        f"the synonyms that the file names, {textwrap.shorten(words, 100)}"
     )
     return ConfigDict(values)
 

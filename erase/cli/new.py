@@ -22,6 +22,7 @@ from erase.config import model_file
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
 from erase.methods import erase_anything, with_synonyms
 from erase.runs import configure, load_runs
+from erase.runs.defaults import of_model
 from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly, nearest, printable
 from flux_jax.weights.hub import NAME
@@ -61,6 +62,11 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
     on_hub = NAME.fullmatch(path) and not Path(path).parent.is_dir()
     if not Path(path).exists() and not on_hub:
         raise InputError(f"model = {path!r} does not exist; check the path")
+    if of_model(path) is None and on_hub:
+        raise InputError(
+            f"model = {path!r} is no folder here, and on the hub only models named FLUX.1-... are "
+            "known before they are fetched: check the path, or fetch the model and give its folder"
+        )
     model = model_file.read(path)
     if model and model.things and model.find(concept) is None:
         names = [thing.phrase for thing in model.things]

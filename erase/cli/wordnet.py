@@ -1,6 +1,8 @@
 """Writes the subset of WordNet that ships anew: its present words, and those that are given.
 
-NLTK_DATA=~/nltk_data python -m erase wordnet tabby
+    NLTK_DATA=~/nltk_data python -m erase wordnet tabby
+
+NLTK_DATA names the folder that holds corpora/wordnet.
 """
 
 import json

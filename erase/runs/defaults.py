@@ -1,6 +1,6 @@
 """What a configuration need not say: the values that suit its model, and words for its concept.
 
-The model's folder brings them (`erase.config.schema.model_file`); FLUX.1 [dev] and [schnell], whose folders have no
+The model's folder brings them (`erase.config.model_file`); FLUX.1 [dev] and [schnell], whose folders have no
 such file, get the paper's values and sentences that suit any noun, adjective, verb, style or
 relation. Nothing here counts more than what a configuration's file or the command line says.
 """

@@ -38,7 +38,13 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a signal is noted and nothing else."""
+        """Within, a signal is noted and nothing else.
+
+        Raises:
+            PreemptedError: one came before, and a library has swallowed the error.
+        """
+        if self.asked:
+            raise PreemptedError(f"{self.asked}: stopped; {GOES_ON}")
         self.deferring = True
         try:
             yield
