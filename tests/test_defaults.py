@@ -28,6 +28,7 @@ from recipes.emoji_flux.world import INVERSE
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {"path": "models/emoji-flux"}
+STUDIES = "benchmarks/experiments/studies.py"
 SHIPPED = json.loads((ROOT / "tests" / "shipped_configs.json").read_text())
 # How ml_collections loads a configuration's file.
 LOADS_FILES = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -136,12 +137,12 @@ def test_twenty_newcomers_are_three_lines_each_and_nothing_was_chosen_on_them():
     assert len(runs) == 20
     for config in runs.values():
         assert config == three_lines(config.concept)
-        for name in ("suite.py", "studies.py", "__init__.py"):
-            assert f'"{config.concept}"' not in (ROOT / "configs" / name).read_text()
+        for file in ("configs/suite.py", "configs/__init__.py", STUDIES):
+            assert f'"{config.concept}"' not in (ROOT / file).read_text()
 
 
 def test_what_entities_get_was_chosen_on_others():
-    study = read_study(str(ROOT / "configs" / "studies.py") + ":entities")
+    study = read_study(str(ROOT / STUDIES) + ":entities")
     asked = {fields["concept"] for fields in study.concepts.values()}
     assert len(asked) == 20
     assert not asked & set(emoji_newcomer.newcomers())

@@ -26,9 +26,8 @@ from benchmarks.experiments.study import count
 from benchmarks.results.tables import relearning
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.data.words import synonyms
 from erase.data.words.irrelevant import listed
-from erase.methods import METHODS, meta_unlearning, plan
+from erase.methods import METHODS, meta_unlearning, plan, with_synonyms
 from erase.methods.base import Method
 from erase.methods.parts.updates import State, descent, in_every_run, optimiser
 from erase.model.open import open_model
@@ -111,9 +110,7 @@ def teach(
     """
     # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
     configs = {
-        name: replace(
-            synonyms.settle(config)[0], method="meta_unlearning", seed=config.seed + APART
-        )
+        name: replace(with_synonyms(config)[0], method="meta_unlearning", seed=config.seed + APART)
         for name, config in erased.items()
     }
     plans = {name: plan(config, pipe, listed(config)) for name, config in configs.items()}

@@ -25,10 +25,10 @@ from rich.table import Table
 from benchmarks.results.tables import sums
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
-from erase.data.words import synonyms
 from erase.evaluation import evaluate, statistics
 from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
 from erase.evaluation.percent import percent
+from erase.methods import with_synonyms
 from erase.model.open import open_model
 from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
@@ -132,7 +132,7 @@ def count(
     Raises:
         InputError: the judge does not know a concept.
     """
-    config, _ = synonyms.settle(config)
+    config, _ = with_synonyms(config)
     judge, drawn = evaluate.plan(config, pipe)
     assert judge is not None, "run_study has made sure"
 
