@@ -16,11 +16,13 @@ import pytest
 from helpers import tiny
 
 from convert.adapters.files import read_adapter
+from erase import methods
 from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, eap
 from erase.model.adapters import read_adapter as read_for_drawing
 from erase.model.open import open_model
 from erase.runs import configure, load_runs
+from erase.runtime import processes
 from erase.training import memory_plan, run
 from flux_jax.errors import InputError
 
@@ -66,6 +68,30 @@ def test_a_method_without_weights_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="method = 'uce' has no iterations"):
         run.run(runs_of(tiny_folder, "uce"), tmp_path / "run", replay=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_other_processes_get_a_method_s_own_settings(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the first process sends holds the settings of every method, as of each level."""
+
+    def sent(make: Any, kind: Any = None) -> Any:
+        return processes.read(processes.written(make, kind), kind)
+
+    class ReachedError(Exception):
+        pass
+
+    def planned(config: Any, *_: Any) -> None:
+        assert config == replace(given, synonyms=config.synonyms)
+        raise ReachedError
+
+    (given,) = runs_of(
+        tiny_folder, "esd", esd={"eta": 2.5}, lower={"attn": 3.0}, alternation="joint"
+    ).values()
+    monkeypatch.setattr(processes, "from_first", sent)
+    monkeypatch.setattr(methods, "plan", planned)
+    with pytest.raises(ReachedError):
+        run.run({"": given}, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ and what only one of the methods is to have stands in
     by_method={"esd": {"iterations": 200, "esd": {"learning_rate": 1e-3}}}
 
 What a file does not say follows the model (`erase.runs.defaults`), then the program's defaults
-(`erase.config.schema`). `load_runs` checks everything at once.
+(`erase.config.schema` and the methods' own files); `erase.runs.presets` lists what counts most.
+`load_runs` checks everything at once.
 """
 
 import dataclasses
@@ -47,8 +48,6 @@ from erase.runs.defaults import Defaults
 from erase.runs.presets import PRESETS
 from flux_jax.errors import InputError, nearest
 
-# `Config` and every method's settings. It is made from `METHODS`, so that a method is named once:
-# EraseAnything's settings are inherited (`config.lower`), all others are a part (`config.esd`).
 RunConfig: type[Config] = dataclasses.make_dataclass(
     "RunConfig",
     [
@@ -59,11 +58,16 @@ RunConfig: type[Config] = dataclasses.make_dataclass(
             if method.settings and not method.top_level
         ),
     ],
-    # The last base's fields come first.
     bases=(*(m.settings for m in METHODS.values() if m.settings and m.top_level), Config),
     frozen=True,
-    # So that other processes can be sent one.
-    namespace={"__module__": __name__},
+    namespace={
+        "__doc__": """A run: `Config` and the settings of all methods, made from `METHODS`.
+
+        Settings at the top level are inherited (`config.lower`), others are a part (`config.esd`).
+        """,
+        # Where pickle looks for the class, which has no `class` statement.
+        "__module__": __name__,
+    },
 )
 # Holds what the runs that train at once differ in.
 EACH = "each"

@@ -1,8 +1,9 @@
 """What a configuration need not say: the values that suit its model, and words for its concept.
 
-The model's folder brings them (`erase.config.model_file`); FLUX.1 [dev] and [schnell], whose folders have no
-such file, get the paper's values and sentences that suit any noun, adjective, verb, style or
-relation. Nothing here counts more than what a configuration's file or the command line says.
+The model's folder brings them (`erase.config.model_file`); FLUX.1 [dev] and [schnell], whose
+folders have no such file, get the paper's values and sentences that suit any noun, adjective, verb,
+style or relation. Nothing here counts more than what a configuration's file or the command line
+says.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from erase.config.model_file import Kind, Known, Thing
 from erase.config.schema import KINDS, Config
 from erase.data.words.irrelevant import COMMON
 from erase.data.words.templates import SLOT, phrase
-from erase.runs.presets import PRESETS
+from erase.runs.presets import ONE_SAMPLE, PRESETS
 from flux_jax.errors import InputError
 from flux_jax.weights.source import open_source, read_config, root_of
 
@@ -34,11 +35,7 @@ _OF_FLUX = Known(
         # With no judge these are looked at.
         "evaluation": {"pictures": 8, "batch": 2},
     },
-    method=merge_fields(
-        PRESETS["paper"],
-        # Their authors' batches of 8 and 10 take more than a GPU has, without remat.
-        {"by_method": {n: {"batch_size": 1} for n in ("concept_ablation", "meta_unlearning")}},
-    ),
+    method=merge_fields(PRESETS["paper"], {"by_method": ONE_SAMPLE}),
 )
 # [schnell] is distilled to four steps.
 _OF_SCHNELL = _OF_FLUX.model_copy(
