@@ -22,7 +22,7 @@ from absl import app, flags
 
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
 from erase.evaluation.eval_prompts import check_judge
-from erase.methods import with_synonyms
+from erase.methods.configured import with_synonyms
 from erase.model.open import open_model
 from erase.runtime import processes
 from erase.runtime.memory import explains_memory

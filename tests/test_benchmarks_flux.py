@@ -35,7 +35,7 @@ from erase.methods.parts.losses import squared_error
 from flux_jax.errors import InputError
 from flux_jax.lora import init
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.weights.loading import abstract_params
 
 TINY: dict[str, Any] = {**SIZES, "axes_dims_rope": [2, 2, 4], "patch_size": 1, "out_channels": None}
@@ -173,9 +173,8 @@ def test_operations_are_those_that_the_compiler_counts(gradient: bool):
     latents = of((1, IMAGE, 8), jnp.float32)
 
     def velocity(lora: Any, params: Any, latents: Any, conditioning: Any) -> Any:
-        times, ids = jnp.full(1, 0.5), jnp.ones((IMAGE, 3))
-        given = (latents, conditioning, times, ids, 3.5)
-        return apply_transformer(model, params, lora, *given)[0]
+        adapted = Denoiser(model, params, jnp.ones((IMAGE, 3)), 3.5, lora)
+        return adapted.velocity(latents, conditioning, jnp.full(1, 0.5))
 
     def loss(*arguments: Any) -> Any:
         return squared_error(velocity(*arguments), jnp.ones((1, IMAGE, 8)))

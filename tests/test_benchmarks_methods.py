@@ -14,7 +14,8 @@ from helpers import tiny
 from benchmarks.experiments import methods_full_size, relearning
 from erase.config.schema import Config
 from erase.data.words.irrelevant import listed
-from erase.methods import METHODS, plan
+from erase.methods import METHODS
+from erase.methods.configured import plan_of
 from erase.model.open import open_model
 from erase.runs import configure, load_runs
 from erase.training.make_adapters import make_adapters
@@ -129,7 +130,7 @@ def taught(
     """Erases and teaches again: the error on the concept's pictures at each of 40 steps."""
     configs = {"": config}
     pipe = open_model(config)
-    plans = {"": plan(config, pipe, listed(config))}
+    plans = {"": plan_of(config, pipe, listed(config))}
     errors: list[float] = []
     teach = relearning.TEACH
 

@@ -16,7 +16,6 @@ import pytest
 from helpers import tiny
 
 from convert.adapters.files import read_adapter
-from erase import methods
 from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, eap
 from erase.model.adapters import read_adapter as read_for_drawing
@@ -89,7 +88,7 @@ def test_other_processes_get_a_method_s_own_settings(
         tiny_folder, "esd", esd={"eta": 2.5}, lower={"attn": 3.0}, alternation="joint"
     ).values()
     monkeypatch.setattr(processes, "from_first", sent)
-    monkeypatch.setattr(methods, "plan", planned)
+    monkeypatch.setattr(run, "plan_of", planned)
     with pytest.raises(ReachedError):
         run.run({"": given}, tmp_path / "run")
 

@@ -176,7 +176,7 @@ def test_a_run_goes_on_with_another_number_of_devices(whole: Any, tmp_path: Path
 
 def on_two(folder: str) -> None:
     assert jax.device_count() == 2
-    assert training().setup.mesh.shape["data"] == 2
+    assert training().context.mesh.shape["data"] == 2
     np.savez(Path(folder) / "last.npz", *trained(Path(folder), iterations=6))
 
 

@@ -12,9 +12,9 @@ from helpers.devices import run_on
 from helpers.small import BANK, CONFIG, KEY, SIZES, every, random_tree
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from erase.data.bank import shapes, stack
+from erase.data.bank import stack_banks
 from erase.data.plan import Needs
-from erase.methods import setup_of, start
+from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_update
 from flux_jax import sharding as meshes
 from flux_jax.models import attention, splash_attention
@@ -161,7 +161,7 @@ def compare_meshes() -> None:
     def loss(scale: jax.Array, x: jax.Array) -> jax.Array:
         return jnp.sum(blocks.apply({"params": {"scale": scale}}, x, None)[0] ** 2)
 
-    runs, x = jnp.stack([params, 1.5 * params]), jnp.stack([Q, K])
+    runs, x = jnp.stack_banks([params, 1.5 * params]), jnp.stack_banks([Q, K])
     results = []
     for shape in ((1, 1, 1), (1, 2, 2), (2, 1, 2), (1, 1, 4)):
         count = int(np.prod(shape))
@@ -205,16 +205,16 @@ def compare_update() -> None:
         attention.compiled_for = lambda platform=platform: platform
         splash_attention.attend = kernel
         mesh = meshes.make(dict(zip(("concept", "data", "fsdp"), shape, strict=True)))
-        setup = setup_of(CONFIG, model, mesh)
-        state = setup.divided(every(*(start(key, params, CONFIG) for key in keys)))
+        context = context_of(CONFIG, model, mesh)
+        state = context.divided(every(*(start(key, params, CONFIG) for key in keys)))
         placed = (
             meshes.place_weights(mesh, params),
-            setup.placed(stack([bank, bank])),
-            setup.divided(keys),
+            context.placed(stack_banks([bank, bank])),
+            context.divided(keys),
         )
-        traced = lower_update.trace(state, *placed, setup=setup)
+        traced = lower_update.trace(state, *placed, context=context)
         assert ("shard_map" in str(traced.jaxpr)) == (platform == "tpu")
-        state, metrics = lower_update(state, *placed, setup=setup)
+        state, metrics = lower_update(state, *placed, context=context)
         results.append((state.lora, metrics))
     close(results[1], results[0])
     print(jax.device_count(), "devices agree")

@@ -40,7 +40,7 @@ from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judged
 from erase.evaluation.evaluate import by_concept, counts, others
 from erase.evaluation.judge import Judge, open_judge
 from erase.evaluation.percent import percent
-from erase.methods import with_synonyms
+from erase.methods.configured import with_synonyms
 from erase.methods.parts.least_squares import Moments
 from erase.model.open import open_model
 from erase.runs import load_runs

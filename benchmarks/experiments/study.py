@@ -28,7 +28,7 @@ from erase.config.schema import Config
 from erase.evaluation import evaluate, statistics
 from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
 from erase.evaluation.percent import percent
-from erase.methods import with_synonyms
+from erase.methods.configured import with_synonyms
 from erase.model.open import open_model
 from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write

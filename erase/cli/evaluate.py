@@ -27,7 +27,7 @@ from erase.config.schema import Config
 from erase.evaluation.eval_prompts import judge_of
 from erase.evaluation.evaluate import evaluate
 from erase.evaluation.summary import write_summary
-from erase.methods import with_synonyms
+from erase.methods.configured import with_synonyms
 from erase.model.adapters import read_adapter
 from erase.model.open import open_model
 from erase.report import card, report

@@ -20,7 +20,8 @@ from rich.text import Text
 from convert.arguments import Parser
 from erase.config import model_file
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
-from erase.methods import erase_anything, with_synonyms
+from erase.methods import erase_anything
+from erase.methods.configured import with_synonyms
 from erase.runs import configure, load_runs
 from erase.runs.defaults import of_model
 from erase.runtime.files import write

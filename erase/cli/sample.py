@@ -20,11 +20,12 @@ from erase.config.fields import shown
 from erase.data.words.spelling import mentions
 from erase.data.words.word_tokens import marks
 from erase.model.adapters import parse_adapter
-from erase.model.draw import draw, png
+from erase.model.draw import draw, picture_size, png
 from erase.runtime.files import write
 from erase.runtime.memory import explains_memory
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.pipeline import check_sampling, load
+from flux_jax.sampling import SamplingOptions
 
 
 def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
@@ -42,11 +43,7 @@ def sample(
     out: Path,
     *,
     silenced: str | None = None,
-    steps: int = 28,
-    guidance: float = 3.5,
-    height: int | None = None,
-    width: int | None = None,
-    batch: int = 16,
+    options: SamplingOptions | None = None,
 ) -> list[Path]:
     """Draws every prompt with every seed and writes PNGs.
 
@@ -57,11 +54,7 @@ def sample(
         adapters: "PATH" or "PATH:STRENGTH" each.
         out: folder; files of the same names are replaced.
         silenced: a word whose tokens give nothing to the picture.
-        steps: Euler steps.
-        guidance: distilled guidance scale.
-        height: pixels; by default the size that the autoencoder was made for.
-        width: pixels; likewise.
-        batch: pictures drawn at once.
+        options: how they are drawn.
 
     Returns:
         The files, in the order prompt by prompt, seed by seed.
@@ -74,9 +67,10 @@ def sample(
             f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
             '--prompt "a photo of a cat" --seed 0'
         )
-    check_sampling(steps, guidance)
-    if batch < 1:
-        raise InputError(f"batch = {batch} must be at least 1")
+    options = options or SamplingOptions()
+    check_sampling(options.steps, options.guidance)
+    if options.batch < 1:
+        raise InputError(f"batch = {options.batch} must be at least 1")
     if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
         print(
             f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",
@@ -84,10 +78,8 @@ def sample(
         )
     read = [parse_adapter(text) for text in adapters]
     pipe = load(model)
-    height = pipe.vae.config.sample_size if height is None else height
-    width = pipe.vae.config.sample_size if width is None else width
     # All that needs no weights comes before they are read.
-    pipe.grid(height, width)
+    pipe.grid(*picture_size(pipe, options))
     pipe.tokenize(prompts)
     if silenced is not None:
         marks(pipe.tokenizer_2, prompts, silenced)
@@ -98,19 +90,15 @@ def sample(
         pipe,
         [prompt for prompt, _ in pairs],
         [seed for _, seed in pairs],
-        height=height,
-        width=width,
-        steps=steps,
-        guidance=guidance,
+        options,
         adapters=read,
         silenced=silenced,
-        batch=batch,
     )
     files = [out / name for name in file_names(prompts, seeds)]
     settings = {
         "model": str(model),
-        "steps": steps,
-        "guidance": guidance,
+        "steps": options.steps,
+        "guidance": options.guidance,
         "adapters": list(adapters),
         "silenced": silenced,
     }
@@ -147,6 +135,7 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv, "prompts are given with --prompt")
     given = flags.FLAGS
+    options = SamplingOptions(given.steps, given.guidance, given.height, given.width, given.batch)
     with explains_memory("What needs less: a smaller --batch, --height or --width"):
         files = sample(
             given.model,
@@ -155,11 +144,7 @@ def main(argv: Sequence[str]) -> None:
             given.adapter,
             Path(given.out),
             silenced=given.silence,
-            steps=given.steps,
-            guidance=given.guidance,
-            height=given.height,
-            width=given.width,
-            batch=given.batch,
+            options=options,
         )
     for file in files:
         print(file)

@@ -45,9 +45,8 @@ from erase.runs import load_config
 from flux_jax import lora, progress
 from flux_jax import sharding as meshes
 from flux_jax.errors import InputError
-from flux_jax.models.transformer import FluxTransformer
 from flux_jax.pipeline import Pipeline
-from flux_jax.programs import Conditioning
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.tree import nest
 
 # Layers of dual-stream blocks that see the text.
@@ -307,30 +306,23 @@ def grams(
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
     tree = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
     samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
-    params = pipe.params["transformer"]
+    model = pipe.denoiser(ids, config.guidance).replace(lora=tree)
     with jax.set_mesh(pipe.mesh):
-        found = _grams(
-            pipe.transformer, params, tree, *samples, ids, config.guidance, sigmas, targets=targets
-        )
+        found = _grams(model, *samples, sigmas, targets=targets)
     return {target: np.asarray(gram, np.float64) for target, gram in found.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("transformer", "targets"))
+@functools.partial(jax.jit, static_argnames="targets")
 def _grams(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree,
+    model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
     weights: Float[Array, "B T"],
-    image_ids: Float[Array, "S 3"],
-    guidance: Array,
     sigmas: Float[Array, "steps+1"],
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L I I"]]:
-    given = (noise, conditioning, image_ids, guidance, sigmas)
-    return mean_over_steps(transformer, params, lora, *given, _keeping(targets, weights))
+    return mean_over_steps(model, noise, conditioning, sigmas, _keeping(targets, weights))
 
 
 def _keeping(targets: Sequence[str], weights: Float[Array, "B T"]) -> Callable[..., Any]:

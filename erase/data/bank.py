@@ -7,7 +7,7 @@ F pictures, A anchors, S image tokens, C latent channels, B batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import flax.struct
@@ -25,8 +25,7 @@ from flux_jax.programs import Conditioning
 from flux_jax.weights.loading import abstract_params
 
 
-@flax.struct.dataclass
-class Bank:
+class Bank(flax.struct.PyTreeNode):
     """Arrays that the jitted updates index; they are made, and stacked, on the host.
 
     Attributes:
@@ -64,7 +63,7 @@ class Bank:
     regions: Float[Array, "R S"] | None = None
 
 
-def shapes(
+def bank_shapes(
     config: Config,
     transformer: FluxTransformer,
     image_tokens: int,
@@ -90,7 +89,7 @@ def shapes(
         return Conditioning(
             of((*lead, text_tokens, sizes.joint_attention_dim), dtype),
             of((*lead, sizes.pooled_projection_dim), dtype),
-        )  # pyright: ignore[reportCallIssue]
+        )
 
     def latents(*lead: int) -> Array:
         return of((*lead, image_tokens, sizes.in_channels), dtype)
@@ -113,10 +112,10 @@ def shapes(
         image_ids=of((image_tokens, 3), jnp.float32),
         edit=edit,
         regions=of((count.trajectories, image_tokens), jnp.float32) if needs.regions else None,
-    )  # pyright: ignore[reportCallIssue]
+    )
 
 
-def stack(banks: Sequence[Bank]) -> Bank:
+def stack_banks(banks: Sequence[Bank]) -> Bank:
     """One bank for runs that train at once: every leaf gets a leading axis, but what they share.
 
     `times` and `image_ids` are the same for all. Runs with fewer forms get fillers, which are
@@ -136,7 +135,7 @@ def stack(banks: Sequence[Bank]) -> Bank:
     def filled(bank: Bank) -> Bank:
         rows = np.minimum(np.arange(forms), bank.masks.shape[1] - 1)
         missing = forms - len(bank.kinds)
-        return bank.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        return bank.replace(
             sentences=bank.sentences[:, rows],
             masks=bank.masks[:, rows],
             kinds=np.pad(bank.kinds, (0, missing), constant_values=FILLER),
@@ -145,3 +144,9 @@ def stack(banks: Sequence[Bank]) -> Bank:
 
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(filled, banks))
     return together.replace(times=banks[0].times, image_ids=banks[0].image_ids)
+
+
+def run_axes() -> Bank:
+    """Which axis of stacked banks is the runs', for `jax.vmap`; None where they share an array."""
+    axes: dict[str, Any] = dict.fromkeys((field.name for field in fields(Bank)), 0)
+    return Bank(**axes | {"times": None, "image_ids": None})

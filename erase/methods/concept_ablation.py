@@ -17,15 +17,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
 from erase.config.schema import AdamW, Config
-from erase.data.bank import Bank
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
-from erase.methods.base import Drawn, Method, descending
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import velocity
+from erase.methods.base import Drawn, Method, adamw_step
+from erase.methods.parts.compiled import StepContext, split_samples
+from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching, squared_error
-from erase.methods.parts.samples import Counts, draw_pictures, noised
-from erase.methods.parts.updates import Metrics
+from erase.methods.parts.samples import Counts, add_noise, sample_pictures
+from erase.methods.parts.step import Metrics
 from flux_jax.pipeline import Pipeline
 
 # The forms of a sentence: with the concept, and with the anchor.
@@ -50,17 +49,17 @@ class Settings(AdamW):
 
 
 def losses(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one run."""
-    own: Settings = setup.settings
-    rows, steps, noise_key = draw_pictures(len(bank.trajectories), key, setup, len(bank.times))
+    own, bank, batch = run.settings, run.bank, run.context.batch_size
+    rows, steps, noise_key = sample_pictures(len(bank.trajectories), key, batch, len(bank.times))
     pictures, sentences = bank.trajectories[rows, -1], bank.trajectory_sentences[rows]
-    latents, times, clean, noise = noised(pictures, steps, noise_key, bank, setup)
+    latents, times, clean, noise = add_noise(run, pictures, steps, noise_key)
 
     def of(form: int, lora: PyTree) -> Float[Array, "B S C"]:
-        shown = split_samples(setup, bank.sentences[sentences, form])
-        return velocity(setup, params, lora, latents, shown, times, bank)
+        prompts = split_samples(run.context, bank.sentences[sentences, form])
+        return run.adapted(lora).velocity(latents, prompts, times)
 
     concept = of(CONCEPT, lora)
     if own.target == "noise":
@@ -75,9 +74,9 @@ def losses(
     return total, metrics
 
 
-def drawn(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
+def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> Drawn:
     """Pictures are the ends of trajectories."""
-    rows, steps, _ = draw_pictures(counts.trajectories, key, setup, counts.steps)
+    rows, steps, _ = sample_pictures(counts.trajectories, key, context.batch_size, counts.steps)
     return {"": ("trajectories", (rows, steps))}
 
 
@@ -99,7 +98,7 @@ def problems(config: Config) -> Iterator[str]:
         yield f"concept_ablation.anchor = {anchor!r} is the concept: name what it is to become"
 
 
-STEP = descending("ablation", losses, lambda config: config.method_settings(Settings), drawn=drawn)
+STEP = adamw_step("ablation", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="Concept Ablation",
     settings=Settings,

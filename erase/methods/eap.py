@@ -32,11 +32,11 @@ from erase.data.plan import POOL, Needs
 from erase.data.words.irrelevant import Words
 from erase.methods import esd
 from erase.methods.base import Method, Parts, Step
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import velocity, walked
+from erase.methods.parts.compiled import split_samples
+from erase.methods.parts.forward import RunInputs, rollout
 from erase.methods.parts.losses import squared_error
-from erase.methods.parts.samples import draw_places
-from erase.methods.parts.updates import Metrics, State, descend, descent, in_every_run, optimiser
+from erase.methods.parts.samples import Sample, sample_places
+from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
@@ -88,92 +88,80 @@ def chosen(
 def harm(
     lora: PyTree,
     weights: Float[Array, "V"],
-    params: PyTree,
-    bank: Bank,
-    setup: Setup,
-    sample: esd.Sample,
+    run: RunInputs[Settings],
+    sample: Sample,
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
     """How much an adapter changes the velocity of what the weights choose, at a sample of a key."""
-    own: Settings = setup.settings
-    forms = bank.sentences[sample.sentences]
-    shown: Conditioning = jax.tree.map(
-        lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)), forms
+    own, bank, batch = run.settings, run.bank, run.context.batch_size
+    prompts: Conditioning = jax.tree.map(
+        lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)),
+        bank.sentences[sample.sentences],
     )
-    shown, latents = split_samples(setup, shown), sample.latents
+    prompts, latents = split_samples(run.context, prompts), sample.latents
     if own.trajectories == "student":
-        places = draw_places(len(bank.trajectories), key, setup, len(bank.times))
-        latents = walked(lora, params, shown, *places, bank, setup)
-    given = (latents, shown, sample.times, bank)
-    adapted = velocity(setup, params, lora, *given, guidance=own.guidance)
-    return squared_error(adapted, velocity(setup, params, None, *given, guidance=own.guidance))
+        rows, steps = sample_places(len(bank.trajectories), key, batch, len(bank.times))
+        latents = rollout(run, lora, prompts, rows, steps)
+    guided = run.guided(own.guidance)
+    adapted = guided.adapted(lora).velocity(latents, prompts, sample.times)
+    return squared_error(adapted, guided.frozen.velocity(latents, prompts, sample.times))
 
 
 def losses(
-    lora: PyTree,
-    logits: Float[Array, "M"],
-    *,
-    params: PyTree,
-    bank: Bank,
-    key: PRNGKeyArray,
-    setup: Setup,
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray, logits: Float[Array, "M"]
 ) -> tuple[Float[Array, ""], Metrics]:
     """Both terms of one run, under the words' logits.
 
     Returns:
         L_esd + λ harm, and the parts.
     """
-    own: Settings = setup.settings
-    drawn = esd.draw(own.trajectories, lora, params, bank, key, setup)
-    sample = jax.lax.stop_gradient(drawn)
-    erasing = esd.erasing(lora, params, bank, setup, sample, own.guidance)
-    weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
-    kept = harm(lora, weights, params, bank, setup, sample, key)
+    own = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, lora, key))
+    erasing = esd.erasing(lora, run.guided(own.guidance), sample)
+    weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), own.temperature)
+    kept = harm(lora, weights, run, sample, key)
     return erasing + own.preserve * kept, {"esd": erasing, "harm": kept}
 
 
-def _erase(
-    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> tuple[State, Metrics]:
-    """A step of the adapter."""
-    fixed = functools.partial(losses, logits=state.own["logits"])
-    return descent("eap", fixed, lambda own: own)(state, params, bank, key, setup)
+def _erasing_gradient(
+    state: State, run: RunInputs[Settings], key: PRNGKeyArray
+) -> tuple[PyTree, Metrics]:
+    """Of both terms, with respect to the adapter."""
+    return jax.grad(losses, has_aux=True)(state.lora, run, key, state.own["logits"])
 
 
-def _search(
-    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> tuple[State, Metrics]:
-    """A step of the logits, up the harm."""
-    own: Settings = setup.settings
-    drawn = esd.draw(own.trajectories, state.lora, params, bank, key, setup)
-    sample = jax.lax.stop_gradient(drawn)
+def _searching_gradient(
+    state: State, run: RunInputs[Settings], key: PRNGKeyArray
+) -> tuple[PyTree, Metrics]:
+    """Of the harm, with respect to the logits, which are to make it larger."""
+    own = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, state.lora, key))
 
     def loss(logits: Float[Array, "M"]) -> tuple[Array, Metrics]:
-        weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
-        harmed = harm(state.lora, weights, params, bank, setup, sample, key)
+        weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), own.temperature)
+        harmed = harm(state.lora, weights, run, sample, key)
         return -harmed, {"worst": harmed}
 
-    step = optax.adam(own.logits_rate)
-    logits, search, metrics = descend(loss, state.own["logits"], state.own["search"], step)
-    metrics["search_gradient"] = metrics.pop("gradient")
-    changed = state.own | {"logits": logits, "search": search}
-    return state.replace(own=changed), metrics  # pyright: ignore
+    return jax.grad(loss, has_aux=True)(state.own["logits"])
+
+
+def _adam(own: Settings) -> optax.GradientTransformation:
+    """Of the logits."""
+    return optax.adam(own.logits_rate)
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
-    return {"eap": optimiser(config.method_settings(Settings)).init(lora)}
+    return {"eap": adamw(config.method_settings(Settings)).init(lora)}
 
 
 def _start_search(lora: PyTree, config: Config) -> dict[str, PyTree]:
     del lora
-    logits = jnp.zeros(1 + config.method_settings(Settings).most)
-    return {
-        "logits": logits,
-        "search": optax.adam(config.method_settings(Settings).logits_rate).init(logits),
-    }
+    own = config.method_settings(Settings)
+    logits = jnp.zeros(1 + own.most)
+    return {"logits": logits, "search": _adam(own).init(logits)}
 
 
-def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
+def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
     return {"eap": (functools.partial(losses, logits=own["logits"]), key)}
 
 
@@ -247,8 +235,12 @@ def problems(config: Config) -> Iterator[str]:
         yield f"eap.vocabulary = {named!r} is not a file; name one with a word a line"
 
 
-ERASE = Step(in_every_run(_erase), _start, _losses)
-SEARCH = Step(in_every_run(_search), _start_search, lambda key, own: {})
+ERASE = Step(jit_over_runs(Update("eap", _erasing_gradient, adamw, "eap")), _start, _losses)
+SEARCH = Step(
+    jit_over_runs(Update("search", _searching_gradient, _adam, "search", trains="logits")),
+    _start_search,
+    lambda key, own: {},
+)
 METHOD = Method(
     title="EAP",
     settings=Settings,

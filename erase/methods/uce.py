@@ -25,6 +25,7 @@ from erase.data.words.templates import SLOT, phrase
 from erase.data.words.word_tokens import marks
 from erase.methods.base import Method
 from erase.methods.parts import closed_form
+from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
 from flux_jax.lora import Adapter, unscaled
 from flux_jax.pipeline import Pipeline
@@ -101,6 +102,7 @@ def exports(
     """
     del planned, bank, adapter
     own, targets = config.method_settings(Settings), config.adapter.targets
+    ridge = Ridge(own.ridge, name="uce.ridge")
     groups = (erased(config), guides(config), kept(config))
     pairs = [pair for group in groups for pair in group]
     prompts = [prompt for prompt, _ in pairs]
@@ -112,8 +114,7 @@ def exports(
         weights = kernels(pipe, target)
         for kernel, vectors in zip(weights, seen[target][:, :, 0], strict=True):
             c, g, k = np.split(vectors, ends)
-            given = {"ridge": own.ridge, "preserve": own.preserve, "name": "uce.ridge"}
-            factors.append(closed_form.edit(kernel, c, g, k, **given))
+            factors.append(closed_form.edit(kernel, c, g, k, ridge, preserve=own.preserve))
         flat |= closed_form.leaves(target, factors)
     return unscaled(nest(flat))
 

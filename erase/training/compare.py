@@ -35,7 +35,8 @@ from erase.config.schema import Config
 from erase.evaluation import attack, evaluate, frechet, statistics
 from erase.evaluation.eval_prompts import Case, draw_cases, judge_of, judged
 from erase.evaluation.statistics import share
-from erase.methods import method_of, with_synonyms
+from erase.methods import method_of
+from erase.methods.configured import with_synonyms
 from erase.model.open import open_model
 from erase.runtime.files import write
 from erase.training import memory_plan

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import jax
 
-from erase import methods
 from erase.config.schema import Config
 from erase.data.words import irrelevant, sentences
 from erase.data.words.language_model import describe
 from erase.evaluation import early_stop, evaluate, summary
 from erase.evaluation.eval_prompts import check_judge
-from erase.methods import irrelevant_words, method_of, start, with_synonyms
+from erase.methods import method_of
+from erase.methods.configured import irrelevant_words, plan_of, start, with_synonyms
 from erase.model.open import open_model
 from erase.report import card, report
 from erase.report import words as shown
@@ -107,7 +107,7 @@ def _run(
         lambda: {name: irrelevant_words(configs[name], folders[name]) for name in runs},
         dict[str, irrelevant.Words],
     )
-    plans = {name: methods.plan(configs[name], pipe, words[name]) for name in runs}
+    plans = {name: plan_of(configs[name], pipe, words[name]) for name in runs}
     drawn = []
     for config in configs.values():
         if config.evaluation.pictures:
