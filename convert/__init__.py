@@ -23,7 +23,7 @@ moved.announce(
         "lora_stacked": "convert.adapters.stacked",
         "lora_tables": "convert.adapters.names",
         "lora_torch": "convert.adapters.torch_files",
-        "mapping": "flux_jax.weights.mapping",
+        "mapping": "flux_jax.weights.mapping flux_jax.tree",
         "original": "flux_jax.weights.original",
         "progress": "flux_jax.progress",
         "quantized": "flux_jax.weights.quantized.formats",

@@ -31,7 +31,11 @@ from pathlib import Path
 from convert.adapters.files import _dropped, named_file, read_layers, write_layers
 from convert.adapters.names import FLAX, LAYOUTS
 from convert.arguments import Parser
+from flux_jax import moved
 from flux_jax.errors import InputError, exits_cleanly, note
+
+# The library of adapters' files was here.
+__getattr__ = moved.names(__name__, "convert.adapters.files")
 
 
 @exits_cleanly

@@ -227,14 +227,13 @@ def test_augmentation_is_mild_and_wiping_is_not():
 
 @pytest.mark.slow
 def test_training_goes_on_where_it_was_cut_off(tmp_path: Path):
-    made, pixels = scenes(96), sprites()
+    inverse = judge_training.inverse_relations(LABELS.relations, INVERSE)
+    data = judge_training.judge_data(sprites(), scenes(96), inverse)
     arguments = {"batch": 2, "held_out": 32, "dtype": jnp.float32}
-    judge_training.train(
-        pixels, made, LABELS, INVERSE, tmp_path / "work", tmp_path / "judge", 1, **arguments
-    )
+    judge_training.train(data, LABELS, tmp_path / "work", tmp_path / "judge", 1, **arguments)
     once = Judge.load(tmp_path / "judge")
     shares = judge_training.train(
-        pixels, made, LABELS, INVERSE, tmp_path / "work", tmp_path / "judge", 2, **arguments
+        data, LABELS, tmp_path / "work", tmp_path / "judge", 2, **arguments
     )
     twice = Judge.load(tmp_path / "judge")
     lines = (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()

@@ -61,6 +61,17 @@ def test_one_pass_gives_both_lower_losses():
     np.testing.assert_allclose(total, metrics["esd"] + 2 * metrics["attn"], rtol=1e-6)
 
 
+def test_one_time_and_one_guidance_serve_all_samples():
+    prompts, latents = BANK.sentences[:, 0], BANK.trajectories[:M, 0]
+    model = Denoiser(MODEL, PARAMS, BANK.image_ids, 2.0)
+    each = model.replace(guidance=jnp.full(M, 2.0))
+    found = model.velocity(latents, prompts, jnp.float32(0.5))
+    np.testing.assert_array_equal(found, each.velocity(latents, prompts, jnp.full(M, 0.5)))
+    for row in range(M):
+        wanted, _ = alone(PARAMS, None, latents[row], prompts[row], jnp.float32(0.5), 2.0)
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_second_anchor_takes_the_empty_prompts_place():
     bank = make_bank(anchors=2)
     context = with_levels(CONTEXT, lower=replace(CONFIG.lower, attn=0.0))

@@ -138,9 +138,11 @@ def test_schedules_follow_guidance(folder: Path, tiny_folder: Path):
 
 
 def test_a_schedule_that_is_guessed_without_guidance_is_told_of_once(
-    tiny_folder: Path, tmp_path: Path, capsys
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    file = tmp_path / "flux1-dedistilled.safetensors"
+    # A long path would be shortened.
+    monkeypatch.chdir(tmp_path)
+    file = Path("flux1-dedistilled.safetensors")
     file.touch()
     read_schedule(file, True)
     assert not capsys.readouterr().err
@@ -148,7 +150,7 @@ def test_a_schedule_that_is_guessed_without_guidance_is_told_of_once(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"note: {file}: FLUX.1 [schnell]'s schedule is taken, since the transf")
     assert "embeds no guidance" in line
-    assert line.endswith(f"put its scheduler_config.json into {tmp_path / 'scheduler'}")
+    assert line.endswith("put its scheduler_config.json into scheduler")
     assert len(line) <= 400
     read_schedule(file, False)
     shutil.copytree(tiny_folder / "scheduler", tmp_path / "scheduler")

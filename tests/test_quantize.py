@@ -197,9 +197,9 @@ def test_parts_lie_on_their_devices(tiny_folder: Path):
 # Without this module's imports, which take longer than the rest.
 ON_FOUR = """
 from pathlib import Path
-from convert.source import open_source
-from flux_jax import mesh as meshes
-from flux_jax.weights import Weights
+from flux_jax.weights.source import open_source
+from flux_jax import sharding as meshes
+from flux_jax.weights.loading import Weights
 
 meshes.WHOLE = 1 << 12
 source = open_source(Path({folder!r}), "transformer")

@@ -17,7 +17,7 @@ from flux_jax.weights.quantized.lazy import Lazy
 from flux_jax.weights.safetensors_files import read_file
 
 FP8 = {"e4m3fn": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
-STORED = read_file(Path(__file__).with_name("bitsandbytes.safetensors"))
+STORED = read_file(Path(__file__).parent / "helpers" / "bitsandbytes.safetensors")
 CASES = sorted(name.split(".")[1] for name in STORED if name.startswith("expected."))
 WEIGHT = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 

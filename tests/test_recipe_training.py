@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +85,8 @@ def fit(folder: Path, updates: int, chunk: int = 3) -> Any:
     optimizer = optax.sgd(0.1)
     state = training.start({"w": jnp.zeros(2)}, optimizer)
     data = jnp.arange(5.0)
-    return training.fit(
-        state, quadratic, data, optimizer, updates, folder, title="quadratic", chunk=chunk
-    )
+    with mock.patch.object(training, "CHUNK", chunk):
+        return training.fit(state, quadratic, data, optimizer, updates, folder, title="quadratic")
 
 
 def test_a_resumed_fit_ends_where_a_whole_one_does(tmp_path: Path):

@@ -15,7 +15,7 @@ from PIL import Image
 from convert.adapters.files import write_lora
 from erase.cli.sample import file_names, sample
 from erase.model.adapters import parse_adapter
-from erase.model.draw import draw
+from erase.model.draw import draw, picture_size
 from erase.runtime.files import write
 from flux_jax import load, lora
 from flux_jax.errors import InputError
@@ -65,6 +65,13 @@ def test_pictures_do_not_depend_on_their_batch(pipe: Pipeline):
     # Rows of a product may be rounded differently, by one grey level.
     np.testing.assert_allclose(there.astype(int), back[::-1].astype(int), atol=1)
     assert not np.array_equal(there[0], there[1])
+
+
+def test_pictures_have_the_models_size_unless_another_is_given(pipe: Pipeline):
+    own = pipe.vae.config.sample_size
+    assert picture_size(pipe, SamplingOptions()) == (own, own)
+    assert picture_size(pipe, SamplingOptions(height=2 * own)) == (2 * own, own)
+    assert picture_size(pipe, SamplingOptions(width=0)) == (own, 0)
 
 
 def test_sample_writes_every_pair_and_adapters_change_pictures(

@@ -63,7 +63,7 @@ def test_a_second_signal_ends_at_once():
     """Even where Python waits for a call into a library."""
     code = """
 import time
-from erase.signals import listening
+from erase.runtime.signals import listening
 with listening() as stop, stop.deferred():
     print("ready", flush=True)
     time.sleep(60)

@@ -12,7 +12,7 @@ from helpers.devices import run_on
 from helpers.small import BANK, CONFIG, KEY, SIZES, every, random_tree
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from erase.data.bank import stack_banks
+from erase.data.bank import bank_shapes, stack_banks
 from erase.data.plan import Needs
 from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_update
@@ -161,7 +161,7 @@ def compare_meshes() -> None:
     def loss(scale: jax.Array, x: jax.Array) -> jax.Array:
         return jnp.sum(blocks.apply({"params": {"scale": scale}}, x, None)[0] ** 2)
 
-    runs, x = jnp.stack_banks([params, 1.5 * params]), jnp.stack_banks([Q, K])
+    runs, x = jnp.stack([params, 1.5 * params]), jnp.stack([Q, K])
     results = []
     for shape in ((1, 1, 1), (1, 2, 2), (2, 1, 2), (1, 1, 4)):
         count = int(np.prod(shape))
@@ -191,7 +191,8 @@ def compare_update() -> None:
     sizes = SIZES | {"attention_head_dim": splash_attention.LANES, "axes_dims_rope": (32, 48, 48)}
     model = FluxTransformer(FluxConfig.from_dict(sizes))
     params = random_tree(abstract_params("transformer", sizes), 1, 0.05)
-    of_bank = shapes(CONFIG, model, half, half, Needs(pools=(("",), ("",) * 3), shown=("",) * 2))
+    needs = Needs(pools=(("",), ("",) * 3), shown=("",) * 2)
+    of_bank = bank_shapes(CONFIG, model, half, half, needs)
     bank = random_tree(of_bank, 2).replace(
         masks=(random_tree(of_bank.masks, 3) > 0).astype(jnp.float32),
         kinds=BANK.kinds,

@@ -85,7 +85,7 @@ def test_variants_of_the_evaluation_share_their_training(small: Study, tmp_path:
 def test_unusable_studies_are_named(small: Study, tmp_path: Path):
     with pytest.raises(InputError, match=r"'no\.py' is not a file"):
         read_study("no.py:losses")
-    path = Path(__file__).resolve().parents[1] / "configs" / "studies.py"
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "experiments" / "studies.py"
     assert set(read_study(f"{path}:losses").variants) >= {"esd + attn", "all four"}
     with pytest.raises(InputError, match=r"is unknown; did you mean losses or"):
         read_study(f"{path}:loses")

@@ -213,7 +213,7 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
 def test_commands_end_with_code_2_and_no_traceback(program: str, finished: Path, tmp_path: Path):
     command = [sys.executable, "-m", program, "--config", "configs/emoji_cat.py"]
     command += ["--workdir", str(tmp_path / "run"), "--config.model.path=no/such/folder"]
-    if program == "erase.evaluation.evaluate":
+    if program == "erase.cli.evaluate":
         command.append(f"--adapter={finished}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

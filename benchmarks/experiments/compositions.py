@@ -140,12 +140,7 @@ def measure(
             for group in chosen
         ]
         check(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
-        made_of: dict[str, list[Adapter]] = {name: [] for name in METHODS}
-        for group in chosen:
-            erased = {judge.label(runs[name].concept) for name in group}
-            keep = emoji_hundred.keep_sentences(erased)
-            for name, flat in changes(pipe, [parts[name] for name in group], keep):
-                made_of[name].append(whole(flat))
+        made_of = composed(pipe, judge, runs, parts, chosen)
         zero = [(each[0], 0.0) for each in zip(*made_of.values(), strict=True)]
         base = look(shown, zero, f"of {count}, base")
         for name, adapters in made_of.items():
@@ -157,6 +152,23 @@ def measure(
             made[name] = {"strength": strength} | counted(judge, shown, sides)
         write(out, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def composed(
+    pipe: Pipeline,
+    judge: Judge,
+    runs: Mapping[str, Config],
+    parts: Mapping[str, Part],
+    chosen: Sequence[Sequence[str]],
+) -> dict[str, list[Adapter]]:
+    """An adapter for each group of concepts, by every method."""
+    made_of: dict[str, list[Adapter]] = {name: [] for name in METHODS}
+    for group in chosen:
+        erased = {judge.label(runs[name].concept) for name in group}
+        keep = emoji_hundred.keep_sentences(erased)
+        for name, flat in changes(pipe, [parts[name] for name in group], keep):
+            made_of[name].append(whole(flat))
+    return made_of
 
 
 def changes(

@@ -33,7 +33,14 @@ from convert.adapters.names import (
     spell,
 )
 from convert.adapters.parts import LOHA, LOKR, NO_ALPHA, NOT_FINITE, UnusableError, change, settled
-from convert.adapters.peft import DAMAGES, PEFT_FILE, PEFT_METADATA, folder_scales, header_scales
+from convert.adapters.peft import (
+    DAMAGES,
+    PEFT_FILE,
+    PEFT_METADATA,
+    Scales,
+    folder_scales,
+    header_scales,
+)
 from convert.adapters.rows import apart, together
 from flux_jax.errors import InputError, counted, shortened
 from flux_jax.weights.mapping import DAMAGED
@@ -44,6 +51,10 @@ HEADER = (PEFT_METADATA, TOLD)
 # The longest example of what is wrong.
 PROBLEM = 160
 MEND = "give a file that holds one adapter of FLUX.1's transformer, whole and in one layout"
+
+
+# Each layer's first key and its tensors by part, by the layer's name in the file.
+Stems = dict[str, tuple[Key, dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -98,12 +109,31 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
         if file.name == PEFT_FILE and first.naming.prefix.startswith(PEFT_PREFIX):
             notes.append("no adapter_config.json beside it, so alpha is taken to be the rank")
 
-    told = _told(file, metadata)
+    stems = _by_layer(keys, tensors)
+    layers, alphas, unchanged = _changes(file, stems, _told(file, metadata), scales)
+    if scales.dora and all(each.magnitude is None for each in layers.values()):
+        raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
+    if not layers:
+        every = f"all {len(stems)} layers have" if len(stems) > 1 else "its only layer has"
+        raise InputError(f"{file}: changes nothing: {every} an alpha of 0, or only zeros")
+    if unchanged:
+        notes.append(f"left out {counted(unchanged, 'layer')} with an alpha of 0 or only zeros")
+    described = _described(next(iter(keys.values())).naming, (parts for _, parts in stems.values()))
+    return Found(layout, layers, tuple(notes), described, alphas)
+
+
+def _changes(
+    file: Path, stems: Stems, told: Mapping[str, list[Told | None]], scales: Scales
+) -> tuple[dict[Place, Pair | Full], dict[Place, np.ndarray], int]:
+    """The layers' changes, alphas of those that are not above 0, and how many layers have none.
+
+    Raises:
+        InputError: some layers cannot be used.
+    """
     layers: dict[Place, Pair | Full] = {}
     alphas: dict[Place, np.ndarray] = {}
     bad: list[str] = []
     unchanged = 0
-    stems = _by_layer(keys, tensors)
     for stem, (key, tensors_of) in stems.items():
         name = key.layer.in_block(key.block)
         try:
@@ -122,15 +152,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
         except UnusableError as error:
             bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
     refuse(file, bad)
-    if scales.dora and all(each.magnitude is None for each in layers.values()):
-        raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
-    if not layers:
-        every = f"all {len(stems)} layers have" if len(stems) > 1 else "its only layer has"
-        raise InputError(f"{file}: changes nothing: {every} an alpha of 0, or only zeros")
-    if unchanged:
-        notes.append(f"left out {counted(unchanged, 'layer')} with an alpha of 0 or only zeros")
-    described = _described(next(iter(keys.values())).naming, (parts for _, parts in stems.values()))
-    return Found(layout, layers, tuple(notes), described, alphas)
+    return layers, alphas, unchanged
 
 
 def refuse(file: Path, bad: list[str]) -> None:
@@ -229,11 +251,9 @@ def _described(naming: Naming, layers: Iterable[Mapping[str, np.ndarray]]) -> st
     return names
 
 
-def _by_layer(
-    keys: Mapping[str, Key], tensors: Mapping[str, np.ndarray]
-) -> dict[str, tuple[Key, dict[str, np.ndarray]]]:
+def _by_layer(keys: Mapping[str, Key], tensors: Mapping[str, np.ndarray]) -> Stems:
     """Each layer's first key and its tensors by part, by the layer's name in the file."""
-    stems: dict[str, tuple[Key, dict[str, np.ndarray]]] = {}
+    stems: Stems = {}
     for name, key in keys.items():
         stems.setdefault(key.stem, (key, {}))[1][key.part] = tensors[name]
     return stems

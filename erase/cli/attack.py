@@ -20,6 +20,7 @@ from erase.cli import evaluate
 from erase.cli.flags import begin, parse_flags
 from erase.evaluation.attack import STEM, attack
 from erase.evaluation.summary import write_summary
+from erase.report import report
 from erase.runtime.memory import explains_memory
 from flux_jax.errors import exits_cleanly
 
@@ -31,10 +32,11 @@ def main(argv: Sequence[str]) -> None:
     pipe, runs = evaluate.open_runs(flags.FLAGS)
     workdir, pictures = Path(flags.FLAGS.workdir), flags.FLAGS.pictures
     with explains_memory():
-        results = {
-            name: attack(pipe, adapter, config, workdir / name, pictures)
-            for name, (config, adapter) in runs.items()
-        }
+        results = {}
+        for name, (config, adapter) in runs.items():
+            results[name] = attack(pipe, adapter, config, workdir / name, pictures)
+            if (workdir / name / "config.json").is_file():
+                report.write(workdir / name)
     if len(runs) > 1:
         write_summary(workdir, results, STEM)
 

@@ -1,1 +1,6 @@
 """One adapter in the place of several."""
+
+from flux_jax import moved
+
+# Before there were packages these names were here.
+__getattr__ = moved.names(__name__, "erase.compose.combine")

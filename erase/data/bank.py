@@ -149,4 +149,5 @@ def stack_banks(banks: Sequence[Bank]) -> Bank:
 def run_axes() -> Bank:
     """Which axis of stacked banks is the runs', for `jax.vmap`; None where they share an array."""
     axes: dict[str, Any] = dict.fromkeys((field.name for field in fields(Bank)), 0)
-    return Bank(**axes | {"times": None, "image_ids": None})
+    axes |= {"times": None, "image_ids": None}
+    return Bank(**axes)

@@ -27,7 +27,6 @@ from erase.data.words.templates import phrase, shuffle
 from erase.evaluation.eval_prompts import Case, check, draw_cases, judge_of, judged
 from erase.evaluation.percent import interval, percent
 from erase.evaluation.statistics import share
-from erase.report import report
 from erase.runtime.files import write
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
@@ -168,8 +167,6 @@ def attack(
     }
     write(workdir / f"{STEM}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write(workdir / f"{STEM}.csv", table(cells))
-    if (workdir / "config.json").is_file():
-        report.write(workdir)
     _show(result)
     return result
 

@@ -13,7 +13,7 @@ from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
-from erase.methods.parts.compiled import Settings, StepContext
+from erase.methods.parts.compiled import SettingsT, StepContext
 from erase.methods.parts.samples import Counts, Places, sample_places
 from erase.methods.parts.step import (
     Losses,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 # Losses by name, each with its key.
-Parts = Mapping[str, tuple[Losses[Settings], PRNGKeyArray]]
+Parts = Mapping[str, tuple[Losses[SettingsT], PRNGKeyArray]]
 # What a part of a step samples from: trajectories or pictures; and the places there.
 Drawn = Mapping[str, tuple[str, Places]]
 
@@ -46,7 +46,7 @@ def on_trajectories(key: PRNGKeyArray, context: StepContext[Any], counts: Counts
 
 
 @dataclass(frozen=True)
-class Step(Generic[Settings]):
+class Step(Generic[SettingsT]):
     """One of the steps that make an iteration.
 
     Attributes:
@@ -59,10 +59,10 @@ class Step(Generic[Settings]):
         drawn: which places of its bank a run samples with a key.
     """
 
-    update: TrainStep[Settings]
+    update: TrainStep[SettingsT]
     start: Callable[[PyTree, Config], dict[str, PyTree]]
-    losses: Callable[[PRNGKeyArray, Mapping[str, PyTree]], Parts[Settings]]
-    drawn: Callable[[PRNGKeyArray, StepContext[Settings], Counts], Drawn] = on_trajectories
+    losses: Callable[[PRNGKeyArray, Mapping[str, PyTree]], Parts[SettingsT]]
+    drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = on_trajectories
 
 
 def _itself(settings: Any) -> Any:
@@ -71,11 +71,11 @@ def _itself(settings: Any) -> Any:
 
 def adamw_step(
     name: str,
-    losses: Losses[Settings],
+    losses: Losses[SettingsT],
     of: Callable[[Config], AdamW],
-    compiled: Callable[[Settings], AdamW] = _itself,
-    drawn: Callable[[PRNGKeyArray, StepContext[Settings], Counts], Drawn] = on_trajectories,
-) -> Step[Settings]:
+    compiled: Callable[[SettingsT], AdamW] = _itself,
+    drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = on_trajectories,
+) -> Step[SettingsT]:
     """The step that makes a loss smaller, by AdamW with settings of its own.
 
     Args:
@@ -107,7 +107,7 @@ def _adapter_as_trained(
 
 
 @dataclass(frozen=True)
-class Method(Generic[Settings]):
+class Method(Generic[SettingsT]):
     """All that the rest of the program asks of a method.
 
     Attributes:
@@ -137,8 +137,8 @@ class Method(Generic[Settings]):
     title: str
     settings: "type[DataclassInstance] | None"
     needs: Callable[[Config, Words, Pipeline | None], Needs]
-    steps: Callable[[Config], Mapping[str, Step[Settings]]]
-    compiled: Callable[[Config], Settings]
+    steps: Callable[[Config], Mapping[str, Step[SettingsT]]]
+    compiled: Callable[[Config], SettingsT]
     weights: Callable[[Config], Mapping[str, float]]
     top_level: bool = False
     per_run: tuple[str, ...] = ()

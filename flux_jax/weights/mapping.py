@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +125,52 @@ def match(template: str, name: str) -> dict[str, str] | None:
     return found.groupdict() if found else None
 
 
+# What a tensor gives to the leaf of this number, of those that it holds.
+Held = tuple[Slot, int]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Reads what tensors give to leaves.
+
+    Attributes:
+        tensors: by the table's names.
+        problems: what is wrong with the parts that were read so far.
+    """
+
+    tensors: Mapping[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    def assemble(
+        self, held: Sequence[Held], shape: Shape, pool: Executor, advance: Callable[[int], Any]
+    ) -> np.ndarray:
+        """A leaf of all its parts."""
+        first, *others = held
+        part = self._read(first)
+        dtype = common_type(_dtype(self.tensors[slot.name]) for slot, _ in held)
+        leaf = _lying_like(part, shape, dtype)
+
+        def fill(one: Held, part: np.ndarray) -> int:
+            """Writes a part; gives the bytes that it has in its file."""
+            slot, _ = one
+            block = ... if slot.block is None else slot.block
+            _bits(leaf)[block] = _bits(part.astype(dtype, copy=False))
+            return self.tensors[slot.name].nbytes * part.size // max(math.prod(slot.shape), 1)
+
+        advance(fill(first, part))
+        for read_bytes in pool.map(lambda one: fill(one, self._read(one)), others):
+            advance(read_bytes)
+        return leaf
+
+    def _read(self, held: Held) -> np.ndarray:
+        slot, index = held
+        part = slot.row.rule.to_leaf(self.tensors[slot.name], slot.leaf_shapes, index)
+        if not is_finite(part):
+            problem = f"not finite: {slot.name} holds infinities or what is no number (NaN)"
+            self.problems.append(problem)
+        return part
+
+
 def to_flax(
     table: Table,
     tensors: Mapping[str, Any],
@@ -157,49 +203,20 @@ def to_flax(
     """
     slots, tensors = _fitting(table, tensors, shapes, source, mend)
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-    problems: list[str] = []
-    holders: dict[str, list[tuple[Slot, int]]] = {}
+    parts = _Parts(tensors)
+    held: dict[str, list[Held]] = {}
     for slot in slots:
         for index, path in enumerate(slot.leaves):
-            holders.setdefault(path, []).append((slot, index))
-
-    def read(holder: tuple[Slot, int]) -> np.ndarray:
-        slot, index = holder
-        part = slot.row.rule.to_leaf(tensors[slot.name], slot.leaf_shapes, index)
-        if not is_finite(part):
-            problems.append(f"not finite: {slot.name} holds infinities or what is no number (NaN)")
-        return part
-
-    def stored_bytes(holder: tuple[Slot, int], part: np.ndarray) -> int:
-        """Bytes of a part in its file."""
-        slot, _ = holder
-        return tensors[slot.name].nbytes * part.size // max(math.prod(slot.shape), 1)
-
+            held.setdefault(path, []).append((slot, index))
     flat: dict[str, Any] = {}
     # NumPy copies without Python's lock.
     with ThreadPoolExecutor(READERS) as pool:
         # The largest first: what placing a leaf takes besides then comes on top of little.
-        sizes = {path: math.prod(flat_shapes[path]) for path in holders}
-        for path in sorted(holders, key=lambda path: -sizes[path]):
-            first, *others = holders[path]
-            part = read(first)
-            dtype = common_type(_dtype(tensors[slot.name]) for slot, _ in holders[path])
-            leaf = _lying_like(part, flat_shapes[path], dtype)
-
-            def fill(holder: tuple[Slot, int], leaf: np.ndarray = leaf) -> int:
-                part = read(holder)
-                _bits(leaf)[holder[0].block] = _bits(part.astype(leaf.dtype, copy=False))
-                return stored_bytes(holder, part)
-
-            _bits(leaf)[... if first[0].block is None else first[0].block] = _bits(
-                part.astype(dtype, copy=False)
-            )
-            advance(stored_bytes(first, part))
-            for read_bytes in pool.map(fill, others):
-                advance(read_bytes)
-            flat[path] = place(path, leaf)
-    refuse(source, DAMAGED, list(dict.fromkeys(problems)))
-    return nest({path: flat[path] for path in holders})
+        sizes = {path: math.prod(flat_shapes[path]) for path in held}
+        for path in sorted(held, key=lambda path: -sizes[path]):
+            flat[path] = place(path, parts.assemble(held[path], flat_shapes[path], pool, advance))
+    refuse(source, DAMAGED, list(dict.fromkeys(parts.problems)))
+    return nest({path: flat[path] for path in held})
 
 
 def check(

@@ -148,11 +148,10 @@ def judge(workdir: Path, out: Path) -> None:
     """Trains the judge and writes its folder."""
     pixels, _ = sprites.load(workdir / "sprites.npz")
     labels = JudgeConfig(tuple(entity.name for entity in ENTITIES), STYLES, RELATIONS)
+    inverse = judge_training.inverse_relations(labels.relations, INVERSE)
     judge_training.train(
-        pixels,
-        scenes_of(workdir),
+        judge_training.judge_data(pixels, scenes_of(workdir), inverse),
         labels,
-        INVERSE,
         workdir / "judge",
         out / "judge",
         FLAGS.judge_updates,

@@ -1,8 +1,10 @@
 """One resumable, data-parallel loop for every network of the recipe, and the state it advances."""
 
+import contextlib
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import flax.struct
@@ -17,6 +19,9 @@ from erase.config.schema import MeshConfig
 from erase.runtime.mesh import SAMPLES, make_mesh
 from flux_jax import progress, xla_flags
 from flux_jax.errors import InputError
+
+# Updates a compiled call, seconds between checkpoints, and decay of the moving average.
+CHUNK, CHECKPOINT_SECONDS, AVERAGE_DECAY = 200, 120.0, 0.999
 
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -77,9 +82,6 @@ def fit(
     folder: Path,
     *,
     title: str,
-    chunk: int = 200,
-    checkpoint_every: float = 120.0,
-    decay: float = 0.999,
     seed: int = 0,
 ) -> PyTree:
     """Trains until `updates` updates were made, going on from the folder's newest checkpoint.
@@ -97,47 +99,23 @@ def fit(
         updates: total number of updates.
         folder: keeps `checkpoints/` and `metrics.jsonl`.
         title: shown at the progress bar.
-        chunk: updates a compiled call.
-        checkpoint_every: seconds between checkpoints; one is written at the end in any case.
-        decay: of the moving average.
         seed: of the keys.
 
     Returns:
         The averaged parameters.
     """
-    key = jax.random.key(seed)
     mesh = make_mesh(MeshConfig(), 1, jax.device_count())
     everywhere = PartitionSpec()
     state, data = jax.device_put((state, data), NamedSharding(mesh, everywhere))
-
-    def one(state: State, data: PyTree) -> tuple[State, dict[str, Array]]:
-        device_key = jax.random.fold_in(key, jax.lax.axis_index(SAMPLES))
-        step_key = jax.random.fold_in(device_key, state.update)
-        (value, metrics), gradient = jax.lax.pmean(
-            jax.value_and_grad(loss, has_aux=True)(state.params, step_key, data), SAMPLES
-        )
-        change, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, change)
-        # The average follows quickly at first, so that short runs are not their initialisation.
-        rate = jnp.minimum(decay, (1 + state.update) / (10 + state.update))
-        average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, params)
-        state = State(params, average, optimizer_state, state.update + 1)  # pyright: ignore
-        return state, metrics | {"loss": value, "gradient": optax.tree.norm(gradient)}
-
-    def many(state: State, data: PyTree, length: Array) -> tuple[State, dict[str, Array]]:
-        def body(_: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
-            state, metrics = one(carry[0], data)
-            return state, jax.tree.map(jnp.add, carry[1], metrics)
-
-        shapes = jax.eval_shape(one, state, data)[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        state, sums = jax.lax.fori_loop(0, length, body, (state, zeros))
-        return state, jax.tree.map(lambda leaf: leaf / length, sums)
-
+    update = functools.partial(one_update, loss=loss, optimizer=optimizer, key=jax.random.key(seed))
     # The length is traced, so that a last, shorter chunk is not compiled again. Unchecked, since
     # a checked shard_map would sum the gradients of replicated parameters by itself.
     sharded = jax.shard_map(
-        many, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+        functools.partial(many_updates, update),
+        mesh=mesh,
+        in_specs=everywhere,
+        out_specs=everywhere,
+        check_vma=False,
     )
     advance = jax.jit(sharded, donate_argnums=0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,29 +123,79 @@ def fit(
     with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
         if manager.latest_step() is not None:
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
-        saved = time.monotonic()
-        done = int(state.update)
-        with (
-            (folder / "metrics.jsonl").open("a") as log,
-            progress.bar(total=updates, initial=done, desc=title, unit="update") as bar,
-            xla_flags.told(bar),
-        ):
+        saved, done = time.monotonic(), int(state.update)
+        with _log(folder, title, done, updates) as log:
             while done < updates:
-                length = min(chunk, updates - done)
+                length = min(CHUNK, updates - done)
                 begun = time.monotonic()
                 state, metrics = advance(state, data, length)
-                metrics = {name: float(value) for name, value in metrics.items()}
                 done += length
-                seconds = (time.monotonic() - begun) / length
-                print(
-                    json.dumps({"update": done, **metrics, "seconds": seconds}),
-                    file=log,
-                    flush=True,
-                )
-                bar.set_postfix(loss=f"{metrics['loss']:.4f}", ms=f"{1000 * seconds:.1f}")
-                bar.update(length)
-                if done == updates or time.monotonic() - saved > checkpoint_every:
+                log(done, length, metrics, begun)
+                if done == updates or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     manager.save(done, args=ocp.args.StandardSave(state))
                     saved = time.monotonic()
         manager.wait_until_finished()
     return state.average
+
+
+def one_update(
+    state: State,
+    data: PyTree,
+    *,
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+) -> tuple[State, dict[str, Array]]:
+    """Gradient, optimiser and moving average, on each device of the mesh; with metrics."""
+    device_key = jax.random.fold_in(key, jax.lax.axis_index(SAMPLES))
+    step_key = jax.random.fold_in(device_key, state.update)
+    (value, metrics), gradient = jax.lax.pmean(
+        jax.value_and_grad(loss, has_aux=True)(state.params, step_key, data), SAMPLES
+    )
+    change, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, change)
+    # The average follows quickly at first, so that short runs are not their initialisation.
+    rate = jnp.minimum(AVERAGE_DECAY, (1 + state.update) / (10 + state.update))
+    average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, params)
+    state = State(params, average, optimizer_state, state.update + 1)  # pyright: ignore
+    return state, metrics | {"loss": value, "gradient": optax.tree.norm(gradient)}
+
+
+def many_updates(
+    update: Callable[[State, PyTree], tuple[State, dict[str, Array]]],
+    state: State,
+    data: PyTree,
+    length: Array,
+) -> tuple[State, dict[str, Array]]:
+    """So many updates, and the means of their metrics."""
+
+    def body(_: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
+        state, metrics = update(carry[0], data)
+        return state, jax.tree.map(jnp.add, carry[1], metrics)
+
+    shapes = jax.eval_shape(update, state, data)[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    state, sums = jax.lax.fori_loop(0, length, body, (state, zeros))
+    return state, jax.tree.map(lambda leaf: leaf / length, sums)
+
+
+@contextlib.contextmanager
+def _log(
+    folder: Path, title: str, done: int, updates: int
+) -> Iterator[Callable[[int, int, Mapping[str, Array], float], None]]:
+    """A progress bar and `metrics.jsonl`; yields what adds a chunk of updates to both."""
+    with (
+        (folder / "metrics.jsonl").open("a") as file,
+        progress.bar(total=updates, initial=done, desc=title, unit="update") as bar,
+        xla_flags.told(bar),
+    ):
+
+        def log(done: int, length: int, metrics: Mapping[str, Array], begun: float) -> None:
+            values = {name: float(value) for name, value in metrics.items()}
+            seconds = (time.monotonic() - begun) / length
+            line = {"update": done, **values, "seconds": seconds}
+            print(json.dumps(line), file=file, flush=True)
+            bar.set_postfix(loss=f"{values['loss']:.4f}", ms=f"{1000 * seconds:.1f}")
+            bar.update(length)
+
+        yield log

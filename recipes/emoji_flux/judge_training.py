@@ -233,10 +233,8 @@ def accuracy(
 
 
 def train(
-    pixels: np.ndarray,
-    scenes: Scenes,
+    data: JudgeData,
     labels: JudgeConfig,
-    inverse: Mapping[str, str],
     workdir: Path,
     out: Path,
     updates: int = 10_000,
@@ -247,10 +245,8 @@ def train(
     """Trains the judge and writes its folder.
 
     Args:
-        pixels: sprites, as `scenes.compose` takes them.
-        scenes: labelled scenes; the last `held_out` of them are kept for measuring.
+        data: labelled scenes, see `judge_data`; the last `held_out` of them are for measuring.
         labels: names of entities, styles and relations, in the order of the scenes' labels.
-        inverse: relation and inverse by name, see `inverse_relations`.
         workdir: checkpoints and metrics; a run that was cut off goes on from there.
         out: where the judge's folder is written.
         updates: number of updates.
@@ -261,8 +257,7 @@ def train(
     Returns:
         `accuracy` on the held-out scenes, also written to `accuracy.json` in `out`.
     """
-    data = judge_data(pixels, scenes, inverse_relations(labels.relations, inverse))
-    count = len(scenes.style)
+    count = len(data.style)
     network = JudgeNetwork(labels, dtype)
     optimizer = fit.adamw(1e-3, updates)
     params = init(JudgeNetwork(labels), jax.random.key(0))

@@ -40,6 +40,25 @@ def extents(pixels: UInt8[np.ndarray, "M 64 64 4"]) -> Float[np.ndarray, "M 2"]:
     return np.stack([across.sum(1), down.sum(1)], 1) / pixels.shape[1]
 
 
+@dataclass(frozen=True)
+class Chance:
+    """Where things may lie, and how large they may be.
+
+    Attributes:
+        rng: source of randomness.
+    """
+
+    rng: np.random.Generator
+
+    def jitter(self, reach: float = JITTER) -> float:
+        """Pixels to either side."""
+        return float(self.rng.uniform(-reach, reach))
+
+    def size(self, low: float, high: float) -> float:
+        """A length."""
+        return float(self.rng.uniform(low, high))
+
+
 def place(
     rng: np.random.Generator, relation: str | None, extent: Float[np.ndarray, "W 2"]
 ) -> list[Thing]:
@@ -50,39 +69,19 @@ def place(
         relation: name of the relation, "and" for two objects side by side, None for one object.
         extent: width and height that subject and object fill of their boxes.
     """
-
-    def jitter(reach: float = JITTER) -> float:
-        return float(rng.uniform(-reach, reach))
-
-    def size(low: float, high: float) -> float:
-        return float(rng.uniform(low, high))
-
+    chance = Chance(rng)
+    jitter, size = chance.jitter, chance.size
     if relation is None:
         return [Thing(0, MIDDLE + jitter(1), MIDDLE + jitter(1), size(51, 53))]
     if relation == "and":
         relation = ("left of", "right of", "above", "below")[int(rng.integers(4))]
     if relation in ("left of", "right of", "above", "below"):
-        first, second = (0, 1) if relation in ("left of", "above") else (1, 0)
-        apart = relation in ("left of", "right of")
-        things = []
-        for who, at in ((first, 15.5), (second, SIDE - 15.5)):
-            along, across = at + jitter(0.5), MIDDLE + jitter(1)
-            x, y = (along, across) if apart else (across, along)
-            things.append(Thing(who, x, y, size(26.5, 27.5)))
-        return things
+        return _side_by_side(chance, relation)
     if relation == "in":
         around = Thing(1, MIDDLE + jitter(), MIDDLE + jitter(), size(55, 57))
         return [around, Thing(0, around.x + jitter(), around.y + jitter(), size(22.5, 23.5))]
     if relation == "on":
-        upper, lower = size(26.5, 27.5), size(34, 35)
-        heights = upper * extent[0, 1], lower * extent[1, 1]
-        bottom = MIDDLE + (sum(heights) - 2) / 2 + jitter(0.5)
-        y_lower = bottom - heights[1] / 2
-        y_upper = bottom - heights[1] + 2 - heights[0] / 2
-        return [
-            Thing(1, MIDDLE + jitter(), y_lower, lower),
-            Thing(0, MIDDLE + jitter(), y_upper, upper),
-        ]
+        return _on(chance, extent)
     if relation == "behind":
         aside = float(rng.choice([-1, 1])) * size(7, 8)
         return [
@@ -94,19 +93,49 @@ def place(
         side = size(18, 18.5)
         ring = [Thing(1, x + jitter(0.5), y + jitter(0.5), side) for x, y in corners]
         return [Thing(0, MIDDLE + jitter(), MIDDLE + jitter(), size(25.5, 26.5)), *ring]
-    left, right = (0, 1) if rng.random() < 0.5 else (1, 0)
-    if relation == "back to back":
-        # Each looks outwards: drawings of emoji look to the left where they have a side.
-        side, depth = size(31.5, 32.5), 1.0
-    elif relation == "hugging close":
-        side = size(37, 38)
+    if relation in ("back to back", "hugging close"):
+        return _touching(chance, relation, extent)
+    raise ValueError(f"relation {relation!r} has no layout")
+
+
+def _side_by_side(chance: Chance, relation: str) -> list[Thing]:
+    """Two things apart, along one axis."""
+    first, second = (0, 1) if relation in ("left of", "above") else (1, 0)
+    apart = relation in ("left of", "right of")
+    things = []
+    for who, at in ((first, 15.5), (second, SIDE - 15.5)):
+        along, across = at + chance.jitter(0.5), MIDDLE + chance.jitter(1)
+        x, y = (along, across) if apart else (across, along)
+        things.append(Thing(who, x, y, chance.size(26.5, 27.5)))
+    return things
+
+
+def _on(chance: Chance, extent: Float[np.ndarray, "W 2"]) -> list[Thing]:
+    """One thing that stands on the other."""
+    upper, lower = chance.size(26.5, 27.5), chance.size(34, 35)
+    heights = upper * extent[0, 1], lower * extent[1, 1]
+    bottom = MIDDLE + (sum(heights) - 2) / 2 + chance.jitter(0.5)
+    y_lower = bottom - heights[1] / 2
+    y_upper = bottom - heights[1] + 2 - heights[0] / 2
+    return [
+        Thing(1, MIDDLE + chance.jitter(), y_lower, lower),
+        Thing(0, MIDDLE + chance.jitter(), y_upper, upper),
+    ]
+
+
+def _touching(chance: Chance, relation: str, extent: Float[np.ndarray, "W 2"]) -> list[Thing]:
+    """Two things that touch each other, turned away from each other or overlapping."""
+    left, right = (0, 1) if chance.rng.random() < 0.5 else (1, 0)
+    close = relation == "hugging close"
+    if close:
+        side = chance.size(37, 38)
         depth = 0.4 * side * min(extent[left, 0], extent[right, 0])
     else:
-        raise ValueError(f"relation {relation!r} has no layout")
+        # Each looks outwards: drawings of emoji look to the left where they have a side.
+        side, depth = chance.size(31.5, 32.5), 1.0
     widths = side * extent[left, 0], side * extent[right, 0]
-    start = MIDDLE - (sum(widths) - depth) / 2 + jitter(0.5)
-    y = MIDDLE + jitter(1)
-    close = relation == "hugging close"
+    start = MIDDLE - (sum(widths) - depth) / 2 + chance.jitter(0.5)
+    y, jitter = MIDDLE + chance.jitter(1), chance.jitter
     return [
         Thing(left, start + widths[0] / 2, y + jitter(0.5), side, mirrored=close),
         Thing(right, start + widths[0] - depth + widths[1] / 2, y + jitter(0.5), side, not close),

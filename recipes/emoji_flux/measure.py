@@ -5,7 +5,7 @@ Axis letters: B pictures, h w picture sides, E entities, S styles.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,17 @@ def without_pooled(pipe: Pipeline) -> Pipeline:
     return replace(pipe, params={**pipe.params, "text_encoder": encoder})
 
 
+def of_group(names: Sequence[str], hits: Bool[np.ndarray, "N"]) -> dict[str, Any]:
+    """The `accuracy` of some probes, and that of each of their `classes` by its name."""
+    classes: dict[str, list[bool]] = defaultdict(list)
+    for name, hit in zip(names, hits, strict=True):
+        classes[name].append(bool(hit))
+    return {
+        "accuracy": share(int(hits.sum()), len(names)),
+        "classes": {name: float(np.mean(each)) for name, each in classes.items()},
+    }
+
+
 def measure(
     pipe: Pipeline,
     judge: Judge,
@@ -165,13 +176,7 @@ def measure(
         hits = correct(judge, pictures, part)
         for group in dict.fromkeys(probe.group for probe in part):
             rows = [i for i, probe in enumerate(part) if probe.group == group]
-            classes: dict[str, list[bool]] = defaultdict(list)
-            for i in rows:
-                classes[part[i].name].append(bool(hits[i]))
-            results[group] = {
-                "accuracy": share(int(hits[rows].sum()), len(rows)),
-                "classes": {name: float(np.mean(each)) for name, each in classes.items()},
-            }
+            results[group] = of_group([part[i].name for i in rows], hits[rows])
             shown = min(len(rows), SHEET**2)
             spread = [rows[i] for i in np.linspace(0, len(rows) - 1, shown, dtype=int)]
             write(

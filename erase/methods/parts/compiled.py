@@ -14,11 +14,11 @@ from flux_jax import sharding as meshes
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.sharding import FSDP
 
-Settings = TypeVar("Settings")
+SettingsT = TypeVar("SettingsT")
 
 
 @dataclass(frozen=True)
-class StepContext(Generic[Settings]):
+class StepContext(Generic[SettingsT]):
     """Static arguments of the training step, the same for all runs that train at once.
 
     Attributes:
@@ -35,12 +35,12 @@ class StepContext(Generic[Settings]):
     batch_size: int
     guidance: float
     alpha: float
-    settings: Settings
+    settings: SettingsT
 
     @classmethod
     def of(
-        cls, config: Config, settings: Settings, transformer: FluxTransformer, mesh: Mesh
-    ) -> "StepContext[Settings]":
+        cls, config: Config, settings: SettingsT, transformer: FluxTransformer, mesh: Mesh
+    ) -> "StepContext[SettingsT]":
         """The context of runs.
 
         Args:

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from erase.data.bank import Bank
-from erase.methods.parts.compiled import Settings, StepContext, split_samples
+from erase.methods.parts.compiled import SettingsT, StepContext, split_samples
 from flux_jax.lora import Adapter, combine, unscaled
 from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import euler
 
 
 @dataclass(frozen=True, eq=False)
-class RunInputs(Generic[Settings]):
+class RunInputs(Generic[SettingsT]):
     """What the losses of one run are computed from, besides its adapter and a random key.
 
     Attributes:
@@ -29,12 +29,12 @@ class RunInputs(Generic[Settings]):
 
     frozen: Denoiser
     bank: Bank
-    context: StepContext[Settings]
+    context: StepContext[SettingsT]
 
     @classmethod
     def of(
-        cls, context: StepContext[Settings], params: PyTree, bank: Bank
-    ) -> "RunInputs[Settings]":
+        cls, context: StepContext[SettingsT], params: PyTree, bank: Bank
+    ) -> "RunInputs[SettingsT]":
         """The inputs of a run.
 
         Args:
@@ -46,7 +46,7 @@ class RunInputs(Generic[Settings]):
         return cls(frozen, bank, context)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> SettingsT:
         """The method's settings, as far as they are compiled in."""
         return self.context.settings
 
@@ -57,7 +57,7 @@ class RunInputs(Generic[Settings]):
             parts.append(unscaled(self.bank.edit))
         return self.frozen.replace(lora=combine([(part, 1.0) for part in parts]))
 
-    def guided(self, guidance: float | None) -> "RunInputs[Settings]":
+    def guided(self, guidance: float | None) -> "RunInputs[SettingsT]":
         """The same with another distilled guidance scale; None leaves it as it is."""
         if guidance is None:
             return self

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from erase.config.schema import AdamW
 from erase.data.bank import Bank, run_axes
-from erase.methods.parts.compiled import Settings, StepContext, split_runs
+from erase.methods.parts.compiled import SettingsT, StepContext, split_runs
 from erase.methods.parts.forward import RunInputs
 from erase.runtime.mesh import RUNS
 from flux_jax.sharding import whole
@@ -43,15 +43,15 @@ class State(flax.struct.PyTreeNode):
 
 
 # What a step of one run minimises, from the adapter's tree: the sum that counts, and its parts.
-Losses = Callable[[PyTree, RunInputs[Settings], PRNGKeyArray], tuple[Float[Array, ""], Metrics]]
+Losses = Callable[[PyTree, RunInputs[SettingsT], PRNGKeyArray], tuple[Float[Array, ""], Metrics]]
 # What its optimiser is given, and the losses' parts.
-Gradient = Callable[[State, RunInputs[Settings], PRNGKeyArray], tuple[PyTree, Metrics]]
+Gradient = Callable[[State, RunInputs[SettingsT], PRNGKeyArray], tuple[PyTree, Metrics]]
 # What changes after the optimiser's step: the state and the metrics as they then are.
-Follow = Callable[[State, Metrics, RunInputs[Settings], PRNGKeyArray], tuple[State, Metrics]]
+Follow = Callable[[State, Metrics, RunInputs[SettingsT], PRNGKeyArray], tuple[State, Metrics]]
 
 
 @dataclass(frozen=True)
-class Update(Generic[Settings]):
+class Update(Generic[SettingsT]):
     """What a method's step changes, and how.
 
     Attributes:
@@ -64,14 +64,14 @@ class Update(Generic[Settings]):
     """
 
     name: str
-    gradient: Gradient[Settings]
-    optimiser: Callable[[Settings], optax.GradientTransformation]
+    gradient: Gradient[SettingsT]
+    optimiser: Callable[[SettingsT], optax.GradientTransformation]
     optimiser_state: str
     trains: str | None = None
-    follow: Follow[Settings] | None = None
+    follow: Follow[SettingsT] | None = None
 
 
-class TrainStep(Protocol[Settings]):
+class TrainStep(Protocol[SettingsT]):
     """`train_step` of an update, jitted."""
 
     def __call__(  # noqa: D102
@@ -81,7 +81,7 @@ class TrainStep(Protocol[Settings]):
         bank: Bank,
         key: PRNGKeyArray,
         *,
-        context: StepContext[Settings],
+        context: StepContext[SettingsT],
     ) -> tuple[State, Metrics]: ...
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...  # noqa: D102
@@ -89,13 +89,13 @@ class TrainStep(Protocol[Settings]):
 
 
 def train_step(
-    update: Update[Settings],
+    update: Update[SettingsT],
     state: State,
     params: PyTree,
     bank: Bank,
     key: PRNGKeyArray,
     *,
-    context: StepContext[Settings],
+    context: StepContext[SettingsT],
 ) -> tuple[State, Metrics]:
     """One step of all runs.
 
@@ -115,6 +115,8 @@ def train_step(
     def one_run(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
         run = RunInputs.of(context, params, bank)
         gradient, metrics = update.gradient(state, run, key)
+
+        # The optimiser's step.
         trained = state.own[update.trains] if update.trains else state.lora
         changes, optimiser_state = update.optimiser(context.settings).update(
             gradient, state.own[update.optimiser_state], trained
@@ -126,10 +128,12 @@ def train_step(
             if update.trains
             else state.replace(lora=trained, own=own)
         )
+
         metrics = metrics | {f"{update.name}_gradient": optax.tree.norm(gradient)}
         if update.follow:
             after, metrics = update.follow(after, metrics, run, key)
-        # One infinite number in a gradient would end the adapter and the optimiser's state.
+
+        # The guard: one infinite number would end the adapter and the optimiser's state.
         finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
         taken = state.active & finite
         return jax.tree.map(lambda *both: jnp.where(taken, *both), after, state), metrics
@@ -142,7 +146,7 @@ def train_step(
     return split_runs(context, state), metrics
 
 
-def jit_over_runs(update: Update[Settings]) -> TrainStep[Settings]:
+def jit_over_runs(update: Update[SettingsT]) -> TrainStep[SettingsT]:
     """`train_step` of an update, jitted; donates the state."""
     return jax.jit(
         functools.partial(train_step, update), static_argnames="context", donate_argnames="state"
@@ -155,11 +159,11 @@ def adamw(level: AdamW) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(level.clip), step) if level.clip else step
 
 
-def gradient_of(losses: Losses[Settings]) -> Gradient[Settings]:
+def gradient_of(losses: Losses[SettingsT]) -> Gradient[SettingsT]:
     """The losses' gradient with respect to the adapter, and their parts."""
 
     def gradient(
-        state: State, run: RunInputs[Settings], key: PRNGKeyArray
+        state: State, run: RunInputs[SettingsT], key: PRNGKeyArray
     ) -> tuple[PyTree, Metrics]:
         return jax.grad(losses, has_aux=True)(state.lora, run, key)
 
