@@ -36,8 +36,8 @@ from flux_jax.errors import InputError, exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
-    from erase.data.words import synonyms
     from erase.evaluation.eval_prompts import check_judge
+    from erase.methods.configured import with_synonyms
     from erase.model.open import open_model
     from erase.runtime import processes
     from erase.runtime.memory import explains_memory
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     processes.initialise(given)
     runs = configured()
     if given.plan:
-        settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
+        settled = {name: with_synonyms(config)[0] for name, config in runs.items()}
         for config in settled.values():
             check_judge(config)
         with processes.first_speaks():

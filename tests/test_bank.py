@@ -7,19 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from erase.config.schema import BankConfig, Config, Lower, Upper
+from erase.config.schema import BankConfig
 from erase.data.bank import Bank, bank_shapes, stack_banks
 from erase.data.make_bank import make_bank
 from erase.data.plan import CONCEPT, FILLER, POOL, SYNONYM, Plan
 from erase.data.words.irrelevant import Words
 from erase.methods import erase_anything
 from erase.methods.configured import plan_of
+from erase.methods.erase_anything import Lower, Upper
 from erase.model.draw import png
+from erase.runs import RunConfig
 from flux_jax import load
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="soccer ball",
     prompts=("a photo of a {}", "a {} and a dog on the grass"),
     synonyms=("football", "futbol"),

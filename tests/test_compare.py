@@ -83,7 +83,7 @@ def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch
     }
     assert compare.compare(faster, out, attacks=2) == made
     further = {
-        run: replace(c, esd=replace(c.own(esd.Settings), eta=2.0))
+        run: replace(c, esd=replace(c.method_settings(esd.Settings), eta=2.0))
         for run, c in methods["esd"].items()
     }
     with pytest.raises(InputError, match=r"esd with other settings: .*\n *esd\.eta: 1\.0 there, 2"):

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 from helpers import tiny
 
-from erase.config.schema import Config, Evaluation, Upper
+from erase.config.schema import Config, Evaluation
 from erase.data.words.irrelevant import listed
 from erase.methods import erase_anything
+from erase.methods.erase_anything import Upper
 from erase.model.open import open_model
 from erase.runtime.memory import explains_memory
 from erase.training import memory_plan

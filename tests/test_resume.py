@@ -20,7 +20,8 @@ from helpers.devices import TESTS, run_on
 from helpers.small_training import preempted, trained, training
 from tqdm import tqdm
 
-from erase.config.schema import Checkpoints, Upper
+from erase.config.schema import Checkpoints
+from erase.methods.erase_anything import Upper
 from erase.runtime.signals import Stop
 from erase.training import checkpoints, loop
 from erase.training.loop import train

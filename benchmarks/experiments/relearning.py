@@ -26,11 +26,10 @@ from benchmarks.experiments.study import count
 from benchmarks.results.tables import relearning
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.data.words import synonyms
 from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, meta_unlearning
 from erase.methods.base import Method
-from erase.methods.configured import plan_of
+from erase.methods.configured import plan_of, with_synonyms
 from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
 from erase.model.open import open_model
 from erase.runtime.files import write
@@ -112,9 +111,7 @@ def teach(
     """
     # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
     configs = {
-        name: replace(
-            synonyms.settle(config)[0], method="meta_unlearning", seed=config.seed + APART
-        )
+        name: replace(with_synonyms(config)[0], method="meta_unlearning", seed=config.seed + APART)
         for name, config in erased.items()
     }
     plans = {name: plan_of(config, pipe, listed(config)) for name, config in configs.items()}

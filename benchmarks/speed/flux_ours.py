@@ -44,6 +44,7 @@ from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
+from erase.methods import erase_anything
 from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import lower_update, upper_update
 from erase.methods.parts.losses import squared_error
@@ -159,7 +160,7 @@ def random_bank(
     return jax.tree.unflatten(tree, drawn).replace(
         masks=jnp.zeros((runs, *wanted.masks.shape)).at[..., 2:4].set(1),
         kinds=jnp.tile(jnp.asarray(pools, jnp.int32), (runs, 1)),
-        eta=jnp.full(runs, config.lower.eta),
+        eta=jnp.full(runs, config.method_settings(erase_anything.Settings).lower.eta),
         trajectory_sentences=jnp.tile(
             jnp.arange(config.bank.trajectories) % config.bank.sentences, (runs, 1)
         ),

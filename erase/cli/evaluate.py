@@ -44,12 +44,12 @@ def open_runs(given: Any) -> tuple["Pipeline", dict[str, tuple["Config", "Adapte
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
     """
-    from erase.data.words.synonyms import settle
     from erase.evaluation.eval_prompts import judge_of
+    from erase.methods.configured import with_synonyms
     from erase.model.adapters import read_adapter
     from erase.model.open import open_model
 
-    runs = {name: settle(config)[0] for name, config in configured().items()}
+    runs = {name: with_synonyms(config)[0] for name, config in configured().items()}
     for config in runs.values():
         judge_of(config)
     opened = {

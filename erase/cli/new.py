@@ -52,7 +52,7 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
         InputError: a field cannot be used, or the model knows its things and not this one.
     """
     from erase.config import model_file
-    from erase.data.words import synonyms
+    from erase.methods.configured import with_synonyms
     from erase.runs import configure, load_runs
     from erase.runs.defaults import of_model
     from flux_jax.weights.hub import NAME
@@ -76,12 +76,14 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
             f"concept = {concept[:60]!r} is none of the {len(names)} things that the model knows; "
             f"{hint}"
         )
-    config, source = synonyms.settle(load_runs(configure(**changes))[""])
+    config, source = with_synonyms(load_runs(configure(**changes))[""])
     return config, source, list(missing(config))
 
 
 def missing(config: Config) -> Iterator[str]:
     """What a run would go without, and what to do about it."""
+    from erase.methods import erase_anything
+
     if not config.synonyms:
         yield (
             "No other word for the concept: Acc_g is not counted, and L_rsc leads towards other "
@@ -92,7 +94,7 @@ def missing(config: Config) -> Iterator[str]:
             "No judge: there are pictures before and after, but no counts. Name a judge's folder "
             'as evaluation={"judge": ...}.'
         )
-    if not config.upper.prompts:
+    if not config.method_settings(erase_anything.Settings).upper.prompts:
         yield (
             "No other pictures to hold on to: L_lora holds on to those of the first sentence, as "
             'the paper does. Name others as upper={"prompts": (...)}.'
@@ -150,7 +152,9 @@ def comment(text: str) -> list[str]:
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     """What the file holds, for the terminal."""
-    upper = config.upper
+    from erase.methods import erase_anything
+
+    upper = config.method_settings(erase_anything.Settings).upper
     rows = {
         "kind": config.kind or config.part_of_speech,
         "sentences": "\n".join(config.prompts[:6]) + more(config.prompts, 6),

@@ -37,6 +37,7 @@ from jaxtyping import Array, Float, PyTree
 from erase.config.schema import Config
 from erase.data.words.templates import SLOT, as_template, phrase
 from erase.data.words.word_tokens import concept_masks
+from erase.methods import erase_anything
 from erase.methods.parts.layer_inputs import SEEN, mean_over_steps
 from erase.methods.parts.least_squares import Moments, energy
 from erase.model.open import open_model
@@ -106,7 +107,8 @@ def prompts(
         pairs = [(phrase(t, w), w) for t in alone or templates for w in words]
         erased.append(_drawn(rng, pairs, count))
         known += [phrase(t, w) for t in templates for w in config.irrelevant]
-        known += [] if config.upper.without_concept else config.upper.prompts
+        upper = config.method_settings(erase_anything.Settings).upper
+        known += [] if upper.without_concept else upper.prompts
     if naming := [prompt for prompt in keep if concepts.search(prompt)]:
         raise InputError(
             f"keep: {', '.join(map(repr, naming))} name what is to be erased; leave them out"

@@ -1,6 +1,7 @@
 """The methods of erasing, by the name that `--config.method` chooses them with."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from erase.config.schema import Config
@@ -25,6 +26,16 @@ METHODS: Mapping[str, Method[Any]] = {
     "eap": eap.METHOD,
     "meta_unlearning": meta_unlearning.METHOD,
     "attention_erasure": attention_erasure.METHOD,
+}
+# The method that each field of a configuration is a setting of, beside those of all methods.
+OWNERS: Mapping[str, str] = {
+    field: name
+    for name, method in METHODS.items()
+    for field in (
+        [spec.name for spec in fields(method.settings)]
+        if method.settings and method.top_level
+        else [name]
+    )
 }
 
 

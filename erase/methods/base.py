@@ -5,18 +5,17 @@ Axis letter: B batch.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from jaxtyping import PRNGKeyArray, PyTree
 
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
 from erase.methods.parts.compiled import SettingsT, StepContext
 from erase.methods.parts.samples import Counts, Places, sample_places
 from erase.methods.parts.step import (
-    Descent,
     Losses,
     TrainStep,
     Update,
@@ -26,6 +25,9 @@ from erase.methods.parts.step import (
 )
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # Losses by name, each with its key.
 Parts = Mapping[str, tuple[Losses[SettingsT], PRNGKeyArray]]
@@ -70,8 +72,8 @@ def _itself(settings: Any) -> Any:
 def adamw_step(
     name: str,
     losses: Losses[SettingsT],
-    of: Callable[[Config], Descent],
-    compiled: Callable[[SettingsT], Descent] = _itself,
+    of: Callable[[Config], AdamW],
+    compiled: Callable[[SettingsT], AdamW] = _itself,
     drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = on_trajectories,
 ) -> Step[SettingsT]:
     """The step that makes a loss smaller, by AdamW with settings of its own.
@@ -79,8 +81,8 @@ def adamw_step(
     Args:
         name: of the step.
         losses: of one run.
-        of: the configuration's part with `learning_rate`, `weight_decay` and `clip`.
-        compiled: that part in what is compiled in.
+        of: the optimiser's settings in a configuration.
+        compiled: the same in what is compiled in.
         drawn: see `Step`.
     """
     update = Update(name, gradient_of(losses), lambda settings: adamw(compiled(settings)), name)
@@ -110,15 +112,21 @@ class Method(Generic[SettingsT]):
 
     Attributes:
         title: what cards and tables call it.
-        settings: dataclass of its own settings, the configuration's part of the method's name; None
-            where there are none.
+        settings: dataclass of its own settings, the configuration's part of the method's name
+            (`esd.eta`); None where there are none.
         needs: what its bank is made of, besides the concept's sentences; there is no pipeline where
             only its size is asked for.
         steps: its steps by name, in the order of an iteration; none where nothing is trained.
         compiled: what of a configuration is compiled into the steps.
         weights: what each metric counts in the sum that checkpoints are compared by.
-        per_run: names of settings that runs which train at once may differ in; what they say is
+        top_level: whether those settings are fields of the configuration itself instead
+            (`lower.attn`).
+        per_run: paths of settings that runs which train at once may differ in; what they say is
             not compiled.
+        wants_synonyms: whether synonyms are looked up where the configuration names none; also for
+            the evaluation, which counts them.
+        irrelevant_words: the fewest different words for other things that do; 0 asks no language
+            model for any.
         problems: what is wrong between a configuration's fields, a line each.
         completes: what the method adds to a run's bank once it is made.
         exports: builds the final adapter from the trained one; a closed-form method gets a fresh
@@ -127,12 +135,15 @@ class Method(Generic[SettingsT]):
     """
 
     title: str
-    settings: type | None
+    settings: "type[DataclassInstance] | None"
     needs: Callable[[Config, Words, Pipeline | None], Needs]
     steps: Callable[[Config], Mapping[str, Step[SettingsT]]]
     compiled: Callable[[Config], SettingsT]
     weights: Callable[[Config], Mapping[str, float]]
+    top_level: bool = False
     per_run: tuple[str, ...] = ()
+    wants_synonyms: Callable[[Config], bool] = lambda config: True
+    irrelevant_words: Callable[[Config], int] = lambda config: 1
     problems: Callable[[Config], Iterable[str]] = lambda config: ()
     completes: Callable[[Config, Pipeline, Plan, Bank], Bank] = _bank_as_made
     exports: Callable[[Config, Pipeline, Plan, Bank | None, Adapter], Adapter] | None = (

@@ -16,7 +16,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
 from erase.methods.base import Drawn, Method, adamw_step
@@ -32,20 +32,16 @@ CONCEPT, ANCHOR = 0, 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Concept Ablation's.
+class Settings(AdamW):
+    """Concept Ablation's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; None shortens none.
         anchor: what the concept becomes; by default the first of the irrelevant words.
         target: "model" or "noise", see the module.
         prior: weight of the prior.
     """
 
     learning_rate: float = number(1.6e-5, above=0)
-    weight_decay: float = number(0.01, least=0)
     clip: float | None = number(1.0, above=0)
     anchor: str = ""
     target: str = choice("model", "model", "noise")
@@ -87,27 +83,29 @@ def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Sentences with the anchor in the concept's place, whose pictures are drawn."""
     del pipe
-    anchor = config.own(Settings).anchor or next(word for pool in words.pools for word in pool)
+    anchor = config.method_settings(Settings).anchor or next(
+        word for pool in words.pools for word in pool
+    )
     return Needs(pools=((), (anchor,)), drawn=ANCHOR)
 
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    anchor = config.own(Settings).anchor.casefold()
+    anchor = config.method_settings(Settings).anchor.casefold()
     if not (anchor or config.irrelevant):
         yield 'concept_ablation.anchor = "" and irrelevant = (): name what the concept becomes'
     if anchor in (word.casefold() for word in (config.concept, *config.synonyms)):
         yield f"concept_ablation.anchor = {anchor!r} is the concept: name what it is to become"
 
 
-STEP = adamw_step("ablation", losses, lambda config: config.own(Settings), drawn=drawn)
+STEP = adamw_step("ablation", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="Concept Ablation",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"ablation": STEP},
-    compiled=lambda config: replace(config.own(Settings), anchor=""),
-    weights=lambda config: {"ablation": 1.0, "prior": config.own(Settings).prior},
+    compiled=lambda config: replace(config.method_settings(Settings), anchor=""),
+    weights=lambda config: {"ablation": 1.0, "prior": config.method_settings(Settings).prior},
     per_run=("anchor",),
     problems=problems,
 )

@@ -1,5 +1,6 @@
-"""What the method that a configuration names makes of it: plan, bank, static arguments, state."""
+"""What the method that a configuration names makes of it: words, plan, bank, context, state."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from erase.config.schema import Config
 from erase.data import bank
 from erase.data.bank import Bank
 from erase.data.plan import Plan, plan_bank
+from erase.data.words import irrelevant, synonyms
 from erase.data.words.irrelevant import Words, listed
 from erase.methods import method_of
 from erase.methods.parts.compiled import StepContext
@@ -17,6 +19,32 @@ from erase.methods.parts.step import State
 from flux_jax.lora import init
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.pipeline import Pipeline
+
+
+def with_synonyms(config: Config) -> tuple[Config, str]:
+    """The configuration with the synonyms that its method wants, and where they come from.
+
+    See `erase.data.words.synonyms.settle`.
+
+    Raises:
+        InputError: the word has no such sense, or the database that NLTK found is damaged.
+    """
+    return synonyms.settle(config, wanted=method_of(config).wants_synonyms(config))
+
+
+def irrelevant_words(config: Config, workdir: Path) -> Words:
+    """Words for other things, as many as the run's method needs.
+
+    See `erase.data.words.irrelevant.gather`.
+
+    Args:
+        config: the run's configuration.
+        workdir: the run's folder; only read.
+
+    Raises:
+        InputError: the kept file is damaged, or the lists are too short.
+    """
+    return irrelevant.gather(config, workdir, method_of(config).irrelevant_words(config))
 
 
 def plan_of(config: Config, pipe: Pipeline, words: Words) -> Plan:

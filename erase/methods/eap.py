@@ -25,7 +25,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import POOL, Needs
 from erase.data.words.irrelevant import Words
@@ -42,13 +42,10 @@ from flux_jax.programs import Conditioning
 
 
 @dataclass(frozen=True)
-class Settings:
-    """EAP's.
+class Settings(AdamW):
+    """EAP's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's, of the adapter.
-        weight_decay: AdamW's, of the adapter.
-        clip: largest norm of a gradient; by default none is shortened.
         logits_rate: Adam's, of the words' logits.
         temperature: of the Gumbel-softmax weights.
         preserve: λ.
@@ -63,7 +60,6 @@ class Settings:
 
     learning_rate: float = number(1e-5, above=0)
     weight_decay: float = number(0.0, least=0)
-    clip: float | None = number(None, above=0)
     logits_rate: float = number(1e-2, above=0)
     temperature: float = number(2.0, above=0)
     preserve: float = number(1.0, least=0)
@@ -154,12 +150,12 @@ def _adam(own: Settings) -> optax.GradientTransformation:
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
-    return {"eap": adamw(config.own(Settings)).init(lora)}
+    return {"eap": adamw(config.method_settings(Settings)).init(lora)}
 
 
 def _start_search(lora: PyTree, config: Config) -> dict[str, PyTree]:
     del lora
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     logits = jnp.zeros(1 + own.most)
     return {"logits": logits, "search": _adam(own).init(logits)}
 
@@ -174,7 +170,7 @@ def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
     Raises:
         InputError: there is no such file, or no other word in it.
     """
-    named = config.own(Settings).vocabulary
+    named = config.method_settings(Settings).vocabulary
     if named is None:
         return tuple(word for pool in words.pools for word in pool)
     try:
@@ -224,7 +220,7 @@ def _unit(vectors: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, with every word of the vocabulary in its place too."""
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     found = vocabulary(config, words)
     if pipe is not None and len(found) > own.most:
         found = nearest(config, pipe, found, own.most)
@@ -233,7 +229,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    named = config.own(Settings).vocabulary
+    named = config.method_settings(Settings).vocabulary
     if named is None and not config.irrelevant:
         yield "eap.vocabulary = None and irrelevant = (): EAP needs other words; name some"
     if named is not None and not Path(named).is_file():
@@ -251,8 +247,10 @@ METHOD = Method(
     settings=Settings,
     needs=needs,
     steps=lambda config: {"eap": ERASE, "search": SEARCH},
-    compiled=lambda config: replace(config.own(Settings), vocabulary=None, eta=0.0, stand_in=None),
-    weights=lambda config: {"esd": 1.0, "harm": config.own(Settings).preserve},
+    compiled=lambda config: replace(
+        config.method_settings(Settings), vocabulary=None, eta=0.0, stand_in=None
+    ),
+    weights=lambda config: {"esd": 1.0, "harm": config.method_settings(Settings).preserve},
     per_run=("vocabulary", "eta", "stand_in"),
     problems=problems,
 )

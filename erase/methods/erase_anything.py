@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.config.schema import Config, Lower, Upper
+from erase.config.fields import choice, number
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs, kept_prompts
 from erase.data.words.irrelevant import Words
 from erase.data.words.templates import as_template
@@ -39,6 +40,84 @@ BALANCE_RATE, BALANCE_DECAY = 0.3, 0.01
 
 
 @dataclass(frozen=True)
+class Lower(AdamW):
+    """The erasing level; its optimiser's settings are `AdamW`'s.
+
+    Attributes:
+        esd: weight of L_esd.
+        attn: weight of L_attn.
+        eta: how far past the unconditional velocity L_esd's target lies.
+        erase_to: prompt whose velocity that target starts from, instead of the unconditional one.
+        stand_in: words that take the concept's place in its sentence, whose velocity then is the
+            unconditional one in that target, so that the rest of the sentence stays; an empty
+            text leaves the place out.
+        trajectories: whose denoising leads to x_t: "teacher" is the frozen model's, made once,
+            "student" the adapted model's own, made anew in each update.
+        attn_form: "normalised" is the mean share of attention, "released" the authors' code.
+    """
+
+    esd: float = number(1.0, least=0)
+    attn: float = number(1.0, least=0)
+    eta: float = number(1.0, least=0)
+    erase_to: str = ""
+    stand_in: str | None = None
+    trajectories: str = choice("teacher", "teacher", "student")
+    attn_form: str = choice("normalised", "normalised", "released")
+
+
+@dataclass(frozen=True)
+class Upper(AdamW):
+    """The preserving level; its optimiser's settings are `AdamW`'s.
+
+    Attributes:
+        lora: weight of L_lora.
+        rsc: weight of L_rsc.
+        lora_target: what L_lora holds the velocity to: "noise" is the paper's, from picture to
+            noise; "base" is the frozen model's own velocity there.
+        pictures: pictures of the frozen model that L_lora holds on to.
+        prompts: what they show, in turn; by default the first sentence, with the concept.
+        without_concept: whether the concept's words are left out of those prompts.
+        folder: pictures with captions (`cat.png`, `cat.txt`) to hold on to instead.
+        rsc_form: "infonce" has the roles of the paper's text, "literal" is its equation with the
+            sign mended, "released" the authors' code: bare words, first head of the last block.
+        blocks: dual-stream blocks whose attention L_rsc compares.
+        temperature: of L_rsc.
+        negatives: irrelevant words a sentence, K in L_rsc.
+        early: share of the denoising steps, counted from the noise, that L_rsc looks at.
+    """
+
+    learning_rate: float = number(5e-4, above=0)
+    lora: float = number(0.1, least=0)
+    rsc: float = number(0.1, least=0)
+    lora_target: str = choice("noise", "noise", "base")
+    pictures: int = number(8, least=1)
+    prompts: tuple[str, ...] = ()
+    without_concept: bool = False
+    folder: str | None = None
+    rsc_form: str = choice("infonce", "infonce", "literal", "released")
+    blocks: str = choice("all", "all", "last")
+    temperature: float = number(0.07, above=0)
+    negatives: int = number(3, least=1)
+    early: float = number(0.25, above=0, most=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """EraseAnything's, which are fields of the configuration itself: `lower.attn`, `alternation`.
+
+    Attributes:
+        lower: the erasing level.
+        upper: the preserving level.
+        alternation: "bilevel" makes one lower and one upper update an iteration; "joint" makes one
+            of their sum; "adaptive" one of a sum whose weights follow what is being preserved.
+    """
+
+    lower: Lower = Lower()
+    upper: Upper = Upper()
+    alternation: str = choice("bilevel", "bilevel", "joint", "adaptive")
+
+
+@dataclass(frozen=True)
 class Levels:
     """What is compiled into the steps.
 
@@ -55,10 +134,11 @@ class Levels:
     @classmethod
     def of(cls, config: Config) -> "Levels":
         """Without what a bank is made of."""
+        own = config.method_settings(Settings)
         return cls(
-            lower=replace(config.lower, eta=0.0, erase_to="", stand_in=None),
-            upper=replace(config.upper, prompts=(), folder=None),
-            adaptive=config.alternation == "adaptive",
+            lower=replace(own.lower, eta=0.0, erase_to="", stand_in=None),
+            upper=replace(own.upper, prompts=(), folder=None),
+            adaptive=own.alternation == "adaptive",
         )
 
 
@@ -257,7 +337,7 @@ def _start_joint(lora: PyTree, config: Config) -> dict[str, PyTree]:
     """W starts at 0."""
     balance = jnp.zeros(())
     return {
-        "lower": adamw(config.lower).init(lora),
+        "lower": adamw(config.method_settings(Settings).lower).init(lora),
         "balance": (balance, balancer().init(balance)),
     }
 
@@ -269,10 +349,18 @@ def _losses_joint(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Levels]
 
 
 LOWER = adamw_step(
-    "lower", lower_losses, lambda config: config.lower, lambda own: own.lower, _drawn_lower
+    "lower",
+    lower_losses,
+    lambda config: config.method_settings(Settings).lower,
+    lambda own: own.lower,
+    _drawn_lower,
 )
 UPPER = adamw_step(
-    "upper", upper_losses, lambda config: config.upper, lambda own: own.upper, _drawn_upper
+    "upper",
+    upper_losses,
+    lambda config: config.method_settings(Settings).upper,
+    lambda own: own.upper,
+    _drawn_upper,
 )
 JOINT = Step(
     jit_over_runs(
@@ -287,24 +375,25 @@ lower_update, upper_update, joint_update = LOWER.update, UPPER.update, JOINT.upd
 
 def steps(config: Config) -> Mapping[str, Step]:
     """One update of each level in turn, or one of both."""
-    if config.alternation != "bilevel":
+    own = config.method_settings(Settings)
+    if own.alternation != "bilevel":
         return {"joint": JOINT}
-    preserves = {"upper": UPPER} if config.upper.lora or config.upper.rsc else {}
+    preserves = {"upper": UPPER} if own.upper.lora or own.upper.rsc else {}
     return {"lower": LOWER, **preserves}
 
 
 def weights(config: Config) -> dict[str, float]:
     """Of all four losses."""
-    return {
-        **{name: getattr(config.lower, name) for name in ("esd", "attn")},
-        **{name: getattr(config.upper, name) for name in ("lora", "rsc")},
-    }
+    own = config.method_settings(Settings)
+    lower, upper = own.lower, own.upper
+    return {"esd": lower.esd, "attn": lower.attn, "lora": upper.lora, "rsc": upper.rsc}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Sentences with synonyms and irrelevant words where L_rsc looks at them; kept pictures."""
     del pipe
-    lower, upper = config.lower, config.upper
+    own = config.method_settings(Settings)
+    lower, upper = own.lower, own.upper
     # Without another word the concept stands for itself: L_rsc then leads towards other things, and
     # away from nothing, since nothing is nearer to the concept than it is.
     synonyms = config.synonyms or (config.concept,)
@@ -321,9 +410,16 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     )
 
 
+def contrasted_words(config: Config) -> int:
+    """How many irrelevant words L_rsc draws; 0 without it, which nothing else looks at."""
+    upper = config.method_settings(Settings).upper
+    return upper.negatives if upper.rsc else 0
+
+
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    upper = config.upper
+    own = config.method_settings(Settings)
+    lower, upper = own.lower, own.upper
     if upper.folder and (upper.prompts or upper.without_concept):
         yield (
             f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
@@ -339,17 +435,20 @@ def problems(config: Config) -> Iterator[str]:
             f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
             f"{upper.negatives} different words: name more, or set upper.rsc to 0"
         )
-    if not (config.lower.esd or config.lower.attn):
+    if not (lower.esd or lower.attn):
         yield "lower.esd = lower.attn = 0: nothing would be erased; make one of them positive"
 
 
 METHOD = Method(
     title="EraseAnything",
-    # `lower`, `upper` and `alternation` are fields of every configuration.
-    settings=None,
+    settings=Settings,
+    top_level=True,
     needs=needs,
     steps=steps,
     compiled=Levels.of,
     weights=weights,
+    per_run=("lower.eta", "lower.erase_to", "lower.stand_in", "upper.prompts", "upper.folder"),
     problems=problems,
+    wants_synonyms=lambda config: contrasted_words(config) > 0,
+    irrelevant_words=contrasted_words,
 )

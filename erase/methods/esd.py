@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
 from erase.methods.base import Method, adamw_step
@@ -26,13 +26,10 @@ from flux_jax.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Settings:
-    """ESD's.
+class Settings(AdamW):
+    """ESD's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; by default none is shortened.
         eta: η, how far past the unconditional velocity the target lies.
         stand_in: words that take the concept's place in its sentence, whose velocity then is the
             unconditional one; an empty text leaves the place out; by default the empty prompt.
@@ -44,7 +41,6 @@ class Settings:
 
     learning_rate: float = number(1e-4, above=0)
     weight_decay: float = number(0.0, least=0)
-    clip: float | None = number(None, above=0)
     eta: float = number(1.0, least=0)
     stand_in: str | None = None
     erase_to: str = ""
@@ -82,17 +78,19 @@ def losses(
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, and what their velocity is led away from the concept to."""
     del words, pipe
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     return Needs(stand_in=own.stand_in, towards=own.erase_to, eta=own.eta)
 
 
-STEP = adamw_step("esd", losses, lambda config: config.own(Settings))
+STEP = adamw_step("esd", losses, lambda config: config.method_settings(Settings))
 METHOD = Method(
     title="ESD",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"esd": STEP},
-    compiled=lambda config: replace(config.own(Settings), eta=0.0, stand_in=None, erase_to=""),
+    compiled=lambda config: replace(
+        config.method_settings(Settings), eta=0.0, stand_in=None, erase_to=""
+    ),
     weights=lambda config: {"esd": 1.0},
     per_run=("eta", "stand_in", "erase_to"),
 )

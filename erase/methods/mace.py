@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from erase.config.fields import number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
@@ -47,13 +47,10 @@ from flux_jax.tree import nest
 
 
 @dataclass(frozen=True)
-class Settings:
-    """MACE's.
+class Settings(AdamW):
+    """MACE's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; by default none is shortened.
         stand_in: word in the concept's place, for g; by default the first of the irrelevant words.
         edit_rank: of the closed form's change.
         ridge: λ, in means of the diagonal of Σ fᵀf.
@@ -62,7 +59,6 @@ class Settings:
 
     learning_rate: float = number(1e-5, above=0)
     weight_decay: float = number(0.0, least=0)
-    clip: float | None = number(None, above=0)
     stand_in: str = ""
     edit_rank: int = number(4, least=1)
     ridge: float = number(0.1, above=0)
@@ -139,7 +135,7 @@ def pairs(config: Config) -> list[tuple[tuple[str, str], tuple[str, str]]]:
 
 def stand_in(config: Config) -> str:
     """What comes in the concept's place."""
-    return config.own(Settings).stand_in or config.irrelevant[0]
+    return config.method_settings(Settings).stand_in or config.irrelevant[0]
 
 
 def around(
@@ -165,7 +161,7 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
     Raises:
         InputError: a target does not see text tokens, or edit_rank is above what a layer has.
     """
-    own, targets = config.own(Settings), config.adapter.targets
+    own, targets = config.method_settings(Settings), config.adapter.targets
     tokens = [[], []]
     prompts = [[], []]
     for sides in pairs(config):
@@ -196,7 +192,7 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
 
 def regions(config: Config, pipe: Pipeline, bank: Bank) -> Float[np.ndarray, "R S"]:
     """Where pictures show the concept: the share that gives its tokens the most attention."""
-    size = max(1, round(config.own(Settings).region * bank.trajectories.shape[2]))
+    size = max(1, round(config.method_settings(Settings).region * bank.trajectories.shape[2]))
     model = pipe.denoiser(jnp.asarray(bank.image_ids), config.guidance)
     masses = []
     for rows in batches(len(bank.trajectories), config.bank.batch, "looking for the concept"):
@@ -229,25 +225,25 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, whose pictures are drawn, and those with what stands in for it."""
     del words, pipe
     also = tuple(prompt for sides in pairs(config) for prompt, _ in sides)
-    return Needs(also=also, edit_rank=config.own(Settings).edit_rank, regions=True)
+    return Needs(also=also, edit_rank=config.method_settings(Settings).edit_rank, regions=True)
 
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    word = config.own(Settings).stand_in
+    word = config.method_settings(Settings).stand_in
     if not (word or config.irrelevant):
         yield 'mace.stand_in = "" and irrelevant = (): name what comes in the concept\'s place'
     if word.casefold() in (each.casefold() for each in (config.concept, *config.synonyms)):
         yield f"mace.stand_in = {word!r} is the concept: name what comes in its place"
 
 
-STEP = adamw_step("mace", losses, lambda config: config.own(Settings), drawn=drawn)
+STEP = adamw_step("mace", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="MACE",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"mace": STEP},
-    compiled=lambda config: replace(config.own(Settings), stand_in=""),
+    compiled=lambda config: replace(config.method_settings(Settings), stand_in=""),
     weights=lambda config: {"hidden": 1.0},
     per_run=("stand_in",),
     problems=problems,

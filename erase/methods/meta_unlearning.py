@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs, kept_prompts
 from erase.data.words.irrelevant import Words
 from erase.data.words.templates import as_template, phrase
@@ -35,13 +35,10 @@ from flux_jax.programs import Conditioning
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Meta-Unlearning's.
+class Settings(AdamW):
+    """Meta-Unlearning's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; by default none is shortened.
         eta: η of L_esd.
         stand_in: see `erase.methods.esd`.
         trajectories: whose way leads to L_esd's x_t: the adapted model's ("student"), or the frozen
@@ -57,8 +54,6 @@ class Settings:
     """
 
     learning_rate: float = number(1e-5, above=0)
-    weight_decay: float = number(0.01, least=0)
-    clip: float | None = number(None, above=0)
     eta: float = number(1.0, least=0)
     stand_in: str | None = None
     trajectories: str = choice("student", "student", "teacher")
@@ -148,7 +143,7 @@ def _gradient(state: State, run: RunInputs[Settings], key: PRNGKeyArray) -> tupl
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
-    return {"meta": adamw(config.own(Settings)).init(lora)}
+    return {"meta": adamw(config.method_settings(Settings)).init(lora)}
 
 
 def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
@@ -160,7 +155,7 @@ def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, whose pictures teach it again, and pictures of related concepts."""
     del pipe
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     template = as_template(config.prompts[0], config.concept)
     every = tuple(phrase(template, word) for pool in words.pools for word in pool)
     shown = kept_prompts(config, own.related or every, own.pictures)
@@ -169,7 +164,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    if not (config.own(Settings).related or config.irrelevant):
+    if not (config.method_settings(Settings).related or config.irrelevant):
         yield (
             "meta_unlearning.related = () and irrelevant = (): Meta-Unlearning needs related "
             "concepts; name prompts or words"
@@ -182,8 +177,10 @@ METHOD = Method(
     settings=Settings,
     needs=needs,
     steps=lambda config: {"meta": STEP},
-    compiled=lambda config: replace(config.own(Settings), eta=0.0, stand_in=None, related=()),
-    weights=lambda config: {"esd": 1.0, "keep": config.own(Settings).keep},
+    compiled=lambda config: replace(
+        config.method_settings(Settings), eta=0.0, stand_in=None, related=()
+    ),
+    weights=lambda config: {"esd": 1.0, "keep": config.method_settings(Settings).keep},
     per_run=("eta", "stand_in", "related"),
     problems=problems,
 )

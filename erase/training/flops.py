@@ -9,6 +9,7 @@ Letters: T text tokens, S image tokens, N both, C model width, E text width.
 from dataclasses import dataclass
 
 from erase.config.schema import Config
+from erase.methods import erase_anything
 from flux_jax.models.blocks import MLP_RATIO
 from flux_jax.models.layers import SINUSOID_CHANNELS
 from flux_jax.models.transformer import FluxConfig
@@ -101,11 +102,12 @@ def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens:
     full = Pass(sizes, image_tokens, text_tokens, mass=True)
     dual = Pass(sizes, image_tokens, text_tokens, mass=True, single=False)
     # L_esd and L_attn share the adapted pass; the frozen model sees the concept and the anchors.
-    anchors = 2 if config.lower.erase_to else 1
+    own = config.method_settings(erase_anything.Settings)
+    anchors = 2 if own.lower.erase_to else 1
     lower = full.forward + full.backward + (1 + anchors) * plain.forward
     # L_rsc looks at the concept, then without a gradient at the synonym and the irrelevant words.
-    contrast = dual.forward + dual.backward + (1 + config.upper.negatives) * dual.forward
-    base = plain.forward if config.upper.lora_target != "noise" else 0
+    contrast = dual.forward + dual.backward + (1 + own.upper.negatives) * dual.forward
+    base = plain.forward if own.upper.lora_target != "noise" else 0
     return lower + contrast + plain.forward + plain.backward + base
 
 

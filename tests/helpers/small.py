@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from erase.config.schema import AdapterConfig, Config, Lower, MeshConfig, Upper
+from erase.config.schema import AdapterConfig, MeshConfig
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
 from erase.methods.configured import context_of, start
-from erase.methods.erase_anything import lower_losses, upper_losses
+from erase.methods.erase_anything import Lower, Upper, lower_losses, upper_losses
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.step import State
+from erase.runs import RunConfig
 from erase.runtime.mesh import make_mesh
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.models.vae import latent_ids
@@ -38,7 +39,7 @@ SIZES = {
     "guidance_embeds": True,
     "axes_dims_rope": (2, 2, 4),
 }
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="cat",
     batch_size=4,
     adapter=AdapterConfig(rank=2, alpha=3.0),

@@ -24,9 +24,11 @@ from transformers import (
     T5Tokenizer,
 )
 
-from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model
 from erase.evaluation.judge import Judge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from erase.methods.erase_anything import Upper
+from erase.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "models" / "emoji-flux"
@@ -186,7 +188,7 @@ def run_config(folder: Path, **changes: Any) -> Config:
         "upper": Upper(pictures=2, rsc=0.0),
         "evaluation": Evaluation(pictures=0),
     }
-    return Config(**usual | changes)
+    return RunConfig(**usual | changes)
 
 
 def judge(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import pydantic
@@ -28,8 +28,16 @@ ATTEMPTS = 3
 TIMEOUT, RETRIES = 30.0, 4
 SYSTEM = "You are a helpful assistant and a well-established language expert"
 
+
+class Words(Protocol):
+    """What a run's folder keeps of a reply: words that were asked for about a concept."""
+
+    @property
+    def concept(self) -> str: ...  # noqa: D102
+
+
 Result = TypeVar("Result")
-Kept = TypeVar("Kept")
+Kept = TypeVar("Kept", bound=Words)
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
@@ -105,6 +113,31 @@ def parse(schema: type[Schema], text: str) -> Schema:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "reply"
         raise InputError(f"{place}: {first['msg']}") from None
+
+
+def kept_or_asked(
+    kind: type[Kept], path: Path, concept: str, ask: Callable[[], Kept]
+) -> tuple[Kept | None, str]:
+    """What a run's folder keeps about its concept; where it keeps nothing, a new reply.
+
+    Args:
+        kind: the dataclass that `describe` wrote.
+        path: the file in the folder; only read.
+        concept: the run's.
+        ask: gives the reply; an InputError says why there is none.
+
+    Returns:
+        The words, or None; and why there are none, in brackets after a space.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if path.is_file() and (kept := read_kept(kind, path)).concept == concept:
+        return kept, ""
+    try:
+        return ask(), ""
+    except InputError as error:
+        return None, f" ({error})"
 
 
 def read_kept(kind: type[Kept], path: Path) -> Kept:

@@ -107,17 +107,21 @@ class WordNet:
         return best
 
 
-def settle(config: Config) -> tuple[Config, str]:
+def settle(config: Config, wanted: bool) -> tuple[Config, str]:
     """The configuration with synonyms, and where they come from, or why there are none.
 
     Without any, L_rsc leads towards other things alone, and Acc_g is not counted.
+
+    Args:
+        config: the run's.
+        wanted: whether synonyms are looked up where it names none; its method says that.
 
     Raises:
         InputError: the word has no such sense, or the database that NLTK found is damaged.
     """
     model = model_file.read(config.model.path)
     thing = model.find(config.concept) if model else None
-    if config.synonyms or not config.upper.rsc:
+    if config.synonyms or not wanted:
         own = config.synonyms and thing and set(config.synonyms) <= {*thing.names}
         return config, f"{config.model.path}" if own else "the configuration"
     things = [each.name for each in model.of_kind("entity")] if model else []

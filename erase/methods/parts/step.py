@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from erase.config.schema import AdamW
 from erase.data.bank import Bank, run_axes
 from erase.methods.parts.compiled import SettingsT, StepContext, split_runs
 from erase.methods.parts.forward import RunInputs
@@ -39,23 +40,6 @@ class State(flax.struct.PyTreeNode):
     lora: PyTree
     own: dict[str, PyTree]
     active: Bool[Array, ""]
-
-
-class Descent(Protocol):
-    """How an optimiser steps: AdamW's settings, in a method's part of the configuration.
-
-    Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient, longer ones are shortened to it; None shortens none.
-    """
-
-    @property
-    def learning_rate(self) -> float: ...  # noqa: D102
-    @property
-    def weight_decay(self) -> float: ...  # noqa: D102
-    @property
-    def clip(self) -> float | None: ...  # noqa: D102
 
 
 # What a step of one run minimises, from the adapter's tree: the sum that counts, and its parts.
@@ -169,7 +153,7 @@ def jit_over_runs(update: Update[SettingsT]) -> TrainStep[SettingsT]:
     )
 
 
-def adamw(level: Descent) -> optax.GradientTransformation:
+def adamw(level: AdamW) -> optax.GradientTransformation:
     """AdamW with the level's own settings, of gradients that may be clipped by their norm."""
     step = optax.adamw(level.learning_rate, weight_decay=level.weight_decay)
     return optax.chain(optax.clip_by_global_norm(level.clip), step) if level.clip else step
