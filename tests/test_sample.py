@@ -65,6 +65,7 @@ def test_pictures_do_not_depend_on_their_batch(pipe: Pipeline):
     assert not np.array_equal(there[0], there[1])
 
 
+@pytest.mark.slow
 def test_sample_writes_every_pair_and_adapters_change_pictures(
     tiny_folder: Path, adapter_folder: Path, tmp_path: Path
 ):
