@@ -76,6 +76,7 @@ def ours(works: dict[str, Work]) -> None:
         assert name in works
 
 
+@pytest.mark.slow
 def test_our_passes_are_measured():
     ours({"passes": work("forward", batch=2)})
 
@@ -112,6 +113,7 @@ def theirs(works: dict[str, Work], side: str) -> None:
         check(record, TIMES)
 
 
+@pytest.mark.slow
 def test_works_of_diffusers_are_measured():
     works = {
         "passes": work("forward", batch=2),
@@ -315,6 +317,7 @@ def test_a_process_that_a_work_ends_has_a_successor(
     ]
 
 
+@pytest.mark.slow
 def test_the_command_keeps_a_file(tmp_path: Path):
     file = tmp_path / "flux.json"
     file.write_text(json.dumps({"ours": measured(forward_512=0.06)}))

@@ -201,6 +201,7 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
     assert left_out_note({}) == ""
 
 
+@pytest.mark.slow
 def test_evaluation_writes_what_a_report_reads(
     pipe: Pipeline, adapter: Adapter, config: Config, judge: Judge, tmp_path: Path
 ):

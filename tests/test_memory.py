@@ -94,6 +94,7 @@ def test_whether_it_fits_is_told(
     assert "0.01" in said
 
 
+@pytest.mark.slow
 def test_the_command_plans_without_a_folder(tmp_path: Path):
     command = [sys.executable, "-m", "erase.train", "--config", "configs/emoji_cat.py"]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)

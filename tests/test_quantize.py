@@ -211,6 +211,7 @@ assert layer["scale"].addressable_shards[0].data.shape == (3, 128)
 """
 
 
+@pytest.mark.slow
 def test_an_update_trains_the_adapter_on_rounded_weights():
     # The update may reuse the memory of its state.
     expected, losses = lower(

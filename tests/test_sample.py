@@ -74,6 +74,7 @@ def test_pictures_have_the_models_size_unless_another_is_given(pipe: Pipeline):
     assert picture_size(pipe, SamplingOptions(width=0)) == (own, 0)
 
 
+@pytest.mark.slow
 def test_sample_writes_every_pair_and_adapters_change_pictures(
     tiny_folder: Path, adapter_folder: Path, tmp_path: Path
 ):

@@ -136,6 +136,7 @@ def test_samples_go_over_the_axes_that_divide_them():
     assert [axes(n) for n in (12, 3, 4, 1)] == [("data", "fsdp"), ("data",), ("fsdp",), ()]
 
 
+@pytest.mark.slow
 def test_in_loops_of_runs_on_a_mesh():
     done = run_on(4, "import test_splash; test_splash.compare_meshes()")
     assert done.returncode == 0, done.stderr[-2000:]

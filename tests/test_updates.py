@@ -207,6 +207,7 @@ def one_run(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), tree)
 
 
+@pytest.mark.slow
 def test_both_updates_trace_at_full_size():
     """FLUX.1 [dev] under configs/nudity.py: shapes only, no memory."""
     config = load_config(runpy.run_path(str(ROOT / "configs/nudity.py"))["get_config"]())

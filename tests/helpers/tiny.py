@@ -199,6 +199,12 @@ def judge(folder: Path) -> Path:
     return folder
 
 
+def adapter_values(*, rank: int = 8, dual: int = 2, width: int = 32) -> int:
+    """How many values the usual adapter of `transformer` has: A and B of two layers a block."""
+    layers = dual * len(("add_q_proj", "add_k_proj"))
+    return layers * (rank * width + width * rank)
+
+
 def counted(folder: Path, judge: Path) -> dict[str, Any]:
     """What a configuration's file says of the smallest run that a judge counts, but the concept."""
     return {
