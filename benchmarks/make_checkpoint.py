@@ -24,7 +24,7 @@ from convert.arguments import Parser
 from convert.pipeline import INDEX, MODEL_INDEX, SINGLE, write_json
 from flux_jax import progress
 from flux_jax.errors import InputError, exits_cleanly
-from flux_jax.models.published import Configs, configs
+from flux_jax.models.published import VERSION, Configs, configs
 from flux_jax.weights import original
 from flux_jax.weights.loading import abstract_params
 from flux_jax.weights.mapping import torch_shapes

@@ -13,7 +13,7 @@ QUICK = (
 )
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 # Before PyTorch starts: its threads wait for each other at full load, and tests that run at once
-# take the cores from each other. With one thread it draws as well, in a fraction of the time.
+# take the cores from each other. One thread does.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax  # noqa: E402

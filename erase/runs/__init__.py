@@ -113,7 +113,8 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         # Such names are no fields either; all others are told of later, at once.
         raise InputError(
-            f'config: {error}; name fields as erase/config/schema.py does, parts like lower={{"attn": 2}}'
+            f"config: {error}; name fields as erase/config/schema.py does, parts like "
+            'lower={"attn": 2}'
         ) from error
 
 

@@ -13,7 +13,7 @@ train the layers themselves.
 A value of a method may be said in several places. Each counts more than those before it:
 
 1. the defaults of the method's own file (`erase.methods`) and of `erase.config.schema`;
-2. what the model's folder has for it (`erase.json`), or `paper` for a FLUX.1 (`erase.runs.defaults`);
+2. what the model's folder has for it (`erase.json`), or `paper` for a FLUX.1 (see `defaults`);
    of a configuration that names a preset, nothing but words for the concept;
 3. the preset that a configuration's file names;
 4. the file's fields, then those of its `by_method` for the method that is chosen;
