@@ -15,18 +15,19 @@ and, after evaluation, evaluation.json and report.html.
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
-from erase.data.words import synonyms
+from erase.config.schema import Config
 from erase.evaluation.eval_prompts import check_judge
 from erase.model.open import open_model
 from erase.runtime import processes
 from erase.runtime.memory import explains_memory
 from erase.training import memory_plan
+from erase.training.prepare import shared_settings, with_synonyms
 from erase.training.run import run
 from flux_jax.errors import InputError, exits_cleanly
 
@@ -39,13 +40,7 @@ def main(argv: Sequence[str]) -> None:
     processes.initialise(given)
     runs = configured()
     if given.plan:
-        settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
-        for config in settled.values():
-            check_judge(config)
-        with processes.first_speaks():
-            pipe = open_model(next(iter(settled.values())), len(settled))
-            fits = memory_plan.show(settled, pipe)
-        sys.exit(0 if fits else 1)
+        sys.exit(0 if plan(runs) else 1)
     if given.workdir is None:
         raise InputError("workdir is missing: name the run's folder, --workdir runs/NAME")
     with processes.first_speaks(), explains_memory():
@@ -56,6 +51,19 @@ def main(argv: Sequence[str]) -> None:
             replay=given.replay,
             command=shlex.join(["python", "-m", "erase.train", *sys.argv[1:]]),
         )
+
+
+def plan(runs: Mapping[str, Config]) -> bool:
+    """Prints how much memory of each device the runs need.
+
+    Returns:
+        Whether the devices have it.
+    """
+    configs = with_synonyms(runs)
+    for config in configs.values():
+        check_judge(config)
+    with processes.first_speaks():
+        return memory_plan.show(configs, open_model(shared_settings(configs), len(configs)))
 
 
 def define_flags() -> None:

@@ -46,7 +46,7 @@ def written(out: Path, *arguments: str) -> Config:
 def test_the_file_says_what_three_lines_give(concept: str, model: str, tmp_path: Path):
     config = written(tmp_path / "new.py", concept, "--model", model)
     three = load_config(configure(concept=concept, model={"path": model}))
-    assert config == synonyms.settle(three)[0]
+    assert config == synonyms.resolve_synonyms(three)[0]
     # Presets do what they do elsewhere.
     paper = runpy.run_path(str(tmp_path / "new.py"))["get_config"]("paper")
     assert load_config(paper).upper.lora_target == "noise"

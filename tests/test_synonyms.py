@@ -63,7 +63,7 @@ def root(tmp_path):
 
 
 def found(**changes):
-    return synonyms.settle(load_config(USABLE | changes))
+    return synonyms.resolve_synonyms(load_config(USABLE | changes))
 
 
 def test_the_configuration_comes_first():
@@ -124,7 +124,7 @@ def test_what_the_model_draws_decides():
 @pytest.mark.parametrize("wanted", ["1", "turtleneck.n.01"])
 def test_the_user_s_sense_is_taken(wanted: str):
     given = configure(concept="turtle", sense=wanted, model={"path": "models/emoji-flux"})
-    config, source = synonyms.settle(load_config(given))
+    config, source = synonyms.resolve_synonyms(load_config(given))
     assert config.synonyms == ("turtleneck", "polo-neck")
     assert source == (
         "WordNet subset, turtleneck.n.01: a sweater or jersey with a high close-fitting collar"
@@ -147,10 +147,12 @@ def test_a_sense_that_is_none_is_refused(wanted: str):
 
 def test_the_model_s_own_words_come_first():
     given = {"concept": "turtle", "model": {"path": "models/emoji-flux"}}
-    config, source = synonyms.settle(load_config(configure(**given)))
+    config, source = synonyms.resolve_synonyms(load_config(configure(**given)))
     assert (config.synonyms, source) == (("tortoise",), "models/emoji-flux")
     # Words that the configuration names are not the model's.
-    config, source = synonyms.settle(load_config(configure(**given, synonyms=("reptile",))))
+    config, source = synonyms.resolve_synonyms(
+        load_config(configure(**given, synonyms=("reptile",)))
+    )
     assert (config.synonyms, source) == (("reptile",), "the configuration")
 
 
@@ -159,7 +161,7 @@ def test_no_name_of_another_thing_is_a_synonym():
     assert sense is not None
     assert sense.words == ("ball", "globe", "orb")
     given = configure(concept="ball", sense="ball.n.03", model={"path": "models/emoji-flux"})
-    assert synonyms.settle(load_config(given))[0].synonyms == ("orb",)
+    assert synonyms.resolve_synonyms(load_config(given))[0].synonyms == ("orb",)
 
 
 def test_words_that_are_to_be_kept_are_no_synonyms():

@@ -24,8 +24,8 @@ from erase.config.schema import (
     Model,
     Upper,
 )
+from erase.runtime.run_folder import WRITTEN
 from erase.training import checkpoints, run
-from erase.training.resume_check import WRITTEN
 from flux_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

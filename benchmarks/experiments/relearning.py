@@ -112,12 +112,12 @@ def teach(
     # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
     configs = {
         name: replace(
-            synonyms.settle(config)[0], method="meta_unlearning", seed=config.seed + APART
+            synonyms.resolve_synonyms(config)[0], method="meta_unlearning", seed=config.seed + APART
         )
         for name, config in erased.items()
     }
     plans = {name: plan(config, pipe, listed(config)) for name, config in configs.items()}
-    training = loop.prepare(configs, pipe, banks_of(configs, pipe, plans), plans)
+    training = loop.place_on_devices(configs, pipe, banks_of(configs, pipe, plans), plans)
     settings = replace(training.setup.settings, learning_rate=rate, weight_decay=0.0, clip=None)
     setup = replace(training.setup, settings=settings)
     lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))

@@ -24,7 +24,6 @@ from absl import app, flags
 from convert.adapters.paths import find_adapter
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.data.words.synonyms import settle
 from erase.evaluation.eval_prompts import judge_of
 from erase.evaluation.evaluate import evaluate
 from erase.evaluation.summary import write_summary
@@ -32,6 +31,7 @@ from erase.model.adapters import read_adapter
 from erase.model.open import open_model
 from erase.report import card, report
 from erase.runtime.memory import explains_memory
+from erase.training.prepare import shared_settings, with_synonyms
 from flux_jax.errors import exits_cleanly
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -51,14 +51,14 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
     """
-    runs = {name: settle(config)[0] for name, config in configured().items()}
+    runs = with_synonyms(configured())
     for config in runs.values():
         judge_of(config)
     opened = {
         name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
         for name, config in runs.items()
     }
-    pipe = open_model(next(iter(runs.values())), len(runs))
+    pipe = open_model(shared_settings(runs), len(runs))
     for _, adapter in opened.values():
         pipe.check(adapter)
     return pipe, opened

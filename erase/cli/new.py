@@ -76,7 +76,7 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
             f"concept = {concept[:60]!r} is none of the {len(names)} things that the model knows; "
             f"{hint}"
         )
-    config, source = synonyms.settle(load_runs(configure(**changes))[""])
+    config, source = synonyms.resolve_synonyms(load_runs(configure(**changes))[""])
     return config, source, list(missing(config))
 
 

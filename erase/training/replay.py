@@ -20,18 +20,16 @@ from erase.data.bank import Bank
 from erase.methods.parts.updates import Losses, State
 from erase.runtime import processes
 from erase.runtime.files import write
+from erase.runtime.run_folder import REPLAY
 from erase.training import checkpoints
 from erase.training.loop import Training
 from flux_jax import progress, xla_flags
 from flux_jax import sharding as meshes
 from flux_jax.errors import InputError
 
-# In a run's folder.
-FILE = "replay-{}.json"
-
 
 def show(training: Training, workdir: Path, step: int) -> None:
-    """Prints each run's losses and gradients in an iteration, and writes it to `FILE`.
+    """Prints each run's losses and gradients in an iteration, and writes it to a file.
 
     Args:
         training: of the runs.
@@ -41,13 +39,13 @@ def show(training: Training, workdir: Path, step: int) -> None:
     Raises:
         InputError: there is no such iteration.
     """
-    if step > training.config.iterations:
+    if step > training.shared.iterations:
         raise InputError(
-            f"replay = {step} is beyond iterations = {training.config.iterations}; choose a smaller"
+            f"replay = {step} is beyond iterations = {training.shared.iterations}; choose a smaller"
         )
     done = processes.from_first(lambda: checkpoints.usable(workdir, step), int)
     state = training.state
-    with checkpoints.opened(workdir, training.config.checkpoints) as manager:
+    with checkpoints.opened(workdir, training.shared.checkpoints) as manager:
         if done:
             state, _ = checkpoints.restore(manager, done, state)
     with (
@@ -56,11 +54,11 @@ def show(training: Training, workdir: Path, step: int) -> None:
     ):
         for number in bar:
             state, _ = training.iterate(state, number)
-    found = {name: dict(_levels(training, state, name, step)) for name in training.configs}
-    for name, levels in found.items():
+    runs = {name: dict(_levels(training, state, name, step)) for name in training.configs}
+    for name, levels in runs.items():
         drawn = training.drawn(name, step)
-        told = {"step": step, "from": done, "drawn": drawn, "levels": levels}
-        write(workdir / name / FILE.format(step), json.dumps(told, indent=1) + "\n")
+        content = {"step": step, "from": done, "drawn": drawn, "levels": levels}
+        write(workdir / name / REPLAY.format(step), json.dumps(content, indent=1) + "\n")
         Console().print(_table(name or training.configs[name].concept, step, levels))
         for part, rows in drawn.items():
             for prompt, t in zip(rows["prompts"], rows["t"], strict=True):
@@ -81,8 +79,9 @@ def _levels(
         lora, own = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
         for level, (losses, key) in each.losses(keys[name][row], own).items():
             yield level, _level(training, bank, losses, lora, key)
-        given = (after, training.params, training.bank, keys[name])
-        after, _ = each.update(*given, setup=training.setup)
+        after, _ = each.update(
+            after, training.params, training.bank, keys[name], setup=training.setup
+        )
 
 
 def _level(
@@ -91,9 +90,9 @@ def _level(
     """Losses and each gradient's norm of a run at one adapter."""
 
     def loss(lora: PyTree) -> Any:
-        given = {"params": training.params, "bank": bank, "setup": training.setup}
-        with jax.sharding.use_abstract_mesh(training.setup.mesh.abstract_mesh):
-            return losses(lora, key=key, **given)
+        setup = training.setup
+        with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
+            return losses(lora, key=key, params=training.params, bank=bank, setup=setup)
 
     (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
     parts, gradient = jax.device_get(meshes.gather(training.setup.mesh, (parts, gradient)))
@@ -119,10 +118,10 @@ def _table(title: str, step: int, levels: dict[str, dict[str, Any]]) -> Table:
     table = Table("level", "", title=f"{title!r}, iteration {step}")
     for heading in ("loss or norm", "numbers lost"):
         table.add_column(heading, justify="right")
-    for level, found in levels.items():
-        for part, value in found["losses"].items():
+    for level, values in levels.items():
+        for part, value in values["losses"].items():
             table.add_row(level, part, str(value), "")
-        for path, gradient in found["gradients"].items():
+        for path, gradient in values["gradients"].items():
             table.add_row(
                 level, f"gradient of {path}", str(gradient["norm"]), str(gradient["lost"])
             )

@@ -15,9 +15,9 @@ from erase.config.schema import Config
 from erase.data.words import language_model
 from erase.data.words.language_model import read_kept
 from erase.data.words.spelling import same
+from erase.runtime.run_folder import IRRELEVANT
 from flux_jax.errors import InputError
 
-FILE = "irrelevant.json"
 # Words asked for in each category; sentences then draw one from each.
 WANTED = 8
 # Serve where neither a language model nor the configuration names words.
@@ -65,7 +65,7 @@ class Words:
     source: str
 
 
-def gather(config: Config, workdir: Path) -> Words:
+def gather_irrelevant(config: Config, workdir: Path) -> Words:
     """The words of a run: those that its folder keeps, else from the model, else from lists.
 
     Args:
@@ -75,7 +75,7 @@ def gather(config: Config, workdir: Path) -> Words:
     Raises:
         InputError: the kept file is damaged, or the lists are too short.
     """
-    path, why = workdir / FILE, ""
+    path, why = workdir / IRRELEVANT, ""
     if config.language_model and config.upper.rsc:
         if path.is_file() and (kept := read_kept(Words, path)).concept == config.concept:
             return kept

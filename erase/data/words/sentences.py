@@ -11,9 +11,8 @@ from erase.config.schema import Config
 from erase.data.words import language_model
 from erase.data.words.language_model import read_kept
 from erase.data.words.templates import as_template
+from erase.runtime.run_folder import SENTENCES
 from flux_jax.errors import InputError
-
-FILE = "sentences.json"
 
 
 class Reply(pydantic.BaseModel):
@@ -45,7 +44,7 @@ class Sentences:
     source: str
 
 
-def settle(config: Config, workdir: Path) -> tuple[Config, Sentences]:
+def add_generated_prompts(config: Config, workdir: Path) -> tuple[Config, Sentences]:
     """A run's configuration with its further sentences among the prompts.
 
     Args:
@@ -59,17 +58,17 @@ def settle(config: Config, workdir: Path) -> tuple[Config, Sentences]:
     Raises:
         InputError: the kept file is damaged.
     """
-    path = workdir / FILE
+    path = workdir / SENTENCES
     if not config.more_prompts:
-        found = Sentences(config.concept, (), "the configuration")
+        sentences = Sentences(config.concept, (), "the configuration")
     elif path.is_file() and (kept := read_kept(Sentences, path)).concept == config.concept:
-        found = kept
+        sentences = kept
     else:
         try:
-            found = ask(config.concept, config.more_prompts)
+            sentences = ask(config.concept, config.more_prompts)
         except InputError as error:
-            found = Sentences(config.concept, (), f"the configuration ({error})")
-    return replace(config, prompts=(*config.prompts, *found.sentences)), found
+            sentences = Sentences(config.concept, (), f"the configuration ({error})")
+    return replace(config, prompts=(*config.prompts, *sentences.sentences)), sentences
 
 
 def ask(concept: str, count: int) -> Sentences:
