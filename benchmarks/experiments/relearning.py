@@ -26,7 +26,6 @@ from benchmarks.experiments.study import count
 from benchmarks.results.tables import relearning
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.data.words import synonyms
 from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, meta_unlearning, plan
 from erase.methods.base import Method
@@ -36,6 +35,7 @@ from erase.runtime.files import write
 from erase.runtime.memory import explains_memory
 from erase.training import loop
 from erase.training.make_adapters import banks_of
+from erase.training.prepare import with_synonyms
 from erase.training.variants import left, resumed, train_variant
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
@@ -79,7 +79,8 @@ def measure(
         adapters, _, _ = train_variant(methods[name], pipe)
         counted = {
             str(steps): [
-                count(pipe, taught[run], config, before) for run, config in methods[name].items()
+                count(pipe, taught[run], config, before)
+                for run, config in with_synonyms(methods[name]).items()
             ]
             for steps, taught in teach(adapters, methods[name], pipe, stops, rate)
         }
@@ -111,10 +112,8 @@ def teach(
     """
     # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
     configs = {
-        name: replace(
-            synonyms.resolve_synonyms(config)[0], method="meta_unlearning", seed=config.seed + APART
-        )
-        for name, config in erased.items()
+        name: replace(config, method="meta_unlearning", seed=config.seed + APART)
+        for name, config in with_synonyms(erased).items()
     }
     plans = {name: plan(config, pipe, listed(config)) for name, config in configs.items()}
     training = loop.place_on_devices(configs, pipe, banks_of(configs, pipe, plans), plans)
