@@ -64,8 +64,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
 
     Returns:
         What the file holds: the question, the device, and for each variant its changes, its
-        seconds of training and a row for each run: concept, seed, iterations and cells (see
-        `erase.evaluation.evaluate`).
+        seconds of training and a row for each run: concept, seed, iterations and cells.
 
     Raises:
         InputError: a setting cannot be used, or the file holds another study.
