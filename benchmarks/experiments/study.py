@@ -28,10 +28,10 @@ from erase.config.schema import Config
 from erase.evaluation import evaluate, statistics
 from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
 from erase.evaluation.percent import percent
-from erase.methods.configured import with_synonyms
 from erase.model.open import open_model
 from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
+from erase.training.prepare import shared_settings
 from erase.training.variants import learnt_from, resumed, train_variant
 from flux_jax.errors import InputError, exits_cleanly, nearest
 from flux_jax.lora import Adapter
@@ -64,8 +64,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
 
     Returns:
         What the file holds: the question, the device, and for each variant its changes, its
-        seconds of training and a row for each run: concept, seed, iterations and cells (see
-        `erase.evaluation.evaluate`).
+        seconds of training and a row for each run: concept, seed, iterations and cells.
 
     Raises:
         InputError: a setting cannot be used, or the file holds another study.
@@ -82,7 +81,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         )
         for variant, changes in study.variants.items()
     }
-    first = next(iter(next(iter(plans.values())).values()))
+    first = shared_settings(next(iter(plans.values())))
     if first.evaluation.judge is None:
         raise InputError("evaluation.judge = None: a study counts; name the judge's folder")
     head = {
@@ -104,11 +103,11 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         learnt = [learnt_from(config) for config in configs.values()]
         if trained is None or learnt != last:
             last, trained = learnt, train_variant(configs, pipe)
-        found, iterations, seconds = trained
+        adapters, iterations, seconds = trained
         rows = [
             {"name": name.rpartition("-")[0], "iterations": iterations[name]}
-            | count(pipe, found[name], config, before)
-            for name, config in configs.items()
+            | count(pipe, adapters[name], config, before)
+            for name, config in runs_with_synonyms(configs).items()
         ]
         result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
         result["device"] = jax.devices()[0].device_kind or platform.machine()
@@ -126,13 +125,12 @@ def count(
     Args:
         pipe: the frozen model.
         adapter: a run's.
-        config: the run's.
+        config: the run's, with its synonyms.
         before: what it finds with the base, by concept; added to, so that nothing is drawn twice.
 
     Raises:
         InputError: the judge does not know a concept.
     """
-    config, _ = with_synonyms(config)
     judge, drawn = evaluate.plan(config, pipe)
     assert judge is not None, "run_study has made sure"
 
