@@ -31,7 +31,7 @@ from erase.evaluation.percent import percent
 from erase.model.open import open_model
 from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
-from erase.training.prepare import shared_settings
+from erase.training.prepare import runs_with_synonyms, shared_settings
 from erase.training.variants import learnt_from, resumed, train_variant
 from flux_jax.errors import InputError, exits_cleanly, nearest
 from flux_jax.lora import Adapter
