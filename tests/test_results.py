@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks.results import page as results
 from benchmarks.results.page import draw
-from erase.evaluation.statistics import pooled, share
+from erase.evaluation.statistics import pooled, wilson_interval
 from erase.evaluation.summary import summarise
 from flux_jax.errors import InputError
 
@@ -19,12 +19,15 @@ KINDS = {"soccer ball": "entity", "flat": "style", "left of": "relation"}
 
 def cells(found: int) -> dict:
     names = {"Acc_e": found, "Acc_g": found, "Acc_ir": 10 - found}
-    return {cell: {"before": share(9, 10), "after": share(n, 10)} for cell, n in names.items()}
+    return {
+        cell: {"before": wilson_interval(9, 10), "after": wilson_interval(n, 10)}
+        for cell, n in names.items()
+    }
 
 
 def attacked(found: int) -> dict:
     sides = dict(zip(("before", "silenced", "after"), (9, 5, found), strict=True))
-    return {"misspelt": {side: share(n, 10) for side, n in sides.items()}}
+    return {"misspelt": {side: wilson_interval(n, 10) for side, n in sides.items()}}
 
 
 def counted(concept: str, found: int) -> list[dict]:
@@ -38,8 +41,8 @@ def compared(title: str, found: int) -> dict:
         "title": title,
         "cells": pooled([cells(found)]),
         "intervals": dict.fromkeys(("Acc_e", "Acc_g", "Acc_ir", "H", "attacks"), (0.05, 0.95)),
-        "attacks": share(found, 10),
-        "rows": [{"concept": "cat", "cells": cells(found), "attacks": share(found, 10)}],
+        "attacks": wilson_interval(found, 10),
+        "rows": [{"concept": "cat", "cells": cells(found), "attacks": wilson_interval(found, 10)}],
         "frechet": {"mean": 1.5, "seeds": [1.25, 1.75]},
         "parameters": 12345,
         "bytes": 50_000,
@@ -67,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     ]
     study = {"seeds": [0, 4], "variants": {str(n): {"rows": rows} for n in (10, 20)}}
     speed = {"runs": [{"concepts": n, "compile_s": 20.0, "iteration_ms": 10.0} for n in (1, 5)]}
-    both = {"own": share(9, 10), "converse": share(1, 10)}
+    both = {"own": wilson_interval(9, 10), "converse": wilson_interval(1, 10)}
     numbers = {
         "all": summarise(runs),
         "attacks": summarise(attacks),

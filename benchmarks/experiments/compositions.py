@@ -37,8 +37,14 @@ from erase.config.schema import Config
 from erase.data.words.synonyms import settle
 from erase.evaluation import statistics
 from erase.evaluation.calibrate import bisect
-from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judged
-from erase.evaluation.evaluate import by_concept, counts, others
+from erase.evaluation.eval_prompts import (
+    EvalPrompt,
+    check_prompts,
+    draw_cases,
+    evaluation_prompts,
+    judge_pictures,
+)
+from erase.evaluation.evaluate import by_concept, concepts_to_keep, counts
 from erase.evaluation.judge import Judge, open_judge
 from erase.evaluation.percent import percent
 from erase.methods.parts.least_squares import Moments
@@ -139,7 +145,7 @@ def measure(
             [case for case in of_concepts(group, validation, TRIED) if case.cell == "Acc_e"]
             for group in chosen
         ]
-        check(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
+        check_prompts(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
         made_of: dict[str, list[Adapter]] = {name: [] for name in METHODS}
         for group in chosen:
             erased = {judge.label(runs[name].concept) for name in group}
@@ -193,7 +199,7 @@ def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict
 
 def share_left(
     look: Callable[..., list[np.ndarray]],
-    groups: Sequence[Sequence[Case]],
+    groups: Sequence[Sequence[EvalPrompt]],
     adapters: Sequence[Adapter],
     title: str,
     strength: float,
@@ -233,13 +239,15 @@ def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
     return Adapter(nest(made), float(inputs))
 
 
-def of_concepts(group: Sequence[str], runs: Mapping[str, Config], pictures: int) -> list[Case]:
+def of_concepts(
+    group: Sequence[str], runs: Mapping[str, Config], pictures: int
+) -> list[EvalPrompt]:
     """So many pictures of each concept under its own name, and under other words."""
     drawn = []
     for name in group:
         config, _ = settle(runs[name])
         settings = replace(config.evaluation, pictures=pictures)
-        drawn += cases(replace(config, evaluation=settings), ())
+        drawn += evaluation_prompts(replace(config, evaluation=settings), ())
     return drawn
 
 
@@ -250,7 +258,7 @@ def asked(
     pictures: int,
     index: int,
     of: int,
-) -> list[Case]:
+) -> list[EvalPrompt]:
     """What is drawn for a group: its concepts, and labels of each kind that are not erased.
 
     Args:
@@ -267,14 +275,14 @@ def asked(
         config = next((c for c in runs.values() if judge.kind(c.concept) == kind), None)
         if config is None:
             continue
-        every = [config.concept, *others(config, judge)]
+        every = [config.concept, *concepts_to_keep(config, judge)]
         kept = [word for word in every if judge.label(word) not in erased]
         shown = FEW * pictures // of
         settings = replace(
             config.evaluation, pictures=shown, seed=config.evaluation.seed + index * shown
         )
         config = replace(config, evaluation=settings, synonyms=())
-        drawn += [case for case in cases(config, kept) if case.cell == "Acc_ir"]
+        drawn += [case for case in evaluation_prompts(config, kept) if case.cell == "Acc_ir"]
     return drawn
 
 
@@ -282,7 +290,7 @@ def find(
     pipe: Pipeline,
     judge: Judge,
     config: Config,
-    groups: Sequence[Sequence[Case]],
+    groups: Sequence[Sequence[EvalPrompt]],
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
 ) -> list[Bool[np.ndarray, "B"]]:
@@ -297,13 +305,13 @@ def find(
         title: shown at the progress bars.
     """
     return [
-        judged(judge, draw_cases(pipe, drawn, config, [adapter], title), drawn)
+        judge_pictures(judge, draw_cases(pipe, drawn, config, [adapter], title), drawn)
         for drawn, adapter in zip(groups, adapters, strict=True)
     ]
 
 
 def counted(
-    judge: Judge, groups: Sequence[Sequence[Case]], sides: Sequence[Mapping[str, np.ndarray]]
+    judge: Judge, groups: Sequence[Sequence[EvalPrompt]], sides: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Any]:
     """Cells over groups: of each kind, all together, and of what is kept each label."""
     drawn = [case for cases in groups for case in cases]

@@ -27,7 +27,7 @@ from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.data.words import synonyms
 from erase.evaluation import evaluate, statistics
-from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
+from erase.evaluation.eval_prompts import configured_judge, draw_cases, judge_pictures
 from erase.evaluation.percent import percent
 from erase.model.open import open_model
 from erase.runs import EACH, load_runs, over
@@ -93,7 +93,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
     }
     result = resumed(out, head, "variants", "study")
     for config in (each for plan in plans.values() for each in plan.values()):
-        judge_of(config)
+        configured_judge(config)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
     last, trained = None, None
@@ -133,12 +133,12 @@ def count(
         InputError: the judge does not know a concept.
     """
     config, _ = synonyms.settle(config)
-    judge, drawn = evaluate.plan(config, pipe)
+    judge, drawn = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "run_study has made sure"
 
     def found(strength: float, title: str) -> Bool[np.ndarray, "B"]:
         pictures = draw_cases(pipe, drawn, config, [(adapter, strength)], title)
-        return judged(judge, pictures, drawn)
+        return judge_pictures(judge, pictures, drawn)
 
     if config.concept not in before:
         before[config.concept] = found(0.0, f"of {config.concept}, before")

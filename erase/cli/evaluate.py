@@ -25,7 +25,7 @@ from convert.adapters.paths import find_adapter
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
 from erase.config.schema import Config
 from erase.data.words.synonyms import settle
-from erase.evaluation.eval_prompts import judge_of
+from erase.evaluation.eval_prompts import configured_judge
 from erase.evaluation.evaluate import evaluate
 from erase.evaluation.summary import write_summary
 from erase.model.adapters import read_adapter
@@ -53,7 +53,7 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
     """
     runs = {name: settle(config)[0] for name, config in configured().items()}
     for config in runs.values():
-        judge_of(config)
+        configured_judge(config)
     opened = {
         name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
         for name, config in runs.items()

@@ -24,9 +24,15 @@ from rich.table import Table
 
 from erase.config.schema import Config
 from erase.data.words.templates import phrase, shuffle
-from erase.evaluation.eval_prompts import Case, check, draw_cases, judge_of, judged
+from erase.evaluation.eval_prompts import (
+    EvalPrompt,
+    check_prompts,
+    configured_judge,
+    draw_cases,
+    judge_pictures,
+)
 from erase.evaluation.percent import interval, percent
-from erase.evaluation.statistics import share
+from erase.evaluation.statistics import wilson_interval
 from erase.runtime.files import write
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
@@ -93,7 +99,7 @@ DISGUISES: Mapping[str, Callable[[np.random.Generator, str], str]] = {
 FAMILIES = (*DISGUISES, "synonyms", "shuffled")
 
 
-def attacks(config: Config, pictures: int, ordered: bool = False) -> list[Case]:
+def attacks(config: Config, pictures: int, ordered: bool = False) -> list[EvalPrompt]:
     """The prompts of every family; of synonyms only where there are some.
 
     Args:
@@ -117,7 +123,7 @@ def attacks(config: Config, pictures: int, ordered: bool = False) -> list[Case]:
                 prompt = phrase(template, config.synonyms[turn % len(config.synonyms)])
             else:
                 prompt = phrase(template, DISGUISES[family](rng, config.concept))
-            drawn.append(Case(family, prompt, settings.seed + index, config.concept))
+            drawn.append(EvalPrompt(family, prompt, settings.seed + index, config.concept))
     return drawn
 
 
@@ -141,20 +147,22 @@ def attack(
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
     workdir, settings = Path(workdir), config.evaluation
-    judge = judge_of(config)
+    judge = configured_judge(config)
     if judge is None:
         raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
     drawn = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
-    check(pipe, judge, drawn)
+    check_prompts(pipe, judge, drawn)
     ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))
     found = {}
     for side, (strength, silenced) in zip(SIDES, ways, strict=True):
         shown = draw_cases(pipe, drawn, config, [(adapter, strength)], side, silenced)
-        found[side] = judged(judge, shown, drawn)
+        found[side] = judge_pictures(judge, shown, drawn)
     cells, prompts = {}, {}
     for family in dict.fromkeys(case.cell for case in drawn):
         rows = [i for i, case in enumerate(drawn) if case.cell == family]
-        cells[family] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
+        cells[family] = {
+            s: wilson_interval(int(hits[rows].sum()), len(rows)) for s, hits in found.items()
+        }
         prompts[family] = sorted({drawn[i].prompt for i in rows})
     result = {
         "concept": config.concept,

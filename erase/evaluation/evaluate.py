@@ -29,12 +29,19 @@ from rich.console import Console
 from rich.table import Table
 
 from erase.config.schema import Config
-from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judge_of, judged
+from erase.evaluation.eval_prompts import (
+    EvalPrompt,
+    check_prompts,
+    configured_judge,
+    draw_cases,
+    evaluation_prompts,
+    judge_pictures,
+)
 from erase.evaluation.judge import Judge
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
 from erase.evaluation.sheets import Group, captioned
-from erase.evaluation.statistics import CELLS, harmonic_mean, has_mean, share
+from erase.evaluation.statistics import CELLS, harmonic_mean, has_mean, wilson_interval
 from erase.model.attention_maps import TIMES, attention_maps
 from erase.model.draw import png
 from erase.runtime.files import write
@@ -52,9 +59,9 @@ SIDES = {"before": "base", "after": "erased"}
 DRAWN = 0.2
 
 
-def plan(
+def plan_evaluation(
     config: Config, pipe: Pipeline, erased: Collection[str] = ()
-) -> tuple[Judge | None, list[Case]]:
+) -> tuple[Judge | None, list[EvalPrompt]]:
     """The judge and what is drawn for it; cheap, and complete in its checks.
 
     Args:
@@ -67,13 +74,15 @@ def plan(
             over the token limit.
     """
     settings = config.evaluation
-    judge = judge_of(config)
-    drawn = cases(config, [word for word in others(config, judge) if word not in erased])
+    judge = configured_judge(config)
+    drawn = evaluation_prompts(
+        config, [word for word in concepts_to_keep(config, judge) if word not in erased]
+    )
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
         ranked = zip(drawn, _ranks(drawn), strict=True)
         drawn = [case for case, rank in ranked if rank < settings.examples]
-    check(pipe, judge, drawn)
+    check_prompts(pipe, judge, drawn)
     return judge, drawn
 
 
@@ -104,7 +113,7 @@ def evaluate(
         InputError: a setting does not fit the judge or the model.
     """
     workdir, settings = Path(workdir), config.evaluation
-    judge, drawn = plan(config, pipe, erased)
+    judge, drawn = plan_evaluation(config, pipe, erased)
     # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
     sides = {
         side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
@@ -126,7 +135,7 @@ def evaluate(
             "No judge is configured for this model: nothing was counted, pictures were drawn."
         )
     else:
-        found = {side: judged(judge, pictures, drawn) for side, pictures in sides.items()}
+        found = {side: judge_pictures(judge, pictures, drawn) for side, pictures in sides.items()}
         result |= {
             "kind": judge.kind(config.concept),
             "cells": (cells := counts(drawn, found)),
@@ -144,26 +153,22 @@ def evaluate(
     return result
 
 
-def others(config: Config, judge: Judge | None) -> Sequence[str]:
+def concepts_to_keep(config: Config, judge: Judge | None) -> Sequence[str]:
     """Labels that should stay: the configuration's, or all of the concept's kind."""
     settings = config.evaluation
     if settings.others or judge is None:
         return settings.others
-    labels = {
-        "entity": judge.config.entities,
-        "style": judge.config.styles,
-        "relation": judge.config.relations,
-    }[judge.kind(config.concept)]
+    labels = judge.labels(judge.kind(config.concept))
     return [label for label in labels if label != judge.label(config.concept)]
 
 
-def _ranks(drawn: Sequence[Case]) -> list[int]:
+def _ranks(drawn: Sequence[EvalPrompt]) -> list[int]:
     """How many cases of the same cell come before each."""
     counters = defaultdict(itertools.count)
     return [next(counters[case.cell]) for case in drawn]
 
 
-def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def counts(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Shares by cell and side, with their intervals; of synonyms that the base can draw.
 
     Args:
@@ -180,11 +185,15 @@ def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, 
             if case.cell == cell and not (cell == "Acc_g" and (case.sought, case.word) in away)
         ]
         if rows:
-            cells[cell] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
+            cells[cell] = {
+                s: wilson_interval(int(hits[rows].sum()), len(rows)) for s, hits in found.items()
+            }
     return cells
 
 
-def by_synonym(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def by_synonym(
+    drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Counts for every synonym, in the order of the configuration, and whether it is left out.
 
     Where the base does not draw the concept by its own name either, no synonym is to blame.
@@ -204,7 +213,7 @@ def by_synonym(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> list[d
     return rows
 
 
-def by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def by_concept(drawn: Sequence[EvalPrompt], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Counts for every concept that should stay, those that lost most first."""
     of = Counter(case.sought for case in drawn if case.cell == "Acc_ir")
     rows = []
@@ -218,7 +227,7 @@ def by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict
 def _write_examples(
     workdir: Path,
     concept: str,
-    drawn: Sequence[Case],
+    drawn: Sequence[EvalPrompt],
     sides: dict[str, np.ndarray],
     found: dict[str, np.ndarray] | None,
     examples: int,

@@ -1,13 +1,18 @@
-"""Shares with their intervals, and means over concepts."""
+"""Shares with their intervals, means over concepts, and the distance between sets of pictures.
+
+Axis letters: N M pictures, F features.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from scipy.linalg import eigh
 from scipy.stats import binomtest, bootstrap, hmean
 
 
-def share(found: int, of: int) -> dict[str, float]:
+def wilson_interval(found: int, of: int) -> dict[str, float]:
     """A share with its Wilson interval at 95 %."""
     interval = binomtest(found, of).proportion_ci(method="wilson")
     return {
@@ -23,7 +28,7 @@ CELLS = ("Acc_e", "Acc_g", "Acc_ir")
 
 
 # Of the bootstrap.
-SAMPLES = 2000
+BOOTSTRAP_SAMPLES = 2000
 
 
 SIDES = ("before", "after")
@@ -60,7 +65,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for cell in dict.fromkeys(cell for each in cells for cell in each):
         having = [each[cell] for each in cells if cell in each]
         sums[cell] = {
-            side: share(
+            side: wilson_interval(
                 sum(each[side]["found"] for each in having),
                 sum(each[side]["of"] for each in having),
             )
@@ -123,6 +128,20 @@ def ahead(
     return float(gained(np.sum(both, axis=0))), low, high
 
 
+def frechet_distance(one: Float[np.ndarray, "N F"], other: Float[np.ndarray, "M F"]) -> float:
+    """Fréchet's distance between normal distributions with both sets' means and covariances.
+
+    ‖μ - μ'‖² + tr(Σ + Σ' - 2 (Σ Σ')^½), as in FID, with other features than Inception's.
+    """
+    means = one.mean(axis=0), other.mean(axis=0)
+    first, second = (np.cov(each, rowvar=False) for each in (one, other))
+    # The trace of (Σ Σ')^½ is that of (Σ^½ Σ' Σ^½)^½, which is symmetric.
+    root = _square_root(first)
+    shared = np.sqrt(np.maximum(eigh(root @ second @ root, eigvals_only=True), 0)).sum()
+    apart = np.sum((means[0] - means[1]) ** 2) + np.trace(first) + np.trace(second) - 2 * shared
+    return float(max(apart, 0.0))
+
+
 def _by_concept(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Found and looked for [4, 2] in the cells and attacks of each concept's runs together."""
     sums: dict[str, np.ndarray] = {}
@@ -161,6 +180,12 @@ def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -
         return of(each[drawn].sum(axis=drawn.ndim - 1))
 
     interval = bootstrap(
-        (np.arange(len(each)),), sampled, n_resamples=SAMPLES, method="percentile", rng=0
+        (np.arange(len(each)),), sampled, n_resamples=BOOTSTRAP_SAMPLES, method="percentile", rng=0
     ).confidence_interval
     return np.stack([interval.low, interval.high], axis=-1)
+
+
+def _square_root(matrix: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F F"]:
+    """The symmetric root of a covariance."""
+    values, vectors = eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

@@ -193,7 +193,7 @@ def learn(
     training = prepare(configs, pipe, banks, plans)
 
     def erased(name: str, state: State) -> bool:
-        return early_stop.erased(pipe, training.adapter(name, state), configs[name])
+        return early_stop.has_erased(pipe, training.adapter(name, state), configs[name])
 
     state, lost = train(training, workdir, erased, stop or Stop())
     if set(lost) == set(configs):

@@ -111,9 +111,9 @@ def _run(
     for config in configs.values():
         if config.evaluation.pictures:
             # What evaluation could not use is told before training, not after.
-            drawn += evaluate.plan(config, pipe)[1]
+            drawn += evaluate.plan_evaluation(config, pipe)[1]
         if config.early_stop.every:
-            drawn += early_stop.plan(config, pipe)[1]
+            drawn += early_stop.plan_early_stop(config, pipe)[1]
     # A target that the model lacks is told before anything is written.
     jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, first))
     if overwrite:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from erase.evaluation.judge import THRESHOLD, Judge
-from erase.evaluation.statistics import share
+from erase.evaluation.emoji_judge import THRESHOLD, NetworkJudge
+from erase.evaluation.statistics import wilson_interval
 from erase.model.draw import draw, png, sheet
 from erase.runtime.files import write
 from flux_jax.pipeline import Pipeline
@@ -88,7 +88,7 @@ def probes(per_class: int, available: Bool[np.ndarray, "E S"] | None = None) -> 
 
 
 def correct(
-    judge: Judge, pictures: UInt8[np.ndarray, "B h w 3"], asked: list[Probe]
+    judge: NetworkJudge, pictures: UInt8[np.ndarray, "B h w 3"], asked: list[Probe]
 ) -> Bool[np.ndarray, "B"]:
     """Whether each picture shows all that its probe asks for."""
     verdict = judge(pictures)
@@ -118,7 +118,7 @@ def without_pooled(pipe: Pipeline) -> Pipeline:
 
 def measure(
     pipe: Pipeline,
-    judge: Judge,
+    judge: NetworkJudge,
     out: Path,
     *,
     per_class: int = 4,
@@ -172,7 +172,7 @@ def measure(
             for i in rows:
                 classes[part[i].name].append(bool(hits[i]))
             results[group] = {
-                "accuracy": share(int(hits[rows].sum()), len(rows)),
+                "accuracy": wilson_interval(int(hits[rows].sum()), len(rows)),
                 "classes": {name: float(np.mean(each)) for name, each in classes.items()},
             }
             shown = min(len(rows), SHEET**2)
