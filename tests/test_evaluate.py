@@ -17,7 +17,6 @@ from erase.evaluation.eval_prompts import EvalPrompt, draw_cases, evaluation_pro
 from erase.evaluation.evaluate import (
     by_synonym,
     concepts_to_keep,
-    counts,
     evaluate,
     plan_evaluation,
 )
@@ -189,7 +188,7 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
     assert rows["grimalkin"] == {
         "concept": "cat", "word": "grimalkin", "before": 0, "after": 0, "of": 2, "left_out": True,
     }  # fmt: skip
-    cells = counts(drawn, found)
+    cells = evaluation_cells(drawn, found)
     assert cells["Acc_g"] == {"before": wilson_interval(3, 4), "after": wilson_interval(0, 4)}
     assert cells["Acc_e"]["before"]["of"] == cells["Acc_ir"]["before"]["of"] == 6
     told = left_out_note({"synonyms": list(rows.values())})
@@ -200,10 +199,10 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
         "before": before & np.array([case.cell != "Acc_g" for case in drawn]),
         "after": after,
     }
-    assert set(counts(drawn, nothing)) == {"Acc_e", "Acc_ir"}
+    assert set(evaluation_cells(drawn, nothing)) == {"Acc_e", "Acc_ir"}
     # Where the concept's own name does not serve either, the synonyms are not to blame.
     blind = {"before": np.zeros(len(drawn), bool), "after": after}
-    assert counts(drawn, blind)["Acc_g"]["before"] == wilson_interval(0, 6)
+    assert evaluation_cells(drawn, blind)["Acc_g"]["before"] == wilson_interval(0, 6)
     assert left_out_note({}) == ""
 
 

@@ -40,11 +40,10 @@ from erase.evaluation.calibrate import bisect
 from erase.evaluation.eval_prompts import (
     EvalPrompt,
     check_prompts,
-    draw_cases,
+    draw_and_judge,
     evaluation_prompts,
-    judge_pictures,
 )
-from erase.evaluation.evaluate import by_concept, concepts_to_keep, counts
+from erase.evaluation.evaluate import by_concept, concepts_to_keep, evaluation_cells
 from erase.evaluation.judge import Judge, open_judge
 from erase.evaluation.percent import percent
 from erase.methods.parts.least_squares import Moments
@@ -305,7 +304,7 @@ def find(
         title: shown at the progress bars.
     """
     return [
-        judge_pictures(judge, draw_cases(pipe, drawn, config, [adapter], title), drawn)
+        draw_and_judge(pipe, judge, drawn, config, [adapter], title)
         for drawn, adapter in zip(groups, adapters, strict=True)
     ]
 
@@ -320,10 +319,12 @@ def counted(
     by_kind = {}
     for kind in KINDS:
         rows = np.flatnonzero(kinds == kind)
-        by_kind[kind] = counts([drawn[row] for row in rows], {s: f[rows] for s, f in found.items()})
+        by_kind[kind] = evaluation_cells(
+            [drawn[row] for row in rows], {s: f[rows] for s, f in found.items()}
+        )
     return {
         "kinds": by_kind,
-        "all": statistics.pooled([counts(drawn, found)]),
+        "all": statistics.pooled([evaluation_cells(drawn, found)]),
         "concepts": by_concept(drawn, found),
     }
 

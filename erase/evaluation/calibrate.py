@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 from rich.console import Console
-from rich.table import Table
 
 from erase.config.schema import Config
 from erase.evaluation import early_stop
@@ -29,7 +28,7 @@ from erase.evaluation.eval_prompts import (
     draw_cases,
     judge_pictures,
 )
-from erase.evaluation.percent import percent
+from erase.evaluation.percent import number_table, percent
 from erase.runtime.files import write
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
@@ -151,9 +150,9 @@ def calibrate(
 def _show(result: dict[str, Any]) -> None:
     kind = result["measure"]
     shown = percent if kind == "share" else "{:.3f}".format
-    table = Table(title=f"{result['concept']!r}: strength {result['strength']:g} is enough")
-    for heading in ("strength", f"{kind} (wanted: {shown(result['wanted'])})"):
-        table.add_column(heading, justify="right")
+    title = f"{result['concept']!r}: strength {result['strength']:g} is enough"
+    headings = ("strength", f"{kind} (wanted: {shown(result['wanted'])})")
+    table = number_table(title, headings, left=0)
     for line in result["tried"]:
         table.add_row(f"{line['strength']:g}", shown(line[kind]))
     Console().print(table)

@@ -10,8 +10,7 @@ from erase.evaluation.eval_prompts import (
     check_judge,
     check_prompts,
     configured_judge,
-    draw_cases,
-    judge_pictures,
+    draw_and_judge,
 )
 from erase.evaluation.judge import Judge
 from flux_jax.lora import Adapter
@@ -55,5 +54,5 @@ def has_erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
     """
     judge, drawn = plan_early_stop(config, pipe)
     adapters = [(adapter, config.evaluation.strength)]
-    pictures = draw_cases(pipe, drawn, config, adapters, f"of {config.concept}, to stop")
-    return bool(judge_pictures(judge, pictures, drawn).mean() <= config.early_stop.share)
+    found = draw_and_judge(pipe, judge, drawn, config, adapters, f"of {config.concept}, to stop")
+    return bool(found.mean() <= config.early_stop.share)

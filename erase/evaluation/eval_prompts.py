@@ -79,6 +79,33 @@ def judge_pictures(
     return judge.finds(pictures, labels, [each.prompt for each in drawn])
 
 
+def draw_and_judge(
+    pipe: Pipeline,
+    judge: Judge,
+    drawn: Sequence[EvalPrompt],
+    config: Config,
+    adapters: Sequence[tuple[Adapter, float]],
+    title: str,
+    silenced: str | None = None,
+) -> Bool[np.ndarray, "B"]:
+    """Whether the judge finds what is sought in the prompts' pictures.
+
+    Args:
+        pipe: the base model.
+        judge: of the configuration.
+        drawn: what to draw.
+        config: the run's configuration.
+        adapters: with their strengths; none, or strength 0, is the base.
+        title: shown at the progress bar.
+        silenced: a concept whose tokens give nothing to the picture.
+
+    Raises:
+        InputError: see `judge_pictures`.
+    """
+    pictures = draw_cases(pipe, drawn, config, adapters, title, silenced)
+    return judge_pictures(judge, pictures, drawn)
+
+
 def configured_judge(config: Config) -> Judge | None:
     """The configuration's judge, which can count its pictures; needs no model.
 

@@ -4,15 +4,145 @@ Axis letters: N M pictures, F features.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.linalg import eigh
 from scipy.stats import binomtest, bootstrap, hmean
 
 
-def wilson_interval(found: int, of: int) -> dict[str, float]:
+class Share(TypedDict):
+    """A share with its Wilson interval at 95 %.
+
+    Attributes:
+        found: pictures in which the judge finds what it looks for.
+        of: pictures.
+        share: found / of.
+        low: the interval's lower end.
+        high: its upper end.
+    """
+
+    found: int
+    of: int
+    share: float
+    low: float
+    high: float
+
+
+# By side: "before" and "after"; of attacks "silenced" too.
+Sides = dict[str, Share]
+
+
+# By cell: `CELLS`, or families of attacks.
+Cells = dict[str, Sides]
+
+
+class SynonymCounts(TypedDict):
+    """Pictures of a synonym in which the judge finds the concept."""
+
+    concept: str
+    word: str
+    before: int
+    after: int
+    of: int
+    left_out: bool
+
+
+class ConceptCounts(TypedDict):
+    """Pictures of a concept that should stay in which the judge finds it."""
+
+    concept: str
+    before: int
+    after: int
+    of: int
+
+
+class Counts(TypedDict, total=False):
+    """What a judge adds to an evaluation's result.
+
+    Attributes:
+        kind: of the concept.
+        cells: shares by cell and side.
+        synonyms: counts for each.
+        concepts: counts for each concept that should stay.
+        H: by side; see `harmonic_mean`.
+    """
+
+    kind: str
+    cells: Cells
+    synonyms: list[SynonymCounts]
+    concepts: list[ConceptCounts]
+    H: dict[str, float]
+
+
+class EvaluationResult(Counts):
+    """What `evaluation.json` holds; without a judge a note and no counts.
+
+    Attributes:
+        pictures: the examples that were written: their prompts, files and hits.
+        attention: those whose attention maps are in `attention.npz`.
+        attention_times: at which they were taken.
+    """
+
+    concept: Required[str]
+    model: Required[str]
+    strength: Required[float]
+    steps: Required[int]
+    guidance: Required[float]
+    height: Required[int]
+    width: Required[int]
+    adapter_parameters: Required[int]
+    note: str
+    pictures: list[dict[str, Any]]
+    attention: list[dict[str, Any]]
+    attention_times: list[float]
+
+
+class AttackResult(TypedDict):
+    """What `attacks.json` holds: shares by family and side, and each family's prompts."""
+
+    concept: str
+    kind: str
+    model: str
+    strength: float
+    seed: int
+    cells: Cells
+    prompts: dict[str, list[str]]
+
+
+class Row(TypedDict):
+    """A run in a comparison, as far as `over_concepts` and `ahead` read it."""
+
+    concept: str
+    cells: Cells
+    attacks: Share
+
+
+class Worst(TypedDict):
+    """The run whose cell is furthest from where it should be."""
+
+    run: str
+    share: float
+
+
+class Summary(TypedDict):
+    """What `summary.json` holds.
+
+    Attributes:
+        kinds: cells, H and the number of concepts, by kind; see `pooled`.
+        all: the same of all kinds together.
+        worst: by cell.
+        runs: what is kept of each run's result, by name.
+    """
+
+    kinds: dict[str, dict[str, Any]]
+    all: dict[str, Any]
+    worst: dict[str, Worst]
+    runs: dict[str, dict[str, Any]]
+
+
+def wilson_interval(found: int, of: int) -> Share:
     """A share with its Wilson interval at 95 %."""
     interval = binomtest(found, of).proportion_ci(method="wilson")
     return {
@@ -22,6 +152,22 @@ def wilson_interval(found: int, of: int) -> dict[str, float]:
         "low": float(interval.low),
         "high": float(interval.high),
     }
+
+
+def count_cells(cells: Sequence[str], found: Mapping[str, Bool[np.ndarray, "N"]]) -> Cells:
+    """Shares by cell and side, cells in the order of their first picture.
+
+    Args:
+        cells: what each picture counts for.
+        found: whether the judge finds what it looks for in each picture, by side.
+    """
+    counted = {}
+    for cell in dict.fromkeys(cells):
+        rows = [i for i, own in enumerate(cells) if own == cell]
+        counted[cell] = {
+            side: wilson_interval(int(hits[rows].sum()), len(rows)) for side, hits in found.items()
+        }
+    return counted
 
 
 CELLS = ("Acc_e", "Acc_g", "Acc_ir")
@@ -51,7 +197,7 @@ def has_mean(cells: Mapping[str, Any]) -> bool:
     return {"Acc_e", "Acc_ir"} <= set(cells)
 
 
-def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def pooled(cells: Iterable[Cells]) -> dict[str, Any]:
     """Cells of several concepts as one: all pictures together, each concept having as many.
 
     Args:
@@ -76,7 +222,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return sums
 
 
-def over_concepts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def over_concepts(rows: Sequence[Row]) -> dict[str, list[float]]:
     """How far shares after erasing, and H, would move with other concepts of the same sort.
 
     The 2.5th and 97.5th percentiles over bootstrap samples of the concepts, each with all of its
@@ -104,9 +250,7 @@ def over_concepts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return dict(zip(names, _ends(every, shares).tolist(), strict=True))
 
 
-def ahead(
-    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
-) -> tuple[float, float, float]:
+def ahead(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float, float]:
     """How much greater H is than with another method, on the same concepts.
 
     Concepts differ more than methods do, so this says more than two intervals of H.
@@ -142,7 +286,7 @@ def frechet_distance(one: Float[np.ndarray, "N F"], other: Float[np.ndarray, "M 
     return float(max(apart, 0.0))
 
 
-def _by_concept(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def _by_concept(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """Found and looked for [4, 2] in the cells and attacks of each concept's runs together."""
     sums: dict[str, np.ndarray] = {}
     for row in rows:

@@ -22,8 +22,8 @@ from erase.data.words.templates import phrase
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
 from erase.methods import METHODS
-from erase.report.report import WORDS, read, words_of
-from erase.runtime.files import write
+from erase.report.report import MISSING, WORDS, words_of
+from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError
 
 FILE, PICTURE = "README.md", "before_after.png"
@@ -64,8 +64,8 @@ def of_run(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config, file = read(workdir / "config.json"), workdir / "evaluation.json"
-    evaluated = read(file) if file.is_file() else {}
+    config, file = read_json(workdir / "config.json", MISSING), workdir / "evaluation.json"
+    evaluated = read_json(file) if file.is_file() else {}
     cells = evaluated.get("cells", {})
     folder = workdir / "adapter"
     if evaluated and (workdir / PICTURE).is_file():

@@ -191,7 +191,7 @@ def count(
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "seed": config.seed,
-        "cells": evaluate.counts(drawn, found),
+        "cells": evaluate.evaluation_cells(drawn, found),
         "synonyms": evaluate.by_synonym(drawn, found),
         "attacks": wilson_interval(int(hits.sum()), len(asked)),
     }
