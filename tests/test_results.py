@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from PIL import Image
 
+from benchmarks.results import figures
 from benchmarks.results import page as results
-from benchmarks.results.page import draw
-from erase.evaluation.statistics import pooled, wilson_interval
+from benchmarks.results.page import draw, read
+from erase.evaluation.statistics import CELLS, pooled, wilson_interval
 from erase.evaluation.summary import summarise
 from flux_jax.errors import InputError
 
@@ -218,9 +221,67 @@ def test_figures_lie_beside_the_numbers(folder: Path):
     for name in ("study", "attacks"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 500
-    page(folder, '{{ dots("study", "points") }}\n{{ composed("composed", "lines") }}')
     page(folder, '{{ compared("compared", "methods") }}')
     assert (folder / "compared.png").is_file()
+
+
+def test_a_curve_has_a_line_for_each_kind_and_cell(folder: Path):
+    study = read(folder, "study")
+    figure = figures.curve(study, "iterations")
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "iterations"
+    lines = {str(line.get_label()): line for line in axis.lines}
+    assert set(lines) == {f"{kind} {cell}" for kind in KINDS.values() for cell in CELLS}
+    for kind in KINDS.values():
+        for cell in CELLS:
+            rows = [
+                [row["cells"][cell]["after"] for row in variant["rows"] if row["kind"] == kind]
+                for variant in study["variants"].values()
+            ]
+            after = [
+                100 * sum(v["found"] for v in each) / sum(v["of"] for v in each) for each in rows
+            ]
+            x, y = lines[f"{kind} {cell}"].get_data()
+            np.testing.assert_allclose(x, [0, *map(float, study["variants"])])
+            np.testing.assert_allclose(y, [90, *after])
+
+
+def test_dots_and_bars_stand_at_the_shares(folder: Path):
+    study = read(folder, "study")
+    axes = figures.dots(study).axes
+    assert [axis.get_title() for axis in axes] == list(KINDS.values())
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == list(study["variants"])
+    for axis in axes:
+        assert axis.get_legend_handles_labels()[1] == list(CELLS)
+        for cell, line in zip(CELLS, axis.lines[:: len(axis.lines) // len(CELLS)], strict=False):
+            wanted = [
+                pooled(r["cells"] for r in variant["rows"] if r["kind"] == axis.get_title())[cell]
+                for variant in study["variants"].values()
+            ]
+            shares = [100 * each["after"]["share"] for each in wanted]
+            np.testing.assert_allclose(line.get_xdata(), shares)
+    (axis,) = figures.attack_bars(attacks := read(folder, "attacks")).axes
+    sides = [attacks["all"]["misspelt"][side] for side in ("before", "silenced", "after")]
+    heights = [patch.get_height() for patch in axis.patches]
+    np.testing.assert_allclose(heights, [100 * side["share"] for side in sides])
+    assert axis.get_legend_handles_labels()[1] == ["base", "attention map erasure", "adapter"]
+
+
+def test_compositions_and_methods_stand_at_their_shares(folder: Path):
+    axes = figures.composed(read(folder, "composed")).axes
+    assert [axis.get_title() for axis in axes] == ["Acc_e", "Acc_ir", "H"]
+    counts = read(folder, "composed")["counts"]
+    for axis in axes[:2]:
+        (line,) = axis.lines
+        cells = [methods["sum"]["all"][axis.get_title()] for methods in counts.values()]
+        np.testing.assert_allclose(line.get_xdata(), [2, 3])
+        np.testing.assert_allclose(line.get_ydata(), [100 * c["after"]["share"] for c in cells])
+        assert line.get_label() == "sum"
+    (axis,) = figures.methods(read(folder, "compared")).axes
+    labels = axis.get_legend_handles_labels()[1]
+    assert labels == ["Better, 10.0 %", "Silent, 20.0 %", "Worse, 40.0 %", "base"]
+    places = [c.get_offsets()[0] for c in axis.collections if isinstance(c, PathCollection)]
+    np.testing.assert_allclose(places, [(10, 90), (20, 80), (40, 60)])
 
 
 def test_missing_numbers_are_named(folder: Path):
