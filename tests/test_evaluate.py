@@ -18,6 +18,7 @@ from erase.evaluation.evaluate import (
     by_synonym,
     concepts_to_keep,
     evaluate,
+    evaluation_cells,
     plan_evaluation,
 )
 from erase.evaluation.judge import open_judge
