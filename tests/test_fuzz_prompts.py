@@ -17,7 +17,7 @@ from erase.data import captioned_folder
 from erase.data.words.irrelevant import listed
 from erase.data.words.templates import as_template, leave_out, phrase
 from erase.data.words.word_tokens import marks
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.methods.configured import plan_of
 from erase.runs import EACH, configure, load_runs
 from erase.training import run
@@ -221,7 +221,7 @@ def test_paths_are_found_or_refused(text: str, tmp_path: Path, monkeypatch: pyte
     readers = [
         lambda: find_adapter(split_strength(text)[0]),
         lambda: captioned_folder.read(Path(text), 8, 8),
-        lambda: Judge.load(text),
+        lambda: NetworkJudge.load(text),
     ]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         readers.append(lambda: find_model(text))

@@ -20,14 +20,13 @@ import numpy as np
 from absl import app, flags
 from jaxtyping import Bool
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.results.tables import sums
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.evaluation import evaluate, statistics
-from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
-from erase.evaluation.percent import percent
+from erase.evaluation.eval_prompts import configured_judge, draw_and_judge
+from erase.evaluation.percent import number_table, percent
 from erase.model.open import open_model
 from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
@@ -92,7 +91,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
     }
     result = resumed(out, head, "variants", "study")
     for config in (each for plan in plans.values() for each in plan.values()):
-        judge_of(config)
+        configured_judge(config)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
     last, trained = None, None
@@ -131,26 +130,23 @@ def count(
     Raises:
         InputError: the judge does not know a concept.
     """
-    judge, drawn = evaluate.plan(config, pipe)
+    judge, drawn = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "run_study has made sure"
 
     def found(strength: float, title: str) -> Bool[np.ndarray, "B"]:
-        pictures = draw_cases(pipe, drawn, config, [(adapter, strength)], title)
-        return judged(judge, pictures, drawn)
+        return draw_and_judge(pipe, judge, drawn, config, [(adapter, strength)], title)
 
     if config.concept not in before:
         before[config.concept] = found(0.0, f"of {config.concept}, before")
     after = found(config.evaluation.strength, f"of {config.concept}, after")
-    cells = evaluate.counts(drawn, {"before": before[config.concept], "after": after})
+    cells = evaluate.evaluation_cells(drawn, {"before": before[config.concept], "after": after})
     kind = judge.kind(config.concept)
     return {"concept": config.concept, "kind": kind, "seed": config.seed, "cells": cells}
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Prints a line for each variant."""
-    table = Table(title=result["question"])
-    for heading in ("", *statistics.CELLS, "H"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = number_table(result["question"], ("", *statistics.CELLS, "H"))
     for name, variant in result["variants"].items():
         cells = sums(variant)
         shares = [cells[c]["after"]["share"] if c in cells else None for c in statistics.CELLS]

@@ -22,9 +22,9 @@ from erase.data.words.templates import phrase
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
 from erase.methods import METHODS
-from erase.report.report import WORDS, read, words_of
+from erase.report.report import MISSING, WORDS, words_of
 from erase.runtime import run_folder
-from erase.runtime.files import write
+from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError
 
 FILE = "README.md"
@@ -65,8 +65,11 @@ def of_run(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config, file = read(workdir / run_folder.CONFIG), workdir / run_folder.EVALUATION
-    evaluated = read(file) if file.is_file() else {}
+    config, file = (
+        read_json(workdir / run_folder.CONFIG, MISSING),
+        workdir / run_folder.EVALUATION,
+    )
+    evaluated = read_json(file) if file.is_file() else {}
     cells = evaluated.get("cells", {})
     folder = workdir / run_folder.ADAPTER
     if evaluated and (workdir / run_folder.BEFORE_AFTER).is_file():

@@ -27,12 +27,17 @@ from erase.model import draw
 from erase.report import words
 from erase.runtime import files as files_module
 from erase.runtime import run_folder
+from erase.runtime.files import read_json
 from flux_jax.errors import InputError, counted
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 COLUMNS = 8
+
+
+# Said of a run without its `config.json`.
+MISSING = "a run's folder has it; check the path"
 
 
 # Pictures are embedded no larger than this, and sharpened to the eye below `PIXELS`.
@@ -80,9 +85,9 @@ def write(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config = read(workdir / run_folder.CONFIG)
+    config = read_json(workdir / run_folder.CONFIG, MISSING)
     path = workdir / run_folder.EVALUATION
-    evaluation = read(path) if path.is_file() else {}
+    evaluation = read_json(path) if path.is_file() else {}
     concept = evaluation.get("concept") or config.get("concept", "")
     heat, heat_top = heat_maps(workdir, evaluation)
     groups = _groups(workdir, evaluation)
@@ -106,7 +111,7 @@ def write(workdir: str | Path) -> Path:
         together=evaluation.get("H"),
         notes=[note for of in (left_out_note, mean_note) if (note := of(evaluation))],
         words=words_of(workdir, config),
-        attacks=read(attacks)["cells"] if attacks.is_file() else {},
+        attacks=read_json(attacks)["cells"] if attacks.is_file() else {},
         note=evaluation.get("note"),
         groups=groups,
         columns=max([len(group["examples"]) for group in groups], default=1),
@@ -152,7 +157,7 @@ def words_of(workdir: Path, config: Mapping[str, Any]) -> list[words.Line]:
         InputError: a file is damaged.
     """
     files = (workdir / run_folder.SENTENCES, workdir / run_folder.IRRELEVANT)
-    return words.of_run(config, *(read(file) if file.is_file() else {} for file in files))
+    return words.of_run(config, *(read_json(file) if file.is_file() else {} for file in files))
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
@@ -303,20 +308,6 @@ def _groups(workdir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, Any]
         if items:
             groups.append({"title": title.format(evaluation["concept"]), "examples": items})
     return groups
-
-
-def read(path: Path) -> dict[str, Any]:
-    """What a JSON file of a run holds.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: a run's folder has it; check the path") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}); make it anew") from error
 
 
 def _open(path: Path) -> UInt8[np.ndarray, "h w 3"]:

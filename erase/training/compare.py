@@ -9,7 +9,7 @@ as they are there, and those that the file holds already are left out. For each 
 seeds; - attack success: pictures of the families of `erase.evaluation.attack` in which the judge
 finds the concept; - a Fréchet distance between the frozen model's pictures of other concepts and
 the erased model's,
-  from the same noise, by the mean of the judge's last layer (`erase.evaluation.frechet`);
+  from the same noise, by the mean of the judge's last layer (`frechet_distance`);
 - trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
   the device while all train at once.
 
@@ -32,9 +32,9 @@ from jaxtyping import Float
 
 from convert.adapters.files import TORCH_FILE
 from erase.config.schema import Config
-from erase.evaluation import attack, evaluate, frechet, statistics
-from erase.evaluation.eval_prompts import Case, draw_cases, judge_of, judged
-from erase.evaluation.statistics import share
+from erase.evaluation import attack, evaluate, statistics
+from erase.evaluation.eval_prompts import EvalPrompt, configured_judge, draw_cases, judge_pictures
+from erase.evaluation.statistics import wilson_interval
 from erase.methods import method_of
 from erase.model.open import open_model
 from erase.runtime.files import write
@@ -96,7 +96,7 @@ def compare(
     result = resumed(out, head, "methods", "comparison")
     fresh = left(out, result, methods)
     for config in runs.values():
-        judge_of(config)
+        configured_judge(config)
     for name, config in runs_with_synonyms(runs).items():
         if not config.synonyms:
             raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
@@ -134,7 +134,7 @@ def measure(
         rows.append({"name": name} | row)
         seen.setdefault(config.seed, []).append(features)
     distances = [
-        frechet.distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+        statistics.frechet_distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
         for pairs in seen.values()
     ]
     hits, drawn = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
@@ -142,7 +142,7 @@ def measure(
         "title": method_of(first).title,
         "cells": statistics.pooled(row["cells"] for row in rows),
         "intervals": statistics.over_concepts(rows),
-        "attacks": share(hits, drawn),
+        "attacks": wilson_interval(hits, drawn),
         "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
         **size_of(adapters, first),
         "seconds": round(seconds / len(configs), 2),
@@ -166,18 +166,18 @@ def count(
     Returns:
         The run's row; and the features before and after.
     """
-    judge, drawn = evaluate.plan(config, pipe)
+    judge, drawn = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "compare has made sure"
     kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]
 
-    def look(cases: Sequence[Case], *, erased: bool) -> np.ndarray:
+    def look(cases: Sequence[EvalPrompt], *, erased: bool) -> np.ndarray:
         pairs = [(adapter, config.evaluation.strength)] if erased and adapter else []
         silenced = config.concept if erased and adapter is None else None
         title = f"of {config.concept}, {'after' if erased else 'before'}"
         return draw_cases(pipe, cases, config, pairs, title, silenced)
 
     def see(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return judged(judge, pictures, drawn), frechet.features(judge, pictures[kept])
+        return judge_pictures(judge, pictures, drawn), judge.features(pictures[kept])
 
     if config.concept not in base:
         base[config.concept] = see(look(drawn, erased=False))
@@ -186,15 +186,15 @@ def count(
     # All at once, in few and full batches.
     pictures = look([*drawn, *asked], erased=True)
     after, changed = see(pictures[: len(drawn)])
-    hits = judged(judge, pictures[len(drawn) :], asked)
+    hits = judge_pictures(judge, pictures[len(drawn) :], asked)
     sides = {"before": before, "after": after}
     row = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "seed": config.seed,
-        "cells": evaluate.counts(drawn, sides),
+        "cells": evaluate.evaluation_cells(drawn, sides),
         "synonyms": evaluate.by_synonym(drawn, sides),
-        "attacks": share(int(hits.sum()), len(asked)),
+        "attacks": wilson_interval(int(hits.sum()), len(asked)),
     }
     return row, (features, changed)
 

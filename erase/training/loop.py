@@ -206,7 +206,7 @@ def learn(
     training = place_on_devices(configs, pipe, banks, plans)
 
     def erased(name: str, state: State) -> bool:
-        return early_stop.erased(pipe, training.adapter(name, state), configs[name])
+        return early_stop.has_erased(pipe, training.adapter(name, state), configs[name])
 
     state, lost = train(training, workdir, erased, stop or Stop())
     if set(lost) == set(configs):

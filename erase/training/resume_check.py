@@ -11,6 +11,7 @@ from ml_collections import FieldReference
 
 from erase.config.fields import fill_defaults, shown
 from erase.runs import RunConfig
+from erase.runtime.files import read_json
 from erase.runtime.run_folder import CONFIG, WRITTEN
 from erase.training import checkpoints
 from flux_jax.errors import InputError
@@ -52,13 +53,8 @@ def check(workdir: Path, descriptions: Mapping[str, Any], *, overwrite: bool) ->
         return
     for name in earlier_runs:
         path = workdir / name / CONFIG
-        try:
-            earlier = json.loads(path.read_text()) if name in described else {}
-        except ValueError as error:
-            raise InputError(
-                f"{path} is not JSON ({error}): mend it, give --overwrite to lose the run there, "
-                "or another folder"
-            ) from error
+        mend = "mend it, give --overwrite to lose the run there, or another folder"
+        earlier = read_json(path, mend=mend) if name in described else {}
         if differing := list(differences(earlier, descriptions[name])):
             raise InputError(
                 f"workdir = {str(workdir / name)!r} holds a run with other settings: give the "

@@ -161,9 +161,9 @@ def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[
     cases = []
     for run in runs.values():
         if run.config.evaluation.pictures:
-            cases += evaluate.plan(run.config, pipe)[1]
+            cases += evaluate.plan_evaluation(run.config, pipe)[1]
         if run.config.early_stop.every:
-            cases += early_stop.plan(run.config, pipe)[1]
+            cases += early_stop.plan_early_stop(run.config, pipe)[1]
     return [case.prompt for case in cases]
 
 
