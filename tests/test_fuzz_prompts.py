@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from convert.adapters.paths import find_adapter, split_strength
 from erase import train
-from erase.cli.sample import file_names
 from erase.data import captioned_folder
 from erase.data.words.irrelevant import listed
 from erase.data.words.templates import as_template, leave_out, phrase
 from erase.data.words.word_tokens import marks
 from erase.evaluation.judge import Judge
 from erase.methods.configured import plan_of
+from erase.model.sample import file_names
 from erase.runs import EACH, configure, load_runs
 from erase.training import run
 from flux_jax import load

@@ -1,4 +1,4 @@
-"""erase.cli.sample: names, adapters with strengths, pictures that do not depend on their batch."""
+"""Sampling: names, adapters with strengths, pictures that do not depend on their batch."""
 
 import json
 import subprocess
@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from convert.adapters.files import write_lora
-from erase.cli.sample import file_names, sample
 from erase.model.adapters import parse_adapter
 from erase.model.draw import draw, picture_size
+from erase.model.sample import file_names, sample
 from erase.runtime.files import write
 from flux_jax import load, lora
 from flux_jax.errors import InputError
