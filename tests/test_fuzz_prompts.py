@@ -11,7 +11,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from convert.adapters.paths import find_adapter, split_strength
-from erase import train
 from erase.data import captioned_folder
 from erase.data.words.irrelevant import listed
 from erase.data.words.templates import as_template, leave_out, phrase
@@ -171,7 +170,7 @@ def test_a_run_writes_into_its_folder_alone(
     def stop(*given: Any) -> None:
         raise EnoughError("enough")
 
-    monkeypatch.setattr(train, "open_model", lambda config, count: pipe)
+    monkeypatch.setattr(run, "open_model", lambda config, count: pipe)
     monkeypatch.setattr(Pipeline, "remember", stop)
     shared = {"height": 64, "width": 64}
     values = {EACH: each, **shared} if named else next(iter(each.values()))

@@ -130,7 +130,7 @@ def test_a_word_that_silences_nothing_is_told_of_once(
     told: bool,
 ):
     monkeypatch.setattr(
-        "erase.model.draw.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
+        "erase.model.sample.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
     )
     prompts = ["a red ball", "a dog"]
     sample(tiny_folder, prompts, [0, 1], [], tmp_path, silenced=word, options=SIZE)
