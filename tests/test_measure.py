@@ -85,8 +85,8 @@ def test_measure_writes_shares_and_sheets(
 ):
     seen = []
 
-    def draw(pipe, prompts, seeds, **settings):
-        del pipe, settings
+    def draw(pipe, prompts, seeds, options, **settings):
+        del pipe, options, settings
         seen.append((prompts, seeds))
         return np.random.default_rng(0).integers(0, 256, (len(prompts), 64, 64, 3), np.uint8)
 

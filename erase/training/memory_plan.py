@@ -21,13 +21,12 @@ from rich.table import Table
 from erase.config.schema import Config
 from erase.data import bank
 from erase.data.trajectories import trajectories
-from erase.methods import method_of
+from erase.methods import flops, method_of
 from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.parts.step import State
 from erase.model.open import share
 from erase.runtime.memory import MENDS, memory
 from erase.runtime.mesh import RUNS
-from erase.training import flops
 from erase.training.prepare import shared_settings
 from flux_jax import programs
 from flux_jax import sharding as meshes
