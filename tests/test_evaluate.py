@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -212,7 +213,7 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
 def test_evaluation_writes_what_a_report_reads(
     pipe: Pipeline, adapter: Adapter, config: Config, judge: NetworkJudge, tmp_path: Path
 ):
-    result: Any = evaluate(pipe, adapter, config, tmp_path)
+    result: dict[str, Any] = {**evaluate(pipe, adapter, config, tmp_path)}
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
     assert list(result["cells"]) == ["Acc_e", "Acc_g", "Acc_ir"]
     assert {v["of"] for cell in result["cells"].values() for v in cell.values()} == {6}
@@ -334,7 +335,7 @@ def test_without_a_judge_there_are_pictures_and_a_clear_line(
     pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     unjudged = replace(config, evaluation=replace(config.evaluation, judge=None, others=("dog",)))
-    result = evaluate(pipe, adapter, unjudged, tmp_path)
+    result: dict[str, Any] = {**evaluate(pipe, adapter, unjudged, tmp_path)}
     assert "cells" not in result
     assert len(result["pictures"]) == 9
     assert {entry["found_after"] for entry in result["pictures"]} == {None}

@@ -145,7 +145,8 @@ def evaluate(
         )
     else:
         found = {side: judge_pictures(judge, pictures, drawn) for side, pictures in sides.items()}
-        result.update(count(judge.kind(config.concept), drawn, found))
+        counted: Any = count(judge.kind(config.concept), drawn, found)
+        result.update(counted)
     result["pictures"] = _write_examples(
         workdir, config.concept, drawn, sides, found, settings.examples
     )
