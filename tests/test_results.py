@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 from benchmarks.results import figures
@@ -253,7 +254,9 @@ def test_dots_and_bars_stand_at_the_shares(folder: Path):
     assert [text.get_text() for text in axes[0].get_yticklabels()] == list(study["variants"])
     for axis in axes:
         assert axis.get_legend_handles_labels()[1] == list(CELLS)
-        for cell, line in zip(CELLS, axis.lines[:: len(axis.lines) // len(CELLS)], strict=False):
+        lines = [bars.lines[0] for bars in axis.containers if isinstance(bars, ErrorbarContainer)]
+        for cell, line in zip(CELLS, lines, strict=True):
+            assert line is not None
             wanted = [
                 pooled(r["cells"] for r in variant["rows"] if r["kind"] == axis.get_title())[cell]
                 for variant in study["variants"].values()
