@@ -262,7 +262,7 @@ def test_dots_and_bars_stand_at_the_shares(folder: Path):
                 for variant in study["variants"].values()
             ]
             shares = [100 * each["after"]["share"] for each in wanted]
-            np.testing.assert_allclose(line.get_xdata(), shares)
+            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), shares)
     (axis,) = figures.attack_bars(attacks := read(folder, "attacks")).axes
     sides = [attacks["all"]["misspelt"][side] for side in ("before", "silenced", "after")]
     heights = [patch.get_height() for patch in axis.patches]
