@@ -2,8 +2,8 @@
 
 A tree is passed to a model as the variable collection `lora`; the base stays untouched. A target's
 leaves are those of `convert.adapters.stacked`; `flux_jax.models.dora` replaces M by what it comes
-to with the model's weights. All are linear in the strength. Axis letters: L blocks, I inputs, O
-outputs, R rank.
+to with the model's weights. All are linear in the strength.
+Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
 import functools

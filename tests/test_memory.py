@@ -1,5 +1,6 @@
 """The memory that a run is said to need, and what is said where it does not suffice."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 import pytest
 from helpers import tiny
 
+from configs import nudity
 from erase.config.schema import Config, Evaluation
 from erase.data.words.irrelevant import listed
-from erase.methods import erase_anything
+from erase.methods import erase_anything, flops
 from erase.methods.erase_anything import Upper
 from erase.model.open import open_model
+from erase.runs import load_config
 from erase.runtime.memory import explains_memory
 from erase.training import memory_plan
 from flux_jax.errors import RunError
@@ -37,6 +40,33 @@ def config(tiny_folder: Path) -> Config:
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes reading any weights fail."""
     monkeypatch.setattr(loading, "read_params", lambda *_: pytest.fail("weights were read"))
+
+
+def test_the_time_that_is_estimated_was_measured():
+    """An iteration at 512 x 512, by the results that are shipped."""
+    file = Path(__file__).resolve().parents[1] / "docs" / "results" / "flux.json"
+    ours = json.loads(file.read_text())["ours"]
+    work = ours["works"]["iteration-512"]
+    rate = work["flops"] / work["seconds"]
+    assert pytest.approx(rate, rel=1e-2) == flops.MEASURED
+    assert pytest.approx(rate / ours["matmul_flops_per_second"], abs=0.005) == flops.SHARE
+
+
+def test_a_plan_of_a_published_model_needs_no_file_of_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flux_jax.weights.hub.find_model", lambda *_: pytest.fail("asked for"))
+    config = load_config(nudity.get_config())
+    pipe = open_model(config, unread=True)
+    held = memory_plan.held({"": config}, pipe)
+    # 11.9 billion parameters in bfloat16, as Black Forest Labs say, and T5-XXL's encoder.
+    per_value = jnp.dtype(pipe.transformer.dtype).itemsize
+    assert held["weights of transformer"] == pytest.approx(11.9e9 * per_value, rel=1e-3)
+    assert held["weights of text_encoder_2"] == pytest.approx(4.762e9 * per_value, rel=1e-3)
+    # 147,994,525,040,640 operations at 4.48e14 a second.
+    assert flops.estimate(config, pipe, 1).startswith("Time: about 0.33 s an iteration, 5.5 min")
+    other = replace(config, method="esd")
+    assert flops.estimate(other, pipe, 1) == (
+        "Time is estimated for erase_anything alone, not for esd."
+    )
 
 
 @pytest.mark.slow

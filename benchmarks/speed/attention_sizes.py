@@ -1,12 +1,12 @@
 """Attention on a GPU at even and odd numbers of tokens: how exact, and how long it takes.
 
-    python -m benchmarks.speed.attention_sizes --out benchmarks/attention_sizes.json
+    python -m benchmarks.speed.attention_sizes --out benchmarks/speed/attention_sizes.json
 
 For each picture size with 256 text tokens: cuDNN's kernel in bfloat16, as
 `flux_jax.models.attention` calls it, against XLA's in float32. Values, gradients and attention
 masses are compared by ‖found - wanted‖ / ‖wanted‖; beside them stands what rounding alone does,
-XLA's kernel in bfloat16. Times are medians of value and gradient, and are of one card only. Axis
-letters: B batch, N tokens, H heads, D head width, T text tokens.
+XLA's kernel in bfloat16. Times are medians of value and gradient, and are of one card only.
+Axis letters: B batch, N tokens, H heads, D head width, T text tokens.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Times the updates on two GPUs of one host against one of them, at FLUX.1 [dev]'s size.
 
-    python -m benchmarks.speed.two_devices --out benchmarks/two_devices.json
+    python -m benchmarks.speed.two_devices --out benchmarks/speed/two_devices.json
 
 Random weights and inputs, 512 x 512. In one process, `CASES` come one after another: weights split
 over both GPUs (`fsdp`), whole on both with the samples shared out (`data`) or the runs (`concept`),

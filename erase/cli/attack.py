@@ -8,7 +8,6 @@ erasure (Fig. 3), which needs no training: the concept's tokens, where the promp
 nothing to the picture. Writes `attacks.json`, `attacks.csv` and the report to the workdir; where
 the configuration names several runs, to each one's folder, and a summary to the workdir.
 Prompts, all but the synonyms', are drawn from a generator that starts at the evaluation's seed.
-Axis letters: B pictures, h w picture sides.
 """
 
 from collections.abc import Sequence

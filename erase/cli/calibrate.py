@@ -8,7 +8,6 @@ correlation, 1 for the same picture, must have fallen by `--drop`. Pictures are 
 `early_stop`, the sentences of training in turn from noise of their own, which evaluation does not
 draw. The strength is found by bisection, which takes for granted that more of an adapter erases
 more; each strength that was tried is in `calibration.json`.
-Axis letters: B pictures, h w picture sides.
 """
 
 from collections.abc import Sequence

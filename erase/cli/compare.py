@@ -5,17 +5,16 @@
 All runs of a method train at once, each concept once a seed; a method's numbers are written as soon
 as they are there, and those that the file holds already are left out. For each method:
 
-- Acc_e, Acc_g, Acc_ir and H, as `erase.evaluation.evaluate` counts them, pooled over concepts and
-seeds; - attack success: pictures of the families of `erase.evaluation.attack` in which the judge
-finds the concept; - a Fréchet distance between the frozen model's pictures of other concepts and
-the erased model's,
-  from the same noise, by the mean of the judge's last layer (`frechet_distance`);
+- Acc_e, Acc_g, Acc_ir and H, as `erase-anything evaluate` counts them, over concepts and seeds;
+- attack success: pictures of the families of `erase-anything attack` in which the judge finds the
+  concept;
+- a Fréchet distance between the frozen model's pictures of other concepts and the erased model's,
+  from the same noise, by the mean of the judge's last layer;
 - trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
   the device while all train at once.
 
 Shares and H have intervals over concepts, the Fréchet distance the least and the greatest of its
-seeds. `python -m benchmarks.results.page` draws RESULTS.md from docs/results/comparison.json.
-Axis letters: N pictures, F features.
+seeds.
 """
 
 from collections.abc import Sequence

@@ -13,8 +13,6 @@ left out. What the change ΔW of each layer becomes, for weights w_i of N adapte
   what is to stay.
 
 Ranks, alphas, targets and blocks may differ: what an adapter does not have, it does not change.
-
-Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
 from collections.abc import Sequence

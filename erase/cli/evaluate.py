@@ -3,7 +3,7 @@
     python -m erase evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
 Where the configuration names several runs, each is counted and a summary follows. The counts of one
-adapter for all of them, `--adapter` as `erase.compose.combine` makes it, go into its model card.
+adapter for all of them, `--adapter` as `erase-anything compose` makes it, go into its model card.
 
 Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
 same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
@@ -11,7 +11,6 @@ judge finds those; H is their harmonic mean, the first two taken from 1. Each is
 base and with the adapter, from the same noise. A synonym in whose pictures the judge finds the
 concept in less than a fifth on the base says nothing about erasing, since the base cannot draw it:
 it is left out of Acc_g; where all are, H is that of the other two.
-Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,6 @@
     python -m erase report --workdir runs/soccer-ball
 
 writes it again from what the run's folder holds.
-Axis letters: K examples, y x image tokens, h w picture sides.
 """
 
 from collections.abc import Sequence

@@ -1,19 +1,6 @@
-"""Makes one adapter of several, so that a file erases many concepts.
+"""Changes of several adapters as those of one: exact sums, and their best approximation.
 
-    python -m erase compose runs/emoji_all/cat runs/emoji_all/car:0.8 --method fusion --out both
-
-Parts are adapters' files, their folders or runs' folders; after a colon stands a weight, 1 if
-left out. What the change ΔW of each layer becomes, for weights w_i of N adapters:
-
-- sum, or concat: Σ w_i ΔW_i, exactly, at the sum of their ranks;
-- normalized: Σ (w_i / Σ w) ΔW_i, the paper's Eq. 12, exactly too: each concept gets 1 / N;
-- svd: the sum's best approximation of rank `--rank` in the Frobenius norm, layer by layer;
-- fusion: what comes closest to w_i ΔW_i on the tokens of concept i's prompts, for all i, and to no
-  change on those of other prompts (`erase.compose.fusion`); it runs the model. `--keep FILE` names
-  what is to stay.
-
-Ranks, alphas, targets and blocks may differ: what an adapter does not have, it does not change.
-
+`erase.cli.compose` has the equation of each method; fusion is in `erase.compose.fusion`.
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 

@@ -1,13 +1,7 @@
-"""Asks for an erased concept in disguise: the paper's Appendix B, families of changed prompts.
+"""Prompts that ask for a concept in disguise, and what the judge finds in their pictures.
 
-    python -m erase attack --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
-
-An attack succeeds where the judge still finds the concept. Beside the adapter's share stand the
-base's, since not every disguise is understood by it either, and that of the paper's attention map
-erasure (Fig. 3), which needs no training: the concept's tokens, where the prompt has them, give
-nothing to the picture. Writes `attacks.json`, `attacks.csv` and the report to the workdir; where
-the configuration names several runs, to each one's folder, and a summary to the workdir.
-Prompts, all but the synonyms', are drawn from a generator that starts at the evaluation's seed.
+The paper's Appendix B; `erase.cli.attack` says what is compared. Prompts, all but the synonyms',
+are drawn from a generator that starts at the evaluation's seed.
 Axis letters: B pictures, h w picture sides.
 """
 

@@ -1,13 +1,6 @@
-"""Finds the smallest strength of an adapter that erases enough.
+"""Finds by bisection the smallest strength of an adapter that erases enough.
 
-    python -m erase calibrate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
-
-Erased enough is a run where the judge finds the concept in no larger a share of the pictures than
-`--share`. Without a judge, pictures are compared with the base's from the same noise: their
-correlation, 1 for the same picture, must have fallen by `--drop`. Pictures are those of
-`early_stop`, the sentences of training in turn from noise of their own, which evaluation does not
-draw. The strength is found by bisection, which takes for granted that more of an adapter erases
-more; each strength that was tried is in `calibration.json`.
+`erase.cli.calibrate` says what is enough. More of an adapter is taken to erase more.
 Axis letters: B pictures, h w picture sides.
 """
 

@@ -1,16 +1,6 @@
-"""Counts what an adapter erased and what it kept, by a judge that looks at pictures.
+"""Draws an evaluation's pictures before and after erasing, judges them and writes the counts.
 
-    python -m erase evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
-
-Where the configuration names several runs, each is counted and a summary follows. The counts of one
-adapter for all of them, `--adapter` as `erase.compose.combine` makes it, go into its model card.
-
-Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
-same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
-judge finds those; H is their harmonic mean, the first two taken from 1. Each is measured on the
-base and with the adapter, from the same noise. A synonym in whose pictures the judge finds the
-concept in less than a fifth on the base says nothing about erasing, since the base cannot draw it:
-it is left out of Acc_g; where all are, H is that of the other two.
+`erase.cli.evaluate` says what Acc_e, Acc_g, Acc_ir and H are.
 Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 

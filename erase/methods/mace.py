@@ -8,7 +8,7 @@
    ‖A[region, tokens]‖ of the attention that the concept's region of the picture gives to its
    tokens, with t where pictures take shape, p(t) ∝ σ(0.05 (1000 t - 200)) - σ(0.05 (1000 t - 400)).
 3. Both are exported as one adapter. Adapters of several concepts are fused by
-`erase.compose.combine`.
+   `erase.compose`.
 
 The regions come from the frozen model's own attention maps, so that no segmenter is needed.
 Axis letters: B batch, L blocks, H heads, N tokens, T text tokens, G concept tokens, S image tokens,

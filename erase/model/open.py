@@ -33,10 +33,10 @@ def open_model(config: Config, runs: int = 1, *, unread: bool = False) -> Pipeli
         if config.text_tokens > limit:
             raise InputError(f"text_tokens = {config.text_tokens} is over the limit of {limit}")
         pipe.tokenizer_2.model_max_length = config.text_tokens
-    return share(pipe, config, runs)
+    return place_model(pipe, config, runs)
 
 
-def share(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
+def place_model(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
     """The frozen model on the devices that train so many runs.
 
     Raises:

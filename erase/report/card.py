@@ -1,8 +1,6 @@
 """The model card beside an adapter: what it erases, how it was made, what it does, how to use it.
 
-    python -m erase card --workdir runs/soccer-ball
-
-writes a run's again, from what its folder holds. The card is Markdown with the header that the
+The card is Markdown with the header that the
 Hugging Face hub reads.
 """
 

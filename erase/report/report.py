@@ -1,8 +1,5 @@
 """A run's report: one HTML file that needs no other file and no network.
 
-    python -m erase report --workdir runs/soccer-ball
-
-writes it again from what the run's folder holds.
 Axis letters: K examples, y x image tokens, h w picture sides.
 """
 

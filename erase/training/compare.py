@@ -1,20 +1,6 @@
-"""Compares methods: erases the same concepts by each, with the same prompts, seeds and judge.
+"""Trains the same concepts by several methods, and counts, times and measures each.
 
-    python -m erase compare --config configs/emoji_compare.py --out runs/comparison.json
-
-All runs of a method train at once, each concept once a seed; a method's numbers are written as soon
-as they are there, and those that the file holds already are left out. For each method:
-
-- Acc_e, Acc_g, Acc_ir and H, as `erase.evaluation.evaluate` counts them, pooled over concepts and
-seeds; - attack success: pictures of the families of `erase.evaluation.attack` in which the judge
-finds the concept; - a Fréchet distance between the frozen model's pictures of other concepts and
-the erased model's,
-  from the same noise, by the mean of the judge's last layer (`frechet_distance`);
-- trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
-  the device while all train at once.
-
-Shares and H have intervals over concepts, the Fréchet distance the least and the greatest of its
-seeds. `python -m benchmarks.results.page` draws RESULTS.md from docs/results/comparison.json.
+`erase.cli.compare` says what is compared, and how.
 Axis letters: N pictures, F features.
 """
 

@@ -32,7 +32,7 @@ from erase.methods.configured import context_of, start
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.samples import Counts
 from erase.methods.parts.step import State
-from erase.model.open import share
+from erase.model.open import place_model
 from erase.runtime import processes
 from erase.runtime.run_folder import CHECKPOINTS
 from erase.runtime.signals import Stop
@@ -160,7 +160,7 @@ def place_on_devices(
         plans: what the banks were made of, for messages.
     """
     first = shared_settings(configs)
-    pipe = share(pipe, first, len(configs))
+    pipe = place_model(pipe, first, len(configs))
     context = context_of(first, pipe.transformer, pipe.mesh)
     keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
     params = pipe.params["transformer"]

@@ -24,7 +24,7 @@ from erase.data.trajectories import trajectories
 from erase.methods import flops, method_of
 from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.parts.step import State
-from erase.model.open import share
+from erase.model.open import place_model
 from erase.runtime.memory import MENDS, memory
 from erase.runtime.mesh import RUNS
 from erase.training.prepare import shared_settings
@@ -210,7 +210,7 @@ def of_a_run(configs: Mapping[str, Config], pipe: Pipeline) -> int:
         What one run adds on the device that it trains on; 0 where nothing is trained.
     """
     config, runs = shared_settings(configs), len(configs)
-    pipe = share(pipe, config, runs)
+    pipe = place_model(pipe, config, runs)
     weights = nbytes(_weights(pipe)["transformer"])
     needs = [program.total - weights for _, program in training(config, runs, pipe)]
     return max(needs, default=0) // (runs // pipe.mesh.shape[RUNS])
@@ -239,7 +239,7 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
         Whether they do; True where the devices do not say how much they have.
     """
     console = Console()
-    config = next(iter(configs.values()))
+    config = shared_settings(configs)
     # Before anything is compiled.
     console.print(flops.estimate(config, pipe, len(configs)))
     parts = Table("", title="GB (10⁹ bytes) that lie on each device, not all at once")
@@ -260,6 +260,9 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
     kind = jax.devices()[0].device_kind
     if available is None:
         console.print(f"At most {largest / GB:.2f} GB; {kind} does not say how much it has.")
+        if jax.default_backend() == "cpu":
+            # cuDNN's kernel never holds the attention weights; XLA's programs for a CPU do.
+            console.print("A GPU needs less: plan on the machine that is to train.")
         return True
     fits = largest <= available
     console.print(

@@ -3,7 +3,8 @@
 Each output channel of a kernel has a scale, its largest absolute value / 127, and each of its
 entries is the nearest whole number of scales. `flux_jax.models.layers.Dense` multiplies with the
 whole numbers and scales what comes out. Embedders, norms and biases, a small part, stay as they
-are. Axis letters: L blocks, I inputs, O outputs.
+are.
+Axis letters: L blocks, I inputs, O outputs.
 """
 
 from collections.abc import Mapping
