@@ -5,7 +5,7 @@ E text width, P pooled width, h w picture sides.
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -19,8 +19,7 @@ from flux_jax.models.vae import AutoencoderKL, pack, scale_latents, unpack, unsc
 from flux_jax.sampling import denoise as integrate
 
 
-@flax.struct.dataclass
-class Conditioning:
+class Conditioning(flax.struct.PyTreeNode):
     """Encoded prompts.
 
     Attributes:
@@ -46,9 +45,9 @@ def encode(
     t5_ids: Int[Array, "B T"],
 ) -> Conditioning:
     """Conditioning of prompts, from both encoders' parameters and the tokens' ids."""
-    text = text_encoder_2.apply({"params": t5_params}, t5_ids)
-    pooled = text_encoder.apply({"params": clip_params}, clip_ids)
-    return Conditioning(text, pooled)  # pyright: ignore[reportArgumentType]
+    text = cast(Array, text_encoder_2.apply({"params": t5_params}, t5_ids))
+    pooled = cast(Array, text_encoder.apply({"params": clip_params}, clip_ids))
+    return Conditioning(text, pooled)
 
 
 def apply_transformer(
@@ -69,7 +68,7 @@ def apply_transformer(
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
     embeds = transformer.config.guidance_embeds
     scale = jnp.full(latents.shape[:1], guidance, jnp.float32) if embeds else None
-    return transformer.apply(  # pyright: ignore[reportReturnType]
+    out = transformer.apply(
         variables,
         latents,
         conditioning.text,
@@ -79,6 +78,7 @@ def apply_transformer(
         scale,
         **options,
     )
+    return cast(tuple[Array | None, dict[str, Array]], out)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -130,8 +130,8 @@ def decode(
 ) -> UInt8[Array, "B h w 3"]:
     """Pictures of packed latents, grid being the latents' height and width before packing."""
     raw = unscale_latents(vae.config, unpack(latents, *grid))
-    pictures = vae.apply({"params": params}, raw, method="decode")
-    pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)  # pyright: ignore
+    pictures = cast(Array, vae.apply({"params": params}, raw, method="decode"))
+    pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)
     return jnp.round(pictures * 255).astype(jnp.uint8)
 
 

@@ -43,7 +43,7 @@ def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
         case.params,
         {},
         case.inputs["latents"],
-        Conditioning(case.inputs["text"], case.inputs["pooled"]),  # pyright: ignore
+        Conditioning(case.inputs["text"], case.inputs["pooled"]),
         jnp.asarray(weights),
         case.image_ids,
         jnp.asarray(3.5),

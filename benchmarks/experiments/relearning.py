@@ -122,7 +122,7 @@ def teach(
     setup = replace(training.setup, settings=settings)
     lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))
     own = {"teach": jax.vmap(optimiser(settings).init)(lora)}
-    state = setup.divided(State(lora, own, jnp.ones(len(configs), bool)))  # pyright: ignore
+    state = setup.divided(State(lora, own, jnp.ones(len(configs), bool)))
     for done, following in itertools.pairwise((0, *stops)):
         for step in range(done + 1, following + 1):
             keys = loop.keys_of(training.keys, step, 1)[:, 0]

@@ -180,7 +180,7 @@ def trace(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) ->
             params,
             everywhere(state.lora),
             samples(image_tokens, model.config.in_channels),
-            Conditioning(text, pooled),  # pyright: ignore[reportCallIssue]
+            Conditioning(text, pooled),
             *everywhere(others),
             None,
         )

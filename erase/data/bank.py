@@ -25,8 +25,7 @@ from flux_jax.programs import Conditioning
 from flux_jax.weights.loading import abstract_params
 
 
-@flax.struct.dataclass
-class Bank:
+class Bank(flax.struct.PyTreeNode):
     """Arrays that the jitted updates index; they are made, and stacked, on the host.
 
     Attributes:
@@ -90,7 +89,7 @@ def shapes(
         return Conditioning(
             of((*lead, text_tokens, sizes.joint_attention_dim), dtype),
             of((*lead, sizes.pooled_projection_dim), dtype),
-        )  # pyright: ignore[reportCallIssue]
+        )
 
     def latents(*lead: int) -> Array:
         return of((*lead, image_tokens, sizes.in_channels), dtype)
@@ -113,7 +112,7 @@ def shapes(
         image_ids=of((image_tokens, 3), jnp.float32),
         edit=edit,
         regions=of((count.trajectories, image_tokens), jnp.float32) if needs.regions else None,
-    )  # pyright: ignore[reportCallIssue]
+    )
 
 
 def stack(banks: Sequence[Bank]) -> Bank:
@@ -136,7 +135,7 @@ def stack(banks: Sequence[Bank]) -> Bank:
     def filled(bank: Bank) -> Bank:
         rows = np.minimum(np.arange(forms), bank.masks.shape[1] - 1)
         missing = forms - len(bank.kinds)
-        return bank.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        return bank.replace(
             sentences=bank.sentences[:, rows],
             masks=bank.masks[:, rows],
             kinds=np.pad(bank.kinds, (0, missing), constant_values=FILLER),

@@ -205,7 +205,7 @@ def to_float(pictures: UInt8[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _judge(network: JudgeNetwork, params: PyTree, pictures: Array) -> Verdict:
-    return network.apply({"params": params}, to_float(pictures))  # pyright: ignore[reportReturnType]
+    return cast(Verdict, network.apply({"params": params}, to_float(pictures)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -37,8 +37,7 @@ class JudgeConfig:
     embedding: int = 32
 
 
-@flax.struct.dataclass
-class Verdict:
+class Verdict(flax.struct.PyTreeNode):
     """What the judge sees in pictures.
 
     Attributes:
@@ -114,7 +113,7 @@ class JudgeNetwork(nn.Module):
         x = nn.silu(self.final_norm(x))
         # The maximum finds an entity wherever it is, the mean sees what is spread over the picture.
         pooled = jnp.concatenate([x.max((1, 2)), x.mean((1, 2))], axis=-1)
-        return Verdict(self.entity_head(pooled), self.style_head(pooled), x)  # pyright: ignore[reportCallIssue]
+        return Verdict(self.entity_head(pooled), self.style_head(pooled), x)
 
     def relation(
         self,

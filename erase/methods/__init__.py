@@ -97,4 +97,4 @@ def start(key: PRNGKeyArray, params: PyTree, config: Config) -> State:
     own = {}
     for step in method_of(config).steps(config).values():
         own |= step.start(lora, config)
-    return State(lora=lora, own=own, active=jnp.ones((), bool))  # pyright: ignore
+    return State(lora=lora, own=own, active=jnp.ones((), bool))

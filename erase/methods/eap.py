@@ -161,7 +161,7 @@ def _search(
     logits, search, metrics = descend(loss, state.own["logits"], state.own["search"], step)
     metrics["search_gradient"] = metrics.pop("gradient")
     changed = state.own | {"logits": logits, "search": search}
-    return state.replace(own=changed), metrics  # pyright: ignore
+    return state.replace(own=changed), metrics
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:

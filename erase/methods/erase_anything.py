@@ -229,7 +229,7 @@ def _joint(
         balance = balance + jnp.asarray(change)
         metrics["balance"] = balance
     own = {"lower": lower, "balance": (balance, balance_state)}
-    return state.replace(lora=lora, own=state.own | own), metrics  # pyright: ignore
+    return state.replace(lora=lora, own=state.own | own), metrics
 
 
 def balancer() -> optax.GradientTransformation:

@@ -203,9 +203,7 @@ def regions(config: Config, pipe: Pipeline, bank: Bank) -> Float[np.ndarray, "R 
 def completes(config: Config, pipe: Pipeline, planned: Plan, bank: Bank) -> Bank:
     """Adds the closed form's change and the regions."""
     del planned
-    return bank.replace(  # pyright: ignore[reportAttributeAccessIssue]
-        edit=edits(config, pipe), regions=regions(config, pipe, bank)
-    )
+    return bank.replace(edit=edits(config, pipe), regions=regions(config, pipe, bank))
 
 
 def exports(

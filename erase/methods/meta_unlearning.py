@@ -154,7 +154,7 @@ def _update(
     changes, optimised = optimiser(own).update(total, state.own["meta"], state.lora)
     metrics |= kept | {"keep_taught": lost["keep"], "meta_gradient": optax.tree.norm(total)}
     lora = optax.apply_updates(state.lora, changes)
-    return state.replace(lora=lora, own=state.own | {"meta": optimised}), metrics  # pyright: ignore
+    return state.replace(lora=lora, own=state.own | {"meta": optimised}), metrics
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:

@@ -97,7 +97,7 @@ class Training:
         """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
         row = list(self.configs).index(name)
         lora = meshes.gather(self.setup.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
-        return Adapter(jax.device_get(lora), self.setup.alpha)  # pyright: ignore[reportCallIssue]
+        return Adapter(jax.device_get(lora), self.setup.alpha)
 
     def numbers(self) -> list[list[int]]:
         """What the random keys consist of, for JSON."""
@@ -278,7 +278,7 @@ def train(
                     if not active[index]:
                         bar.write(f"{name and f'{name}: '}erased after {step} iterations")
             if (active != before).any():
-                state = state.replace(active=setup.divided(jnp.asarray(active)))  # pyright: ignore
+                state = state.replace(active=setup.divided(jnp.asarray(active)))
             stopped = processes.any_of(stop.asked is not None)
             if step % config.checkpoints.every == 0 or last or stopped or not active.any():
                 for log in metrics.values():

@@ -70,7 +70,7 @@ def make_adapters(
     else:
         fresh = start(jax.random.key(first.seed), pipe.shapes, first).lora
         alpha = float(first.adapter.alpha or first.adapter.rank)
-        found = dict.fromkeys(configs, Adapter(fresh, alpha))  # pyright: ignore[reportCallIssue]
+        found = dict.fromkeys(configs, Adapter(fresh, alpha))
     return {
         name: method.exports(configs[name], pipe, plans[name], banks.get(name), adapter)
         for name, adapter in found.items()

@@ -61,7 +61,7 @@ class Setup:
     def placed(self, bank: Bank) -> Bank:
         """A stacked bank where the updates want it."""
         common = {"times": bank.times, "image_ids": bank.image_ids}
-        own = bank.replace(**dict.fromkeys(common))  # pyright: ignore[reportAttributeAccessIssue]
+        own = bank.replace(**dict.fromkeys(common))
         return self.divided(own).replace(**meshes.gather(self.mesh, common))
 
 

@@ -42,7 +42,7 @@ def apply(
     """
     adapter = None
     if lora is not None:
-        parts = [Adapter(lora, setup.alpha)]  # pyright: ignore[reportCallIssue]
+        parts = [Adapter(lora, setup.alpha)]
         if bank.edit is not None:
             parts.append(unscaled(bank.edit))
         adapter = combine([(part, 1.0) for part in parts])

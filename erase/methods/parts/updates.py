@@ -25,8 +25,7 @@ from flux_jax.sharding import whole
 Metrics = dict[str, Float[Array, ""]]
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """What training changes.
 
     Attributes:
@@ -91,8 +90,9 @@ def in_every_run(update: RunUpdate) -> Any:
     def every(
         state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, *, setup: Setup
     ) -> tuple[State, Metrics]:
-        own = dict.fromkeys((spec.name for spec in fields(Bank)), 0)
-        bank_axes = Bank(**own | {"times": None, "image_ids": None})  # pyright: ignore
+        own: dict[str, Any] = dict.fromkeys((spec.name for spec in fields(Bank)), 0)
+        own |= {"times": None, "image_ids": None}
+        bank_axes = Bank(**own)
 
         def unless_stopped(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
             changed, metrics = update(state, params, bank, key, setup)
@@ -128,7 +128,7 @@ def descent(name: str, losses: Losses, level: Callable[[Any], Descent]) -> RunUp
         step = optimiser(level(setup.settings))
         lora, own, metrics = descend(loss, state.lora, state.own[name], step)
         metrics[f"{name}_gradient"] = metrics.pop("gradient")
-        return state.replace(lora=lora, own=state.own | {name: own}), metrics  # pyright: ignore
+        return state.replace(lora=lora, own=state.own | {name: own}), metrics
 
     return update
 
