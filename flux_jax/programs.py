@@ -1,7 +1,7 @@
 """What is compiled of a pipeline: its steps as jitted functions of modules, parameters and arrays.
 
-Axis letters: B batch, K and T tokens for CLIP and T5, S image tokens, C packed latent channels,
-E text width, P pooled width, h w picture sides.
+Axis letters: B batch, K noise levels, U and T tokens for CLIP and T5, S image tokens, C packed
+latent channels, E text width, P pooled width, h w picture sides.
 """
 
 import functools
@@ -27,8 +27,8 @@ class Conditioning(flax.struct.PyTreeNode):
         pooled: CLIP's output at the end-of-text token.
     """
 
-    text: Float[Array, "B T E"]
-    pooled: Float[Array, "B P"]
+    text: Float[Array, "*B T E"]
+    pooled: Float[Array, "*B P"]
 
     def __getitem__(self, rows: Any) -> "Conditioning":
         """The conditioning of some of the prompts."""
@@ -41,7 +41,7 @@ def encode(
     text_encoder_2: T5Encoder,
     clip_params: PyTree,
     t5_params: PyTree,
-    clip_ids: Int[Array, "B K"],
+    clip_ids: Int[Array, "B U"],
     t5_ids: Int[Array, "B T"],
 ) -> Conditioning:
     """Conditioning of prompts, from both encoders' parameters and the tokens' ids."""
@@ -100,7 +100,7 @@ def denoise(
     conditioning: Conditioning,
     image_ids: Float[Array, "S 3"],
     guidance: Float[Array, ""] | float,
-    sigmas: Float[Array, "steps+1"],
+    sigmas: Float[Array, "K"],
     silenced: Float[Array, "B T"] | None,
 ) -> Float[Array, "B S C"]:
     """Packed latents at σ = 0 from those at the first of the noise levels."""

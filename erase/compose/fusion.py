@@ -323,7 +323,7 @@ def _grams(
     weights: Float[Array, "B T"],
     image_ids: Float[Array, "S 3"],
     guidance: Array,
-    sigmas: Float[Array, "steps+1"],
+    sigmas: Float[Array, "N"],
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L I I"]]:

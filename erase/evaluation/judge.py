@@ -2,7 +2,7 @@
 
 It is trained on rendered scenes only, never on pictures of the model that it is to judge.
 Axis letters: B batch, h w picture, y x feature grid, C channels, E entities, Y styles,
-R relations.
+A answers on a relation: each of them, or none.
 """
 
 import difflib
@@ -43,7 +43,7 @@ def ask(
     pictures: Float[Array, "B h w 3"],
     subject: Int[Array, "B"],
     object: Int[Array, "B"],
-) -> tuple[Verdict, Float[Array, "B R+1"]]:
+) -> tuple[Verdict, Float[Array, "B A"]]:
     """The verdict on pictures in [-1, 1], and the logits of the relation of an ordered pair."""
     out = network.apply({"params": params}, pictures, subject, object, method="everything")
     return cast(tuple[Verdict, Array], out)
@@ -113,7 +113,7 @@ class Judge:
         pictures: UInt8[np.ndarray, "B h w 3"],
         subject: Int[np.ndarray, "B"],
         object: Int[np.ndarray, "B"],
-    ) -> Float[np.ndarray, "B R+1"]:
+    ) -> Float[np.ndarray, "B A"]:
         """Logits of the relation of the ordered pairs (subject, object); the last means none."""
         return self._chunked(_relate, pictures, np.asarray(subject), np.asarray(object))
 

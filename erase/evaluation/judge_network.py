@@ -1,6 +1,7 @@
 """The network that judges pictures of the shipped small model.
 
-Axis letters: B pictures, h w picture sides, C channels.
+Axis letters: B pictures, h w picture sides, y x feature grid, C channels, E entities, Y styles,
+A answers on a relation: each of them, or none.
 """
 
 import functools
@@ -120,7 +121,7 @@ class JudgeNetwork(nn.Module):
         features: Float[Array, "B y x C"],
         subject: Int[Array, "B"],
         object: Int[Array, "B"],
-    ) -> Float[Array, "B R+1"]:
+    ) -> Float[Array, "B A"]:
         """Logits of the relation in which `subject` stands to `object`; the last means none.
 
         "A left of B" is "B right of A", so the question names the ordered pair.
@@ -140,7 +141,7 @@ class JudgeNetwork(nn.Module):
 
     def everything(
         self, pictures: Float[Array, "B h w 3"], subject: Int[Array, "B"], object: Int[Array, "B"]
-    ) -> tuple[Verdict, Float[Array, "B R+1"]]:
+    ) -> tuple[Verdict, Float[Array, "B A"]]:
         """The verdict and the relation in one pass; touches every parameter."""
         verdict = self(pictures)
         return verdict, self.relation(verdict.features, subject, object)

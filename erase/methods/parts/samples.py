@@ -91,7 +91,9 @@ def noised(
     return Noised(latents, times, clean, noise)
 
 
-def draw_forms(bank: Bank, key: PRNGKeyArray, setup: Setup, count: int) -> Int[Array, "B 1+K"]:
+def draw_forms(
+    bank: Bank, key: PRNGKeyArray, setup: Setup, count: int
+) -> Int[Array, "B {count}+1"]:
     """Draws for each sample the form with a synonym, and K with different irrelevant words.
 
     The pools of irrelevant words give in turn, so that each has its share.

@@ -9,13 +9,13 @@ Axis letter: R runs.
 import functools
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from erase.data.bank import Bank
 from erase.methods.parts.compiled import Setup, split_runs
@@ -39,6 +39,7 @@ class State(flax.struct.PyTreeNode):
     active: Bool[Array, ""]
 
 
+@runtime_checkable
 class Descent(Protocol):
     """How an optimiser steps: AdamW's settings, in a method's part of the configuration.
 
@@ -56,6 +57,7 @@ class Descent(Protocol):
     def clip(self) -> float | None: ...  # noqa: D102
 
 
+@runtime_checkable
 class Losses(Protocol):
     """What an update of one run minimises."""
 
@@ -88,8 +90,8 @@ def in_every_run(update: RunUpdate) -> Any:
     @functools.partial(jax.jit, static_argnames="setup", donate_argnames="state")
     @functools.wraps(update)
     def every(
-        state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, *, setup: Setup
-    ) -> tuple[State, Metrics]:
+        state: State, params: PyTree, bank: Bank, key: Key[Array, "R"], *, setup: Setup
+    ) -> tuple[State, dict[str, Float[Array, "R"]]]:
         own: dict[str, Any] = dict.fromkeys((spec.name for spec in fields(Bank)), 0)
         own |= {"times": None, "image_ids": None}
         bank_axes = Bank(**own)
