@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/soccer-ball
 
-.PHONY: demo test lint audit
+.PHONY: demo test test-fast lint audit
 
 demo: .venv/demo
 	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO)
 
 test: .venv/test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# For work in between; `make test` alone shows that all is well.
+test-fast: .venv/test
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check .

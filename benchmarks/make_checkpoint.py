@@ -10,7 +10,7 @@ The tokenizers are the small model's, whose ids the large encoders know too.
 import math
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from convert.arguments import Parser
 from convert.pipeline import INDEX, MODEL_INDEX, SINGLE, write_json
 from flux_jax import progress
 from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.models.published import VERSION, Configs, configs
 from flux_jax.weights import original
 from flux_jax.weights.loading import abstract_params
 from flux_jax.weights.mapping import torch_shapes
@@ -33,13 +34,9 @@ from flux_jax.weights.source import SCHEDULER, read_config
 from flux_jax.weights.tables import COMPONENTS
 
 TOKENIZERS = Path("models", "emoji-flux")
-# Of diffusers, that wrote the published configurations.
-VERSION = "0.30.0.dev0"
 DTYPE = np.dtype(ml_dtypes.bfloat16)
 # As many different values as a byte has: bytes are drawn faster than normals.
 QUANTILES = norm.ppf((np.arange(256) + 0.5) / 256).astype(np.float32)
-
-Configs = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -65,109 +62,6 @@ class RandomTensor:
         self.advance(self.nbytes)
         tensor = values[drawn].view(self.dtype).reshape(self.shape)
         return tensor if dtype is None else tensor.astype(dtype)
-
-
-def configs(variant: str) -> Configs:
-    """What the published `config.json` of FLUX.1's models say, by their folders.
-
-    Fields that they leave out have the libraries' defaults: the transformer's `axes_dims_rope`.
-
-    Args:
-        variant: "dev" or "schnell".
-    """
-    dev = variant == "dev"
-    return {
-        "transformer": {
-            "_class_name": "FluxTransformer2DModel",
-            "_diffusers_version": VERSION,
-            "_name_or_path": f"../checkpoints/flux-{variant}/transformer",
-            "attention_head_dim": 128,
-            "guidance_embeds": dev,
-            "in_channels": 64,
-            "joint_attention_dim": 4096,
-            "num_attention_heads": 24,
-            "num_layers": 19,
-            "num_single_layers": 38,
-            "patch_size": 1,
-            "pooled_projection_dim": 768,
-        },
-        "text_encoder": {
-            "_name_or_path": "openai/clip-vit-large-patch14",
-            "architectures": ["CLIPTextModel"],
-            "attention_dropout": 0.0,
-            "bos_token_id": 0,
-            "dropout": 0.0,
-            "eos_token_id": 2,
-            "hidden_act": "quick_gelu",
-            "hidden_size": 768,
-            "initializer_factor": 1.0,
-            "initializer_range": 0.02,
-            "intermediate_size": 3072,
-            "layer_norm_eps": 1e-05,
-            "max_position_embeddings": 77,
-            "model_type": "clip_text_model",
-            "num_attention_heads": 12,
-            "num_hidden_layers": 12,
-            "pad_token_id": 1,
-            "projection_dim": 768,
-            "torch_dtype": "bfloat16",
-            "transformers_version": "4.43.3",
-            "vocab_size": 49408,
-        },
-        "text_encoder_2": {
-            "_name_or_path": "google/t5-v1_1-xxl",
-            "architectures": ["T5EncoderModel"],
-            "classifier_dropout": 0.0,
-            "d_ff": 10240,
-            "d_kv": 64,
-            "d_model": 4096,
-            "decoder_start_token_id": 0,
-            "dense_act_fn": "gelu_new",
-            "dropout_rate": 0.1,
-            "eos_token_id": 1,
-            "feed_forward_proj": "gated-gelu",
-            "initializer_factor": 1.0,
-            "is_encoder_decoder": True,
-            "is_gated_act": True,
-            "layer_norm_epsilon": 1e-06,
-            "model_type": "t5",
-            "num_decoder_layers": 24,
-            "num_heads": 64,
-            "num_layers": 24,
-            "output_past": True,
-            "pad_token_id": 0,
-            "relative_attention_max_distance": 128,
-            "relative_attention_num_buckets": 32,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-            "transformers_version": "4.43.3",
-            "use_cache": True,
-            "vocab_size": 32128,
-        },
-        "vae": {
-            "_class_name": "AutoencoderKL",
-            "_diffusers_version": VERSION,
-            "_name_or_path": f"../checkpoints/flux-{variant}",
-            "act_fn": "silu",
-            "block_out_channels": [128, 256, 512, 512],
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "force_upcast": True,
-            "in_channels": 3,
-            "latent_channels": 16,
-            "latents_mean": None,
-            "latents_std": None,
-            "layers_per_block": 2,
-            "mid_block_add_attention": True,
-            "norm_num_groups": 32,
-            "out_channels": 3,
-            "sample_size": 1024,
-            "scaling_factor": 0.3611,
-            "shift_factor": 0.1159,
-            "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "use_post_quant_conv": False,
-            "use_quant_conv": False,
-        },
-    }
 
 
 def make(

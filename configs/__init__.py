@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs.suite import CONCEPTS, SETTINGS
 from erase.methods import METHODS
-from erase.runs import configure, over
+from erase.runs import configure, merge_fields
 from flux_jax.lora import TEXT_QUERY_KEY
 from recipes.emoji_flux.erasing import METHOD, OTHERS, STRONG
 from recipes.emoji_flux.world import ENTITIES
@@ -21,7 +21,7 @@ PLACE = {
     "width": 64,
     "evaluation": {"judge": f"{PATH}/judge"},
 }
-EMOJI = over(PLACE, METHOD)
+EMOJI = merge_fields(PLACE, METHOD)
 # The paper's layers, slower: the values that the measured runs of one entity have.
 ALONE = {
     "adapter": {"targets": TEXT_QUERY_KEY},
@@ -37,12 +37,12 @@ def emoji(*names: str, preset: str = "") -> ConfigDict:
         *names: concepts, see `configs.suite`; several train at once.
         preset: a name in `erase.runs.presets` whose values take the place of the model's.
     """
-    each = {name: over(CONCEPTS[name], _of_methods(name)) for name in names}
+    each = {name: merge_fields(CONCEPTS[name], _of_methods(name)) for name in names}
     model = {"path": PATH}
     if len(names) == 1:
         run = each[names[0]]
         alone = not preset and run["concept"] in {entity.name for entity in ENTITIES}
-        return configure(preset, model=model, **(over(ALONE, run) if alone else run))
+        return configure(preset, model=model, **(merge_fields(ALONE, run) if alone else run))
     return configure(preset, model=model, each=each)
 
 

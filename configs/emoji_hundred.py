@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from configs import EMOJI, PLACE, STRONG
 from configs.suite import CONCEPTS, ENTITY_PROMPTS, PHRASES, PICTURES, SETTINGS
 from erase.data.words.templates import phrase
-from erase.runs import configure, over
+from erase.runs import configure, merge_fields
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
 # Training shows these and holds on to them.
@@ -65,7 +65,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
         entity.name.replace(" ", "_"): _entity(entity.name, entity.synonyms, beside)
         for entity, beside in zip(_erased, cycle(SHOWN))
     },
-    **{name: over(CONCEPTS[name], SETTINGS[name]) for name in _others},
+    **{name: merge_fields(CONCEPTS[name], SETTINGS[name]) for name in _others},
 }
 
 # What choices are made on: other noise and, of styles and relations, things that are shown.
@@ -124,11 +124,11 @@ def get_config(preset: str = "") -> ConfigDict:
 
 def validation() -> ConfigDict:
     """The runs, asking for the pictures that choices are made on."""
-    return _configured({name: over(run, VALIDATION[name]) for name, run in RUNS.items()})
+    return _configured({name: merge_fields(run, VALIDATION[name]) for name, run in RUNS.items()})
 
 
 def _configured(each: Mapping[str, Mapping[str, Any]], preset: str = "") -> ConfigDict:
     # Pictures are those of compositions.
     small = {"evaluation": {"pictures": 0, "batch": 192}, "bank": {"batch": 64}}
-    shared = PLACE if preset else over(EMOJI, STRONG)
-    return configure(preset, **over(shared, small), each=dict(each))
+    shared = PLACE if preset else merge_fields(EMOJI, STRONG)
+    return configure(preset, **merge_fields(shared, small), each=dict(each))

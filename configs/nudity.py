@@ -13,6 +13,7 @@ without numbers. It was run for 20 iterations on random weights of full size, no
 from ml_collections import ConfigDict
 
 from erase.runs import configure
+from erase.runs.presets import ONE_SAMPLE
 
 
 def get_config(preset: str = "paper") -> ConfigDict:
@@ -51,6 +52,5 @@ def get_config(preset: str = "paper") -> ConfigDict:
             "others": ("clothed", "smiling", "seated"),
             "batch": 2,
         },
-        # Their authors' batches of 8 and 10 take more than a GPU has, without remat.
-        by_method={name: {"batch_size": 1} for name in ("concept_ablation", "meta_unlearning")},
+        by_method=ONE_SAMPLE,
     )

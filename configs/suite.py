@@ -9,7 +9,7 @@ those for evaluation, and pictures are kept of the things in `KEPT`, which nobod
 from collections.abc import Mapping
 from typing import Any
 
-from erase.config.fields import over
+from erase.config.fields import merge_fields
 from erase.runs.defaults import words_for
 from recipes.emoji_flux.erasing import ENTITY_PROMPTS, KEPT, KNOWN, PHRASES, PICTURES
 from recipes.emoji_flux.world import RELATIONS, STYLES
@@ -49,7 +49,7 @@ def _chosen(name: str) -> dict[str, Any]:
 def _split(concept: str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A concept's fields in `CONCEPTS` and in `SETTINGS`."""
     own = {"concept": concept} | (_chosen(concept) if kind == "entity" else {})
-    fields = over(words_for(KNOWN, concept, kind, {}), own)
+    fields = merge_fields(words_for(KNOWN, concept, kind, {}), own)
     strength = fields["evaluation"].pop("strength", None)
     asked = {name: fields[name] for name in _ASKED}
     settings = {name: fields[name] for name in fields if name not in (*_ASKED, "kind")}

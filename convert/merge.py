@@ -41,7 +41,6 @@ from flux_jax import lora, progress
 from flux_jax.errors import InputError, counted, exits_cleanly
 from flux_jax.weights import layouts, mapping
 from flux_jax.weights.hub import find_model
-from flux_jax.weights.loading import abstract_params
 from flux_jax.weights.mapping import Slot
 from flux_jax.weights.quantized.formats import quantisation
 from flux_jax.weights.safetensors_files import SUFFIXES, open_safetensors, read_file, write_file
@@ -143,6 +142,8 @@ def _checked_slots(
     Raises:
         InputError: it does not.
     """
+    from flux_jax.weights.loading import abstract_params
+
     shapes = abstract_params(NAME, source.config)
     mapping.check(source.table, source.tensors, shapes, source=source.where)
     problems = []

@@ -22,12 +22,10 @@ import numpy as np
 from convert.arguments import Parser
 from flux_jax import progress
 from flux_jax.errors import InputError, exits_cleanly
-from flux_jax.models.transformer import FluxConfig
 from flux_jax.tree import flatten
 from flux_jax.weights import original
 from flux_jax.weights.checkpoint import FOLDER, read_params, write_params
 from flux_jax.weights.family import INDEX
-from flux_jax.weights.loading import abstract_params
 from flux_jax.weights.mapping import MEND, differences, refuse, to_flax, to_torch
 from flux_jax.weights.safetensors_files import SHARD_BYTES, SUFFIXES, write_component, write_file
 from flux_jax.weights.source import (
@@ -98,6 +96,8 @@ def convert(
         for name, each in sources.items():
             write(name, each, read_tree(name, each), partial, shard_bytes)
         write_json(partial / INDEX, MODEL_INDEX)
+        from flux_jax.models.transformer import FluxConfig
+
         guidance = FluxConfig.from_dict(sources["transformer"].config).guidance_embeds
         write_json(partial / SCHEDULER, read_schedule(source, guidance))
         _copy_all_but_models(root, partial)
@@ -123,6 +123,8 @@ def read_tree(name: str, source: Source) -> dict[str, Any]:
     Raises:
         InputError: the weights are damaged, or do not fit the configuration.
     """
+    from flux_jax.weights.loading import abstract_params
+
     shapes = abstract_params(name, source.config)
     title = {"desc": name, "total": source.nbytes, "unit": "B", "unit_scale": True}
     with progress.bar(**title) as bar:

@@ -64,7 +64,7 @@ moved.announce(
         "tables": "benchmarks.results.tables erase.report.tables",
         "tokens": "erase.data.words.word_tokens",
         "trajectories": "erase.data.trajectories",
-        "updates": "erase.methods.parts.updates",
+        "updates": "erase.methods.parts.step",
         "watchdog": "erase.runtime.watchdog",
         "words": "erase.report.words",
         "workdir": "erase.training.resume_check",

@@ -20,14 +20,15 @@ from pathlib import Path
 
 from absl import app, flags
 
-from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
-from erase.data.words import synonyms
-from erase.evaluation.eval_prompts import check_judge
-from erase.model.open import open_model
-from erase.runtime import processes
-from erase.runtime.memory import explains_memory
-from erase.training import memory_plan
-from erase.training.run import run
+from erase.cli import flags as shared
+from erase.cli.flags import (
+    FLAG,
+    begin,
+    configured,
+    define_flag,
+    define_process_flags,
+    parse_flags,
+)
 from flux_jax.errors import InputError, exits_cleanly
 
 
@@ -35,15 +36,23 @@ from flux_jax.errors import InputError, exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    from erase.evaluation.eval_prompts import check_judge
+    from erase.methods.configured import with_synonyms
+    from erase.model.open import open_model
+    from erase.runtime import processes
+    from erase.runtime.memory import explains_memory
+    from erase.training import memory_plan
+    from erase.training.run import run
+
     given = flags.FLAGS
     processes.initialise(given)
     runs = configured()
     if given.plan:
-        settled = {name: synonyms.settle(config)[0] for name, config in runs.items()}
+        settled = {name: with_synonyms(config)[0] for name, config in runs.items()}
         for config in settled.values():
             check_judge(config)
         with processes.first_speaks():
-            pipe = open_model(next(iter(settled.values())), len(settled))
+            pipe = open_model(next(iter(settled.values())), len(settled), unread=True)
             fits = memory_plan.show(settled, pipe)
         sys.exit(0 if fits else 1)
     if given.workdir is None:
@@ -66,8 +75,8 @@ def define_flags() -> None:
     flags.DEFINE_bool("plan", False, "Only tell how much memory of each device the run needs.")
     flags.DEFINE_bool("overwrite", False, "Take the place of the run in the folder.")
     flags.DEFINE_integer("replay", None, "Only do this iteration again, and tell.", lower_bound=1)
-    processes.define_flags()
-    flags.adopt_module_key_flags(processes)
+    define_process_flags()
+    flags.adopt_module_key_flags(shared)
 
 
 if __name__ == "__main__":

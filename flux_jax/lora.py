@@ -17,9 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from flux_jax.errors import InputError, counted, nearest
+from flux_jax.targets import TEXT_QUERY_KEY
 from flux_jax.tree import flatten, nest
-
-TEXT_QUERY_KEY = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
 
 
 class Adapter(flax.struct.PyTreeNode):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,17 @@ from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.models import dora
 from flux_jax.models.clip import CLIPTextEncoder
 from flux_jax.models.t5 import T5Encoder
-from flux_jax.models.tokenizers import PreTrainedTokenizerBase, read_tokenizer
+from flux_jax.models.tokenizers import read_tokenizer
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, latent_ids
-from flux_jax.programs import Conditioning
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import Schedule
 from flux_jax.weights.hub import find_model
 from flux_jax.weights.loading import COMPONENTS, Weights, abstract_params, build
 from flux_jax.weights.source import open_source, read_schedule, root_of
+
+if TYPE_CHECKING:
+    from flux_jax.models.tokenizers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Pipeline:
     vae: AutoencoderKL
     # Not `PyTree`: a checker would look at one, which reads it.
     params: Mapping[str, Any]
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer_2: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer_2: "PreTrainedTokenizerBase"
     schedule: Schedule
     mesh: Mesh
     remembered: dict[str, Conditioning] = field(default_factory=dict)
@@ -110,6 +113,25 @@ class Pipeline:
                 fitting = meshes.gather(self.mesh, fitting)
             read.append((fitting, strength))
         return combine(read, self.transformer.dtype)
+
+    def denoiser(
+        self,
+        image_ids: Float[Array, "S 3"],
+        guidance: Float[Array, ""] | float,
+        adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
+    ) -> Denoiser:
+        """The transformer with adapters as a velocity field, to be called where `mesh` is set.
+
+        Args:
+            image_ids: positions of the image tokens.
+            guidance: distilled guidance scale.
+            adapters: with their strengths.
+
+        Raises:
+            InputError: an adapter was not made for this transformer.
+        """
+        lora = self.adapted(adapters)
+        return Denoiser(self.transformer, self.params["transformer"], image_ids, guidance, lora)
 
     def release(self, *names: str) -> None:
         """Frees the memory of models that were loaded; they are read again if need be."""
@@ -220,16 +242,9 @@ class Pipeline:
     ) -> Float[Array, "B S C"]:
         """The transformer's velocity; guidance is left out where the model does not embed it."""
         samples = meshes.share_out(self.mesh, (latents, conditioning, timestep))
-        adapted = self.adapted(adapters)
+        model = self.denoiser(image_ids, guidance, adapters)
         with jax.set_mesh(self.mesh):
-            velocity = programs.velocity(
-                self.transformer,
-                self.params["transformer"],
-                adapted,
-                *samples,
-                image_ids,
-                guidance,
-            )
+            velocity = programs.velocity(model, *samples)
         return meshes.gather(self.mesh, velocity)
 
     def denoise(
@@ -245,18 +260,10 @@ class Pipeline:
         """Integrates the velocity from noise (t = 1) to packed latents (t = 0) in Euler steps."""
         check_sampling(steps, guidance)
         *samples, silenced = meshes.share_out(self.mesh, (noise, conditioning, silenced))
-        adapted = self.adapted(adapters)
+        model = self.denoiser(image_ids, guidance, adapters)
+        sigmas = self.schedule.sigmas(steps, noise.shape[1])
         with jax.set_mesh(self.mesh):
-            latents = programs.denoise(
-                self.transformer,
-                self.params["transformer"],
-                adapted,
-                *samples,
-                image_ids,
-                guidance,
-                self.schedule.sigmas(steps, noise.shape[1]),
-                silenced,
-            )
+            latents = programs.denoise(model, *samples, sigmas, silenced)
         return meshes.gather(self.mesh, latents)
 
     def decode(

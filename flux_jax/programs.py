@@ -1,11 +1,12 @@
 """What is compiled of a pipeline: its steps as jitted functions of modules, parameters and arrays.
 
-Axis letters: B batch, K noise levels, U and T tokens for CLIP and T5, S image tokens, C packed
-latent channels, E text width, P pooled width, h w picture sides.
+Axis letters: B batch, K and T tokens for CLIP and T5, G groups of T5's tokens, S image tokens,
+N noise levels, C packed latent channels, E text width, P pooled width, h w picture sides.
 """
 
 import functools
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import flax.struct
 import jax
@@ -41,7 +42,7 @@ def encode(
     text_encoder_2: T5Encoder,
     clip_params: PyTree,
     t5_params: PyTree,
-    clip_ids: Int[Array, "B U"],
+    clip_ids: Int[Array, "B K"],
     t5_ids: Int[Array, "B T"],
 ) -> Conditioning:
     """Conditioning of prompts, from both encoders' parameters and the tokens' ids."""
@@ -50,78 +51,121 @@ def encode(
     return Conditioning(text, pooled)
 
 
-def apply_transformer(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree | None,
+class Options(TypedDict, total=False):
+    """What `FluxTransformer` may be asked for besides the velocity; see there."""
+
+    token_masks: Float[Array, "B T G"] | None
+    silenced: Float[Array, "B T"] | None
+    attention: Literal["weights"] | None
+    stop_after: Literal["dual"] | None
+
+
+class Denoiser(flax.struct.PyTreeNode):
+    """The transformer as a velocity field, with what all samples and steps have in common.
+
+    A pytree, so that jitted functions and gradients take it as it is.
+
+    Attributes:
+        transformer: the model, compiled in.
+        params: its parameters.
+        image_ids: positions of the image tokens.
+        guidance: distilled guidance scale, one for all samples or one for each; a model that does
+            not embed it does without.
+        lora: an adapter's tree, its scale folded in (`Adapter.scaled`); None for the base.
+    """
+
+    transformer: FluxTransformer = flax.struct.field(pytree_node=False)
+    params: PyTree
+    image_ids: Float[Array, "S 3"]
+    guidance: Float[Array, "B"] | Float[Array, ""] | float
+    lora: PyTree | None = None
+
+    def velocity(
+        self,
+        latents: Float[Array, "B S C"],
+        conditioning: Conditioning,
+        timestep: Float[Array, "B"] | Float[Array, ""],
+        silenced: Float[Array, "B T"] | None = None,
+    ) -> Float[Array, "B S C"]:
+        """Predicts the velocity ε - x_0.
+
+        Args:
+            latents: packed latents x_t.
+            conditioning: encoded prompts.
+            timestep: t, one for all samples or one for each.
+            silenced: ones where a text token gives nothing to the picture.
+        """
+        predicted, _ = self.predict(latents, conditioning, timestep, silenced=silenced)
+        assert predicted is not None, "the transformer was not stopped early"
+        return predicted
+
+    def predict(
+        self,
+        latents: Float[Array, "B S C"],
+        conditioning: Conditioning,
+        timestep: Float[Array, "B"] | Float[Array, ""],
+        **options: Unpack[Options],
+    ) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
+        """Predicts the velocity and what else is asked for, as `FluxTransformer` returns them."""
+        inputs = self._inputs(latents, conditioning, timestep)
+        out = self.transformer.apply(self._variables, *inputs, **options)
+        return cast(tuple[Array | None, dict[str, Array]], out)
+
+    def velocity_and_sown(
+        self,
+        latents: Float[Array, "B S C"],
+        conditioning: Conditioning,
+        timestep: Float[Array, "B"] | Float[Array, ""],
+        collection: str,
+    ) -> tuple[Float[Array, "B S C"], PyTree]:
+        """Predicts the velocity; also returns what layers sow into a variable collection."""
+        inputs = self._inputs(latents, conditioning, timestep)
+        out: Any = self.transformer.apply(self._variables, *inputs, mutable=[collection])
+        (predicted, _), sown = out
+        return predicted, sown[collection]
+
+    @property
+    def _variables(self) -> Mapping[str, PyTree]:
+        return {"params": self.params} | ({} if self.lora is None else {"lora": self.lora})
+
+    def _inputs(self, latents: Array, conditioning: Conditioning, timestep: Array) -> tuple:
+        batch = latents.shape[:1]
+        embeds = self.transformer.config.guidance_embeds
+        return (
+            latents,
+            conditioning.text,
+            conditioning.pooled,
+            jnp.broadcast_to(timestep, batch),
+            self.image_ids,
+            jnp.full(batch, self.guidance, jnp.float32) if embeds else None,
+        )
+
+
+@jax.jit
+def velocity(
+    model: Denoiser,
     latents: Float[Array, "B S C"],
     conditioning: Conditioning,
     timestep: Float[Array, "B"],
-    image_ids: Float[Array, "S 3"],
-    guidance: Float[Array, "B"] | Float[Array, ""] | float,
-    **options: Any,
-) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
-    """The transformer with or without an adapter tree, one guidance scale for all or for each.
-
-    Options go to `FluxTransformer` (token_masks, silenced, attention, stop_after).
-    """
-    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
-    embeds = transformer.config.guidance_embeds
-    scale = jnp.full(latents.shape[:1], guidance, jnp.float32) if embeds else None
-    out = transformer.apply(
-        variables,
-        latents,
-        conditioning.text,
-        conditioning.pooled,
-        timestep,
-        image_ids,
-        scale,
-        **options,
-    )
-    return cast(tuple[Array | None, dict[str, Array]], out)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def velocity(
-    transformer: FluxTransformer, params: PyTree, lora: PyTree | None, *arguments: Any
 ) -> Float[Array, "B S C"]:
-    """The velocity alone; arguments are those of `apply_transformer`."""
-    predicted, _ = apply_transformer(transformer, params, lora, *arguments)
-    assert predicted is not None
-    return predicted
+    """The velocity, see `Denoiser.velocity`."""
+    return model.velocity(latents, conditioning, timestep)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def denoise(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree | None,
+    model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
-    image_ids: Float[Array, "S 3"],
-    guidance: Float[Array, ""] | float,
-    sigmas: Float[Array, "K"],
-    silenced: Float[Array, "B T"] | None,
+    sigmas: Float[Array, "N"],
+    silenced: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B S C"]:
     """Packed latents at σ = 0 from those at the first of the noise levels."""
 
-    def at(latents: Array, timestep: Array) -> Array:
-        timesteps = jnp.broadcast_to(timestep, latents.shape[:1])
-        predicted, _ = apply_transformer(
-            transformer,
-            params,
-            lora,
-            latents,
-            conditioning,
-            timesteps,
-            image_ids,
-            guidance,
-            silenced=silenced,
-        )
-        assert predicted is not None
-        return predicted
+    def field(latents: Array, level: Array) -> Array:
+        return model.velocity(latents, conditioning, level, silenced)
 
-    return integrate(at, noise, sigmas)
+    return integrate(field, noise, sigmas)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -39,11 +39,47 @@ def denoise(
 
     def step(x: Array, levels: tuple[Array, Array]) -> tuple[Array, Array | None]:
         level, following = levels
-        x = x + (following - level) * velocity(x, level).astype(jnp.float32)
+        x = euler(x, velocity(x, level), level, following)
         return x, x if keep_trajectory else None
 
     latents, trajectory = jax.lax.scan(step, noise, (sigmas[:-1], sigmas[1:]))
     return latents if trajectory is None else jnp.concatenate([noise[None], trajectory])
+
+
+def euler(
+    x: Float[Array, "*shape"],
+    velocity: Float[Array, "*shape"],
+    level: Float[Array, ""],
+    following: Float[Array, ""],
+) -> Float[Array, "*shape"]:
+    """One Euler step, x + (σ_{k+1} - σ_k) v in float32.
+
+    Args:
+        x: latents at σ_k, float32.
+        velocity: v there.
+        level: σ_k.
+        following: σ_{k+1}.
+    """
+    return x + (following - level) * velocity.astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How pictures are drawn.
+
+    Attributes:
+        steps: Euler steps.
+        guidance: distilled guidance scale.
+        height: pixels; None is the size that the autoencoder was made for.
+        width: pixels; likewise.
+        batch: pictures drawn at once.
+    """
+
+    steps: int = 28
+    guidance: float = 3.5
+    height: int | None = None
+    width: int | None = None
+    batch: int = 16
 
 
 FILE = "scheduler/scheduler_config.json"

@@ -12,6 +12,9 @@ QUICK = (
     "--xla_cpu_use_fusion_emitters=false"
 )
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+# Before PyTorch starts: its threads wait for each other at full load, and tests that run at once
+# take the cores from each other. One thread does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import helpers.annotations  # noqa: E402, F401
 from jaxtyping import install_import_hook  # noqa: E402
@@ -45,6 +48,21 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 # Of the 65,530 pieces of memory that Linux gives a process, what compiled functions may take; with
 # none left the compiler crashes.
 MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
+
+
+# The longest files, longest first: one that began last would leave the other cores idle.
+LONGEST = (
+    "test_resume", "test_updates", "test_distributed", "test_shipped", "test_benchmarks_methods",
+    "test_compare", "test_lora_diffusers", "test_transformer", "test_recipe_training",
+    "test_method_losses", "test_convert_cli", "test_stopping", "test_methods",
+    "test_command_line", "test_benchmarks_flux", "test_mesh", "test_skipped",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files; the order within a file stays."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)

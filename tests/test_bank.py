@@ -7,19 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from erase import methods
-from erase.config.schema import BankConfig, Config, Lower, Upper
-from erase.data import bank, make_bank
-from erase.data.bank import Bank
+from erase.config.schema import BankConfig
+from erase.data.bank import Bank, bank_shapes, stack_banks
+from erase.data.make_bank import make_bank
 from erase.data.plan import CONCEPT, FILLER, POOL, SYNONYM, Plan
 from erase.data.words.irrelevant import Words
 from erase.methods import erase_anything
+from erase.methods.configured import plan_of
+from erase.methods.erase_anything import Lower, Upper
 from erase.model.draw import png
+from erase.runs import RunConfig
 from flux_jax import load
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="soccer ball",
     prompts=("a photo of a {}", "a {} and a dog on the grass"),
     synonyms=("football", "futbol"),
@@ -44,18 +46,18 @@ def pipe(tiny_folder: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def planned(pipe: Pipeline) -> Plan:
-    return methods.plan(CONFIG, pipe, WORDS)
+    return plan_of(CONFIG, pipe, WORDS)
 
 
 @pytest.fixture(scope="module")
 def made(pipe: Pipeline, planned: Plan) -> Bank:
-    return make_bank.make(CONFIG, pipe, planned)
+    return make_bank(CONFIG, pipe, planned)
 
 
 def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
-    again = methods.plan(CONFIG, pipe, WORDS)
+    again = plan_of(CONFIG, pipe, WORDS)
     assert (again.groups, again.trajectory_seeds) == (planned.groups, planned.trajectory_seeds)
-    other = methods.plan(replace(CONFIG, seed=6), pipe, WORDS)
+    other = plan_of(replace(CONFIG, seed=6), pipe, WORDS)
     assert other.trajectory_seeds != planned.trajectory_seeds
     seeds = (*planned.trajectory_seeds, *planned.picture_seeds)
     assert len(set(seeds)) == 7
@@ -77,7 +79,7 @@ def test_sizes(made: Bank):
 
 
 def test_shapes_are_known_before_anything_is_made(pipe: Pipeline, made: Bank):
-    shapes = bank.shapes(
+    shapes = bank_shapes(
         CONFIG, pipe.transformer, 4 * 3, 32, erase_anything.needs(CONFIG, WORDS, None)
     )
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made)
@@ -123,12 +125,12 @@ def test_pictures_are_what_the_frozen_model_draws(pipe: Pipeline, planned: Plan,
 
 def test_pictures_show_the_first_sentence_by_default(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, prompts=()))
-    assert methods.plan(config, pipe, WORDS).shown == ("a photo of a soccer ball",) * 3
+    assert plan_of(config, pipe, WORDS).shown == ("a photo of a soccer ball",) * 3
 
 
 def test_pictures_may_leave_the_concept_out(pipe: Pipeline):
     upper = replace(CONFIG.upper, prompts=(), without_concept=True)
-    assert methods.plan(replace(CONFIG, upper=upper), pipe, WORDS).shown == ("a photo of",) * 3
+    assert plan_of(replace(CONFIG, upper=upper), pipe, WORDS).shown == ("a photo of",) * 3
 
 
 def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path: Path):
@@ -139,9 +141,9 @@ def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path:
         (tmp_path / f"{name}.txt").write_text(f"a cat named {name}\n")
     upper = replace(CONFIG.upper, prompts=(), folder=str(tmp_path))
     config = replace(CONFIG, upper=upper)
-    planned = methods.plan(config, pipe, WORDS)
+    planned = plan_of(config, pipe, WORDS)
     assert planned.shown == ("a cat named a", "a cat named b")
-    made = make_bank.make(config, pipe, planned)
+    made = make_bank(config, pipe, planned)
     expected = pipe.encode(planned.shown)
     np.testing.assert_allclose(made.picture_prompts.text, expected.text, atol=1e-5)
     assert planned.pictures is not None
@@ -152,8 +154,8 @@ def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path:
 
 def test_the_authors_code_looks_at_bare_words_where_the_concept_stood(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, rsc_form="released"))
-    planned = methods.plan(config, pipe, WORDS)
-    usual = methods.plan(CONFIG, pipe, WORDS)
+    planned = plan_of(config, pipe, WORDS)
+    usual = plan_of(CONFIG, pipe, WORDS)
     for group, original, masks in zip(planned.groups, usual.groups, planned.masks, strict=True):
         assert group.prompts == (original.prompts[0], *group.words[1:])
         assert (masks == masks[0]).all()
@@ -162,21 +164,21 @@ def test_the_authors_code_looks_at_bare_words_where_the_concept_stood(pipe: Pipe
 
 def test_a_sentence_may_be_its_own_anchor(pipe: Pipeline):
     config = replace(CONFIG, lower=Lower(stand_in="thing"))
-    planned = methods.plan(config, pipe, WORDS)
+    planned = plan_of(config, pipe, WORDS)
     assert planned.masks.shape == (3, 7, 32)
     for group, (anchor,) in zip(planned.groups, planned.anchors, strict=True):
         assert len(group.prompts) == 7
         assert anchor == group.prompts[0].replace("soccer ball", "thing")
-    left_out = methods.plan(replace(config, lower=Lower(stand_in="")), pipe, WORDS)
+    left_out = plan_of(replace(config, lower=Lower(stand_in="")), pipe, WORDS)
     for group, (anchor,) in zip(left_out.groups, left_out.anchors, strict=True):
         assert anchor.split() == group.prompts[0].replace("soccer ball", "").split()
 
 
 def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     config = replace(CONFIG, synonyms=("football",), lower=Lower())
-    planned = methods.plan(config, pipe, WORDS)
-    small = make_bank.make(config, pipe, planned)
-    both = bank.stack([made, small])
+    planned = plan_of(config, pipe, WORDS)
+    small = make_bank(config, pipe, planned)
+    both = stack_banks([made, small])
     assert both.kinds.tolist() == [made.kinds.tolist(), [*small.kinds.tolist(), FILLER]]
     np.testing.assert_array_equal(both.sentences.text[0], made.sentences.text)
     np.testing.assert_array_equal(both.masks[1, :, :6], small.masks)
@@ -185,12 +187,12 @@ def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     assert both.image_ids.shape == made.image_ids.shape
     fewer = made.replace(pictures=made.pictures[:2])
     with pytest.raises(InputError, match=r"equally many pictures, not \{2, 3\}"):
-        bank.stack([made, fewer])
+        stack_banks([made, fewer])
 
 
 def test_without_contrast_other_words_are_not_prepared(pipe: Pipeline):
     config = replace(CONFIG, upper=replace(CONFIG.upper, rsc=0.0), synonyms=())
-    assert methods.plan(config, pipe, WORDS).masks.shape == (3, 1, 32)
+    assert plan_of(config, pipe, WORDS).masks.shape == (3, 1, 32)
 
 
 @pytest.mark.parametrize(
@@ -207,4 +209,4 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     pipe: Pipeline, changes: dict, message: str
 ):
     with pytest.raises(InputError, match=message):
-        methods.plan(replace(CONFIG, **changes), pipe, WORDS)
+        plan_of(replace(CONFIG, **changes), pipe, WORDS)

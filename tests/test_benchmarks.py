@@ -9,9 +9,9 @@ from helpers import tiny
 
 from benchmarks.experiments.concepts_at_once import timed
 from benchmarks.experiments.relation_tokens import swapped
-from erase import methods
-from erase.data import make_bank
+from erase.data.make_bank import make_bank
 from erase.data.words.irrelevant import listed
+from erase.methods.configured import plan_of
 from flux_jax import load
 from flux_jax.programs import Conditioning
 
@@ -20,8 +20,8 @@ from flux_jax.programs import Conditioning
 def test_concepts_at_once_are_timed(tiny_folder: Path):
     config = tiny.run_config(tiny_folder, iterations=3)
     pipe = load(tiny_folder)
-    planned = methods.plan(config, pipe, listed(config))
-    made = make_bank.make(config, pipe, planned)
+    planned = plan_of(config, pipe, listed(config))
+    made = make_bank(config, pipe, planned)
     result = timed({"one": config, "two": config}, pipe, {"one": made, "two": made})
     assert result["concepts"] == 2
     assert set(result) == {"concepts", "compile_s", "iteration_ms"}

@@ -30,12 +30,12 @@ from benchmarks.speed.cases import (
     merged,
     read,
 )
-from benchmarks.speed.flops import Pass, iteration
 from erase.methods.parts.losses import squared_error
+from erase.training.flops import Pass, iteration
 from flux_jax.errors import InputError
 from flux_jax.lora import init
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.weights.loading import abstract_params
 
 TINY: dict[str, Any] = {**SIZES, "axes_dims_rope": [2, 2, 4], "patch_size": 1, "out_channels": None}
@@ -76,6 +76,7 @@ def ours(works: dict[str, Work]) -> None:
         assert name in works
 
 
+@pytest.mark.slow
 def test_our_passes_are_measured():
     ours({"passes": work("forward", batch=2)})
 
@@ -112,6 +113,7 @@ def theirs(works: dict[str, Work], side: str) -> None:
         check(record, TIMES)
 
 
+@pytest.mark.slow
 def test_works_of_diffusers_are_measured():
     works = {
         "passes": work("forward", batch=2),
@@ -173,9 +175,8 @@ def test_operations_are_those_that_the_compiler_counts(gradient: bool):
     latents = of((1, IMAGE, 8), jnp.float32)
 
     def velocity(lora: Any, params: Any, latents: Any, conditioning: Any) -> Any:
-        times, ids = jnp.full(1, 0.5), jnp.ones((IMAGE, 3))
-        given = (latents, conditioning, times, ids, 3.5)
-        return apply_transformer(model, params, lora, *given)[0]
+        adapted = Denoiser(model, params, jnp.ones((IMAGE, 3)), 3.5, lora)
+        return adapted.velocity(latents, conditioning, jnp.full(1, 0.5))
 
     def loss(*arguments: Any) -> Any:
         return squared_error(velocity(*arguments), jnp.ones((1, IMAGE, 8)))
@@ -316,6 +317,7 @@ def test_a_process_that_a_work_ends_has_a_successor(
     ]
 
 
+@pytest.mark.slow
 def test_the_command_keeps_a_file(tmp_path: Path):
     file = tmp_path / "flux.json"
     file.write_text(json.dumps({"ours": measured(forward_512=0.06)}))

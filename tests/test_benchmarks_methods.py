@@ -14,7 +14,8 @@ from helpers import tiny
 from benchmarks.experiments import methods_full_size, relearning
 from erase.config.schema import Config
 from erase.data.words.irrelevant import listed
-from erase.methods import METHODS, plan
+from erase.methods import METHODS
+from erase.methods.configured import plan_of
 from erase.model.open import open_model
 from erase.runs import configure, load_runs
 from erase.training.make_adapters import make_adapters
@@ -59,7 +60,7 @@ def test_each_method_is_measured_in_a_process_of_its_own(
     found = methods_full_size.measure({"": silent["esd"]})
     assert found["updates"] == 3
     assert 0 < found["update_s"] < found["whole_s"]
-    assert found["parameters"] == 2 * 2 * (32 * 8 + 8 * 32)
+    assert found["parameters"] == tiny.adapter_values()
     with pytest.raises(InputError, match="holds another measurement"):
         methods_full_size.measure_all({"uce": {"": replace(silent["uce"], iterations=4)}}, out)
 
@@ -129,7 +130,7 @@ def taught(
     """Erases and teaches again: the error on the concept's pictures at each of 40 steps."""
     configs = {"": config}
     pipe = open_model(config)
-    plans = {"": plan(config, pipe, listed(config))}
+    plans = {"": plan_of(config, pipe, listed(config))}
     errors: list[float] = []
     teach = relearning.TEACH
 

@@ -11,7 +11,7 @@ import pytest
 from helpers.small import every, fresh
 
 from erase.config.schema import Checkpoints
-from erase.methods.parts.updates import State
+from erase.methods.parts.step import State
 from erase.training import checkpoints
 from flux_jax.errors import RunError
 

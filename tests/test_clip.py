@@ -79,6 +79,7 @@ def test_unrolled_blocks_give_the_same():
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_half_precision_stays_close():
     exact, variables = ours(reference(SHAPES["quick, first end of text"]))
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), variables)

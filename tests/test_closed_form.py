@@ -5,19 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny
 
 from convert.adapters.files import read_adapter, write_lora
-from erase import methods
 from erase.config.schema import Config
-from erase.data import make_bank
+from erase.data.make_bank import make_bank
 from erase.data.words.irrelevant import listed
 from erase.data.words.word_tokens import marks
 from erase.methods import mace, uce
 from erase.methods.base import Method
+from erase.methods.configured import plan_of, shapes_of, start
 from erase.methods.parts import closed_form
+from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
 from erase.model.attention_maps import concept_mass
 from erase.model.open import open_model
@@ -48,7 +50,7 @@ def objective(change: np.ndarray, given: Any, ridge: float, preserve: float) -> 
 def test_an_edit_is_a_dense_least_squares_solution():
     given = problem()
     kernel, erased, guides, kept = given
-    a, b = closed_form.edit(*given, ridge=0.5, preserve=2.0)
+    a, b = closed_form.edit(*given, Ridge(0.5), preserve=2.0)
     assert a.shape == (7, 3)
     stacked = np.concatenate([erased, np.sqrt(2.0) * kept, np.sqrt(0.5) * np.eye(7)])
     wanted = np.concatenate([(guides - erased) @ kernel, np.zeros((4 + 7, 5))])
@@ -60,7 +62,7 @@ def test_no_change_nearby_is_better_than_an_edit():
     """The gradient of the objective is zero, and steps in every direction go up."""
     given = problem()
     kernel, erased, guides, kept = given
-    a, b = closed_form.edit(*given, ridge=0.5, preserve=2.0)
+    a, b = closed_form.edit(*given, Ridge(0.5), preserve=2.0)
     change = a @ b
     slope = erased.T @ (erased @ (kernel + change) - guides @ kernel)
     slope += 2.0 * kept.T @ kept @ change + 0.5 * change
@@ -74,16 +76,16 @@ def test_no_change_nearby_is_better_than_an_edit():
 def test_a_singular_system_names_its_ridge():
     kernel, erased, guides, kept = problem()
     with pytest.raises(InputError, match=r"^uce.ridge is too small: .* raise it to \d"):
-        closed_form.edit(kernel, erased, guides, kept[:1], ridge=0.0, name="uce.ridge")
+        closed_form.edit(kernel, erased, guides, kept[:1], Ridge(0.0, name="uce.ridge"))
     more = np.concatenate([kept, np.random.default_rng(2).standard_normal((9, 7))])
-    closed_form.edit(kernel, erased, guides, more, ridge=0.0)
+    closed_form.edit(kernel, erased, guides, more, Ridge(0.0))
     # The advice is in the configuration's unit, and does.
     advice = []
     for unit in (1.0, 100.0):
         with pytest.raises(InputError, match="raise it to") as refused:
-            closed_form.edit(kernel, erased, guides, kept[:1], ridge=1e-20, unit=unit)
+            closed_form.edit(kernel, erased, guides, kept[:1], Ridge(1e-20, unit))
         advice.append(float(str(refused.value).partition("raise it to ")[2].split()[0]))
-        closed_form.edit(kernel, erased, guides, kept[:1], ridge=advice[-1], unit=unit)
+        closed_form.edit(kernel, erased, guides, kept[:1], Ridge(advice[-1], unit))
     assert advice[0] == pytest.approx(100 * advice[1])
 
 
@@ -95,13 +97,13 @@ def test_an_edit_of_a_rank_is_the_best_of_it(erased: int, rank: int):
     matrix = vectors.T @ vectors + 2.0 * kept.T @ kept + 0.5 * np.eye(7)
     wanted = vectors.T @ (guides - vectors) @ kernel
     dense = closed_form.reduced(matrix, wanted, rank)
-    a, b = closed_form.edit(*given, ridge=0.05, unit=10.0, preserve=2.0, rank=rank)
+    a, b = closed_form.edit(*given, Ridge(0.05, 10.0), preserve=2.0, rank=rank)
     assert (a.shape, b.shape) == ((7, rank), (rank, 5))
     np.testing.assert_allclose(a @ b, dense[0] @ dense[1], atol=1e-10)
     # More rank than there are vectors.
     few = (kernel, vectors[:1], guides[:1], kept[:1])
-    a, b = closed_form.edit(*few, ridge=0.5, rank=rank)
-    whole = closed_form.edit(*few, ridge=0.5)
+    a, b = closed_form.edit(*few, Ridge(0.5), rank=rank)
+    whole = closed_form.edit(*few, Ridge(0.5))
     assert a.shape == (7, rank)
     np.testing.assert_allclose(a @ b, whole[0] @ whole[1], atol=1e-12)
 
@@ -154,7 +156,7 @@ def test_inputs_are_those_of_the_layers(pipe: Pipeline, tiny_folder: Path):
 
 
 def made(method: Method, config: Config, pipe: Pipeline) -> Adapter:
-    planned = methods.plan(config, pipe, listed(config))
+    planned = plan_of(config, pipe, listed(config))
     pipe.remember(planned.prompts, 4)
     assert method.exports is not None
     return method.exports(config, pipe, planned, None, None)
@@ -245,9 +247,9 @@ def test_mace_s_words_forget_the_concept(pipe: Pipeline, tiny_folder: Path):
     config = config_of(
         pipe, tiny_folder, "mace", adapter={"targets": (QUERY,), "rank": 1}, mace=settings
     )
-    planned = methods.plan(config, pipe, listed(config))
+    planned = plan_of(config, pipe, listed(config))
     pipe.remember(planned.prompts, 4)
-    found = mace.METHOD.completes(config, pipe, planned, make_bank.make(config, pipe, planned))
+    found = mace.METHOD.completes(config, pipe, planned, make_bank(config, pipe, planned))
     leaves = flatten(found.edit)
     prompts = ["a photo of a cat", "a photo of a dog"]
     tokens = np.repeat(np.arange(4, dtype=np.int32)[None], 2, axis=0)
@@ -262,12 +264,13 @@ def test_mace_s_words_forget_the_concept(pipe: Pipeline, tiny_folder: Path):
     assert (regions.sum(axis=1) == size).all()
     rows = np.asarray(found.trajectory_sentences)
     ends = [np.asarray(found.trajectories[:, at], np.float32) for at in (0, -1)]
-    shown = (found.sentences[rows, 0], np.asarray(found.image_ids), config.guidance)
-    mass = concept_mass(pipe, None, ends[0], ends[1], *shown, np.asarray(found.masks)[rows, 0])
+    model = pipe.denoiser(jnp.asarray(found.image_ids), config.guidance)
+    masks = np.asarray(found.masks)[rows, 0]
+    mass = concept_mass(pipe, model, ends[0], ends[1], found.sentences[rows, 0], masks)
     inside, outside = np.where(regions, mass, np.inf), np.where(regions, -np.inf, mass)
     assert (inside.min(axis=1) >= outside.max(axis=1)).all()
-    shapes = methods.bank_shapes(config, pipe.transformer, 16, 32)
+    shapes = shapes_of(config, pipe.transformer, 16, 32)
     assert shapes.edit.keys() == found.edit.keys()
-    trained = methods.start(jax.random.key(0), pipe.shapes, config).lora
+    trained = start(jax.random.key(0), pipe.shapes, config).lora
     adapter = Adapter(trained, 1.0)
     assert mace.exports(config, pipe, planned, found, adapter).rank == 31

@@ -16,6 +16,7 @@ from erase.cli import compare as command
 from erase.config.schema import Config
 from erase.evaluation.eval_prompts import draw_cases
 from erase.methods import METHODS, esd
+from erase.report import tables
 from erase.runs import configure, load_runs
 from erase.training import compare
 from flux_jax.errors import InputError
@@ -62,7 +63,7 @@ def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch
     # Adapter, gradient and both moments at least; what is solved for needs no update.
     assert trained["memory"] > 4 * 4 * trained["parameters"]
     assert uce["memory"] == 0
-    assert trained["parameters"] == 2 * 2 * (32 * 8 + 8 * 32)
+    assert trained["parameters"] == tiny.adapter_values()
     assert uce["bytes"] > 4 * uce["parameters"] > 0
     # The frozen model's pictures are drawn once a call, and each method's with what it has.
     assert [title for _, title, *_ in drawn].count("before") == 2
@@ -82,7 +83,7 @@ def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch
     }
     assert compare.compare(faster, out, attacks=2) == made
     further = {
-        run: replace(c, esd=replace(c.own(esd.Settings), eta=2.0))
+        run: replace(c, esd=replace(c.method_settings(esd.Settings), eta=2.0))
         for run, c in methods["esd"].items()
     }
     with pytest.raises(InputError, match=r"esd with other settings: .*\n *esd\.eta: 1\.0 there, 2"):
@@ -151,7 +152,7 @@ def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(
         return {"rows": []}
 
     monkeypatch.setattr(compare, "measure", measure)
-    monkeypatch.setattr(command.tables, "methods", lambda made: f"of {', '.join(made['methods'])}")
+    monkeypatch.setattr(tables, "methods", lambda made: f"of {', '.join(made['methods'])}")
     command.main([])
     assert capsys.readouterr().out == "of uce, attention_erasure, esd\n"
     assert seen == [({name}, {"run-0": 0, "run-1": 1, "run-2": 2}, 5) for name in bare]

@@ -214,15 +214,15 @@ def test_what_is_no_configuration_is_refused(given: object):
 
 
 def test_every_field_is_found_under_its_own_name():
-    assert "did you mean upper.learning_rate" in unknown(Config, "upper.learning_rat")
-    for part in dataclasses.fields(Config):
-        assert f"did you mean {part.name}" in unknown(Config, f"{part.name}x")
+    assert "did you mean upper.learning_rate" in unknown(RunConfig, "upper.learning_rat")
+    for part in dataclasses.fields(RunConfig):
+        assert f"did you mean {part.name}" in unknown(RunConfig, f"{part.name}x")
 
 
 def test_presets_set_every_value_of_the_method():
     method = {"lower", "upper", "adapter"}
     left = {"upper.folder", "adapter.targets"}
-    wanted = {path for path in paths(Config) if path.partition(".")[0] in method} - method - left
+    wanted = {path for path in paths(RunConfig) if path.partition(".")[0] in method} - method - left
     wanted |= {"iterations", "batch_size", "steps", "guidance", "alternation", "bank.shuffled"}
     wanted.add("evaluation.strength")
     for preset in PRESETS.values():
@@ -233,6 +233,57 @@ def test_presets_set_every_value_of_the_method():
         configure("papr")
 
 
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    "concept_ablation": {
+        "learning_rate": 1.6e-5,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "target": "model",
+        "prior": 0.0,
+    },
+    "esd": {
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "clip": None,
+        "eta": 1.0,
+        "stand_in": None,
+        "erase_to": "",
+        "trajectories": "student",
+        "guidance": 1.0,
+    },
+    "uce": {
+        "templates": ("{}",),
+        "synonyms": False,
+        "guide": "",
+        "ridge": 0.5,
+        "preserve": 1.0,
+    },
+    "mace": {"learning_rate": 1e-5, "weight_decay": 0.0, "clip": None},
+    "eap": {
+        "learning_rate": 1e-5,
+        "weight_decay": 0.0,
+        "clip": None,
+        "logits_rate": 1e-2,
+        "temperature": 2.0,
+        "preserve": 1.0,
+        "most": 100,
+        "eta": 1.0,
+        "stand_in": None,
+        "trajectories": "student",
+        "guidance": None,
+    },
+    "meta_unlearning": {
+        "learning_rate": 1e-5,
+        "weight_decay": 1e-4,
+        "clip": 1.0,
+        "eta": 3.0,
+        "keep": 0.1,
+        "meta": 0.1,
+        "inner_rate": 1e-5,
+    },
+}
+
+
 @pytest.mark.parametrize("preset", ["paper", "native"])
 def test_no_other_method_shuffles_words_or_misses_its_authors_values(preset: str):
     assert load_config(configure(preset, **USABLE)).bank.shuffled == 1.0
@@ -240,7 +291,13 @@ def test_no_other_method_shuffles_words_or_misses_its_authors_values(preset: str
         config = load_config(configure(preset, **USABLE, method=name))
         assert config.bank.shuffled == 0.0
         assert config.adapter.targets == (native if preset == "native" else TEXT_QUERY_KEY)
-        for field, value in values[name].items():
+        for field, value in values.get(name, {}).items():
+            assert getattr(getattr(config, name), field) == value
+            # A value that is the method's default is said there alone, but for words.
+            settings = METHODS[name].settings
+            assert settings
+            assert value != getattr(settings(), field) or field in ("stand_in", "guide")
+        for field, value in AS_PUBLISHED[name].items():
             assert getattr(getattr(config, name), field) == value
 
 
@@ -304,12 +361,16 @@ def test_a_method_brings_its_own_values():
 
     assert loaded() == PLAIN
     esd_ = loaded(method="esd")
-    assert (esd_.iterations, esd_.adapter.rank, esd_.own(esd.Settings).eta) == (20, 2, 2.0)
-    assert esd_.own(uce.Settings).guide == ""
+    assert (esd_.iterations, esd_.adapter.rank, esd_.method_settings(esd.Settings).eta) == (
+        20,
+        2,
+        2.0,
+    )
+    assert esd_.method_settings(uce.Settings).guide == ""
     # What the command line says counts more.
     changed = loaded({"method": "esd", "iterations": 7, "esd.eta": 3.0})
     assert (changed.iterations, changed.adapter.rank) == (7, 2)
-    assert changed.own(esd.Settings).eta == 3.0
+    assert changed.method_settings(esd.Settings).eta == 3.0
     # What a run's folder tells is read again as it was.
     assert load_config(json.loads(json.dumps(dataclasses.asdict(esd_)))) == esd_
 

@@ -86,6 +86,7 @@ def flux_folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("through", ["diffusers", "flax"])
+@pytest.mark.slow
 def test_original_layout_there_and_back_is_bit_exact(through, flux_folder, tmp_path):
     convert(flux_folder, tmp_path / "original", to="original")
     assert {path.name for path in (tmp_path / "original").iterdir()} >= {
@@ -192,6 +193,7 @@ def test_every_model_is_read_in_its_own_layout(tiny_folder, tmp_path):
     assert_same_tensors(tiny_folder, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_whole_is_refused(tiny_folder, tmp_path):
     convert(tiny_folder, tmp_path / "flax")
     shutil.copytree(tmp_path / "flax", tmp_path / "cut")
@@ -217,6 +219,7 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_command_converts(tiny_folder, tmp_path):
     result = command(tiny_folder, tmp_path / "new" / "flax")
     assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'new' / 'flax'}\n")

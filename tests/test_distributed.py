@@ -128,6 +128,7 @@ def test_processes_with_other_settings_end_with_a_message(
         (["--distributed"], "cannot join the other processes"),
     ],
 )
+@pytest.mark.slow
 def test_incomplete_flags_are_told(config: Path, tmp_path: Path, flags: list, message: str):
     command = [sys.executable, "-m", "erase.train", "--config", str(config), *flags]
     done = subprocess.run(

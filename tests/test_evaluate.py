@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import emoji_cat
-from erase.config.schema import Config, EarlyStop, Evaluation, Model, Upper
+from erase.config.schema import Config, EarlyStop, Evaluation, Model
 from erase.evaluation.attack import FAMILIES, attack
 from erase.evaluation.eval_prompts import Case, cases, draw_cases, judged, named_pair
 from erase.evaluation.evaluate import by_synonym, counts, evaluate, others, plan
@@ -18,9 +18,10 @@ from erase.evaluation.judge import Judge, open_judge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from erase.evaluation.notes import left_out_note
 from erase.evaluation.statistics import CELLS, harmonic_mean, share
+from erase.methods.erase_anything import Upper
 from erase.model.attention_maps import TIMES, attention_maps
 from erase.report import report
-from erase.runs import load_config
+from erase.runs import RunConfig, load_config
 from erase.training import run
 from flux_jax import Adapter, load, lora
 from flux_jax.errors import InputError
@@ -60,7 +61,7 @@ def judge() -> Judge:
 def config(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("judge")
     judge.save(folder)
-    return Config(
+    return RunConfig(
         concept="cat",
         model=Model("tiny"),
         synonyms=("kitty", "feline"),
@@ -200,6 +201,7 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
     assert left_out_note({}) == ""
 
 
+@pytest.mark.slow
 def test_evaluation_writes_what_a_report_reads(
     pipe: Pipeline, adapter: Adapter, config: Config, judge: Judge, tmp_path: Path
 ):

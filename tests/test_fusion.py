@@ -22,7 +22,7 @@ from erase.methods.parts.least_squares import Moments
 from flux_jax import load
 from flux_jax.errors import InputError
 from flux_jax.models.transformer import FluxTransformer
-from flux_jax.programs import Conditioning
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.tree import flatten, nest
 
 TARGETS = ("dual_blocks/attn/add_q_proj", "dual_blocks/ff/linear_2", "single_blocks/attn/to_k")
@@ -39,14 +39,10 @@ def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
     tokens = case.inputs["text"].shape[1]
     weights = np.random.default_rng(0).uniform(0.1, 1, (len(case.inputs["text"]), tokens))
     found = _grams(
-        FluxTransformer(case.config),
-        case.params,
-        {},
+        Denoiser(FluxTransformer(case.config), case.params, case.image_ids, jnp.asarray(3.5), {}),
         case.inputs["latents"],
         Conditioning(case.inputs["text"], case.inputs["pooled"]),
         jnp.asarray(weights),
-        case.image_ids,
-        jnp.asarray(3.5),
         jnp.asarray(SIGMAS),
         targets=TARGETS,
     )

@@ -11,13 +11,14 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from convert.adapters.paths import find_adapter, split_strength
-from erase import methods, train
+from erase import train
 from erase.cli.sample import file_names
 from erase.data import captioned_folder
 from erase.data.words.irrelevant import listed
 from erase.data.words.templates import as_template, leave_out, phrase
 from erase.data.words.word_tokens import marks
 from erase.evaluation.judge import Judge
+from erase.methods.configured import plan_of
 from erase.runs import EACH, configure, load_runs
 from erase.training import run
 from flux_jax import load
@@ -127,7 +128,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 def test_any_text_is_planned_or_refused(values: dict[str, Any], pipe: Pipeline):
     with tells_or_works():
         for config in load_runs(configure(**values)).values():
-            planned = methods.plan(config, pipe, listed(config))
+            planned = plan_of(config, pipe, listed(config))
             assert planned.masks.any(axis=-1).all()
             for group in planned.groups:
                 for prompt in group.prompts:

@@ -14,13 +14,14 @@ from helpers.endpoint import SECRET, Answer, Endpoint, says
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from erase.config.schema import Config
 from erase.data.words import irrelevant, language_model, sentences
 from erase.data.words.language_model import describe, read_kept
 from erase.data.words.templates import as_template
+from erase.methods.configured import irrelevant_words
+from erase.runs import RunConfig
 from flux_jax.errors import InputError
 
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="soccer ball",
     synonyms=("football",),
     irrelevant=("cloud", "tree", "spoon"),
@@ -100,7 +101,7 @@ def hurried(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
 def served(folder: Path) -> None:
     """Words and sentences are there and usable, wherever they come from; the key is nowhere."""
     with bounded():
-        words = irrelevant.gather(CONFIG, folder)
+        words = irrelevant_words(CONFIG, folder)
         config, further = sentences.settle(CONFIG, folder)
     assert all(len(pool) >= CONFIG.upper.negatives for pool in words.pools)
     assert not {"soccer ball", "football"} & {word for pool in words.pools for word in pool}

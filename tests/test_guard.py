@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from erase.config.schema import Config, Guard
+from erase.config.schema import Guard
+from erase.runs import RunConfig
 from erase.runtime.watchdog import Watchdog
 from erase.training import loop
 from erase.training.guard import Tally, explained, lost
@@ -87,7 +88,7 @@ def test_slow_iterations_are_left_alone(capfd: pytest.CaptureFixture):
 
 
 def test_an_interval_without_numbers_is_never_the_best():
-    config = Config("cat", irrelevant=("dog",))
+    config = RunConfig("cat", irrelevant=("dog",))
     every = {"esd": np.array([2.0, np.nan]), "lora": np.array([3.0, 1.0])}
     active = np.array([True, True])
     assert loop._weighted(config, every, active) == 2.0 + config.upper.lora * 3.0

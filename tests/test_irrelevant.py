@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from helpers.endpoint import SECRET, Endpoint, hangs, says, sends
 
-from erase.config.schema import Config, Upper
 from erase.data.words import irrelevant, language_model
-from erase.data.words.irrelevant import COMMON, Words, ask, check, gather, question
+from erase.data.words.irrelevant import COMMON, Words, ask, check, question
 from erase.data.words.language_model import describe, read_kept
+from erase.methods.configured import irrelevant_words
+from erase.methods.erase_anything import Upper
+from erase.runs import RunConfig
 from flux_jax.errors import InputError
 
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="nude",
     synonyms=("naked",),
     irrelevant=("cloud", "tree", "spoon"),
@@ -129,19 +131,21 @@ def test_a_run_keeps_its_words_and_asks_once(
     monkeypatch.setattr(irrelevant, "WANTED", 2)
     config = replace(CONFIG, upper=replace(CONFIG.upper, negatives=2))
     endpoint.answers = [says(GOOD)]
-    words = gather(config, tmp_path)
+    words = irrelevant_words(config, tmp_path)
     assert words.pools == POOLS
     assert list(tmp_path.iterdir()) == []
     (tmp_path / irrelevant.FILE).write_text(describe(words))
     assert SECRET not in describe(words)
-    assert gather(config, tmp_path) == read_kept(Words, tmp_path / irrelevant.FILE) == words
+    assert (
+        irrelevant_words(config, tmp_path) == read_kept(Words, tmp_path / irrelevant.FILE) == words
+    )
     assert len(endpoint.requests) == 1
     # Words about something else do not serve.
-    gather(replace(config, concept="kiss"), tmp_path)
+    irrelevant_words(replace(config, concept="kiss"), tmp_path)
     assert len(endpoint.requests) == 2
     (tmp_path / irrelevant.FILE).write_text("{}")
     with pytest.raises(InputError, match=r"irrelevant\.json is damaged: remove it"):
-        gather(config, tmp_path)
+        irrelevant_words(config, tmp_path)
 
 
 def test_lists_serve_where_no_model_does(
@@ -149,24 +153,30 @@ def test_lists_serve_where_no_model_does(
 ):
     listed = (("cloud", "tree", "spoon"),)
     quiet = replace(CONFIG, language_model=False)
-    assert gather(quiet, tmp_path) == Words("nude", listed, "the configuration's list")
+    assert irrelevant_words(quiet, tmp_path) == Words("nude", listed, "the configuration's list")
     without_contrast = replace(CONFIG, upper=replace(CONFIG.upper, rsc=0.0))
-    assert gather(without_contrast, tmp_path).source == "the configuration's list"
+    assert irrelevant_words(without_contrast, tmp_path).source == "the configuration's list"
     assert endpoint.requests == []
 
     endpoint.answers = [sends(403, "{}")]
-    found = gather(CONFIG, tmp_path)
+    found = irrelevant_words(CONFIG, tmp_path)
     assert found.pools == listed
     assert found.source == "the configuration's list (language model at 127.0.0.1: status 403)"
 
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert "OPENAI_API_KEY is not set" in gather(CONFIG, tmp_path).source
+    assert "OPENAI_API_KEY is not set" in irrelevant_words(CONFIG, tmp_path).source
     bare = replace(CONFIG, irrelevant=(), concept="cloud")
-    found = gather(bare, tmp_path)
+    found = irrelevant_words(bare, tmp_path)
     assert found.pools == (tuple(word for word in COMMON if word != "cloud"),)
     assert found.source.startswith("the list of common words (")
     many = replace(bare, upper=replace(bare.upper, negatives=20))
     # Other methods contrast nothing.
-    assert gather(replace(many, method="mace"), tmp_path).pools == gather(bare, tmp_path).pools
-    with pytest.raises(InputError, match=r"fewer than upper\.negatives = 20; name more"):
-        gather(many, tmp_path)
+    assert (
+        irrelevant_words(replace(many, method="mace"), tmp_path).pools
+        == irrelevant_words(bare, tmp_path).pools
+    )
+    with pytest.raises(
+        InputError,
+        match=r"has 11 .* fewer than the 20 that method = 'erase_anything' draws; name more \(",
+    ):
+        irrelevant_words(many, tmp_path)

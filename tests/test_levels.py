@@ -12,11 +12,11 @@ import pytest
 from helpers.small import (
     BANK,
     CONFIG,
+    CONTEXT,
     KEY,
     LORA,
     MODEL,
     PARAMS,
-    SETUP,
     D,
     F,
     M,
@@ -35,13 +35,13 @@ from helpers.small import (
 
 from erase.data.plan import CONCEPT, FILLER, POOL, SYNONYM
 from erase.methods.parts import losses
-from erase.methods.parts.samples import draw_forms
-from flux_jax.programs import apply_transformer
+from erase.methods.parts.samples import sample_forms
+from flux_jax.programs import Denoiser
 
 
 def test_one_pass_gives_both_lower_losses():
     """Recomputed without batching: each sample, each prompt and the full weights by themselves."""
-    total, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, setup=SETUP)
+    total, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, context=CONTEXT)
     row_key, step_key = jax.random.split(KEY)
     rows = jax.random.randint(row_key, (4,), 0, R)
     steps = jax.random.randint(step_key, (4,), 0, D)
@@ -61,20 +61,31 @@ def test_one_pass_gives_both_lower_losses():
     np.testing.assert_allclose(total, metrics["esd"] + 2 * metrics["attn"], rtol=1e-6)
 
 
+def test_one_time_and_one_guidance_serve_all_samples():
+    prompts, latents = BANK.sentences[:, 0], BANK.trajectories[:M, 0]
+    model = Denoiser(MODEL, PARAMS, BANK.image_ids, 2.0)
+    each = model.replace(guidance=jnp.full(M, 2.0))
+    found = model.velocity(latents, prompts, jnp.float32(0.5))
+    np.testing.assert_array_equal(found, each.velocity(latents, prompts, jnp.full(M, 0.5)))
+    for row in range(M):
+        wanted, _ = alone(PARAMS, None, latents[row], prompts[row], jnp.float32(0.5), 2.0)
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_second_anchor_takes_the_empty_prompts_place():
     bank = make_bank(anchors=2)
-    setup = with_levels(SETUP, lower=replace(CONFIG.lower, attn=0.0))
-    _, metrics = lower(LORA, params=PARAMS, bank=bank, key=KEY, setup=setup)
+    context = with_levels(CONTEXT, lower=replace(CONFIG.lower, attn=0.0))
+    _, metrics = lower(LORA, params=PARAMS, bank=bank, key=KEY, context=context)
     same = bank.replace(anchors=bank.anchors[:, :1])
-    _, plain = lower(LORA, params=PARAMS, bank=same, key=KEY, setup=setup)
+    _, plain = lower(LORA, params=PARAMS, bank=same, key=KEY, context=context)
     swapped = bank.replace(anchors=bank.anchors[:, np.array([0, 0])])
-    _, twice = lower(LORA, params=PARAMS, bank=swapped, key=KEY, setup=setup)
+    _, twice = lower(LORA, params=PARAMS, bank=swapped, key=KEY, context=context)
     assert abs(metrics["esd"] - plain["esd"]) > 1e-3
     np.testing.assert_allclose(twice["esd"], plain["esd"], rtol=1e-5)
 
 
 def test_upper_losses_sample_by_sample():
-    total, metrics = upper(LORA, params=PARAMS, bank=BANK, key=KEY, setup=SETUP)
+    total, metrics = upper(LORA, params=PARAMS, bank=BANK, key=KEY, context=CONTEXT)
     lora_key, rsc_key = jax.random.split(KEY)
     keys = jax.random.split(lora_key, 3)
     rows, steps = (jax.random.randint(k, (4,), 0, n) for k, n in zip(keys, (F, D), strict=False))
@@ -87,7 +98,7 @@ def test_upper_losses_sample_by_sample():
         errors.append(np.square(velocity - (noise - clean)).mean())
     np.testing.assert_allclose(metrics["lora"], np.mean(errors), rtol=1e-5)
 
-    base = with_levels(SETUP, upper=replace(CONFIG.upper, rsc=0.0, lora_target="base"))
+    base = with_levels(CONTEXT, upper=replace(CONFIG.upper, rsc=0.0, lora_target="base"))
     errors = []
     for row, step, noise in zip(rows, steps, noises, strict=True):
         t = BANK.times[step]
@@ -96,11 +107,11 @@ def test_upper_losses_sample_by_sample():
             alone(PARAMS, each, mixed, BANK.picture_prompts[row], t)[0] for each in (LORA, None)
         )
         errors.append(np.square(adapted - frozen).mean())
-    _, held = upper(LORA, params=PARAMS, bank=BANK, key=KEY, setup=base)
+    _, held = upper(LORA, params=PARAMS, bank=BANK, key=KEY, context=base)
     # Of two velocities that agree to a hundredth, so that rounding shows a hundred times larger.
     np.testing.assert_allclose(held["lora"], np.mean(errors), rtol=1e-4)
     unchanged = fresh().lora
-    _, held = upper(unchanged, params=PARAMS, bank=BANK, key=KEY, setup=base)
+    _, held = upper(unchanged, params=PARAMS, bank=BANK, key=KEY, context=base)
     assert held["lora"] < 1e-10
 
     row_key, step_key = jax.random.split(jax.random.split(rsc_key)[0])
@@ -127,11 +138,11 @@ def test_upper_losses_sample_by_sample():
 @pytest.mark.parametrize("level", ["lower", "upper"])
 def test_gradients_are_the_losses_slopes(level: str):
     """Of L_rsc's features only the concept's move, so it is left out of the numerical slope."""
-    setup = with_levels(SETUP, upper=replace(CONFIG.upper, rsc=0.0))
+    context = with_levels(CONTEXT, upper=replace(CONFIG.upper, rsc=0.0))
     function = {"lower": lower, "upper": upper}[level]
 
     def loss(tree: dict) -> jax.Array:
-        return function(tree, params=PARAMS, bank=BANK, key=KEY, setup=setup)[0]
+        return function(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0]
 
     direction = random_tree(LORA, 9, 1.0)
     step = 1e-2
@@ -147,22 +158,17 @@ def test_gradients_are_the_losses_slopes(level: str):
 
 @pytest.mark.slow
 def test_contrast_moves_the_concepts_features_alone():
-    setup = with_levels(SETUP, upper=replace(CONFIG.upper, lora=0.0, rsc=1.0))
+    context = with_levels(CONTEXT, upper=replace(CONFIG.upper, lora=0.0, rsc=1.0))
     _, rsc_key = jax.random.split(KEY)
     row_key, step_key = jax.random.split(jax.random.split(rsc_key)[0])
     rows = jax.random.randint(row_key, (4,), 0, R)
     steps = jax.random.randint(step_key, (4,), 0, D // 2)
 
     def features(tree: dict, form: int) -> jax.Array:
-        _, out = apply_transformer(
-            MODEL,
-            PARAMS,
-            scaled(tree),
+        _, out = Denoiser(MODEL, PARAMS, BANK.image_ids, 3.5, scaled(tree)).predict(
             BANK.trajectories[rows, steps],
             BANK.sentences[BANK.trajectory_sentences[rows], form],
             BANK.times[steps],
-            BANK.image_ids,
-            3.5,
             token_masks=BANK.masks[BANK.trajectory_sentences[rows], form][..., None],
             stop_after="dual",
         )
@@ -175,9 +181,9 @@ def test_contrast_moves_the_concepts_features_alone():
             features(tree, 0), fixed[0], jnp.stack(fixed[1:], axis=2), 0.5
         )
     )(LORA)
-    actual = jax.grad(lambda tree: upper(tree, params=PARAMS, bank=BANK, key=KEY, setup=setup)[0])(
-        LORA
-    )
+    actual = jax.grad(
+        lambda tree: upper(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0]
+    )(LORA)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         # The slope is a small difference of nearly equal terms.
         np.testing.assert_allclose(a, e, atol=1e-4 * float(jnp.abs(e).max()))
@@ -186,12 +192,12 @@ def test_contrast_moves_the_concepts_features_alone():
 @pytest.mark.slow
 def test_the_authors_forms_of_attn_and_rsc():
     """Last block alone; every query; the norm over heads, and the first head."""
-    setup = with_levels(
-        SETUP,
+    context = with_levels(
+        CONTEXT,
         lower=replace(CONFIG.lower, esd=0.0, attn_form="released"),
         upper=replace(CONFIG.upper, lora=0.0, rsc_form="released", blocks="last"),
     )
-    _, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, setup=setup)
+    _, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, context=context)
     row_key, step_key = jax.random.split(KEY)
     rows = jax.random.randint(row_key, (4,), 0, R)
     attn = []
@@ -205,7 +211,7 @@ def test_the_authors_forms_of_attn_and_rsc():
         attn.append(np.linalg.norm(columns, axis=0).sum())
     np.testing.assert_allclose(metrics["attn"], np.mean(attn), rtol=1e-4)
 
-    _, metrics = upper(LORA, params=PARAMS, bank=BANK, key=KEY, setup=setup)
+    _, metrics = upper(LORA, params=PARAMS, bank=BANK, key=KEY, context=context)
     row_key, step_key = jax.random.split(jax.random.split(jax.random.split(KEY)[1])[0])
     rows = jax.random.randint(row_key, (4,), 0, R)
     terms = []
@@ -225,21 +231,20 @@ def test_the_authors_forms_of_attn_and_rsc():
 
 def test_each_pool_gives_its_share_and_fillers_are_never_drawn():
     kinds = jnp.array([CONCEPT, SYNONYM, SYNONYM, POOL, POOL, POOL + 1, POOL + 2, POOL + 2, FILLER])
-    setup = replace(SETUP, batch_size=400)
-    drawn = np.asarray(draw_forms(BANK.replace(kinds=kinds), KEY, setup, 3))
+    drawn = np.asarray(sample_forms(kinds, KEY, 400, 3))
     assert set(drawn[:, 0]) == {1, 2}
     # One of each pool, in turn, as K is the number of pools.
     assert [set(drawn[:, 1 + k]) for k in range(3)] == [{3, 4}, {5}, {6, 7}]
     shares = [(drawn == form).mean(0).max() for form in (1, 3, 6)]
     np.testing.assert_allclose(shares, 0.5, atol=0.1)
-    rows = np.asarray(draw_forms(BANK.replace(kinds=kinds), KEY, setup, 5))[:, 1:]
+    rows = np.asarray(sample_forms(kinds, KEY, 400, 5))[:, 1:]
     assert all(sorted(row) == [3, 4, 5, 6, 7] for row in rows)
 
 
 @pytest.mark.slow
 def test_the_student_goes_its_own_way_from_the_same_noise():
-    setup = with_levels(SETUP, lower=replace(CONFIG.lower, attn=0.0, trajectories="student"))
-    _, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, setup=setup)
+    context = with_levels(CONTEXT, lower=replace(CONFIG.lower, attn=0.0, trajectories="student"))
+    _, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, context=context)
     row_key, step_key = jax.random.split(KEY)
     rows = jax.random.randint(row_key, (4,), 0, R)
     steps = jax.random.randint(step_key, (4,), 0, D)
@@ -259,13 +264,13 @@ def test_the_student_goes_its_own_way_from_the_same_noise():
 
     # The way itself is no function of the adapter to the gradient.
     def loss(tree: dict) -> jax.Array:
-        return lower(tree, params=PARAMS, bank=BANK, key=KEY, setup=setup)[0]
+        return lower(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0]
 
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(loss)(LORA)))
 
 
 def test_a_fresh_adapter_is_the_base():
-    _, metrics = lower(fresh().lora, params=PARAMS, bank=BANK, key=KEY, setup=SETUP)
+    _, metrics = lower(fresh().lora, params=PARAMS, bank=BANK, key=KEY, context=CONTEXT)
     row_key, step_key = jax.random.split(KEY)
     rows = jax.random.randint(row_key, (4,), 0, R)
     steps = jax.random.randint(step_key, (4,), 0, D)

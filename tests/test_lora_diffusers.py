@@ -89,6 +89,7 @@ def ours(folder: Path, file: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("targets", [TEXT, ("blocks",)], ids=["text", "all"])
 @pytest.mark.usefixtures("any_width")
+@pytest.mark.slow
 def test_diffusers_gives_our_velocity_from_each_layout(folder, tmp_path, targets):
     shapes = {place: shape for place, shape in shapes_in(folder).items() if place[1] is not None}
     layers = only(random_layers(shapes, alphas=(6.0,), size=0.1), targets)
@@ -112,6 +113,7 @@ def test_diffusers_gives_our_velocity_from_each_layout(folder, tmp_path, targets
     ],
     ids=["blocks", "some", "one-block", "outside"],
 )
+@pytest.mark.slow
 def test_layers_of_different_ranks_and_alphas_keep_their_change(folder, tmp_path, targets, blocks):
     shapes = {place: shape for place, shape in shapes_in(folder).items() if place[1] in blocks}
     layers = only(random_layers(shapes, ranks=(2, 3), alphas=(1, 5, 2), size=0.1), targets)

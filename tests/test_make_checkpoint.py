@@ -82,6 +82,7 @@ def small() -> dict[str, dict]:
     return sizes
 
 
+@pytest.mark.slow
 def test_both_layouts_load_and_diffusers_reads_its_own(tmp_path: Path):
     make(tmp_path / "diffusers", small(), t5_tokens=32)
     theirs = FluxPipeline.from_pretrained(tmp_path / "diffusers", dtype=torch.bfloat16)

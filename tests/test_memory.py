@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 from helpers import tiny
 
-from erase.config.schema import Config, Evaluation, Upper
+from erase.config.schema import Config, Evaluation
 from erase.data.words.irrelevant import listed
 from erase.methods import erase_anything
+from erase.methods.erase_anything import Upper
 from erase.model.open import open_model
 from erase.runtime.memory import explains_memory
 from erase.training import memory_plan
@@ -93,6 +94,7 @@ def test_whether_it_fits_is_told(
     assert "0.01" in said
 
 
+@pytest.mark.slow
 def test_the_command_plans_without_a_folder(tmp_path: Path):
     command = [sys.executable, "-m", "erase.train", "--config", "configs/emoji_cat.py"]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)

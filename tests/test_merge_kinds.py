@@ -54,6 +54,7 @@ def velocity(pipe: Pipeline, adapters=()) -> np.ndarray:
     return np.asarray(pipe.velocity(latents, conditioning, times, ids, 3.5, adapters))
 
 
+@pytest.mark.slow
 def test_each_weight_and_bias_gets_its_changes_and_the_velocity_is_that_of_the_adapters(
     model, named, tmp_path
 ):

@@ -11,21 +11,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.small import BANK, KEY, KEYS, LORA, PARAMS, SETUP, D, M, R, alone, every, run, start_of
+from helpers.small import (
+    BANK,
+    CONTEXT,
+    KEY,
+    KEYS,
+    LORA,
+    PARAMS,
+    D,
+    M,
+    R,
+    alone,
+    every,
+    run,
+    start_of,
+)
 
-from erase.data.bank import stack
+from erase.data.bank import stack_banks
 from erase.data.plan import POOL
 from erase.methods import concept_ablation, eap, esd, mace, meta_unlearning
-from erase.methods.parts.compiled import Setup
+from erase.methods.parts.compiled import StepContext
+from erase.methods.parts.forward import RunInputs
+from erase.methods.parts.samples import Sample
 from flux_jax.lora import init
 
-B = SETUP.batch_size
-GIVEN: dict[str, Any] = {"params": PARAMS, "bank": BANK}
+B = CONTEXT.batch_size
 TIMES = np.asarray(BANK.times, np.float64)
 
 
-def with_settings(settings: Any) -> Setup:
-    return replace(SETUP, settings=settings)
+def with_settings(settings: Any) -> StepContext:
+    return replace(CONTEXT, settings=settings)
+
+
+def inputs(settings: Any, bank: Any = BANK) -> RunInputs:
+    return RunInputs.of(with_settings(settings), PARAMS, bank)
 
 
 def velocity(
@@ -37,7 +56,7 @@ def velocity(
 
 
 def places(key: Any) -> list[tuple[int, int]]:
-    """Trajectories and steps, as `draw_places` draws them."""
+    """Trajectories and steps, as `sample_places` samples them."""
     row_key, step_key = jax.random.split(key)
     rows = jax.random.randint(row_key, (B,), 0, R)
     steps = jax.random.randint(step_key, (B,), 0, D)
@@ -45,7 +64,7 @@ def places(key: Any) -> list[tuple[int, int]]:
 
 
 def noisy(key: Any, pictures: Any) -> Iterator[tuple[int, float, np.ndarray, np.ndarray]]:
-    """Rows, t, x_0 and ε, as `draw_pictures` and the losses draw them."""
+    """Rows, t, x_0 and ε, as `sample_pictures` and the losses sample them."""
     keys = jax.random.split(key, 3)
     rows = jax.random.randint(keys[0], (B,), 0, len(pictures)).tolist()
     steps = jax.random.randint(keys[1], (B,), 0, D).tolist()
@@ -87,10 +106,10 @@ def esd_terms(lora: Any, key: Any, eta: float, guidance: float = 3.5) -> list[np
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [None, 1.0])
 def test_esd(guidance: float | None):
-    setup = with_settings(esd.Settings(trajectories="teacher", guidance=guidance))
-    loss, metrics = esd.losses(LORA, key=KEY, setup=setup, **GIVEN)
+    settings = esd.Settings(trajectories="teacher", guidance=guidance)
+    loss, metrics = esd.losses(LORA, inputs(settings), KEY)
     # By default that of the trajectories.
-    wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta), guidance or SETUP.guidance))
+    wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta), guidance or CONTEXT.guidance))
     np.testing.assert_allclose([loss, metrics["esd"]], wanted, rtol=1e-4)
 
 
@@ -98,7 +117,7 @@ def test_esd(guidance: float | None):
 @pytest.mark.parametrize("target", ["model", "noise"])
 def test_concept_ablation(target: str):
     settings = concept_ablation.Settings(target=target, prior=0.5)
-    loss, metrics = concept_ablation.losses(LORA, key=KEY, setup=with_settings(settings), **GIVEN)
+    loss, metrics = concept_ablation.losses(LORA, inputs(settings), KEY)
     terms, priors = [], []
     for row, t, clean, noise in noisy(KEY, BANK.trajectories[:, -1]):
         x = (1 - t) * clean + t * noise
@@ -115,10 +134,8 @@ def test_the_anchor_of_concept_ablation_is_held_still():
     """The gradient goes through the concept's velocity alone."""
 
     def slope(settings: concept_ablation.Settings) -> Any:
-        setup = with_settings(settings)
-
         def loss(lora: Any) -> jax.Array:
-            return concept_ablation.losses(lora, key=KEY, setup=setup, **GIVEN)[0]
+            return concept_ablation.losses(lora, inputs(settings), KEY)[0]
 
         return jax.grad(loss)(LORA)
 
@@ -146,8 +163,7 @@ def test_the_anchor_of_concept_ablation_is_held_still():
 def test_eap(trajectories: str):
     settings = eap.Settings(trajectories=trajectories, preserve=0.7, most=9)
     logits = jnp.array([9.0, 9.0, 0.5, -0.5, 0.25, 0, 0, 0, 0, 0])
-    setup = with_settings(settings)
-    loss, metrics = eap.losses(LORA, logits, key=KEY, setup=setup, **GIVEN)
+    loss, metrics = eap.losses(LORA, inputs(settings), KEY, logits)
     gumbel = np.asarray(jax.random.gumbel(jax.random.fold_in(KEY, 1), (len(BANK.kinds),)))
     allowed = np.where(np.asarray(BANK.kinds) >= POOL, logits[: len(BANK.kinds)] + gumbel, -np.inf)
     chosen, terms = int(allowed.argmax()), []
@@ -183,7 +199,7 @@ def test_weights_of_words_are_hard_and_have_the_slopes_of_soft_ones():
 def test_eap_s_search_finds_what_an_adapter_harms():
     """The harm that the words' weights promise goes up, and the adapter stays as it is."""
     settings = eap.Settings(trajectories="teacher", logits_rate=0.3, most=9)
-    setup = with_settings(settings)
+    context = with_settings(settings)
     state = start_of("eap").replace(lora=LORA)
 
     def expected(logits: Any) -> float:
@@ -192,18 +208,18 @@ def test_eap_s_search_finds_what_an_adapter_harms():
         shares = np.asarray(jax.nn.softmax(jnp.where(kinds >= POOL, logits[: len(kinds)], -1e9)))
         harms = []
         for form in range(len(kinds)):
-            sample = esd.Sample(
+            sample = Sample(
                 BANK.trajectories[:, 1], jnp.full(R, BANK.times[1]), BANK.trajectory_sentences
             )
             weights = jnp.eye(len(kinds))[form]
-            harms.append(float(eap.harm(LORA, weights, PARAMS, BANK, setup, sample, KEY)))
+            harms.append(float(eap.harm(LORA, weights, inputs(settings), sample, KEY)))
         return float(shares @ np.asarray(harms))
 
     first = expected(state.own["logits"])
-    every_, bank, metrics = every(state), stack([BANK]), {}
+    every_, bank, metrics = every(state), stack_banks([BANK]), {}
     for step in range(40):
         keys = jax.random.fold_in(KEY, step)[None]
-        every_, metrics = eap.SEARCH.update(every_, PARAMS, bank, keys, setup=setup)
+        every_, metrics = eap.SEARCH.update(every_, PARAMS, bank, keys, context=context)
     after = run(every_)
     assert expected(after.own["logits"]) > 1.05 * first
     assert set(metrics) == {"worst", "search_gradient"}
@@ -216,7 +232,7 @@ def test_meta_unlearning():
     settings = meta_unlearning.Settings(
         trajectories="teacher", keep=0.3, meta=0.2, inner_steps=2, weight_decay=0.0
     )
-    setup, state = with_settings(settings), start_of("meta_unlearning").replace(lora=LORA)
+    context, state = with_settings(settings), start_of("meta_unlearning").replace(lora=LORA)
     keep_key, teach_key = (jax.random.fold_in(KEY, index) for index in (1, 2))
 
     def keep(lora: Any, pictures: Any, shown: Any, key: Any) -> jax.Array:
@@ -248,15 +264,13 @@ def test_meta_unlearning():
             second,
         )
     erase = jax.grad(
-        lambda lora: esd.losses(
-            lora, key=KEY, setup=with_settings(esd.Settings(trajectories="teacher")), **GIVEN
-        )[0]
+        lambda lora: esd.losses(lora, inputs(esd.Settings(trajectories="teacher")), KEY)[0]
     )(LORA)
     total = jax.tree.map(
         lambda e, k, f: e + 0.3 * k - 0.2 * f, erase, jax.grad(kept)(LORA), jax.grad(kept)(copy)
     )
     after, metrics = meta_unlearning.STEP.update(
-        every(state), PARAMS, stack([BANK]), KEYS, setup=setup
+        every(state), PARAMS, stack_banks([BANK]), KEYS, context=context
     )
     norm = np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(total)))
     np.testing.assert_allclose(metrics["meta_gradient"], norm, rtol=2e-3)
@@ -279,8 +293,7 @@ def test_mace():
     tokens = BANK.pictures.shape[1]
     regions = (rng.random((R, tokens)) < 0.4).astype(np.float32)
     bank = BANK.replace(edit=edit, regions=jnp.asarray(regions))
-    setup = with_settings(mace.Settings())
-    loss, _ = mace.losses(LORA, params=PARAMS, bank=bank, key=KEY, setup=setup)
+    loss, _ = mace.losses(LORA, inputs(mace.Settings(), bank), KEY)
     # `alone` scales every B by 1.5, which the edit's is not to be.
     both = jax.tree.map_with_path(
         lambda path, a, b: jnp.concatenate(

@@ -21,6 +21,7 @@ from erase.methods import METHODS, eap
 from erase.model.adapters import read_adapter as read_for_drawing
 from erase.model.open import open_model
 from erase.runs import configure, load_runs
+from erase.runtime import processes
 from erase.training import memory_plan, run
 from flux_jax.errors import InputError
 
@@ -68,6 +69,30 @@ def test_a_method_without_weights_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_other_processes_get_a_method_s_own_settings(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the first process sends holds the settings of every method, as of each level."""
+
+    def sent(make: Any, kind: Any = None) -> Any:
+        return processes.read(processes.written(make, kind), kind)
+
+    class ReachedError(Exception):
+        pass
+
+    def planned(config: Any, *_: Any) -> None:
+        assert config == replace(given, synonyms=config.synonyms)
+        raise ReachedError
+
+    (given,) = runs_of(
+        tiny_folder, "esd", esd={"eta": 2.5}, lower={"attn": 3.0}, alternation="joint"
+    ).values()
+    monkeypatch.setattr(processes, "from_first", sent)
+    monkeypatch.setattr(run, "plan_of", planned)
+    with pytest.raises(ReachedError):
+        run.run({"": given}, tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["mace", "eap", "uce"])
 def test_a_method_s_memory_is_planned(method: str, tiny_folder: Path, capsys):
@@ -105,7 +130,7 @@ def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path
     assert set(found) <= set(words) - {"cat"}
     assert eap.needs(config, listed(config), open_model(config)).pools[1] == found
     # One of the four nearest stands for all.
-    one = replace(config, eap=replace(config.own(eap.Settings), most=1))
+    one = replace(config, eap=replace(config.method_settings(eap.Settings), most=1))
     pipe = open_model(config)
     others = [word for word in words if word != "cat"]
     vectors = np.asarray(pipe.encode(["cat", *others]).pooled, np.float64)

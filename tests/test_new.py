@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from erase.cli import commands, new
 from erase.config.schema import Config
-from erase.data.words import synonyms
+from erase.methods.configured import with_synonyms
 from erase.runs import configure, load_config
 from flux_jax.errors import InputError
 
@@ -46,7 +46,7 @@ def written(out: Path, *arguments: str) -> Config:
 def test_the_file_says_what_three_lines_give(concept: str, model: str, tmp_path: Path):
     config = written(tmp_path / "new.py", concept, "--model", model)
     three = load_config(configure(concept=concept, model={"path": model}))
-    assert config == synonyms.settle(three)[0]
+    assert config == with_synonyms(three)[0]
     # Presets do what they do elsewhere.
     paper = runpy.run_path(str(tmp_path / "new.py"))["get_config"]("paper")
     assert load_config(paper).upper.lora_target == "noise"
@@ -162,10 +162,22 @@ def test_every_command_has_one_name(capsys: pytest.CaptureFixture, monkeypatch: 
     )
     for name, module in commands.COMMANDS.items():
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
-        monkeypatch.setattr(sys, "argv", ["erase-anything", name, "--help", "x"])
+        monkeypatch.setattr(sys, "argv", ["erase-anything", *name.split(), "--help", "x"])
         commands.dispatch()
-        assert ran.pop() == (module, ["--help", "x"])
-    for arguments in ([], ["--help"], ["-h"]):
+        given = [*commands.GIVEN.get(name, ()), "--help"]
+        assert ran.pop() == (module, [*given, "x"])
+        monkeypatch.setattr(sys, "argv", ["erase-anything", "help", *name.split()])
+        commands.dispatch()
+        assert ran.pop() == (module, given)
+    for former, name in commands.FORMER.items():
+        monkeypatch.setattr(sys, "argv", ["erase-anything", former, "x"])
+        commands.dispatch()
+        assert ran.pop() == (commands.COMMANDS[name], ["x"])
+    monkeypatch.setattr(sys, "argv", ["erase-anything", "convert", str(ROOT), "x"])
+    commands.dispatch()
+    assert ran.pop() == ("convert.pipeline", [str(ROOT), "x"])
+    capsys.readouterr()
+    for arguments in ([], ["--help"], ["-h"], ["help"], ["convert"], ["convert", "--help"]):
         monkeypatch.setattr(sys, "argv", ["erase-anything", *arguments])
         commands.dispatch()
         out = capsys.readouterr().out
@@ -175,6 +187,10 @@ def test_every_command_has_one_name(capsys: pytest.CaptureFixture, monkeypatch: 
         commands.dispatch()
     assert ended.value.code == 2
     assert "command = 'trian' is unknown; did you mean train?" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["erase-anything", "convert", "merg", "x"])
+    with pytest.raises(SystemExit):
+        commands.dispatch()
+    assert "convert = 'merg' is unknown; did you mean merge?" in capsys.readouterr().err
 
 
 def test_the_package_runs_its_commands():
@@ -186,7 +202,7 @@ def test_the_package_runs_its_commands():
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.startswith("note: inspect is `convert inspect` now\nerror: ")
     assert "nowhere" in done.stderr
 
 

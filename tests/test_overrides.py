@@ -127,7 +127,7 @@ def test_another_concept_keeps_no_words_of_the_old_one(
     assert config.part_of_speech == "noun"
     assert config.upper.prompts == ("a tree",)
     assert config.lower.stand_in is None
-    assert config.own(mace.Settings).stand_in == "thing"
+    assert config.method_settings(mace.Settings).stand_in == "thing"
     assert (config.evaluation.templates, config.evaluation.others) == (("a {} outside",), ())
     said = capsys.readouterr().err
     assert said.startswith("concept = 'dog' in the place of 'cat': left out what the file says")

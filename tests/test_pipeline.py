@@ -47,6 +47,7 @@ def test_encoded_prompts_equal_diffusers(pipe, reference):
 
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [3.5, 1.0])
+@pytest.mark.slow
 def test_28_steps_from_the_same_latents_equal_diffusers(pipe, reference, guidance):
     noise = pipe.noise([0, 1], HEIGHT, WIDTH)
     limit = pipe.tokenizer_2.model_max_length
@@ -184,6 +185,7 @@ def test_encoded_pictures_equal_diffusers(pipe, reference):
         pipe.encode_pictures(pictures[:, :-1])
 
 
+@pytest.mark.slow
 def test_the_shipped_autoencoder_keeps_its_own_pictures():
     shipped = flux_jax.load(tiny.SHIPPED)
     first = shipped(["a photo of a soccer ball"], seeds=[0], steps=4, height=64, width=64)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from helpers import tiny
 from helpers.devices import run_on
-from helpers.small import BANK, KEY, KEYS, LORA, MODEL, PARAMS, SETUP, every, fresh, lower, scaled
+from helpers.small import BANK, CONTEXT, KEY, KEYS, LORA, MODEL, PARAMS, every, fresh, lower, scaled
 
 from convert.pipeline import convert
 from erase.cli import evaluate
 from erase.config.schema import Model
-from erase.data.bank import stack
+from erase.data.bank import stack_banks
 from erase.methods.erase_anything import lower_update
 from erase.model import open
 from erase.runs import configure, load_config, load_runs
@@ -27,7 +27,7 @@ from flux_jax.models import quantize
 from flux_jax.models.layers import Dense
 from flux_jax.models.quantize import Quantized, quantized, quantized_params
 from flux_jax.pipeline import load
-from flux_jax.programs import apply_transformer
+from flux_jax.programs import Denoiser
 from flux_jax.tree import flatten, nest
 
 USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun", "tree")}
@@ -51,11 +51,7 @@ def restored(params: dict) -> dict:
 def velocity(params: dict, lora: dict | None) -> jax.Array:
     prompts = jax.tree.map(lambda leaf: leaf[:, 0], BANK.sentences)
     latents, times = BANK.trajectories[:3, 0], BANK.times[:3]
-    found, _ = apply_transformer(
-        MODEL, params, lora, latents, prompts, times, BANK.image_ids, 3.5
-    )  # fmt: skip
-    assert found is not None
-    return found
+    return Denoiser(MODEL, params, BANK.image_ids, 3.5, lora).velocity(latents, prompts, times)
 
 
 def off(ours: Any, reference: Any) -> float:
@@ -215,12 +211,15 @@ assert layer["scale"].addressable_shards[0].data.shape == (3, 128)
 """
 
 
+@pytest.mark.slow
 def test_an_update_trains_the_adapter_on_rounded_weights():
     # The update may reuse the memory of its state.
     expected, losses = lower(
-        fresh().lora, params=restored(ROUNDED), bank=BANK, key=KEY, setup=SETUP
+        fresh().lora, params=restored(ROUNDED), bank=BANK, key=KEY, context=CONTEXT
     )
-    after, metrics = lower_update(every(fresh()), ROUNDED, stack([BANK]), KEYS, setup=SETUP)
+    after, metrics = lower_update(
+        every(fresh()), ROUNDED, stack_banks([BANK]), KEYS, context=CONTEXT
+    )
     assert expected > 0
     for name, value in losses.items():
         np.testing.assert_allclose(metrics[name][0], value, rtol=1e-5)

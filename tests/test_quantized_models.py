@@ -112,6 +112,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.slow
 def test_velocities_are_those_of_the_numbers_that_are_stored(name: str, tmp_path: Path):
     prefix, quantise = FORMATS[name]
     stored, plain = quantise()

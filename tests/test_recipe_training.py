@@ -131,6 +131,7 @@ def test_two_devices_average_their_gradients(tmp_path: Path):
     assert last.endswith("InputError: batch = 3 is not a multiple of the 2 devices"), done.stderr
 
 
+@pytest.mark.slow
 def test_every_block_starts_as_the_identity(modules: dict[str, Any], fresh: Any, data: FluxData):
     flat = flatten(fresh["transformer"])
     zero = {path for path, leaf in flat.items() if path.endswith("kernel") and not np.any(leaf)}
@@ -185,6 +186,7 @@ def test_a_batch_lies_on_the_straight_path(modules: dict[str, Any], fresh: Any, 
     np.testing.assert_array_equal(blind, np.abs(empty.pooled).max(1) == 0)
 
 
+@pytest.mark.slow
 def test_distillation_aims_at_classifier_free_guidance(
     modules: dict[str, Any], fresh: Any, data: FluxData
 ):
@@ -206,6 +208,7 @@ def test_distillation_aims_at_classifier_free_guidance(
     assert float(jnp.abs(given - without).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_autoencoders_loss_is_its_formula():
     config = vae_training.CONFIG | {
         "block_out_channels": [4, 8],

@@ -239,6 +239,7 @@ def test_the_page_shows_the_newcomers_once_they_are_counted(folder: Path):
     assert "| flat | style | 90.0 → 10.0 | 90.0 → 10.0 | 90.0 → 90.0 |" in lines
 
 
+@pytest.mark.slow
 def test_the_committed_page_shows_the_committed_numbers(tmp_path: Path):
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
     draw(tmp_path / "docs" / "results", tmp_path / "RESULTS.md")

@@ -20,7 +20,8 @@ from helpers.devices import TESTS, run_on
 from helpers.small_training import preempted, trained, training
 from tqdm import tqdm
 
-from erase.config.schema import Checkpoints, Upper
+from erase.config.schema import Checkpoints
+from erase.methods.erase_anything import Upper
 from erase.runtime.signals import Stop
 from erase.training import checkpoints, loop
 from erase.training.loop import train
@@ -175,7 +176,7 @@ def test_a_run_goes_on_with_another_number_of_devices(whole: Any, tmp_path: Path
 
 def on_two(folder: str) -> None:
     assert jax.device_count() == 2
-    assert training().setup.mesh.shape["data"] == 2
+    assert training().context.mesh.shape["data"] == 2
     np.savez(Path(folder) / "last.npz", *trained(Path(folder), iterations=6))
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from PIL import Image
 from convert.adapters.files import write_lora
 from erase.cli.sample import file_names, sample
 from erase.model.adapters import parse_adapter
-from erase.model.draw import draw
+from erase.model.draw import draw, picture_size
 from erase.runtime.files import write
 from flux_jax import load, lora
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
+from flux_jax.sampling import SamplingOptions
 from flux_jax.weights.loading import Weights
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE = {"height": 16, "width": 16}
+SIZE = SamplingOptions(height=16, width=16)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,9 @@ def test_unusable_adapter_is_named(adapter_folder: Path, text: str):
 
 def test_pictures_do_not_depend_on_their_batch(pipe: Pipeline):
     prompts, seeds = ["a cat", "a dog", "", "two cats", "a tree"], [4, 5, 6, 7, 8]
-    settings: dict[str, Any] = {"steps": 2, "batch": 2, **SIZE}
-    there = draw(pipe, prompts, seeds, **settings)
-    back = draw(pipe, prompts[::-1], seeds[::-1], **settings)
+    options = replace(SIZE, steps=2, batch=2)
+    there = draw(pipe, prompts, seeds, options)
+    back = draw(pipe, prompts[::-1], seeds[::-1], options)
     assert there.shape == (5, 16, 16, 3)
     assert there.dtype == np.uint8
     # Rows of a product may be rounded differently, by one grey level.
@@ -65,11 +67,19 @@ def test_pictures_do_not_depend_on_their_batch(pipe: Pipeline):
     assert not np.array_equal(there[0], there[1])
 
 
+def test_pictures_have_the_models_size_unless_another_is_given(pipe: Pipeline):
+    own = pipe.vae.config.sample_size
+    assert picture_size(pipe, SamplingOptions()) == (own, own)
+    assert picture_size(pipe, SamplingOptions(height=2 * own)) == (2 * own, own)
+    assert picture_size(pipe, SamplingOptions(width=0)) == (own, 0)
+
+
+@pytest.mark.slow
 def test_sample_writes_every_pair_and_adapters_change_pictures(
     tiny_folder: Path, adapter_folder: Path, tmp_path: Path
 ):
     prompts, seeds = ["A cat, on a mat!", "a dog"], [0, 3]
-    settings = {"steps": 2, "batch": 4, **SIZE}
+    options = replace(SIZE, steps=2, batch=4)
     names = {
         strength: sample(
             tiny_folder,
@@ -77,7 +87,7 @@ def test_sample_writes_every_pair_and_adapters_change_pictures(
             seeds,
             [f"{adapter_folder}:{strength}"],
             tmp_path / strength,
-            **settings,
+            options=options,
         )
         for strength in ("0", "1")
     }
@@ -87,7 +97,7 @@ def test_sample_writes_every_pair_and_adapters_change_pictures(
         "001-a-dog-seed0.png",
         "001-a-dog-seed3.png",
     ]
-    base = sample(tiny_folder, prompts, seeds, [], tmp_path / "base", **settings)
+    base = sample(tiny_folder, prompts, seeds, [], tmp_path / "base", options=options)
     for without, off, on in zip(base, names["0"], names["1"], strict=True):
         assert np.array_equal(np.asarray(Image.open(without)), np.asarray(Image.open(off)))
         assert not np.array_equal(np.asarray(Image.open(without)), np.asarray(Image.open(on)))
@@ -97,9 +107,10 @@ def test_sample_writes_every_pair_and_adapters_change_pictures(
 
 
 def test_a_silenced_word_changes_the_prompts_that_hold_it(tiny_folder: Path, tmp_path: Path):
-    prompts, settings = ["a red ball", "a rde ball"], {"steps": 2, **SIZE}
-    base = sample(tiny_folder, prompts, [0], [], tmp_path / "base", **settings)
-    silenced = sample(tiny_folder, prompts, [0], [], tmp_path / "off", silenced="red", **settings)
+    prompts, options = ["a red ball", "a rde ball"], replace(SIZE, steps=2)
+    base = sample(tiny_folder, prompts, [0], [], tmp_path / "base", options=options)
+    off = tmp_path / "off"
+    silenced = sample(tiny_folder, prompts, [0], [], off, silenced="red", options=options)
     pairs = zip(base, silenced, strict=True)
     red, rde = (np.abs(np.subtract(*(np.asarray(Image.open(p), int) for p in q))) for q in pairs)
     assert red.max() > 1
@@ -119,9 +130,10 @@ def test_a_word_that_silences_nothing_is_told_of_once(
     told: bool,
 ):
     monkeypatch.setattr(
-        "erase.cli.sample.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
+        "erase.model.draw.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
     )
-    sample(tiny_folder, ["a red ball", "a dog"], [0, 1], [], tmp_path, silenced=word, **SIZE)
+    prompts = ["a red ball", "a dog"]
+    sample(tiny_folder, prompts, [0, 1], [], tmp_path, silenced=word, options=SIZE)
     note = f"silence = {word!r} is in none of the prompts: nothing is silenced\n"
     assert capsys.readouterr().err == (note if told else "")
 
@@ -135,13 +147,16 @@ def test_names_of_prompts_without_words():
     [
         ({"prompts": []}, "prompt is missing"),
         ({"seeds": []}, "seed is missing"),
-        ({"height": 17}, "height = 17"),
-        ({"height": 0}, "height = 0"),
-        ({"steps": 0}, "steps = 0"),
-        ({"guidance": float("nan")}, "guidance = nan must be a finite number"),
-        ({"guidance": float("inf")}, "guidance = inf"),
-        ({"guidance": -1.0}, "guidance = -1.0"),
-        ({"batch": 0}, "batch = 0"),
+        ({"options": replace(SIZE, height=17)}, "height = 17"),
+        ({"options": replace(SIZE, height=0)}, "height = 0"),
+        ({"options": replace(SIZE, steps=0)}, "steps = 0"),
+        (
+            {"options": replace(SIZE, guidance=float("nan"))},
+            "guidance = nan must be a finite number",
+        ),
+        ({"options": replace(SIZE, guidance=float("inf"))}, "guidance = inf"),
+        ({"options": replace(SIZE, guidance=-1.0)}, "guidance = -1.0"),
+        ({"options": replace(SIZE, batch=0)}, "batch = 0"),
         ({"model": "no-such-folder"}, "no-such-folder"),
         ({"prompts": ["cat " * 40]}, "limit"),
         ({"silenced": " "}, "is empty"),
@@ -154,13 +169,13 @@ def test_bad_input_is_named_and_nothing_is_written(
     changes: dict,
     message: str,
 ):
-    arguments = {
-        "model": tiny_folder, "prompts": ["a cat"], "seeds": [0], "adapters": [], **SIZE, **changes
+    arguments: dict[str, Any] = {
+        "model": tiny_folder, "prompts": ["a cat"], "seeds": [0], "adapters": [], "options": SIZE
     }  # fmt: skip
     # No weights are read before.
     monkeypatch.setattr(Weights, "__getitem__", lambda *_: pytest.fail("weights are read"))
     with pytest.raises(InputError, match=message) as raised:
-        sample(out=tmp_path / "out", **arguments)
+        sample(out=tmp_path / "out", **arguments | changes)
     assert len(str(raised.value)) < 400
     assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 
 from flux_jax.errors import InputError
-from flux_jax.sampling import Schedule, denoise
+from flux_jax.sampling import Schedule, denoise, euler
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dev": {"shift": 3.0, "use_dynamic_shifting": True},
@@ -51,6 +51,14 @@ def test_sigmas_equal_diffusers(name, steps, tokens):
 
 def test_one_step_starts_at_pure_noise():
     np.testing.assert_array_equal(Schedule().sigmas(1, 64), [1.0, 0.0])
+
+
+def test_a_step_keeps_latents_in_float32():
+    x, velocity = jnp.full(3, 1.0 + 2**-20), jnp.full(3, 0.5, jnp.bfloat16)
+    found = euler(x, velocity, jnp.float32(0.75), jnp.float32(0.25))
+    assert found.dtype == jnp.float32
+    # In bfloat16 the small part would be lost.
+    np.testing.assert_array_equal(found, np.full(3, 0.75 + 2**-20, np.float32))
 
 
 @pytest.mark.parametrize("name", ["dev", "schnell"])

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from helpers.endpoint import Endpoint, says
 
-from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+from erase.config.schema import AdapterConfig, BankConfig, Evaluation, Model
 from erase.data.words.irrelevant import Words
 from erase.data.words.sentences import Sentences
+from erase.methods import esd
+from erase.methods.erase_anything import Upper
 from erase.report import report
+from erase.runs import RunConfig
 from erase.runtime import processes
 from erase.training import run
 from flux_jax.errors import InputError, RunError
@@ -91,17 +94,18 @@ def test_pickled_maps_are_refused(tmp_path: Path):
     assert not trap.exists()
 
 
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="soccer ball",
     prompts=("a {} on grass",),
     synonyms=("football",),
     irrelevant=("cloud", "tree", "spoon"),
     upper=Upper(rsc=1 / 3),
+    esd=esd.Settings(eta=1 / 3),
 )
 SENTENCES = Sentences("soccer ball", ("a soccer ball", "日本 soccer ball"), "m")
 MADE = [
     (None, None),
-    ({"": (CONFIG, SENTENCES)}, dict[str, tuple[Config, Sentences]]),
+    ({"": (CONFIG, SENTENCES)}, dict[str, tuple[RunConfig, Sentences]]),
     ({"a": Words("cat", (("sun", "key"), ("tree",)), "m at h")}, dict[str, Words]),
 ]
 

@@ -15,7 +15,7 @@ from helpers.small import BANK, every, fresh, with_levels
 from helpers.small_training import trained, training
 
 from erase.config.schema import Guard
-from erase.methods.parts.updates import optimiser
+from erase.methods.parts.step import adamw
 from erase.runtime.signals import Stop
 from erase.training import checkpoints, guard, loop, replay
 from flux_jax.errors import InputError, RunError
@@ -114,9 +114,11 @@ def test_a_gradient_is_shortened_to_its_limit():
     limit = 1e-3
     made = training()
     clipped = replace(made.config, lower=replace(made.config.lower, clip=limit))
-    made = replace(made, configs={"": clipped}, setup=with_levels(made.setup, lower=clipped.lower))
+    made = replace(
+        made, configs={"": clipped}, context=with_levels(made.context, lower=clipped.lower)
+    )
     start = fresh()
-    own = start.own | {"lower": optimiser(clipped.lower).init(start.lora)}
+    own = start.own | {"lower": adamw(clipped.lower).init(start.lora)}
     start = start.replace(own=own)
     state, numbers = made.iterate(every(start), 1)
     moment = jax.tree.leaves(optax.tree.get(state.own["lower"], "mu"))

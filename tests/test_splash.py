@@ -12,9 +12,9 @@ from helpers.devices import run_on
 from helpers.small import BANK, CONFIG, KEY, SIZES, every, random_tree
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from erase.data.bank import shapes, stack
+from erase.data.bank import bank_shapes, stack_banks
 from erase.data.plan import Needs
-from erase.methods import setup_of, start
+from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_update
 from flux_jax import sharding as meshes
 from flux_jax.models import attention, splash_attention
@@ -136,6 +136,7 @@ def test_samples_go_over_the_axes_that_divide_them():
     assert [axes(n) for n in (12, 3, 4, 1)] == [("data", "fsdp"), ("data",), ("fsdp",), ()]
 
 
+@pytest.mark.slow
 def test_in_loops_of_runs_on_a_mesh():
     done = run_on(4, "import test_splash; test_splash.compare_meshes()")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -191,7 +192,8 @@ def compare_update() -> None:
     sizes = SIZES | {"attention_head_dim": splash_attention.LANES, "axes_dims_rope": (32, 48, 48)}
     model = FluxTransformer(FluxConfig.from_dict(sizes))
     params = random_tree(abstract_params("transformer", sizes), 1, 0.05)
-    of_bank = shapes(CONFIG, model, half, half, Needs(pools=(("",), ("",) * 3), shown=("",) * 2))
+    needs = Needs(pools=(("",), ("",) * 3), shown=("",) * 2)
+    of_bank = bank_shapes(CONFIG, model, half, half, needs)
     bank = random_tree(of_bank, 2).replace(
         masks=(random_tree(of_bank.masks, 3) > 0).astype(jnp.float32),
         kinds=BANK.kinds,
@@ -205,16 +207,16 @@ def compare_update() -> None:
         attention.compiled_for = lambda platform=platform: platform
         splash_attention.attend = kernel
         mesh = meshes.make(dict(zip(("concept", "data", "fsdp"), shape, strict=True)))
-        setup = setup_of(CONFIG, model, mesh)
-        state = setup.divided(every(*(start(key, params, CONFIG) for key in keys)))
+        context = context_of(CONFIG, model, mesh)
+        state = context.divided(every(*(start(key, params, CONFIG) for key in keys)))
         placed = (
             meshes.place_weights(mesh, params),
-            setup.placed(stack([bank, bank])),
-            setup.divided(keys),
+            context.placed(stack_banks([bank, bank])),
+            context.divided(keys),
         )
-        traced = lower_update.trace(state, *placed, setup=setup)
+        traced = lower_update.trace(state, *placed, context=context)
         assert ("shard_map" in str(traced.jaxpr)) == (platform == "tpu")
-        state, metrics = lower_update(state, *placed, setup=setup)
+        state, metrics = lower_update(state, *placed, context=context)
         results.append((state.lora, metrics))
     close(results[1], results[0])
     print(jax.device_count(), "devices agree")

@@ -10,7 +10,7 @@ from helpers import tiny
 from benchmarks.experiments import study
 from benchmarks.experiments.study import Study, read_study, run_study
 from benchmarks.results.tables import sums
-from erase.runs import configure, over
+from erase.runs import configure, merge_fields
 from erase.training import variants as variants_module
 from flux_jax.errors import InputError
 
@@ -74,7 +74,8 @@ def test_variants_of_the_evaluation_share_their_training(small: Study, tmp_path:
 
     # What stops on a judge's word depends on how it is asked.
     stops = {
-        name: over(changes, {"early_stop": {"every": 1}}) for name, changes in variants.items()
+        name: merge_fields(changes, {"early_stop": {"every": 1}})
+        for name, changes in variants.items()
     }
     trained.clear()
     run_study(replace(small, variants=stops), tmp_path / "stops.json")

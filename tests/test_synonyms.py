@@ -12,6 +12,7 @@ from erase.config.schema import PARTS_OF_SPEECH
 from erase.data.words import synonyms
 from erase.data.words.irrelevant import listed
 from erase.methods import method_of
+from erase.methods.configured import with_synonyms
 from erase.runs import configure, load_config
 from flux_jax.errors import InputError
 from recipes.emoji_flux.erasing import KNOWN
@@ -63,7 +64,7 @@ def root(tmp_path):
 
 
 def found(**changes):
-    return synonyms.settle(load_config(USABLE | changes))
+    return with_synonyms(load_config(USABLE | changes))
 
 
 def test_the_configuration_comes_first():
@@ -124,7 +125,7 @@ def test_what_the_model_draws_decides():
 @pytest.mark.parametrize("wanted", ["1", "turtleneck.n.01"])
 def test_the_user_s_sense_is_taken(wanted: str):
     given = configure(concept="turtle", sense=wanted, model={"path": "models/emoji-flux"})
-    config, source = synonyms.settle(load_config(given))
+    config, source = with_synonyms(load_config(given))
     assert config.synonyms == ("turtleneck", "polo-neck")
     assert source == (
         "WordNet subset, turtleneck.n.01: a sweater or jersey with a high close-fitting collar"
@@ -147,10 +148,10 @@ def test_a_sense_that_is_none_is_refused(wanted: str):
 
 def test_the_model_s_own_words_come_first():
     given = {"concept": "turtle", "model": {"path": "models/emoji-flux"}}
-    config, source = synonyms.settle(load_config(configure(**given)))
+    config, source = with_synonyms(load_config(configure(**given)))
     assert (config.synonyms, source) == (("tortoise",), "models/emoji-flux")
     # Words that the configuration names are not the model's.
-    config, source = synonyms.settle(load_config(configure(**given, synonyms=("reptile",))))
+    config, source = with_synonyms(load_config(configure(**given, synonyms=("reptile",))))
     assert (config.synonyms, source) == (("reptile",), "the configuration")
 
 
@@ -159,7 +160,7 @@ def test_no_name_of_another_thing_is_a_synonym():
     assert sense is not None
     assert sense.words == ("ball", "globe", "orb")
     given = configure(concept="ball", sense="ball.n.03", model={"path": "models/emoji-flux"})
-    assert synonyms.settle(load_config(given))[0].synonyms == ("orb",)
+    assert with_synonyms(load_config(given))[0].synonyms == ("orb",)
 
 
 def test_words_that_are_to_be_kept_are_no_synonyms():
@@ -233,6 +234,8 @@ def test_a_damaged_database_is_named(root, monkeypatch):
 def test_the_subset_is_made_from_a_database(root, monkeypatch, tmp_path):
     subset = tmp_path / "subset.json"
     monkeypatch.setattr(synonyms, "SUBSET", subset)
+    # The command has its own name for the file.
+    monkeypatch.setattr(wordnet, "SUBSET", subset)
     empty = {"licence": ["free"], "pictured": ["cat"], "senses": {"x": {"above": []}}}
     empty["words"] = {part: {} for part in synonyms.TAGS}
     subset.write_text(json.dumps(empty))

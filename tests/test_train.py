@@ -15,15 +15,9 @@ from helpers.endpoint import Endpoint, says
 from safetensors import safe_open
 
 from convert.adapters.files import read_lora
-from erase.config.schema import (
-    AdapterConfig,
-    BankConfig,
-    Checkpoints,
-    Config,
-    Evaluation,
-    Model,
-    Upper,
-)
+from erase.config.schema import AdapterConfig, BankConfig, Checkpoints, Config, Evaluation, Model
+from erase.methods.erase_anything import Upper
+from erase.runs import RunConfig
 from erase.training import checkpoints, run
 from erase.training.resume_check import WRITTEN
 from flux_jax.errors import InputError
@@ -34,7 +28,7 @@ ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
 
 @pytest.fixture(scope="module")
 def config(tiny_folder: Path) -> Config:
-    return Config(
+    return RunConfig(
         concept="soccer ball",
         prompts=("a photo of a {}", "a {} and a dog"),
         synonyms=("football",),

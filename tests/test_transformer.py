@@ -70,6 +70,7 @@ def shared_of(case, conditioning):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_each_dual_stream_block(case):
     image, text, conditioning = blocks_inputs(case)
     shared, rotary = shared_of(case, conditioning)
@@ -177,6 +178,7 @@ def test_attention_mass_equals_sums_of_weights(case):
     assert_close(mass, np.einsum("lbhqt,btg->lbhqg", weights[..., :text], masks))
 
 
+@pytest.mark.slow
 def test_gradient_of_mass_equals_gradient_of_weights(case):
     masks = masks_of(case)
     tree = lora.init(jax.random.key(0), case.params, rank=2)
@@ -214,6 +216,7 @@ def assert_same_results(functions, tree):
         assert_close(one, np.asarray(other))
 
 
+@pytest.mark.slow
 def test_unrolled_blocks_give_the_same_values_and_gradients(case):
     tree = jax.tree.map(lambda leaf: leaf + 0.1, lora.init(jax.random.key(0), case.params, rank=2))
     looped, unrolled = (

@@ -14,11 +14,11 @@ from helpers.devices import run_on
 from helpers.small import (
     BANK,
     CONFIG,
+    CONTEXT,
     KEY,
     KEYS,
     MODEL,
     PARAMS,
-    SETUP,
     every,
     fresh,
     lower,
@@ -29,8 +29,8 @@ from helpers.small import (
 )
 
 from erase.config.schema import MeshConfig
-from erase.data.bank import stack
-from erase.methods import bank_shapes, setup_of, start
+from erase.data.bank import stack_banks
+from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import joint_update, lower_update, upper_update
 from erase.runs import load_config
 from erase.runtime.mesh import make_mesh
@@ -57,10 +57,12 @@ def test_updates_are_adamw_steps_with_states_of_their_own():
     before = fresh()
     # Copies, since the update may reuse the memory.
     first = jax.tree.map(np.array, before)
-    after, metrics = lower_update(every(fresh()), PARAMS, stack([BANK]), KEYS, setup=SETUP)
+    after, metrics = lower_update(
+        every(fresh()), PARAMS, stack_banks([BANK]), KEYS, context=CONTEXT
+    )
     after, metrics = run(after), run(metrics)
     gradient = jax.grad(
-        lambda tree: lower(tree, params=PARAMS, bank=BANK, key=KEY, setup=SETUP)[0]
+        lambda tree: lower(tree, params=PARAMS, bank=BANK, key=KEY, context=CONTEXT)[0]
     )(before.lora)
     # AdamW's first step: rate * sign(gradient), up to its epsilon, and the decay.
     level = CONFIG.lower
@@ -74,7 +76,7 @@ def test_updates_are_adamw_steps_with_states_of_their_own():
     assert int(after.own["upper"][0].count) == 0
 
     lower_state = jax.tree.map(np.array, after.own["lower"])
-    both, metrics = upper_update(every(after), PARAMS, stack([BANK]), KEYS, setup=SETUP)
+    both, metrics = upper_update(every(after), PARAMS, stack_banks([BANK]), KEYS, context=CONTEXT)
     both = run(both)
     assert set(metrics) == {"lora", "rsc", "upper_gradient"}
     assert int(both.own["upper"][0].count) == 1
@@ -88,12 +90,12 @@ def test_joint_and_adaptive_updates():
     lower_key, upper_key = jax.random.split(KEY)
 
     def total(tree: dict) -> jax.Array:
-        erasing, _ = lower(tree, params=PARAMS, bank=BANK, key=lower_key, setup=SETUP)
-        return erasing + upper(tree, params=PARAMS, bank=BANK, key=upper_key, setup=SETUP)[0]
+        erasing, _ = lower(tree, params=PARAMS, bank=BANK, key=lower_key, context=CONTEXT)
+        return erasing + upper(tree, params=PARAMS, bank=BANK, key=upper_key, context=CONTEXT)[0]
 
     before = start(KEY, PARAMS, replace(CONFIG, alternation="joint"))
     gradient = jax.grad(total)(before.lora)
-    after, metrics = joint_update(every(before), PARAMS, stack([BANK]), KEYS, setup=SETUP)
+    after, metrics = joint_update(every(before), PARAMS, stack_banks([BANK]), KEYS, context=CONTEXT)
     level = CONFIG.lower
     pairs = zip(*map(jax.tree.leaves, (fresh().lora, run(after).lora, gradient)), strict=True)
     for old, new, g in pairs:
@@ -101,16 +103,16 @@ def test_joint_and_adaptive_updates():
         np.testing.assert_allclose(new, old - level.learning_rate * step, atol=2e-5)
     assert set(metrics) == {"esd", "attn", "lora", "rsc", "joint_gradient"}
 
-    setup = with_levels(SETUP, adaptive=True)
+    context = with_levels(CONTEXT, adaptive=True)
     state = every(start(KEY, PARAMS, replace(CONFIG, alternation="adaptive")))
-    state, metrics = joint_update(state, PARAMS, stack([BANK]), KEYS, setup=setup)
+    state, metrics = joint_update(state, PARAMS, stack_banks([BANK]), KEYS, context=context)
     # At w = 0 the step erases alone; then w makes Adam's first step, the way of the other loss.
     before, after = (
-        upper(tree, params=PARAMS, bank=BANK, key=upper_key, setup=setup)[0]
+        upper(tree, params=PARAMS, bank=BANK, key=upper_key, context=context)[0]
         for tree in (fresh().lora, run(state).lora)
     )
     np.testing.assert_allclose(metrics["balance"], 0.3 * np.sign([after - before]), rtol=1e-3)
-    state, metrics = joint_update(state, PARAMS, stack([BANK]), KEYS, setup=setup)
+    state, metrics = joint_update(state, PARAMS, stack_banks([BANK]), KEYS, context=context)
     np.testing.assert_allclose(metrics["balance"], state.own["balance"][0])
 
 
@@ -118,13 +120,13 @@ def test_joint_and_adaptive_updates():
 def test_a_run_among_others_is_what_it_is_alone():
     other = make_bank(anchors=2, seed=6).replace(eta=jnp.zeros(()))
     banks, keys = [make_bank(), other], jax.random.split(KEY, 2)
-    setup = setup_of(CONFIG, MODEL, SETUP.mesh)
+    context = context_of(CONFIG, MODEL, CONTEXT.mesh)
     states = every(*(start(key, PARAMS, CONFIG) for key in keys))
-    states, together = lower_update(states, PARAMS, stack(banks), keys, setup=setup)
+    states, together = lower_update(states, PARAMS, stack_banks(banks), keys, context=context)
     for index in range(2):
         state = every(start(keys[index], PARAMS, CONFIG))
         alone_, metrics = lower_update(
-            state, PARAMS, stack([banks[index]]), keys[index : index + 1], setup=setup
+            state, PARAMS, stack_banks([banks[index]]), keys[index : index + 1], context=context
         )
         for name, values in metrics.items():
             np.testing.assert_allclose(together[name][index], values[0], rtol=1e-4)
@@ -133,22 +135,22 @@ def test_a_run_among_others_is_what_it_is_alone():
 
 
 def test_states_are_donated_and_follow_the_key():
-    given, banks = every(fresh()), stack([BANK])
-    first, _ = lower_update(given, PARAMS, banks, KEYS, setup=SETUP)
+    given, banks = every(fresh()), stack_banks([BANK])
+    first, _ = lower_update(given, PARAMS, banks, KEYS, context=CONTEXT)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.lora))
-    again, _ = lower_update(every(fresh()), PARAMS, banks, KEYS, setup=SETUP)
+    again, _ = lower_update(every(fresh()), PARAMS, banks, KEYS, context=CONTEXT)
     other_keys = jax.random.key(8)[None]
-    other, _ = lower_update(every(fresh()), PARAMS, banks, other_keys, setup=SETUP)
+    other, _ = lower_update(every(fresh()), PARAMS, banks, other_keys, context=CONTEXT)
     leaves = [jax.tree.leaves(state.lora) for state in (first, again, other)]
     assert all(np.array_equal(a, b) for a, b in zip(*leaves[:2], strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
 
 
 def test_training_lowers_what_it_weighs():
-    setup = with_levels(SETUP, lower=replace(CONFIG.lower, esd=0.0, learning_rate=0.02))
+    context = with_levels(CONTEXT, lower=replace(CONFIG.lower, esd=0.0, learning_rate=0.02))
     state, seen, metrics = every(fresh()), [], {}
     for _ in range(30):
-        state, metrics = lower_update(state, PARAMS, stack([BANK]), KEYS, setup=setup)
+        state, metrics = lower_update(state, PARAMS, stack_banks([BANK]), KEYS, context=context)
         seen.append(float(metrics["attn"][0]))
     assert "esd" not in metrics
     assert seen[-1] < 0.95 * seen[0]
@@ -166,7 +168,7 @@ def compare_meshes() -> None:
     # Even the tiny model's weights are split.
     meshes.WHOLE = 1
     config = replace(CONFIG, batch_size=8)
-    banks = stack([make_bank(anchors=2), make_bank(seed=6)])
+    banks = stack_banks([make_bank(anchors=2), make_bank(seed=6)])
     keys = jax.random.split(KEY)
     results = []
     for shape in ((1, 1, 1), (1, 8, 1), (1, 1, 8), (1, 2, 4), (2, 2, 2)):
@@ -178,18 +180,18 @@ def compare_meshes() -> None:
             devices=jax.devices()[: math.prod(shape)],
         )
         assert mesh.shape == {"concept": across, "data": data, "fsdp": fsdp}
-        setup = setup_of(config, MODEL, mesh)
-        state = setup.divided(every(*(start(key, PARAMS, config) for key in keys)))
+        context = context_of(config, MODEL, mesh)
+        state = context.divided(every(*(start(key, PARAMS, config) for key in keys)))
         params = meshes.place_weights(mesh, PARAMS)
-        placed = params, setup.placed(banks), setup.divided(keys)
+        placed = params, context.placed(banks), context.divided(keys)
         held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params))
         total = sum(leaf.size for leaf in jax.tree.leaves(params))
         assert held == total if fsdp == 1 else held < 1.3 * total / fsdp
-        state, metrics = lower_update(state, *placed, setup=setup)
-        text = lower_update.lower(state, *placed, setup=setup).compile().as_text() or ""
+        state, metrics = lower_update(state, *placed, context=context)
+        text = lower_update.lower(state, *placed, context=context).compile().as_text() or ""
         # Work is really divided: gradients have to be summed over the devices of a run.
         assert ("all-reduce" in text) == (data * fsdp > 1)
-        state, more = upper_update(state, *placed, setup=setup)
+        state, more = upper_update(state, *placed, context=context)
         for leaf in jax.tree.leaves(state.lora):
             assert len(leaf.sharding.device_set) == math.prod(shape)
             assert leaf.sharding.shard_shape(leaf.shape)[0] == 2 // across
@@ -205,6 +207,7 @@ def one_run(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), tree)
 
 
+@pytest.mark.slow
 def test_both_updates_trace_at_full_size():
     """FLUX.1 [dev] under configs/nudity.py: shapes only, no memory."""
     config = load_config(runpy.run_path(str(ROOT / "configs/nudity.py"))["get_config"]())
@@ -215,8 +218,8 @@ def test_both_updates_trace_at_full_size():
     )
     assert 11.8e9 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 12e9
     assert config.text_tokens is not None
-    bank = bank_shapes(config, model, 1024, config.text_tokens)
-    setup = setup_of(config, model, SETUP.mesh)
+    bank = shapes_of(config, model, 1024, config.text_tokens)
+    context = context_of(config, model, CONTEXT.mesh)
     state = jax.eval_shape(lambda: start(jax.random.key(0), params, config))
     bank = one_run(bank).replace(times=bank.times, image_ids=bank.image_ids)
     # The paper's figure: 3.57 MiB in bfloat16.
@@ -228,7 +231,7 @@ def test_both_updates_trace_at_full_size():
         (upper_update, {"lora", "rsc", "upper_gradient"}),
     ):
         after, metrics = jax.eval_shape(
-            lambda *arguments, update=update: update(*arguments, setup=setup),
+            lambda *arguments, update=update: update(*arguments, context=context),
             one_run(state),
             params,
             bank,

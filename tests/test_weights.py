@@ -17,6 +17,7 @@ from erase.model.draw import draw
 from erase.training import run
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, load
+from flux_jax.sampling import SamplingOptions
 from flux_jax.sharding import make
 from flux_jax.weights import loading
 from flux_jax.weights.loading import Weights
@@ -152,7 +153,8 @@ def test_text_encoders_have_left_before_pictures_are_drawn(
     tiny_folder: Path, held: list[tuple[str, set[str]]]
 ):
     prompts = ["a cat", "a dog", "a red ball"]
-    draw(load(tiny_folder), prompts, [0, 1, 2], height=16, width=16, steps=1, batch=2)
+    options = SamplingOptions(steps=1, height=16, width=16, batch=2)
+    draw(load(tiny_folder), prompts, [0, 1, 2], options)
     assert held == ORDER
 
 

@@ -34,13 +34,13 @@ from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
 from erase.compose import combine, fusion
 from erase.compose.combine import Part
 from erase.config.schema import Config
-from erase.data.words.synonyms import settle
 from erase.evaluation import statistics
 from erase.evaluation.calibrate import bisect
 from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judged
 from erase.evaluation.evaluate import by_concept, counts, others
 from erase.evaluation.judge import Judge, open_judge
 from erase.evaluation.percent import percent
+from erase.methods.configured import with_synonyms
 from erase.methods.parts.least_squares import Moments
 from erase.model.open import open_model
 from erase.runs import load_runs
@@ -249,7 +249,7 @@ def of_concepts(group: Sequence[str], runs: Mapping[str, Config], pictures: int)
     """So many pictures of each concept under its own name, and under other words."""
     drawn = []
     for name in group:
-        config, _ = settle(runs[name])
+        config, _ = with_synonyms(runs[name])
         settings = replace(config.evaluation, pictures=pictures)
         drawn += cases(replace(config, evaluation=settings), ())
     return drawn

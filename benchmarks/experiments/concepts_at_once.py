@@ -19,12 +19,12 @@ import jax
 from absl import app, flags
 
 from configs import emoji_all
-from erase import methods
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
-from erase.data import make_bank
 from erase.data.bank import Bank
+from erase.data.make_bank import make_bank
 from erase.data.words.irrelevant import listed
+from erase.methods.configured import plan_of
 from erase.model.open import open_model
 from erase.runs import load_runs
 from erase.runtime.files import write
@@ -52,8 +52,8 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
     pipe = open_model(next(iter(runs.values())))
     banks = {}
     for name, config in runs.items():
-        planned = methods.plan(config, pipe, listed(config))
-        banks[name] = make_bank.make(config, pipe, planned)
+        planned = plan_of(config, pipe, listed(config))
+        banks[name] = make_bank(config, pipe, planned)
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

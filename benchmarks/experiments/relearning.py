@@ -26,11 +26,11 @@ from benchmarks.experiments.study import count
 from benchmarks.results.tables import relearning
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.data.words import synonyms
 from erase.data.words.irrelevant import listed
-from erase.methods import METHODS, meta_unlearning, plan
+from erase.methods import METHODS, meta_unlearning
 from erase.methods.base import Method
-from erase.methods.parts.updates import State, descent, in_every_run, optimiser
+from erase.methods.configured import plan_of, with_synonyms
+from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
 from erase.model.open import open_model
 from erase.runtime.files import write
 from erase.runtime.memory import explains_memory
@@ -45,7 +45,7 @@ from flux_jax.pipeline import Pipeline
 AS_TRAINED = tuple(name for name, method in METHODS.items() if method.exports is Method.exports)
 # Added to a run's seed, so that what teaches is not what erased.
 APART = 1000
-TEACH = in_every_run(descent("teach", meta_unlearning.teaching, lambda settings: settings))
+TEACH = jit_over_runs(Update("teach", gradient_of(meta_unlearning.teaching), adamw, "teach"))
 
 
 def measure(
@@ -111,22 +111,20 @@ def teach(
     """
     # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
     configs = {
-        name: replace(
-            synonyms.settle(config)[0], method="meta_unlearning", seed=config.seed + APART
-        )
+        name: replace(with_synonyms(config)[0], method="meta_unlearning", seed=config.seed + APART)
         for name, config in erased.items()
     }
-    plans = {name: plan(config, pipe, listed(config)) for name, config in configs.items()}
+    plans = {name: plan_of(config, pipe, listed(config)) for name, config in configs.items()}
     training = loop.prepare(configs, pipe, banks_of(configs, pipe, plans), plans)
-    settings = replace(training.setup.settings, learning_rate=rate, weight_decay=0.0, clip=None)
-    setup = replace(training.setup, settings=settings)
+    settings = replace(training.context.settings, learning_rate=rate, weight_decay=0.0, clip=None)
+    context = replace(training.context, settings=settings)
     lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))
-    own = {"teach": jax.vmap(optimiser(settings).init)(lora)}
-    state = setup.divided(State(lora, own, jnp.ones(len(configs), bool)))
+    own = {"teach": jax.vmap(adamw(settings).init)(lora)}
+    state = context.divided(State(lora, own, jnp.ones(len(configs), bool)))
     for done, following in itertools.pairwise((0, *stops)):
         for step in range(done + 1, following + 1):
             keys = loop.keys_of(training.keys, step, 1)[:, 0]
-            state, _ = TEACH(state, training.params, training.bank, keys, setup=setup)
+            state, _ = TEACH(state, training.params, training.bank, keys, context=context)
         yield following, {name: training.adapter(name, state) for name in configs}
 
 

@@ -15,7 +15,7 @@ from configs import ALONE, EMOJI, PLACE, STRONG
 from configs.emoji_newcomer import get_config
 from configs.suite import CONCEPTS, SETTINGS, VALIDATION
 from erase.methods import METHODS
-from erase.runs import load_runs, over
+from erase.runs import load_runs, merge_fields
 from erase.runs.presets import PRESETS
 from flux_jax.lora import TEXT_QUERY_KEY
 
@@ -46,7 +46,7 @@ def _concepts(
     """Concepts as `configs.emoji_all` erases them, with some changes."""
     return {
         name: functools.reduce(
-            over,
+            merge_fields,
             (EMOJI, STRONG, LARGE, CONCEPTS[name], SETTINGS[name], split.get(name, {}), *changes),
         )
         for name in names
@@ -56,7 +56,7 @@ def _concepts(
 def _entities() -> dict[str, Any]:
     """Twenty entities with what the model brings, as `configs.emoji_newcomer` validates them."""
     runs = load_runs(get_config("validation"))
-    return {name: over(asdict(run), LARGE) for name, run in runs.items()}
+    return {name: merge_fields(asdict(run), LARGE) for name, run in runs.items()}
 
 
 def _rate(rate: float) -> dict[str, dict[str, float]]:
@@ -185,10 +185,10 @@ STUDIES = {
     "presets": Study(
         question="What do the paper's and the authors' own settings do?",
         concepts={
-            name: functools.reduce(over, (PLACE, LARGE, CONCEPTS[name], SETTINGS[name]))
+            name: functools.reduce(merge_fields, (PLACE, LARGE, CONCEPTS[name], SETTINGS[name]))
             for name in CONCEPTS
         },
-        variants={"ours": over(EMOJI, STRONG), **PRESETS},
+        variants={"ours": merge_fields(EMOJI, STRONG), **PRESETS},
         seeds=(0,),
     ),
 }

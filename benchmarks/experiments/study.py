@@ -25,12 +25,12 @@ from rich.table import Table
 from benchmarks.results.tables import sums
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
-from erase.data.words import synonyms
 from erase.evaluation import evaluate, statistics
 from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
 from erase.evaluation.percent import percent
+from erase.methods.configured import with_synonyms
 from erase.model.open import open_model
-from erase.runs import EACH, load_runs, over
+from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
 from erase.training.variants import learnt_from, resumed, train_variant
 from flux_jax.errors import InputError, exits_cleanly, nearest
@@ -74,7 +74,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         variant: load_runs(
             {
                 EACH: {
-                    f"{name}-{seed}": over(over(fields, changes), {"seed": seed})
+                    f"{name}-{seed}": merge_fields(merge_fields(fields, changes), {"seed": seed})
                     for name, fields in study.concepts.items()
                     for seed in study.seeds
                 }
@@ -132,7 +132,7 @@ def count(
     Raises:
         InputError: the judge does not know a concept.
     """
-    config, _ = synonyms.settle(config)
+    config, _ = with_synonyms(config)
     judge, drawn = evaluate.plan(config, pipe)
     assert judge is not None, "run_study has made sure"
 

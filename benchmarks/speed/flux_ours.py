@@ -24,7 +24,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from benchmarks.speed import cases as shared
-from benchmarks.speed import flops
 from benchmarks.speed.cases import (
     DECAY,
     GUIDANCE,
@@ -45,17 +44,19 @@ from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
-from erase.methods import bank_shapes, setup_of, start
+from erase.methods import erase_anything
+from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import lower_update, upper_update
 from erase.methods.parts.losses import squared_error
 from erase.runs import load_config
 from erase.runtime.mesh import make_mesh
+from erase.training import flops
 from flux_jax import programs, progress
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter, init
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.models.vae import latent_ids
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.weights.loading import abstract_params
 
 SIDE = "ours"
@@ -148,7 +149,7 @@ def random_bank(
 ) -> Bank:
     """A bank for runs, with the shapes of each one's own and the axis of runs."""
     pools = (CONCEPT, *(SYNONYM for _ in config.synonyms), *(POOL for _ in config.irrelevant))
-    wanted = bank_shapes(config, model, work.image_tokens, work.text_tokens)
+    wanted = shapes_of(config, model, work.image_tokens, work.text_tokens)
     leaves, tree = jax.tree.flatten(wanted)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     drawn = [
@@ -158,7 +159,7 @@ def random_bank(
     return jax.tree.unflatten(tree, drawn).replace(
         masks=jnp.zeros((runs, *wanted.masks.shape)).at[..., 2:4].set(1),
         kinds=jnp.tile(jnp.asarray(pools, jnp.int32), (runs, 1)),
-        eta=jnp.full(runs, config.lower.eta),
+        eta=jnp.full(runs, config.method_settings(erase_anything.Settings).lower.eta),
         trajectory_sentences=jnp.tile(
             jnp.arange(config.bank.trajectories) % config.bank.sentences, (runs, 1)
         ),
@@ -185,17 +186,9 @@ def lora_step(
     lora, moments = state
 
     def loss(lora: PyTree) -> Float[Array, ""]:
-        velocity, _ = apply_transformer(
-            model,
-            params,
-            Adapter(lora, RANK).scaled(),
-            inputs.latents,
-            inputs.conditioning,
-            inputs.times,
-            inputs.image_ids,
-            inputs.guidance,
-        )
-        assert velocity is not None
+        tree = Adapter(lora, RANK).scaled()
+        adapted = Denoiser(model, params, inputs.image_ids, inputs.guidance, tree)
+        velocity = adapted.velocity(inputs.latents, inputs.conditioning, inputs.times)
         return squared_error(velocity, inputs.target)
 
     value, gradient = jax.value_and_grad(loss)(lora)
@@ -210,9 +203,9 @@ def _adamw() -> optax.GradientTransformation:
 def forward(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> Record:
     """The record of one velocity."""
     given = random_inputs(model.config, work)
-    arguments = (params, None, given.latents, given.conditioning, given.times)
-    arguments = (*arguments, given.image_ids, given.guidance)
-    program = Program.of(programs.velocity, model, *arguments)
+    denoiser = Denoiser(model, params, given.image_ids, given.guidance)
+    arguments = (denoiser, given.latents, given.conditioning, given.times)
+    program = Program.of(programs.velocity, *arguments)
     counted = flops.Pass(model.config, work.image_tokens, work.text_tokens).forward
     return record([program], lambda _: program.call(*arguments), None, repeats, work, counted)
 
@@ -220,9 +213,9 @@ def forward(model: FluxTransformer, params: PyTree, work: Work, repeats: int) ->
 def sample(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> Record:
     """The record of a picture's Euler steps."""
     given, sigmas = random_inputs(model.config, work), jnp.asarray(work.sigmas)
-    arguments = (params, None, given.latents, given.conditioning, given.image_ids)
-    arguments = (*arguments, given.guidance, sigmas, None)
-    program = Program.of(programs.denoise, model, *arguments)
+    denoiser = Denoiser(model, params, given.image_ids, given.guidance)
+    arguments = (denoiser, given.latents, given.conditioning, sigmas, None)
+    program = Program.of(programs.denoise, *arguments)
     once = flops.Pass(model.config, work.image_tokens, work.text_tokens).forward
     counted = (len(sigmas) - 1) * once
     return record([program], lambda _: program.call(*arguments), None, repeats, work, counted)
@@ -250,12 +243,12 @@ def iteration(
 ) -> Record:
     """The record of both updates of a run; memory is that of the larger."""
     bank = random_bank(config, model, work)
-    setup = setup_of(config, model, make_mesh(config.mesh, 1, config.batch_size))
+    context = context_of(config, model, make_mesh(config.mesh, 1, config.batch_size))
     lower_key, upper_key = jax.random.split(jax.random.key(4), (2, 1))
     state = jax.tree.map(lambda leaf: leaf[None], start(jax.random.key(5), params, config))
-    state, bank = setup.divided(state), setup.placed(bank)
-    lower = Program.of(lower_update, state, params, bank, lower_key, setup=setup)
-    upper = Program.of(upper_update, state, params, bank, upper_key, setup=setup)
+    state, bank = context.divided(state), context.placed(bank)
+    lower = Program.of(lower_update, state, params, bank, lower_key, context=context)
+    upper = Program.of(upper_update, state, params, bank, upper_key, context=context)
 
     def both(carried: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         state, metrics = lower.call(carried[0], params, bank, lower_key)

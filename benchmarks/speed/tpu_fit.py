@@ -34,7 +34,7 @@ from benchmarks.make_checkpoint import configs
 from configs import nudity
 from convert.arguments import Parser
 from erase.config.schema import Config, MeshConfig
-from erase.methods import bank_shapes, setup_of, start
+from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import lower_update, upper_update
 from erase.runs import load_config
 from erase.runtime.files import write
@@ -42,7 +42,7 @@ from erase.runtime.mesh import RUNS, make_mesh
 from flux_jax import sharding as meshes
 from flux_jax.errors import exits_cleanly
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
-from flux_jax.programs import Conditioning, denoise
+from flux_jax.programs import Conditioning, Denoiser, denoise
 from flux_jax.weights.loading import abstract_params
 
 GB = 1e9
@@ -171,28 +171,23 @@ def trace(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) ->
 
         text = samples(config.text_tokens, model.config.joint_attention_dim, dtype=model.dtype)
         pooled = samples(model.config.pooled_projection_dim, dtype=model.dtype)
-        others = [
-            jax.ShapeDtypeStruct(shape, jnp.float32)
-            for shape in ((image_tokens, 3), (), (config.steps + 1,))
-        ]
-        given = (
-            model,
-            params,
-            everywhere(state.lora),
-            samples(image_tokens, model.config.in_channels),
-            Conditioning(text, pooled),
-            *everywhere(others),
-            None,
+        image_ids, guidance, sigmas = everywhere(
+            [
+                jax.ShapeDtypeStruct(shape, jnp.float32)
+                for shape in ((image_tokens, 3), (), (config.steps + 1,))
+            ]
         )
+        denoiser = Denoiser(model, params, image_ids, guidance, everywhere(state.lora))
+        latents = samples(image_tokens, model.config.in_channels)
         with jax.set_mesh(mesh):
-            return denoise.trace(*given)
-    bank = bank_shapes(config, model, image_tokens, config.text_tokens)
+            return denoise.trace(denoiser, latents, Conditioning(text, pooled), sigmas, None)
+    bank = shapes_of(config, model, image_tokens, config.text_tokens)
     common = everywhere({"times": bank.times, "image_ids": bank.image_ids})
     bank = of_a_run(bank).replace(**common)
     key = of_a_run(jax.eval_shape(lambda: jax.random.key(0)))
     update = {"lower": lower_update, "upper": upper_update}[program]
-    setup = setup_of(config, model, mesh)
-    return update.trace(of_a_run(state), params, bank, key, setup=setup)
+    context = context_of(config, model, mesh)
+    return update.trace(of_a_run(state), params, bank, key, context=context)
 
 
 def measure(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) -> Memory:

@@ -39,7 +39,7 @@ from benchmarks.speed.flux_ours import Program, random_bank, random_params, time
 from configs import nudity
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
-from erase.methods import setup_of, start
+from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_update, upper_update
 from erase.runs import load_config
 from erase.runtime.files import write
@@ -126,10 +126,10 @@ def updates(
         precision: of products, as `jax.default_matmul_precision` has it.
     """
     config = replace(config, batch_size=case.batch, model=replace(config.model, remat=case.remat))
-    setup = setup_of(config, model, case.mesh())
-    bank = setup.placed(random_bank(config, model, work, runs=case.runs))
+    context = context_of(config, model, case.mesh())
+    bank = context.placed(random_bank(config, model, work, runs=case.runs))
     keys = jax.random.key_data(jax.random.split(jax.random.key(4), case.runs))
-    keys = jax.random.wrap_key_data(setup.divided(keys))
+    keys = jax.random.wrap_key_data(context.divided(keys))
 
     @jax.jit
     def drawn() -> PyTree:
@@ -144,12 +144,12 @@ def updates(
         return state.replace(lora=jax.tree.unflatten(tree, normal))
 
     def fresh() -> PyTree:
-        return setup.divided(drawn())
+        return context.divided(drawn())
 
     def compiled(level: str) -> tuple[Program, Callable[[PyTree], PyTree]]:
         # Contexts are a thread's own.
         with jax.default_matmul_precision(precision):
-            program = Program.of(UPDATES[level], fresh(), params, bank, keys, setup=setup)
+            program = Program.of(UPDATES[level], fresh(), params, bank, keys, context=context)
         return program, lambda state: program.call(state, params, bank, keys)[0]
 
     # One thread would compile for longer than all the rest takes.

@@ -19,8 +19,6 @@ from absl import app, flags
 
 from erase.cli import evaluate
 from erase.cli.flags import begin, parse_flags
-from erase.evaluation.calibrate import calibrate
-from erase.runtime.memory import explains_memory
 from flux_jax.errors import exits_cleanly
 
 
@@ -28,6 +26,9 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    from erase.evaluation.calibrate import calibrate
+    from erase.runtime.memory import explains_memory
+
     given = flags.FLAGS
     pipe, runs = evaluate.open_runs(given)
     numbers: dict[str, Any] = {

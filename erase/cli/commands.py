@@ -2,16 +2,18 @@
 
 import ast
 import importlib.util
+import os
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flux_jax.errors import InputError, exits_cleanly, nearest
+from flux_jax.errors import InputError, exits_cleanly, nearest, note
 
 COMMANDS: Mapping[str, str] = {
     "new": "erase.cli.new",
     "train": "erase.train",
+    "plan": "erase.train",
     "evaluate": "erase.cli.evaluate",
     "sample": "erase.cli.sample",
     "attack": "erase.cli.attack",
@@ -21,12 +23,21 @@ COMMANDS: Mapping[str, str] = {
     "report": "erase.cli.report",
     "card": "erase.cli.card",
     "wordnet": "erase.cli.wordnet",
-    "convert": "convert.pipeline",
-    "convert-adapter": "convert.lora",
-    "merge": "convert.merge",
-    "inspect": "convert.inspect",
+    "convert pipeline": "convert.pipeline",
+    "convert adapter": "convert.lora",
+    "convert merge": "convert.merge",
+    "convert inspect": "convert.inspect",
 }
-HELP = ("-h", "-help", "--help", "help")
+# Former names work, and say what they are now.
+FORMER: Mapping[str, str] = {
+    "convert-adapter": "convert adapter",
+    "merge": "convert merge",
+    "inspect": "convert inspect",
+}
+# Flags that a name stands for, and what is said of it in the list.
+GIVEN: Mapping[str, Sequence[str]] = {"plan": ("--plan",)}
+ABOUT = {"plan": "Tells the memory and the time that a run needs, before anything is read"}
+HELP = ("-h", "-help", "--help", "--helpfull", "help")
 
 
 @exits_cleanly
@@ -36,28 +47,64 @@ def dispatch() -> None:
     Raises:
         InputError: there is no such command.
     """
-    name, *rest = sys.argv[1:] or ["--help"]
-    if name in HELP:
+    words = sys.argv[1:]
+    if words[:1] == ["help"] and words[1:]:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in HELP or (words[0] == "convert" and not without_help(words[1:])):
         print(usage())
         return
-    if name not in COMMANDS:
-        raise InputError(f"command = {name[:60]!r} is unknown; {nearest(name, COMMANDS)}")
-    sys.argv[1:] = rest
+    name, rest = named(words)
+    sys.argv[1:] = [*GIVEN.get(name, ()), *rest]
     # As `python -m` does, so that flags and help are those of the command's own module.
     runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
+
+
+def without_help(words: Sequence[str]) -> list[str]:
+    """The words that do not ask for help."""
+    return [word for word in words if word not in HELP]
+
+
+def named(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that some words begin with, and the words after its name.
+
+    Raises:
+        InputError: there is no such command.
+    """
+    first, rest = words[0], list(words[1:])
+    if first in FORMER:
+        note(f"{first} is `{FORMER[first]}` now")
+        return FORMER[first], rest
+    if first == "convert":
+        name = f"convert {rest[0]}"
+        if name in COMMANDS:
+            return name, rest[1:]
+        if os.path.exists(rest[0]):
+            # As it was before there were several.
+            note("convert SRC DST is `convert pipeline SRC DST` now")
+            return "convert pipeline", rest
+        kinds = [each.partition(" ")[2] for each in COMMANDS if each.startswith("convert ")]
+        raise InputError(f"convert = {rest[0][:60]!r} is unknown; {nearest(rest[0], kinds)}")
+    if first not in COMMANDS:
+        raise InputError(
+            f"command = {first[:60]!r} is unknown; {nearest(first, [*COMMANDS, *FORMER])}"
+        )
+    return first, rest
 
 
 def usage() -> str:
     """What there is, in a line each."""
     width = max(map(len, COMMANDS))
-    lines = [f"    {name:{width}}  {_first_line(module)}" for name, module in COMMANDS.items()]
+    lines = [
+        f"    {name:{width}}  {ABOUT.get(name) or _first_line(module)}"
+        for name, module in COMMANDS.items()
+    ]
     return "\n".join(
         [
             "erase-anything COMMAND ...",
             "",
             *lines,
             "",
-            "erase-anything COMMAND --help shows a command's flags.",
+            "erase-anything help COMMAND shows a command's flags.",
         ]
     )
 

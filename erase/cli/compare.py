@@ -24,11 +24,6 @@ from pathlib import Path
 from absl import app, flags
 
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
-from erase.evaluation.notes import left_out_note
-from erase.methods import METHODS
-from erase.report import tables
-from erase.runtime.memory import explains_memory
-from erase.training.compare import compare, seeded
 from flux_jax.errors import exits_cleanly
 
 
@@ -36,6 +31,11 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    from erase.evaluation.notes import left_out_note
+    from erase.report import tables
+    from erase.runtime.memory import explains_memory
+    from erase.training.compare import compare, seeded
+
     given = flags.FLAGS
     every = configured_for(given.methods)
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
@@ -52,7 +52,7 @@ if __name__ == "__main__":
     define_flag()
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
-    flags.DEFINE_list("methods", list(METHODS), "Names of methods, separated by commas.")
+    flags.DEFINE_list("methods", None, "Names of methods, separated by commas; by default all.")
     flags.DEFINE_integer("seeds", 3, "Runs of each concept.", lower_bound=1)
     flags.DEFINE_integer("attacks", 32, "Pictures of each family of attacks.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)

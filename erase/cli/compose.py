@@ -20,10 +20,9 @@ Axis letters: L blocks, I inputs, O outputs, R rank.
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.adapters.files import TORCH_FILE
 from convert.arguments import Parser
 from erase.cli.flags import begin
-from erase.compose.combine import METHODS, check, compose, read_part
+from erase.compose import METHODS
 from flux_jax.errors import InputError, exits_cleanly
 
 
@@ -47,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="fusion: of sentences and noise")
     options = parser.parse_args(arguments)
+    from convert.adapters.files import TORCH_FILE
+    from erase.compose.combine import check, compose, read_part
+
     begin([])
     file = options.out / TORCH_FILE
     if file.exists():

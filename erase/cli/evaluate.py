@@ -17,24 +17,17 @@ Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from convert.adapters.paths import find_adapter
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
-from erase.config.schema import Config
-from erase.data.words.synonyms import settle
-from erase.evaluation.eval_prompts import judge_of
-from erase.evaluation.evaluate import evaluate
-from erase.evaluation.summary import write_summary
-from erase.model.adapters import read_adapter
-from erase.model.open import open_model
-from erase.report import card, report
-from erase.runtime.memory import explains_memory
 from flux_jax.errors import exits_cleanly
-from flux_jax.lora import Adapter
-from flux_jax.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from erase.config.schema import Config
+    from flux_jax.lora import Adapter
+    from flux_jax.pipeline import Pipeline
 
 
 def define_flags() -> None:
@@ -45,13 +38,18 @@ def define_flags() -> None:
     flags.DEFINE_string("adapter", None, "Adapter; by default the run's own.")
 
 
-def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
+def open_runs(given: Any) -> tuple["Pipeline", dict[str, tuple["Config", "Adapter"]]]:
     """The model, and each run's configuration and adapter by its name, as the flags name them.
 
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
     """
-    runs = {name: settle(config)[0] for name, config in configured().items()}
+    from erase.evaluation.eval_prompts import judge_of
+    from erase.methods.configured import with_synonyms
+    from erase.model.adapters import read_adapter
+    from erase.model.open import open_model
+
+    runs = {name: with_synonyms(config)[0] for name, config in configured().items()}
     for config in runs.values():
         judge_of(config)
     opened = {
@@ -68,6 +66,12 @@ def open_runs(given: Any) -> tuple[Pipeline, dict[str, tuple[Config, Adapter]]]:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    from convert.adapters.paths import find_adapter
+    from erase.evaluation.evaluate import evaluate
+    from erase.evaluation.summary import write_summary
+    from erase.report import card, report
+    from erase.runtime.memory import explains_memory
+
     workdir = Path(flags.FLAGS.workdir)
     pipe, runs = open_runs(flags.FLAGS)
     given, results = flags.FLAGS.adapter, {}

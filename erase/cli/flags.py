@@ -1,4 +1,8 @@
-"""What the commands of this package share: the configuration's flag, and how they begin."""
+"""What the commands of this package share: the configuration's flag, and how they begin.
+
+Help and most usage errors need neither JAX nor the methods, so commands import what does the work
+once their flags are read.
+"""
 
 import functools
 import itertools
@@ -9,18 +13,16 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from erase.config.fields import paths, shown, unknown
-from erase.config.schema import Config
-from erase.methods import METHODS
-from erase.runs import EACH, RunConfig, load_runs, plain
-from erase.runs.overrides import joined_lists, of_another_concept
-from flux_jax import xla_flags
 from flux_jax.errors import InputError, exits_cleanly, nearest
+
+if TYPE_CHECKING:
+    from erase.config.schema import Config
 
 FLAG = "config"
 
@@ -42,7 +44,7 @@ def define_flag() -> None:
     )
 
 
-def configured(method: str | None = None) -> dict[str, Config]:
+def configured(method: str | None = None) -> dict[str, "Config"]:
     """The runs that the flags configure, by name; see `erase.runs.load_runs`.
 
     Args:
@@ -51,6 +53,8 @@ def configured(method: str | None = None) -> dict[str, Config]:
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
     """
+    from erase.runs import load_runs
+
     flag = flags.FLAGS[FLAG]
     # A flag that was not given has no overrides to ask for.
     given, paths = flag.value, config_flags.get_override_values(flag) if flag.present else {}
@@ -73,6 +77,9 @@ def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) ->
     Raises:
         InputError: the file names several runs, each with a concept of its own.
     """
+    from erase.runs import EACH, RunConfig, plain
+    from erase.runs.overrides import of_another_concept
+
     if EACH in given:
         raise InputError(
             f"concept = {shown(given.concept)} would change none of the runs that the file names, "
@@ -93,6 +100,8 @@ def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) ->
 
 def _of_the_sense(given: ConfigDict) -> ConfigDict:
     """What the file says, without synonyms: those of the command line's sense take their place."""
+    from erase.runs import EACH, plain
+
     values = plain(given)
     runs = values.get(EACH, {})
     named = [each for each in (values, *runs.values()) if each.get("synonyms")]
@@ -106,6 +115,19 @@ def _of_the_sense(given: ConfigDict) -> ConfigDict:
     return ConfigDict(values)
 
 
+def define_process_flags() -> None:
+    """Declares the flags that say how many processes there are."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "One of several processes; SLURM, GKE, a TPU pod or MPI says which (see "
+        "jax.distributed.initialize).",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where nothing does.")
+    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
+
+
 @functools.cache
 def _note(line: str) -> None:
     """Tells something once, however many methods are configured."""
@@ -113,19 +135,21 @@ def _note(line: str) -> None:
 
 
 def configured_for(
-    names: Iterable[str], among: Iterable[str] = tuple(METHODS)
-) -> dict[str, dict[str, Config]]:
+    names: Iterable[str] | None, among: Iterable[str] | None = None
+) -> dict[str, dict[str, "Config"]]:
     """The runs that the flags configure, once for each of some methods, by its name.
 
     Args:
-        names: of the methods.
-        among: those that can be asked for.
+        names: of the methods; all if left out.
+        among: those that can be asked for; all if left out.
 
     Raises:
         InputError: another one is, or a field cannot be used.
     """
-    runs = {}
-    for name in names:
+    from erase.methods import METHODS
+
+    among, runs = tuple(METHODS if among is None else among), {}
+    for name in among if names is None else names:
         if name not in among:
             raise InputError(f"methods: {name!r} is unknown; {nearest(name, among)}")
         runs[name] = configured(name)
@@ -146,7 +170,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     # Flags may follow a stray argument, which then is what is told.
     flags.FLAGS.set_gnu_getopt()
     try:
-        return flags.FLAGS(joined_lists(arguments, FLAG, RunConfig))
+        return flags.FLAGS(_with_joined_lists(arguments))
     except flags.UnrecognizedFlagError as error:
         own = (f"--{name}" for name in (*_own_flags(), "help", "helpfull"))
         raise InputError(
@@ -157,6 +181,16 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         if not of_flag and file is None:
             raise
         raise InputError(_refused(error) if of_flag else _of_file(error, file or "")) from error
+
+
+def _with_joined_lists(arguments: Sequence[str]) -> list[str]:
+    """See `joined_lists`; without an override there is no list, and nothing to import."""
+    if not any(re.match(rf"--?{FLAG}\.", argument) for argument in arguments):
+        return list(arguments)
+    from erase.runs import RunConfig
+    from erase.runs.overrides import joined_lists
+
+    return joined_lists(arguments, FLAG, RunConfig)
 
 
 def show_help(full: bool) -> None:
@@ -189,12 +223,12 @@ def _file(arguments: Sequence[str]) -> str | None:
     given = None
     for argument, following in itertools.pairwise([*arguments, ""]):
         named = re.match(rf"--?(?:no)?{FLAG}\.([^=]*)", argument)
-        if named and named[1].startswith(f"{EACH}."):
+        if named and named[1].startswith("each."):
             raise InputError(
                 f"{named[1]}: an override reaches what all runs share; change the file instead"
             )
-        if named and named[1] not in set(paths(RunConfig)):
-            raise InputError(unknown(RunConfig, named[1]))
+        if named:
+            _check_field(named[1])
         if named and given is None:
             raise InputError(f"{argument} changes no file: give --{FLAG} FILE before it")
         if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
@@ -204,6 +238,18 @@ def _file(arguments: Sequence[str]) -> str | None:
             if not Path(path).is_file():
                 raise InputError(f"config = {path!r} is not a file; check the path")
     return given
+
+
+def _check_field(name: str) -> None:
+    """Makes sure that a configuration has a field.
+
+    Raises:
+        InputError: it has none of this name.
+    """
+    from erase.runs import RunConfig
+
+    if name not in set(paths(RunConfig)):
+        raise InputError(unknown(RunConfig, name))
 
 
 def _refused(error: Exception) -> str:
@@ -258,6 +304,8 @@ def begin(argv: Sequence[str], hint: str = "see --help") -> None:
     """
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; {hint}")
+    from flux_jax import xla_flags
+
     quiet()
     xla_flags.set_flags()
 

@@ -18,14 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from convert.arguments import Parser
-from erase.config import model_file
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
-from erase.data.words import synonyms
-from erase.runs import configure, load_runs
-from erase.runs.defaults import of_model
-from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly, nearest, printable
-from flux_jax.weights.hub import NAME
 
 INDENT = " " * 8
 WIDTH = 92
@@ -57,6 +51,12 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
     Raises:
         InputError: a field cannot be used, or the model knows its things and not this one.
     """
+    from erase.config import model_file
+    from erase.methods.configured import with_synonyms
+    from erase.runs import configure, load_runs
+    from erase.runs.defaults import of_model
+    from flux_jax.weights.hub import NAME
+
     path, concept = changes["model"]["path"], changes["concept"]
     # What lies in a folder that is here, as "models/x" would, is no name on the hub.
     on_hub = NAME.fullmatch(path) and not Path(path).parent.is_dir()
@@ -76,12 +76,14 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
             f"concept = {concept[:60]!r} is none of the {len(names)} things that the model knows; "
             f"{hint}"
         )
-    config, source = synonyms.settle(load_runs(configure(**changes))[""])
+    config, source = with_synonyms(load_runs(configure(**changes))[""])
     return config, source, list(missing(config))
 
 
 def missing(config: Config) -> Iterator[str]:
     """What a run would go without, and what to do about it."""
+    from erase.methods import erase_anything
+
     if not config.synonyms:
         yield (
             "No other word for the concept: Acc_g is not counted, and L_rsc leads towards other "
@@ -92,7 +94,7 @@ def missing(config: Config) -> Iterator[str]:
             "No judge: there are pictures before and after, but no counts. Name a judge's folder "
             'as evaluation={"judge": ...}.'
         )
-    if not config.upper.prompts:
+    if not config.method_settings(erase_anything.Settings).upper.prompts:
         yield (
             "No other pictures to hold on to: L_lora holds on to those of the first sentence, as "
             'the paper does. Name others as upper={"prompts": (...)}.'
@@ -150,7 +152,9 @@ def comment(text: str) -> list[str]:
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     """What the file holds, for the terminal."""
-    upper = config.upper
+    from erase.methods import erase_anything
+
+    upper = config.method_settings(erase_anything.Settings).upper
     rows = {
         "kind": config.kind or config.part_of_speech,
         "sentences": "\n".join(config.prompts[:6]) + more(config.prompts, 6),
@@ -204,6 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"out = {str(out)!r} exists already: name another file with --out")
     model = {"path": options.model}
     config, source, lacks = compose({"concept": options.concept, "model": model} | given)
+    from erase.runtime.files import write
+
     write(out, text_of(config, source, lacks, given))
     Console().print(table_of(config, source, lacks))
     command = ["erase-anything", "train", "--config", str(out), "--workdir", f"runs/{out.stem}"]

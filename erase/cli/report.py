@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from erase.cli.flags import begin, parse_flags
-from erase.report.report import write
 from flux_jax.errors import exits_cleanly
 
 
@@ -19,6 +18,8 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    from erase.report.report import write
+
     print(write(flags.FLAGS.workdir))
 
 

@@ -7,117 +7,13 @@ Every prompt is drawn with every seed; each line printed names a file. A PNG's t
 what it was made from.
 """
 
-import json
-import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 from erase.cli.flags import begin, parse_flags
-from erase.config.fields import shown
-from erase.data.words.spelling import mentions
-from erase.data.words.word_tokens import marks
-from erase.model.adapters import parse_adapter
-from erase.model.draw import draw, png
-from erase.runtime.files import write
-from erase.runtime.memory import explains_memory
-from flux_jax.errors import InputError, exits_cleanly
-from flux_jax.pipeline import check_sampling, load
-
-
-def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
-    """A name for every (prompt, seed): the prompt's number, its words and the seed."""
-    for number, prompt in enumerate(prompts):
-        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
-        yield from (f"{number:03}-{words}-seed{seed}.png" for seed in seeds)
-
-
-def sample(
-    model: str | Path,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    adapters: Sequence[str],
-    out: Path,
-    *,
-    silenced: str | None = None,
-    steps: int = 28,
-    guidance: float = 3.5,
-    height: int | None = None,
-    width: int | None = None,
-    batch: int = 16,
-) -> list[Path]:
-    """Draws every prompt with every seed and writes PNGs.
-
-    Args:
-        model: pipeline folder; read only once the other settings are known to be usable.
-        prompts: what to draw.
-        seeds: of the noise.
-        adapters: "PATH" or "PATH:STRENGTH" each.
-        out: folder; files of the same names are replaced.
-        silenced: a word whose tokens give nothing to the picture.
-        steps: Euler steps.
-        guidance: distilled guidance scale.
-        height: pixels; by default the size that the autoencoder was made for.
-        width: pixels; likewise.
-        batch: pictures drawn at once.
-
-    Returns:
-        The files, in the order prompt by prompt, seed by seed.
-
-    Raises:
-        InputError: there is nothing to draw, a setting cannot be used, or an adapter does not fit.
-    """
-    if not prompts or not seeds:
-        raise InputError(
-            f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
-            '--prompt "a photo of a cat" --seed 0'
-        )
-    check_sampling(steps, guidance)
-    if batch < 1:
-        raise InputError(f"batch = {batch} must be at least 1")
-    if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
-        print(
-            f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",
-            file=sys.stderr,
-        )
-    read = [parse_adapter(text) for text in adapters]
-    pipe = load(model)
-    height = pipe.vae.config.sample_size if height is None else height
-    width = pipe.vae.config.sample_size if width is None else width
-    # All that needs no weights comes before they are read.
-    pipe.grid(height, width)
-    pipe.tokenize(prompts)
-    if silenced is not None:
-        marks(pipe.tokenizer_2, prompts, silenced)
-    for text, (adapter, _) in zip(adapters, read, strict=True):
-        pipe.check(adapter, text)
-    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
-    pictures = draw(
-        pipe,
-        [prompt for prompt, _ in pairs],
-        [seed for _, seed in pairs],
-        height=height,
-        width=width,
-        steps=steps,
-        guidance=guidance,
-        adapters=read,
-        silenced=silenced,
-        batch=batch,
-    )
-    files = [out / name for name in file_names(prompts, seeds)]
-    settings = {
-        "model": str(model),
-        "steps": steps,
-        "guidance": guidance,
-        "adapters": list(adapters),
-        "silenced": silenced,
-    }
-    for file, picture, (prompt, seed) in zip(files, pictures, pairs, strict=True):
-        notes = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(settings)}
-        write(file, png(picture, notes))
-    return files
+from flux_jax.errors import exits_cleanly
 
 
 def define_flags() -> None:
@@ -146,7 +42,12 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv, "prompts are given with --prompt")
+    from erase.model.sample import sample
+    from erase.runtime.memory import explains_memory
+    from flux_jax.sampling import SamplingOptions
+
     given = flags.FLAGS
+    options = SamplingOptions(given.steps, given.guidance, given.height, given.width, given.batch)
     with explains_memory("What needs less: a smaller --batch, --height or --width"):
         files = sample(
             given.model,
@@ -155,11 +56,7 @@ def main(argv: Sequence[str]) -> None:
             given.adapter,
             Path(given.out),
             silenced=given.silence,
-            steps=given.steps,
-            guidance=given.guidance,
-            height=given.height,
-            width=given.width,
-            batch=given.batch,
+            options=options,
         )
     for file in files:
         print(file)

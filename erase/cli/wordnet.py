@@ -12,14 +12,15 @@ from typing import Any
 from absl import app
 
 from erase.cli.flags import parse_flags, quiet
-from erase.data.words.synonyms import SUBSET, database, lemma, of_database, opened, subset
-from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly
 
 
 @exits_cleanly
 def main(words: Sequence[str]) -> None:
     """Writes the subset anew: its present words, and those that are given."""
+    from erase.data.words.synonyms import SUBSET, database, lemma, of_database, opened, subset
+    from erase.runtime.files import write
+
     quiet()
     place = database()
     if place is None:

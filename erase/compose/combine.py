@@ -43,9 +43,6 @@ from erase.runtime.memory import explains_memory
 from flux_jax.errors import InputError, printable
 from flux_jax.tree import flatten, nest
 
-METHODS = ("sum", "concat", "normalized", "svd", "fusion")
-
-
 MENDS = "What needs less: fewer --prompts"
 
 

@@ -17,7 +17,7 @@ C^-1 Σ w_i G_i D_i, where C C^T = M (reduced-rank regression).
 What is shared out falls short, most where many concepts are to go: a strength above 1 makes up for
 it. Memory does not depend on N: only sums over concepts are kept. Time is linear in the prompts.
 Axis letters: B prompts, L blocks, N tokens, I inputs, O outputs, R rank, T text tokens, S image
-tokens, C latent channels.
+tokens, C latent channels, K noise levels.
 """
 
 import functools
@@ -37,6 +37,7 @@ from jaxtyping import Array, Float, PyTree
 from erase.config.schema import Config
 from erase.data.words.templates import SLOT, as_template, phrase
 from erase.data.words.word_tokens import concept_masks
+from erase.methods import erase_anything
 from erase.methods.parts.layer_inputs import SEEN, mean_over_steps
 from erase.methods.parts.least_squares import Moments, energy
 from erase.model.open import open_model
@@ -44,9 +45,8 @@ from erase.runs import load_config
 from flux_jax import lora, progress
 from flux_jax import sharding as meshes
 from flux_jax.errors import InputError
-from flux_jax.models.transformer import FluxTransformer
 from flux_jax.pipeline import Pipeline
-from flux_jax.programs import Conditioning
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.tree import nest
 
 # Layers of dual-stream blocks that see the text.
@@ -107,7 +107,8 @@ def prompts(
         pairs = [(phrase(t, w), w) for t in alone or templates for w in words]
         erased.append(_drawn(rng, pairs, count))
         known += [phrase(t, w) for t in templates for w in config.irrelevant]
-        known += [] if config.upper.without_concept else config.upper.prompts
+        upper = config.method_settings(erase_anything.Settings).upper
+        known += [] if upper.without_concept else upper.prompts
     if naming := [prompt for prompt in keep if concepts.search(prompt)]:
         raise InputError(
             f"keep: {', '.join(map(repr, naming))} name what is to be erased; leave them out"
@@ -305,30 +306,23 @@ def grams(
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
     tree = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
     samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
-    params = pipe.params["transformer"]
+    model = pipe.denoiser(ids, config.guidance).replace(lora=tree)
     with jax.set_mesh(pipe.mesh):
-        found = _grams(
-            pipe.transformer, params, tree, *samples, ids, config.guidance, sigmas, targets=targets
-        )
+        found = _grams(model, *samples, sigmas, targets=targets)
     return {target: np.asarray(gram, np.float64) for target, gram in found.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("transformer", "targets"))
+@functools.partial(jax.jit, static_argnames="targets")
 def _grams(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree,
+    model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
     weights: Float[Array, "B T"],
-    image_ids: Float[Array, "S 3"],
-    guidance: Array,
-    sigmas: Float[Array, "N"],
+    sigmas: Float[Array, "K"],
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L I I"]]:
-    given = (noise, conditioning, image_ids, guidance, sigmas)
-    return mean_over_steps(transformer, params, lora, *given, _keeping(targets, weights))
+    return mean_over_steps(model, noise, conditioning, sigmas, _keeping(targets, weights))
 
 
 def _keeping(targets: Sequence[str], weights: Float[Array, "B T"]) -> Callable[..., Any]:

@@ -18,12 +18,12 @@ from ml_collections import ConfigDict, FieldReference
 
 from flux_jax.errors import nearest
 
-# Whole numbers beyond this are none on a device; random seeds are such numbers too.
-MOST = 2**31 - 1
-# Of a text: more than any tokenizer's limit leaves room for, and than any path has.
-LONGEST = 4000
-# Of a value in a message.
-SHOWN = 200
+# Devices have no whole numbers beyond this; random seeds are such numbers too.
+MAX_INT = 2**31 - 1
+# More than any tokenizer's limit leaves room for, and than any path has.
+MAX_TEXT_LENGTH = 4000
+# Of a value that a message quotes.
+MAX_SHOWN_CHARS = 200
 
 
 class Default(FieldReference):
@@ -75,7 +75,7 @@ def shown(value: Any) -> str:
     except (ValueError, RecursionError):
         # Python writes neither numbers of thousands of digits nor lists in thousands of lists.
         return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 @functools.cache
@@ -100,7 +100,7 @@ def lists(cls: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
+def fill_defaults(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults under changes, as nested dictionaries; unknown names are kept for later.
 
     What nobody changes is a `Default`; what is set to None a reference that knows its type, which
@@ -112,7 +112,7 @@ def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
         if dataclasses.is_dataclass(hint):
             given = changes.get(spec.name, {})
             nested = isinstance(given, Mapping)
-            values[spec.name] = merged(typing.cast(type, hint), given) if nested else given
+            values[spec.name] = fill_defaults(typing.cast(type, hint), given) if nested else given
             continue
         kind = _present(hint)
         kind = typing.get_origin(kind) or kind
@@ -129,17 +129,17 @@ def merged(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes on top of values, both nested dictionaries."""
     both = dict(values)
     for name, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
-        both[name] = over(both[name], value) if nested else value
+        both[name] = merge_fields(both[name], value) if nested else value
     return both
 
 
 def given_values(config: ConfigDict) -> dict[str, Any]:
-    """What somebody has set in a configuration that `merged` made, as nested dictionaries."""
+    """What somebody has set in what `fill_defaults` made, as nested dictionaries."""
     fields = dict(config.items(preserve_field_references=True))
     values = {}
     for name, value in config.to_dict().items():
@@ -157,7 +157,7 @@ def _present(hint: Any) -> Any:
     return hint
 
 
-def built(
+def build_dataclass(
     cls: type,
     values: Mapping[str, Any],
     problems: list[str],
@@ -177,7 +177,7 @@ def built(
     hints = _hints(cls)
     for name in values:
         if name not in hints:
-            word = name if isinstance(name, str) and len(name) <= SHOWN else shown(name)
+            word = name if isinstance(name, str) and len(name) <= MAX_SHOWN_CHARS else shown(name)
             problems.append(unknown(root, prefix + word))
     ready = {}
     for spec in dataclasses.fields(cls):
@@ -187,7 +187,7 @@ def built(
                 problems.append(f"{path} is missing: give it a value")
         elif dataclasses.is_dataclass(hint) and isinstance(values[spec.name], Mapping):
             part = typing.cast(type, hint)
-            ready[spec.name] = built(part, values[spec.name], problems, f"{path}.", root)
+            ready[spec.name] = build_dataclass(part, values[spec.name], problems, f"{path}.", root)
         else:
             try:
                 ready[spec.name] = _checked(hint, values[spec.name])
@@ -211,9 +211,9 @@ def _checked(hint: Any, value: Any) -> Any:
                     return number
         raise ValueError("a finite number")
     if kind is int:
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST:
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INT:
             return value
-        raise ValueError(f"a whole number of no more than {MOST}")
+        raise ValueError(f"a whole number of no more than {MAX_INT}")
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -230,8 +230,8 @@ def _checked(hint: Any, value: Any) -> Any:
 def _writable(text: str) -> str:
     """The text, where tokenizers and files can take it; a ValueError says what it must be."""
     # Surrogates are halves of characters, which UTF-8 does not write.
-    if len(text) > LONGEST or re.search("[\0\ud800-\udfff]", text):
-        raise ValueError(f"text of at most {LONGEST} whole characters, none of them NUL")
+    if len(text) > MAX_TEXT_LENGTH or re.search("[\0\ud800-\udfff]", text):
+        raise ValueError(f"text of at most {MAX_TEXT_LENGTH} whole characters, none of them NUL")
     return text
 
 

@@ -1,15 +1,19 @@
 """A run's configuration: its fields with their defaults and ranges; see `erase.runs` for reading.
 
-The rest of the program sees nothing but these frozen dataclasses.
+These are the fields that all methods share. Each method's own settings are in its file in
+`erase.methods`; `erase.runs.RunConfig` has both.
 """
 
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from erase.config.fields import choice, number
-from flux_jax.lora import TEXT_QUERY_KEY
+from flux_jax.targets import TEXT_QUERY_KEY
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 PARTS_OF_SPEECH = ("noun", "adjective", "verb")
 KINDS = ("entity", "style", "relation")
 
@@ -63,6 +67,21 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class AdamW:
+    """Settings of AdamW; a method's settings inherit them, and give defaults of their own.
+
+    Attributes:
+        learning_rate: of the adapter.
+        weight_decay: of the adapter.
+        clip: largest norm of a gradient, longer ones are shortened to it; None shortens none.
+    """
+
+    learning_rate: float = number(1e-3, above=0)
+    weight_decay: float = number(0.01, least=0)
+    clip: float | None = number(None, above=0)
+
+
+@dataclass(frozen=True)
 class BankConfig:
     """What is prepared before training, and then drawn from.
 
@@ -77,79 +96,6 @@ class BankConfig:
     shuffled: float = number(1.0, least=0, most=1)
     trajectories: int = number(32, least=1)
     batch: int = number(8, least=1)
-
-
-@dataclass(frozen=True)
-class Lower:
-    """The erasing level.
-
-    Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient, longer ones are shortened to it; by default none is.
-        esd: weight of L_esd.
-        attn: weight of L_attn.
-        eta: how far past the unconditional velocity L_esd's target lies.
-        erase_to: prompt whose velocity that target starts from, instead of the unconditional one.
-        stand_in: words that take the concept's place in its sentence, whose velocity then is the
-            unconditional one in that target, so that the rest of the sentence stays; an empty
-            text leaves the place out.
-        trajectories: whose denoising leads to x_t: "teacher" is the frozen model's, made once,
-            "student" the adapted model's own, made anew in each update.
-        attn_form: "normalised" is the mean share of attention, "released" the authors' code.
-    """
-
-    learning_rate: float = number(1e-3, above=0)
-    weight_decay: float = number(0.01, least=0)
-    clip: float | None = number(None, above=0)
-    esd: float = number(1.0, least=0)
-    attn: float = number(1.0, least=0)
-    eta: float = number(1.0, least=0)
-    erase_to: str = ""
-    stand_in: str | None = None
-    trajectories: str = choice("teacher", "teacher", "student")
-    attn_form: str = choice("normalised", "normalised", "released")
-
-
-@dataclass(frozen=True)
-class Upper:
-    """The preserving level.
-
-    Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient, longer ones are shortened to it; by default none is.
-        lora: weight of L_lora.
-        rsc: weight of L_rsc.
-        lora_target: what L_lora holds the velocity to: "noise" is the paper's, from picture to
-            noise; "base" is the frozen model's own velocity there.
-        pictures: pictures of the frozen model that L_lora holds on to.
-        prompts: what they show, in turn; by default the first sentence, with the concept.
-        without_concept: whether the concept's words are left out of those prompts.
-        folder: pictures with captions (`cat.png`, `cat.txt`) to hold on to instead.
-        rsc_form: "infonce" has the roles of the paper's text, "literal" is its equation with the
-            sign mended, "released" the authors' code: bare words, first head of the last block.
-        blocks: dual-stream blocks whose attention L_rsc compares.
-        temperature: of L_rsc.
-        negatives: irrelevant words a sentence, K in L_rsc.
-        early: share of the denoising steps, counted from the noise, that L_rsc looks at.
-    """
-
-    learning_rate: float = number(5e-4, above=0)
-    weight_decay: float = number(0.01, least=0)
-    clip: float | None = number(None, above=0)
-    lora: float = number(0.1, least=0)
-    rsc: float = number(0.1, least=0)
-    lora_target: str = choice("noise", "noise", "base")
-    pictures: int = number(8, least=1)
-    prompts: tuple[str, ...] = ()
-    without_concept: bool = False
-    folder: str | None = None
-    rsc_form: str = choice("infonce", "infonce", "literal", "released")
-    blocks: str = choice("all", "all", "last")
-    temperature: float = number(0.07, above=0)
-    negatives: int = number(3, least=1)
-    early: float = number(0.25, above=0, most=1)
 
 
 @dataclass(frozen=True)
@@ -263,17 +209,12 @@ class Config:
         text_tokens: length of T5's input; by default the tokenizer's limit.
         steps: denoising steps of the trajectories.
         guidance: distilled guidance scale in training.
-        method: how it is erased: a name in `erase.methods`; other methods than EraseAnything have
-            settings under their names, and use none of `alternation`, `lower` and `upper`.
-        alternation: "bilevel" makes one lower and one upper update an iteration; "joint" makes one
-            of their sum; "adaptive" one of a sum whose weights follow what is being preserved.
-        iterations: of these.
+        method: how it is erased: a name in `erase.methods`, whose file has the method's settings.
+        iterations: each makes the method's updates once.
         batch_size: samples an update.
         seed: of everything random in training.
         adapter: the LoRA.
         bank: what is prepared.
-        lower: the erasing level.
-        upper: the preserving level.
         early_stop: when training ends before that.
         checkpoints: what a run can go on from.
         guard: what is done about numbers out of range and hung iterations.
@@ -297,25 +238,24 @@ class Config:
     steps: int = number(28, least=1)
     guidance: float = number(3.5, least=0)
     method: str = "erase_anything"
-    alternation: str = choice("bilevel", "bilevel", "joint", "adaptive")
     iterations: int = number(1000, least=1)
     batch_size: int = number(1, least=1)
     seed: int = number(0, least=0)
     adapter: AdapterConfig = AdapterConfig()
     bank: BankConfig = BankConfig()
-    lower: Lower = Lower()
-    upper: Upper = Upper()
     early_stop: EarlyStop = EarlyStop()
     checkpoints: Checkpoints = Checkpoints()
     guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
 
-    @property
-    def contrasts(self) -> bool:
-        """Whether L_rsc, which EraseAnything alone has, needs irrelevant words."""
-        return self.method == Config.method and self.upper.rsc > 0
+    def method_settings(self, kind: type[Settings]) -> Settings:
+        """A method's settings; their defaults where this is a `Config` without methods' fields.
 
-    def own(self, settings: type[T]) -> T:
-        """A method's settings, which `erase.runs` adds under its name; elsewhere their defaults."""
+        Args:
+            kind: the method's dataclass of them. `erase.runs.RunConfig` has an instance as one of
+                its fields, or the fields themselves.
+        """
+        if isinstance(self, kind):
+            return replace(kind(), **{spec.name: getattr(self, spec.name) for spec in fields(kind)})
         parts = (getattr(self, spec.name) for spec in fields(self))
-        return next((part for part in parts if isinstance(part, settings)), settings())
+        return next((part for part in parts if isinstance(part, kind)), kind())

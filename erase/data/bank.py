@@ -7,7 +7,7 @@ N = D + 1 noise levels, F pictures, A anchors, S image tokens, C latent channels
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import flax.struct
@@ -63,7 +63,7 @@ class Bank(flax.struct.PyTreeNode):
     regions: Float[Array, "R S"] | None = None
 
 
-def shapes(
+def bank_shapes(
     config: Config,
     transformer: FluxTransformer,
     image_tokens: int,
@@ -115,7 +115,7 @@ def shapes(
     )
 
 
-def stack(banks: Sequence[Bank]) -> Bank:
+def stack_banks(banks: Sequence[Bank]) -> Bank:
     """One bank for runs that train at once: every leaf gets a leading axis, but what they share.
 
     `times` and `image_ids` are the same for all. Runs with fewer forms get fillers, which are
@@ -144,3 +144,10 @@ def stack(banks: Sequence[Bank]) -> Bank:
 
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(filled, banks))
     return together.replace(times=banks[0].times, image_ids=banks[0].image_ids)
+
+
+def run_axes() -> Bank:
+    """Which axis of stacked banks is the runs', for `jax.vmap`; None where they share an array."""
+    axes: dict[str, Any] = dict.fromkeys((field.name for field in fields(Bank)), 0)
+    axes |= {"times": None, "image_ids": None}
+    return Bank(**axes)

@@ -14,13 +14,13 @@ from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
 
 
-def make(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
+def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
     """Runs the frozen model, in batches of one size, with progress bars.
 
     Args:
         config: the run's configuration.
         pipe: the frozen model; what it does not remember of the plan's prompts it encodes.
-        planned: what `plan` drew.
+        planned: from `plan_bank`.
 
     Returns:
         The bank, on the host.

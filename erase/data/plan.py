@@ -95,7 +95,7 @@ class Plan:
         return [*forms, *itertools.chain.from_iterable(self.anchors), *self.shown, *self.also]
 
 
-def plan(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
+def plan_bank(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
     """Draws sentences and seeds and finds the concept's tokens; cheap, and complete in its checks.
 
     Args:

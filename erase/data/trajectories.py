@@ -3,19 +3,17 @@
 Axis letters: B batch, N noise levels, S image tokens, C latent channels.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from erase.config.schema import Config
 from flux_jax import sharding as meshes
-from flux_jax.models.transformer import FluxTransformer
 from flux_jax.pipeline import Pipeline, batches
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import denoise
 
 
@@ -29,34 +27,24 @@ def denoised(
     for rows in batches(len(seeds), config.bank.batch, "denoising"):
         noise = pipe.noise([seeds[i] for i in rows], config.height, config.width)
         samples = meshes.share_out(pipe.mesh, (noise, conditioning[rows]))
-        params = pipe.params["transformer"]
+        model = pipe.denoiser(image_ids, config.guidance)
         with jax.set_mesh(pipe.mesh):
-            run = trajectories(
-                pipe.transformer, params, *samples, image_ids, config.guidance, sigmas
-            )
+            run = trajectories(model, *samples, sigmas)
         parts.append(np.asarray(meshes.gather(pipe.mesh, run)))
     return np.concatenate(parts)[: len(seeds)]
 
 
-@functools.partial(jax.jit, static_argnames="transformer")
+@jax.jit
 def trajectories(
-    transformer: FluxTransformer,
-    params: PyTree,
+    model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
-    image_ids: Float[Array, "S 3"],
-    guidance: Array,
     sigmas: Float[Array, "N"],
 ) -> Float[Array, "B N S C"]:
-    """The frozen model's latents at all noise levels, the noise first."""
+    """The model's latents at all noise levels, the noise first."""
 
-    def velocity(latents: Array, time: Array) -> Array:
-        times = jnp.broadcast_to(time, latents.shape[:1])
-        predicted, _ = apply_transformer(
-            transformer, params, None, latents, conditioning, times, image_ids, guidance
-        )
-        assert predicted is not None
-        return predicted
+    def field(latents: Array, level: Array) -> Array:
+        return model.velocity(latents, conditioning, level)
 
-    run = denoise(velocity, noise, sigmas, keep_trajectory=True)
-    return run.swapaxes(0, 1).astype(transformer.dtype)
+    run = denoise(field, noise, sigmas, keep_trajectory=True)
+    return run.swapaxes(0, 1).astype(model.transformer.dtype)

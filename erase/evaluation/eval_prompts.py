@@ -18,6 +18,7 @@ from erase.model.draw import draw
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+from flux_jax.sampling import SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,10 @@ def draw_cases(
         pipe,
         [case.prompt for case in drawn],
         [case.seed for case in drawn],
-        height=config.height,
-        width=config.width,
-        steps=settings.steps,
-        guidance=settings.guidance,
+        SamplingOptions(
+            settings.steps, settings.guidance, config.height, config.width, settings.batch
+        ),
         adapters=adapters,
         silenced=silenced,
-        batch=settings.batch,
         title=f"pictures {title}",
     )

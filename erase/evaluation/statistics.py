@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, hmean
 
 
 def share(found: int, of: int) -> dict[str, float]:
     """A share with its Wilson interval at 95 %."""
+    from scipy.stats import binomtest
+
     interval = binomtest(found, of).proportion_ci(method="wilson")
     return {
         "found": found,
@@ -36,6 +37,8 @@ def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
         cells: shares by side of Acc_e, Acc_ir and, where it was counted, Acc_g; see `has_mean`.
         side: "before" or "after".
     """
+    from scipy.stats import hmean
+
     shares = {cell: cells[cell][side]["share"] for cell in CELLS if cell in cells}
     kept = shares.pop("Acc_ir")
     return float(hmean([kept, *(1 - share for share in shares.values())]))
@@ -143,6 +146,8 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 
 def _good(counts: np.ndarray) -> np.ndarray:
     """H [...] of counts [..., 4, 2]."""
+    from scipy.stats import hmean
+
     erased, other_words, kept, _ = _shares(counts)
     good = 1 - erased, kept
     every = hmean([*good, 1 - np.nan_to_num(other_words)], axis=0)
@@ -152,6 +157,8 @@ def _good(counts: np.ndarray) -> np.ndarray:
 
 def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The interval [..., 2] of a function of concepts' counts [..., 4, 2] summed over samples."""
+    from scipy.stats import bootstrap
+
     # One concept cannot be sampled; twice the same gives no spread.
     each = np.stack([*every] * (1 if len(every) > 1 else 2))
 

@@ -1,86 +1,105 @@
-"""What a method of erasing is: what it prepares, its updates, and what it exports.
+"""What a method of erasing is: what it prepares, its steps, and what it exports.
 
 Axis letter: B batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from jaxtyping import PRNGKeyArray, PyTree
 
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
-from erase.methods.parts.compiled import Setup
-from erase.methods.parts.samples import Counts, Places, draw_places
-from erase.methods.parts.updates import Descent, Losses, descent, in_every_run, optimiser
+from erase.methods.parts.compiled import SettingsT, StepContext
+from erase.methods.parts.samples import Counts, Places, sample_places
+from erase.methods.parts.step import (
+    Losses,
+    TrainStep,
+    Update,
+    adamw,
+    gradient_of,
+    jit_over_runs,
+)
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # Losses by name, each with its key.
-Parts = Mapping[str, tuple[Losses, PRNGKeyArray]]
-# Of what a part of an update draws from: trajectories or pictures; and the places there.
+Parts = Mapping[str, tuple[Losses[SettingsT], PRNGKeyArray]]
+# What a part of a step samples from: trajectories or pictures; and the places there.
 Drawn = Mapping[str, tuple[str, Places]]
 
 
-def on_trajectories(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
-    """What an update draws that asks `draw_latents` for one sample each, with its own key."""
-    return {"": ("trajectories", draw_places(counts.trajectories, key, setup, counts.steps))}
+def on_trajectories(key: PRNGKeyArray, context: StepContext[Any], counts: Counts) -> Drawn:
+    """What a step samples that calls `sample_latents` once, with its own key."""
+    return {
+        "": (
+            "trajectories",
+            sample_places(counts.trajectories, key, context.batch_size, counts.steps),
+        )
+    }
 
 
 @dataclass(frozen=True)
-class Step:
-    """One of the updates that make an iteration.
+class Step(Generic[SettingsT]):
+    """One of the steps that make an iteration.
 
     Attributes:
-        update: jitted, of all runs at once: (state, params, bank, keys, setup=...) gives the next
-            state and metrics [R]; see `erase.methods.parts.updates`.
+        update: the training step of all runs at once, see `erase.methods.parts.step`.
         start: what the state holds for it besides the adapter, by name; from a fresh adapter's tree
             and the configuration.
-        losses: what it descends, by name, for those who look at single gradients
-            (`erase.training.replay`); each with the key that the update gives it. From the update's
+        losses: what it makes smaller, by name, for those who look at single gradients
+            (`erase.training.replay`); each with the key that the step gives it. From the step's
             key, and from what the state holds besides the adapter.
-        drawn: which places of its bank a run draws with a key.
+        drawn: which places of its bank a run samples with a key.
     """
 
-    update: Any
+    update: TrainStep[SettingsT]
     start: Callable[[PyTree, Config], dict[str, PyTree]]
-    losses: Callable[[PRNGKeyArray, Mapping[str, PyTree]], Parts]
-    drawn: Callable[[PRNGKeyArray, Setup, Counts], Drawn] = on_trajectories
+    losses: Callable[[PRNGKeyArray, Mapping[str, PyTree]], Parts[SettingsT]]
+    drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = on_trajectories
 
 
-def descending(
+def _itself(settings: Any) -> Any:
+    return settings
+
+
+def adamw_step(
     name: str,
-    losses: Losses,
-    of: Callable[[Config], Descent],
-    compiled: Callable[[Any], Descent] = lambda settings: settings,
-    drawn: Callable[[PRNGKeyArray, Setup, Counts], Drawn] = on_trajectories,
-) -> Step:
+    losses: Losses[SettingsT],
+    of: Callable[[Config], AdamW],
+    compiled: Callable[[SettingsT], AdamW] = _itself,
+    drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = on_trajectories,
+) -> Step[SettingsT]:
     """The step that makes a loss smaller, by AdamW with settings of its own.
 
     Args:
         name: of the step.
         losses: of one run.
-        of: the configuration's part with `learning_rate`, `weight_decay` and `clip`.
-        compiled: that part in what is compiled in.
+        of: the optimiser's settings in a configuration.
+        compiled: the same in what is compiled in.
         drawn: see `Step`.
     """
+    update = Update(name, gradient_of(losses), lambda settings: adamw(compiled(settings)), name)
     return Step(
-        in_every_run(descent(name, losses, compiled)),
-        lambda lora, config: {name: optimiser(of(config)).init(lora)},
+        jit_over_runs(update),
+        lambda lora, config: {name: adamw(of(config)).init(lora)},
         lambda key, own: {name: (losses, key)},
         drawn,
     )
 
 
-def _as_made(config: Config, pipe: Pipeline, planned: Plan, bank: Bank) -> Bank:
+def _bank_as_made(config: Config, pipe: Pipeline, planned: Plan, bank: Bank) -> Bank:
     del config, pipe, planned
     return bank
 
 
-def _as_trained(
+def _adapter_as_trained(
     config: Config, pipe: Pipeline, planned: Plan, bank: Bank | None, adapter: Adapter
 ) -> Adapter:
     del config, pipe, planned, bank
@@ -88,33 +107,45 @@ def _as_trained(
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Generic[SettingsT]):
     """All that the rest of the program asks of a method.
 
     Attributes:
         title: what cards and tables call it.
-        settings: dataclass of its own settings, the configuration's part of the method's name; None
-            where there are none.
+        settings: dataclass of its own settings, the configuration's part of the method's name
+            (`esd.eta`); None where there are none.
         needs: what its bank is made of, besides the concept's sentences; there is no pipeline where
             only its size is asked for.
-        steps: its updates by name, in the order of an iteration; none where nothing is trained.
-        compiled: what of a configuration is compiled into the updates.
+        steps: its steps by name, in the order of an iteration; none where nothing is trained.
+        compiled: what of a configuration is compiled into the steps.
         weights: what each metric counts in the sum that checkpoints are compared by.
-        per_run: names of settings that runs which train at once may differ in; what they say is
+        top_level: whether those settings are fields of the configuration itself instead
+            (`lower.attn`).
+        per_run: paths of settings that runs which train at once may differ in; what they say is
             not compiled.
+        wants_synonyms: whether synonyms are looked up where the configuration names none; also for
+            the evaluation, which counts them.
+        irrelevant_words: the fewest different words for other things that do; 0 asks no language
+            model for any.
         problems: what is wrong between a configuration's fields, a line each.
         completes: what the method adds to a run's bank once it is made.
-        exports: the adapter that the method makes of what was trained; of a fresh one and no bank,
-            where nothing was. None where it has no weights, and silences the concept's tokens.
+        exports: builds the final adapter from the trained one; a closed-form method gets a fresh
+            adapter and no bank. None where the method has no weights and silences the concept's
+            tokens.
     """
 
     title: str
-    settings: type | None
+    settings: "type[DataclassInstance] | None"
     needs: Callable[[Config, Words, Pipeline | None], Needs]
-    steps: Callable[[Config], Mapping[str, Step]]
-    compiled: Callable[[Config], Any]
+    steps: Callable[[Config], Mapping[str, Step[SettingsT]]]
+    compiled: Callable[[Config], SettingsT]
     weights: Callable[[Config], Mapping[str, float]]
+    top_level: bool = False
     per_run: tuple[str, ...] = ()
+    wants_synonyms: Callable[[Config], bool] = lambda config: True
+    irrelevant_words: Callable[[Config], int] = lambda config: 1
     problems: Callable[[Config], Iterable[str]] = lambda config: ()
-    completes: Callable[[Config, Pipeline, Plan, Bank], Bank] = _as_made
-    exports: Callable[[Config, Pipeline, Plan, Bank | None, Adapter], Adapter] | None = _as_trained
+    completes: Callable[[Config, Pipeline, Plan, Bank], Bank] = _bank_as_made
+    exports: Callable[[Config, Pipeline, Plan, Bank | None, Adapter], Adapter] | None = (
+        _adapter_as_trained
+    )

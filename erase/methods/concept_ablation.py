@@ -16,16 +16,15 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
-from erase.data.bank import Bank
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
-from erase.methods.base import Drawn, Method, descending
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import velocity
+from erase.methods.base import Drawn, Method, adamw_step
+from erase.methods.parts.compiled import StepContext, split_samples
+from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching, squared_error
-from erase.methods.parts.samples import Counts, draw_pictures, noised
-from erase.methods.parts.updates import Metrics
+from erase.methods.parts.samples import Counts, add_noise, sample_pictures
+from erase.methods.parts.step import Metrics
 from flux_jax.pipeline import Pipeline
 
 # The forms of a sentence: with the concept, and with the anchor.
@@ -33,20 +32,16 @@ CONCEPT, ANCHOR = 0, 1
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Concept Ablation's.
+class Settings(AdamW):
+    """Concept Ablation's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; None shortens none.
         anchor: what the concept becomes; by default the first of the irrelevant words.
         target: "model" or "noise", see the module.
         prior: weight of the prior.
     """
 
     learning_rate: float = number(1.6e-5, above=0)
-    weight_decay: float = number(0.01, least=0)
     clip: float | None = number(1.0, above=0)
     anchor: str = ""
     target: str = choice("model", "model", "noise")
@@ -54,17 +49,17 @@ class Settings:
 
 
 def losses(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one run."""
-    own: Settings = setup.settings
-    rows, steps, noise_key = draw_pictures(len(bank.trajectories), key, setup, len(bank.times))
+    own, bank, batch = run.settings, run.bank, run.context.batch_size
+    rows, steps, noise_key = sample_pictures(len(bank.trajectories), key, batch, len(bank.times))
     pictures, sentences = bank.trajectories[rows, -1], bank.trajectory_sentences[rows]
-    latents, times, clean, noise = noised(pictures, steps, noise_key, bank, setup)
+    latents, times, clean, noise = add_noise(run, pictures, steps, noise_key)
 
     def of(form: int, lora: PyTree) -> Float[Array, "B S C"]:
-        shown = split_samples(setup, bank.sentences[sentences, form])
-        return velocity(setup, params, lora, latents, shown, times, bank)
+        prompts = split_samples(run.context, bank.sentences[sentences, form])
+        return run.adapted(lora).velocity(latents, prompts, times)
 
     concept = of(CONCEPT, lora)
     if own.target == "noise":
@@ -79,36 +74,38 @@ def losses(
     return total, metrics
 
 
-def drawn(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
+def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> Drawn:
     """Pictures are the ends of trajectories."""
-    rows, steps, _ = draw_pictures(counts.trajectories, key, setup, counts.steps)
+    rows, steps, _ = sample_pictures(counts.trajectories, key, context.batch_size, counts.steps)
     return {"": ("trajectories", (rows, steps))}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Sentences with the anchor in the concept's place, whose pictures are drawn."""
     del pipe
-    anchor = config.own(Settings).anchor or next(word for pool in words.pools for word in pool)
+    anchor = config.method_settings(Settings).anchor or next(
+        word for pool in words.pools for word in pool
+    )
     return Needs(pools=((), (anchor,)), drawn=ANCHOR)
 
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    anchor = config.own(Settings).anchor.casefold()
+    anchor = config.method_settings(Settings).anchor.casefold()
     if not (anchor or config.irrelevant):
         yield 'concept_ablation.anchor = "" and irrelevant = (): name what the concept becomes'
     if anchor in (word.casefold() for word in (config.concept, *config.synonyms)):
         yield f"concept_ablation.anchor = {anchor!r} is the concept: name what it is to become"
 
 
-STEP = descending("ablation", losses, lambda config: config.own(Settings), drawn=drawn)
+STEP = adamw_step("ablation", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="Concept Ablation",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"ablation": STEP},
-    compiled=lambda config: replace(config.own(Settings), anchor=""),
-    weights=lambda config: {"ablation": 1.0, "prior": config.own(Settings).prior},
+    compiled=lambda config: replace(config.method_settings(Settings), anchor=""),
+    weights=lambda config: {"ablation": 1.0, "prior": config.method_settings(Settings).prior},
     per_run=("anchor",),
     problems=problems,
 )

@@ -23,33 +23,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import POOL, Needs
 from erase.data.words.irrelevant import Words
 from erase.methods import esd
 from erase.methods.base import Method, Parts, Step
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import velocity, walked
+from erase.methods.parts.compiled import split_samples
+from erase.methods.parts.forward import RunInputs, rollout
 from erase.methods.parts.losses import squared_error
-from erase.methods.parts.samples import draw_places
-from erase.methods.parts.updates import Metrics, State, descend, descent, in_every_run, optimiser
+from erase.methods.parts.samples import Sample, sample_places
+from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
 
 
 @dataclass(frozen=True)
-class Settings:
-    """EAP's.
+class Settings(AdamW):
+    """EAP's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's, of the adapter.
-        weight_decay: AdamW's, of the adapter.
-        clip: largest norm of a gradient; by default none is shortened.
         logits_rate: Adam's, of the words' logits.
         temperature: of the Gumbel-softmax weights.
         preserve: λ.
@@ -64,7 +60,6 @@ class Settings:
 
     learning_rate: float = number(1e-5, above=0)
     weight_decay: float = number(0.0, least=0)
-    clip: float | None = number(None, above=0)
     logits_rate: float = number(1e-2, above=0)
     temperature: float = number(2.0, above=0)
     preserve: float = number(1.0, least=0)
@@ -92,89 +87,80 @@ def chosen(
 def harm(
     lora: PyTree,
     weights: Float[Array, "V"],
-    params: PyTree,
-    bank: Bank,
-    setup: Setup,
-    sample: esd.Sample,
+    run: RunInputs[Settings],
+    sample: Sample,
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
     """How much an adapter changes the velocity of what the weights choose, at a sample of a key."""
-    own: Settings = setup.settings
-    forms = bank.sentences[sample.sentences]
-    shown: Conditioning = jax.tree.map(
-        lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)), forms
+    own, bank, batch = run.settings, run.bank, run.context.batch_size
+    prompts: Conditioning = jax.tree.map(
+        lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)),
+        bank.sentences[sample.sentences],
     )
-    shown, latents = split_samples(setup, shown), sample.latents
+    prompts, latents = split_samples(run.context, prompts), sample.latents
     if own.trajectories == "student":
-        places = draw_places(len(bank.trajectories), key, setup, len(bank.times))
-        latents = walked(lora, params, shown, *places, bank, setup)
-    given = (latents, shown, sample.times, bank)
-    adapted = velocity(setup, params, lora, *given, guidance=own.guidance)
-    return squared_error(adapted, velocity(setup, params, None, *given, guidance=own.guidance))
+        rows, steps = sample_places(len(bank.trajectories), key, batch, len(bank.times))
+        latents = rollout(run, lora, prompts, rows, steps)
+    guided = run.guided(own.guidance)
+    adapted = guided.adapted(lora).velocity(latents, prompts, sample.times)
+    return squared_error(adapted, guided.frozen.velocity(latents, prompts, sample.times))
 
 
 def losses(
-    lora: PyTree,
-    logits: Float[Array, "M"],
-    *,
-    params: PyTree,
-    bank: Bank,
-    key: PRNGKeyArray,
-    setup: Setup,
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray, logits: Float[Array, "M"]
 ) -> tuple[Float[Array, ""], Metrics]:
     """Both terms of one run, under the words' logits.
 
     Returns:
         L_esd + λ harm, and the parts.
     """
-    own: Settings = setup.settings
-    drawn = esd.draw(own.trajectories, lora, params, bank, key, setup)
-    sample = jax.lax.stop_gradient(drawn)
-    erasing = esd.erasing(lora, params, bank, setup, sample, own.guidance)
-    weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
-    kept = harm(lora, weights, params, bank, setup, sample, key)
+    own = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, lora, key))
+    erasing = esd.erasing(lora, run.guided(own.guidance), sample)
+    weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), own.temperature)
+    kept = harm(lora, weights, run, sample, key)
     return erasing + own.preserve * kept, {"esd": erasing, "harm": kept}
 
 
-def _erase(
-    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> tuple[State, Metrics]:
-    """A step of the adapter."""
-    fixed = functools.partial(losses, logits=state.own["logits"])
-    return descent("eap", fixed, lambda own: own)(state, params, bank, key, setup)
+def _erasing_gradient(
+    state: State, run: RunInputs[Settings], key: PRNGKeyArray
+) -> tuple[PyTree, Metrics]:
+    """Of both terms, with respect to the adapter."""
+    return jax.grad(losses, has_aux=True)(state.lora, run, key, state.own["logits"])
 
 
-def _search(
-    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> tuple[State, Metrics]:
-    """A step of the logits, up the harm."""
-    own: Settings = setup.settings
-    drawn = esd.draw(own.trajectories, state.lora, params, bank, key, setup)
-    sample = jax.lax.stop_gradient(drawn)
+def _searching_gradient(
+    state: State, run: RunInputs[Settings], key: PRNGKeyArray
+) -> tuple[PyTree, Metrics]:
+    """Of the harm, with respect to the logits, which are to make it larger."""
+    own = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, state.lora, key))
 
     def loss(logits: Float[Array, "M"]) -> tuple[Array, Metrics]:
-        weights = chosen(logits, bank, jax.random.fold_in(key, 1), own.temperature)
-        harmed = harm(state.lora, weights, params, bank, setup, sample, key)
+        weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), own.temperature)
+        harmed = harm(state.lora, weights, run, sample, key)
         return -harmed, {"worst": harmed}
 
-    step = optax.adam(own.logits_rate)
-    logits, search, metrics = descend(loss, state.own["logits"], state.own["search"], step)
-    metrics["search_gradient"] = metrics.pop("gradient")
-    changed = state.own | {"logits": logits, "search": search}
-    return state.replace(own=changed), metrics
+    return jax.grad(loss, has_aux=True)(state.own["logits"])
+
+
+def _adam(own: Settings) -> optax.GradientTransformation:
+    """Of the logits."""
+    return optax.adam(own.logits_rate)
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
-    return {"eap": optimiser(config.own(Settings)).init(lora)}
+    return {"eap": adamw(config.method_settings(Settings)).init(lora)}
 
 
 def _start_search(lora: PyTree, config: Config) -> dict[str, PyTree]:
     del lora
-    logits = jnp.zeros(1 + config.own(Settings).most)
-    return {"logits": logits, "search": optax.adam(config.own(Settings).logits_rate).init(logits)}
+    own = config.method_settings(Settings)
+    logits = jnp.zeros(1 + own.most)
+    return {"logits": logits, "search": _adam(own).init(logits)}
 
 
-def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
+def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
     return {"eap": (functools.partial(losses, logits=own["logits"]), key)}
 
 
@@ -184,7 +170,7 @@ def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
     Raises:
         InputError: there is no such file, or no other word in it.
     """
-    named = config.own(Settings).vocabulary
+    named = config.method_settings(Settings).vocabulary
     if named is None:
         return tuple(word for pool in words.pools for word in pool)
     try:
@@ -210,6 +196,8 @@ def nearest(config: Config, pipe: Pipeline, words: tuple[str, ...], most: int) -
         words: more than `most`.
         most: how many are wanted; so many clusters are made of four times as many near words.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
     parts = [
         np.asarray(pipe.encode([words[row] for row in rows]).pooled, np.float64)
         for rows in batches(len(words), config.bank.batch, "looking for near words")
@@ -232,7 +220,7 @@ def _unit(vectors: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, with every word of the vocabulary in its place too."""
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     found = vocabulary(config, words)
     if pipe is not None and len(found) > own.most:
         found = nearest(config, pipe, found, own.most)
@@ -241,22 +229,28 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    named = config.own(Settings).vocabulary
+    named = config.method_settings(Settings).vocabulary
     if named is None and not config.irrelevant:
         yield "eap.vocabulary = None and irrelevant = (): EAP needs other words; name some"
     if named is not None and not Path(named).is_file():
         yield f"eap.vocabulary = {named!r} is not a file; name one with a word a line"
 
 
-ERASE = Step(in_every_run(_erase), _start, _losses)
-SEARCH = Step(in_every_run(_search), _start_search, lambda key, own: {})
+ERASE = Step(jit_over_runs(Update("eap", _erasing_gradient, adamw, "eap")), _start, _losses)
+SEARCH = Step(
+    jit_over_runs(Update("search", _searching_gradient, _adam, "search", trains="logits")),
+    _start_search,
+    lambda key, own: {},
+)
 METHOD = Method(
     title="EAP",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"eap": ERASE, "search": SEARCH},
-    compiled=lambda config: replace(config.own(Settings), vocabulary=None, eta=0.0, stand_in=None),
-    weights=lambda config: {"esd": 1.0, "harm": config.own(Settings).preserve},
+    compiled=lambda config: replace(
+        config.method_settings(Settings), vocabulary=None, eta=0.0, stand_in=None
+    ),
+    weights=lambda config: {"esd": 1.0, "harm": config.method_settings(Settings).preserve},
     per_run=("vocabulary", "eta", "stand_in"),
     problems=problems,
 )

@@ -13,25 +13,25 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.config.schema import Config, Lower, Upper
-from erase.data.bank import Bank
+from erase.config.fields import choice, number
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs, kept_prompts
 from erase.data.words.irrelevant import Words
 from erase.data.words.templates import as_template
-from erase.methods.base import Drawn, Method, Parts, Step, descending
+from erase.methods.base import Drawn, Method, Parts, Step, adamw_step, on_trajectories
 from erase.methods.parts import losses
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import apply, joined, teacher, velocity
+from erase.methods.parts.compiled import StepContext, split_samples
+from erase.methods.parts.forward import RunInputs, anchor_velocities, merge_batch_axes
 from erase.methods.parts.samples import (
     Counts,
-    draw_forms,
-    draw_latents,
-    draw_pictures,
-    draw_places,
-    noised,
-    student_latents,
+    add_noise,
+    sample_forms,
+    sample_latents,
+    sample_pictures,
+    sample_places,
+    sample_student_latents,
 )
-from erase.methods.parts.updates import Metrics, State, descend, in_every_run, optimiser
+from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
@@ -40,8 +40,86 @@ BALANCE_RATE, BALANCE_DECAY = 0.3, 0.01
 
 
 @dataclass(frozen=True)
+class Lower(AdamW):
+    """The erasing level; its optimiser's settings are `AdamW`'s.
+
+    Attributes:
+        esd: weight of L_esd.
+        attn: weight of L_attn.
+        eta: how far past the unconditional velocity L_esd's target lies.
+        erase_to: prompt whose velocity that target starts from, instead of the unconditional one.
+        stand_in: words that take the concept's place in its sentence, whose velocity then is the
+            unconditional one in that target, so that the rest of the sentence stays; an empty
+            text leaves the place out.
+        trajectories: whose denoising leads to x_t: "teacher" is the frozen model's, made once,
+            "student" the adapted model's own, made anew in each update.
+        attn_form: "normalised" is the mean share of attention, "released" the authors' code.
+    """
+
+    esd: float = number(1.0, least=0)
+    attn: float = number(1.0, least=0)
+    eta: float = number(1.0, least=0)
+    erase_to: str = ""
+    stand_in: str | None = None
+    trajectories: str = choice("teacher", "teacher", "student")
+    attn_form: str = choice("normalised", "normalised", "released")
+
+
+@dataclass(frozen=True)
+class Upper(AdamW):
+    """The preserving level; its optimiser's settings are `AdamW`'s.
+
+    Attributes:
+        lora: weight of L_lora.
+        rsc: weight of L_rsc.
+        lora_target: what L_lora holds the velocity to: "noise" is the paper's, from picture to
+            noise; "base" is the frozen model's own velocity there.
+        pictures: pictures of the frozen model that L_lora holds on to.
+        prompts: what they show, in turn; by default the first sentence, with the concept.
+        without_concept: whether the concept's words are left out of those prompts.
+        folder: pictures with captions (`cat.png`, `cat.txt`) to hold on to instead.
+        rsc_form: "infonce" has the roles of the paper's text, "literal" is its equation with the
+            sign mended, "released" the authors' code: bare words, first head of the last block.
+        blocks: dual-stream blocks whose attention L_rsc compares.
+        temperature: of L_rsc.
+        negatives: irrelevant words a sentence, K in L_rsc.
+        early: share of the denoising steps, counted from the noise, that L_rsc looks at.
+    """
+
+    learning_rate: float = number(5e-4, above=0)
+    lora: float = number(0.1, least=0)
+    rsc: float = number(0.1, least=0)
+    lora_target: str = choice("noise", "noise", "base")
+    pictures: int = number(8, least=1)
+    prompts: tuple[str, ...] = ()
+    without_concept: bool = False
+    folder: str | None = None
+    rsc_form: str = choice("infonce", "infonce", "literal", "released")
+    blocks: str = choice("all", "all", "last")
+    temperature: float = number(0.07, above=0)
+    negatives: int = number(3, least=1)
+    early: float = number(0.25, above=0, most=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """EraseAnything's, which are fields of the configuration itself: `lower.attn`, `alternation`.
+
+    Attributes:
+        lower: the erasing level.
+        upper: the preserving level.
+        alternation: "bilevel" makes one lower and one upper update an iteration; "joint" makes one
+            of their sum; "adaptive" one of a sum whose weights follow what is being preserved.
+    """
+
+    lower: Lower = Lower()
+    upper: Upper = Upper()
+    alternation: str = choice("bilevel", "bilevel", "joint", "adaptive")
+
+
+@dataclass(frozen=True)
 class Levels:
-    """What is compiled into the updates.
+    """What is compiled into the steps.
 
     Attributes:
         lower: settings of the erasing level.
@@ -56,39 +134,35 @@ class Levels:
     @classmethod
     def of(cls, config: Config) -> "Levels":
         """Without what a bank is made of."""
+        own = config.method_settings(Settings)
         return cls(
-            lower=replace(config.lower, eta=0.0, erase_to="", stand_in=None),
-            upper=replace(config.upper, prompts=(), folder=None),
-            adaptive=config.alternation == "adaptive",
+            lower=replace(own.lower, eta=0.0, erase_to="", stand_in=None),
+            upper=replace(own.upper, prompts=(), folder=None),
+            adaptive=own.alternation == "adaptive",
         )
 
 
 def lower_losses(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """L_esd and L_attn of one run at x_t on the way from noise to picture, from one pass.
 
     Returns:
         Their weighted sum, and the parts.
     """
-    level = setup.settings.lower
-    if level.trajectories == "student":
-        latents, times, sentences = student_latents(lora, params, bank, key, setup)
-    else:
-        latents, times, sentences = draw_latents(bank, key, setup, len(bank.times))
-    concept = split_samples(setup, bank.sentences[sentences, 0])
-    masks = split_samples(setup, bank.masks[sentences, 0])
+    level, bank, context = run.settings.lower, run.bank, run.context
+    student = level.trajectories == "student"
+    taken = sample_student_latents(run, lora, key) if student else sample_latents(run, key)
+    latents, times, sentences = taken
+    concept = split_samples(context, bank.sentences[sentences, 0])
+    masks = split_samples(context, bank.masks[sentences, 0])
     released = level.attn_form == "released"
     # All of the concept's tokens are one group, or each is one of its own.
     groups = masks[..., None] * jnp.eye(masks.shape[-1]) if released else masks[..., None]
-    predicted, out = apply(
-        setup,
-        params,
-        lora,
+    predicted, out = run.adapted(lora).predict(
         latents,
         concept,
         times,
-        bank,
         token_masks=groups if level.attn else None,
         # The velocity is asked for by L_esd alone.
         stop_after=None if level.esd else "dual",
@@ -96,9 +170,9 @@ def lower_losses(
     metrics: Metrics = {}
     if level.esd:
         assert predicted is not None
-        anchors = split_samples(setup, bank.anchors[sentences])
-        conditional, *anchors = teacher(setup, params, latents, concept, anchors, times, bank)
-        target = losses.esd_target(conditional, anchors[0], anchors[-1], bank.eta)
+        anchors = split_samples(context, bank.anchors[sentences])
+        conditional, *others = anchor_velocities(run, latents, concept, anchors, times)
+        target = losses.esd_target(conditional, others[0], others[-1], bank.eta)
         metrics["esd"] = losses.squared_error(predicted, target)
     if level.attn:
         mass = out["attention"]
@@ -111,63 +185,59 @@ def lower_losses(
 
 
 def upper_losses(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """L_lora of one run on the kept pictures, and L_rsc at the first, noisy steps.
 
     Returns:
         Their weighted sum, and the parts.
     """
-    level = setup.settings.upper
+    level = run.settings.upper
     lora_key, rsc_key = jax.random.split(key)
     metrics: Metrics = {}
     if level.lora:
-        metrics["lora"] = _preservation(lora, params, bank, lora_key, setup)
+        metrics["lora"] = _preservation(lora, run, lora_key)
     if level.rsc:
-        metrics["rsc"] = _reverse_contrastive(lora, params, bank, rsc_key, setup)
+        metrics["rsc"] = _reverse_contrastive(lora, run, rsc_key)
     return _weighted(metrics, level), metrics
 
 
-def _preservation(
-    lora: PyTree, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> Float[Array, ""]:
+def _preservation(lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray) -> Float[Array, ""]:
     """L_lora at a kept picture with noise mixed in.
 
     With a model whose guidance is distilled the paper's target has a slope at an adapter that
     changes nothing: guided pictures are not what a guided velocity is the mean of. The frozen
     model's velocity has none, and no variance from the noise.
     """
-    rows, steps, noise_key = draw_pictures(len(bank.pictures), key, setup, len(bank.times))
-    latents, times, clean, noise = noised(bank.pictures[rows], steps, noise_key, bank, setup)
-    given = (latents, split_samples(setup, bank.picture_prompts[rows]), times, bank)
-    predicted = velocity(setup, params, lora, *given)
-    if setup.settings.upper.lora_target == "noise":
+    bank, batch = run.bank, run.context.batch_size
+    rows, steps, noise_key = sample_pictures(len(bank.pictures), key, batch, len(bank.times))
+    latents, times, clean, noise = add_noise(run, bank.pictures[rows], steps, noise_key)
+    prompts = split_samples(run.context, bank.picture_prompts[rows])
+    predicted = run.adapted(lora).velocity(latents, prompts, times)
+    if run.settings.upper.lora_target == "noise":
         return losses.flow_matching(predicted, clean, noise)
-    return losses.squared_error(predicted, velocity(setup, params, None, *given))
+    return losses.squared_error(predicted, run.frozen.velocity(latents, prompts, times))
 
 
 def _reverse_contrastive(
-    lora: PyTree, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> Float[Array, ""]:
-    level = setup.settings.upper
+    """L_rsc at x_t of the first steps, where a picture's content is decided."""
+    level, bank, context = run.settings.upper, run.bank, run.context
     latents_key, forms_key = jax.random.split(key)
-    early = _early(setup, len(bank.times))
-    latents, times, sentences = draw_latents(bank, latents_key, setup, early)
-    text_tokens = bank.masks.shape[-1]
-    drawn = draw_forms(bank, forms_key, setup, level.negatives)
+    early = _early(level, len(bank.times))
+    latents, times, sentences = sample_latents(run, latents_key, early)
+    chosen = sample_forms(bank.kinds, forms_key, context.batch_size, level.negatives)
 
     def features(lora: PyTree, forms: Int[Array, "B V"]) -> Float[Array, "L B V S"]:
         rows, count = sentences[:, None], forms.shape[1]
         conditioning = jax.tree.map(lambda leaf: leaf[rows, forms], bank.sentences)
-        _, out = apply(
-            setup,
-            params,
-            lora,
-            split_samples(setup, jnp.repeat(latents, count, axis=0)),
-            split_samples(setup, joined(conditioning)),
-            split_samples(setup, jnp.repeat(times, count)),
-            bank,
-            token_masks=split_samples(setup, joined(bank.masks[rows, forms]))[..., None],
+        masks = split_samples(context, merge_batch_axes(bank.masks[rows, forms]))
+        _, out = run.adapted(lora).predict(
+            split_samples(context, jnp.repeat(latents, count, axis=0)),
+            split_samples(context, merge_batch_axes(conditioning)),
+            split_samples(context, jnp.repeat(times, count)),
+            token_masks=masks[..., None],
             stop_after="dual",
         )
         mass = out["attention"][..., 0]
@@ -176,21 +246,21 @@ def _reverse_contrastive(
         found = (
             losses.attention_features_released(mass)
             if level.rsc_form == "released"
-            else losses.attention_features(mass, text_tokens)
+            else losses.attention_features(mass, bank.masks.shape[-1])
         )
         return found.reshape(found.shape[0], -1, count, found.shape[-1])
 
-    concept = features(lora, jnp.zeros_like(drawn[:, :1]))
+    concept = features(lora, jnp.zeros_like(chosen[:, :1]))
     # A pass of its own, since the gradient needs none of it.
-    others = features(jax.lax.stop_gradient(lora), drawn)
+    others = features(jax.lax.stop_gradient(lora), chosen)
     return losses.reverse_contrastive(
         concept[:, :, 0], others[:, :, 0], others[:, :, 1:], level.temperature, level.rsc_form
     )
 
 
-def _early(setup: Setup, steps: int) -> int:
+def _early(level: Upper, steps: int) -> int:
     """How many of the denoising steps L_rsc looks at."""
-    return max(1, round(setup.settings.upper.early * steps))
+    return max(1, round(level.early * steps))
 
 
 def _weighted(metrics: Metrics, level: Lower | Upper) -> Float[Array, ""]:
@@ -198,38 +268,41 @@ def _weighted(metrics: Metrics, level: Lower | Upper) -> Float[Array, ""]:
     return sum((getattr(level, name) * value for name, value in metrics.items()), jnp.zeros(()))
 
 
-def _joint(
-    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> tuple[State, Metrics]:
-    """One step for the sum of both levels' losses, with the lower level's optimiser.
-
-    The adaptive sum (`losses.adaptive_sum`) then looks at the preserving loss again, on the same
-    samples: Adam lets w grow where the step made it worse and fall where it made it better.
-    Metrics are all losses, the gradient's norm `joint_gradient` and, if it adapts, w as `balance`.
-    """
-    keys = jax.random.split(key)
-    given = {"params": params, "bank": bank, "setup": setup}
-    adaptive = setup.settings.adaptive
-    balance, balance_state = state.own["balance"]
+def _joint_gradient(
+    state: State, run: RunInputs[Levels], key: PRNGKeyArray
+) -> tuple[PyTree, Metrics]:
+    """Of the sum of both levels' losses; the adaptive sum's weight w is `balance`."""
+    lower_key, upper_key = jax.random.split(key)
+    balance, _ = state.own["balance"]
 
     def loss(lora: PyTree) -> tuple[Array, Metrics]:
-        erasing, metrics = lower_losses(lora, key=keys[0], **given)
-        preserving, more = upper_losses(lora, key=keys[1], **given)
+        erasing, metrics = lower_losses(lora, run, lower_key)
+        preserving, more = upper_losses(lora, run, upper_key)
         both = losses.adaptive_sum(erasing, preserving, balance)
-        total = both if adaptive else erasing + preserving
+        total = both if run.settings.adaptive else erasing + preserving
         return total, metrics | more | {"preserving": preserving}
 
-    step = optimiser(setup.settings.lower)
-    lora, lower, metrics = descend(loss, state.lora, state.own["lower"], step)
+    return jax.grad(loss, has_aux=True)(state.lora)
+
+
+def _balance(
+    state: State, metrics: Metrics, run: RunInputs[Levels], key: PRNGKeyArray
+) -> tuple[State, Metrics]:
+    """The adaptive sum's weight w after a step of the adapter, which joins the metrics.
+
+    The preserving loss is looked at again, on the same samples: Adam lets w grow where the step
+    made it worse and fall where it made it better.
+    """
     before = metrics.pop("preserving")
-    metrics["joint_gradient"] = metrics.pop("gradient")
-    if adaptive:
-        after, _ = upper_losses(lora, key=keys[1], **given)
-        change, balance_state = balancer().update(before - after, balance_state, balance)
-        balance = balance + jnp.asarray(change)
-        metrics["balance"] = balance
-    own = {"lower": lower, "balance": (balance, balance_state)}
-    return state.replace(lora=lora, own=state.own | own), metrics
+    if not run.settings.adaptive:
+        return state, metrics
+    balance, balance_state = state.own["balance"]
+    _, upper_key = jax.random.split(key)
+    after, _ = upper_losses(state.lora, run, upper_key)
+    change, balance_state = balancer().update(before - after, balance_state, balance)
+    balance = balance + jnp.asarray(change)
+    own = state.own | {"balance": (balance, balance_state)}
+    return state.replace(own=own), metrics | {"balance": balance}
 
 
 def balancer() -> optax.GradientTransformation:
@@ -237,74 +310,90 @@ def balancer() -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(BALANCE_DECAY), optax.adam(BALANCE_RATE))
 
 
-def _drawn_lower(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
-    return {"lower": ("trajectories", draw_places(counts.trajectories, key, setup, counts.steps))}
+def _drawn_lower(key: PRNGKeyArray, context: StepContext[Levels], counts: Counts) -> Drawn:
+    return {"lower": on_trajectories(key, context, counts)[""]}
 
 
-def _drawn_upper(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
+def _drawn_upper(key: PRNGKeyArray, context: StepContext[Levels], counts: Counts) -> Drawn:
     lora_key, rsc_key = jax.random.split(key)
     latents_key, _ = jax.random.split(rsc_key)
-    level, drawn = setup.settings.upper, {}
+    level, batch, drawn = context.settings.upper, context.batch_size, {}
     if level.lora:
-        rows, steps, _ = draw_pictures(counts.pictures, lora_key, setup, counts.steps)
+        rows, steps, _ = sample_pictures(counts.pictures, lora_key, batch, counts.steps)
         drawn["lora"] = ("pictures", (rows, steps))
     if level.rsc:
-        early = _early(setup, counts.steps)
-        places = draw_places(counts.trajectories, latents_key, setup, early)
+        early = _early(level, counts.steps)
+        places = sample_places(counts.trajectories, latents_key, batch, early)
         drawn["rsc"] = ("trajectories", places)
     return drawn
 
 
-def _drawn_joint(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
+def _drawn_joint(key: PRNGKeyArray, context: StepContext[Levels], counts: Counts) -> Drawn:
     lower, upper = jax.random.split(key)
-    return {**_drawn_lower(lower, setup, counts), **_drawn_upper(upper, setup, counts)}
+    return {**_drawn_lower(lower, context, counts), **_drawn_upper(upper, context, counts)}
 
 
 def _start_joint(lora: PyTree, config: Config) -> dict[str, PyTree]:
     """W starts at 0."""
     balance = jnp.zeros(())
     return {
-        "lower": optimiser(config.lower).init(lora),
+        "lower": adamw(config.method_settings(Settings).lower).init(lora),
         "balance": (balance, balancer().init(balance)),
     }
 
 
-def _losses_joint(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
+def _losses_joint(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Levels]:
     del own
     lower, upper = jax.random.split(key)
     return {"lower": (lower_losses, lower), "upper": (upper_losses, upper)}
 
 
-LOWER = descending(
-    "lower", lower_losses, lambda config: config.lower, lambda own: own.lower, _drawn_lower
+LOWER = adamw_step(
+    "lower",
+    lower_losses,
+    lambda config: config.method_settings(Settings).lower,
+    lambda own: own.lower,
+    _drawn_lower,
 )
-UPPER = descending(
-    "upper", upper_losses, lambda config: config.upper, lambda own: own.upper, _drawn_upper
+UPPER = adamw_step(
+    "upper",
+    upper_losses,
+    lambda config: config.method_settings(Settings).upper,
+    lambda own: own.upper,
+    _drawn_upper,
 )
-JOINT = Step(in_every_run(_joint), _start_joint, _losses_joint, _drawn_joint)
+JOINT = Step(
+    jit_over_runs(
+        Update("joint", _joint_gradient, lambda own: adamw(own.lower), "lower", follow=_balance)
+    ),
+    _start_joint,
+    _losses_joint,
+    _drawn_joint,
+)
 lower_update, upper_update, joint_update = LOWER.update, UPPER.update, JOINT.update
 
 
 def steps(config: Config) -> Mapping[str, Step]:
     """One update of each level in turn, or one of both."""
-    if config.alternation != "bilevel":
+    own = config.method_settings(Settings)
+    if own.alternation != "bilevel":
         return {"joint": JOINT}
-    preserves = {"upper": UPPER} if config.upper.lora or config.upper.rsc else {}
+    preserves = {"upper": UPPER} if own.upper.lora or own.upper.rsc else {}
     return {"lower": LOWER, **preserves}
 
 
 def weights(config: Config) -> dict[str, float]:
     """Of all four losses."""
-    return {
-        **{name: getattr(config.lower, name) for name in ("esd", "attn")},
-        **{name: getattr(config.upper, name) for name in ("lora", "rsc")},
-    }
+    own = config.method_settings(Settings)
+    lower, upper = own.lower, own.upper
+    return {"esd": lower.esd, "attn": lower.attn, "lora": upper.lora, "rsc": upper.rsc}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Sentences with synonyms and irrelevant words where L_rsc looks at them; kept pictures."""
     del pipe
-    lower, upper = config.lower, config.upper
+    own = config.method_settings(Settings)
+    lower, upper = own.lower, own.upper
     # Without another word the concept stands for itself: L_rsc then leads towards other things, and
     # away from nothing, since nothing is nearer to the concept than it is.
     synonyms = config.synonyms or (config.concept,)
@@ -321,9 +410,16 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     )
 
 
+def contrasted_words(config: Config) -> int:
+    """How many irrelevant words L_rsc draws; 0 without it, which nothing else looks at."""
+    upper = config.method_settings(Settings).upper
+    return upper.negatives if upper.rsc else 0
+
+
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    upper = config.upper
+    own = config.method_settings(Settings)
+    lower, upper = own.lower, own.upper
     if upper.folder and (upper.prompts or upper.without_concept):
         yield (
             f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
@@ -339,17 +435,20 @@ def problems(config: Config) -> Iterator[str]:
             f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
             f"{upper.negatives} different words: name more, or set upper.rsc to 0"
         )
-    if not (config.lower.esd or config.lower.attn):
+    if not (lower.esd or lower.attn):
         yield "lower.esd = lower.attn = 0: nothing would be erased; make one of them positive"
 
 
 METHOD = Method(
     title="EraseAnything",
-    # `lower`, `upper` and `alternation` are fields of every configuration.
-    settings=None,
+    settings=Settings,
+    top_level=True,
     needs=needs,
     steps=steps,
     compiled=Levels.of,
     weights=weights,
+    per_run=("lower.eta", "lower.erase_to", "lower.stand_in", "upper.prompts", "upper.folder"),
     problems=problems,
+    wants_synonyms=lambda config: contrasted_words(config) > 0,
+    irrelevant_words=contrasted_words,
 )

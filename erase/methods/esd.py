@@ -4,37 +4,32 @@
 
 where x_t lies on the way from noise to a picture of c, and g is the empty prompt ∅ or another. The
 authors' later releases begin from v_o(c) instead of v_o(∅), so that their η' is 1 + η.
-Axis letters: B batch, S image tokens, C latent channels.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
-from erase.data.bank import Bank
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
-from erase.methods.base import Method, descending
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import teacher, velocity
+from erase.methods.base import Method, adamw_step
+from erase.methods.parts.compiled import split_samples
+from erase.methods.parts.forward import RunInputs, anchor_velocities
 from erase.methods.parts.losses import esd_target, squared_error
-from erase.methods.parts.samples import draw_latents, student_latents
-from erase.methods.parts.updates import Metrics
+from erase.methods.parts.samples import Sample, sample_latents, sample_student_latents
+from erase.methods.parts.step import Metrics
 from flux_jax.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Settings:
-    """ESD's.
+class Settings(AdamW):
+    """ESD's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; by default none is shortened.
         eta: η, how far past the unconditional velocity the target lies.
         stand_in: words that take the concept's place in its sentence, whose velocity then is the
             unconditional one; an empty text leaves the place out; by default the empty prompt.
@@ -46,7 +41,6 @@ class Settings:
 
     learning_rate: float = number(1e-4, above=0)
     weight_decay: float = number(0.0, least=0)
-    clip: float | None = number(None, above=0)
     eta: float = number(1.0, least=0)
     stand_in: str | None = None
     erase_to: str = ""
@@ -54,65 +48,49 @@ class Settings:
     guidance: float | None = number(None, least=0)
 
 
-class Sample(NamedTuple):
-    """Where on their way some pictures are: x_t, t, and the sentences that they show."""
-
-    latents: Float[Array, "B S C"]
-    times: Float[Array, "B"]
-    sentences: Int[Array, "B"]
-
-
-def draw(
-    trajectories: str, lora: PyTree, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> Sample:
-    """A sample on the adapted model's way ("student") or on the frozen one's ("teacher")."""
+def sample(trajectories: str, run: RunInputs[Any], lora: PyTree, key: PRNGKeyArray) -> Sample:
+    """A sample on the trained model's way ("student") or on the frozen one's ("teacher")."""
     if trajectories == "student":
-        return Sample(*student_latents(lora, params, bank, key, setup))
-    return Sample(*draw_latents(bank, key, setup, len(bank.times)))
+        return sample_student_latents(run, lora, key)
+    return sample_latents(run, key)
 
 
-def erasing(
-    lora: PyTree,
-    params: PyTree,
-    bank: Bank,
-    setup: Setup,
-    sample: Sample,
-    guidance: float | None = None,
-) -> Float[Array, ""]:
+def erasing(lora: PyTree, run: RunInputs[Any], sample: Sample) -> Float[Array, ""]:
     """The loss at a sample."""
     latents, times, rows = sample
-    concept, anchors = split_samples(setup, (bank.sentences[rows, 0], bank.anchors[rows]))
-    given = (latents, concept, anchors, times, bank)
-    conditional, *others = teacher(setup, params, *given, guidance=guidance)
+    bank = run.bank
+    concept, anchors = split_samples(run.context, (bank.sentences[rows, 0], bank.anchors[rows]))
+    conditional, *others = anchor_velocities(run, latents, concept, anchors, times)
     target = esd_target(conditional, others[0], others[-1], bank.eta)
-    predicted = velocity(setup, params, lora, latents, concept, times, bank, guidance=guidance)
-    return squared_error(predicted, target)
+    return squared_error(run.adapted(lora).velocity(latents, concept, times), target)
 
 
 def losses(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one run."""
-    own: Settings = setup.settings
-    sample = draw(own.trajectories, lora, params, bank, key, setup)
-    loss = erasing(lora, params, bank, setup, jax.lax.stop_gradient(sample), own.guidance)
+    own = run.settings
+    taken = jax.lax.stop_gradient(sample(own.trajectories, run, lora, key))
+    loss = erasing(lora, run.guided(own.guidance), taken)
     return loss, {"esd": loss}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, and what their velocity is led away from the concept to."""
     del words, pipe
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     return Needs(stand_in=own.stand_in, towards=own.erase_to, eta=own.eta)
 
 
-STEP = descending("esd", losses, lambda config: config.own(Settings))
+STEP = adamw_step("esd", losses, lambda config: config.method_settings(Settings))
 METHOD = Method(
     title="ESD",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"esd": STEP},
-    compiled=lambda config: replace(config.own(Settings), eta=0.0, stand_in=None, erase_to=""),
+    compiled=lambda config: replace(
+        config.method_settings(Settings), eta=0.0, stand_in=None, erase_to=""
+    ),
     weights=lambda config: {"esd": 1.0},
     per_run=("eta", "stand_in", "erase_to"),
 )

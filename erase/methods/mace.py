@@ -24,20 +24,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from erase.config.fields import number
-from erase.config.schema import Config
+from erase.config.schema import AdamW, Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
 from erase.data.words.templates import as_template, phrase
 from erase.data.words.word_tokens import concept_masks
-from erase.methods.base import Drawn, Method, descending
+from erase.methods.base import Drawn, Method, adamw_step
 from erase.methods.parts import closed_form
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import apply
+from erase.methods.parts.closed_form import Ridge
+from erase.methods.parts.compiled import StepContext, split_samples
+from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.layer_inputs import kernels, text_inputs
 from erase.methods.parts.losses import TINY
-from erase.methods.parts.samples import Counts, noised
-from erase.methods.parts.updates import Metrics
+from erase.methods.parts.samples import Counts, add_noise
+from erase.methods.parts.step import Metrics
 from erase.model.attention_maps import concept_mass
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, combine, unscaled
@@ -46,13 +47,10 @@ from flux_jax.tree import nest
 
 
 @dataclass(frozen=True)
-class Settings:
-    """MACE's.
+class Settings(AdamW):
+    """MACE's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; by default none is shortened.
         stand_in: word in the concept's place, for g; by default the first of the irrelevant words.
         edit_rank: of the closed form's change.
         ridge: λ, in means of the diagonal of Σ fᵀf.
@@ -61,7 +59,6 @@ class Settings:
 
     learning_rate: float = number(1e-5, above=0)
     weight_decay: float = number(0.0, least=0)
-    clip: float | None = number(None, above=0)
     stand_in: str = ""
     edit_rank: int = number(4, least=1)
     ridge: float = number(0.1, above=0)
@@ -86,36 +83,44 @@ def importance(times: Float[Array, "D"]) -> Float[Array, "D"]:
     return jnp.log(jnp.maximum(low - high, 1e-20))
 
 
-def draw(
-    key: PRNGKeyArray, setup: Setup, count: int, times: Float[Array, "D"]
+def sample_by_importance(
+    count: int, key: PRNGKeyArray, batch: int, times: Float[Array, "D"]
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], PRNGKeyArray]:
-    """Draws pictures, a step for each by its importance, and the key of their noise."""
+    """Samples pictures, a step for each by its importance, and the key of their noise."""
     keys = jax.random.split(key, 3)
-    rows = jax.random.randint(keys[0], (setup.batch_size,), 0, count)
-    steps = jax.random.categorical(keys[1], importance(times), shape=(setup.batch_size,))
+    rows = jax.random.randint(keys[0], (batch,), 0, count)
+    steps = jax.random.categorical(keys[1], importance(times), shape=(batch,))
     return rows, steps, keys[2]
 
 
 def losses(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one run."""
+    bank, context = run.bank, run.context
     assert bank.regions is not None, "`completes` has made them"
-    rows, steps, noise_key = draw(key, setup, len(bank.trajectories), bank.times)
+    rows, steps, noise_key = sample_by_importance(
+        len(bank.trajectories), key, context.batch_size, bank.times
+    )
     pictures, sentences = bank.trajectories[rows, -1], bank.trajectory_sentences[rows]
-    latents, times, *_ = noised(pictures, steps, noise_key, bank, setup)
-    shown, masks = split_samples(setup, (bank.sentences[sentences, 0], bank.masks[sentences, 0]))
-    given = (latents, shown, times, bank)
+    latents, times, *_ = add_noise(run, pictures, steps, noise_key)
+    prompts, masks = split_samples(
+        context, (bank.sentences[sentences, 0], bank.masks[sentences, 0])
+    )
     # Each of the concept's tokens is a group of its own.
     groups = masks[..., None] * jnp.eye(masks.shape[-1])
-    _, out = apply(setup, params, lora, *given, token_masks=groups, stop_after="dual")
-    loss = hidden(out["attention"], split_samples(setup, bank.regions[rows]))
+    _, out = run.adapted(lora).predict(
+        latents, prompts, times, token_masks=groups, stop_after="dual"
+    )
+    loss = hidden(out["attention"], split_samples(context, bank.regions[rows]))
     return loss, {"hidden": loss}
 
 
-def drawn(key: PRNGKeyArray, setup: Setup, counts: Counts) -> Drawn:
+def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> Drawn:
     """Pictures are the ends of trajectories."""
-    rows, steps, _ = draw(key, setup, counts.trajectories, counts.times)
+    rows, steps, _ = sample_by_importance(
+        counts.trajectories, key, context.batch_size, counts.times
+    )
     return {"": ("trajectories", (rows, steps))}
 
 
@@ -130,7 +135,7 @@ def pairs(config: Config) -> list[tuple[tuple[str, str], tuple[str, str]]]:
 
 def stand_in(config: Config) -> str:
     """What comes in the concept's place."""
-    return config.own(Settings).stand_in or config.irrelevant[0]
+    return config.method_settings(Settings).stand_in or config.irrelevant[0]
 
 
 def around(
@@ -156,7 +161,7 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
     Raises:
         InputError: a target does not see text tokens, or edit_rank is above what a layer has.
     """
-    own, targets = config.own(Settings), config.adapter.targets
+    own, targets = config.method_settings(Settings), config.adapter.targets
     tokens = [[], []]
     prompts = [[], []]
     for sides in pairs(config):
@@ -179,22 +184,23 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
             if own.edit_rank > (most := min(kernel.shape)):
                 raise InputError(f"mace.edit_rank = {own.edit_rank} must be {most} at most")
             f, g = f[weights], g[weights]
-            given = {"ridge": own.ridge, "unit": np.sum(f**2) / len(kernel), "name": "mace.ridge"}
-            factors.append(closed_form.edit(kernel, f, g, f[:0], rank=own.edit_rank, **given))
+            ridge = Ridge(own.ridge, np.sum(f**2) / len(kernel), "mace.ridge")
+            factors.append(closed_form.edit(kernel, f, g, f[:0], ridge, rank=own.edit_rank))
         flat |= closed_form.leaves(target, factors)
     return nest(flat)
 
 
 def regions(config: Config, pipe: Pipeline, bank: Bank) -> Float[np.ndarray, "R S"]:
     """Where pictures show the concept: the share that gives its tokens the most attention."""
-    size = max(1, round(config.own(Settings).region * bank.trajectories.shape[2]))
-    ids, masses = jnp.asarray(bank.image_ids), []
+    size = max(1, round(config.method_settings(Settings).region * bank.trajectories.shape[2]))
+    model = pipe.denoiser(jnp.asarray(bank.image_ids), config.guidance)
+    masses = []
     for rows in batches(len(bank.trajectories), config.bank.batch, "looking for the concept"):
         sentences = np.asarray(bank.trajectory_sentences)[rows]
         ends = [np.asarray(bank.trajectories[rows, at], np.float32) for at in (0, -1)]
         masks = np.asarray(bank.masks)[sentences, 0]
-        given = (bank.sentences[sentences, 0], ids, config.guidance, masks)
-        masses.append(concept_mass(pipe, None, ends[0], ends[1], *given))
+        prompts = bank.sentences[sentences, 0]
+        masses.append(concept_mass(pipe, model, ends[0], ends[1], prompts, masks))
     mass = np.concatenate(masses)[: len(bank.trajectories)]
     edges = np.sort(mass, axis=1)[:, -size]
     return (mass >= edges[:, None]).astype(np.float32)
@@ -219,25 +225,25 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, whose pictures are drawn, and those with what stands in for it."""
     del words, pipe
     also = tuple(prompt for sides in pairs(config) for prompt, _ in sides)
-    return Needs(also=also, edit_rank=config.own(Settings).edit_rank, regions=True)
+    return Needs(also=also, edit_rank=config.method_settings(Settings).edit_rank, regions=True)
 
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    word = config.own(Settings).stand_in
+    word = config.method_settings(Settings).stand_in
     if not (word or config.irrelevant):
         yield 'mace.stand_in = "" and irrelevant = (): name what comes in the concept\'s place'
     if word.casefold() in (each.casefold() for each in (config.concept, *config.synonyms)):
         yield f"mace.stand_in = {word!r} is the concept: name what comes in its place"
 
 
-STEP = descending("mace", losses, lambda config: config.own(Settings), drawn=drawn)
+STEP = adamw_step("mace", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="MACE",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"mace": STEP},
-    compiled=lambda config: replace(config.own(Settings), stand_in=""),
+    compiled=lambda config: replace(config.method_settings(Settings), stand_in=""),
     weights=lambda config: {"hidden": 1.0},
     per_run=("stand_in",),
     problems=problems,

@@ -11,7 +11,6 @@ also go up the concept's own error at θ', and look at the kept pictures nearly 
 Axis letter: B batch.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,30 +19,26 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from erase.config.fields import choice, number
-from erase.config.schema import Config
-from erase.data.bank import Bank
+from erase.config.schema import AdamW, Config
 from erase.data.plan import Needs, kept_prompts
 from erase.data.words.irrelevant import Words
 from erase.data.words.templates import as_template, phrase
 from erase.methods import esd
 from erase.methods.base import Method, Parts, Step
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import velocity
+from erase.methods.parts.compiled import split_samples
+from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching
-from erase.methods.parts.samples import draw_pictures, noised
-from erase.methods.parts.updates import Metrics, State, in_every_run, optimiser
+from erase.methods.parts.samples import add_noise, sample_pictures
+from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Meta-Unlearning's.
+class Settings(AdamW):
+    """Meta-Unlearning's; its optimiser's settings are `AdamW`'s.
 
     Attributes:
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-        clip: largest norm of a gradient; by default none is shortened.
         eta: η of L_esd.
         stand_in: see `erase.methods.esd`.
         trajectories: whose way leads to L_esd's x_t: the adapted model's ("student"), or the frozen
@@ -59,8 +54,6 @@ class Settings:
     """
 
     learning_rate: float = number(1e-5, above=0)
-    weight_decay: float = number(0.01, least=0)
-    clip: float | None = number(None, above=0)
     eta: float = number(1.0, least=0)
     stand_in: str | None = None
     trajectories: str = choice("student", "student", "teacher")
@@ -75,93 +68,85 @@ class Settings:
 
 def matching(
     lora: PyTree,
-    params: PyTree,
-    bank: Bank,
-    setup: Setup,
+    run: RunInputs[Settings],
     pictures: Float[Array, "F S C"],
     prompts: Conditioning,
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
     """Flow matching on some of the pictures."""
-    rows, steps, noise_key = draw_pictures(len(pictures), key, setup, len(bank.times))
-    latents, times, clean, noise = noised(pictures[rows], steps, noise_key, bank, setup)
-    given = (latents, split_samples(setup, prompts[rows]), times, bank)
-    predicted = velocity(setup, params, lora, *given, guidance=setup.settings.guidance)
-    return flow_matching(predicted, clean, noise)
+    batch, times = run.context.batch_size, len(run.bank.times)
+    rows, steps, noise_key = sample_pictures(len(pictures), key, batch, times)
+    latents, times, clean, noise = add_noise(run, pictures[rows], steps, noise_key)
+    model = run.guided(run.settings.guidance).adapted(lora)
+    shown = split_samples(run.context, prompts[rows])
+    return flow_matching(model.velocity(latents, shown, times), clean, noise)
 
 
 def keeping(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """L_keep of one run."""
-    kept = (bank.pictures, bank.picture_prompts)
-    loss = matching(lora, params, bank, setup, *kept, key)
+    loss = matching(lora, run, run.bank.pictures, run.bank.picture_prompts, key)
     return loss, {"keep": loss}
 
 
 def erasing(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """L_esd of one run."""
-    own: Settings = setup.settings
-    drawn = esd.draw(own.trajectories, lora, params, bank, key, setup)
-    loss = esd.erasing(lora, params, bank, setup, jax.lax.stop_gradient(drawn), own.guidance)
+    own = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, lora, key))
+    loss = esd.erasing(lora, run.guided(own.guidance), sample)
     return loss, {"esd": loss}
 
 
 def teaching(
-    lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
+    lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """Flow matching of one run on the concept's own pictures."""
-    shown = bank.sentences[bank.trajectory_sentences, 0]
-    loss = matching(lora, params, bank, setup, bank.trajectories[:, -1], shown, key)
+    bank = run.bank
+    prompts = bank.sentences[bank.trajectory_sentences, 0]
+    loss = matching(lora, run, bank.trajectories[:, -1], prompts, key)
     return loss, {"teach": loss}
 
 
-def taught(lora: PyTree, *, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup) -> PyTree:
+def taught(lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray) -> PyTree:
     """θ': the adapter after some steps on the concept's own pictures."""
-    own: Settings = setup.settings
-    adamw = optax.adamw(own.inner_rate)
+    optimiser = optax.adamw(run.settings.inner_rate)
 
     def step(index: Array, carry: tuple[PyTree, optax.OptState]) -> tuple[PyTree, optax.OptState]:
         lora, state = carry
         inner = jax.random.fold_in(key, index)
-        loss = functools.partial(teaching, params=params, bank=bank, key=inner, setup=setup)
-        gradient, _ = jax.grad(loss, has_aux=True)(lora)
-        changes, state = adamw.update(gradient, state, lora)
+        gradient, _ = jax.grad(teaching, has_aux=True)(lora, run, inner)
+        changes, state = optimiser.update(gradient, state, lora)
         return optax.apply_updates(lora, changes), state
 
-    taught, _ = jax.lax.fori_loop(0, own.inner_steps, step, (lora, adamw.init(lora)))
+    taught, _ = jax.lax.fori_loop(0, run.settings.inner_steps, step, (lora, optimiser.init(lora)))
     return taught
 
 
 def _keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
-    """For L_esd, which has the update's own, for L_keep and for θ'."""
+    """For L_esd, which has the step's own, for L_keep and for θ'."""
     return key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
 
 
-def _update(
-    state: State, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> tuple[State, Metrics]:
-    own: Settings = setup.settings
+def _gradient(state: State, run: RunInputs[Settings], key: PRNGKeyArray) -> tuple[PyTree, Metrics]:
+    """The module's g."""
+    own = run.settings
     erase_key, keep_key, teach_key = _keys(key)
-    given = {"params": params, "bank": bank, "setup": setup}
-    gradient, metrics = jax.grad(erasing, has_aux=True)(state.lora, key=erase_key, **given)
-    near, kept = jax.grad(keeping, has_aux=True)(state.lora, key=keep_key, **given)
-    copy = jax.lax.stop_gradient(taught(state.lora, key=teach_key, **given))
-    far, lost = jax.grad(keeping, has_aux=True)(copy, key=keep_key, **given)
-    total = jax.tree.map(lambda e, k, m: e + own.keep * k - own.meta * m, gradient, near, far)
-    changes, optimised = optimiser(own).update(total, state.own["meta"], state.lora)
-    metrics |= kept | {"keep_taught": lost["keep"], "meta_gradient": optax.tree.norm(total)}
-    lora = optax.apply_updates(state.lora, changes)
-    return state.replace(lora=lora, own=state.own | {"meta": optimised}), metrics
+    erase, metrics = jax.grad(erasing, has_aux=True)(state.lora, run, erase_key)
+    keep, kept = jax.grad(keeping, has_aux=True)(state.lora, run, keep_key)
+    copy = jax.lax.stop_gradient(taught(state.lora, run, teach_key))
+    meta, lost = jax.grad(keeping, has_aux=True)(copy, run, keep_key)
+    total = jax.tree.map(lambda e, k, m: e + own.keep * k - own.meta * m, erase, keep, meta)
+    return total, metrics | kept | {"keep_taught": lost["keep"]}
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
-    return {"meta": optimiser(config.own(Settings)).init(lora)}
+    return {"meta": adamw(config.method_settings(Settings)).init(lora)}
 
 
-def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
+def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
     del own
     erase_key, keep_key, _ = _keys(key)
     return {"esd": (erasing, erase_key), "keep": (keeping, keep_key)}
@@ -170,7 +155,7 @@ def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts:
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, whose pictures teach it again, and pictures of related concepts."""
     del pipe
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     template = as_template(config.prompts[0], config.concept)
     every = tuple(phrase(template, word) for pool in words.pools for word in pool)
     shown = kept_prompts(config, own.related or every, own.pictures)
@@ -179,21 +164,23 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    if not (config.own(Settings).related or config.irrelevant):
+    if not (config.method_settings(Settings).related or config.irrelevant):
         yield (
             "meta_unlearning.related = () and irrelevant = (): Meta-Unlearning needs related "
             "concepts; name prompts or words"
         )
 
 
-STEP = Step(in_every_run(_update), _start, _losses)
+STEP = Step(jit_over_runs(Update("meta", _gradient, adamw, "meta")), _start, _losses)
 METHOD = Method(
     title="Meta-Unlearning",
     settings=Settings,
     needs=needs,
     steps=lambda config: {"meta": STEP},
-    compiled=lambda config: replace(config.own(Settings), eta=0.0, stand_in=None, related=()),
-    weights=lambda config: {"esd": 1.0, "keep": config.own(Settings).keep},
+    compiled=lambda config: replace(
+        config.method_settings(Settings), eta=0.0, stand_in=None, related=()
+    ),
+    weights=lambda config: {"esd": 1.0, "keep": config.method_settings(Settings).keep},
     per_run=("eta", "stand_in", "related"),
     problems=problems,
 )

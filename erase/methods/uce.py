@@ -25,6 +25,7 @@ from erase.data.words.templates import SLOT, phrase
 from erase.data.words.word_tokens import marks
 from erase.methods.base import Method
 from erase.methods.parts import closed_form
+from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
 from flux_jax.lora import Adapter, unscaled
 from flux_jax.pipeline import Pipeline
@@ -54,14 +55,14 @@ class Settings:
 
 def erased(config: Config) -> list[tuple[str, str]]:
     """Prompts with the concept, each with the word that names it there."""
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     words = (config.concept, *(config.synonyms if own.synonyms else ()))
     return [(phrase(template, word), word) for template in own.templates for word in words]
 
 
 def guides(config: Config) -> list[tuple[str, str]]:
     """What comes instead, for each of `erased`."""
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     count = len(erased(config)) // len(own.templates)
     pairs = [(phrase(t, own.guide) if own.guide else "", own.guide) for t in own.templates]
     return [pair for pair in pairs for _ in range(count)]
@@ -69,7 +70,7 @@ def guides(config: Config) -> list[tuple[str, str]]:
 
 def kept(config: Config) -> list[tuple[str, str]]:
     """Prompts to preserve, with the words there whose last token counts."""
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     if own.keep:
         return [(prompt, "") for prompt in own.keep]
     return [(phrase(t, word), word) for t in own.templates for word in config.irrelevant]
@@ -100,7 +101,8 @@ def exports(
         InputError: a target does not see text tokens, or its system is singular.
     """
     del planned, bank, adapter
-    own, targets = config.own(Settings), config.adapter.targets
+    own, targets = config.method_settings(Settings), config.adapter.targets
+    ridge = Ridge(own.ridge, name="uce.ridge")
     groups = (erased(config), guides(config), kept(config))
     pairs = [pair for group in groups for pair in group]
     prompts = [prompt for prompt, _ in pairs]
@@ -112,8 +114,7 @@ def exports(
         weights = kernels(pipe, target)
         for kernel, vectors in zip(weights, seen[target][:, :, 0], strict=True):
             c, g, k = np.split(vectors, ends)
-            given = {"ridge": own.ridge, "preserve": own.preserve, "name": "uce.ridge"}
-            factors.append(closed_form.edit(kernel, c, g, k, **given))
+            factors.append(closed_form.edit(kernel, c, g, k, ridge, preserve=own.preserve))
         flat |= closed_form.leaves(target, factors)
     return unscaled(nest(flat))
 
@@ -127,7 +128,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    own = config.own(Settings)
+    own = config.method_settings(Settings)
     if not own.templates:
         yield 'uce.templates = () is empty: give prompts such as "{}"'
     for template in own.templates:

@@ -3,22 +3,20 @@
 Axis letters: K prompts, y x image tokens, T text tokens, S image tokens, C packed latent channels.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from erase.config.schema import Config
 from erase.data.words.word_tokens import concept_masks
 from flux_jax import sharding as meshes
 from flux_jax.lora import Adapter
-from flux_jax.models.transformer import FluxTransformer
 from flux_jax.pipeline import Pipeline
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
 
 # Early, where a picture's content is decided, to middling times.
 TIMES = (0.9, 0.7, 0.5)
@@ -47,67 +45,47 @@ def attention_maps(
     rows, columns = (side // 2 for side in pipe.grid(config.height, config.width))
     maps = {}
     for side, strength in (("before", 0.0), ("after", settings.strength)):
-        lora = pipe.adapted([(adapter, strength)])
-        given = (noise, clean, conditioning, ids, settings.guidance)
-        maps[side] = concept_mass(pipe, lora, *given, masks).reshape(-1, rows, columns)
+        model = pipe.denoiser(ids, settings.guidance, [(adapter, strength)])
+        mass = concept_mass(pipe, model, noise, clean, conditioning, masks)
+        maps[side] = mass.reshape(-1, rows, columns)
     return maps
 
 
 def concept_mass(
     pipe: Pipeline,
-    lora: PyTree,
+    model: Denoiser,
     noise: Float[ArrayLike, "K S C"],
     clean: Float[ArrayLike, "K S C"],
     conditioning: Conditioning,
-    image_ids: Float[Array, "S 3"],
-    guidance: float,
     masks: Float[np.ndarray, "K T"],
 ) -> Float[np.ndarray, "K S"]:
     """Attention that image tokens give to a concept's tokens: mean over blocks, heads and `TIMES`.
 
     Args:
-        pipe: the base model.
-        lora: an adapter's tree, or None.
+        pipe: says the devices.
+        model: the base or the adapted model.
         noise: where x_t is at t = 1.
         clean: where it is at t = 0.
         conditioning: encoded prompts.
-        image_ids: positions of the image tokens.
-        guidance: distilled guidance scale.
         masks: ones at the concept's tokens.
     """
     samples = meshes.share_out(pipe.mesh, (noise, clean, conditioning))
-    params, marked = pipe.params["transformer"], jnp.asarray(masks)[..., None]
     with jax.set_mesh(pipe.mesh):
-        given = (*samples, image_ids, guidance, marked)
-        mass = _attention_mass(pipe.transformer, params, lora, *given)
+        mass = _attention_mass(model, *samples, jnp.asarray(masks)[..., None])
     return np.asarray(meshes.gather(pipe.mesh, mass), np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _attention_mass(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree,
+    model: Denoiser,
     noise: Float[Array, "K S C"],
     clean: Float[Array, "K S C"],
     conditioning: Conditioning,
-    image_ids: Float[Array, "S 3"],
-    guidance: Array,
     masks: Float[Array, "K T 1"],
 ) -> Float[Array, "K S"]:
     def at(time: Array) -> Array:
-        _, out = apply_transformer(
-            transformer,
-            params,
-            lora,
-            (1 - time) * clean + time * noise,
-            conditioning,
-            jnp.full(len(noise), time),
-            image_ids,
-            guidance,
-            token_masks=masks,
-            stop_after="dual",
-        )
+        latents = (1 - time) * clean + time * noise
+        _, out = model.predict(latents, conditioning, time, token_masks=masks, stop_after="dual")
         return out["attention"][..., 0].mean((0, 2))[:, masks.shape[1] :]
 
     return jax.lax.map(at, jnp.array(TIMES)).mean(0)

@@ -14,20 +14,16 @@ from PIL.PngImagePlugin import PngInfo
 from erase.data.words.word_tokens import marks
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, batches
+from flux_jax.sampling import SamplingOptions
 
 
 def draw(
     pipe: Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    *,
-    height: int,
-    width: int,
-    steps: int = 28,
-    guidance: float = 3.5,
+    options: SamplingOptions,
     adapters: Sequence[tuple[Adapter, float]] = (),
     silenced: str | None = None,
-    batch: int = 16,
     title: str = "pictures",
 ) -> UInt8[np.ndarray, "B h w 3"]:
     """Draws one picture for every (prompt, seed) pair, with a progress bar.
@@ -40,30 +36,27 @@ def draw(
         pipe: the model.
         prompts: one a picture.
         seeds: one a picture.
-        height: pixels.
-        width: pixels.
-        steps: Euler steps.
-        guidance: distilled guidance scale.
+        options: how they are drawn.
         adapters: adapters with their strengths.
         silenced: a concept whose tokens give nothing to the picture (the paper's attention map
             erasure, Fig. 3); prompts that do not hold it are drawn as they are.
-        batch: pictures drawn at once.
         title: shown at the progress bar.
 
     Raises:
         InputError: a prompt, a concept or a size cannot be used, or batch is below 1.
     """
-    pipe.remember(prompts, batch)
+    height, width = picture_size(pipe, options)
+    pipe.remember(prompts, options.batch)
     pipe.release("text_encoder", "text_encoder_2")
     drawn = []
-    for rows in batches(len(prompts), batch, title):
+    for rows in batches(len(prompts), options.batch, title):
         texts = [prompts[i] for i in rows]
         drawn.append(
             pipe(
                 texts,
                 seeds=[seeds[i] for i in rows],
-                steps=steps,
-                guidance=guidance,
+                steps=options.steps,
+                guidance=options.guidance,
                 height=height,
                 width=width,
                 adapters=adapters,
@@ -71,6 +64,15 @@ def draw(
             )
         )
     return np.concatenate(drawn)[: len(prompts)]
+
+
+def picture_size(pipe: Pipeline, options: SamplingOptions) -> tuple[int, int]:
+    """Height and width in pixels, by default those that the autoencoder was made for."""
+    own = pipe.vae.config.sample_size
+    return (
+        own if options.height is None else options.height,
+        own if options.width is None else options.width,
+    )
 
 
 def sheet(pictures: UInt8[np.ndarray, "B h w 3"], columns: int) -> UInt8[np.ndarray, "H W 3"]:

@@ -5,23 +5,28 @@ import jax
 from erase.config.schema import Config
 from erase.runtime.mesh import make_mesh
 from flux_jax.errors import InputError
+from flux_jax.models.published import describe, variant_of
 from flux_jax.pipeline import Pipeline, load
 from flux_jax.weights.loading import Weights
 
 
-def open_model(config: Config, runs: int = 1) -> Pipeline:
+def open_model(config: Config, runs: int = 1, *, unread: bool = False) -> Pipeline:
     """Opens the frozen model; its weights are read when they are asked for.
 
     Args:
         config: of any of the runs.
         runs: how many train at once.
+        unread: whether the sizes are enough; those of FLUX.1 [dev] and [schnell] are known, so
+            that they are not fetched from the hub.
 
     Raises:
         InputError: the folder cannot be used, pictures of this size cannot be drawn,
             text_tokens is over the tokenizer's limit, or the devices cannot be divided as the
             configuration says.
     """
-    pipe = load(config.model.path, config.model.dtype, config.model.quantize)
+    known = unread and variant_of(config.model.path)
+    given = config.model.path, config.model.dtype, config.model.quantize
+    pipe = describe(*given) if known else load(*given)
     pipe.grid(config.height, config.width)
     if config.text_tokens is not None:
         limit = pipe.tokenizer_2.model_max_length

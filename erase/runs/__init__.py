@@ -19,7 +19,8 @@ and what only one of the methods is to have stands in
     by_method={"esd": {"iterations": 200, "esd": {"learning_rate": 1e-3}}}
 
 What a file does not say follows the model (`erase.runs.defaults`), then the program's defaults
-(`erase.config.schema`). `load_runs` checks everything at once.
+(`erase.config.schema` and the methods' own files); `erase.runs.presets` lists what counts most.
+`load_runs` checks everything at once.
 """
 
 import dataclasses
@@ -30,30 +31,43 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flux_jax.errors import InputError, nearest
+from erase.config.fields import (
+    build_dataclass,
+    choice,
+    fill_defaults,
+    given_values,
+    merge_fields,
+    paths,
+    shown,
+)
 from erase.config.schema import Config
-from erase.runs.defaults import Defaults
-from erase.config.fields import built, choice, given_values, merged, over, paths, shown
-from erase.methods import METHODS, method_of
-from erase.runs.presets import PRESETS
-from erase.data.words.templates import SLOT, as_template, phrase
 from erase.data.words.spelling import mentions, same
+from erase.data.words.templates import SLOT, as_template, phrase
+from erase.methods import METHODS, OWNERS, method_of
+from erase.runs.defaults import Defaults
+from erase.runs.presets import PRESETS
+from flux_jax.errors import InputError, nearest
 
-# A configuration with a part for every method's own settings.
 RunConfig: type[Config] = dataclasses.make_dataclass(
     "RunConfig",
     [
         ("method", str, choice(Config.method, *METHODS)),
         *(
-            (name, each.settings, each.settings())
-            for name, each in METHODS.items()
-            if each.settings
+            (name, method.settings, method.settings())
+            for name, method in METHODS.items()
+            if method.settings and not method.top_level
         ),
     ],
-    bases=(Config,),
+    bases=(*(m.settings for m in METHODS.values() if m.settings and m.top_level), Config),
     frozen=True,
-    # So that other processes can be sent one.
-    namespace={"__module__": __name__},
+    namespace={
+        "__doc__": """A run: `Config` and the settings of all methods, made from `METHODS`.
+
+        Settings at the top level are inherited (`config.lower`), others are a part (`config.esd`).
+        """,
+        # Where pickle looks for the class, which has no `class` statement.
+        "__module__": __name__,
+    },
 )
 # Holds what the runs that train at once differ in.
 EACH = "each"
@@ -61,8 +75,9 @@ EACH = "each"
 BY_METHOD = "by_method"
 # Holds the name of the preset that a configuration starts from.
 PRESET = "preset"
-# What those may differ in; all else is compiled into one program.
-OWN = (
+# Fields that may differ between runs trained together; all others are compile-time constants.
+# Methods name further ones, their `per_run`.
+PER_RUN_FIELDS = (
     "concept",
     "kind",
     "prompts",
@@ -74,11 +89,6 @@ OWN = (
     "more_prompts",
     "seed",
     "bank.shuffled",
-    "lower.eta",
-    "lower.erase_to",
-    "lower.stand_in",
-    "upper.prompts",
-    "upper.folder",
     "evaluation",
 )
 
@@ -99,11 +109,12 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
         raise InputError(f"preset = {preset!r} is unknown; {nearest(preset, PRESETS)}")
     base = {PRESET: preset, **PRESETS[preset]} if preset else {}
     try:
-        return ConfigDict(merged(RunConfig, over(base, changes)))
+        return ConfigDict(fill_defaults(RunConfig, merge_fields(base, changes)))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         # Such names are no fields either; all others are told of later, at once.
         raise InputError(
-            f'config: {error}; name fields as erase/config/schema.py does, parts like lower={{"attn": 2}}'
+            f"config: {error}; name fields as erase/config/schema.py does, parts like "
+            'lower={"attn": 2}'
         ) from error
 
 
@@ -138,7 +149,7 @@ def load_runs(
         raise InputError(f"{EACH} must hold a dictionary of fields for each run, by its name")
     if not each:
         raise InputError(f"{EACH} = {{}} is empty: name a run, or leave it out")
-    given_runs = {name: over(values, changes) for name, changes in each.items()}
+    given_runs = {name: merge_fields(values, changes) for name, changes in each.items()}
     defaults = Defaults(given_runs.values(), preset) if follows_model else None
     runs, problems = {}, []
     for name, own in given_runs.items():
@@ -179,10 +190,12 @@ def _completed(values: Mapping[str, Any], defaults: Defaults | None) -> Config:
     # A sense may be a number, as on the command line.
     if isinstance(values.get("sense"), int) and not isinstance(values["sense"], bool):
         values["sense"] = str(values["sense"])
-    config = built(RunConfig, over(defaults.of(values), values) if defaults else values, problems)
+    config = build_dataclass(
+        RunConfig, merge_fields(defaults.of(values), values) if defaults else values, problems
+    )
     if problems and defaults:
         given: list[str] = []
-        built(RunConfig, values, given)
+        build_dataclass(RunConfig, values, given)
         file = defaults.file(values)
         problems = [each if each in given else f"{file}: {each}" for each in problems]
     if not problems:
@@ -213,46 +226,40 @@ def _of_method(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
     # What is no name of a method is told of with the other fields.
     if isinstance(method, str) and method in METHODS:
         for path in overrides:
-            owner = _owner(path)
+            owner = OWNERS.get(path.partition(".")[0])
             if owner not in (None, method):
                 problems.append(
                     f"{path} is a setting of another method, and method = {method!r}: leave it "
                     f"out, or choose --config.method={owner}"
                 )
-        values = over(values, by_method.get(method, {}))
+        values = merge_fields(values, by_method.get(method, {}))
     if problems:
         raise InputError("\n       ".join(problems))
     for path, value in overrides.items():
         nested: Any = value
         for name in reversed(path.split(".")):
             nested = {name: nested}
-        values = over(values, nested)
+        values = merge_fields(values, nested)
     return values
-
-
-def _owner(path: str) -> str | None:
-    """The method that a field is a setting of; None where it is everybody's."""
-    name = path.partition(".")[0]
-    if name in ("lower", "upper", "alternation"):
-        return Config.method
-    return name if name in METHODS else None
 
 
 def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     """What keeps runs from training at once."""
     first, *others = runs
-    method = runs[first].method
-    own = [f"{method}.{name}" for name in METHODS[method].per_run]
+    name = runs[first].method
+    method = METHODS[name]
+    prefix = "" if method.top_level else f"{name}."
+    free = (*PER_RUN_FIELDS, *(f"{prefix}{setting}" for setting in method.per_run))
     fields = set(paths(RunConfig))
     for path in sorted(fields - {path.rpartition(".")[0] for path in fields}):
         # What another method would look at does not matter.
-        if path.startswith((*OWN, *own)) or _owner(path) not in (None, method):
+        if path.startswith(free) or OWNERS.get(path.partition(".")[0], name) != name:
             continue
         value = attrgetter(path)
-        for name in others:
-            if value(runs[name]) != value(runs[first]):
+        for other in others:
+            if value(runs[other]) != value(runs[first]):
                 yield (
-                    f"{EACH}.{name}.{path} = {value(runs[name])!r} and {EACH}.{first}.{path} = "
+                    f"{EACH}.{other}.{path} = {value(runs[other])!r} and {EACH}.{first}.{path} = "
                     f"{value(runs[first])!r}: runs that train at once share it"
                 )
 

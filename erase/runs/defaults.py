@@ -1,8 +1,9 @@
 """What a configuration need not say: the values that suit its model, and words for its concept.
 
-The model's folder brings them (`erase.config.model_file`); FLUX.1 [dev] and [schnell], whose folders have no
-such file, get the paper's values and sentences that suit any noun, adjective, verb, style or
-relation. Nothing here counts more than what a configuration's file or the command line says.
+The model's folder brings them (`erase.config.model_file`); FLUX.1 [dev] and [schnell], whose
+folders have no such file, get the paper's values and sentences that suit any noun, adjective, verb,
+style or relation. Nothing here counts more than what a configuration's file or the command line
+says.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,15 +11,15 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from erase.config import model_file
+from erase.config.fields import merge_fields
+from erase.config.model_file import Kind, Known, Thing
+from erase.config.schema import KINDS, Config
+from erase.data.words.irrelevant import COMMON
+from erase.data.words.templates import SLOT, phrase
+from erase.runs.presets import ONE_SAMPLE, PRESETS
 from flux_jax.errors import InputError
 from flux_jax.weights.source import open_source, read_config, root_of
-from erase.config import model_file
-from erase.config.schema import KINDS, Config
-from erase.config.fields import over
-from erase.data.words.irrelevant import COMMON
-from erase.config.model_file import Kind, Known, Thing
-from erase.runs.presets import PRESETS
-from erase.data.words.templates import SLOT, phrase
 
 Fields = dict[str, Any]
 # Irrelevant words of an entity: things of its own group, and one of each of so many others.
@@ -34,17 +35,13 @@ _OF_FLUX = Known(
         # With no judge these are looked at.
         "evaluation": {"pictures": 8, "batch": 2},
     },
-    method=over(
-        PRESETS["paper"],
-        # Their authors' batches of 8 and 10 take more than a GPU has, without remat.
-        {"by_method": {n: {"batch_size": 1} for n in ("concept_ablation", "meta_unlearning")}},
-    ),
+    method=merge_fields(PRESETS["paper"], {"by_method": ONE_SAMPLE}),
 )
 # [schnell] is distilled to four steps.
 _OF_SCHNELL = _OF_FLUX.model_copy(
     update={
-        "place": over(_OF_FLUX.place, {"steps": 4, "evaluation": {"steps": 4}}),
-        "method": over(_OF_FLUX.method, {"steps": 4}),
+        "place": merge_fields(_OF_FLUX.place, {"steps": 4, "evaluation": {"steps": 4}}),
+        "method": merge_fields(_OF_FLUX.method, {"steps": 4}),
     }
 )
 # Sentences for what no model's folder tells about; two of them ask for pictures in the evaluation.
@@ -163,12 +160,12 @@ class Defaults:
         words = words_for(model, concept, self._kind(run), run) if concept else {}
         if self._preset:
             # Which words other methods need is no preset's; all else of a method is.
-            return over(place, without_method(words))
+            return merge_fields(place, without_method(words))
         kinds = (model.kinds[kind].shared for kind in self._kinds if kind in model.kinds)
-        values = reduce(over, (place, model.method, *kinds, words))
+        values = reduce(merge_fields, (place, model.method, *kinds, words))
         by_method = values.pop("by_method", {})
         method = run.get("method", Config.method)
-        return over(values, by_method.get(method, {}) if isinstance(method, str) else {})
+        return merge_fields(values, by_method.get(method, {}) if isinstance(method, str) else {})
 
     def file(self, run: Mapping[str, Any]) -> Path:
         """The file of the run's model, whether there is one or not."""
@@ -260,7 +257,7 @@ def _of_kind(
         values["upper"] = {"prompts": _pairs(how.keep.templates, fillers)}
     instead = thing.instead if thing else ""
     place = instead or (near or words or [""])[0]
-    return reduce(over, (values, how.own, _anchors(place, instead)))
+    return reduce(merge_fields, (values, how.own, _anchors(place, instead)))
 
 
 def _near(
@@ -349,7 +346,7 @@ def without_method(words: Fields) -> Fields:
 def _in_folder(place: Fields, folder: Path) -> Fields:
     """The fields, their judge in the model's folder."""
     judge = place.get("evaluation", {}).get("judge")
-    return over(place, {"evaluation": {"judge": str(folder / judge)}}) if judge else place
+    return merge_fields(place, {"evaluation": {"judge": str(folder / judge)}}) if judge else place
 
 
 def _folded(words: Iterable[str]) -> set[str]:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from flux_jax.errors import InputError
-from erase.config.schema import Config
 from erase.config.fields import lists, shown
+from erase.config.schema import Config
 from erase.data.words.spelling import mentions
+from flux_jax.errors import InputError
 
 # Fields that hold sentences; all other lists are of words.
 SENTENCES = ("prompts", "templates")

@@ -9,12 +9,23 @@ Other methods have the values of their authors in both `paper` and `native`: in 
 the queries and keys of the text in dual-stream blocks, as the paper has it, in the second the
 layers that their authors train, or FLUX's nearest to them. All train adapters, where most authors
 train the layers themselves.
+
+A value of a method may be said in several places. Each counts more than those before it:
+
+1. the defaults of the method's own file (`erase.methods`) and of `erase.config.schema`;
+2. what the model's folder has for it (`erase.json`), or `paper` for a FLUX.1 (see `defaults`);
+   of a configuration that names a preset, nothing but words for the concept;
+3. the preset that a configuration's file names;
+4. the file's fields, then those of its `by_method` for the method that is chosen;
+5. the command line.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from flux_jax.lora import TEXT_QUERY_KEY
+from erase.methods.erase_anything import Lower, Upper
+from flux_jax.targets import TEXT_QUERY_KEY
 
 _SAMPLING: Mapping[str, Any] = {
     "steps": 28,
@@ -30,75 +41,18 @@ ATTENTION = (
     *(f"dual_blocks/attn/to_{name}" for name in ("q", "k", "v", "out", "add_out")),
     *(f"single_blocks/attn/to_{name}" for name in "qkv"),
 )
-# What their authors set, and the layers that they train.
+# What their authors set otherwise than the defaults of the methods' own files, and the layers that
+# they train. `stand_in` and `guide` are said even so: a model's words would take their place.
 AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
-    "concept_ablation": (
-        {
-            "iterations": 100,
-            "batch_size": 8,
-            "concept_ablation": {
-                "learning_rate": 1.6e-5,
-                "weight_decay": 0.01,
-                "clip": 1.0,
-                "target": "model",
-                "prior": 0.0,
-            },
-        },
-        TEXT_KEY_VALUE,
-    ),
-    "esd": (
-        {
-            "iterations": 1400,
-            "esd": {
-                "learning_rate": 1e-4,
-                "weight_decay": 0.0,
-                "clip": None,
-                "eta": 1.0,
-                "stand_in": None,
-                "erase_to": "",
-                "trajectories": "student",
-                "guidance": 1.0,
-            },
-        },
-        ATTENTION,
-    ),
+    "concept_ablation": ({"iterations": 100, "batch_size": 8}, TEXT_KEY_VALUE),
+    "esd": ({"iterations": 1400, "esd": {"stand_in": None, "guidance": 1.0}}, ATTENTION),
     "uce": (
-        {
-            "uce": {
-                "templates": ("{}",),
-                "synonyms": False,
-                "guide": "",
-                "ridge": 0.5,
-                "preserve": 1.0,
-            }
-        },
+        {"uce": {"synonyms": False, "guide": ""}},
         ("context_embedder", "pooled_embedder/linear_1"),
     ),
-    "mace": (
-        {
-            "iterations": 50,
-            "adapter": {"rank": 1, "alpha": 1.0},
-            "mace": {"learning_rate": 1e-5, "weight_decay": 0.0, "clip": None},
-        },
-        TEXT_KEY_VALUE,
-    ),
+    "mace": ({"iterations": 50, "adapter": {"rank": 1, "alpha": 1.0}}, TEXT_KEY_VALUE),
     "eap": (
-        {
-            "iterations": 1000,
-            "eap": {
-                "learning_rate": 1e-5,
-                "weight_decay": 0.0,
-                "clip": None,
-                "logits_rate": 1e-2,
-                "temperature": 2.0,
-                "preserve": 1.0,
-                "most": 100,
-                "eta": 1.0,
-                "stand_in": None,
-                "trajectories": "student",
-                "guidance": None,
-            },
-        },
+        {"iterations": 1000, "eap": {"stand_in": None}},
         tuple(f"dual_blocks/attn/add_{name}_proj" for name in "qkv"),
     ),
     "meta_unlearning": (
@@ -106,18 +60,14 @@ AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
             "iterations": 1500,
             "batch_size": 10,
             "guidance": 3.0,
-            "meta_unlearning": {
-                "learning_rate": 1e-5,
-                "weight_decay": 1e-4,
-                "clip": 1.0,
-                "eta": 3.0,
-                "keep": 0.1,
-                "meta": 0.1,
-                "inner_rate": 1e-5,
-            },
+            "meta_unlearning": {"weight_decay": 1e-4, "clip": 1.0, "eta": 3.0, "inner_rate": 1e-5},
         },
         ATTENTION,
     ),
+}
+# Their batches of 8 and 10 take more than a GPU has with FLUX.1, without remat.
+ONE_SAMPLE: Mapping[str, Mapping[str, Any]] = {
+    name: {"batch_size": 1} for name in ("concept_ablation", "meta_unlearning")
 }
 
 
@@ -137,41 +87,21 @@ def _by_method(*, native: bool) -> dict[str, dict[str, Any]]:
     }
 
 
+def _values(level: Lower | Upper) -> dict[str, Any]:
+    """Every value of a level; whose pictures are held on to is no preset's."""
+    return {name: value for name, value in asdict(level).items() if name != "folder"}
+
+
 _OURS: Mapping[str, Mapping[str, Any]] = {
+    # The defaults of `erase.methods.erase_anything` are the paper's.
     "paper": {
         **_SAMPLING,
         "guidance": 3.5,
         "iterations": 1000,
         "bank": {"shuffled": 1.0},
         "adapter": {"rank": 8, "alpha": 8.0},
-        "lower": {
-            "learning_rate": 1e-3,
-            "weight_decay": 0.01,
-            "clip": None,
-            "esd": 1.0,
-            "attn": 1.0,
-            "eta": 1.0,
-            "erase_to": "",
-            "stand_in": None,
-            "trajectories": "teacher",
-            "attn_form": "normalised",
-        },
-        "upper": {
-            "learning_rate": 5e-4,
-            "weight_decay": 0.01,
-            "clip": None,
-            "lora": 0.1,
-            "rsc": 0.1,
-            "lora_target": "noise",
-            "pictures": 8,
-            "prompts": (),
-            "without_concept": False,
-            "rsc_form": "infonce",
-            "blocks": "all",
-            "temperature": 0.07,
-            "negatives": 3,
-            "early": 0.25,
-        },
+        "lower": _values(Lower()),
+        "upper": _values(Upper()),
     },
     "official": {
         **_SAMPLING,
@@ -179,34 +109,18 @@ _OURS: Mapping[str, Mapping[str, Any]] = {
         "iterations": 100,
         "bank": {"shuffled": 0.0},
         "adapter": {"rank": 8, "alpha": 8.0},
-        "lower": {
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-5,
-            "clip": None,
-            "esd": 1.0,
-            "attn": 1e-3,
-            "eta": 1.0,
-            "erase_to": "",
-            "stand_in": None,
-            "trajectories": "student",
-            "attn_form": "released",
-        },
-        "upper": {
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-5,
-            "clip": None,
-            "lora": 0.1,
-            "rsc": 0.1,
-            "lora_target": "noise",
-            "pictures": 8,
-            "prompts": (),
-            "without_concept": False,
-            "rsc_form": "released",
-            "blocks": "last",
-            "temperature": 0.07,
-            "negatives": 3,
-            "early": 1.0,
-        },
+        "lower": _values(
+            Lower(weight_decay=1e-5, attn=1e-3, trajectories="student", attn_form="released")
+        ),
+        "upper": _values(
+            Upper(
+                learning_rate=1e-3,
+                weight_decay=1e-5,
+                rsc_form="released",
+                blocks="last",
+                early=1.0,
+            )
+        ),
     },
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -14,26 +14,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import pydantic
-from absl import flags
 from jax.experimental import multihost_utils
 
 from flux_jax.errors import EraseError, InputError, PreemptedError, RunError
 
 T = TypeVar("T")
 ERRORS = {kind.__name__: kind for kind in (EraseError, InputError, RunError, PreemptedError)}
-
-
-def define_flags() -> None:
-    """Declares the flags that say how many processes there are."""
-    flags.DEFINE_bool(
-        "distributed",
-        False,
-        "One of several processes; SLURM, GKE, a TPU pod or MPI says which (see "
-        "jax.distributed.initialize).",
-    )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where nothing does.")
-    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
-    flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
 
 
 def initialise(given: Any) -> None:

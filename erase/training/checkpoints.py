@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from erase.config.schema import Checkpoints
-from erase.methods.parts.updates import State
+from erase.methods.parts.step import State
 from flux_jax.errors import EraseError, RunError
 
 FOLDER = "checkpoints"

@@ -32,11 +32,11 @@ from jaxtyping import Float
 
 from convert.adapters.files import TORCH_FILE
 from erase.config.schema import Config
-from erase.data.words import synonyms
 from erase.evaluation import attack, evaluate, frechet, statistics
 from erase.evaluation.eval_prompts import Case, draw_cases, judge_of, judged
 from erase.evaluation.statistics import share
 from erase.methods import method_of
+from erase.methods.configured import with_synonyms
 from erase.model.open import open_model
 from erase.runtime.files import write
 from erase.training import memory_plan
@@ -96,7 +96,7 @@ def compare(
     fresh = left(out, result, methods)
     for name, config in runs.items():
         judge_of(config)
-        if not synonyms.settle(config)[0].synonyms:
+        if not with_synonyms(config)[0].synonyms:
             raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
     pipe = open_model(first)
     base: Base = {}
@@ -164,7 +164,7 @@ def count(
     Returns:
         The run's row; and the features before and after.
     """
-    config, _ = synonyms.settle(config)
+    config, _ = with_synonyms(config)
     judge, drawn = evaluate.plan(config, pipe)
     assert judge is not None, "compare has made sure"
     kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]

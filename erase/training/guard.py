@@ -1,6 +1,6 @@
 """What is done where numbers of a run leave their range, or losses grow out of proportion.
 
-The updates themselves leave out what is not finite (`erase.methods.parts.updates`); here that is
+The updates themselves leave out what is not finite (`erase.methods.parts.step`); here that is
 noticed, counted and written down so that it can be done again (`erase.training.replay`).
 """
 

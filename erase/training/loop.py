@@ -25,14 +25,15 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from erase.config.schema import Config
-from erase.data.bank import Bank, stack
+from erase.data.bank import Bank, stack_banks
 from erase.data.plan import Plan
 from erase.evaluation import early_stop
-from erase.methods import method_of, setup_of, start
+from erase.methods import method_of
 from erase.methods.base import Step
-from erase.methods.parts.compiled import Setup
+from erase.methods.configured import context_of, start
+from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.samples import Counts
-from erase.methods.parts.updates import State
+from erase.methods.parts.step import State
 from erase.model.open import share
 from erase.runtime import processes
 from erase.runtime.files import write
@@ -54,7 +55,7 @@ class Training:
 
     Attributes:
         configs: of the runs, by name.
-        setup: what is compiled into the updates.
+        context: static arguments of the training step.
         state: where fresh runs start, [R, ...].
         params: the frozen transformer's parameters.
         bank: what updates draw from.
@@ -63,7 +64,7 @@ class Training:
     """
 
     configs: Mapping[str, Config]
-    setup: Setup
+    context: StepContext[Any]
     state: State
     params: PyTree
     bank: Bank
@@ -90,18 +91,18 @@ class Training:
         numbers, keys = {}, self.keys_at(step)
         for name, each in self.steps.items():
             given = (state, self.params, self.bank, keys[name])
-            state, numbers[name] = each.update(*given, setup=self.setup)
+            state, numbers[name] = each.update(*given, context=self.context)
         return state, jax.device_get(numbers)
 
     def adapter(self, name: str, state: State) -> Adapter:
         """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
         row = list(self.configs).index(name)
-        lora = meshes.gather(self.setup.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
-        return Adapter(jax.device_get(lora), self.setup.alpha)
+        lora = meshes.gather(self.context.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
+        return Adapter(jax.device_get(lora), self.context.alpha)
 
     def numbers(self) -> list[list[int]]:
         """What the random keys consist of, for JSON."""
-        return np.asarray(meshes.gather(self.setup.mesh, jax.random.key_data(self.keys))).tolist()
+        return np.asarray(meshes.gather(self.context.mesh, jax.random.key_data(self.keys))).tolist()
 
     def drawn(self, name: str, step: int) -> dict[str, Any]:
         """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
@@ -111,10 +112,10 @@ class Training:
         times = np.asarray(bank.times)
         pictures = 0 if bank.pictures is None else bank.pictures.shape[1]
         counts = Counts(bank.trajectories.shape[1], pictures, jnp.asarray(times))
-        sentences = meshes.gather(self.setup.mesh, bank.trajectory_sentences)[row]
+        sentences = meshes.gather(self.context.mesh, bank.trajectory_sentences)[row]
         plan, told = self.plans.get(name), {}
         for update, each in self.steps.items():
-            drawn = each.drawn(keys[update][0], self.setup, counts)
+            drawn = each.drawn(keys[update][0], self.context, counts)
             for part, (kind, (rows, steps)) in drawn.items():
                 kept = kind == "pictures"
                 index = np.asarray(rows if kept else sentences[rows]).tolist()
@@ -148,18 +149,18 @@ def prepare(
     """
     first = next(iter(configs.values()))
     pipe = share(pipe, first, len(configs))
-    setup = setup_of(first, pipe.transformer, pipe.mesh)
+    context = context_of(first, pipe.transformer, pipe.mesh)
     keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
     params = pipe.params["transformer"]
     states = [start(key[0], params, first) for key in keys]
     # Numbers can be sent to other processes' devices, keys cannot.
-    numbers = setup.divided(jnp.stack([jax.random.key_data(key[1]) for key in keys]))
+    numbers = context.divided(jnp.stack([jax.random.key_data(key[1]) for key in keys]))
     return Training(
         configs=configs,
-        setup=setup,
-        state=setup.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)),
+        context=context,
+        state=context.divided(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)),
         params=params,
-        bank=setup.placed(stack(list(banks.values()))),
+        bank=context.placed(stack_banks(list(banks.values()))),
         keys=jax.random.wrap_key_data(numbers),
         plans=plans or {},
     )
@@ -222,7 +223,7 @@ def train(
         PreemptedError: the system asked for it.
         RunError: a checkpoint could not be written.
     """
-    config, configs, setup = training.config, training.configs, training.setup
+    config, configs, context = training.config, training.configs, training.context
     title = config.concept if len(configs) == 1 else f"{len(configs)} concepts"
     done = processes.from_first(lambda: checkpoints.usable(workdir), int)
     watchdog = Watchdog(config.guard)
@@ -244,7 +245,7 @@ def train(
         stack.enter_context(xla_flags.told(bar))
         stack.enter_context(watchdog.watching())
         stack.enter_context(stop.deferred())
-        active, total = np.array(meshes.gather(setup.mesh, state.active)), []
+        active, total = np.array(meshes.gather(context.mesh, state.active)), []
         step, stopped = done, False
         for step in range(done + 1, config.iterations + 1):
             if not active.any():
@@ -278,7 +279,7 @@ def train(
                     if not active[index]:
                         bar.write(f"{name and f'{name}: '}erased after {step} iterations")
             if (active != before).any():
-                state = state.replace(active=setup.divided(jnp.asarray(active)))
+                state = state.replace(active=context.divided(jnp.asarray(active)))
             stopped = processes.any_of(stop.asked is not None)
             if step % config.checkpoints.every == 0 or last or stopped or not active.any():
                 for log in metrics.values():

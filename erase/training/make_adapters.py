@@ -6,10 +6,11 @@ from pathlib import Path
 import jax
 
 from erase.config.schema import Config
-from erase.data import make_bank
 from erase.data.bank import Bank
+from erase.data.make_bank import make_bank
 from erase.data.plan import Plan
-from erase.methods import method_of, start
+from erase.methods import method_of
+from erase.methods.configured import start
 from erase.runtime.signals import Stop
 from erase.training import loop
 from flux_jax.lora import Adapter
@@ -31,7 +32,7 @@ def banks_of(
     """
     banks = {}
     for name, config in configs.items():
-        bare = make_bank.make(config, pipe, plans[name])
+        bare = make_bank(config, pipe, plans[name])
         banks[name] = method_of(config).completes(config, pipe, plans[name], bare)
     return banks
 

@@ -20,15 +20,17 @@ from rich.table import Table
 from erase.config.schema import Config
 from erase.data import bank
 from erase.data.trajectories import trajectories
-from erase.methods import bank_shapes, method_of, setup_of, start
-from erase.methods.parts.updates import State
+from erase.methods import method_of
+from erase.methods.configured import context_of, shapes_of, start
+from erase.methods.parts.step import State
 from erase.model.open import share
 from erase.runtime.memory import MENDS, memory
 from erase.runtime.mesh import RUNS
+from erase.training import flops
 from flux_jax import programs
 from flux_jax import sharding as meshes
 from flux_jax.pipeline import Pipeline
-from flux_jax.programs import Conditioning
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.weights.loading import Weights
 
 GB = 1e9
@@ -104,20 +106,15 @@ def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     )
     one = _bank(config, pipe)
     sigmas = jnp.zeros(config.steps + 1)
-    given = (*_samples(one, pipe, count), one.image_ids, config.guidance, sigmas)
+    model = Denoiser(pipe.transformer, weights["transformer"], one.image_ids, config.guidance)
     with jax.set_mesh(pipe.mesh):
-        needed = need(
-            trajectories,
-            pipe.transformer,
-            weights["transformer"],
-            *given,
-        )
+        needed = need(trajectories, model, *_samples(one, pipe, count), sigmas)
     yield "denoising", needed
 
 
 def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     """The updates of so many runs with their needs; see `plan`."""
-    setup = setup_of(config, pipe.transformer, pipe.mesh)
+    context = context_of(config, pipe.transformer, pipe.mesh)
     sharding = NamedSharding(pipe.mesh, PartitionSpec(RUNS))
 
     def divided(tree: PyTree) -> PyTree:
@@ -136,7 +133,7 @@ def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, N
     keys = divided(jax.eval_shape(lambda: jax.random.key(0)))
     for name, step in method_of(config).steps(config).items():
         given = (divided(_state(config, pipe)), _weights(pipe)["transformer"], banks, keys)
-        yield f"{name} update", need(step.update, *given, setup=setup)
+        yield f"{name} update", need(step.update, *given, context=context)
 
 
 def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
@@ -144,13 +141,11 @@ def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     settings, weights, one = config.evaluation, _weights(pipe), _bank(config, pipe)
     count = min(settings.batch, settings.pictures)
     latents, prompts = _samples(one, pipe, count)
-    given = (one.image_ids, settings.guidance, jnp.zeros(settings.steps + 1), None)
-    lora = _state(config, pipe).lora
+    transformer, lora = weights["transformer"], _state(config, pipe).lora
+    model = Denoiser(pipe.transformer, transformer, one.image_ids, settings.guidance, lora)
+    sigmas = jnp.zeros(settings.steps + 1)
     with jax.set_mesh(pipe.mesh):
-        transformer = weights["transformer"]
-        drawing = need(
-            programs.denoise, pipe.transformer, transformer, lora, latents, prompts, *given
-        )
+        drawing = need(programs.denoise, model, latents, prompts, sigmas, None)
     yield "drawing", drawing
     grid = pipe.grid(config.height, config.width)
     yield (
@@ -169,7 +164,7 @@ def _bank(config: Config, pipe: Pipeline) -> bank.Bank:
     """A run's bank, as shapes."""
     tokens = len(pipe.image_ids(config.height, config.width))
     length = pipe.tokenizer_2.model_max_length
-    return bank_shapes(config, pipe.transformer, tokens, length)
+    return shapes_of(config, pipe.transformer, tokens, length)
 
 
 def _state(config: Config, pipe: Pipeline) -> State:
@@ -242,6 +237,9 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
         Whether they do; True where the devices do not say how much they have.
     """
     console = Console()
+    config = next(iter(configs.values()))
+    # Before anything is compiled.
+    console.print(flops.estimate(config, pipe, len(configs)))
     parts = Table("", title="GB (10⁹ bytes) that lie on each device, not all at once")
     parts.add_column("", justify="right")
     for name, size in held(configs, pipe).items():

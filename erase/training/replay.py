@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from erase.data.bank import Bank
-from erase.methods.parts.updates import Losses, State
+from erase.methods.parts.forward import RunInputs
+from erase.methods.parts.step import Losses, State
 from erase.runtime import processes
 from erase.runtime.files import write
 from erase.training import checkpoints
@@ -82,21 +83,21 @@ def _levels(
         for level, (losses, key) in each.losses(keys[name][row], own).items():
             yield level, _level(training, bank, losses, lora, key)
         given = (after, training.params, training.bank, keys[name])
-        after, _ = each.update(*given, setup=training.setup)
+        after, _ = each.update(*given, context=training.context)
 
 
 def _level(
-    training: Training, bank: Bank, losses: Losses, lora: PyTree, key: PRNGKeyArray
+    training: Training, bank: Bank, losses: Losses[Any], lora: PyTree, key: PRNGKeyArray
 ) -> dict[str, Any]:
     """Losses and each gradient's norm of a run at one adapter."""
 
     def loss(lora: PyTree) -> Any:
-        given = {"params": training.params, "bank": bank, "setup": training.setup}
-        with jax.sharding.use_abstract_mesh(training.setup.mesh.abstract_mesh):
-            return losses(lora, key=key, **given)
+        run = RunInputs.of(training.context, training.params, bank)
+        with jax.sharding.use_abstract_mesh(training.context.mesh.abstract_mesh):
+            return losses(lora, run, key)
 
     (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
-    parts, gradient = jax.device_get(meshes.gather(training.setup.mesh, (parts, gradient)))
+    parts, gradient = jax.device_get(meshes.gather(training.context.mesh, (parts, gradient)))
     return {
         "losses": {part: _number(value) for part, value in parts.items()},
         "gradients": {

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import FieldReference
 
-from erase.config.fields import merged, shown
+from erase.config.fields import fill_defaults, shown
 from erase.data.words import irrelevant, sentences
 from erase.runs import RunConfig
 from erase.training import checkpoints, guard, replay
@@ -98,7 +98,7 @@ def differences(
         now: the same of the run that is to go on.
         free: fields, and parts with all their fields, that may change.
     """
-    defaults = _flat(merged(RunConfig, {}))
+    defaults = _flat(fill_defaults(RunConfig, {}))
     before, after = ({**defaults, **_flat(values)} for values in (earlier, now))
     for path in sorted(before | after):
         if path in free or path.split(".")[0] in free:

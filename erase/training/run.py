@@ -8,16 +8,17 @@ from pathlib import Path
 
 import jax
 
-from erase import methods
 from erase.config.schema import Config
-from erase.data.words import irrelevant, sentences, synonyms
+from erase.data.words import irrelevant, sentences
 from erase.data.words.language_model import describe
 from erase.evaluation import early_stop, evaluate, summary
 from erase.evaluation.eval_prompts import check_judge
-from erase.methods import method_of, start
+from erase.methods import method_of
+from erase.methods.configured import irrelevant_words, plan_of, start, with_synonyms
 from erase.model.open import open_model
 from erase.report import card, report
 from erase.report import words as shown
+from erase.runs import RunConfig
 from erase.runtime import processes, signals
 from erase.runtime.files import write
 from erase.training import guard, loop
@@ -69,7 +70,7 @@ def _run(
     stop: signals.Stop,
 ) -> dict[str, Adapter]:
     folders = {name: workdir / name for name in runs}
-    settled = {name: synonyms.settle(config) for name, config in runs.items()}
+    settled = {name: with_synonyms(config) for name, config in runs.items()}
     configs = {name: config for name, (config, _) in settled.items()}
     first = next(iter(configs.values()))
     method = method_of(first)
@@ -99,14 +100,14 @@ def _run(
     print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
     written = processes.from_first(
         lambda: {name: sentences.settle(configs[name], folders[name]) for name in runs},
-        dict[str, tuple[Config, sentences.Sentences]],
+        dict[str, tuple[RunConfig, sentences.Sentences]],
     )
     configs = {name: config for name, (config, _) in written.items()}
     words = processes.from_first(
-        lambda: {name: irrelevant.gather(configs[name], folders[name]) for name in runs},
+        lambda: {name: irrelevant_words(configs[name], folders[name]) for name in runs},
         dict[str, irrelevant.Words],
     )
-    plans = {name: methods.plan(configs[name], pipe, words[name]) for name in runs}
+    plans = {name: plan_of(configs[name], pipe, words[name]) for name in runs}
     drawn = []
     for config in configs.values():
         if config.evaluation.pictures:

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from erase import methods
 from erase.config.schema import Config, Evaluation
-from erase.data.words import irrelevant, sentences, synonyms
+from erase.data.words import sentences
+from erase.methods.configured import irrelevant_words, plan_of, with_synonyms
 from erase.training import guard
 from erase.training.loop import METRICS
 from erase.training.make_adapters import make_adapters
@@ -89,10 +89,10 @@ def train_variant(
         workdir = Path(folder)
         plans, settled = {}, {}
         for name, given in configs.items():
-            settled[name], _ = synonyms.settle(given)
+            settled[name], _ = with_synonyms(given)
             settled[name], _ = sentences.settle(settled[name], workdir / name)
-            words = irrelevant.gather(settled[name], workdir / name)
-            plans[name] = methods.plan(settled[name], pipe, words)
+            words = irrelevant_words(settled[name], workdir / name)
+            plans[name] = plan_of(settled[name], pipe, words)
             (workdir / name).mkdir(exist_ok=True)
         began = time.perf_counter()
         found = make_adapters(settled, pipe, plans, workdir)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jaxtyping import Array, Float
 
 from flux_jax.sharding import by_samples
@@ -51,6 +50,8 @@ def attend(
 def _attend(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
     _, tokens, heads, width = q.shape
     sizes: Any = dict.fromkeys(BLOCKS, _block(tokens))
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
     kernel: Any = pallas.make_splash_mha_single_device(
         pallas.MultiHeadMask([pallas.FullMask((tokens, tokens))] * heads),
         block_sizes=pallas.BlockSizes(**sizes),

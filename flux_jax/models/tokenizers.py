@@ -1,7 +1,7 @@
 """The tokenizers of a pipeline's folder, as transformers of any version saves them.
 
-All modules take transformers from here. On import it advises to install PyTorch; tokenizers do
-without it, so here it does not.
+All modules take transformers from here, which is imported once a tokenizer is asked for. On import
+it advises to install PyTorch; tokenizers do without it, so here it does not.
 """
 
 import contextlib
@@ -9,10 +9,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flux_jax.errors import InputError
 from flux_jax.models.clip import CLIPTextConfig
 from flux_jax.models.t5 import T5Config
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 # Silences advice, but no warnings and no errors.
 NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
@@ -33,8 +37,14 @@ def _without_advice() -> Iterator[None]:
         del os.environ[NO_ADVICE]
 
 
-with _without_advice():
-    from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+def __getattr__(name: str) -> Any:
+    if name not in ("CLIPTokenizer", "PreTrainedTokenizerBase", "T5Tokenizer"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _without_advice():
+        import transformers
+
+        return getattr(transformers, name)
+
 
 __all__ = ["CLIPTokenizer", "PreTrainedTokenizerBase", "T5Tokenizer", "read_tokenizer"]
 
@@ -44,20 +54,20 @@ class Kind:
     """What is known of a tokenizer before it is read.
 
     Attributes:
-        reader: transformers' class.
+        reader: name of transformers' class.
         files: sets of files, of which one must be there: else transformers makes a vocabulary of
             the special tokens alone.
         tokens: length of the encoder's input where the folder does not say.
     """
 
-    reader: type[CLIPTokenizer] | type[T5Tokenizer]
+    reader: str
     files: tuple[tuple[str, ...], ...]
     tokens: int
 
 
 KINDS = {
-    "tokenizer": Kind(CLIPTokenizer, (("tokenizer.json",), ("vocab.json", "merges.txt")), 77),
-    "tokenizer_2": Kind(T5Tokenizer, (("tokenizer.json",), ("spiece.model",)), 512),
+    "tokenizer": Kind("CLIPTokenizer", (("tokenizer.json",), ("vocab.json", "merges.txt")), 77),
+    "tokenizer_2": Kind("T5Tokenizer", (("tokenizer.json",), ("spiece.model",)), 512),
 }
 # Longer than any input: transformers' number for "not said" is 1e30.
 UNSAID = 1 << 20
@@ -65,7 +75,7 @@ UNSAID = 1 << 20
 
 def read_tokenizer(
     root: Path, name: str, encoder: CLIPTextConfig | T5Config
-) -> PreTrainedTokenizerBase:
+) -> "PreTrainedTokenizerBase":
     """Reads a tokenizer.
 
     Args:
@@ -86,9 +96,10 @@ def read_tokenizer(
         raise InputError(
             f"{folder}: {where}; it must hold {wanted}: copy {name} of FLUX.1 [dev] there"
         )
+    reader = __getattr__(kind.reader)
     try:
         # A folder by now: the hub is not asked for what has its name.
-        read = kind.reader.from_pretrained(folder, local_files_only=True)
+        read = reader.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         # The library that parses the files names no class of its own.
         said = " ".join(str(error).split())[:120]

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from flux_jax.errors import InputError
 from flux_jax.tree import flatten, nest
@@ -24,6 +23,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 def write_params(folder: Path, params: Mapping[str, Any]) -> None:
     """Writes a model's parameters into its folder."""
+    import orbax.checkpoint as ocp
+
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / FOLDER).absolute(), params)
 
@@ -34,6 +35,8 @@ def stored_shapes(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the folder holds no whole checkpoint.
     """
+    import orbax.checkpoint as ocp
+
     path = (folder / FOLDER).absolute()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -98,6 +101,8 @@ def _restored(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: they cannot be read.
     """
+    import orbax.checkpoint as ocp
+
     path, tree = (folder / FOLDER).absolute(), nest(wanted)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

@@ -5,15 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
 from flux_jax import progress
 from flux_jax.errors import InputError
 from flux_jax.weights.tables import COMPONENTS
@@ -44,6 +35,24 @@ def find_model(given: str) -> Path:
         return _snapshot(path)
     if not NAME.fullmatch(given):
         raise InputError(f"model = {given!r} does not exist; check the path")
+    return _fetch(given)
+
+
+def _fetch(given: str) -> Path:
+    """A repository's files, from the hub or from its cache.
+
+    Raises:
+        InputError: see `find_model`.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     page = f"{ENDPOINT}/{given}"
     try:
         # The hub asks for tqdm.auto's class and takes what behaves alike.

@@ -23,7 +23,7 @@ from flux_jax.models.t5 import T5Config, T5Encoder
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, VAEConfig
 from flux_jax.weights import checkpoint, mapping
-from flux_jax.weights.source import Source, TorchSource
+from flux_jax.weights.source import FlaxSource, Source, TorchSource
 
 
 def _transformer_inputs(config: FluxConfig) -> tuple[Any, ...]:
@@ -125,7 +125,7 @@ class Weights(Mapping[str, Any]):
             shapes = abstract_params(name, source.config)
             if isinstance(source, TorchSource):
                 mapping.check(source.table, source.tensors, shapes, source=source.where)
-            else:
+            elif isinstance(source, FlaxSource):
                 checkpoint.check(source.where, shapes)
 
     def __getitem__(self, name: str) -> PyTree:

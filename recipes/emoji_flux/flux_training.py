@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from flux_jax.models.vae import latent_ids
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.tree import flatten, nest
 from flux_jax.weights.loading import build
 from recipes.emoji_flux import fit
@@ -195,18 +195,8 @@ def predict(
     guidance: Any,
 ) -> Array:
     """The transformer's velocity in float32."""
-    velocity, _ = apply_transformer(
-        modules["transformer"],
-        params,
-        None,
-        x,
-        text,
-        time,
-        latent_ids(GRID, GRID),
-        guidance,
-    )
-    assert velocity is not None
-    return velocity.astype(jnp.float32)
+    model = Denoiser(modules["transformer"], params, latent_ids(GRID, GRID), guidance)
+    return model.velocity(x, text, time).astype(jnp.float32)
 
 
 def build_modules(configs: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from erase.evaluation.statistics import share
 from erase.model.draw import draw, png, sheet
 from erase.runtime.files import write
 from flux_jax.pipeline import Pipeline
+from flux_jax.sampling import SamplingOptions
 from recipes.emoji_flux.captions import RELATED, misspell, plural, shuffle, with_article
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
@@ -169,11 +170,7 @@ def measure(
             model,
             [probe.prompt for probe in part],
             noise,
-            height=SIZE,
-            width=SIZE,
-            steps=steps,
-            guidance=guidance,
-            batch=batch,
+            SamplingOptions(steps, guidance, SIZE, SIZE, batch),
             title="measuring",
         )
         hits = correct(judge, pictures, part)

@@ -5,23 +5,26 @@ tokens, C latent channels, E text width, P pooled width.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from erase.config.schema import AdapterConfig, Config, Lower, MeshConfig, Upper
+from erase.config.schema import AdapterConfig, MeshConfig
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
-from erase.methods import setup_of, start
-from erase.methods.erase_anything import lower_losses, upper_losses
-from erase.methods.parts.compiled import Setup
-from erase.methods.parts.updates import State
+from erase.methods.configured import context_of, start
+from erase.methods.erase_anything import Lower, Upper, lower_losses, upper_losses
+from erase.methods.parts.compiled import StepContext
+from erase.methods.parts.forward import RunInputs
+from erase.methods.parts.step import State
+from erase.runs import RunConfig
 from erase.runtime.mesh import make_mesh
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.models.vae import latent_ids
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.weights.loading import abstract_params
 
 M, V, T, R, D, F = 3, 5, 6, 4, 4, 2
@@ -36,7 +39,7 @@ SIZES = {
     "guidance_embeds": True,
     "axes_dims_rope": (2, 2, 4),
 }
-CONFIG = Config(
+CONFIG = RunConfig(
     concept="cat",
     batch_size=4,
     adapter=AdapterConfig(rank=2, alpha=3.0),
@@ -82,14 +85,14 @@ def make_bank(anchors: int = 1, seed: int = 5) -> Bank:
 
 
 MODEL = FluxTransformer(FluxConfig.from_dict(SIZES))
-SETUP = setup_of(CONFIG, MODEL, make_mesh(MeshConfig(), 1, 1))
+CONTEXT = context_of(CONFIG, MODEL, make_mesh(MeshConfig(), 1, 1))
 KEY = jax.random.key(7)
 KEYS = KEY[None]
 
 
-def with_levels(setup: Setup, **changes: Any) -> Setup:
-    """The setup with other settings of EraseAnything's levels."""
-    return replace(setup, settings=replace(setup.settings, **changes))
+def with_levels(context: StepContext, **changes: Any) -> StepContext:
+    """The context with other settings of EraseAnything's levels."""
+    return replace(context, settings=replace(context.settings, **changes))
 
 
 PARAMS = random_tree(abstract_params("transformer", SIZES), 1)
@@ -132,19 +135,18 @@ def alone(
     guidance: float = 3.5,
 ) -> tuple[jax.Array, jax.Array]:
     """Velocity and all attention weights of one sample, which has no batch axis."""
-    velocity, out = apply_transformer(
-        MODEL,
-        params,
-        None if lora is None else scaled(lora),
-        latents[None],
-        jax.tree.map(lambda leaf: leaf[None], prompt),
-        time[None],
-        latent_ids(4, 6),
-        guidance,
-        attention="weights",
+    tree = None if lora is None else scaled(lora)
+    velocity, out = Denoiser(MODEL, params, latent_ids(4, 6), guidance, tree).predict(
+        latents[None], jax.tree.map(lambda leaf: leaf[None], prompt), time, attention="weights"
     )
     return velocity[0], out["attention"][:, 0]
 
 
-lower = jax.jit(lower_losses, static_argnames="setup")
-upper = jax.jit(upper_losses, static_argnames="setup")
+@partial(jax.jit, static_argnames="context")
+def lower(lora: dict, *, params: dict, bank: Bank, key: jax.Array, context: StepContext) -> Any:
+    return lower_losses(lora, RunInputs.of(context, params, bank), key)
+
+
+@partial(jax.jit, static_argnames="context")
+def upper(lora: dict, *, params: dict, bank: Bank, key: jax.Array, context: StepContext) -> Any:
+    return upper_losses(lora, RunInputs.of(context, params, bank), key)

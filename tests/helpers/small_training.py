@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from erase.config.schema import Checkpoints, Config, EarlyStop, Lower, MeshConfig, Upper
-from erase.data.bank import stack
-from erase.methods import setup_of
+from erase.config.schema import Checkpoints, Config, EarlyStop, MeshConfig
+from erase.data.bank import stack_banks
+from erase.methods.configured import context_of
+from erase.methods.erase_anything import Lower, Upper
 from erase.runtime.mesh import make_mesh
 from erase.runtime.signals import Stop
 from erase.training.loop import Training, train
@@ -26,15 +27,15 @@ def training(runs: int = 1, bank: Any = BANK, **changes: Any) -> Training:
     """Runs of the tiny model on all devices, which share the samples."""
     config: Config = replace(SHORT, **{"checkpoints": Checkpoints(every=2)} | changes)
     mesh = make_mesh(MeshConfig(), runs, config.batch_size)
-    setup = setup_of(config, MODEL, mesh)
+    context = context_of(config, MODEL, mesh)
     keys = jax.random.key_data(jnp.concatenate([KEYS] * runs))
     return Training(
         configs={f"run{i}" if runs > 1 else "": config for i in range(runs)},
-        setup=setup,
-        state=setup.divided(every(*[fresh()] * runs)),
+        context=context,
+        state=context.divided(every(*[fresh()] * runs)),
         params=jax.device_put(PARAMS, meshes.whole(mesh)),
-        bank=setup.placed(stack([bank] * runs)),
-        keys=jax.random.wrap_key_data(setup.divided(keys)),
+        bank=context.placed(stack_banks([bank] * runs)),
+        keys=jax.random.wrap_key_data(context.divided(keys)),
         plans={},
     )
 

@@ -24,9 +24,11 @@ from transformers import (
     T5Tokenizer,
 )
 
-from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model, Upper
+from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model
 from erase.evaluation.judge import Judge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from erase.methods.erase_anything import Upper
+from erase.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "models" / "emoji-flux"
@@ -186,7 +188,7 @@ def run_config(folder: Path, **changes: Any) -> Config:
         "upper": Upper(pictures=2, rsc=0.0),
         "evaluation": Evaluation(pictures=0),
     }
-    return Config(**usual | changes)
+    return RunConfig(**usual | changes)
 
 
 def judge(folder: Path) -> Path:
@@ -195,6 +197,12 @@ def judge(folder: Path) -> Path:
     params["entity_head"]["bias"] *= 0
     Judge(LABELS, params, 16).save(folder)
     return folder
+
+
+def adapter_values(*, rank: int = 8, dual: int = 2, width: int = 32) -> int:
+    """How many values the usual adapter of `transformer` has: A and B of two layers a block."""
+    layers = dual * len(("add_q_proj", "add_k_proj"))
+    return layers * (rank * width + width * rank)
 
 
 def counted(folder: Path, judge: Path) -> dict[str, Any]:

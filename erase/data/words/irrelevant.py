@@ -13,7 +13,7 @@ import pydantic
 
 from erase.config.schema import Config
 from erase.data.words import language_model
-from erase.data.words.language_model import read_kept
+from erase.data.words.language_model import kept_or_asked
 from erase.data.words.spelling import same
 from flux_jax.errors import InputError
 
@@ -65,32 +65,31 @@ class Words:
     source: str
 
 
-def gather(config: Config, workdir: Path) -> Words:
+def gather(config: Config, workdir: Path, needed: int) -> Words:
     """The words of a run: those that its folder keeps, else from the model, else from lists.
 
     Args:
         config: the run's configuration.
         workdir: the run's folder; only read.
+        needed: how many different ones the run's method draws at least; 0 asks no language model.
 
     Raises:
         InputError: the kept file is damaged, or the lists are too short.
     """
-    path, why = workdir / FILE, ""
-    if config.language_model and config.upper.rsc:
-        if path.is_file() and (kept := read_kept(Words, path)).concept == config.concept:
-            return kept
-        try:
-            return ask(config.concept, config.synonyms, max(WANTED, config.upper.negatives))
-        except InputError as error:
-            why = f" ({error})"
-    listed = config.irrelevant or _others(COMMON, config.concept, config.synonyms)
+    why = ""
+    if config.language_model and needed:
+        about = (config.concept, config.synonyms, max(WANTED, needed))
+        found, why = kept_or_asked(Words, workdir / FILE, config.concept, lambda: ask(*about))
+        if found:
+            return found
+    own = config.irrelevant or _others(COMMON, config.concept, config.synonyms)
     whose = "the configuration's list" if config.irrelevant else "the list of common words"
-    if config.contrasts and len(set(listed)) < config.upper.negatives:
+    if len(set(own)) < needed:
         raise InputError(
-            f"irrelevant: {whose} has {len(set(listed))} different words, fewer than "
-            f"upper.negatives = {config.upper.negatives}; name more{why}"
+            f"irrelevant: {whose} has {len(set(own))} different words, fewer than the {needed} "
+            f"that method = {config.method!r} draws; name more{why}"
         )
-    return Words(config.concept, (tuple(dict.fromkeys(listed)),), whose + why)
+    return Words(config.concept, (tuple(dict.fromkeys(own)),), whose + why)
 
 
 def listed(config: Config) -> Words:

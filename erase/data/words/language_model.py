@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
-import openai
 import pydantic
 
 from flux_jax.errors import InputError
@@ -29,8 +28,17 @@ ATTEMPTS = 3
 TIMEOUT, RETRIES = 30.0, 4
 SYSTEM = "You are a helpful assistant and a well-established language expert"
 
+
+@runtime_checkable
+class Words(Protocol):
+    """What a run's folder keeps of a reply: words that were asked for about a concept."""
+
+    @property
+    def concept(self) -> str: ...  # noqa: D102
+
+
 Result = TypeVar("Result")
-Kept = TypeVar("Kept")
+Kept = TypeVar("Kept", bound=Words)
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
@@ -50,7 +58,7 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
     if not os.environ.get(KEY):
         raise InputError(f"{KEY} is not set: give a key in the environment")
     model = os.environ.get(MODEL) or DEFAULT_MODEL
-    problem = ""
+    problem, openai = "", client_library()
     # Nobody but the endpoint that was named sees the question.
     transport = openai.DefaultHttpxClient(follow_redirects=False)
     with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES, http_client=transport) as client:
@@ -77,6 +85,21 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
     raise InputError(f"language model at {host}: {ATTEMPTS} unusable replies, the last: {problem}")
 
 
+def client_library() -> Any:
+    """The package `openai`, imported only once a language model is asked.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError(
+            f"language model: the package openai cannot be imported ({error}); pip install openai"
+        ) from error
+    return openai
+
+
 def parse(schema: type[Schema], text: str) -> Schema:
     """A reply's JSON, checked against a schema.
 
@@ -91,6 +114,31 @@ def parse(schema: type[Schema], text: str) -> Schema:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "reply"
         raise InputError(f"{place}: {first['msg']}") from None
+
+
+def kept_or_asked(
+    kind: type[Kept], path: Path, concept: str, ask: Callable[[], Kept]
+) -> tuple[Kept | None, str]:
+    """What a run's folder keeps about its concept; where it keeps nothing, a new reply.
+
+    Args:
+        kind: the dataclass that `describe` wrote.
+        path: the file in the folder; only read.
+        concept: the run's.
+        ask: gives the reply; an InputError says why there is none.
+
+    Returns:
+        The words, or None; and why there are none, in brackets after a space.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if path.is_file() and (kept := read_kept(kind, path)).concept == concept:
+        return kept, ""
+    try:
+        return ask(), ""
+    except InputError as error:
+        return None, f" ({error})"
 
 
 def read_kept(kind: type[Kept], path: Path) -> Kept:

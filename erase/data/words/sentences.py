@@ -9,7 +9,7 @@ import pydantic
 
 from erase.config.schema import Config
 from erase.data.words import language_model
-from erase.data.words.language_model import read_kept
+from erase.data.words.language_model import kept_or_asked
 from erase.data.words.templates import as_template
 from flux_jax.errors import InputError
 
@@ -59,16 +59,11 @@ def settle(config: Config, workdir: Path) -> tuple[Config, Sentences]:
     Raises:
         InputError: the kept file is damaged.
     """
-    path = workdir / FILE
-    if not config.more_prompts:
-        found = Sentences(config.concept, (), "the configuration")
-    elif path.is_file() and (kept := read_kept(Sentences, path)).concept == config.concept:
-        found = kept
-    else:
-        try:
-            found = ask(config.concept, config.more_prompts)
-        except InputError as error:
-            found = Sentences(config.concept, (), f"the configuration ({error})")
+    found, why = None, ""
+    if config.more_prompts:
+        about = (config.concept, config.more_prompts)
+        found, why = kept_or_asked(Sentences, workdir / FILE, config.concept, lambda: ask(*about))
+    found = found or Sentences(config.concept, (), f"the configuration{why}")
     return replace(config, prompts=(*config.prompts, *found.sentences)), found
 
 

@@ -20,14 +20,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import nltk
-from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
+from typing import TYPE_CHECKING, Any
 
 from erase.config import model_file
 from erase.config.schema import Config
 from flux_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
 SUBSET = Path(__file__).with_name("wordnet.json")
 
@@ -107,17 +107,21 @@ class WordNet:
         return best
 
 
-def settle(config: Config) -> tuple[Config, str]:
+def settle(config: Config, wanted: bool) -> tuple[Config, str]:
     """The configuration with synonyms, and where they come from, or why there are none.
 
     Without any, L_rsc leads towards other things alone, and Acc_g is not counted.
+
+    Args:
+        config: the run's.
+        wanted: whether synonyms are looked up where it names none; its method says that.
 
     Raises:
         InputError: the word has no such sense, or the database that NLTK found is damaged.
     """
     model = model_file.read(config.model.path)
     thing = model.find(config.concept) if model else None
-    if config.synonyms or not config.upper.rsc:
+    if config.synonyms or not wanted:
         own = config.synonyms and thing and set(config.synonyms) <= {*thing.names}
         return config, f"{config.model.path}" if own else "the configuration"
     things = [each.name for each in model.of_kind("entity")] if model else []
@@ -215,6 +219,8 @@ def part(words: Iterable[str], part_of_speech: str) -> WordNet:
     place = database()
     if place is None:
         return of_subset(SUBSET.read_text(), part_of_speech)
+    from nltk.corpus.reader.wordnet import WordNetError
+
     try:
         with opened(place) as reader:
             return of_database(reader, words, part_of_speech)
@@ -245,6 +251,11 @@ def subset() -> dict[str, Any]:
 
 def database() -> Any | None:
     """Where NLTK finds WordNet: a pointer to its folder or zip file, or None."""
+    try:
+        import nltk
+    except ImportError:
+        # Without its library there is no database either; the subset needs none.
+        return None
     for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
         try:
             return nltk.data.find(name)
@@ -254,8 +265,10 @@ def database() -> Any | None:
 
 
 @contextlib.contextmanager
-def opened(place: Any) -> Iterator[WordNetCorpusReader]:
+def opened(place: Any) -> Iterator["WordNetCorpusReader"]:
     """The database at a place that `database` gave; reading its indices takes seconds."""
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
     with warnings.catch_warnings():
         # Only English is asked for.
         warnings.filterwarnings("ignore", message="The multilingual functions")
@@ -268,7 +281,9 @@ def opened(place: Any) -> Iterator[WordNetCorpusReader]:
             file.close()
 
 
-def of_database(reader: WordNetCorpusReader, words: Iterable[str], part_of_speech: str) -> WordNet:
+def of_database(
+    reader: "WordNetCorpusReader", words: Iterable[str], part_of_speech: str
+) -> WordNet:
     """Some words' senses, and those above them, from the whole database."""
     known_words, senses, noun = {}, {}, part_of_speech == "noun"
     for word in dict.fromkeys(map(lemma, words)):

@@ -5,6 +5,7 @@ Axis letters: B prompts, T text tokens.
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -12,11 +13,13 @@ from jaxtyping import Float
 from erase.config.fields import shown
 from erase.data.words.spelling import mentions
 from flux_jax.errors import InputError
-from flux_jax.models.tokenizers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from flux_jax.models.tokenizers import PreTrainedTokenizerBase
 
 
 def concept_masks(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], words: str | Sequence[str]
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], words: str | Sequence[str]
 ) -> Float[np.ndarray, "B T"]:
     """What `marks` finds, where every prompt has to hold its concept.
 
@@ -35,7 +38,7 @@ def concept_masks(
 
 
 def marks(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], words: str | Sequence[str]
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], words: str | Sequence[str]
 ) -> Float[np.ndarray, "B T"]:
     """Marks the tokens of a concept in every prompt.
 
@@ -74,14 +77,14 @@ def marks(
 
 
 @functools.lru_cache(maxsize=10_000)
-def _places(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[tuple[int, int], ...]:
+def _places(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[tuple[int, int], ...]:
     """The first character of each token, and the one after its last."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return tuple(map(tuple, encoded.offset_mapping))
 
 
 @functools.lru_cache(maxsize=10_000)
-def _check_known(tokenizer: PreTrainedTokenizerBase, word: str) -> None:
+def _check_known(tokenizer: "PreTrainedTokenizerBase", word: str) -> None:
     """Makes sure that the vocabulary tells a concept from others.
 
     Raises:

@@ -5,10 +5,10 @@ Axis letters: I inputs, O outputs, R rank, N erased vectors, M preserved vectors
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import eigh, solve_triangular
 
 from flux_jax.errors import InputError
 
@@ -18,17 +18,30 @@ CONDITION = 1e12
 BLOCKS = ("dual_blocks", "single_blocks")
 
 
+@dataclass(frozen=True)
+class Ridge:
+    """How much a change itself costs.
+
+    Attributes:
+        weight: λ, in `unit`.
+        unit: what it is counted in.
+        name: in the configuration, for messages.
+    """
+
+    weight: float
+    unit: float = 1.0
+    name: str = "ridge"
+
+
 def edit(
     kernel: Float[np.ndarray, "I O"],
     erased: Float[np.ndarray, "N I"],
     guides: Float[np.ndarray, "N I"],
     kept: Float[np.ndarray, "M I"],
+    ridge: Ridge,
     *,
-    ridge: float,
     preserve: float = 1.0,
     rank: int | None = None,
-    unit: float = 1.0,
-    name: str = "ridge",
 ) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
     """The change D with W + D mapping erased vectors to where W maps their guides.
 
@@ -43,11 +56,9 @@ def edit(
         erased: c.
         guides: g, one for each.
         kept: k.
-        ridge: λ, in `unit`.
+        ridge: λ.
         preserve: p.
         rank: of the change, the number of erased vectors by default; what it has no use for is 0.
-        unit: what the ridge is counted in.
-        name: of the ridge in the configuration.
 
     Raises:
         InputError: the system is singular in float64.
@@ -56,12 +67,15 @@ def edit(
     zeros = np.zeros((max(0, (rank or 0) - len(erased) - len(kept)), len(kernel)))
     rows = np.concatenate([erased, preserve**0.5 * kept, zeros])
     u, s, v = np.linalg.svd(rows, full_matrices=False)
-    squares = s**2 + ridge * unit
-    _check(ridge * unit if len(s) < len(kernel) else squares[-1], squares[0], name, unit)
+    squares = s**2 + ridge.weight * ridge.unit
+    least = ridge.weight * ridge.unit if len(s) < len(kernel) else squares[-1]
+    _check(least, squares[0], ridge)
     own, moved = u[: len(erased)].T, (guides - erased) @ kernel
     if rank is None:
         return v.T @ ((s / squares)[:, None] * own), moved
     inner = (s / squares**0.5)[:, None] * (own @ moved)
+    from scipy.linalg import eigh
+
     _, left = eigh(inner @ inner.T, subset_by_index=[len(s) - rank, len(s) - 1])
     return v.T @ (left / squares[:, None] ** 0.5), left.T @ inner
 
@@ -83,13 +97,13 @@ def leaves(
     }
 
 
-def _check(least: float, most: float, name: str, unit: float) -> None:
+def _check(least: float, most: float, ridge: Ridge) -> None:
     """Makes sure that a matrix with these eigenvalues can be inverted in float64."""
     if not least > most / CONDITION:
         raise InputError(
-            f"{name} is too small: the closed form's system is singular (eigenvalues {least:.3g} "
-            f"to {most:.3g}); raise it to {most * 1e-9 / unit:.1g} or more, or preserve more "
-            "prompts"
+            f"{ridge.name} is too small: the closed form's system is singular (eigenvalues "
+            f"{least:.3g} to {most:.3g}); raise it to {most * 1e-9 / ridge.unit:.1g} or more, or "
+            "preserve more prompts"
         )
 
 
@@ -107,6 +121,8 @@ def reduced(
         rank: R.
     """
     root = np.linalg.cholesky(matrix)
+    from scipy.linalg import eigh, solve_triangular
+
     inner = solve_triangular(root, wanted, lower=True)
     # The right singular vectors alone, and as few as are asked for: minutes become seconds.
     last = inner.shape[1] - 1

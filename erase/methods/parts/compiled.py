@@ -1,7 +1,7 @@
-"""What is compiled into the updates, and where their arrays lie."""
+"""Static arguments of the jitted training step, and array placement on the mesh."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -14,10 +14,12 @@ from flux_jax import sharding as meshes
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.sharding import FSDP
 
+SettingsT = TypeVar("SettingsT")
+
 
 @dataclass(frozen=True)
-class Setup:
-    """What is compiled into the updates, the same for all runs that train at once.
+class StepContext(Generic[SettingsT]):
+    """Static arguments of the training step, the same for all runs that train at once.
 
     Attributes:
         transformer: the model.
@@ -25,7 +27,7 @@ class Setup:
         batch_size: samples an update, a multiple of the devices along `data`.
         guidance: distilled guidance scale.
         alpha: the adapter's.
-        settings: the method's, as far as its updates look at them.
+        settings: the method's, as far as its steps look at them.
     """
 
     transformer: FluxTransformer
@@ -33,15 +35,17 @@ class Setup:
     batch_size: int
     guidance: float
     alpha: float
-    settings: Any
+    settings: SettingsT
 
     @classmethod
-    def of(cls, config: Config, settings: Any, transformer: FluxTransformer, mesh: Mesh) -> "Setup":
-        """The setup of runs.
+    def of(
+        cls, config: Config, settings: SettingsT, transformer: FluxTransformer, mesh: Mesh
+    ) -> "StepContext[SettingsT]":
+        """The context of runs.
 
         Args:
             config: of any of the runs.
-            settings: what is compiled in of its method's.
+            settings: those of its method's settings that are compiled in.
             transformer: the model.
             mesh: devices, from `make_mesh`.
         """
@@ -59,23 +63,23 @@ class Setup:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(RUNS)))
 
     def placed(self, bank: Bank) -> Bank:
-        """A stacked bank where the updates want it."""
+        """A stacked bank where the training step wants it."""
         common = {"times": bank.times, "image_ids": bank.image_ids}
         own = bank.replace(**dict.fromkeys(common))
         return self.divided(own).replace(**meshes.gather(self.mesh, common))
 
 
-def split_samples(setup: Setup, tree: PyTree) -> PyTree:
+def split_samples(context: StepContext[Any], tree: PyTree) -> PyTree:
     """Splits the first axis, the samples', over `data`, and over `fsdp` where that divides it."""
 
     def split(leaf: Array) -> Array:
-        both = len(leaf) % (setup.mesh.shape[SAMPLES] * setup.mesh.shape[FSDP]) == 0
+        both = len(leaf) % (context.mesh.shape[SAMPLES] * context.mesh.shape[FSDP]) == 0
         spec = PartitionSpec((SAMPLES, FSDP) if both else SAMPLES)
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(setup.mesh, spec))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(context.mesh, spec))
 
     return jax.tree.map(split, tree)
 
 
-def split_runs(setup: Setup, tree: PyTree) -> PyTree:
+def split_runs(context: StepContext[Any], tree: PyTree) -> PyTree:
     """Splits the first axis, the runs', over the mesh."""
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(setup.mesh, PartitionSpec(RUNS)))
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(context.mesh, PartitionSpec(RUNS)))

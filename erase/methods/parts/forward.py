@@ -1,133 +1,127 @@
-"""The transformer on samples of a bank: velocities of the adapted and of the frozen model.
+"""The frozen and the trained model of a run, on samples of its bank.
 
 Axis letters: B batch, A anchors, S image tokens, C latent channels.
 """
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from erase.data.bank import Bank
-from erase.methods.parts.compiled import Setup, split_samples
+from erase.methods.parts.compiled import SettingsT, StepContext, split_samples
 from flux_jax.lora import Adapter, combine, unscaled
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
+from flux_jax.sampling import euler
 
 
-def apply(
-    setup: Setup,
-    params: PyTree,
-    lora: PyTree | None,
-    latents: Float[Array, "B S C"],
-    conditioning: Conditioning,
-    times: Float[Array, "B"],
-    bank: Bank,
-    *,
-    guidance: float | None = None,
-    **options: Any,
-) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
-    """The transformer with an adapter's tree, or frozen without one.
+@dataclass(frozen=True, eq=False)
+class RunInputs(Generic[SettingsT]):
+    """What the losses of one run are computed from, besides its adapter and a random key.
 
-    Args:
-        setup: what is compiled in.
-        params: the frozen transformer's parameters.
-        lora: the tree, as it is trained.
-        latents: x_t.
-        conditioning: encoded prompts.
-        times: t.
-        bank: knows the image tokens' positions.
-        guidance: distilled guidance scale; by default the setup's.
-        **options: of `FluxTransformer`.
+    Attributes:
+        frozen: the frozen model.
+        bank: what samples are drawn from.
+        context: static arguments.
     """
-    adapter = None
-    if lora is not None:
-        parts = [Adapter(lora, setup.alpha)]
-        if bank.edit is not None:
-            parts.append(unscaled(bank.edit))
-        adapter = combine([(part, 1.0) for part in parts])
-    return apply_transformer(
-        setup.transformer,
-        params,
-        adapter,
-        latents,
-        conditioning,
-        times,
-        bank.image_ids,
-        setup.guidance if guidance is None else guidance,
-        **options,
-    )
+
+    frozen: Denoiser
+    bank: Bank
+    context: StepContext[SettingsT]
+
+    @classmethod
+    def of(
+        cls, context: StepContext[SettingsT], params: PyTree, bank: Bank
+    ) -> "RunInputs[SettingsT]":
+        """The inputs of a run.
+
+        Args:
+            context: static arguments.
+            params: the frozen transformer's.
+            bank: the run's.
+        """
+        frozen = Denoiser(context.transformer, params, bank.image_ids, context.guidance)
+        return cls(frozen, bank, context)
+
+    @property
+    def settings(self) -> SettingsT:
+        """The method's settings, as far as they are compiled in."""
+        return self.context.settings
+
+    def adapted(self, lora: PyTree) -> Denoiser:
+        """The trained model: the frozen one with the bank's edit and an adapter's tree on it."""
+        parts = [Adapter(lora, self.context.alpha)]
+        if self.bank.edit is not None:
+            parts.append(unscaled(self.bank.edit))
+        return self.frozen.replace(lora=combine([(part, 1.0) for part in parts]))
+
+    def guided(self, guidance: float | None) -> "RunInputs[SettingsT]":
+        """The same with another distilled guidance scale; None leaves it as it is."""
+        if guidance is None:
+            return self
+        return replace(self, frozen=self.frozen.replace(guidance=guidance))
 
 
-def velocity(*arguments: Any, guidance: float | None = None) -> Float[Array, "B S C"]:
-    """The velocity alone; arguments are those of `apply`."""
-    predicted, _ = apply(*arguments, guidance=guidance)
-    assert predicted is not None
-    return predicted
-
-
-def teacher(
-    setup: Setup,
-    params: PyTree,
+def anchor_velocities(
+    run: RunInputs[Any],
     latents: Float[Array, "B S C"],
     concept: Conditioning,
     anchors: Conditioning,
     times: Float[Array, "B"],
-    bank: Bank,
-    *,
-    guidance: float | None = None,
 ) -> list[Float[Array, "B S C"]]:
-    """The frozen model's velocities for the concept and for each anchor, in one batch."""
+    """The frozen model's velocities for the concept and for each anchor, in one batch.
+
+    Args:
+        run: what the run's losses are computed from.
+        latents: x_t.
+        concept: prompts with the concept, text [B, T, E] and pooled [B, P].
+        anchors: text [B, A, T, E] and pooled [B, A, P].
+        times: t.
+    """
     prompts = jax.tree.map(
         lambda one, others: jnp.concatenate([one[:, None], others], axis=1), concept, anchors
     )
     batch, count = prompts.text.shape[:2]
-    predicted = velocity(
-        setup,
-        params,
-        None,
-        split_samples(setup, jnp.repeat(latents, count, axis=0)),
-        split_samples(setup, joined(prompts)),
-        split_samples(setup, jnp.repeat(times, count)),
-        bank,
-        guidance=guidance,
+    predicted = run.frozen.velocity(
+        split_samples(run.context, jnp.repeat(latents, count, axis=0)),
+        split_samples(run.context, merge_batch_axes(prompts)),
+        split_samples(run.context, jnp.repeat(times, count)),
     )
     predicted = predicted.reshape(batch, count, *predicted.shape[1:])
     return [predicted[:, i] for i in range(count)]
 
 
-def walked(
+def rollout(
+    run: RunInputs[Any],
     lora: PyTree,
-    params: PyTree,
-    shown: Conditioning,
+    prompts: Conditioning,
     rows: Int[Array, "B"],
     steps: Int[Array, "B"],
-    bank: Bank,
-    setup: Setup,
 ) -> Float[Array, "B S C"]:
-    """Where the adapted model comes to from the noise of some trajectories; has no gradient.
+    """Where the trained model comes to from the noise of some trajectories; has no gradient.
 
     Args:
+        run: what the run's losses are computed from.
         lora: the adapter.
-        params: the frozen transformer's.
-        shown: what the pictures are to show.
+        prompts: what the pictures are to show.
         rows: of the bank's trajectories.
         steps: how many denoising steps are taken.
-        bank: the run's.
-        setup: what is compiled in.
     """
-    fixed, shown = jax.lax.stop_gradient((lora, shown))
+    lora, prompts = jax.lax.stop_gradient((lora, prompts))
+    model, times = run.adapted(lora), run.bank.times
 
     def step(index: Int[Array, ""], latents: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
-        times = jnp.broadcast_to(bank.times[index], steps.shape)
-        predicted = velocity(setup, params, fixed, latents, shown, times, bank)
-        further = latents + (bank.times[index + 1] - bank.times[index]) * predicted
+        velocity = model.velocity(latents, prompts, times[index])
+        further = euler(latents, velocity, times[index], times[index + 1])
         return jnp.where((index < steps)[:, None, None], further, latents)
 
-    noise = split_samples(setup, bank.trajectories[rows, 0].astype(jnp.float32))
-    return split_samples(setup, jax.lax.fori_loop(0, jnp.max(steps), step, noise))
+    noise = run.bank.trajectories[rows, 0].astype(jnp.float32)
+    latents = jax.lax.fori_loop(0, jnp.max(steps), step, split_samples(run.context, noise))
+    return split_samples(run.context, latents)
 
 
-def joined(tree: PyTree) -> PyTree:
+def merge_batch_axes(tree: PyTree) -> PyTree:
     """The first two axes as one, so that a sample's rows stay beside each other."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)

@@ -12,14 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from erase.config.schema import Config
 from flux_jax import sharding as meshes
 from flux_jax.errors import InputError, nearest
-from flux_jax.models.transformer import FluxTransformer
 from flux_jax.pipeline import Pipeline, batches
-from flux_jax.programs import Conditioning, apply_transformer
+from flux_jax.programs import Conditioning, Denoiser
+from flux_jax.sampling import euler
 from flux_jax.tree import flatten
 
 # The collection that layers' inputs are kept in; the transformer's loops over blocks stack it.
@@ -62,14 +62,13 @@ def text_inputs(
             )
     ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
-    params, parts = pipe.params["transformer"], []
+    model, parts = pipe.denoiser(ids, config.guidance), []
     for rows in batches(len(prompts), config.bank.batch, "looking at layers' inputs"):
         noise = pipe.noise([config.seed] * len(rows), config.height, config.width)
         encoded = pipe.encode([prompts[row] for row in rows])
         samples = meshes.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
         with jax.set_mesh(pipe.mesh):
-            given = (*samples, ids, config.guidance, sigmas)
-            found = _means(pipe.transformer, params, *given, targets=targets)
+            found = _means(model, *samples, sigmas, targets=targets)
         parts.append(jax.device_get(meshes.gather(pipe.mesh, found)))
     return {
         target: np.concatenate([part[target] for part in parts], axis=1)[:, : len(prompts)].astype(
@@ -104,21 +103,17 @@ def _text_layers(pipe: Pipeline) -> list[str]:
     ]
 
 
-@functools.partial(jax.jit, static_argnames=("transformer", "targets"))
+@functools.partial(jax.jit, static_argnames="targets")
 def _means(
-    transformer: FluxTransformer,
-    params: PyTree,
+    model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
     tokens: Int[Array, "B K"],
-    image_ids: Float[Array, "S 3"],
-    guidance: Array,
     sigmas: Float[Array, "N"],
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L B K I"]]:
-    given = (noise, conditioning, image_ids, guidance, sigmas)
-    means = mean_over_steps(transformer, params, None, *given, _keeping(targets, tokens))
+    means = mean_over_steps(model, noise, conditioning, sigmas, _keeping(targets, tokens))
     return {
         target: means[target] if target.startswith("dual_blocks") else means[target][None]
         for target in targets
@@ -126,26 +121,18 @@ def _means(
 
 
 def mean_over_steps(
-    transformer: FluxTransformer,
-    params: PyTree,
-    lora: PyTree | None,
+    model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
-    image_ids: Float[Array, "S 3"],
-    guidance: Array | float,
     sigmas: Float[Array, "N"],
     keeping: Callable[..., Any],
 ) -> dict[str, Array]:
     """Means over the denoising's steps of what an interceptor keeps of layers; to be jitted.
 
     Args:
-        transformer: the model.
-        params: its parameters.
-        lora: an adapter's tree, or None.
-        noise: where the way begins.
+        model: what denoises.
+        noise: latents at the first noise level.
         conditioning: encoded prompts.
-        image_ids: positions of the image tokens.
-        guidance: distilled guidance scale.
         sigmas: noise levels.
         keeping: for `nn.intercept_methods`; sows one array a layer into the collection `SEEN`.
 
@@ -154,19 +141,15 @@ def mean_over_steps(
     """
 
     def look(latents: Array, level: Array) -> tuple[Array, dict[str, Array]]:
-        times = jnp.broadcast_to(level, latents.shape[:1])
-        given = (latents, conditioning, times, image_ids, guidance)
         with nn.intercept_methods(keeping):
-            out: Any = apply_transformer(transformer, params, lora, *given, mutable=[SEEN])
-        (velocity, _), seen = out
-        kept = {path.rpartition("/")[0]: leaf[0] for path, leaf in flatten(seen[SEEN]).items()}
-        return velocity, kept
+            velocity, sown = model.velocity_and_sown(latents, conditioning, level, SEEN)
+        return velocity, {path.rpartition("/")[0]: leaf[0] for path, leaf in flatten(sown).items()}
 
     def step(carry: tuple[Array, Any], levels: tuple[Array, Array]) -> tuple[Any, None]:
         (latents, sums), (level, following) = carry, levels
         velocity, seen = look(latents, level)
-        further = latents + (following - level) * velocity.astype(jnp.float32)
-        return (further, jax.tree.map(jnp.add, sums, seen)), None
+        latents = euler(latents, velocity, level, following)
+        return (latents, jax.tree.map(jnp.add, sums, seen)), None
 
     _, shapes = jax.eval_shape(look, noise, sigmas[0])
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

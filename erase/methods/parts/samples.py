@@ -1,25 +1,25 @@
-"""Samples (x_t, t, prompt) drawn from a run's bank.
+"""Random samples (x_t, t, prompt) from a run's bank.
 
-Axis letters: B batch, D denoising steps, K irrelevant words, S image tokens, C latent channels.
+Axis letters: B batch, D denoising steps, V forms of a sentence, K irrelevant words, S image
+tokens, C latent channels.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.data.bank import Bank
 from erase.data.plan import POOL, SYNONYM
-from erase.methods.parts.compiled import Setup, split_samples
-from erase.methods.parts.forward import walked
+from erase.methods.parts.compiled import split_samples
+from erase.methods.parts.forward import RunInputs, rollout
 
 # Rows of a bank, and for each which of the denoising steps.
 Places = tuple[Int[Array, "B"], Int[Array, "B"]]
 
 
 class Counts(NamedTuple):
-    """How much there is to draw from: trajectories, kept pictures, and each denoising step's t."""
+    """What there is to sample from: trajectories, kept pictures, and each denoising step's t."""
 
     trajectories: int
     pictures: int
@@ -31,43 +31,52 @@ class Counts(NamedTuple):
         return len(self.times)
 
 
-def draw_places(count: int, key: PRNGKeyArray, setup: Setup, steps: int) -> Places:
-    """Draws rows of the bank and, for each, one of so many first denoising steps."""
+def sample_places(count: int, key: PRNGKeyArray, batch: int, steps: int) -> Places:
+    """Samples rows of the bank and, for each, one of so many first denoising steps."""
     row_key, step_key = jax.random.split(key)
-    rows = jax.random.randint(row_key, (setup.batch_size,), 0, count)
-    return rows, jax.random.randint(step_key, (setup.batch_size,), 0, steps)
+    rows = jax.random.randint(row_key, (batch,), 0, count)
+    return rows, jax.random.randint(step_key, (batch,), 0, steps)
 
 
-def draw_latents(
-    bank: Bank, key: PRNGKeyArray, setup: Setup, steps: int
-) -> tuple[Float[Array, "B S C"], Float[Array, "B"], Int[Array, "B"]]:
-    """Draws x_t, its t and its sentence, among the first steps of the trajectories."""
-    rows, step = draw_places(len(bank.trajectories), key, setup, steps)
-    latents = split_samples(setup, bank.trajectories[rows, step])
-    return latents, split_samples(setup, bank.times[step]), bank.trajectory_sentences[rows]
-
-
-def student_latents(
-    lora: PyTree, params: PyTree, bank: Bank, key: PRNGKeyArray, setup: Setup
-) -> tuple[Float[Array, "B S C"], Float[Array, "B"], Int[Array, "B"]]:
-    """What `draw_latents` draws, but on the adapted model's own way from the same noise."""
-    rows, steps = draw_places(len(bank.trajectories), key, setup, len(bank.times))
-    sentences = bank.trajectory_sentences[rows]
-    concept = split_samples(setup, bank.sentences[sentences, 0])
-    latents = walked(lora, params, concept, rows, steps, bank, setup)
-    return latents, split_samples(setup, bank.times[steps]), sentences
-
-
-def draw_pictures(
-    count: int, key: PRNGKeyArray, setup: Setup, steps: int
+def sample_pictures(
+    count: int, key: PRNGKeyArray, batch: int, steps: int
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], PRNGKeyArray]:
-    """Draws kept pictures, a step for each, and the key of their noise."""
+    """Samples kept pictures, a step for each, and the key of their noise."""
     keys = jax.random.split(key, 3)
-    rows = jax.random.randint(keys[0], (setup.batch_size,), 0, count)
-    return rows, jax.random.randint(keys[1], (setup.batch_size,), 0, steps), keys[2]
+    rows = jax.random.randint(keys[0], (batch,), 0, count)
+    return rows, jax.random.randint(keys[1], (batch,), 0, steps), keys[2]
 
 
-class Noised(NamedTuple):
+class Sample(NamedTuple):
+    """Where on their way some pictures are: x_t, t, and the sentences that they show."""
+
+    latents: Float[Array, "B S C"]
+    times: Float[Array, "B"]
+    sentences: Int[Array, "B"]
+
+
+def sample_latents(run: RunInputs[Any], key: PRNGKeyArray, steps: int | None = None) -> Sample:
+    """Samples x_t on the frozen model's trajectories, by default among all of their steps."""
+    bank, context = run.bank, run.context
+    among = len(bank.times) if steps is None else steps
+    rows, step = sample_places(len(bank.trajectories), key, context.batch_size, among)
+    latents = split_samples(context, bank.trajectories[rows, step])
+    times = split_samples(context, bank.times[step])
+    return Sample(latents, times, bank.trajectory_sentences[rows])
+
+
+def sample_student_latents(run: RunInputs[Any], lora: PyTree, key: PRNGKeyArray) -> Sample:
+    """The same places on the trained model's way from the same noise."""
+    bank, context = run.bank, run.context
+    count, among = len(bank.trajectories), len(bank.times)
+    rows, steps = sample_places(count, key, context.batch_size, among)
+    sentences = bank.trajectory_sentences[rows]
+    concept = split_samples(context, bank.sentences[sentences, 0])
+    latents = rollout(run, lora, concept, rows, steps)
+    return Sample(latents, split_samples(context, bank.times[steps]), sentences)
+
+
+class Noisy(NamedTuple):
     """Pictures with noise mixed in: x_t = (1 - t) x_0 + t ε, t, x_0 and ε."""
 
     latents: Float[Array, "B S C"]
@@ -76,32 +85,37 @@ class Noised(NamedTuple):
     noise: Float[Array, "B S C"]
 
 
-def noised(
+def add_noise(
+    run: RunInputs[Any],
     pictures: Float[Array, "B S C"],
     steps: Int[Array, "B"],
     key: PRNGKeyArray,
-    bank: Bank,
-    setup: Setup,
-) -> Noised:
+) -> Noisy:
     """Mixes noise into pictures, as much as each one's denoising step has."""
-    clean = split_samples(setup, pictures.astype(jnp.float32))
-    noise = split_samples(setup, jax.random.normal(key, clean.shape))
-    times = split_samples(setup, bank.times[steps])
+    clean = split_samples(run.context, pictures.astype(jnp.float32))
+    noise = split_samples(run.context, jax.random.normal(key, clean.shape))
+    times = split_samples(run.context, run.bank.times[steps])
     latents = (1 - times[:, None, None]) * clean + times[:, None, None] * noise
-    return Noised(latents, times, clean, noise)
+    return Noisy(latents, times, clean, noise)
 
 
-def draw_forms(
-    bank: Bank, key: PRNGKeyArray, setup: Setup, count: int
+def sample_forms(
+    kinds: Int[Array, "V"], key: PRNGKeyArray, batch: int, count: int
 ) -> Int[Array, "B {count}+1"]:
-    """Draws for each sample the form with a synonym, and K with different irrelevant words.
+    """Samples for each of a batch the form with a synonym, and K with different irrelevant words.
 
     The pools of irrelevant words give in turn, so that each has its share.
+
+    Args:
+        kinds: of a bank's forms.
+        key: random key.
+        batch: B.
+        count: K.
     """
-    chance = jax.random.uniform(key, (setup.batch_size, len(bank.kinds)))
-    synonym = jnp.argmax(jnp.where(bank.kinds == SYNONYM, chance, -1), axis=-1)
-    same = bank.kinds[:, None] == bank.kinds
+    chance = jax.random.uniform(key, (batch, len(kinds)))
+    synonym = jnp.argmax(jnp.where(kinds == SYNONYM, chance, -1), axis=-1)
+    same = kinds[:, None] == kinds
     before = jnp.sum(same & (chance[:, None, :] < chance[:, :, None]), axis=-1)
-    turn = jnp.where(bank.kinds >= POOL, before * (len(bank.kinds) + POOL) + bank.kinds, jnp.inf)
+    turn = jnp.where(kinds >= POOL, before * (len(kinds) + POOL) + kinds, jnp.inf)
     others = jnp.argsort(turn, axis=-1)[:, :count]
     return jnp.concatenate([synonym[:, None], others], axis=-1)

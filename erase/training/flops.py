@@ -9,9 +9,11 @@ Letters: T text tokens, S image tokens, N both, C model width, E text width.
 from dataclasses import dataclass
 
 from erase.config.schema import Config
+from erase.methods import erase_anything
 from flux_jax.models.blocks import MLP_RATIO
 from flux_jax.models.layers import SINUSOID_CHANNELS
 from flux_jax.models.transformer import FluxConfig
+from flux_jax.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,37 @@ def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens:
     full = Pass(sizes, image_tokens, text_tokens, mass=True)
     dual = Pass(sizes, image_tokens, text_tokens, mass=True, single=False)
     # L_esd and L_attn share the adapted pass; the frozen model sees the concept and the anchors.
-    anchors = 2 if config.lower.erase_to else 1
+    own = config.method_settings(erase_anything.Settings)
+    anchors = 2 if own.lower.erase_to else 1
     lower = full.forward + full.backward + (1 + anchors) * plain.forward
     # L_rsc looks at the concept, then without a gradient at the synonym and the irrelevant words.
-    contrast = dual.forward + dual.backward + (1 + config.upper.negatives) * dual.forward
-    base = plain.forward if config.upper.lora_target != "noise" else 0
+    contrast = dual.forward + dual.backward + (1 + own.upper.negatives) * dual.forward
+    base = plain.forward if own.upper.lora_target != "noise" else 0
     return lower + contrast + plain.forward + plain.backward + base
+
+
+# Operations a second of EraseAnything's iteration at 512 x 512 on an H100 in bfloat16, and what
+# share they are of its fastest matrix product, by docs/results/flux.json (`benchmarks.speed.flux`).
+MEASURED = 4.48e14
+SHARE = 0.62
+
+
+def estimate(config: Config, pipe: Pipeline, runs: int) -> str:
+    """How long training takes on an H100, in a line.
+
+    Args:
+        config: of any of the runs.
+        pipe: the frozen model; nothing of it is read.
+        runs: how many train at once.
+    """
+    if config.method != "erase_anything":
+        return f"Time is estimated for erase_anything alone, not for {config.method}."
+    tokens = len(pipe.image_ids(config.height, config.width))
+    length = pipe.tokenizer_2.model_max_length
+    sizes = pipe.transformer.config
+    seconds = runs * config.batch_size * iteration(config, sizes, tokens, length) / MEASURED
+    return (
+        f"Time: about {seconds:.2g} s an iteration, {seconds * config.iterations / 60:.2g} minutes "
+        f"for {config.iterations}; an estimate for one H100 in bfloat16 at {SHARE:.0%} of its "
+        "peak, as measured, without preparing, compiling and evaluation."
+    )

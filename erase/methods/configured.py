@@ -1,0 +1,101 @@
+"""What the method that a configuration names makes of it: words, plan, bank, context, state."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray, PyTree
+
+from erase.config.schema import Config
+from erase.data import bank
+from erase.data.bank import Bank
+from erase.data.plan import Plan, plan_bank
+from erase.data.words import irrelevant, synonyms
+from erase.data.words.irrelevant import Words, listed
+from erase.methods import method_of
+from erase.methods.parts.compiled import StepContext
+from erase.methods.parts.step import State
+from flux_jax.lora import init
+from flux_jax.models.transformer import FluxTransformer
+from flux_jax.pipeline import Pipeline
+
+
+def with_synonyms(config: Config) -> tuple[Config, str]:
+    """The configuration with the synonyms that its method wants, and where they come from.
+
+    See `erase.data.words.synonyms.settle`.
+
+    Raises:
+        InputError: the word has no such sense, or the database that NLTK found is damaged.
+    """
+    return synonyms.settle(config, wanted=method_of(config).wants_synonyms(config))
+
+
+def irrelevant_words(config: Config, workdir: Path) -> Words:
+    """Words for other things, as many as the run's method needs.
+
+    See `erase.data.words.irrelevant.gather`.
+
+    Args:
+        config: the run's configuration.
+        workdir: the run's folder; only read.
+
+    Raises:
+        InputError: the kept file is damaged, or the lists are too short.
+    """
+    return irrelevant.gather(config, workdir, method_of(config).irrelevant_words(config))
+
+
+def plan_of(config: Config, pipe: Pipeline, words: Words) -> Plan:
+    """What the bank of a run is to be made of; see `erase.data.plan.plan_bank`.
+
+    Args:
+        config: the run's configuration.
+        pipe: the frozen model.
+        words: for other things.
+
+    Raises:
+        InputError: a prompt or a size cannot be used.
+    """
+    return plan_bank(config, pipe, method_of(config).needs(config, words, pipe))
+
+
+def shapes_of(
+    config: Config, transformer: FluxTransformer, image_tokens: int, text_tokens: int
+) -> Bank:
+    """Shapes and types of the bank of one run; see `erase.data.bank.bank_shapes`.
+
+    What a language model would name is not known yet; it is no more than what is listed.
+    """
+    needs = method_of(config).needs(config, listed(config), None)
+    return bank.bank_shapes(config, transformer, image_tokens, text_tokens, needs)
+
+
+def context_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> StepContext[Any]:
+    """Static arguments of the training step of runs.
+
+    Args:
+        config: of any of the runs.
+        transformer: the model.
+        mesh: devices, from `erase.runtime.mesh.make_mesh`.
+    """
+    return StepContext.of(config, method_of(config).compiled(config), transformer, mesh)
+
+
+def start(key: PRNGKeyArray, params: PyTree, config: Config) -> State:
+    """The state before the first step: an adapter that changes nothing, fresh optimisers.
+
+    Args:
+        key: random key.
+        params: the transformer's parameters (or their shapes).
+        config: the run's configuration.
+
+    Raises:
+        InputError: a target is not a layer of the model.
+    """
+    lora = init(key, params, config.adapter.targets, config.adapter.rank)
+    own = {}
+    for step in method_of(config).steps(config).values():
+        own |= step.start(lora, config)
+    return State(lora=lora, own=own, active=jnp.ones((), bool))

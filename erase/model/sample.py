@@ -1,0 +1,108 @@
+"""Draws pictures with a model and adapters, and writes them with what they were made from."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from erase.config.fields import shown
+from erase.data.words.spelling import mentions
+from erase.data.words.word_tokens import marks
+from erase.model.adapters import parse_adapter
+from erase.model.draw import draw, picture_size, png
+from erase.runtime.files import write
+from flux_jax.errors import InputError
+from flux_jax.pipeline import check_sampling, load
+from flux_jax.sampling import SamplingOptions
+
+
+def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
+    """A name for every (prompt, seed): the prompt's number, its words and the seed."""
+    for number, prompt in enumerate(prompts):
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+        yield from (f"{number:03}-{words}-seed{seed}.png" for seed in seeds)
+
+
+def sample(
+    model: str | Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    adapters: Sequence[str],
+    out: Path,
+    *,
+    silenced: str | None = None,
+    options: SamplingOptions | None = None,
+) -> list[Path]:
+    """Draws every prompt with every seed and writes PNGs.
+
+    Args:
+        model: pipeline folder; read only once the other settings are known to be usable.
+        prompts: what to draw.
+        seeds: of the noise.
+        adapters: "PATH" or "PATH:STRENGTH" each.
+        out: folder; files of the same names are replaced.
+        silenced: a word whose tokens give nothing to the picture.
+        options: how they are drawn.
+
+    Returns:
+        The files, in the order prompt by prompt, seed by seed.
+
+    Raises:
+        InputError: there is nothing to draw, a setting cannot be used, or an adapter does not fit.
+    """
+    options = options or SamplingOptions()
+    _check(prompts, seeds, silenced, options)
+    read = [parse_adapter(text) for text in adapters]
+    pipe = load(model)
+    # All that needs no weights comes before they are read.
+    pipe.grid(*picture_size(pipe, options))
+    pipe.tokenize(prompts)
+    if silenced is not None:
+        marks(pipe.tokenizer_2, prompts, silenced)
+    for text, (adapter, _) in zip(adapters, read, strict=True):
+        pipe.check(adapter, text)
+    pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+    pictures = draw(
+        pipe,
+        [prompt for prompt, _ in pairs],
+        [seed for _, seed in pairs],
+        options,
+        adapters=read,
+        silenced=silenced,
+    )
+    files = [out / name for name in file_names(prompts, seeds)]
+    settings = {
+        "model": str(model),
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "adapters": list(adapters),
+        "silenced": silenced,
+    }
+    for file, picture, (prompt, seed) in zip(files, pictures, pairs, strict=True):
+        notes = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(settings)}
+        write(file, png(picture, notes))
+    return files
+
+
+def _check(
+    prompts: Sequence[str], seeds: Sequence[int], silenced: str | None, options: SamplingOptions
+) -> None:
+    """Makes sure that there is something to draw, and says where nothing is silenced.
+
+    Raises:
+        InputError: there is not, or a setting cannot be used.
+    """
+    if not prompts or not seeds:
+        raise InputError(
+            f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
+            '--prompt "a photo of a cat" --seed 0'
+        )
+    check_sampling(options.steps, options.guidance)
+    if options.batch < 1:
+        raise InputError(f"batch = {options.batch} must be at least 1")
+    if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
+        print(
+            f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",
+            file=sys.stderr,
+        )
