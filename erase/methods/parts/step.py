@@ -10,7 +10,7 @@ Axis letter: R runs.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -72,6 +72,7 @@ class Update(Generic[SettingsT]):
     follow: Follow[SettingsT] | None = None
 
 
+@runtime_checkable
 class TrainStep(Protocol[SettingsT]):
     """`train_step` of an update, jitted."""
 
