@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from erase.config.schema import Config
 from erase.data.bank import Bank, stack_banks
@@ -68,7 +68,7 @@ class Training:
     state: State
     params: PyTree
     bank: Bank
-    keys: PRNGKeyArray
+    keys: Key[Array, "R"]
     plans: Mapping[str, Plan]
 
     @property
@@ -81,7 +81,7 @@ class Training:
         """The updates of an iteration, in their order."""
         return method_of(self.config).steps(self.config)
 
-    def keys_at(self, step: int, keys: PRNGKeyArray | None = None) -> dict[str, PRNGKeyArray]:
+    def keys_at(self, step: int, keys: Key[Array, "R"] | None = None) -> dict[str, Key[Array, "R"]]:
         """Each run's key for each update of an iteration; by default all runs' [R]."""
         every = keys_of(self.keys if keys is None else keys, step, max(2, len(self.steps)))
         return {name: every[:, index] for index, name in enumerate(self.steps)}
@@ -128,7 +128,9 @@ class Training:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def keys_of(keys: PRNGKeyArray, step: int, count: int) -> PRNGKeyArray:
+def keys_of(
+    keys: Key[Array, "R"], step: int | Int[Array, ""], count: int
+) -> Key[Array, "R {count}"]:
     """Keys [R, count] for so many updates of each run in an iteration."""
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), count))(keys)
 
