@@ -144,6 +144,8 @@ def shaped(shape: list[int]) -> bytes:
 @example(content=shaped([1] * 65))
 @example(content=shaped([0, 2**63]))
 @example(content=shaped([2**62, 0]))
+# The checks of annotations look at random items.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 def test_files_are_read_or_refused(content: bytes, tmp_path: Path):
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)
