@@ -19,6 +19,8 @@ from convert.adapters.files import read_adapter, read_layers, write_layers
 from convert.adapters.names import LAYOUTS
 from flux_jax.weights.safetensors_files import NUMPY, STEMS, find_weights, read_component, read_file
 
+# The checks of annotations look at random items, which Hypothesis sees.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 MODEST = 256 << 20
 NUMBERS = st.one_of(
     st.integers(-2, 40),
@@ -144,8 +146,6 @@ def shaped(shape: list[int]) -> bytes:
 @example(content=shaped([1] * 65))
 @example(content=shaped([0, 2**63]))
 @example(content=shaped([2**62, 0]))
-# The checks of annotations look at random items.
-@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 def test_files_are_read_or_refused(content: bytes, tmp_path: Path):
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)

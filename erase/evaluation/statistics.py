@@ -119,8 +119,8 @@ def ahead(
     one, other = _by_concept(rows), _by_concept(others)
     both = [np.stack([one[concept], other[concept]]) for concept in one]
 
-    def gained(drawn: np.ndarray) -> np.ndarray | np.float64:
-        return _good(drawn[..., 0, :, :]) - _good(drawn[..., 1, :, :])
+    def gained(drawn: np.ndarray) -> np.ndarray:
+        return np.asarray(_good(drawn[..., 0, :, :]) - _good(drawn[..., 1, :, :]))
 
     low, high = _ends(both, gained).tolist()
     return float(gained(np.sum(both, axis=0))), low, high

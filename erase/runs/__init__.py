@@ -264,7 +264,7 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
                 )
 
 
-def plain(given: Any) -> dict[str, Any]:
+def plain(given: Any) -> dict[Any, Any]:
     """What a configuration file returned, as dictionaries."""
     if given is None:
         raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")
