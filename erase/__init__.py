@@ -26,13 +26,14 @@ moved.announce(
         "fields": "erase.config.fields",
         "figures": "benchmarks.results.figures",
         "folder": "erase.data.captioned_folder",
-        "frechet": "erase.evaluation.frechet",
+        "frechet": "erase.evaluation.statistics",
         "fusion": "erase.compose.fusion",
         "guard": "erase.training.guard",
         "inputs": "erase.methods.parts.layer_inputs",
         "irrelevant": "erase.data.words.irrelevant",
         "judge": (
-            "erase.evaluation.judge erase.evaluation.judge_network erase.evaluation.statistics"
+            "erase.evaluation.judge erase.evaluation.emoji_judge "
+            "erase.evaluation.judge_network erase.evaluation.statistics"
         ),
         "known": "erase.config.model_file",
         "language_model": "erase.data.words.language_model",

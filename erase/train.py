@@ -15,8 +15,9 @@ and, after evaluation, evaluation.json and report.html.
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
@@ -31,30 +32,23 @@ from erase.cli.flags import (
 )
 from flux_jax.errors import InputError, exits_cleanly
 
+if TYPE_CHECKING:
+    from erase.config.schema import Config
+
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
-    from erase.evaluation.eval_prompts import check_judge
-    from erase.methods.configured import with_synonyms
-    from erase.model.open import open_model
     from erase.runtime import processes
     from erase.runtime.memory import explains_memory
-    from erase.training import memory_plan
     from erase.training.run import run
 
     given = flags.FLAGS
     processes.initialise(given)
     runs = configured()
     if given.plan:
-        settled = {name: with_synonyms(config)[0] for name, config in runs.items()}
-        for config in settled.values():
-            check_judge(config)
-        with processes.first_speaks():
-            pipe = open_model(next(iter(settled.values())), len(settled), unread=True)
-            fits = memory_plan.show(settled, pipe)
-        sys.exit(0 if fits else 1)
+        sys.exit(0 if plan(runs) else 1)
     if given.workdir is None:
         raise InputError("workdir is missing: name the run's folder, --workdir runs/NAME")
     with processes.first_speaks(), explains_memory():
@@ -65,6 +59,26 @@ def main(argv: Sequence[str]) -> None:
             replay=given.replay,
             command=shlex.join(["python", "-m", "erase.train", *sys.argv[1:]]),
         )
+
+
+def plan(runs: "Mapping[str, Config]") -> bool:
+    """Prints how much memory of each device the runs need.
+
+    Returns:
+        Whether the devices have it.
+    """
+    from erase.evaluation.eval_prompts import check_judge
+    from erase.model.open import open_model
+    from erase.runtime import processes
+    from erase.training import memory_plan
+    from erase.training.prepare import runs_with_synonyms, shared_settings
+
+    configs = runs_with_synonyms(runs)
+    for config in configs.values():
+        check_judge(config)
+    with processes.first_speaks():
+        pipe = open_model(shared_settings(configs), len(configs), unread=True)
+        return memory_plan.show(configs, pipe)
 
 
 def define_flags() -> None:

@@ -1,6 +1,7 @@
 """The benchmark at full size, on tiny sizes: what is measured, counted, kept and shown."""
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -30,8 +31,8 @@ from benchmarks.speed.cases import (
     merged,
     read,
 )
+from erase.methods.flops import Pass, iteration
 from erase.methods.parts.losses import squared_error
-from erase.training.flops import Pass, iteration
 from flux_jax.errors import InputError
 from flux_jax.lora import init
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
@@ -102,8 +103,11 @@ def test_our_weights_keep_the_scale():
     assert all((leaf != 0).all() for leaf in jax.tree.leaves(params))
 
 
-def test_the_matmul_rate_is_positive():
-    assert flux_ours.matmul_rate(16, 2) > 0
+def test_the_matmul_rate_is_operations_by_seconds(monkeypatch: pytest.MonkeyPatch):
+    # The clock is read before and after each call, and goes on by half a second each time.
+    clock = itertools.count(0, 0.5)
+    monkeypatch.setattr(flux_ours.time, "perf_counter", lambda: next(clock))
+    assert flux_ours.matmul_rate(16, 2) == 2 * 16**3 / 0.5
 
 
 def theirs(works: dict[str, Work], side: str) -> None:

@@ -13,12 +13,11 @@ from helpers import tiny
 
 from benchmarks.experiments import methods_full_size, relearning
 from erase.config.schema import Config
-from erase.data.words.irrelevant import listed
 from erase.methods import METHODS
-from erase.methods.configured import plan_of
 from erase.model.open import open_model
 from erase.runs import configure, load_runs
 from erase.training.make_adapters import make_adapters
+from erase.training.prepare import prepare, resolve_runs
 from flux_jax.errors import InputError
 
 
@@ -130,7 +129,7 @@ def taught(
     """Erases and teaches again: the error on the concept's pictures at each of 40 steps."""
     configs = {"": config}
     pipe = open_model(config)
-    plans = {"": plan_of(config, pipe, listed(config))}
+    runs = prepare(resolve_runs(configs), pipe, folder)
     errors: list[float] = []
     teach = relearning.TEACH
 
@@ -139,7 +138,7 @@ def taught(
         errors.append(float(metrics["teach"][0]))
         return state, metrics
 
-    erased = make_adapters(configs, pipe, plans, folder)
+    erased = make_adapters(runs, pipe, folder)
     with monkeypatch.context() as patched:
         patched.setattr(relearning, "TEACH", noted)
         assert [steps for steps, _ in relearning.teach(erased, configs, pipe, [40], rate)] == [40]

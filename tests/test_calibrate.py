@@ -14,7 +14,7 @@ from helpers import tiny
 from convert.adapters.files import write_lora
 from erase.config.schema import Config, EarlyStop, Evaluation
 from erase.evaluation.calibrate import FILE, bisect, calibrate, similarity
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from flux_jax import Adapter, load, lora
 from flux_jax.errors import InputError
@@ -100,7 +100,7 @@ def test_without_a_judge_pictures_must_differ_from_the_bases(
 def test_a_judge_counts(pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path):
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
     params["entity_head"]["bias"] = np.array([100.0, -100.0], np.float32)
-    Judge(LABELS, params, 16).save(tmp_path / "judge")
+    NetworkJudge(LABELS, params, 16).save(tmp_path / "judge")
     seen = replace(config, evaluation=replace(config.evaluation, judge=str(tmp_path / "judge")))
     # It sees apples nowhere: next to nothing is enough.
     apple = replace(seen, concept="apple")

@@ -14,7 +14,7 @@ from helpers import tiny
 
 from convert.adapters.files import write_lora
 from erase.config.schema import Evaluation
-from erase.evaluation.statistics import share
+from erase.evaluation.statistics import wilson_interval
 from erase.report import card
 from erase.runtime.files import write
 from erase.training import run as run_module
@@ -32,7 +32,7 @@ def run(tmp_path: Path, tiny_folder: Path) -> Path:
     described = json.loads(json.dumps(config, default=vars))
     described["model"]["path"] = "black-forest-labs/FLUX.1-dev"
     write(tmp_path / "config.json", json.dumps(described))
-    sides = {"before": share(60, 64), "after": share(1, 64)}
+    sides = {"before": wilson_interval(60, 64), "after": wilson_interval(1, 64)}
     write(tmp_path / "evaluation.json", json.dumps({"cells": {"Acc_e": sides}}))
     write(tmp_path / "before_after.png", b"picture")
     return tmp_path

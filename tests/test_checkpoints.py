@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from helpers.small import every, fresh
 
 from erase.config.schema import Checkpoints
 from erase.methods.parts.step import State
+from erase.runtime.run_folder import CHECKPOINTS
 from erase.training import checkpoints
 from flux_jax.errors import RunError
 
@@ -49,7 +51,8 @@ def restored(workdir: Path) -> int:
     """Which of the states comes back."""
     step = checkpoints.usable(workdir)
     with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
-        state, record = checkpoints.restore(manager, step, every(fresh()))
+        state, kept = checkpoints.restore(manager, step, every(fresh()))
+    record: Any = kept
     wanted = states(3)[record["number"] - 1]
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -96,7 +99,7 @@ def garbled(checkpoint: Path) -> str:
 
 @pytest.mark.parametrize("damage", [flip, truncate, lose, unfinished, garbled])
 def test_damage_is_named_and_the_one_before_serves(workdir: Path, damage, capsys):
-    checkpoint = workdir / checkpoints.FOLDER / "6"
+    checkpoint = workdir / CHECKPOINTS / "6"
     message = damage(checkpoint)
     assert restored(workdir) == 4
     said = capsys.readouterr().err
@@ -112,8 +115,8 @@ def test_damage_is_named_and_the_one_before_serves(workdir: Path, damage, capsys
 
 
 def test_where_none_is_whole_runs_begin_anew(workdir: Path, capsys):
-    for step in checkpoints.found(workdir / checkpoints.FOLDER):
-        flip(workdir / checkpoints.FOLDER / str(step))
+    for step in checkpoints.steps_in(workdir / CHECKPOINTS):
+        flip(workdir / CHECKPOINTS / str(step))
     assert checkpoints.usable(workdir) == 0
     assert "and the beginning serves instead" in capsys.readouterr().err
     assert not checkpoints.has_checkpoints(workdir)
@@ -121,7 +124,7 @@ def test_where_none_is_whole_runs_begin_anew(workdir: Path, capsys):
 
 def test_every_flipped_byte_is_noticed(workdir: Path):
     """Whichever file it is in, the manifest included; or nothing is read from there."""
-    checkpoint = workdir / checkpoints.FOLDER / "6"
+    checkpoint = workdir / CHECKPOINTS / "6"
     assert checkpoints.fault(checkpoint) is None
     unread = [checkpoint / name for name in checkpoints.UNREAD[1:]]
     for path in unread:
@@ -148,13 +151,13 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path):
             checkpoints.save(manager, step, state, {"loss": loss}, loss)
         manager.wait_until_finished()
         assert checkpoints.best(manager) == 2
-    assert checkpoints.found(tmp_path / checkpoints.FOLDER) == [2, 5, 6]
+    assert checkpoints.steps_in(tmp_path / CHECKPOINTS) == [2, 5, 6]
     for step in (2, 5, 6):
-        assert checkpoints.fault(tmp_path / checkpoints.FOLDER / str(step)) is None
+        assert checkpoints.fault(tmp_path / CHECKPOINTS / str(step)) is None
 
 
 def test_what_another_version_wrote_is_told(workdir: Path):
-    path = workdir / checkpoints.FOLDER / "6"
+    path = workdir / CHECKPOINTS / "6"
     shutil.rmtree(path / checkpoints.RECORD)
     checkpoints.seal(path)
     with (
@@ -165,7 +168,7 @@ def test_what_another_version_wrote_is_told(workdir: Path):
 
 
 def test_a_manifest_names_every_file(workdir: Path):
-    checkpoint = workdir / checkpoints.FOLDER / "4"
+    checkpoint = workdir / CHECKPOINTS / "4"
     files = json.loads((checkpoint / checkpoints.MANIFEST).read_text())["files"]
     there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
     assert set(files) == there - set(checkpoints.UNREAD)

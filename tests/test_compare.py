@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers import tiny
 from helpers.devices import run_on
@@ -132,7 +131,7 @@ def test_without_a_judge_nothing_is_compared(tmp_path: Path):
     config = Config("cat", irrelevant=("dog",))
     with pytest.raises(InputError, match=r"evaluation\.judge = None: a comparison counts"):
         compare.compare({"esd": {"": config}}, tmp_path / "out.json")
-    assert np.size(list(tmp_path.iterdir())) == 0
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(

@@ -14,7 +14,7 @@ from benchmarks.experiments.compositions import Method, asked, groups, measure, 
 from configs import emoji_hundred
 from convert.adapters.files import write_lora
 from erase.config.schema import Evaluation
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from erase.runs import load_runs
 from flux_jax.tree import flatten, nest
@@ -38,7 +38,7 @@ def test_groups_begin_at_the_front_and_share_no_concept():
 
 def test_a_hundred_concepts_and_what_is_left():
     runs = load_runs(emoji_hundred.get_config())
-    judge = Judge.load("models/emoji-flux/judge")
+    judge = NetworkJudge.load("models/emoji-flux/judge")
     assert len(runs) == 100
     drawn = asked(list(runs), runs, judge, 4, 0, 1)
     cells = {cell: [c for c in drawn if c.cell == cell] for cell in ("Acc_e", "Acc_g", "Acc_ir")}
@@ -66,7 +66,7 @@ def test_nothing_in_training_names_what_is_unseen():
 def test_choices_are_made_on_other_pictures():
     runs = load_runs(emoji_hundred.get_config())
     chosen = load_runs(emoji_hundred.validation())
-    judge = Judge.load("models/emoji-flux/judge")
+    judge = NetworkJudge.load("models/emoji-flux/judge")
     drawn, other = (asked(list(each), each, judge, 2, 0, 1) for each in (runs, chosen))
     assert not {(c.prompt, c.seed) for c in drawn} & {(c.prompt, c.seed) for c in other}
 
@@ -74,7 +74,7 @@ def test_choices_are_made_on_other_pictures():
 @pytest.mark.parametrize("erased", [(), ("cat", "noto", "in"), None])
 def test_sentences_with_what_stays_are_not_those_counted(erased):
     runs = load_runs(emoji_hundred.get_config())
-    judge = Judge.load("models/emoji-flux/judge")
+    judge = NetworkJudge.load("models/emoji-flux/judge")
     labels = {judge.label(run.concept) for run in runs.values()} if erased is None else set(erased)
     kept = emoji_hundred.keep_sentences(labels)
     assert kept == emoji_hundred.keep_sentences(labels)
@@ -103,7 +103,7 @@ def test_full_rank_is_the_same_change():
 @pytest.mark.slow
 def test_every_method_is_counted_once(tiny_folder: Path, tmp_path: Path, monkeypatch, capsys):
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
-    Judge(LABELS, params, 16).save(tmp_path / "judge")
+    NetworkJudge(LABELS, params, 16).save(tmp_path / "judge")
     evaluation = Evaluation(judge=str(tmp_path / "judge"), steps=2, batch=6)
     common = {"synonyms": ("kitty",), "irrelevant": ("tree",), "evaluation": evaluation}
     runs = {

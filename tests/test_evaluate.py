@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,12 +13,19 @@ from PIL import Image
 from configs import emoji_cat
 from erase.config.schema import Config, EarlyStop, Evaluation, Model
 from erase.evaluation.attack import FAMILIES, attack
-from erase.evaluation.eval_prompts import Case, cases, draw_cases, judged, named_pair
-from erase.evaluation.evaluate import by_synonym, counts, evaluate, others, plan
-from erase.evaluation.judge import Judge, open_judge
+from erase.evaluation.emoji_judge import NetworkJudge
+from erase.evaluation.eval_prompts import EvalPrompt, draw_cases, evaluation_prompts, judge_pictures
+from erase.evaluation.evaluate import (
+    by_synonym,
+    concepts_to_keep,
+    evaluate,
+    evaluation_cells,
+    plan_evaluation,
+)
+from erase.evaluation.judge import open_judge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from erase.evaluation.notes import left_out_note
-from erase.evaluation.statistics import CELLS, harmonic_mean, share
+from erase.evaluation.statistics import CELLS, harmonic_mean, wilson_interval
 from erase.methods.erase_anything import Upper
 from erase.model.attention_maps import TIMES, attention_maps
 from erase.report import report
@@ -50,15 +58,15 @@ def adapter(pipe: Pipeline) -> Adapter:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> NetworkJudge:
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
     # An untrained judge would see nothing at all.
     params["entity_head"]["bias"] *= 0
-    return Judge(LABELS, params, 16)
+    return NetworkJudge(LABELS, params, 16)
 
 
 @pytest.fixture(scope="module")
-def config(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Config:
+def config(judge: NetworkJudge, tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("judge")
     judge.save(folder)
     return RunConfig(
@@ -80,7 +88,7 @@ def config(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def test_cases_spread_over_words_templates_and_seeds(config: Config):
-    drawn = cases(config, ["dog", "apple"])
+    drawn = evaluation_prompts(config, ["dog", "apple"])
     by_cell = {cell: [c for c in drawn if c.cell == cell] for cell in CELLS}
     assert [len(part) for part in by_cell.values()] == [6, 6, 6]
     assert {c.prompt for c in by_cell["Acc_e"]} == {"a photo of a cat", "a cat on a mat"}
@@ -90,8 +98,8 @@ def test_cases_spread_over_words_templates_and_seeds(config: Config):
     assert len({c.prompt for c in by_cell["Acc_ir"]}) == 4
     assert {c.sought for c in by_cell["Acc_ir"]} == {"dog", "apple"}
     assert len({(c.prompt, c.seed) for c in drawn}) == len(drawn)
-    assert cases(config, ["dog", "apple"]) == drawn
-    assert all(c.cell != "Acc_g" for c in cases(replace(config, synonyms=()), ["dog"]))
+    assert evaluation_prompts(config, ["dog", "apple"]) == drawn
+    assert all(c.cell != "Acc_g" for c in evaluation_prompts(replace(config, synonyms=()), ["dog"]))
 
 
 @pytest.mark.parametrize(
@@ -127,17 +135,17 @@ def test_a_size_that_the_model_cannot_draw_is_told_before_weights_are_read(
         run.run({"": asked}, tmp_path / "run")
 
 
-def test_longer_names_win_and_pairs_are_ordered(judge: Judge):
-    assert named_pair(judge, "a hot dog left of an apple") == (2, 3)
-    assert named_pair(judge, "an apple on dogs and a cat") == (3, 1)
+def test_longer_names_win_and_pairs_are_ordered(judge: NetworkJudge):
+    assert judge.named_pair("a hot dog left of an apple") == (2, 3)
+    assert judge.named_pair("an apple on dogs and a cat") == (3, 1)
     with pytest.raises(InputError, match="two entities"):
-        named_pair(judge, "a hot dog alone")
+        judge.named_pair("a hot dog alone")
 
 
-def test_verdicts_follow_each_label(judge: Judge):
+def test_verdicts_follow_each_label(judge: NetworkJudge):
     pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
     labels = ["cat", "dark", "left of", "on"] * 10
-    drawn = [Case("Acc_e", "a dog left of a cat", 0, label) for label in labels]
+    drawn = [EvalPrompt("Acc_e", "a dog left of a cat", 0, label) for label in labels]
     verdict = judge(pictures)
     relation = judge.relation(pictures, np.full(40, 1), np.full(40, 0)).argmax(-1)
     expected = {
@@ -147,7 +155,7 @@ def test_verdicts_follow_each_label(judge: Judge):
         "on": relation == 1,
     }
     wanted = [expected[label][i] for i, label in enumerate(labels)]
-    assert np.array_equal(judged(judge, pictures, drawn), wanted)
+    assert np.array_equal(judge_pictures(judge, pictures, drawn), wanted)
 
 
 def test_harmonic_mean_wants_all_three():
@@ -170,7 +178,7 @@ def place(sheet: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
 
 
 def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
-    drawn = cases(replace(config, synonyms=("kitty", "feline", "grimalkin")), ["dog"])
+    drawn = evaluation_prompts(replace(config, synonyms=("kitty", "feline", "grimalkin")), ["dog"])
     after = np.zeros(len(drawn), bool)
     # The base draws a cat for all words but one, and a kitty now and then.
     before = np.array([case.word not in ("grimalkin", "kitty") for case in drawn])
@@ -183,8 +191,8 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
     assert rows["grimalkin"] == {
         "concept": "cat", "word": "grimalkin", "before": 0, "after": 0, "of": 2, "left_out": True,
     }  # fmt: skip
-    cells = counts(drawn, found)
-    assert cells["Acc_g"] == {"before": share(3, 4), "after": share(0, 4)}
+    cells = evaluation_cells(drawn, found)
+    assert cells["Acc_g"] == {"before": wilson_interval(3, 4), "after": wilson_interval(0, 4)}
     assert cells["Acc_e"]["before"]["of"] == cells["Acc_ir"]["before"]["of"] == 6
     told = left_out_note({"synonyms": list(rows.values())})
     assert "“grimalkin” (0 of 2)" in told
@@ -194,18 +202,18 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
         "before": before & np.array([case.cell != "Acc_g" for case in drawn]),
         "after": after,
     }
-    assert set(counts(drawn, nothing)) == {"Acc_e", "Acc_ir"}
+    assert set(evaluation_cells(drawn, nothing)) == {"Acc_e", "Acc_ir"}
     # Where the concept's own name does not serve either, the synonyms are not to blame.
     blind = {"before": np.zeros(len(drawn), bool), "after": after}
-    assert counts(drawn, blind)["Acc_g"]["before"] == share(0, 6)
+    assert evaluation_cells(drawn, blind)["Acc_g"]["before"] == wilson_interval(0, 6)
     assert left_out_note({}) == ""
 
 
 @pytest.mark.slow
 def test_evaluation_writes_what_a_report_reads(
-    pipe: Pipeline, adapter: Adapter, config: Config, judge: Judge, tmp_path: Path
+    pipe: Pipeline, adapter: Adapter, config: Config, judge: NetworkJudge, tmp_path: Path
 ):
-    result = evaluate(pipe, adapter, config, tmp_path)
+    result: dict[str, Any] = {**evaluate(pipe, adapter, config, tmp_path)}
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
     assert list(result["cells"]) == ["Acc_e", "Acc_g", "Acc_ir"]
     assert {v["of"] for cell in result["cells"].values() for v in cell.values()} == {6}
@@ -228,7 +236,7 @@ def test_evaluation_writes_what_a_report_reads(
         last = places[0][1]
         assert not np.array_equal(before, after)
         assert np.array_equal(before, pipe([entry["prompt"]], [entry["seed"]], 2, 3.5, 16, 16)[0])
-        assert entry["found_before"] == judge.found(before[None], [entry["sought"]])[0]
+        assert entry["found_before"] == judge.shows_each(before[None], [entry["sought"]])[0]
     assert result["adapter_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(adapter.lora))
     maps = np.load(tmp_path / "attention.npz")
     assert maps["before"].shape == maps["after"].shape == (2, 4, 4)
@@ -272,9 +280,11 @@ def test_attacks_need_a_judge_and_room(
 
 
 def test_attacks_silence_the_concept_where_the_prompt_holds_it(
-    pipe: Pipeline, config: Config, judge: Judge
+    pipe: Pipeline, config: Config, judge: NetworkJudge
 ):
-    drawn = [Case("any", f"a photo of a {word}", 5, "cat") for word in ("cat", "ctat", "kitty")]
+    drawn = [
+        EvalPrompt("any", f"a photo of a {word}", 5, "cat") for word in ("cat", "ctat", "kitty")
+    ]
     base = draw_cases(pipe, drawn, config, [], "before")
     silenced = draw_cases(pipe, drawn, config, [], "silenced", "cat")
     changed = np.abs(base.astype(int) - silenced).max((1, 2, 3))
@@ -325,7 +335,7 @@ def test_without_a_judge_there_are_pictures_and_a_clear_line(
     pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     unjudged = replace(config, evaluation=replace(config.evaluation, judge=None, others=("dog",)))
-    result = evaluate(pipe, adapter, unjudged, tmp_path)
+    result: dict[str, Any] = {**evaluate(pipe, adapter, unjudged, tmp_path)}
     assert "cells" not in result
     assert len(result["pictures"]) == 9
     assert {entry["found_after"] for entry in result["pictures"]} == {None}
@@ -364,7 +374,7 @@ def test_what_a_composition_erases_besides_is_not_asked_for():
     config = load_config(emoji_cat.get_config())
     pipe = load(config.model.path)
     judge = open_judge(config.evaluation.judge or "")
-    away = [word for word in others(config, judge) if word not in ("dog", "fish")]
-    _, drawn = plan(config, pipe, away)
+    away = [word for word in concepts_to_keep(config, judge) if word not in ("dog", "fish")]
+    _, drawn = plan_evaluation(config, pipe, away)
     assert {case.sought for case in drawn if case.cell == "Acc_ir"} == {"dog", "fish"}
     assert {case.sought for case in drawn if case.cell != "Acc_ir"} == {"cat"}

@@ -61,7 +61,7 @@ def on_a_full_disk(disk: Path, other: Path) -> None:
     run = disk / "run"
     trained(run, iterations=4)
     adapter = training().adapter("", training().state)
-    write_adapter(adapter, training().config, run)
+    write_adapter(adapter, training().shared, run)
     before = read_lora(run / "adapter")[0]
     filler = fill(disk)
     with pytest.raises((RunError, OSError)) as full:
@@ -71,7 +71,7 @@ def on_a_full_disk(disk: Path, other: Path) -> None:
     )
     changed = Adapter({k: _more(v) for k, v in adapter.lora.items()}, adapter.alpha)
     with pytest.raises((EraseError, OSError), match="No space left"):
-        write_adapter(changed, training().config, run)
+        write_adapter(changed, training().shared, run)
     np.testing.assert_equal(read_lora(run / "adapter")[0], before)
     assert [path.name for path in (run / "adapter").iterdir()] == [
         "pytorch_lora_weights.safetensors"

@@ -19,7 +19,7 @@ from convert import inspect
 from convert.adapters.files import read_adapter, read_layers, write_layers
 from convert.adapters.names import LAYOUTS
 from convert.adapters.torch_files import PEFT_METADATA, TOLD
-from erase.compose import combine, fusion
+from erase.compose import METHODS, combine, fusion
 from erase.report import card
 from flux_jax.weights.safetensors_files import NUMPY, open_safetensors, read_file, write_file
 
@@ -174,7 +174,7 @@ HEADERS = st.dictionaries(
     st.sampled_from(["alpha", "alpha_type", "format", "concept", "base_model", "method", "x"]),
     st.one_of(
         st.sampled_from(["nan", "inf", "1e999", "0", "-1", "O", "V8", "f8,f8", "S4", "M8[ns]", ""]),
-        st.sampled_from(["bfloat16", "int8", "erase.compose.combine", "[bold]", "x\n\u202e"]),
+        st.sampled_from(["bfloat16", "int8", "erase.compose", "[bold]", "x\n\u202e"]),
     ),
     max_size=3,
 ).flatmap(
@@ -278,7 +278,7 @@ EVEN = changed(("diffusers", "flax"), 1, 1)
 EVEN_TOO = EVEN.map(lambda part: (part[0], {**part[1], "concept": "dog"}))
 
 
-@given(one=st.one_of(EVEN, changed()), other=EVEN_TOO, method=st.sampled_from(combine.METHODS[:-1]))
+@given(one=st.one_of(EVEN, changed()), other=EVEN_TOO, method=st.sampled_from(METHODS[:-1]))
 @example(one=one_changed("diffusers", settings="damaged"), other=DOG, method="sum")
 @example(one=(DOG[0], {"settings": "{"}), other=DOG, method="sum")
 @example(one=(DOG[0], {"settings": "[" * 10**5}), other=DOG, method="sum")

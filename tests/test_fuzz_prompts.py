@@ -11,14 +11,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from convert.adapters.paths import find_adapter, split_strength
-from erase import train
-from erase.cli.sample import file_names
 from erase.data import captioned_folder
 from erase.data.words.irrelevant import listed
 from erase.data.words.templates import as_template, leave_out, phrase
 from erase.data.words.word_tokens import marks
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.methods.configured import plan_of
+from erase.model.sample import file_names
 from erase.runs import EACH, configure, load_runs
 from erase.training import run
 from flux_jax import load
@@ -171,7 +170,7 @@ def test_a_run_writes_into_its_folder_alone(
     def stop(*given: Any) -> None:
         raise EnoughError("enough")
 
-    monkeypatch.setattr(train, "open_model", lambda config, count: pipe)
+    monkeypatch.setattr(run, "open_model", lambda config, count: pipe)
     monkeypatch.setattr(Pipeline, "remember", stop)
     shared = {"height": 64, "width": 64}
     values = {EACH: each, **shared} if named else next(iter(each.values()))
@@ -221,7 +220,7 @@ def test_paths_are_found_or_refused(text: str, tmp_path: Path, monkeypatch: pyte
     readers = [
         lambda: find_adapter(split_strength(text)[0]),
         lambda: captioned_folder.read(Path(text), 8, 8),
-        lambda: Judge.load(text),
+        lambda: NetworkJudge.load(text),
     ]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         readers.append(lambda: find_model(text))

@@ -19,6 +19,7 @@ from erase.data.words.language_model import describe, read_kept
 from erase.data.words.templates import as_template
 from erase.methods.configured import irrelevant_words
 from erase.runs import RunConfig
+from erase.runtime.run_folder import SENTENCES
 from flux_jax.errors import InputError
 
 CONFIG = RunConfig(
@@ -102,7 +103,7 @@ def served(folder: Path) -> None:
     """Words and sentences are there and usable, wherever they come from; the key is nowhere."""
     with bounded():
         words = irrelevant_words(CONFIG, folder)
-        config, further = sentences.settle(CONFIG, folder)
+        config, further = sentences.add_generated_prompts(CONFIG, folder)
     assert all(len(pool) >= CONFIG.upper.negatives for pool in words.pools)
     assert not {"soccer ball", "football"} & {word for pool in words.pools for word in pool}
     for prompt in config.prompts:
@@ -157,7 +158,7 @@ def test_any_content_is_checked(text: str):
 
 @given(content=st.one_of(JSON.map(json.dumps), st.binary(max_size=20), st.just(DEEP)))
 def test_kept_files_are_read_or_refused(content: str | bytes, tmp_path: Path):
-    path = tmp_path / sentences.FILE
+    path = tmp_path / SENTENCES
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
     path.write_bytes(data)
     with bounded():
@@ -185,6 +186,6 @@ def test_no_redirect_is_followed(hurried: Endpoint, tmp_path: Path, status: int)
 def test_a_good_reply_is_taken_with_these_settings(hurried: Endpoint, tmp_path: Path):
     pair = ["a soccer ball", "the Soccer Ball, in oil"]
     hurried.answers = [says(json.dumps({"sentences": pair}))]
-    config, found = sentences.settle(replace(CONFIG, language_model=False), tmp_path)
+    config, found = sentences.add_generated_prompts(replace(CONFIG, language_model=False), tmp_path)
     assert found.sentences == tuple(pair)
     assert config.prompts[-2:] == tuple(pair)

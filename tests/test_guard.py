@@ -9,13 +9,13 @@ import pytest
 from erase.config.schema import Guard
 from erase.runs import RunConfig
 from erase.runtime.watchdog import Watchdog
-from erase.training import loop
-from erase.training.guard import Tally, explained, lost
+from erase.training import metrics
+from erase.training.guard import Tally, non_finite, skipped_update
 
 
 def test_lost_numbers_are_named():
-    assert lost({"esd": float("nan"), "attn": 1.0, "lora": float("-inf")}) == ["esd", "lora"]
-    assert "--replay 7" in explained(7, ["esd"])
+    assert non_finite({"esd": float("nan"), "attn": 1.0, "lora": float("-inf")}) == ["esd", "lora"]
+    assert "--replay 7" in skipped_update(7, ["esd"])
 
 
 def test_a_run_is_lost_with_so_many_in_a_row():
@@ -57,7 +57,7 @@ def usual(watchdog: Watchdog) -> None:
 
 def test_a_hung_iteration_is_noticed_and_ends(capfd: pytest.CaptureFixture):
     ended = []
-    watchdog = Watchdog(Guard(patience=0.6), least=0.1, tick=0.02, end=ended.append)
+    watchdog = Watchdog(Guard(patience=0.6), min_seconds=0.1, poll_seconds=0.02, end=ended.append)
     with watchdog.watching():
         usual(watchdog)
         with watchdog.iteration(5):
@@ -73,7 +73,7 @@ def test_a_hung_iteration_is_noticed_and_ends(capfd: pytest.CaptureFixture):
 
 def test_slow_iterations_are_left_alone(capfd: pytest.CaptureFixture):
     ended = []
-    watchdog = Watchdog(Guard(hung=1000.0), least=0.05, tick=0.02, end=ended.append)
+    watchdog = Watchdog(Guard(hung=1000.0), min_seconds=0.05, poll_seconds=0.02, end=ended.append)
     with watchdog.watching():
         # Compiling takes long, and nothing is known yet.
         with watchdog.iteration(1):
@@ -91,6 +91,6 @@ def test_an_interval_without_numbers_is_never_the_best():
     config = RunConfig("cat", irrelevant=("dog",))
     every = {"esd": np.array([2.0, np.nan]), "lora": np.array([3.0, 1.0])}
     active = np.array([True, True])
-    assert loop._weighted(config, every, active) == 2.0 + config.upper.lora * 3.0
-    assert loop._weighted(config, every, np.array([False, True])) == math.inf
-    assert loop._weighted(config, every, np.array([False, False])) == math.inf
+    assert metrics.mean_weighted_loss(config, every, active) == 2.0 + config.upper.lora * 3.0
+    assert metrics.mean_weighted_loss(config, every, np.array([False, True])) == math.inf
+    assert metrics.mean_weighted_loss(config, every, np.array([False, False])) == math.inf

@@ -14,6 +14,7 @@ from erase.data.words.language_model import describe, read_kept
 from erase.methods.configured import irrelevant_words
 from erase.methods.erase_anything import Upper
 from erase.runs import RunConfig
+from erase.runtime.run_folder import IRRELEVANT
 from flux_jax.errors import InputError
 
 CONFIG = RunConfig(
@@ -134,16 +135,14 @@ def test_a_run_keeps_its_words_and_asks_once(
     words = irrelevant_words(config, tmp_path)
     assert words.pools == POOLS
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / irrelevant.FILE).write_text(describe(words))
+    (tmp_path / IRRELEVANT).write_text(describe(words))
     assert SECRET not in describe(words)
-    assert (
-        irrelevant_words(config, tmp_path) == read_kept(Words, tmp_path / irrelevant.FILE) == words
-    )
+    assert irrelevant_words(config, tmp_path) == read_kept(Words, tmp_path / IRRELEVANT) == words
     assert len(endpoint.requests) == 1
     # Words about something else do not serve.
     irrelevant_words(replace(config, concept="kiss"), tmp_path)
     assert len(endpoint.requests) == 2
-    (tmp_path / irrelevant.FILE).write_text("{}")
+    (tmp_path / IRRELEVANT).write_text("{}")
     with pytest.raises(InputError, match=r"irrelevant\.json is damaged: remove it"):
         irrelevant_words(config, tmp_path)
 

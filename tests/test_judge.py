@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from erase.evaluation.judge import CHUNK, Judge, ask, to_float
-from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
-from erase.evaluation.statistics import share
+from erase.evaluation.emoji_judge import CHUNK, NetworkJudge, to_float
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, ask, init
+from erase.evaluation.statistics import wilson_interval
 from flux_jax.errors import InputError
 from flux_jax.tree import flatten
 from flux_jax.weights.safetensors_files import read_file, write_file
@@ -33,11 +33,11 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> NetworkJudge:
     params = init(JudgeNetwork(LABELS), jax.random.key(0))
     # An untrained judge would see nothing at all.
     params["entity_head"]["bias"] *= 0
-    return Judge(LABELS, params)
+    return NetworkJudge(LABELS, params)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def scenes(count: int) -> Scenes:
     )
 
 
-def test_chunks_and_padding_leave_the_verdict_alone(judge: Judge, pictures: np.ndarray):
+def test_chunks_and_padding_leave_the_verdict_alone(judge: NetworkJudge, pictures: np.ndarray):
     verdict = judge(pictures)
     subject = np.arange(len(pictures)) % 4
     relation = judge.relation(pictures, subject, subject[::-1])
@@ -114,47 +114,49 @@ def test_chunks_and_padding_leave_the_verdict_alone(judge: Judge, pictures: np.n
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
 
 
-def test_relation_depends_on_the_order_of_the_pair(judge: Judge, pictures: np.ndarray):
+def test_relation_depends_on_the_order_of_the_pair(judge: NetworkJudge, pictures: np.ndarray):
     zeros, ones = np.zeros(len(pictures), int), np.ones(len(pictures), int)
     there, back = judge.relation(pictures, zeros, ones), judge.relation(pictures, ones, zeros)
     assert np.abs(there - back).max() > 1e-3
 
 
-def test_saved_judge_comes_back_in_bfloat16(judge: Judge, tmp_path: Path, pictures: np.ndarray):
+def test_saved_judge_comes_back_in_bfloat16(
+    judge: NetworkJudge, tmp_path: Path, pictures: np.ndarray
+):
     judge.save(tmp_path)
-    read = Judge.load(tmp_path)
+    read = NetworkJudge.load(tmp_path)
     assert read.config == LABELS
     rounded = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), judge.params)
     jax.tree.map(np.testing.assert_array_equal, read.params, rounded)
     np.testing.assert_allclose(read(pictures).style, judge(pictures).style, atol=0.1)
 
 
-def test_found_and_shows_agree_with_the_logits(judge: Judge, pictures: np.ndarray):
+def test_shows_agrees_with_the_logits(judge: NetworkJudge, pictures: np.ndarray):
     verdict = judge(pictures)
     labels = ["bar", "dark"] * len(pictures)
     expected = np.where(
         np.arange(len(pictures)) % 2 == 0, verdict.entities[:, 2] > 0, verdict.style.argmax(-1) == 1
     )
-    assert np.array_equal(judge.found(pictures, labels[: len(pictures)]), expected)
+    assert np.array_equal(judge.shows_each(pictures, labels[: len(pictures)]), expected)
     assert np.array_equal(judge.shows(pictures, "disc"), verdict.entities[:, 0] > 0)
 
 
-def test_kinds_and_unknown_names(judge: Judge, pictures: np.ndarray):
+def test_kinds_and_unknown_names(judge: NetworkJudge, pictures: np.ndarray):
     assert [judge.kind(name) for name in ("cross", "dark", "on")] == ["entity", "style", "relation"]
     with pytest.raises(InputError, match=r"'sqare'.*'square'"):
         judge.kind("sqare")
     with pytest.raises(InputError, match="'on' is a relation"):
-        judge.found(pictures[:1], ["on"])
+        judge.shows_each(pictures[:1], ["on"])
 
 
-def test_unusable_pictures_are_refused(judge: Judge):
+def test_unusable_pictures_are_refused(judge: NetworkJudge):
     with pytest.raises(InputError, match="uint8"):
         judge(np.zeros((2, 32, 32, 3), np.uint8))
 
 
-def test_unusable_folders_are_refused(judge: Judge, tmp_path: Path):
+def test_unusable_folders_are_refused(judge: NetworkJudge, tmp_path: Path):
     with pytest.raises(InputError, match="has no config"):
-        Judge.load(tmp_path / "none")
+        NetworkJudge.load(tmp_path / "none")
     judge.save(tmp_path)
     weights = tmp_path / "judge.safetensors"
     tensors = read_file(weights)
@@ -162,13 +164,13 @@ def test_unusable_folders_are_refused(judge: Judge, tmp_path: Path):
     tensors["style_head/bias"] = np.zeros(7, np.float32)
     write_file(weights, tensors, {})
     with pytest.raises(InputError, match="seek/bias, style_head/bias, surplus"):
-        Judge.load(tmp_path)
+        NetworkJudge.load(tmp_path)
     weights.write_bytes(b"torn")
     with pytest.raises(InputError, match=r"judge\.safetensors"):
-        Judge.load(tmp_path)
+        NetworkJudge.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"entities": ["disc"]}))
     with pytest.raises(InputError, match="lacks relations, styles"):
-        Judge.load(tmp_path)
+        NetworkJudge.load(tmp_path)
 
 
 @pytest.mark.parametrize(("found", "of"), [(0, 64), (13, 64), (64, 64)])
@@ -177,7 +179,7 @@ def test_intervals_are_wilsons(found: int, of: int):
     p = found / of
     middle = (p + z**2 / (2 * of)) / (1 + z**2 / of)
     half = z / (1 + z**2 / of) * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
-    value = share(found, of)
+    value = wilson_interval(found, of)
     assert value["share"] == p
     np.testing.assert_allclose(
         [value["low"], value["high"]], [middle - half, middle + half], atol=1e-9
@@ -231,11 +233,11 @@ def test_training_goes_on_where_it_was_cut_off(tmp_path: Path):
     data = judge_training.judge_data(sprites(), scenes(96), inverse)
     arguments = {"batch": 2, "held_out": 32, "dtype": jnp.float32}
     judge_training.train(data, LABELS, tmp_path / "work", tmp_path / "judge", 1, **arguments)
-    once = Judge.load(tmp_path / "judge")
+    once = NetworkJudge.load(tmp_path / "judge")
     shares = judge_training.train(
         data, LABELS, tmp_path / "work", tmp_path / "judge", 2, **arguments
     )
-    twice = Judge.load(tmp_path / "judge")
+    twice = NetworkJudge.load(tmp_path / "judge")
     lines = (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["update"] for line in lines] == [1, 2]
     kernel = "entity_head"

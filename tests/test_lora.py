@@ -12,7 +12,7 @@ from helpers.flux_case import assert_close
 from peft import LoraConfig
 
 from convert.adapters.files import write_lora
-from erase.cli.sample import sample
+from erase.model.sample import sample
 from flux_jax import load, lora
 from flux_jax.errors import InputError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from flux_jax.pipeline import load
 from recipes.emoji_flux import measure as measuring
@@ -18,13 +18,13 @@ from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> NetworkJudge:
     names = tuple(entity.name for entity in ENTITIES)
     config = JudgeConfig(names, STYLES, RELATIONS, widths=(8, 8), blocks=(1, 1), embedding=4)
     params = init(JudgeNetwork(config), jax.random.key(0))
     # An untrained judge would see nothing at all.
     params["entity_head"]["bias"] *= 0
-    return Judge(config, params)
+    return NetworkJudge(config, params)
 
 
 def test_probes_ask_for_every_class_equally():
@@ -53,7 +53,7 @@ def test_probes_ask_for_every_class_equally():
     assert list(probes(2, available)) == asked
 
 
-def test_a_probe_holds_only_if_all_it_asks_for_is_seen(judge: Judge):
+def test_a_probe_holds_only_if_all_it_asks_for_is_seen(judge: NetworkJudge):
     pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     verdict = judge(pictures)
     shown = np.flatnonzero(verdict.entities[0] > 0).tolist()
@@ -81,12 +81,12 @@ def test_without_pooled_only_the_pooled_vector_is_zero(tiny_folder: Path):
 
 
 def test_measure_writes_shares_and_sheets(
-    tiny_folder: Path, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, judge: NetworkJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen = []
 
-    def draw(pipe, prompts, seeds, **settings):
-        del pipe, settings
+    def draw(pipe, prompts, seeds, options, **settings):
+        del pipe, options, settings
         seen.append((prompts, seeds))
         return np.random.default_rng(0).integers(0, 256, (len(prompts), 64, 64, 3), np.uint8)
 

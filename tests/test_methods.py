@@ -22,7 +22,7 @@ from erase.model.adapters import read_adapter as read_for_drawing
 from erase.model.open import open_model
 from erase.runs import configure, load_runs
 from erase.runtime import processes
-from erase.training import memory_plan, run
+from erase.training import memory_plan, prepare, run
 from flux_jax.errors import InputError
 
 # Of "a photo of a cat", the concept being one word.
@@ -88,7 +88,7 @@ def test_other_processes_get_a_method_s_own_settings(
         tiny_folder, "esd", esd={"eta": 2.5}, lower={"attn": 3.0}, alternation="joint"
     ).values()
     monkeypatch.setattr(processes, "from_first", sent)
-    monkeypatch.setattr(run, "plan_of", planned)
+    monkeypatch.setattr(prepare, "plan_of", planned)
     with pytest.raises(ReachedError):
         run.run({"": given}, tmp_path / "run")
 

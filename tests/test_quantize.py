@@ -248,7 +248,7 @@ def test_the_configuration_reaches_the_model_and_its_bytes_are_counted(
 def test_evaluation_opens_the_same_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     lora = init(jax.random.key(0), load(tiny_folder).shapes, rank=2)
     adapter = Adapter(lora, 2.0)
-    monkeypatch.setattr(evaluate, "read_adapter", lambda folder: adapter)
+    monkeypatch.setattr("erase.model.adapters.read_adapter", lambda folder: adapter)
     wanted = {"path": str(tiny_folder), "quantize": "int8"}
     configured = load_runs(configure(**USABLE, model=wanted))
     monkeypatch.setattr(evaluate, "configured", lambda: configured)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erase.evaluation.statistics import share
+from erase.evaluation.statistics import wilson_interval
 from erase.model.draw import png
 from erase.runtime.files import write
 from flux_jax.errors import InputError
@@ -18,8 +18,8 @@ def measured() -> dict[str, Any]:
     classes = {"cat": 1.0, "dog": 0.5, "bee": 0.75, "car": 0.25}
     return {
         "settings": {"per_class": 4, "steps": 28, "guidance": 3.5},
-        "entity": {"accuracy": share(10, 16), "classes": classes},
-        "style": {"accuracy": share(16, 16), "classes": {"noto": 1.0}},
+        "entity": {"accuracy": wilson_interval(10, 16), "classes": classes},
+        "style": {"accuracy": wilson_interval(16, 16), "classes": {"noto": 1.0}},
     }
 
 
@@ -50,7 +50,7 @@ def test_the_card_says_what_was_measured(folders: tuple[Path, Path]):
     assert "| text encoders and transformer | 9,600 | 0.1000 |  |" in text
     assert "| distillation of guidance | 4,000 | 0.1250 |  |" in text
     assert "on 8,192 held-out renders: exactly the right entities 97.8 %" in text
-    low, high = (f"{100 * share(10, 16)[key]:.1f}" for key in ("low", "high"))
+    low, high = (f"{100 * wilson_interval(10, 16)[key]:.1f}" for key in ("low", "high"))
     weakest = "car 25 %, dog 50 %, bee 75 %"
     assert f"| entity | 16 | 62.5 % | {low} to {high} % | {weakest} |" in text
     assert "28 steps, guidance 3.5" in text

@@ -4,12 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
+from benchmarks.results import figures
 from benchmarks.results import page as results
-from benchmarks.results.page import draw
-from erase.evaluation.statistics import pooled, share
+from benchmarks.results.page import draw, read
+from erase.evaluation.statistics import CELLS, pooled, wilson_interval
 from erase.evaluation.summary import summarise
 from flux_jax.errors import InputError
 
@@ -19,12 +23,15 @@ KINDS = {"soccer ball": "entity", "flat": "style", "left of": "relation"}
 
 def cells(found: int) -> dict:
     names = {"Acc_e": found, "Acc_g": found, "Acc_ir": 10 - found}
-    return {cell: {"before": share(9, 10), "after": share(n, 10)} for cell, n in names.items()}
+    return {
+        cell: {"before": wilson_interval(9, 10), "after": wilson_interval(n, 10)}
+        for cell, n in names.items()
+    }
 
 
 def attacked(found: int) -> dict:
     sides = dict(zip(("before", "silenced", "after"), (9, 5, found), strict=True))
-    return {"misspelt": {side: share(n, 10) for side, n in sides.items()}}
+    return {"misspelt": {side: wilson_interval(n, 10) for side, n in sides.items()}}
 
 
 def counted(concept: str, found: int) -> list[dict]:
@@ -38,8 +45,8 @@ def compared(title: str, found: int) -> dict:
         "title": title,
         "cells": pooled([cells(found)]),
         "intervals": dict.fromkeys(("Acc_e", "Acc_g", "Acc_ir", "H", "attacks"), (0.05, 0.95)),
-        "attacks": share(found, 10),
-        "rows": [{"concept": "cat", "cells": cells(found), "attacks": share(found, 10)}],
+        "attacks": wilson_interval(found, 10),
+        "rows": [{"concept": "cat", "cells": cells(found), "attacks": wilson_interval(found, 10)}],
         "frechet": {"mean": 1.5, "seeds": [1.25, 1.75]},
         "parameters": 12345,
         "bytes": 50_000,
@@ -67,7 +74,7 @@ def folder(tmp_path: Path) -> Path:
     ]
     study = {"seeds": [0, 4], "variants": {str(n): {"rows": rows} for n in (10, 20)}}
     speed = {"runs": [{"concepts": n, "compile_s": 20.0, "iteration_ms": 10.0} for n in (1, 5)]}
-    both = {"own": share(9, 10), "converse": share(1, 10)}
+    both = {"own": wilson_interval(9, 10), "converse": wilson_interval(1, 10)}
     numbers = {
         "all": summarise(runs),
         "attacks": summarise(attacks),
@@ -215,9 +222,69 @@ def test_figures_lie_beside_the_numbers(folder: Path):
     for name in ("study", "attacks"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 500
-    page(folder, '{{ dots("study", "points") }}\n{{ composed("composed", "lines") }}')
     page(folder, '{{ compared("compared", "methods") }}')
     assert (folder / "compared.png").is_file()
+
+
+def test_a_curve_has_a_line_for_each_kind_and_cell(folder: Path):
+    study = read(folder, "study")
+    figure = figures.curve(study, "iterations")
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "iterations"
+    lines = {str(line.get_label()): line for line in axis.lines}
+    assert set(lines) == {f"{kind} {cell}" for kind in KINDS.values() for cell in CELLS}
+    for kind in KINDS.values():
+        for cell in CELLS:
+            rows = [
+                [row["cells"][cell]["after"] for row in variant["rows"] if row["kind"] == kind]
+                for variant in study["variants"].values()
+            ]
+            after = [
+                100 * sum(v["found"] for v in each) / sum(v["of"] for v in each) for each in rows
+            ]
+            x, y = lines[f"{kind} {cell}"].get_data()
+            np.testing.assert_allclose(x, [0, *map(float, study["variants"])])
+            np.testing.assert_allclose(y, [90, *after])
+
+
+def test_dots_and_bars_stand_at_the_shares(folder: Path):
+    study = read(folder, "study")
+    axes = figures.dots(study).axes
+    assert [axis.get_title() for axis in axes] == list(KINDS.values())
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == list(study["variants"])
+    for axis in axes:
+        assert axis.get_legend_handles_labels()[1] == list(CELLS)
+        lines = [bars.lines[0] for bars in axis.containers if isinstance(bars, ErrorbarContainer)]
+        for cell, line in zip(CELLS, lines, strict=True):
+            assert line is not None
+            wanted = [
+                pooled(r["cells"] for r in variant["rows"] if r["kind"] == axis.get_title())[cell]
+                for variant in study["variants"].values()
+            ]
+            shares = [100 * each["after"]["share"] for each in wanted]
+            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), shares)
+    (axis,) = figures.attack_bars(attacks := read(folder, "attacks")).axes
+    sides = [attacks["all"]["misspelt"][side] for side in ("before", "silenced", "after")]
+    heights = [patch.get_height() for patch in axis.patches]
+    np.testing.assert_allclose(heights, [100 * side["share"] for side in sides])
+    assert axis.get_legend_handles_labels()[1] == ["base", "attention map erasure", "adapter"]
+
+
+def test_compositions_and_methods_stand_at_their_shares(folder: Path):
+    axes = figures.composed(read(folder, "composed")).axes
+    assert [axis.get_title() for axis in axes] == ["Acc_e", "Acc_ir", "H"]
+    counts = read(folder, "composed")["counts"]
+    for axis in axes[:2]:
+        (line,) = axis.lines
+        cells = [methods["sum"]["all"][axis.get_title()] for methods in counts.values()]
+        np.testing.assert_allclose(line.get_xdata(), [2, 3])
+        np.testing.assert_allclose(line.get_ydata(), [100 * c["after"]["share"] for c in cells])
+        assert line.get_label() == "sum"
+    (axis,) = figures.methods(read(folder, "compared")).axes
+    labels = axis.get_legend_handles_labels()[1]
+    assert labels == ["Better, 10.0 %", "Silent, 20.0 %", "Worse, 40.0 %", "base"]
+    places = [c.get_offsets()[0] for c in axis.collections if isinstance(c, PathCollection)]
+    np.testing.assert_allclose(places, [(10, 90), (20, 80), (40, 60)])
 
 
 def test_missing_numbers_are_named(folder: Path):

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from erase.config.schema import Checkpoints
 from erase.methods.erase_anything import Upper
+from erase.runtime.run_folder import CHECKPOINTS
 from erase.runtime.signals import Stop
-from erase.training import checkpoints, loop
+from erase.training import checkpoints, metrics
 from erase.training.loop import train
 from flux_jax.errors import InputError, PreemptedError
 
@@ -82,7 +83,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(
     assert ended(start(whole)) == 0
     rng, reached, writing = np.random.default_rng(0), [0], 0
     for number in range(KILLS):
-        process, folder = start(killed), killed / checkpoints.FOLDER
+        process, folder = start(killed), killed / CHECKPOINTS
         # Some are killed while they prepare, the others after they have come further.
         if number % 4:
             while process.is_alive() and newest(folder) <= reached[-1]:
@@ -104,7 +105,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(
 
 
 def newest(folder: Path) -> int:
-    return max(checkpoints.found(folder), default=0)
+    return max(checkpoints.steps_in(folder), default=0)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +138,11 @@ def test_the_same_run_ends_the_same(whole: Any, tmp_path: Path):
 def test_the_best_checkpoint_can_become_the_adapter(tmp_path: Path, monkeypatch):
     """That of the second iteration, since losses are made to say so."""
     losses = iter([3.0, 1.0, 2.0, math.inf])
-    monkeypatch.setattr(loop, "_weighted", lambda *_: next(losses))
+    monkeypatch.setattr(metrics, "mean_weighted_loss", lambda *_: next(losses))
     kept = Checkpoints(every=1, last=1, adapter="best")
     best = trained(tmp_path / "best", iterations=4, checkpoints=kept)
     monkeypatch.undo()
-    assert checkpoints.found(tmp_path / "best" / checkpoints.FOLDER) == [2, 4]
+    assert checkpoints.steps_in(tmp_path / "best" / CHECKPOINTS) == [2, 4]
     for a, b in zip(best, trained(tmp_path / "two", iterations=2), strict=True):
         np.testing.assert_array_equal(a, b)
 

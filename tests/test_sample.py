@@ -1,4 +1,4 @@
-"""erase.cli.sample: names, adapters with strengths, pictures that do not depend on their batch."""
+"""Sampling: names, adapters with strengths, pictures that do not depend on their batch."""
 
 import json
 import subprocess
@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from convert.adapters.files import write_lora
-from erase.cli.sample import file_names, sample
 from erase.model.adapters import parse_adapter
 from erase.model.draw import draw, picture_size
+from erase.model.sample import file_names, sample
 from erase.runtime.files import write
 from flux_jax import load, lora
 from flux_jax.errors import InputError
@@ -130,7 +130,7 @@ def test_a_word_that_silences_nothing_is_told_of_once(
     told: bool,
 ):
     monkeypatch.setattr(
-        "erase.model.draw.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
+        "erase.model.sample.draw", lambda *_, **__: np.zeros((4, 16, 16, 3), np.uint8)
     )
     prompts = ["a red ball", "a dog"]
     sample(tiny_folder, prompts, [0, 1], [], tmp_path, silenced=word, options=SIZE)

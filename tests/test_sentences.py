@@ -8,9 +8,9 @@ import pytest
 from helpers.endpoint import SECRET, Endpoint, says, sends
 
 from erase.config.schema import Config
-from erase.data.words import sentences
 from erase.data.words.language_model import describe
-from erase.data.words.sentences import Sentences, ask, check, question, settle
+from erase.data.words.sentences import Sentences, add_generated_prompts, ask, check, question
+from erase.runtime.run_folder import SENTENCES
 from flux_jax.errors import InputError
 
 CONFIG = Config(concept="soccer ball", prompts=("a photo of a {}",), more_prompts=2)
@@ -48,27 +48,30 @@ def test_replies_are_checked(reply: dict, message: str):
 
 def test_a_run_keeps_its_sentences_and_asks_once(endpoint: Endpoint, tmp_path: Path):
     endpoint.answers = [says(GOOD)]
-    config, found = settle(CONFIG, tmp_path)
+    config, found = add_generated_prompts(CONFIG, tmp_path)
     assert config == replace(CONFIG, prompts=(*CONFIG.prompts, *TWO))
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / sentences.FILE).write_text(describe(found))
+    (tmp_path / SENTENCES).write_text(describe(found))
     assert SECRET not in describe(found)
-    assert settle(CONFIG, tmp_path) == (config, found)
+    assert add_generated_prompts(CONFIG, tmp_path) == (config, found)
     assert len(endpoint.requests) == 1
-    (tmp_path / sentences.FILE).write_text("[]")
+    (tmp_path / SENTENCES).write_text("[]")
     with pytest.raises(InputError, match=r"sentences\.json is damaged: remove it"):
-        settle(CONFIG, tmp_path)
+        add_generated_prompts(CONFIG, tmp_path)
 
 
 def test_the_configurations_serve_where_no_model_does(
     endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     quiet = replace(CONFIG, more_prompts=0)
-    assert settle(quiet, tmp_path) == (quiet, Sentences("soccer ball", (), "the configuration"))
+    assert add_generated_prompts(quiet, tmp_path) == (
+        quiet,
+        Sentences("soccer ball", (), "the configuration"),
+    )
     assert endpoint.requests == []
     endpoint.answers = [sends(403, "{}")]
-    config, found = settle(CONFIG, tmp_path)
+    config, found = add_generated_prompts(CONFIG, tmp_path)
     assert config == CONFIG
     assert found.source == "the configuration (language model at 127.0.0.1: status 403)"
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert "OPENAI_API_KEY is not set" in settle(CONFIG, tmp_path)[1].source
+    assert "OPENAI_API_KEY is not set" in add_generated_prompts(CONFIG, tmp_path)[1].source

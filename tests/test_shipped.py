@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 import flux_jax
 from convert.adapters.files import write_lora
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from flux_jax import lora
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -72,13 +72,13 @@ def test_diffusers_draws_the_same_pictures_with_and_without_an_adapter(
 
 @pytest.mark.slow
 def test_the_judge_finds_what_was_asked_for(pipe: Pipeline):
-    judge = Judge.load(FOLDER / "judge")
+    judge = NetworkJudge.load(FOLDER / "judge")
     names = list(judge.config.entities[::8])
     pictures = pipe([f"a photo of {with_article(name)}" for name in names], height=SIZE, width=SIZE)
-    found = judge.found(pictures, names)
+    found = judge.shows_each(pictures, names)
     assert found.mean() >= 0.75
     # It does not find what was not asked for.
-    assert judge.found(pictures, names[1:] + names[:1]).mean() <= 0.1
+    assert judge.shows_each(pictures, names[1:] + names[:1]).mean() <= 0.1
 
 
 def test_the_folder_is_small_and_says_where_its_drawings_come_from():

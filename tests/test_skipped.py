@@ -17,8 +17,9 @@ from helpers.small_training import trained, training
 
 from erase.config.schema import Guard
 from erase.methods.parts.step import adamw
+from erase.runtime.run_folder import CHECKPOINTS, METRICS, SKIPPED
 from erase.runtime.signals import Stop
-from erase.training import checkpoints, guard, loop, replay
+from erase.training import checkpoints, loop, replay
 from flux_jax.errors import InputError, RunError
 from flux_jax.pipeline import Pipeline
 
@@ -43,7 +44,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndar
 def test_an_update_that_is_not_finite_is_left_out(spoilt: Any):
     workdir, last = spoilt
     assert all(np.isfinite(leaf).all() for leaf in last)
-    skipped, metrics = lines(workdir / guard.FILE), lines(workdir / loop.METRICS)
+    skipped, metrics = lines(workdir / SKIPPED), lines(workdir / METRICS)
     assert 0 < len(skipped) < 8
     assert [line["step"] for line in metrics] == list(range(1, 9))
     for line in skipped:
@@ -62,8 +63,8 @@ def test_an_update_that_is_not_finite_is_left_out(spoilt: Any):
 @pytest.mark.slow
 def test_what_was_left_out_can_be_done_again(spoilt: Any, capsys: pytest.CaptureFixture):
     workdir, _ = spoilt
-    step = lines(workdir / guard.FILE)[-1]["step"]
-    before = sorted(path.name for path in (workdir / checkpoints.FOLDER).iterdir())
+    step = lines(workdir / SKIPPED)[-1]["step"]
+    before = sorted(path.name for path in (workdir / CHECKPOINTS).iterdir())
     made = training(bank=SPOILT, iterations=8, batch_size=1, guard=FORBEARING)
     replay.show(made, workdir, step)
     told = json.loads((workdir / f"replay-{step}.json").read_text())
@@ -73,12 +74,12 @@ def test_what_was_left_out_can_be_done_again(spoilt: Any, capsys: pytest.Capture
     upper = told["levels"]["upper"]
     assert not any(found["lost"] for found in upper["gradients"].values())
     # The upper level's number is the run's own, to the last bit or nearly.
-    wanted = lines(workdir / loop.METRICS)[step - 1]
+    wanted = lines(workdir / METRICS)[step - 1]
     np.testing.assert_allclose(upper["losses"]["lora"], wanted["lora"], rtol=1e-5)
     norm = math.hypot(*(found["norm"] for found in upper["gradients"].values()))
     np.testing.assert_allclose(norm, wanted["upper_gradient"], rtol=1e-4)
     assert f"iteration {step}" in capsys.readouterr().out
-    assert sorted(path.name for path in (workdir / checkpoints.FOLDER).iterdir()) == before
+    assert sorted(path.name for path in (workdir / CHECKPOINTS).iterdir()) == before
     with pytest.raises(InputError, match="replay = 9 is beyond iterations = 8"):
         replay.show(made, workdir, 9)
 
@@ -89,7 +90,7 @@ def test_a_run_that_loses_too_many_in_a_row_ends_with_its_last_good_state(tmp_pa
     state, lost = loop.train(made, tmp_path, lambda *_: False, Stop())
     assert lost == [""]
     assert checkpoints.usable(tmp_path) == 3
-    assert len(lines(tmp_path / guard.FILE)) == 3
+    assert len(lines(tmp_path / SKIPPED)) == 3
     # The lower level never moved, the upper one did.
     count = jax.tree.leaves(state.own["lower"][0].count)[0]
     assert int(count[0]) == 0
@@ -103,9 +104,11 @@ def test_a_run_that_loses_too_many_in_a_row_ends_with_its_last_good_state(tmp_pa
 
 def test_where_every_run_is_lost_it_is_told(tmp_path: Path, monkeypatch):
     made = training(runs=2)
-    monkeypatch.setattr(loop, "prepare", lambda *_: made)
+    monkeypatch.setattr(loop, "place_on_devices", lambda *_: made)
     monkeypatch.setattr(loop, "train", lambda *_: (made.state, ["run1", "run0"]))
-    with pytest.raises(RunError, match=r"5 updates in a row .*set lower\.clip and upper\.clip"):
+    with pytest.raises(
+        RunError, match=r"5 consecutive updates had a non-finite .*set lower\.clip and upper\.clip"
+    ):
         loop.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)
     monkeypatch.setattr(loop, "train", lambda *_: (made.state, ["run1"]))
     assert list(loop.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)) == ["run0"]
@@ -115,7 +118,7 @@ def test_where_every_run_is_lost_it_is_told(tmp_path: Path, monkeypatch):
 def test_a_gradient_is_shortened_to_its_limit():
     limit = 1e-3
     made = training()
-    clipped = replace(made.config, lower=replace(made.config.lower, clip=limit))
+    clipped = replace(made.shared, lower=replace(made.shared.lower, clip=limit))
     made = replace(
         made, configs={"": clipped}, context=with_levels(made.context, lower=clipped.lower)
     )
@@ -127,4 +130,4 @@ def test_a_gradient_is_shortened_to_its_limit():
     norm = math.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in moment))
     # Adam's first moment is a tenth of the gradient.
     np.testing.assert_allclose(10 * norm, limit, rtol=1e-4)
-    assert numbers["lower"]["lower_gradient"][0] > limit
+    assert numbers["lower_gradient"][0] > limit

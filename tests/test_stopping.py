@@ -12,7 +12,7 @@ from helpers import tiny
 from convert.adapters.files import read_lora
 from erase.config.schema import Checkpoints, Config, EarlyStop, Evaluation
 from erase.evaluation import early_stop
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from erase.training import run
 from flux_jax import load
@@ -29,7 +29,7 @@ def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
     params["entity_head"]["bias"] = np.array([100.0, -100.0], np.float32)
     folder = tmp_path_factory.mktemp("judge")
-    Judge(LABELS, params, 16).save(folder)
+    NetworkJudge(LABELS, params, 16).save(folder)
     return tiny.run_config(
         tiny_folder,
         prompts=("a photo of a {}", "a {} and a dog"),
@@ -78,7 +78,7 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
 
 
 def test_a_look_takes_the_sentences_in_turn_from_noise_of_its_own(config: Config):
-    _, drawn = early_stop.plan(config, load(config.model.path))
+    _, drawn = early_stop.plan_early_stop(config, load(config.model.path))
     assert [case.prompt for case in drawn] == [
         "a photo of a cat", "a cat and a dog", "a photo of a cat"
     ]  # fmt: skip

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 import pytest
 
 from configs.suite import CONCEPTS, KEPT, SETTINGS, VALIDATION
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
 NAMES = sorted((entity.name for entity in ENTITIES), key=len, reverse=True)
 ENTITY = re.compile(rf"\b({'|'.join(map(re.escape, NAMES))})\b")
-JUDGE = Judge.load("models/emoji-flux/judge")
+JUDGE = NetworkJudge.load("models/emoji-flux/judge")
 
 
 def things(prompts: Iterable[str]) -> set[str]:

@@ -10,7 +10,14 @@ import pytest
 from benchmarks.results import tables
 from erase.evaluation import summary
 from erase.evaluation.notes import mean_note
-from erase.evaluation.statistics import CELLS, ahead, harmonic_mean, over_concepts, pooled, share
+from erase.evaluation.statistics import (
+    CELLS,
+    ahead,
+    harmonic_mean,
+    over_concepts,
+    pooled,
+    wilson_interval,
+)
 from erase.evaluation.summary import summarise, write_summary
 from erase.report.tables import NOTHING
 
@@ -18,7 +25,10 @@ from erase.report.tables import NOTHING
 def result(kind: str, concept: str, after: tuple[int, int, int], of: int = 10) -> dict:
     """What evaluation.json holds of a run whose base finds everything."""
     found = dict(zip(CELLS, after, strict=True))
-    cells = {c: {"before": share(of, of), "after": share(found[c], of)} for c in CELLS}
+    cells = {
+        c: {"before": wilson_interval(of, of), "after": wilson_interval(found[c], of)}
+        for c in CELLS
+    }
     return {"kind": kind, "concept": concept, "cells": cells, "pictures": ["not kept"]}
 
 
@@ -33,11 +43,11 @@ def test_pictures_of_a_kind_are_pooled():
     made = summarise(RESULTS)
     entity = made["kinds"]["entity"]
     assert entity["concepts"] == 2
-    assert entity["Acc_e"]["after"] == share(4, 20)
-    assert entity["Acc_ir"]["after"] == share(18, 20)
+    assert entity["Acc_e"]["after"] == wilson_interval(4, 20)
+    assert entity["Acc_ir"]["after"] == wilson_interval(18, 20)
     assert entity["H"]["after"] == pytest.approx(3 / (1 / 0.8 + 1 / 0.9 + 1 / 0.9))
-    assert made["kinds"]["style"]["Acc_g"]["after"] == share(5, 10)
-    assert made["all"]["Acc_e"]["after"] == share(10, 30)
+    assert made["kinds"]["style"]["Acc_g"]["after"] == wilson_interval(5, 10)
+    assert made["all"]["Acc_e"]["after"] == wilson_interval(10, 30)
     assert made["all"]["H"]["after"] == harmonic_mean(made["all"], "after")
     assert "pictures" not in made["runs"]["cat"]
 
@@ -48,7 +58,7 @@ def test_intervals_are_over_concepts_and_not_pictures():
         {
             "concept": str(index // 2),
             "cells": result("entity", "", (found, found, 64), 64)["cells"],
-            "attacks": share(0, 10),
+            "attacks": wilson_interval(0, 10),
         }
         for index in range(24)
         for found in [64 * (index // 2 % 2)]
@@ -75,7 +85,7 @@ def test_what_all_concepts_gain_shows_where_they_differ_more_than_methods():
             {
                 "concept": str(lost),
                 "cells": result("entity", "", (0, 0, 100 - lost - more), 100)["cells"],
-                "attacks": share(0, 10),
+                "attacks": wilson_interval(0, 10),
             }
             for lost in range(5, 65, 5)
             for _ in range(2)
@@ -99,7 +109,7 @@ def test_the_worst_is_named():
 
 def test_a_missing_cell_is_left_out():
     cells = [RESULTS["cat"]["cells"], {c: RESULTS["car"]["cells"][c] for c in ("Acc_e", "Acc_ir")}]
-    assert pooled(cells)["Acc_g"]["after"] == share(2, 10)
+    assert pooled(cells)["Acc_g"]["after"] == wilson_interval(2, 10)
     alone = pooled([cells[1]])
     # What is there counts: 7 of 10 erased, 8 of 10 kept.
     assert alone["H"]["after"] == pytest.approx(2 / (1 / 0.7 + 1 / 0.8))
@@ -113,7 +123,7 @@ def test_intervals_and_tables_without_other_words():
         {
             "concept": str(lost),
             "cells": result("entity", "", (lost, lost, 10 - lost))["cells"],
-            "attacks": share(lost, 10),
+            "attacks": wilson_interval(lost, 10),
         }
         for lost in range(6)
     ]
@@ -136,7 +146,7 @@ def test_intervals_and_tables_without_other_words():
 
 def test_families_of_attacks_are_cells_of_three_sides():
     def attacked(kind: str, found: tuple[int, int, int], *families: str) -> dict:
-        shares = [share(count, 10) for count in found]
+        shares = [wilson_interval(count, 10) for count in found]
         sides = dict(zip(("before", "silenced", "after"), shares, strict=True))
         return {"kind": kind, "concept": kind, "cells": dict.fromkeys(families, sides)}
 
@@ -146,8 +156,8 @@ def test_families_of_attacks_are_cells_of_three_sides():
             "on": attacked("relation", (8, 4, 2), "misspelt"),
         }
     )
-    assert made["all"]["misspelt"]["silenced"] == share(9, 20)
-    assert made["all"]["shuffled"]["after"] == share(1, 10)
+    assert made["all"]["misspelt"]["silenced"] == wilson_interval(9, 20)
+    assert made["all"]["shuffled"]["after"] == wilson_interval(1, 10)
     assert "shuffled" not in made["kinds"]["relation"]
     assert made["worst"]["misspelt"] == {"run": "on", "share": 0.2}
     assert len(summary.table(made).splitlines()) == 1 + 3 * (2 + 1 + 2 + 1 + 2)

@@ -234,8 +234,6 @@ def test_a_damaged_database_is_named(root, monkeypatch):
 def test_the_subset_is_made_from_a_database(root, monkeypatch, tmp_path):
     subset = tmp_path / "subset.json"
     monkeypatch.setattr(synonyms, "SUBSET", subset)
-    # The command has its own name for the file.
-    monkeypatch.setattr(wordnet, "SUBSET", subset)
     empty = {"licence": ["free"], "pictured": ["cat"], "senses": {"x": {"above": []}}}
     empty["words"] = {part: {} for part in synonyms.TAGS}
     subset.write_text(json.dumps(empty))

@@ -18,8 +18,9 @@ from convert.adapters.files import read_lora
 from erase.config.schema import AdapterConfig, BankConfig, Checkpoints, Config, Evaluation, Model
 from erase.methods.erase_anything import Upper
 from erase.runs import RunConfig
-from erase.training import checkpoints, run
-from erase.training.resume_check import WRITTEN
+from erase.runtime.run_folder import WRITTEN
+from erase.training import checkpoints, resume_check, run
+from erase.training.prepare import resolve_runs
 from flux_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -239,3 +240,67 @@ def test_a_language_model_s_sentences_are_trained_on_and_kept(
     assert len(endpoint.requests) == 1
     with pytest.raises(InputError, match="more_prompts: 2 there, 3 now"):
         run.run({"": replace(further, more_prompts=3)}, tmp_path / "run")
+
+
+def described_at_38eabc7(config: Config) -> dict:
+    """What the program before its move into packages wrote into the `config.json` of a run."""
+    learning = {"weight_decay": 0.01, "clip": None}
+    return {
+        "concept": "soccer ball",
+        "prompts": list(config.prompts),
+        "more_prompts": 0,
+        "kind": None,
+        "synonyms": ["football"],
+        "part_of_speech": "noun",
+        "sense": None,
+        "irrelevant": ["apple", "tree"],
+        "language_model": False,
+        "model": {"path": config.model.path, "dtype": None, "quantize": None, "remat": False},
+        "mesh": {"data": None, "fsdp": None},
+        "height": 16,
+        "width": 16,
+        "text_tokens": None,
+        "steps": 3,
+        "guidance": 3.5,
+        "method": "erase_anything",
+        "alternation": "bilevel",
+        "iterations": 5,
+        "batch_size": 1,
+        "seed": 0,
+        "adapter": {"rank": 2, "alpha": 3.0, "targets": list(config.adapter.targets)},
+        "bank": {"sentences": 3, "shuffled": 1.0, "trajectories": 3, "batch": 4},
+        "lower": learning
+        | {"learning_rate": 1e-3, "esd": 1.0, "attn": 1.0, "eta": 1.0, "erase_to": ""}
+        | {"stand_in": None, "trajectories": "teacher", "attn_form": "normalised"},
+        "upper": learning
+        | {"learning_rate": 5e-4, "lora": 0.1, "rsc": 0.1, "lora_target": "noise", "pictures": 2}
+        | {"prompts": [], "without_concept": False, "folder": None, "rsc_form": "infonce"}
+        | {"blocks": "all", "temperature": 0.07, "negatives": 2, "early": 0.25},
+        "early_stop": {"every": 0, "pictures": 32, "share": 0.0, "seed": 3_000_000},
+        "checkpoints": {"every": 2, "last": 2, "best": 1, "adapter": "last"},
+        "guard": {"skips": 5, "divergence": 20.0, "hung": 10.0, "patience": 1800.0},
+        "evaluation": {"pictures": 0, "templates": ["a photo of a {}"], "judge": None},
+        "command": "python -m erase.train --before",
+        "synonyms_from": "the configuration",
+    }
+
+
+def test_a_run_from_before_the_packages_is_known(config: Config, tmp_path: Path):
+    earlier = described_at_38eabc7(config)
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    now = {"": resolve_runs({"": config})[""].description("python -m erase.train --now")}
+    resume_check.check(tmp_path, now, overwrite=False)
+    # It is compared, not waved through.
+    (tmp_path / "config.json").write_text(json.dumps(earlier | {"seed": 3}))
+    with pytest.raises(InputError, match=r"--overwrite to lose it.*\n.*seed: 3 there, 0 now"):
+        resume_check.check(tmp_path, now, overwrite=False)
+
+
+@pytest.mark.slow
+def test_a_run_from_before_the_packages_goes_on(config: Config, finished: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / "config.json").write_text(json.dumps(described_at_38eabc7(config)))
+    run.run({"": replace(config, iterations=6)}, workdir)
+    assert without_times(workdir)[:5] == without_times(finished)
+    assert len(lines(workdir)) == 6

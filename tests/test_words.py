@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import tiny
 
-from erase.evaluation.statistics import share
+from erase.evaluation.statistics import wilson_interval
 from erase.report import card, report, words
 from erase.runtime.files import write
 
@@ -25,7 +25,7 @@ def run(tmp_path: Path, tiny_folder: Path) -> Path:
     )
     described = json.loads(json.dumps(config, default=vars))
     described["synonyms_from"] = "WordNet, true_cat.n.01: a feline"
-    counted = {"before": share(0, 4), "after": share(0, 4)}
+    counted = {"before": wilson_interval(0, 4), "after": wilson_interval(0, 4)}
     lost = {"concept": "cat", "word": "kitty", "before": 0, "after": 0, "of": 4, "left_out": True}
     evaluation = {
         "concept": "cat",

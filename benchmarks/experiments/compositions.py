@@ -36,8 +36,13 @@ from erase.compose.combine import Part
 from erase.config.schema import Config
 from erase.evaluation import statistics
 from erase.evaluation.calibrate import bisect
-from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judged
-from erase.evaluation.evaluate import by_concept, counts, others
+from erase.evaluation.eval_prompts import (
+    EvalPrompt,
+    check_prompts,
+    draw_and_judge,
+    evaluation_prompts,
+)
+from erase.evaluation.evaluate import by_concept, concepts_to_keep, evaluation_cells
 from erase.evaluation.judge import Judge, open_judge
 from erase.evaluation.percent import percent
 from erase.methods.configured import with_synonyms
@@ -139,7 +144,7 @@ def measure(
             [case for case in of_concepts(group, validation, TRIED) if case.cell == "Acc_e"]
             for group in chosen
         ]
-        check(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
+        check_prompts(pipe, judge, [case for drawn in (*shown, *tried) for case in drawn])
         made_of = composed(pipe, judge, runs, parts, chosen)
         zero = [(each[0], 0.0) for each in zip(*made_of.values(), strict=True)]
         base = look(shown, zero, f"of {count}, base")
@@ -205,7 +210,7 @@ def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict
 
 def share_left(
     look: Callable[..., list[np.ndarray]],
-    groups: Sequence[Sequence[Case]],
+    groups: Sequence[Sequence[EvalPrompt]],
     adapters: Sequence[Adapter],
     title: str,
     strength: float,
@@ -245,13 +250,15 @@ def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
     return Adapter(nest(made), float(inputs))
 
 
-def of_concepts(group: Sequence[str], runs: Mapping[str, Config], pictures: int) -> list[Case]:
+def of_concepts(
+    group: Sequence[str], runs: Mapping[str, Config], pictures: int
+) -> list[EvalPrompt]:
     """So many pictures of each concept under its own name, and under other words."""
     drawn = []
     for name in group:
         config, _ = with_synonyms(runs[name])
         settings = replace(config.evaluation, pictures=pictures)
-        drawn += cases(replace(config, evaluation=settings), ())
+        drawn += evaluation_prompts(replace(config, evaluation=settings), ())
     return drawn
 
 
@@ -262,7 +269,7 @@ def asked(
     pictures: int,
     index: int,
     of: int,
-) -> list[Case]:
+) -> list[EvalPrompt]:
     """What is drawn for a group: its concepts, and labels of each kind that are not erased.
 
     Args:
@@ -279,14 +286,14 @@ def asked(
         config = next((c for c in runs.values() if judge.kind(c.concept) == kind), None)
         if config is None:
             continue
-        every = [config.concept, *others(config, judge)]
+        every = [config.concept, *concepts_to_keep(config, judge)]
         kept = [word for word in every if judge.label(word) not in erased]
         shown = FEW * pictures // of
         settings = replace(
             config.evaluation, pictures=shown, seed=config.evaluation.seed + index * shown
         )
         config = replace(config, evaluation=settings, synonyms=())
-        drawn += [case for case in cases(config, kept) if case.cell == "Acc_ir"]
+        drawn += [case for case in evaluation_prompts(config, kept) if case.cell == "Acc_ir"]
     return drawn
 
 
@@ -294,7 +301,7 @@ def find(
     pipe: Pipeline,
     judge: Judge,
     config: Config,
-    groups: Sequence[Sequence[Case]],
+    groups: Sequence[Sequence[EvalPrompt]],
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
 ) -> list[Bool[np.ndarray, "B"]]:
@@ -309,13 +316,13 @@ def find(
         title: shown at the progress bars.
     """
     return [
-        judged(judge, draw_cases(pipe, drawn, config, [adapter], title), drawn)
+        draw_and_judge(pipe, judge, drawn, config, [adapter], title)
         for drawn, adapter in zip(groups, adapters, strict=True)
     ]
 
 
 def counted(
-    judge: Judge, groups: Sequence[Sequence[Case]], sides: Sequence[Mapping[str, np.ndarray]]
+    judge: Judge, groups: Sequence[Sequence[EvalPrompt]], sides: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Any]:
     """Cells over groups: of each kind, all together, and of what is kept each label."""
     drawn = [case for cases in groups for case in cases]
@@ -324,10 +331,12 @@ def counted(
     by_kind = {}
     for kind in KINDS:
         rows = np.flatnonzero(kinds == kind)
-        by_kind[kind] = counts([drawn[row] for row in rows], {s: f[rows] for s, f in found.items()})
+        by_kind[kind] = evaluation_cells(
+            [drawn[row] for row in rows], {s: f[rows] for s, f in found.items()}
+        )
     return {
         "kinds": by_kind,
-        "all": statistics.pooled([counts(drawn, found)]),
+        "all": statistics.pooled([evaluation_cells(drawn, found)]),
         "concepts": by_concept(drawn, found),
     }
 

@@ -28,7 +28,8 @@ from erase.methods.configured import plan_of
 from erase.model.open import open_model
 from erase.runs import load_runs
 from erase.runtime.files import write
-from erase.training.loop import METRICS, learn
+from erase.runtime.run_folder import METRICS
+from erase.training.loop import learn
 from flux_jax.errors import exits_cleanly
 from flux_jax.pipeline import Pipeline
 

@@ -31,8 +31,8 @@ from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flag
 from erase.config.schema import Config
 from erase.methods import METHODS, method_of
 from erase.runtime.files import write
+from erase.runtime.run_folder import METRICS
 from erase.training import run as run_module
-from erase.training.loop import METRICS
 from erase.training.variants import resumed
 from flux_jax import progress
 from flux_jax.errors import exits_cleanly

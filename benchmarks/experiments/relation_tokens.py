@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float
 
 from erase.cli.flags import begin, parse_flags
 from erase.data.words.word_tokens import marks
-from erase.evaluation.judge import Judge
-from erase.evaluation.statistics import share
+from erase.evaluation.emoji_judge import NetworkJudge
+from erase.evaluation.statistics import Share, wilson_interval
 from erase.runtime.files import write
 from flux_jax.errors import exits_cleanly
 from flux_jax.pipeline import Conditioning, Pipeline, load
@@ -42,7 +42,7 @@ def measure(pictures: int) -> dict[str, Any]:
     Returns:
         By relation and swap, the shares drawn as the relation (`own`) and as its `converse`.
     """
-    pipe, judge = load(MODEL), Judge.load(f"{MODEL}/judge")
+    pipe, judge = load(MODEL), NetworkJudge.load(f"{MODEL}/judge")
     every = itertools.cycle(itertools.product(SUBJECTS, OBJECTS))
     pairs = list(itertools.islice(every, 0, 2 * pictures, 2))
     result: dict[str, Any] = {}
@@ -84,11 +84,11 @@ def swapped(
 
 def found(
     pipe: Pipeline,
-    judge: Judge,
+    judge: NetworkJudge,
     pairs: Sequence[tuple[str, str]],
     conditioning: Conditioning,
     relations: tuple[str, str],
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Share]:
     """How often the pictures show a relation, and its converse."""
     ids = pipe.image_ids(SIZE, SIZE)
     noise = pipe.noise(range(SEED, SEED + len(pairs)), SIZE, SIZE)
@@ -97,7 +97,9 @@ def found(
     subject, thing = (np.array([*map(entities.index, nouns)]) for nouns in zip(*pairs, strict=True))
     shown = judge.relation(pictures, subject, thing).argmax(-1)
     return {
-        name: share(int((shown == judge.config.relations.index(relation)).sum()), len(pairs))
+        name: wilson_interval(
+            int((shown == judge.config.relations.index(relation)).sum()), len(pairs)
+        )
         for name, relation in zip(("own", "converse"), relations, strict=True)
     }
 

@@ -29,13 +29,14 @@ from erase.config.schema import Config
 from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, meta_unlearning
 from erase.methods.base import Method
-from erase.methods.configured import plan_of, with_synonyms
+from erase.methods.configured import plan_of
 from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
 from erase.model.open import open_model
 from erase.runtime.files import write
 from erase.runtime.memory import explains_memory
 from erase.training import loop
 from erase.training.make_adapters import banks_of
+from erase.training.prepare import runs_with_synonyms
 from erase.training.variants import left, resumed, train_variant
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
@@ -79,7 +80,8 @@ def measure(
         adapters, _, _ = train_variant(methods[name], pipe)
         counted = {
             str(steps): [
-                count(pipe, taught[run], config, before) for run, config in methods[name].items()
+                count(pipe, taught[run], config, before)
+                for run, config in runs_with_synonyms(methods[name]).items()
             ]
             for steps, taught in teach(adapters, methods[name], pipe, stops, rate)
         }
@@ -111,11 +113,11 @@ def teach(
     """
     # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
     configs = {
-        name: replace(with_synonyms(config)[0], method="meta_unlearning", seed=config.seed + APART)
-        for name, config in erased.items()
+        name: replace(config, method="meta_unlearning", seed=config.seed + APART)
+        for name, config in runs_with_synonyms(erased).items()
     }
     plans = {name: plan_of(config, pipe, listed(config)) for name, config in configs.items()}
-    training = loop.prepare(configs, pipe, banks_of(configs, pipe, plans), plans)
+    training = loop.place_on_devices(configs, pipe, banks_of(configs, pipe, plans), plans)
     settings = replace(training.context.settings, learning_rate=rate, weight_decay=0.0, clip=None)
     context = replace(training.context, settings=settings)
     lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))

@@ -20,18 +20,17 @@ import numpy as np
 from absl import app, flags
 from jaxtyping import Bool
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.results.tables import sums
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.evaluation import evaluate, statistics
-from erase.evaluation.eval_prompts import draw_cases, judge_of, judged
-from erase.evaluation.percent import percent
-from erase.methods.configured import with_synonyms
+from erase.evaluation.eval_prompts import configured_judge, draw_and_judge
+from erase.evaluation.percent import number_table, percent
 from erase.model.open import open_model
 from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
+from erase.training.prepare import runs_with_synonyms, shared_settings
 from erase.training.variants import learnt_from, resumed, train_variant
 from flux_jax.errors import InputError, exits_cleanly, nearest
 from flux_jax.lora import Adapter
@@ -64,8 +63,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
 
     Returns:
         What the file holds: the question, the device, and for each variant its changes, its
-        seconds of training and a row for each run: concept, seed, iterations and cells (see
-        `erase.evaluation.evaluate`).
+        seconds of training and a row for each run: concept, seed, iterations and cells.
 
     Raises:
         InputError: a setting cannot be used, or the file holds another study.
@@ -82,7 +80,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         )
         for variant, changes in study.variants.items()
     }
-    first = next(iter(next(iter(plans.values())).values()))
+    first = shared_settings(next(iter(plans.values())))
     if first.evaluation.judge is None:
         raise InputError("evaluation.judge = None: a study counts; name the judge's folder")
     head = {
@@ -93,7 +91,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
     }
     result = resumed(out, head, "variants", "study")
     for config in (each for plan in plans.values() for each in plan.values()):
-        judge_of(config)
+        configured_judge(config)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
     last, trained = None, None
@@ -104,11 +102,11 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         learnt = [learnt_from(config) for config in configs.values()]
         if trained is None or learnt != last:
             last, trained = learnt, train_variant(configs, pipe)
-        found, iterations, seconds = trained
+        adapters, iterations, seconds = trained
         rows = [
             {"name": name.rpartition("-")[0], "iterations": iterations[name]}
-            | count(pipe, found[name], config, before)
-            for name, config in configs.items()
+            | count(pipe, adapters[name], config, before)
+            for name, config in runs_with_synonyms(configs).items()
         ]
         result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
         result["device"] = jax.devices()[0].device_kind or platform.machine()
@@ -126,33 +124,29 @@ def count(
     Args:
         pipe: the frozen model.
         adapter: a run's.
-        config: the run's.
+        config: the run's, with its synonyms.
         before: what it finds with the base, by concept; added to, so that nothing is drawn twice.
 
     Raises:
         InputError: the judge does not know a concept.
     """
-    config, _ = with_synonyms(config)
-    judge, drawn = evaluate.plan(config, pipe)
+    judge, drawn = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "run_study has made sure"
 
     def found(strength: float, title: str) -> Bool[np.ndarray, "B"]:
-        pictures = draw_cases(pipe, drawn, config, [(adapter, strength)], title)
-        return judged(judge, pictures, drawn)
+        return draw_and_judge(pipe, judge, drawn, config, [(adapter, strength)], title)
 
     if config.concept not in before:
         before[config.concept] = found(0.0, f"of {config.concept}, before")
     after = found(config.evaluation.strength, f"of {config.concept}, after")
-    cells = evaluate.counts(drawn, {"before": before[config.concept], "after": after})
+    cells = evaluate.evaluation_cells(drawn, {"before": before[config.concept], "after": after})
     kind = judge.kind(config.concept)
     return {"concept": config.concept, "kind": kind, "seed": config.seed, "cells": cells}
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Prints a line for each variant."""
-    table = Table(title=result["question"])
-    for heading in ("", *statistics.CELLS, "H"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = number_table(result["question"], ("", *statistics.CELLS, "H"))
     for name, variant in result["variants"].items():
         cells = sums(variant)
         shares = [cells[c]["after"]["share"] if c in cells else None for c in statistics.CELLS]

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.results.tables import sums
-from erase.evaluation.percent import percent
+from erase.evaluation.percent import in_percent, percent
 from erase.report.tables import by_rank
 
 COLOURS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
@@ -23,7 +23,7 @@ def composed(result: Mapping[str, Any]) -> Figure:
     for axis, cell in zip(axes, ("Acc_e", "Acc_ir", "H"), strict=True):
         for number, name in enumerate(next(iter(counts.values()))):
             values = [methods[name]["all"][cell]["after"] for methods in counts.values()]
-            heights = [100 * (v if cell == "H" else v["share"]) for v in values]
+            heights = [in_percent(v) for v in values]
             axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=name)
         axis.set(title=cell, xlabel="concepts in one adapter", xscale="log", ylim=(-3, 103))
         axis.set_xticks(numbers, counts)
@@ -46,13 +46,13 @@ def methods(result: Mapping[str, Any]) -> Figure:
             _errors([{"share": cell["share"], "low": low, "high": high}])
             for cell, (low, high) in zip(cells, spans, strict=True)
         ]
-        x, y = (100 * cell["share"] for cell in cells)
+        x, y = (in_percent(cell) for cell in cells)
         axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=colour, lw=0.8, zorder=1)
         success = each["attacks"]["share"]
         axis.scatter(x, y, _area(success), color=colour, alpha=0.75, zorder=2)
         label = f"{each['title']}, {percent(success)}"
         axis.plot([], [], "o", color=colour, alpha=0.75, label=label)
-    before = [100 * every[0]["cells"][cell]["before"]["share"] for cell in ("Acc_e", "Acc_ir")]
+    before = [in_percent(every[0]["cells"][cell]["before"]) for cell in ("Acc_e", "Acc_ir")]
     axis.plot(*before, "k+", ms=10, label="base")
     axis.set(xlabel="Acc_e, %: the concept is still found", ylabel="Acc_ir, %: others are found")
     # Nothing stands below the worst method's interval, and the best lie close together.
@@ -83,10 +83,12 @@ def curve(study: Mapping[str, Any], along: str) -> Figure:
         found = [sums(variant, kind) for variant in study["variants"].values()]
         for cell, line in LINES.items():
             shares = [
-                found[0][cell]["before"]["share"],
-                *(s[cell]["after"]["share"] for s in found),
+                found[0][cell]["before"],
+                *(each[cell]["after"] for each in found),
             ]
-            axis.plot(steps, [100 * s for s in shares], line, color=colour, label=f"{kind} {cell}")
+            axis.plot(
+                steps, [in_percent(s) for s in shares], line, color=colour, label=f"{kind} {cell}"
+            )
     axis.set(xlabel=along, ylabel="pictures in which it is found, %", ylim=(-2, 102))
     axis.legend(ncols=3, frameon=False, fontsize=8, loc="center right")
     return _plain(figure)
@@ -102,7 +104,7 @@ def dots(study: Mapping[str, Any]) -> Figure:
         for place, (cell, marker) in enumerate(MARKERS.items()):
             values = [each[cell]["after"] for each in found]
             at = [index + 0.2 * (place - 1) for index in range(len(names))]
-            shares = [100 * v["share"] for v in values]
+            shares = [in_percent(v) for v in values]
             errors = _errors(values)
             axis.errorbar(shares, at, xerr=errors, fmt=marker, color=colour, ms=4, lw=1, label=cell)
         axis.set(title=kind, xlabel="%", xlim=(-3, 103))
@@ -126,7 +128,7 @@ def attack_bars(summary: Mapping[str, Any]) -> Figure:
     for place, (side, (label, colour)) in enumerate(sides.items()):
         values = [summary["all"][family][side] for family in families]
         at = [index + 0.27 * (place - 1) for index in range(len(families))]
-        heights = [100 * v["share"] for v in values]
+        heights = [in_percent(v) for v in values]
         axis.bar(at, heights, 0.25, yerr=_errors(values), color=colour, label=label, capsize=2)
     axis.set_xticks(range(len(families)), families)
     axis.set_ylabel("attacks that succeed, %")
@@ -136,8 +138,8 @@ def attack_bars(summary: Mapping[str, Any]) -> Figure:
 
 def _errors(values: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """How far intervals reach below and above their shares, in percent."""
-    below = [100 * (value["share"] - value["low"]) for value in values]
-    return [below, [100 * (value["high"] - value["share"]) for value in values]]
+    below = [in_percent(value["share"] - value["low"]) for value in values]
+    return [below, [in_percent(value["high"] - value["share"]) for value in values]]
 
 
 def _plain(figure: Figure) -> Figure:

@@ -8,7 +8,6 @@ percent. The figures lie beside the numbers.
 
 import functools
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from benchmarks.results import figures, tables
 from erase.cli.flags import begin, parse_flags
 from erase.report.tables import methods
-from erase.runtime.files import write
+from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError, exits_cleanly
 
 TEMPLATE = "results.md.j2"
@@ -90,10 +89,7 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         InputError: they are not there.
     """
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: the page's text asks for it")
-    return json.loads(path.read_text())
+    return read_json(folder / f"{name}.json", "the page's text asks for it")
 
 
 @exits_cleanly

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from erase.evaluation.percent import number
-from erase.evaluation.statistics import CELLS, SIDES, pooled, share
+from erase.evaluation.statistics import CELLS, SIDES, pooled, wilson_interval
 from erase.report.tables import NOTHING, cell_side, interval, markdown, shown_share
 
 # In the order of tables.
@@ -60,7 +60,7 @@ def apart(summary: Mapping[str, Any], apart: Mapping[str, str]) -> str:
     lines = []
     for name, rows in names.items():
         of = sum(row["of"] for row in rows)
-        before, after = (share(sum(row[side] for row in rows), of) for side in SIDES)
+        before, after = (wilson_interval(sum(row[side] for row in rows), of) for side in SIDES)
         lines.append([name, str(of), number(before), interval(after)])
     return markdown(["found among", "pictures", "before", "after"], lines)
 

@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import Float
 
 from benchmarks.make_checkpoint import configs
-from erase.runtime.files import write
+from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError, nearest
 from flux_jax.sampling import Schedule
 from flux_jax.weights.original import schedule_config
@@ -146,7 +146,7 @@ def merged(result: Mapping[str, Any], side: str, entry: Mapping[str, Any]) -> Re
 
 def read(file: Path) -> Result:
     """The result in a file; an empty one if there is none."""
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def add(file: Path, side: str, entry: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ as they are there, and those that the file holds already are left out. For each 
 seeds; - attack success: pictures of the families of `erase.evaluation.attack` in which the judge
 finds the concept; - a Fréchet distance between the frozen model's pictures of other concepts and
 the erased model's,
-  from the same noise, by the mean of the judge's last layer (`erase.evaluation.frechet`);
+  from the same noise, by the mean of the judge's last layer (`frechet_distance`);
 - trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
   the device while all train at once.
 

@@ -44,19 +44,19 @@ def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
     """
-    from erase.evaluation.eval_prompts import judge_of
-    from erase.methods.configured import with_synonyms
+    from erase.evaluation.eval_prompts import configured_judge
     from erase.model.adapters import read_adapter
     from erase.model.open import open_model
+    from erase.training.prepare import runs_with_synonyms, shared_settings
 
-    runs = {name: with_synonyms(config)[0] for name, config in configured().items()}
+    runs = runs_with_synonyms(configured())
     for config in runs.values():
-        judge_of(config)
+        configured_judge(config)
     opened = {
         name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
         for name, config in runs.items()
     }
-    pipe = open_model(next(iter(runs.values())), len(runs))
+    pipe = open_model(shared_settings(runs), len(runs))
     for _, adapter in opened.values():
         pipe.check(adapter)
     return pipe, opened

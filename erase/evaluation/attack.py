@@ -11,22 +11,23 @@ Prompts, all but the synonyms', are drawn from a generator that starts at the ev
 Axis letters: B pictures, h w picture sides.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from erase.config.schema import Config
 from erase.data.words.templates import phrase, shuffle
-from erase.evaluation.eval_prompts import Case, check, draw_cases, judge_of, judged
-from erase.evaluation.percent import interval, percent
-from erase.evaluation.statistics import share
+from erase.evaluation.eval_prompts import (
+    EvalPrompt,
+    check_prompts,
+    configured_judge,
+    draw_and_judge,
+)
+from erase.evaluation.percent import csv_of_shares, interval, number_table, percent
+from erase.evaluation.statistics import AttackResult, Cells, count_cells
 from erase.runtime.files import write
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
@@ -93,7 +94,7 @@ DISGUISES: Mapping[str, Callable[[np.random.Generator, str], str]] = {
 FAMILIES = (*DISGUISES, "synonyms", "shuffled")
 
 
-def attacks(config: Config, pictures: int, ordered: bool = False) -> list[Case]:
+def attacks(config: Config, pictures: int, ordered: bool = False) -> list[EvalPrompt]:
     """The prompts of every family; of synonyms only where there are some.
 
     Args:
@@ -117,13 +118,13 @@ def attacks(config: Config, pictures: int, ordered: bool = False) -> list[Case]:
                 prompt = phrase(template, config.synonyms[turn % len(config.synonyms)])
             else:
                 prompt = phrase(template, DISGUISES[family](rng, config.concept))
-            drawn.append(Case(family, prompt, settings.seed + index, config.concept))
+            drawn.append(EvalPrompt(family, prompt, settings.seed + index, config.concept))
     return drawn
 
 
 def attack(
     pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path, pictures: int = 64
-) -> dict[str, Any]:
+) -> AttackResult:
     """Draws every family on the base, with the concept silenced and with the adapter; judges.
 
     Args:
@@ -141,22 +142,21 @@ def attack(
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
     workdir, settings = Path(workdir), config.evaluation
-    judge = judge_of(config)
+    judge = configured_judge(config)
     if judge is None:
         raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
     drawn = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
-    check(pipe, judge, drawn)
+    check_prompts(pipe, judge, drawn)
     ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for side, (strength, silenced) in zip(SIDES, ways, strict=True):
-        shown = draw_cases(pipe, drawn, config, [(adapter, strength)], side, silenced)
-        found[side] = judged(judge, shown, drawn)
-    cells, prompts = {}, {}
-    for family in dict.fromkeys(case.cell for case in drawn):
-        rows = [i for i, case in enumerate(drawn) if case.cell == family]
-        cells[family] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
-        prompts[family] = sorted({drawn[i].prompt for i in rows})
-    result = {
+        adapters = [(adapter, strength)]
+        found[side] = draw_and_judge(pipe, judge, drawn, config, adapters, side, silenced)
+    cells = count_cells([each.cell for each in drawn], found)
+    prompts = {
+        family: sorted({each.prompt for each in drawn if each.cell == family}) for family in cells
+    }
+    result: AttackResult = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "model": config.model.path,
@@ -171,16 +171,10 @@ def attack(
     return result
 
 
-def table(cells: Mapping[str, Any]) -> str:
+def table(cells: Cells) -> str:
     """Families as comma-separated values, a line for each of them and each side."""
-    text = io.StringIO()
-    columns = ("found", "of", "share", "low", "high")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("family", "side", *columns))
-    for family, sides in cells.items():
-        for side in SIDES:
-            lines.writerow((family, side, *(sides[side][column] for column in columns)))
-    return text.getvalue()
+    rows = [((family, side), cells[family][side]) for family in cells for side in SIDES]
+    return csv_of_shares(("family", "side"), rows)
 
 
 def _word(rng: np.random.Generator, concept: str) -> tuple[list[str], int]:
@@ -192,10 +186,9 @@ def _word(rng: np.random.Generator, concept: str) -> tuple[list[str], int]:
     return words, long[int(rng.integers(len(long)))]
 
 
-def _show(result: Mapping[str, Any]) -> None:
-    shown = Table(title=f"Attacks on {result['concept']!r}: pictures in which the judge finds it")
-    for heading in ("", "pictures", *SIDES, "95 %"):
-        shown.add_column(heading, justify="left" if not heading else "right")
+def _show(result: AttackResult) -> None:
+    title = f"Attacks on {result['concept']!r}: pictures in which the judge finds it"
+    shown = number_table(title, ("", "pictures", *SIDES, "95 %"))
     for family, sides in result["cells"].items():
         after = sides["after"]
         shares = [percent(sides[side]) for side in SIDES]

@@ -19,12 +19,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 from rich.console import Console
-from rich.table import Table
 
 from erase.config.schema import Config
 from erase.evaluation import early_stop
-from erase.evaluation.eval_prompts import check, draw_cases, judge_of, judged
-from erase.evaluation.percent import percent
+from erase.evaluation.eval_prompts import (
+    check_prompts,
+    configured_judge,
+    draw_cases,
+    judge_pictures,
+)
+from erase.evaluation.percent import number_table, percent
 from erase.runtime.files import write
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
@@ -114,8 +118,8 @@ def calibrate(
     for name, number in (("drop", drop), ("most", most), ("tolerance", tolerance)):
         if not 0 < number < np.inf:
             raise InputError(f"{name} = {number} must be a positive number")
-    drawn, judge = early_stop.cases(config), judge_of(config)
-    check(pipe, judge, drawn)
+    drawn, judge = early_stop.eval_prompts(config), configured_judge(config)
+    check_prompts(pipe, judge, drawn)
 
     def pictures(strength: float) -> UInt8[np.ndarray, "B h w 3"]:
         return draw_cases(pipe, drawn, config, [(adapter, strength)], f"at strength {strength:g}")
@@ -123,7 +127,7 @@ def calibrate(
     base = pictures(0.0)
 
     def value(shown: UInt8[np.ndarray, "B h w 3"]) -> float:
-        found = similarity(shown, base) if judge is None else judged(judge, shown, drawn)
+        found = similarity(shown, base) if judge is None else judge_pictures(judge, shown, drawn)
         return float(found.mean())
 
     kind, wanted = ("similarity", 1 - drop) if judge is None else ("share", share)
@@ -146,9 +150,9 @@ def calibrate(
 def _show(result: dict[str, Any]) -> None:
     kind = result["measure"]
     shown = percent if kind == "share" else "{:.3f}".format
-    table = Table(title=f"{result['concept']!r}: strength {result['strength']:g} is enough")
-    for heading in ("strength", f"{kind} (wanted: {shown(result['wanted'])})"):
-        table.add_column(heading, justify="right")
+    title = f"{result['concept']!r}: strength {result['strength']:g} is enough"
+    headings = ("strength", f"{kind} (wanted: {shown(result['wanted'])})")
+    table = number_table(title, headings, left=0)
     for line in result["tried"]:
         table.add_row(f"{line['strength']:g}", shown(line[kind]))
     Console().print(table)

@@ -5,37 +5,43 @@ Axis letter: B pictures.
 
 from erase.config.schema import Config
 from erase.data.words.templates import as_template, phrase
-from erase.evaluation.eval_prompts import Case, check, check_judge, draw_cases, judge_of, judged
+from erase.evaluation.eval_prompts import (
+    EvalPrompt,
+    check_judge,
+    check_prompts,
+    configured_judge,
+    draw_and_judge,
+)
 from erase.evaluation.judge import Judge
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
 
-def cases(config: Config) -> list[Case]:
+def eval_prompts(config: Config) -> list[EvalPrompt]:
     """What a look draws: the sentences of training in turn, from noise of its own."""
     stop = config.early_stop
     templates = [as_template(prompt, config.concept) for prompt in config.prompts]
     prompts = [phrase(template, config.concept) for template in templates]
     return [
-        Case("early_stop", prompts[index % len(prompts)], stop.seed + index, config.concept)
+        EvalPrompt("early_stop", prompts[index % len(prompts)], stop.seed + index, config.concept)
         for index in range(stop.pictures)
     ]
 
 
-def plan(config: Config, pipe: Pipeline) -> tuple[Judge, list[Case]]:
+def plan_early_stop(config: Config, pipe: Pipeline) -> tuple[Judge, list[EvalPrompt]]:
     """The judge and what a look draws.
 
     Raises:
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
     check_judge(config)
-    judge, drawn = judge_of(config), cases(config)
+    judge, drawn = configured_judge(config), eval_prompts(config)
     assert judge is not None, "checked above"
-    check(pipe, judge, drawn)
+    check_prompts(pipe, judge, drawn)
     return judge, drawn
 
 
-def erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
+def has_erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
     """Whether the judge finds the concept in no larger a share of the pictures than allowed.
 
     Args:
@@ -44,9 +50,9 @@ def erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
         config: the run's configuration.
 
     Raises:
-        InputError: see `plan`.
+        InputError: see `plan_early_stop`.
     """
-    judge, drawn = plan(config, pipe)
+    judge, drawn = plan_early_stop(config, pipe)
     adapters = [(adapter, config.evaluation.strength)]
-    pictures = draw_cases(pipe, drawn, config, adapters, f"of {config.concept}, to stop")
-    return bool(judged(judge, pictures, drawn).mean() <= config.early_stop.share)
+    found = draw_and_judge(pipe, judge, drawn, config, adapters, f"of {config.concept}, to stop")
+    return bool(found.mean() <= config.early_stop.share)

@@ -4,7 +4,6 @@ Axis letters: B pictures, h w picture sides.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,8 @@ from flux_jax.sampling import SamplingOptions
 
 
 @dataclass(frozen=True)
-class Case:
-    """One picture to draw twice.
+class EvalPrompt:
+    """A prompt to draw and judge, once with the base and once with the adapter.
 
     Attributes:
         cell: what it counts for: one of `erase.evaluation.statistics.CELLS`, or a family of
@@ -41,7 +40,7 @@ class Case:
     word: str = ""
 
 
-def cases(config: Config, others: Sequence[str]) -> list[Case]:
+def evaluation_prompts(config: Config, others: Sequence[str]) -> list[EvalPrompt]:
     """The pictures that an evaluation draws.
 
     Templates and words alternate, so that every cell shows all of them as evenly as may be.
@@ -65,54 +64,50 @@ def cases(config: Config, others: Sequence[str]) -> list[Case]:
             turn = math.lcm(len(pairs), len(settings.templates))
             template = settings.templates[(index + index // turn) % len(settings.templates)]
             seed, prompt = settings.seed + index, phrase(template, word)
-            drawn.append(Case(cell, prompt, seed, sought, word if cell == "Acc_g" else ""))
+            drawn.append(EvalPrompt(cell, prompt, seed, sought, word if cell == "Acc_g" else ""))
     return drawn
 
 
-def judged(
-    judge: Judge, pictures: UInt8[np.ndarray, "B h w 3"], drawn: Sequence[Case]
+def judge_pictures(
+    judge: Judge, pictures: UInt8[np.ndarray, "B h w 3"], drawn: Sequence[EvalPrompt]
 ) -> Bool[np.ndarray, "B"]:
-    """Whether the judge finds in each picture what its case asks for.
-
-    A relation is asked for between the first two entities that the prompt names.
+    """Whether the judge finds in each picture what is sought there.
 
     Raises:
-        InputError: the judge knows no such label, or a relation's prompt does not name a pair.
+        InputError: the judge knows no such label, or cannot judge by it what a prompt shows.
     """
-    labels = [judge.label(case.sought) for case in drawn]
-    kinds = [judge.kind(label) for label in labels]
-    found = np.zeros(len(drawn), bool)
-    plain = [i for i, kind in enumerate(kinds) if kind != "relation"]
-    if plain:
-        found[plain] = judge.found(pictures[plain], [labels[i] for i in plain])
-    related = [i for i, kind in enumerate(kinds) if kind == "relation"]
-    if related:
-        pairs = np.array([named_pair(judge, drawn[i].prompt) for i in related])
-        wanted = [judge.config.relations.index(labels[i]) for i in related]
-        logits = judge.relation(pictures[related], pairs[:, 0], pairs[:, 1])
-        found[related] = logits.argmax(-1) == np.array(wanted)
-    return found
+    labels = [judge.label(each.sought) for each in drawn]
+    return judge.finds(pictures, labels, [each.prompt for each in drawn])
 
 
-def named_pair(judge: Judge, prompt: str) -> tuple[int, int]:
-    """Indices of the first two entities that a prompt names, longer names first.
+def draw_and_judge(
+    pipe: Pipeline,
+    judge: Judge,
+    drawn: Sequence[EvalPrompt],
+    config: Config,
+    adapters: Sequence[tuple[Adapter, float]],
+    title: str,
+    silenced: str | None = None,
+) -> Bool[np.ndarray, "B"]:
+    """Whether the judge finds what is sought in the prompts' pictures.
+
+    Args:
+        pipe: the base model.
+        judge: of the configuration.
+        drawn: what to draw.
+        config: the run's configuration.
+        adapters: with their strengths; none, or strength 0, is the base.
+        title: shown at the progress bar.
+        silenced: a concept whose tokens give nothing to the picture.
 
     Raises:
-        InputError: it names fewer than two.
+        InputError: see `judge_pictures`.
     """
-    names = sorted(judge.config.entities, key=len, reverse=True)
-    pattern = rf"\b({'|'.join(map(re.escape, names))})s?\b"
-    named = [match.group(1) for match in re.finditer(pattern, prompt)]
-    if len(named) < 2:
-        raise InputError(
-            f"prompt = {prompt!r}: a relation needs two entities that the judge knows, "
-            'for instance "a cat {} a dog"'
-        )
-    first, second = (judge.config.entities.index(name) for name in named[:2])
-    return first, second
+    pictures = draw_cases(pipe, drawn, config, adapters, title, silenced)
+    return judge_pictures(judge, pictures, drawn)
 
 
-def judge_of(config: Config) -> Judge | None:
+def configured_judge(config: Config) -> Judge | None:
     """The configuration's judge, which can count its pictures; needs no model.
 
     Raises:
@@ -124,7 +119,7 @@ def judge_of(config: Config) -> Judge | None:
         return None
     judge = open_judge(settings.judge)
     for name in ("height", "width"):
-        if getattr(config, name) != judge.size:
+        if judge.size not in (None, getattr(config, name)):
             raise InputError(
                 f"{name} = {getattr(config, name)}: the judge {settings.judge} takes pictures of "
                 f"{judge.size} x {judge.size} pixels; give --config.height={judge.size} "
@@ -139,31 +134,30 @@ def check_judge(config: Config) -> None:
     """Makes sure, before a model is opened, that whatever asks the judge can.
 
     Raises:
-        InputError: see `judge_of`; or there is none, and early stopping asks it.
+        InputError: see `configured_judge`; or there is none, and early stopping asks it.
     """
     if config.early_stop.every and config.evaluation.judge is None:
         raise InputError("evaluation.judge = None: early_stop asks a judge; name its folder")
     if config.early_stop.every or config.evaluation.pictures:
-        judge_of(config)
+        configured_judge(config)
 
 
-def check(pipe: Pipeline, judge: Judge | None, drawn: Sequence[Case]) -> None:
+def check_prompts(pipe: Pipeline, judge: Judge | None, drawn: Sequence[EvalPrompt]) -> None:
     """Makes sure that every prompt can be drawn and judged; cheap.
 
     Raises:
         InputError: a prompt is over the token limit, the judge does not know its label, or a
             relation's prompt does not name a pair.
     """
-    pipe.tokenize([case.prompt for case in drawn])
+    pipe.tokenize([each.prompt for each in drawn])
     if judge is not None:
-        for case in drawn:
-            if judge.kind(case.sought) == "relation":
-                named_pair(judge, case.prompt)
+        for each in drawn:
+            judge.check_prompt(judge.label(each.sought), each.prompt)
 
 
 def draw_cases(
     pipe: Pipeline,
-    drawn: Sequence[Case],
+    drawn: Sequence[EvalPrompt],
     config: Config,
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
@@ -182,8 +176,8 @@ def draw_cases(
     settings = config.evaluation
     return draw(
         pipe,
-        [case.prompt for case in drawn],
-        [case.seed for case in drawn],
+        [each.prompt for each in drawn],
+        [each.seed for each in drawn],
         SamplingOptions(
             settings.steps, settings.guidance, config.height, config.width, settings.batch
         ),

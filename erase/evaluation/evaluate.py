@@ -26,15 +26,31 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from erase.config.schema import Config
-from erase.evaluation.eval_prompts import Case, cases, check, draw_cases, judge_of, judged
+from erase.evaluation.eval_prompts import (
+    EvalPrompt,
+    check_prompts,
+    configured_judge,
+    draw_cases,
+    evaluation_prompts,
+    judge_pictures,
+)
 from erase.evaluation.judge import Judge
 from erase.evaluation.notes import left_out_note, mean_note
-from erase.evaluation.percent import interval, percent
+from erase.evaluation.percent import interval, number_table, percent
 from erase.evaluation.sheets import Group, captioned
-from erase.evaluation.statistics import CELLS, harmonic_mean, has_mean, share
+from erase.evaluation.statistics import (
+    CELLS,
+    Cells,
+    ConceptCounts,
+    Counts,
+    EvaluationResult,
+    SynonymCounts,
+    count_cells,
+    harmonic_mean,
+    has_mean,
+)
 from erase.model.attention_maps import TIMES, attention_maps
 from erase.model.draw import png
 from erase.runtime.files import write
@@ -52,9 +68,9 @@ SIDES = {"before": "base", "after": "erased"}
 DRAWN = 0.2
 
 
-def plan(
+def plan_evaluation(
     config: Config, pipe: Pipeline, erased: Collection[str] = ()
-) -> tuple[Judge | None, list[Case]]:
+) -> tuple[Judge | None, list[EvalPrompt]]:
     """The judge and what is drawn for it; cheap, and complete in its checks.
 
     Args:
@@ -67,13 +83,15 @@ def plan(
             over the token limit.
     """
     settings = config.evaluation
-    judge = judge_of(config)
-    drawn = cases(config, [word for word in others(config, judge) if word not in erased])
+    judge = configured_judge(config)
+    drawn = evaluation_prompts(
+        config, [word for word in concepts_to_keep(config, judge) if word not in erased]
+    )
     if judge is None:
         # Nobody counts, so only what the report shows is drawn.
         ranked = zip(drawn, _ranks(drawn), strict=True)
         drawn = [case for case, rank in ranked if rank < settings.examples]
-    check(pipe, judge, drawn)
+    check_prompts(pipe, judge, drawn)
     return judge, drawn
 
 
@@ -83,7 +101,7 @@ def evaluate(
     config: Config,
     workdir: str | Path,
     erased: Collection[str] = (),
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Draws, judges and writes.
 
     Writes `evaluation.json`, example pictures to `pictures/`, all of them in `before_after.png`,
@@ -104,13 +122,13 @@ def evaluate(
         InputError: a setting does not fit the judge or the model.
     """
     workdir, settings = Path(workdir), config.evaluation
-    judge, drawn = plan(config, pipe, erased)
+    judge, drawn = plan_evaluation(config, pipe, erased)
     # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
     sides = {
         side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
         for side, strength in (("before", 0.0), ("after", settings.strength))
     }
-    result: dict[str, Any] = {
+    result: EvaluationResult = {
         "concept": config.concept,
         "model": config.model.path,
         "strength": settings.strength,
@@ -126,44 +144,59 @@ def evaluate(
             "No judge is configured for this model: nothing was counted, pictures were drawn."
         )
     else:
-        found = {side: judged(judge, pictures, drawn) for side, pictures in sides.items()}
-        result |= {
-            "kind": judge.kind(config.concept),
-            "cells": (cells := counts(drawn, found)),
-            "synonyms": by_synonym(drawn, found),
-            "concepts": by_concept(drawn, found),
-        }
-        if has_mean(cells):
-            result["H"] = {side: harmonic_mean(cells, side) for side in found}
+        found = {side: judge_pictures(judge, pictures, drawn) for side, pictures in sides.items()}
+        counted: Any = count(judge.kind(config.concept), drawn, found)
+        result.update(counted)
     result["pictures"] = _write_examples(
         workdir, config.concept, drawn, sides, found, settings.examples
     )
-    result |= _write_attention(workdir, pipe, adapter, config, result["pictures"])
+    chosen = [p for p in result["pictures"] if p["cell"] == "Acc_e"]
+    if chosen := chosen[: settings.attention_examples]:
+        _write_attention(workdir, pipe, adapter, config, chosen)
+        names = ("prompt", "seed", "before", "after")
+        result["attention"] = [{name: p[name] for name in names} for p in chosen]
+        result["attention_times"] = list(TIMES)
     write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
     _show(result)
     return result
 
 
-def others(config: Config, judge: Judge | None) -> Sequence[str]:
+def concepts_to_keep(config: Config, judge: Judge | None) -> Sequence[str]:
     """Labels that should stay: the configuration's, or all of the concept's kind."""
     settings = config.evaluation
     if settings.others or judge is None:
         return settings.others
-    labels = {
-        "entity": judge.config.entities,
-        "style": judge.config.styles,
-        "relation": judge.config.relations,
-    }[judge.kind(config.concept)]
+    labels = judge.labels(judge.kind(config.concept))
     return [label for label in labels if label != judge.label(config.concept)]
 
 
-def _ranks(drawn: Sequence[Case]) -> list[int]:
+def _ranks(drawn: Sequence[EvalPrompt]) -> list[int]:
     """How many cases of the same cell come before each."""
     counters = defaultdict(itertools.count)
     return [next(counters[case.cell]) for case in drawn]
 
 
-def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def count(kind: str, drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> Counts:
+    """All that is counted of a run.
+
+    Args:
+        kind: of its concept.
+        drawn: the prompts.
+        found: whether the judge finds what each asks for, by side; "before" is the base.
+    """
+    cells = evaluation_cells(drawn, found)
+    counts: Counts = {
+        "kind": kind,
+        "cells": cells,
+        "synonyms": by_synonym(drawn, found),
+        "concepts": by_concept(drawn, found),
+    }
+    if has_mean(cells):
+        counts["H"] = {side: harmonic_mean(cells, side) for side in found}
+    return counts
+
+
+def evaluation_cells(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> Cells:
     """Shares by cell and side, with their intervals; of synonyms that the base can draw.
 
     Args:
@@ -172,19 +205,17 @@ def counts(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> dict[str, 
     """
     synonyms = by_synonym(drawn, found)
     away = {(row["concept"], row["word"]) for row in synonyms if row["left_out"]}
-    cells = {}
-    for cell in CELLS:
-        rows = [
-            i
-            for i, case in enumerate(drawn)
-            if case.cell == cell and not (cell == "Acc_g" and (case.sought, case.word) in away)
-        ]
-        if rows:
-            cells[cell] = {s: share(int(hits[rows].sum()), len(rows)) for s, hits in found.items()}
-    return cells
+    rows = [
+        i
+        for i, each in enumerate(drawn)
+        if not (each.cell == "Acc_g" and (each.sought, each.word) in away)
+    ]
+    hits = {side: hit[rows] for side, hit in found.items()}
+    cells = count_cells([drawn[i].cell for i in rows], hits)
+    return {cell: cells[cell] for cell in CELLS if cell in cells}
 
 
-def by_synonym(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def by_synonym(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> list[SynonymCounts]:
     """Counts for every synonym, in the order of the configuration, and whether it is left out.
 
     Where the base does not draw the concept by its own name either, no synonym is to blame.
@@ -195,30 +226,37 @@ def by_synonym(drawn: Sequence[Case], found: Mapping[str, np.ndarray]) -> list[d
         mine = [
             i for i, c in enumerate(drawn) if (c.cell, c.sought, c.word) == ("Acc_g", sought, word)
         ]
-        hits = {side: int(hit[mine].sum()) for side, hit in found.items()}
+        before, after = (int(found[side][mine].sum()) for side in SIDES)
         known = found["before"][named].sum() >= DRAWN * len(named)
-        left_out = bool(known and hits["before"] < DRAWN * len(mine))
+        left_out = bool(known and before < DRAWN * len(mine))
         rows.append(
-            {"concept": sought, "word": word, **hits, "of": len(mine), "left_out": left_out}
+            SynonymCounts(
+                concept=sought,
+                word=word,
+                before=before,
+                after=after,
+                of=len(mine),
+                left_out=left_out,
+            )
         )
     return rows
 
 
-def by_concept(drawn: Sequence[Case], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def by_concept(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> list[ConceptCounts]:
     """Counts for every concept that should stay, those that lost most first."""
     of = Counter(case.sought for case in drawn if case.cell == "Acc_ir")
     rows = []
     for concept in sorted(of):
         mine = [i for i, c in enumerate(drawn) if c.cell == "Acc_ir" and c.sought == concept]
-        hits = {side: int(hit[mine].sum()) for side, hit in found.items()}
-        rows.append({"concept": concept, **hits, "of": of[concept]})
+        before, after = (int(found[side][mine].sum()) for side in SIDES)
+        rows.append(ConceptCounts(concept=concept, before=before, after=after, of=of[concept]))
     return sorted(rows, key=lambda row: row["after"] - row["before"])
 
 
 def _write_examples(
     workdir: Path,
     concept: str,
-    drawn: Sequence[Case],
+    drawn: Sequence[EvalPrompt],
     sides: dict[str, np.ndarray],
     found: dict[str, np.ndarray] | None,
     examples: int,
@@ -254,33 +292,24 @@ def _write_attention(
     pipe: Pipeline,
     adapter: Adapter,
     config: Config,
-    pictures: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
-    chosen = [p for p in pictures if p["cell"] == "Acc_e"][: config.evaluation.attention_examples]
-    if not chosen:
-        return {}
-    maps = attention_maps(
-        pipe, adapter, config, [p["prompt"] for p in chosen], [p["seed"] for p in chosen]
-    )
+    chosen: Sequence[dict[str, Any]],
+) -> None:
+    """Writes the attention maps of examples."""
+    prompts, seeds = [p["prompt"] for p in chosen], [p["seed"] for p in chosen]
+    maps = attention_maps(pipe, adapter, config, prompts, seeds)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **maps)  # pyright: ignore[reportArgumentType]
     write(workdir / "attention.npz", buffer.getvalue())
-    names = ("prompt", "seed", "before", "after")
-    return {
-        "attention": [{name: p[name] for name in names} for p in chosen],
-        "attention_times": list(TIMES),
-    }
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: EvaluationResult) -> None:
     """Prints the numbers."""
     console = Console()
     if "cells" not in result:
-        console.print(result["note"])
+        console.print(result.get("note", ""))
         return
-    table = Table(title=f"Erasing {result['concept']!r}: pictures in which the judge finds it")
-    for heading in ("", "pictures", "before", "95 %", "after", "95 %"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    title = f"Erasing {result['concept']!r}: pictures in which the judge finds it"
+    table = number_table(title, ("", "pictures", "before", "95 %", "after", "95 %"))
     for cell, sides in result["cells"].items():
         texts = []
         for side in ("before", "after"):

@@ -1,223 +1,120 @@
-"""The judge: a small network that says which entities, which style and which relation it sees.
+"""Judges: whatever looks at pictures and says whether each shows what it should.
 
-It is trained on rendered scenes only, never on pictures of the model that it is to judge.
-Axis letters: B batch, h w picture, y x feature grid, C channels, E entities, Y styles,
-A answers on a relation: each of them, or none.
+Evaluation, attacks, calibration, early stopping and comparisons use the protocol `Judge` only. The
+small model's judge is a network (`erase.evaluation.emoji_judge`); CLIP or a detector is another
+file:
+
+1. Write a class with the attributes and methods of `Judge`, and a class method `load(folder)`.
+2. Give it a name: `JUDGES["clip"] = "my_judges.clip:ClipJudge"`, here or in your configuration's
+   file.
+3. Make a folder whose `config.json` holds `{"type": "clip"}`, and whatever `load` reads besides.
+4. Set `evaluation.judge` to the folder: `--config.evaluation.judge=FOLDER`.
+
+A judge of one kind of concepts returns that kind for every label and no labels of the others. One
+that takes any word returns it from `label` as it is; name what should stay in `evaluation.others`.
+Axis letters: B pictures, h w picture sides, F features.
 """
 
-import difflib
 import functools
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Bool, Float, UInt8
 
-from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, Verdict, init
+from erase.runtime.files import read_json
 from flux_jax.errors import InputError
-from flux_jax.tree import flatten, nest
-from flux_jax.weights.safetensors_files import read_file, write_file
-
-CONFIG, WEIGHTS = "config.json", "judge.safetensors"
-
-
-THRESHOLD = 0.5
-
-
-# Pictures are judged in chunks of one size, so that a function is compiled once.
-CHUNK = 32
-
 
 Kind = Literal["entity", "style", "relation"]
 
 
-def ask(
-    network: JudgeNetwork,
-    params: PyTree,
-    pictures: Float[Array, "B h w 3"],
-    subject: Int[Array, "B"],
-    object: Int[Array, "B"],
-) -> tuple[Verdict, Float[Array, "B A"]]:
-    """The verdict on pictures in [-1, 1], and the logits of the relation of an ordered pair."""
-    out = network.apply({"params": params}, pictures, subject, object, method="everything")
-    return cast(tuple[Verdict, Array], out)
+CONFIG = "config.json"
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A trained judge; takes pictures as they are written, in uint8.
+# The class of each type of judge, "module:class". A folder that names no type holds a network.
+JUDGES = {"network": "erase.evaluation.emoji_judge:NetworkJudge"}
 
-    Attributes:
-        config: what it tells apart.
-        params: its parameters.
-        size: the pictures' height and width, in pixels.
-    """
 
-    config: JudgeConfig
-    params: PyTree
-    size: int = 64
+@runtime_checkable
+class Judge(Protocol):
+    """What looks at pictures, in uint8 as they are written."""
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Judge":
-        """Reads a folder that `save` wrote.
-
-        Raises:
-            InputError: a file is missing or broken, or the two do not fit each other.
-        """
-        folder = Path(folder)
-        path = folder / CONFIG
-        if not os.path.isfile(path):
-            raise InputError(f"judge = {str(folder)!r} has no {CONFIG}; check the path")
-        read = json.loads(path.read_text())
-        size = read.pop("size", 64)
-        names = {field.name for field in fields(JudgeConfig)}
-        if missing := sorted({"entities", "styles", "relations"} - read.keys()):
-            raise InputError(f"{path} lacks {', '.join(missing)}")
-        config = JudgeConfig(**{k: _tupled(v) for k, v in read.items() if k in names})
-        wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
-        shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
-        tensors = read_file(folder / WEIGHTS)
-        if odd := sorted(p for p in shapes.keys() | tensors if not _fits(p, shapes, tensors)):
-            raise InputError(
-                f"{folder / WEIGHTS} does not fit {CONFIG}; missing, surplus or misshapen: "
-                f"{', '.join(odd)}"
-            )
-        params = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in tensors.items()})
-        return cls(config, params, size)
-
-    def save(self, folder: str | Path) -> None:
-        """Writes `config.json` and `judge.safetensors`, the weights in bfloat16."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        flat = flatten(self.params)
-        tensors = {path: np.asarray(leaf.astype(jnp.bfloat16)) for path, leaf in flat.items()}
-        write_file(folder / WEIGHTS, tensors, {"format": "flax"})
-        (folder / CONFIG).write_text(json.dumps(asdict(self.config) | {"size": self.size}) + "\n")
-
-    def __call__(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Verdict:
-        """Entities and style of pictures.
-
-        Raises:
-            InputError: the pictures are not of the size that the judge knows.
-        """
-        return self._chunked(_judge, pictures)
-
-    def relation(
-        self,
-        pictures: UInt8[np.ndarray, "B h w 3"],
-        subject: Int[np.ndarray, "B"],
-        object: Int[np.ndarray, "B"],
-    ) -> Float[np.ndarray, "B A"]:
-        """Logits of the relation of the ordered pairs (subject, object); the last means none."""
-        return self._chunked(_relate, pictures, np.asarray(subject), np.asarray(object))
+    @property
+    def size(self) -> int | None:
+        """Height and width of the pictures that it takes, in pixels; None: of any size."""
+        ...
 
     def label(self, concept: str) -> str:
-        """The label that a concept is judged by: itself, or a relation of several words before it.
-
-        So "back to back with" is judged as "back to back".
+        """The label by which a concept is judged, often the concept itself.
 
         Raises:
-            InputError: there is none; the message offers the nearest labels.
+            InputError: the judge does not know the concept.
         """
-        config = self.config
-        labels = [*config.entities, *config.styles, *config.relations]
-        if concept in labels:
-            return concept
-        for relation in config.relations:
-            if " " in relation and concept.startswith(f"{relation} "):
-                return relation
-        near = difflib.get_close_matches(concept, labels, cutoff=0.0)
-        raise InputError(
-            f"concept = {concept!r} is not among the judge's labels; the nearest are "
-            f"{', '.join(map(repr, near))}"
-        )
+        ...
 
     def kind(self, concept: str) -> Kind:
-        """Whether a concept is an entity, a style or a relation.
+        """What sort of concept it is; results are summed up by it.
 
         Raises:
-            InputError: it is none of the three.
+            InputError: the judge does not know the concept.
         """
-        label = self.label(concept)
-        if label in self.config.entities:
-            return "entity"
-        return "style" if label in self.config.styles else "relation"
+        ...
 
-    def shows(self, pictures: UInt8[np.ndarray, "B h w 3"], entity: str) -> np.ndarray:
-        """Whether each picture shows an entity; bool [B].
+    def labels(self, kind: Kind) -> Sequence[str]:
+        """All labels of a kind: what should stay where `evaluation.others` names nothing."""
+        ...
+
+    def check_prompt(self, label: str, prompt: str) -> None:
+        """Refuses a prompt whose pictures could not be judged by the label; cheap.
 
         Raises:
-            InputError: the judge does not know the entity.
+            InputError: what the prompt lacks.
         """
-        return self.found(pictures, [entity] * len(pictures))
+        ...
 
-    def found(self, pictures: UInt8[np.ndarray, "B h w 3"], labels: list[str]) -> np.ndarray:
-        """Whether each picture shows its own label, an entity or a style; bool [B].
+    def finds(
+        self, pictures: UInt8[np.ndarray, "B h w 3"], labels: Sequence[str], prompts: Sequence[str]
+    ) -> Bool[np.ndarray, "B"]:
+        """Whether each picture shows its label.
 
-        Raises:
-            InputError: a label is not one of them. A relation needs its pair: see `relation`.
+        Args:
+            pictures: of `size`, if that is set.
+            labels: one a picture, as `label` gives them.
+            prompts: that the pictures were drawn from, for judges that need them.
         """
-        kinds = {label: self.kind(label) for label in set(labels)}
-        if related := sorted(label for label, kind in kinds.items() if kind == "relation"):
-            raise InputError(f"{related[0]!r} is a relation; name its subject and object")
-        verdict = self(pictures)
-        shown = np.asarray(jax.nn.sigmoid(verdict.entities)) > THRESHOLD
-        style = np.asarray(verdict.style).argmax(-1)
-        return np.array(
-            [
-                shown[i, self.config.entities.index(label)]
-                if kinds[label] == "entity"
-                else style[i] == self.config.styles.index(label)
-                for i, label in enumerate(labels)
-            ],
-            bool,
+        ...
+
+    def features(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[np.ndarray, "B F"]:
+        """A vector for each picture, for Fréchet's distance between sets of pictures."""
+        ...
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """What a judge's `config.json` holds.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = Path(folder) / CONFIG
+    if not os.path.isfile(path):
+        raise InputError(f"judge = {str(folder)!r} has no {CONFIG}; check the path")
+    return read_json(path)
+
+
+@functools.lru_cache(maxsize=1)
+def open_judge(folder: str | Path) -> Judge:
+    """Opens a judge's folder; the last one is kept, since many runs in a row ask the same.
+
+    Raises:
+        InputError: a file is missing or broken, or the judge's type is unknown.
+    """
+    name = read_config(folder).get("type", "network")
+    if not isinstance(name, str) or name not in JUDGES:
+        raise InputError(
+            f"{Path(folder) / CONFIG}: type = {name!r:.50} is no judge; known are "
+            f"{', '.join(sorted(JUDGES))}"
         )
-
-    def _chunked(self, function: Any, pictures: np.ndarray, *pair: np.ndarray) -> Any:
-        if pictures.shape[1:] != (self.size, self.size, 3) or pictures.dtype != np.uint8:
-            raise InputError(
-                f"pictures of shape {pictures.shape} and dtype {pictures.dtype}: the judge takes "
-                f"uint8 pictures of {self.size} x {self.size} pixels"
-            )
-        network, chunks = JudgeNetwork(self.config), []
-        for start in range(0, len(pictures), CHUNK):
-            rows = [array[start : start + CHUNK] for array in (pictures, *pair)]
-            padded = [np.concatenate([r, np.repeat(r[:1], CHUNK - len(r), 0)]) for r in rows]
-            out = function(network, self.params, *padded)
-            chunks.append(jax.tree.map(np.asarray, out))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(pictures)], *chunks)
-
-
-# Many runs in a row ask the same one.
-open_judge = functools.lru_cache(maxsize=1)(Judge.load)
-
-
-def to_float(pictures: UInt8[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
-    """Values of 0..255 as [-1, 1]."""
-    return pictures.astype(jnp.float32) / 127.5 - 1
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _judge(network: JudgeNetwork, params: PyTree, pictures: Array) -> Verdict:
-    return cast(Verdict, network.apply({"params": params}, to_float(pictures)))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _relate(
-    network: JudgeNetwork, params: PyTree, pictures: Array, subject: Array, object: Array
-) -> Array:
-    return ask(network, params, to_float(pictures), subject, object)[1]
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _fits(path: str, shapes: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> bool:
-    return path in shapes and path in tensors and shapes[path] == tensors[path].shape
+    return pkgutil.resolve_name(JUDGES[name]).load(folder)

@@ -6,6 +6,7 @@ A answers on a relation: each of them, or none.
 
 import functools
 from dataclasses import dataclass
+from typing import cast
 
 import flax.linen as nn
 import flax.struct
@@ -139,7 +140,7 @@ class JudgeNetwork(nn.Module):
         x = nn.silu(self.relation_hidden(nn.silu(x).reshape(x.shape[0], -1)))
         return self.relation_head(x)
 
-    def everything(
+    def all_heads(
         self, pictures: Float[Array, "B h w 3"], subject: Int[Array, "B"], object: Int[Array, "B"]
     ) -> tuple[Verdict, Float[Array, "B A"]]:
         """The verdict and the relation in one pass; touches every parameter."""
@@ -151,5 +152,17 @@ def init(network: JudgeNetwork, key: Array, size: int = 64) -> PyTree:
     """Fresh parameters for pictures of `size` x `size` pixels."""
     pair = jnp.zeros(1, jnp.int32)
     pictures = jnp.zeros((1, size, size, 3))
-    start = jax.jit(functools.partial(network.init, method="everything"))
+    start = jax.jit(functools.partial(network.init, method="all_heads"))
     return start(key, pictures, pair, pair)["params"]
+
+
+def ask(
+    network: JudgeNetwork,
+    params: PyTree,
+    pictures: Float[Array, "B h w 3"],
+    subject: Int[Array, "B"],
+    object: Int[Array, "B"],
+) -> tuple[Verdict, Float[Array, "B A"]]:
+    """The verdict on pictures in [-1, 1], and the logits of the relation of an ordered pair."""
+    out = network.apply({"params": params}, pictures, subject, object, method="all_heads")
+    return cast(tuple[Verdict, Array], out)

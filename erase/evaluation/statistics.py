@@ -1,12 +1,146 @@
-"""Shares with their intervals, and means over concepts."""
+"""Shares with their intervals, means over concepts, and the distance between sets of pictures.
+
+Axis letters: N M pictures, F features.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 
-def share(found: int, of: int) -> dict[str, float]:
+class Share(TypedDict):
+    """A share with its Wilson interval at 95 %.
+
+    Attributes:
+        found: pictures in which the judge finds what it looks for.
+        of: pictures.
+        share: found / of.
+        low: the interval's lower end.
+        high: its upper end.
+    """
+
+    found: int
+    of: int
+    share: float
+    low: float
+    high: float
+
+
+# By side: "before" and "after"; of attacks "silenced" too.
+Sides = dict[str, Share]
+
+
+# By cell: `CELLS`, or families of attacks.
+Cells = dict[str, Sides]
+
+
+class SynonymCounts(TypedDict):
+    """Pictures of a synonym in which the judge finds the concept."""
+
+    concept: str
+    word: str
+    before: int
+    after: int
+    of: int
+    left_out: bool
+
+
+class ConceptCounts(TypedDict):
+    """Pictures of a concept that should stay in which the judge finds it."""
+
+    concept: str
+    before: int
+    after: int
+    of: int
+
+
+class Counts(TypedDict, total=False):
+    """What a judge adds to an evaluation's result.
+
+    Attributes:
+        kind: of the concept.
+        cells: shares by cell and side.
+        synonyms: counts for each.
+        concepts: counts for each concept that should stay.
+        H: by side; see `harmonic_mean`.
+    """
+
+    kind: str
+    cells: Cells
+    synonyms: list[SynonymCounts]
+    concepts: list[ConceptCounts]
+    H: dict[str, float]
+
+
+class EvaluationResult(Counts, total=False):
+    """What `evaluation.json` holds; without a judge a note and no counts.
+
+    Attributes:
+        pictures: the examples that were written: their prompts, files and hits.
+        attention: those whose attention maps are in `attention.npz`.
+        attention_times: at which they were taken.
+    """
+
+    concept: Required[str]
+    model: Required[str]
+    strength: Required[float]
+    steps: Required[int]
+    guidance: Required[float]
+    height: Required[int]
+    width: Required[int]
+    adapter_parameters: Required[int]
+    note: str
+    pictures: list[dict[str, Any]]
+    attention: list[dict[str, Any]]
+    attention_times: list[float]
+
+
+class AttackResult(TypedDict):
+    """What `attacks.json` holds: shares by family and side, and each family's prompts."""
+
+    concept: str
+    kind: str
+    model: str
+    strength: float
+    seed: int
+    cells: Cells
+    prompts: dict[str, list[str]]
+
+
+class Row(TypedDict):
+    """A run in a comparison, as far as `over_concepts` and `ahead` read it."""
+
+    concept: str
+    cells: Cells
+    attacks: Share
+
+
+class Worst(TypedDict):
+    """The run whose cell is furthest from where it should be."""
+
+    run: str
+    share: float
+
+
+class Summary(TypedDict):
+    """What `summary.json` holds.
+
+    Attributes:
+        kinds: cells, H and the number of concepts, by kind; see `pooled`.
+        all: the same of all kinds together.
+        worst: by cell.
+        runs: what is kept of each run's result, by name.
+    """
+
+    kinds: dict[str, dict[str, Any]]
+    all: dict[str, Any]
+    worst: dict[str, Worst]
+    runs: dict[str, dict[str, Any]]
+
+
+def wilson_interval(found: int, of: int) -> Share:
     """A share with its Wilson interval at 95 %."""
     from scipy.stats import binomtest
 
@@ -20,11 +154,27 @@ def share(found: int, of: int) -> dict[str, float]:
     }
 
 
+def count_cells(cells: Sequence[str], found: Mapping[str, Bool[np.ndarray, "N"]]) -> Cells:
+    """Shares by cell and side, cells in the order of their first picture.
+
+    Args:
+        cells: what each picture counts for.
+        found: whether the judge finds what it looks for in each picture, by side.
+    """
+    counted = {}
+    for cell in dict.fromkeys(cells):
+        rows = [i for i, own in enumerate(cells) if own == cell]
+        counted[cell] = {
+            side: wilson_interval(int(hits[rows].sum()), len(rows)) for side, hits in found.items()
+        }
+    return counted
+
+
 CELLS = ("Acc_e", "Acc_g", "Acc_ir")
 
 
 # Of the bootstrap.
-SAMPLES = 2000
+BOOTSTRAP_SAMPLES = 2000
 
 
 SIDES = ("before", "after")
@@ -49,7 +199,7 @@ def has_mean(cells: Mapping[str, Any]) -> bool:
     return {"Acc_e", "Acc_ir"} <= set(cells)
 
 
-def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def pooled(cells: Iterable[Cells]) -> dict[str, Any]:
     """Cells of several concepts as one: all pictures together, each concept having as many.
 
     Args:
@@ -63,7 +213,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for cell in dict.fromkeys(cell for each in cells for cell in each):
         having = [each[cell] for each in cells if cell in each]
         sums[cell] = {
-            side: share(
+            side: wilson_interval(
                 sum(each[side]["found"] for each in having),
                 sum(each[side]["of"] for each in having),
             )
@@ -74,7 +224,7 @@ def pooled(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return sums
 
 
-def over_concepts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def over_concepts(rows: Sequence[Row]) -> dict[str, list[float]]:
     """How far shares after erasing, and H, would move with other concepts of the same sort.
 
     The 2.5th and 97.5th percentiles over bootstrap samples of the concepts, each with all of its
@@ -102,9 +252,7 @@ def over_concepts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return dict(zip(names, _ends(every, shares).tolist(), strict=True))
 
 
-def ahead(
-    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
-) -> tuple[float, float, float]:
+def ahead(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float, float]:
     """How much greater H is than with another method, on the same concepts.
 
     Concepts differ more than methods do, so this says more than two intervals of H.
@@ -126,7 +274,23 @@ def ahead(
     return float(gained(np.sum(both, axis=0))), low, high
 
 
-def _by_concept(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def frechet_distance(one: Float[np.ndarray, "N F"], other: Float[np.ndarray, "M F"]) -> float:
+    """Fréchet's distance between normal distributions with both sets' means and covariances.
+
+    ‖μ - μ'‖² + tr(Σ + Σ' - 2 (Σ Σ')^½), as in FID, with other features than Inception's.
+    """
+    from scipy.linalg import eigh
+
+    means = one.mean(axis=0), other.mean(axis=0)
+    first, second = (np.cov(each, rowvar=False) for each in (one, other))
+    # The trace of (Σ Σ')^½ is that of (Σ^½ Σ' Σ^½)^½, which is symmetric.
+    root = _square_root(first)
+    shared = np.sqrt(np.maximum(eigh(root @ second @ root, eigvals_only=True), 0)).sum()
+    apart = np.sum((means[0] - means[1]) ** 2) + np.trace(first) + np.trace(second) - 2 * shared
+    return float(max(apart, 0.0))
+
+
+def _by_concept(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """Found and looked for [4, 2] in the cells and attacks of each concept's runs together."""
     sums: dict[str, np.ndarray] = {}
     for row in rows:
@@ -168,6 +332,14 @@ def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -
         return of(each[drawn].sum(axis=drawn.ndim - 1))
 
     interval = bootstrap(
-        (np.arange(len(each)),), sampled, n_resamples=SAMPLES, method="percentile", rng=0
+        (np.arange(len(each)),), sampled, n_resamples=BOOTSTRAP_SAMPLES, method="percentile", rng=0
     ).confidence_interval
     return np.stack([interval.low, interval.high], axis=-1)
+
+
+def _square_root(matrix: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F F"]:
+    """The symmetric root of a covariance."""
+    from scipy.linalg import eigh
+
+    values, vectors = eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

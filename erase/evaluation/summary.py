@@ -3,19 +3,16 @@
 Cells are an evaluation's, or families of attacks. Two files are written beside the runs' folders.
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from erase.evaluation.notes import left_out_note, mean_note
-from erase.evaluation.percent import percent
-from erase.evaluation.statistics import pooled
+from erase.evaluation.percent import csv_of_shares, number_table, percent
+from erase.evaluation.statistics import Summary, pooled
 from erase.runtime.files import write
 
 STEM = "summary"
@@ -25,7 +22,7 @@ STEM = "summary"
 KEPT = ("kind", "concept", "cells", "synonyms", "H", "concepts")
 
 
-def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(results: Mapping[str, Mapping[str, Any]]) -> Summary:
     """Results of many runs by kind of concept, and all together.
 
     Args:
@@ -60,26 +57,24 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(summary: Mapping[str, Any]) -> str:
+def table(summary: Summary) -> str:
     """A summary as comma-separated values: a line for each run, kind, cell and side."""
-    text = io.StringIO()
-    columns = ("found", "of", "share", "low", "high")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("run", "kind", "concept", "cell", "side", *columns))
     rows = [(n, run["kind"], run["concept"], run["cells"]) for n, run in summary["runs"].items()]
     rows += [("", kind, "", cells) for kind, cells in summary["kinds"].items()]
     rows.append(("", "", "", summary["all"]))
-    for name, kind, concept, cells in rows:
-        for cell in [name for name in cells if name in summary["worst"]]:
-            for side, value in cells[cell].items():
-                values = (value[column] for column in columns)
-                lines.writerow((name, kind, concept, cell, side, *values))
-    return text.getvalue()
+    lines = [
+        ((*named, cell, side), value)
+        for *named, cells in rows
+        for cell in cells
+        if cell in summary["worst"]
+        for side, value in cells[cell].items()
+    ]
+    return csv_of_shares(("run", "kind", "concept", "cell", "side"), lines)
 
 
 def write_summary(
     workdir: Path, results: Mapping[str, Mapping[str, Any]], stem: str = STEM
-) -> dict[str, Any] | None:
+) -> Summary | None:
     """Sums up runs that have been counted, on the terminal too; None if none of them has.
 
     Args:
@@ -102,13 +97,12 @@ def write_summary(
     return summary
 
 
-def show(summary: Mapping[str, Any]) -> None:
+def show(summary: Summary) -> None:
     """Prints a summary: a line for each kind, and one for all."""
     cells = [cell for cell in summary["all"] if cell != "concepts"]
     sides = " → ".join(summary["all"][cells[0]])
-    shown = Table(title=f"Pictures in which the judge finds what it looks for, {sides}")
-    for heading in ("kind", "concepts", *cells):
-        shown.add_column(heading, justify="left" if heading == "kind" else "right")
+    title = f"Pictures in which the judge finds what it looks for, {sides}"
+    shown = number_table(title, ("kind", "concepts", *cells))
     for kind, sums in (*summary["kinds"].items(), ("all", summary["all"])):
         texts = []
         for cell in cells:

@@ -24,18 +24,18 @@ from flux_jax.pipeline import Pipeline
 def with_synonyms(config: Config) -> tuple[Config, str]:
     """The configuration with the synonyms that its method wants, and where they come from.
 
-    See `erase.data.words.synonyms.settle`.
+    See `erase.data.words.synonyms.resolve_synonyms`.
 
     Raises:
         InputError: the word has no such sense, or the database that NLTK found is damaged.
     """
-    return synonyms.settle(config, wanted=method_of(config).wants_synonyms(config))
+    return synonyms.resolve_synonyms(config, wanted=method_of(config).wants_synonyms(config))
 
 
 def irrelevant_words(config: Config, workdir: Path) -> Words:
     """Words for other things, as many as the run's method needs.
 
-    See `erase.data.words.irrelevant.gather`.
+    See `erase.data.words.irrelevant.gather_irrelevant`.
 
     Args:
         config: the run's configuration.
@@ -44,7 +44,7 @@ def irrelevant_words(config: Config, workdir: Path) -> Words:
     Raises:
         InputError: the kept file is damaged, or the lists are too short.
     """
-    return irrelevant.gather(config, workdir, method_of(config).irrelevant_words(config))
+    return irrelevant.gather_irrelevant(config, workdir, method_of(config).irrelevant_words(config))
 
 
 def plan_of(config: Config, pipe: Pipeline, words: Words) -> Plan:

@@ -22,11 +22,12 @@ from erase.data.words.templates import phrase
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
 from erase.methods import METHODS
-from erase.report.report import WORDS, read, words_of
-from erase.runtime.files import write
+from erase.report.report import MISSING, WORDS, words_of
+from erase.runtime import run_folder
+from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError
 
-FILE, PICTURE = "README.md", "before_after.png"
+FILE = "README.md"
 
 
 # The method that a composition's header names.
@@ -64,12 +65,15 @@ def of_run(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config, file = read(workdir / "config.json"), workdir / "evaluation.json"
-    evaluated = read(file) if file.is_file() else {}
+    config, file = (
+        read_json(workdir / run_folder.CONFIG, MISSING),
+        workdir / run_folder.EVALUATION,
+    )
+    evaluated = read_json(file) if file.is_file() else {}
     cells = evaluated.get("cells", {})
-    folder = workdir / "adapter"
-    if evaluated and (workdir / PICTURE).is_file():
-        write(folder / PICTURE, (workdir / PICTURE).read_bytes())
+    folder = workdir / run_folder.ADAPTER
+    if evaluated and (workdir / run_folder.BEFORE_AFTER).is_file():
+        write(folder / run_folder.BEFORE_AFTER, (workdir / run_folder.BEFORE_AFTER).read_bytes())
     results = _rows(config["concept"], cells)
     adapter, settings = config["adapter"], config["evaluation"]
     method = METHODS[config.get("method", Config.method)]
@@ -96,7 +100,7 @@ def of_run(workdir: str | Path) -> Path:
             " | ".join(map(escaped, (line.name, line.words, line.source)))
             for line in words_of(workdir, config)
         ],
-        picture=PICTURE if (folder / PICTURE).is_file() else None,
+        picture=run_folder.BEFORE_AFTER if (folder / run_folder.BEFORE_AFTER).is_file() else None,
         prompt=phrase(template, config["concept"]),
         strength=settings["strength"],
         steps=settings["steps"],
@@ -124,7 +128,7 @@ def of_composition(
         pictures: a sheet before and after.
     """
     if pictures is not None and pictures.is_file():
-        write(folder / PICTURE, pictures.read_bytes())
+        write(folder / run_folder.BEFORE_AFTER, pictures.read_bytes())
     named = ", ".join(f"“{concept}”" for concept in concepts)
     settings = config["evaluation"]
     return _write(
@@ -138,7 +142,7 @@ def of_composition(
         ],
         notes=[note for each in evaluated if (note := left_out_note(each))],
         words=[],
-        picture=PICTURE if (folder / PICTURE).is_file() else None,
+        picture=run_folder.BEFORE_AFTER if (folder / run_folder.BEFORE_AFTER).is_file() else None,
         prompt=phrase("a photo of a {}", concepts[0]),
         strength=settings["strength"] if evaluated else 1.0,
         steps=settings["steps"],
@@ -194,7 +198,7 @@ def of_evaluated(
     if made := _made(adapter):
         concepts = composed_of(adapter)
         own = {name: each for name, each in results.items() if each["concept"] in concepts}
-        pictures = workdir / next(iter(own), "") / PICTURE
+        pictures = workdir / next(iter(own), "") / run_folder.BEFORE_AFTER
         folder = adapter if adapter.is_dir() else adapter.parent
         of_composition(
             folder, concepts, made.method, config, list(own.values()), pictures if own else None

@@ -26,12 +26,18 @@ from erase.evaluation.percent import interval, percent
 from erase.model import draw
 from erase.report import words
 from erase.runtime import files as files_module
+from erase.runtime import run_folder
+from erase.runtime.files import read_json
 from flux_jax.errors import InputError, counted
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 COLUMNS = 8
+
+
+# Said of a run without its `config.json`.
+MISSING = "a run's folder has it; check the path"
 
 
 # Pictures are embedded no larger than this, and sharpened to the eye below `PIXELS`.
@@ -63,10 +69,6 @@ GROUPS = {
 }
 
 
-# Entries of a metrics line that are no losses.
-COUNTERS = ("step", "update", "iteration")
-
-
 def write(workdir: str | Path) -> Path:
     """Writes `report.html` from what a run's folder holds.
 
@@ -83,15 +85,15 @@ def write(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config = read(workdir / "config.json")
-    path = workdir / "evaluation.json"
-    evaluation = read(path) if path.is_file() else {}
+    config = read_json(workdir / run_folder.CONFIG, MISSING)
+    path = workdir / run_folder.EVALUATION
+    evaluation = read_json(path) if path.is_file() else {}
     concept = evaluation.get("concept") or config.get("concept", "")
     heat, heat_top = heat_maps(workdir, evaluation)
     groups = _groups(workdir, evaluation)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"percent": percent, "interval": interval, "colour": colour}
-    metrics, attacks = workdir / "metrics.jsonl", workdir / "attacks.json"
+    metrics, attacks = workdir / run_folder.METRICS, workdir / f"{run_folder.ATTACKS_STEM}.json"
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=f"Erasing “{concept}”",
         concept=concept,
@@ -109,7 +111,7 @@ def write(workdir: str | Path) -> Path:
         together=evaluation.get("H"),
         notes=[note for of in (left_out_note, mean_note) if (note := of(evaluation))],
         words=words_of(workdir, config),
-        attacks=read(attacks)["cells"] if attacks.is_file() else {},
+        attacks=read_json(attacks)["cells"] if attacks.is_file() else {},
         note=evaluation.get("note"),
         groups=groups,
         columns=max([len(group["examples"]) for group in groups], default=1),
@@ -129,7 +131,7 @@ def write(workdir: str | Path) -> Path:
         settings=_settings(evaluation),
         config=json.dumps({k: v for k, v in config.items() if k != "command"}, indent=2),
     )
-    report = workdir / "report.html"
+    report = workdir / run_folder.REPORT
     files_module.write(report, page)
     return report
 
@@ -154,8 +156,8 @@ def words_of(workdir: Path, config: Mapping[str, Any]) -> list[words.Line]:
     Raises:
         InputError: a file is damaged.
     """
-    files = (workdir / "sentences.json", workdir / "irrelevant.json")
-    return words.of_run(config, *(read(file) if file.is_file() else {} for file in files))
+    files = (workdir / run_folder.SENTENCES, workdir / run_folder.IRRELEVANT)
+    return words.of_run(config, *(read_json(file) if file.is_file() else {} for file in files))
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
@@ -172,13 +174,12 @@ def loss_curves(path: Path) -> str:
     series: dict[str, list[tuple[float, float]]] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = run_folder.parse_record(line)
+        except ValueError as error:
             raise InputError(f"{path}, line {number}, is not JSON: {error}") from error
-        step = next((entry[name] for name in COUNTERS if name in entry), number)
-        for name, value in entry.items():
-            if _is_loss(name, value):
-                series.setdefault(name, []).append((step, value))
+        step = number if record["step"] is None else record["step"]
+        for name, value in record["metrics"].items():
+            series.setdefault(name, []).append((step, value))
     if not series:
         return ""
     columns = min(4, len(series))
@@ -227,7 +228,7 @@ def heat_maps(workdir: Path, evaluation: Mapping[str, Any]) -> tuple[list[dict[s
     examples = evaluation.get("attention", [])
     if not examples:
         return [], 0.0
-    path = workdir / "attention.npz"
+    path = workdir / run_folder.ATTENTION
     try:
         maps = dict(np.load(path))
     except (OSError, ValueError) as error:
@@ -309,20 +310,6 @@ def _groups(workdir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, Any]
     return groups
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What a JSON file of a run holds.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: a run's folder has it; check the path") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}); make it anew") from error
-
-
 def _open(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with Image.open(path) as picture:
@@ -340,11 +327,6 @@ def _embed(picture: np.ndarray) -> str:
 def _rendering(picture: np.ndarray) -> str:
     """The class of pictures so small that browsers would blur them."""
     return "pixels" if max(picture.shape[:2]) < PIXELS else ""
-
-
-def _is_loss(name: str, value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and name not in COUNTERS and "second" not in name
 
 
 def _gradient(stops: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from erase.evaluation.percent import number, points
-from erase.evaluation.statistics import CELLS, ahead
+from erase.evaluation.statistics import CELLS, Share, ahead
 
 NOTHING = "–"
 
@@ -19,14 +19,14 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def interval(value: Mapping[str, float] | None) -> str:
+def interval(value: Share | None) -> str:
     """A share in percent with its interval; a dash where nothing was counted."""
     if value is None:
         return NOTHING
     return between(value, (value["low"], value["high"]))
 
 
-def between(value: Mapping[str, float] | float, ends: Sequence[float]) -> str:
+def between(value: Share | float, ends: Sequence[float]) -> str:
     """A share in percent with an interval of its own."""
     low, high = ends
     return f"{number(value)} [{number(low)}, {number(high)}]"
@@ -86,6 +86,6 @@ def cell_side(cells: Mapping[str, Any], cell: str, side: str) -> Any:
     return cells.get(cell, {}).get(side)
 
 
-def shown_share(value: Mapping[str, float] | float | None) -> str:
+def shown_share(value: Share | float | None) -> str:
     """A share in percent; a dash where nothing was counted."""
     return NOTHING if value is None else number(value)

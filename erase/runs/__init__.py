@@ -179,7 +179,7 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     return _completed(values, Defaults([values], preset) if isinstance(given, ConfigDict) else None)
 
 
-def _completed(values: Mapping[str, Any], defaults: Defaults | None) -> Config:
+def _completed(values: Mapping[Any, Any], defaults: Defaults | None) -> Config:
     """A run's configuration: the fields that were given, on top of those that suit its model.
 
     Raises:
@@ -205,7 +205,7 @@ def _completed(values: Mapping[str, Any], defaults: Defaults | None) -> Config:
     return config
 
 
-def _of_method(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _of_method(values: dict[Any, Any], overrides: Mapping[Any, Any]) -> dict[Any, Any]:
     """The values of the method that is chosen, and overrides on top.
 
     Raises:

@@ -12,30 +12,34 @@ from collections.abc import Callable, Iterator
 from erase.config.schema import Guard
 from flux_jax.errors import PreemptedError
 
-# Iterations before which nothing is known: the first ones compile.
-BEFORE = 3
-# Iterations whose median counts.
-WINDOW = 50
-LEAST = 60.0
-TICK = 1.0
+# The first iterations compile, and say nothing of those that follow.
+WARMUP_ITERATIONS = 3
+MEDIAN_WINDOW = 50
+MIN_SECONDS = 60.0
+POLL_SECONDS = 1.0
 
 
 class Watchdog:
     """Looks at the iterations of a run from a thread of its own.
 
     Attributes:
-        least: seconds that no iteration is suspected before.
-        tick: seconds between looks.
+        min_seconds: seconds that no iteration is suspected before.
+        poll_seconds: seconds between looks.
     """
 
     def __init__(
         self,
         settings: Guard,
-        least: float = LEAST,
-        tick: float = TICK,
+        min_seconds: float = MIN_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
         end: Callable[[int], None] = os._exit,
     ) -> None:
-        self.settings, self.least, self.tick, self._end = settings, least, tick, end
+        self.settings, self.min_seconds, self.poll_seconds, self._end = (
+            settings,
+            min_seconds,
+            poll_seconds,
+            end,
+        )
         self._took: list[float] = []
         self._running: tuple[int, float] | None = None
         self._over = threading.Event()
@@ -61,24 +65,24 @@ class Watchdog:
             yield
         finally:
             self._running = None
-            self._took = [*self._took[-WINDOW:], time.monotonic() - began]
+            self._took = [*self._took[-MEDIAN_WINDOW:], time.monotonic() - began]
 
     def _watch(self) -> None:
-        told = None
-        while not self._over.wait(self.tick):
-            if (running := self._running) is None or len(self._took) < BEFORE:
+        reported = None
+        while not self._over.wait(self.poll_seconds):
+            if (running := self._running) is None or len(self._took) < WARMUP_ITERATIONS:
                 continue
             step, began = running
             usual, taken = statistics.median(self._took), time.monotonic() - began
-            if taken > max(self.least, self.settings.hung * usual) and told != step:
-                told = step
+            if taken > max(self.min_seconds, self.settings.hung * usual) and reported != step:
+                reported = step
                 print(
                     f"iteration {step} has taken {taken:.0f} s, those before {usual:.2f} s: a "
                     "device or another process may hang; this is where it is:",
                     file=sys.stderr,
                 )
                 faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
-            if taken > self.settings.patience and told == step:
+            if taken > self.settings.patience and reported == step:
                 print(
                     f"iteration {step} did not end in guard.patience = {taken:.0f} s: the process "
                     "ends; the same command goes on from the last checkpoint",

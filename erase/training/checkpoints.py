@@ -13,9 +13,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,18 +23,32 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from erase.config.schema import Checkpoints
 from erase.methods.parts.step import State
+from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS
 from flux_jax.errors import EraseError, RunError
 
-FOLDER = "checkpoints"
-# Where damaged ones are put.
-ASIDE = "damaged"
 MANIFEST = "manifest.json"
 # What Orbax writes after the manifest: when, and that it did.
 UNREAD = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
 # Names within a checkpoint, and what checkpoints are compared by.
 STATE, RECORD, LOSS = "state", "record", "loss"
 
-Record = dict[str, Any]
+
+class Record(TypedDict):
+    """What a checkpoint holds besides the state.
+
+    Attributes:
+        keys: what the runs' random keys consist of.
+        configs: of the runs, by name.
+        skipped: updates in a row that each run left out, by name.
+        lost: names of the runs that left out too many.
+        place: what it was computed on; records of earlier versions do not say.
+    """
+
+    keys: list[list[int]]
+    configs: dict[str, dict[str, Any]]
+    skipped: dict[str, int]
+    lost: list[str]
+    place: NotRequired[dict[str, Any]]
 
 
 @contextlib.contextmanager
@@ -44,7 +58,7 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
     Raises:
         RunError: one could not be written.
     """
-    folder = (workdir / FOLDER).absolute()
+    folder = (workdir / CHECKPOINTS).absolute()
     # Orbax keeps those that come last in their order.
     smallest = managers.BestN(
         get_metric_fn=lambda metrics: metrics[LOSS],
@@ -52,14 +66,14 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
         n=settings.best,
         keep_checkpoints_without_metrics=False,
     )
-    kept = managers.AnyPreservationPolicy([managers.LatestN(settings.last), smallest])
+    policy = managers.AnyPreservationPolicy([managers.LatestN(settings.last), smallest])
     options = ocp.CheckpointManagerOptions(
         create=True,
         cleanup_tmp_directories=True,
-        preservation_policy=kept,
+        preservation_policy=policy,
         temporary_path_class=Sealed,
     )
-    with _told(folder):
+    with _explained(folder):
         manager = ocp.CheckpointManager(folder, options=options)
     try:
         yield manager
@@ -68,14 +82,14 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
         with contextlib.suppress(Exception):
             manager.close()
         raise
-    with _told(folder):
+    with _explained(folder):
         manager.wait_until_finished()
         manager.close()
 
 
 @contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Tells why a checkpoint could not be written.
+def _explained(folder: Path) -> Iterator[None]:
+    """Says why a checkpoint could not be written.
 
     Raises:
         RunError: it could not.
@@ -86,16 +100,16 @@ def _told(folder: Path) -> Iterator[None]:
         raise
     # Orbax and its stores raise errors of many kinds.
     except Exception as error:
-        left = [str(step) for step in found(folder)]
+        steps = steps_in(folder)
         reason = str(error).strip().splitlines()
         raise RunError(
             f"{folder}: a checkpoint could not be written "
             f"({reason[0] if reason else repr(error)}); make room there, or mend it, and start the "
-            f"same command: it goes on after iteration {left[-1] if left else 0}"
+            f"same command: it goes on after iteration {steps[-1] if steps else 0}"
         ) from error
 
 
-def found(folder: Path) -> list[int]:
+def steps_in(folder: Path) -> list[int]:
     """The iterations that a folder has checkpoints of, in order; whether they are whole or not."""
     if not folder.is_dir():
         return []
@@ -104,7 +118,7 @@ def found(folder: Path) -> list[int]:
 
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a run has come as far as its first checkpoint."""
-    return bool(found(workdir / FOLDER))
+    return bool(steps_in(workdir / CHECKPOINTS))
 
 
 class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -174,7 +188,7 @@ def cores() -> int:
     return len(allowed(0))
 
 
-def moved(record: Record, now: dict[str, Any]) -> str | None:
+def moved(record: Mapping[str, Any], now: dict[str, Any]) -> str | None:
     """What a run that goes on is told where it was computed on something else; None if it was not.
 
     Args:
@@ -204,17 +218,17 @@ def usable(workdir: Path, before: int | None = None) -> int:
         workdir: the run's folder.
         before: only earlier ones are looked at.
     """
-    folder = workdir / FOLDER
-    steps = [step for step in found(folder) if before is None or step < before]
+    folder = workdir / CHECKPOINTS
+    steps = [step for step in steps_in(folder) if before is None or step < before]
     while steps:
         step = steps.pop()
         if (wrong := fault(folder / str(step))) is None:
             return step
-        aside = workdir / ASIDE / str(step)
+        aside = workdir / DAMAGED_CHECKPOINTS / str(step)
         number = 0
         while aside.exists():
             number += 1
-            aside = workdir / ASIDE / f"{step}-{number}"
+            aside = workdir / DAMAGED_CHECKPOINTS / f"{step}-{number}"
         aside.parent.mkdir(exist_ok=True)
         os.replace(folder / str(step), aside)
         instead = f"the one of iteration {steps[-1]}" if steps else "the beginning"
@@ -240,7 +254,7 @@ def save(
     Raises:
         RunError: this one, or the one before, could not be written.
     """
-    with _told(Path(manager.directory)):
+    with _explained(Path(manager.directory)):
         args = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
         manager.save(step, args=ocp.args.Composite(**args), metrics={LOSS: loss})
 

@@ -9,7 +9,7 @@ as they are there, and those that the file holds already are left out. For each 
 seeds; - attack success: pictures of the families of `erase.evaluation.attack` in which the judge
 finds the concept; - a Fréchet distance between the frozen model's pictures of other concepts and
 the erased model's,
-  from the same noise, by the mean of the judge's last layer (`erase.evaluation.frechet`);
+  from the same noise, by the mean of the judge's last layer (`frechet_distance`);
 - trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
   the device while all train at once.
 
@@ -32,15 +32,16 @@ from jaxtyping import Float
 
 from convert.adapters.files import TORCH_FILE
 from erase.config.schema import Config
-from erase.evaluation import attack, evaluate, frechet, statistics
-from erase.evaluation.eval_prompts import Case, draw_cases, judge_of, judged
-from erase.evaluation.statistics import share
+from erase.evaluation import attack, evaluate, statistics
+from erase.evaluation.eval_prompts import EvalPrompt, configured_judge, draw_cases, judge_pictures
+from erase.evaluation.statistics import wilson_interval
 from erase.methods import method_of
-from erase.methods.configured import with_synonyms
 from erase.model.open import open_model
 from erase.runtime.files import write
+from erase.runtime.run_folder import ADAPTER
 from erase.training import memory_plan
 from erase.training.export import write_adapter
+from erase.training.prepare import runs_with_synonyms, shared_settings
 from erase.training.variants import left, resumed, train_variant
 from flux_jax import progress
 from flux_jax.errors import InputError
@@ -81,10 +82,10 @@ def compare(
         InputError: there is no judge, a setting cannot be used, or the file holds a comparison of
             other runs.
     """
-    first = next(iter(next(iter(methods.values())).values()))
+    runs = next(iter(methods.values()))
+    first = shared_settings(runs)
     if first.evaluation.judge is None:
         raise InputError("evaluation.judge = None: a comparison counts; name the judge's folder")
-    runs = next(iter(methods.values()))
     settings = first.evaluation
     head = {
         "runs": {name: config.concept for name, config in runs.items()},
@@ -94,15 +95,16 @@ def compare(
     }
     result = resumed(out, head, "methods", "comparison")
     fresh = left(out, result, methods)
-    for name, config in runs.items():
-        judge_of(config)
-        if not with_synonyms(config)[0].synonyms:
+    for config in runs.values():
+        configured_judge(config)
+    for name, config in runs_with_synonyms(runs).items():
+        if not config.synonyms:
             raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
     pipe = open_model(first)
     base: Base = {}
-    for name, given in progress.bar(fresh.items(), desc="methods"):
-        made = measure(pipe, methods[name], base, attacks)
-        result["methods"][name] = {**made, "settings": given}
+    for name, settings_written in progress.bar(fresh.items(), desc="methods"):
+        measured = measure(pipe, runs_with_synonyms(methods[name]), base, attacks)
+        result["methods"][name] = {**measured, "settings": settings_written}
         result |= {"device": jax.devices()[0].device_kind or platform.machine()}
         result |= {"jax": jax.__version__}
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -116,11 +118,11 @@ def measure(
 
     Args:
         pipe: the frozen model.
-        configs: of the runs, by name.
+        configs: of the runs, by name, with their synonyms.
         base: of the frozen model; added to, so that nothing is drawn twice.
         attacks: pictures of each family.
     """
-    first = next(iter(configs.values()))
+    first = shared_settings(configs)
     adapters: Mapping[str, Adapter] = {}
     seconds, needed = 0.0, 0
     if method_of(first).exports is not None:
@@ -132,15 +134,15 @@ def measure(
         rows.append({"name": name} | row)
         seen.setdefault(config.seed, []).append(features)
     distances = [
-        frechet.distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+        statistics.frechet_distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
         for pairs in seen.values()
     ]
-    found, of = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
+    hits, drawn = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
     return {
         "title": method_of(first).title,
         "cells": statistics.pooled(row["cells"] for row in rows),
         "intervals": statistics.over_concepts(rows),
-        "attacks": share(found, of),
+        "attacks": wilson_interval(hits, drawn),
         "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
         **size_of(adapters, first),
         "seconds": round(seconds / len(configs), 2),
@@ -157,26 +159,25 @@ def count(
     Args:
         pipe: the frozen model.
         adapter: the run's; without one the concept is silenced.
-        config: the run's.
+        config: the run's, with its synonyms.
         base: of the frozen model, added to.
         attacks: pictures of each family.
 
     Returns:
         The run's row; and the features before and after.
     """
-    config, _ = with_synonyms(config)
-    judge, drawn = evaluate.plan(config, pipe)
+    judge, drawn = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "compare has made sure"
     kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]
 
-    def look(cases: Sequence[Case], *, erased: bool) -> np.ndarray:
+    def look(cases: Sequence[EvalPrompt], *, erased: bool) -> np.ndarray:
         pairs = [(adapter, config.evaluation.strength)] if erased and adapter else []
         silenced = config.concept if erased and adapter is None else None
         title = f"of {config.concept}, {'after' if erased else 'before'}"
         return draw_cases(pipe, cases, config, pairs, title, silenced)
 
     def see(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return judged(judge, pictures, drawn), frechet.features(judge, pictures[kept])
+        return judge_pictures(judge, pictures, drawn), judge.features(pictures[kept])
 
     if config.concept not in base:
         base[config.concept] = see(look(drawn, erased=False))
@@ -185,15 +186,15 @@ def count(
     # All at once, in few and full batches.
     pictures = look([*drawn, *asked], erased=True)
     after, changed = see(pictures[: len(drawn)])
-    hits = judged(judge, pictures[len(drawn) :], asked)
-    found = {"before": before, "after": after}
+    hits = judge_pictures(judge, pictures[len(drawn) :], asked)
+    sides = {"before": before, "after": after}
     row = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "seed": config.seed,
-        "cells": evaluate.counts(drawn, found),
-        "synonyms": evaluate.by_synonym(drawn, found),
-        "attacks": share(int(hits.sum()), len(asked)),
+        "cells": evaluate.evaluation_cells(drawn, sides),
+        "synonyms": evaluate.by_synonym(drawn, sides),
+        "attacks": wilson_interval(int(hits.sum()), len(asked)),
     }
     return row, (features, changed)
 
@@ -205,5 +206,5 @@ def size_of(adapters: Mapping[str, Adapter], config: Config) -> dict[str, int]:
     adapter = next(iter(adapters.values()))
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(adapter, config, Path(folder))
-        size = (Path(folder) / "adapter" / TORCH_FILE).stat().st_size
+        size = (Path(folder) / ADAPTER / TORCH_FILE).stat().st_size
     return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)), "bytes": size}

@@ -11,6 +11,7 @@ import numpy as np
 from convert.adapters.files import write_lora
 from erase.config.schema import Config
 from erase.methods import method_of
+from erase.runtime.run_folder import ADAPTER
 from flux_jax.lora import Adapter
 
 PACKAGE = "erase-anything-jax"
@@ -30,4 +31,4 @@ def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
         "settings": json.dumps(dataclasses.asdict(config)),
     }
     lora = jax.tree.map(np.asarray, adapter.lora)
-    write_lora(workdir / "adapter", lora, adapter.alpha, metadata)
+    write_lora(workdir / ADAPTER, lora, adapter.alpha, metadata)

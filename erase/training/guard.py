@@ -1,4 +1,4 @@
-"""What is done where numbers of a run leave their range, or losses grow out of proportion.
+"""Detect non-finite updates and diverging losses.
 
 The updates themselves leave out what is not finite (`erase.methods.parts.step`); here that is
 noticed, counted and written down so that it can be done again (`erase.training.replay`).
@@ -10,20 +10,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from erase.config.schema import Guard
+from erase.runtime.run_folder import SKIPPED, kind_of
+from erase.training.metrics import named
 
-# Lines of iterations that were left out, in a run's folder.
-FILE = "skipped.jsonl"
-# Values of a loss that are compared with all of them, and how many there have to be.
-RECENT, ENOUGH = 20, 50
+# Divergence is looked for once a loss has so many values, by the median of the last ones.
+WARMUP_ITERATIONS, MEDIAN_WINDOW = 50, 20
 
 
-def lost(values: Mapping[str, float]) -> list[str]:
-    """Names of the numbers that are not finite."""
-    return [name for name, value in values.items() if not math.isfinite(value)]
+def non_finite(metrics: Mapping[str, float]) -> list[str]:
+    """Names of the metrics that are not finite."""
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 class Tally:
-    """What is known of the numbers of one run.
+    """What is known of the metrics of one run.
 
     Attributes:
         skipped: iterations in a row in which an update was left out.
@@ -33,52 +33,54 @@ class Tally:
         self.skipped = skipped
         self._settings = settings
         self._history: dict[str, list[float]] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
-    def count(self, values: Mapping[str, float]) -> bool:
-        """Takes an iteration's numbers.
+    def count(self, metrics: Mapping[str, float]) -> bool:
+        """Takes an iteration's metrics.
 
         Returns:
             Whether the run is lost: too many updates in a row were left out.
         """
-        self.skipped = self.skipped + 1 if lost(values) else 0
-        for name, value in values.items():
+        self.skipped = self.skipped + 1 if non_finite(metrics) else 0
+        for name, value in metrics.items():
             if math.isfinite(value):
                 self._history.setdefault(name, []).append(value)
         return self.skipped >= self._settings.skips
 
     def diverging(self) -> list[str]:
-        """Losses whose recent values are far above all, each told once, with both medians."""
-        told = []
+        """Losses whose recent values are far above all, each reported once, with both medians."""
+        messages = []
         for name, values in self._history.items():
-            if name in self._told or len(values) < ENOUGH or name.endswith("gradient"):
+            if name in self._reported or len(values) < WARMUP_ITERATIONS:
                 continue
-            recent, usual = np.median(values[-RECENT:]), np.median(values)
+            if kind_of(name) == "gradient":
+                continue
+            recent, usual = np.median(values[-MEDIAN_WINDOW:]), np.median(values)
             if recent > self._settings.divergence * usual:
-                self._told.add(name)
-                told.append(f"{name} {recent:.3g} after {usual:.3g}")
-        return told
+                self._reported.add(name)
+                messages.append(f"{name} {recent:.3g} after {usual:.3g}")
+        return messages
 
 
-def given_up(names: Sequence[str], settings: Guard) -> str:
-    """What is said of runs that lost too many updates in a row.
+def no_adapter(names: Sequence[str], settings: Guard) -> str:
+    """The message for runs that lost too many updates in a row.
 
     Args:
         names: of the runs; empty for one that has none.
         settings: of all.
     """
-    named = ", ".join(filter(None, names))
-    return (
-        f"{named and f'{named}: '}{settings.skips} updates in a row left the range of numbers, so "
-        "there is no adapter; the last good state is in the newest checkpoint. Reduce "
+    return named(
+        ", ".join(filter(None, names)),
+        f"{settings.skips} consecutive updates had a non-finite loss or gradient; no adapter was "
+        "written; the last good state is in the newest checkpoint. Reduce "
         "lower.learning_rate and upper.learning_rate, or set lower.clip and upper.clip; "
-        f"{FILE} names the iterations, which --replay shows"
+        f"{SKIPPED} names the iterations, which --replay shows",
     )
 
 
-def explained(step: int, names: Sequence[str]) -> str:
-    """What is said of an iteration whose numbers are lost."""
+def skipped_update(step: int, metrics: Sequence[str]) -> str:
+    """The message for an iteration some of whose metrics are not finite."""
     return (
-        f"iteration {step}: {', '.join(names)} left the range of numbers, and the update was left "
-        f"out ({FILE}); --replay {step} shows why"
+        f"iteration {step}: {', '.join(metrics)} not finite; the update was left out "
+        f"({SKIPPED}); --replay {step} shows why"
     )

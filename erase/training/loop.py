@@ -9,19 +9,17 @@ Axis letter: R runs.
 import contextlib
 import dataclasses
 import functools
-import json
-import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from jaxtyping import Array, Int, Key, PyTree
 
 from erase.config.schema import Config
@@ -36,17 +34,18 @@ from erase.methods.parts.samples import Counts
 from erase.methods.parts.step import State
 from erase.model.open import share
 from erase.runtime import processes
-from erase.runtime.files import write
+from erase.runtime.run_folder import CHECKPOINTS
 from erase.runtime.signals import Stop
 from erase.runtime.watchdog import Watchdog
-from erase.training import checkpoints, guard
-from flux_jax import progress, xla_flags
+from erase.training import checkpoints, guard, metrics
+from erase.training.metrics import RunLog, named
+from erase.training.prepare import shared_settings
+from flux_jax import progress as bars
 from flux_jax import sharding as meshes
+from flux_jax import xla_flags
 from flux_jax.errors import InputError, PreemptedError, RunError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -72,27 +71,37 @@ class Training:
     plans: Mapping[str, Plan]
 
     @property
-    def config(self) -> Config:
-        """That of the first run, for what all share."""
-        return next(iter(self.configs.values()))
+    def shared(self) -> Config:
+        """The settings that all runs share."""
+        return shared_settings(self.configs)
 
     @property
     def steps(self) -> Mapping[str, Step]:
         """The updates of an iteration, in their order."""
-        return method_of(self.config).steps(self.config)
+        return method_of(self.shared).steps(self.shared)
 
     def keys_at(self, step: int, keys: Key[Array, "R"] | None = None) -> dict[str, Key[Array, "R"]]:
         """Each run's key for each update of an iteration; by default all runs' [R]."""
         every = keys_of(self.keys if keys is None else keys, step, max(2, len(self.steps)))
         return {name: every[:, index] for index, name in enumerate(self.steps)}
 
-    def iterate(self, state: State, step: int) -> tuple[State, dict[str, dict[str, np.ndarray]]]:
-        """An iteration: the next state (the old one is donated), and each update's numbers [R]."""
-        numbers, keys = {}, self.keys_at(step)
+    def iterate(self, state: State, step: int) -> tuple[State, dict[str, np.ndarray]]:
+        """Runs one iteration.
+
+        Args:
+            state: of all runs; its buffers are donated.
+            step: the iteration, from 1 on.
+
+        Returns:
+            The new state; and losses and norms of gradients [R], by name, on the host.
+        """
+        by_update, keys = {}, self.keys_at(step)
         for name, each in self.steps.items():
-            given = (state, self.params, self.bank, keys[name])
-            state, numbers[name] = each.update(*given, context=self.context)
-        return state, jax.device_get(numbers)
+            state, by_update[name] = each.update(
+                state, self.params, self.bank, keys[name], context=self.context
+            )
+        values = jax.device_get(by_update).values()
+        return state, {name: each for update in values for name, each in update.items()}
 
     def adapter(self, name: str, state: State) -> Adapter:
         """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
@@ -107,24 +116,27 @@ class Training:
     def drawn(self, name: str, step: int) -> dict[str, Any]:
         """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
         row = list(self.configs).index(name)
-        own = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
-        keys, bank = self.keys_at(step, own), self.bank
+        key = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
+        keys, bank = self.keys_at(step, key), self.bank
         times = np.asarray(bank.times)
         pictures = 0 if bank.pictures is None else bank.pictures.shape[1]
         counts = Counts(bank.trajectories.shape[1], pictures, jnp.asarray(times))
         sentences = meshes.gather(self.context.mesh, bank.trajectory_sentences)[row]
-        plan, told = self.plans.get(name), {}
+        plan, samples = self.plans.get(name), {}
         for update, each in self.steps.items():
-            drawn = each.drawn(keys[update][0], self.context, counts)
-            for part, (kind, (rows, steps)) in drawn.items():
-                kept = kind == "pictures"
-                index = np.asarray(rows if kept else sentences[rows]).tolist()
+            for part, (kind, (rows, steps)) in each.drawn(
+                keys[update][0], self.context, counts
+            ).items():
+                of_pictures = kind == "pictures"
+                prompts = np.asarray(rows if of_pictures else sentences[rows]).tolist()
                 if plan:
-                    shown = plan.shown if kept else [g.prompts[plan.drawn] for g in plan.groups]
-                    index = [shown[i] for i in index]
+                    texts = (
+                        plan.shown if of_pictures else [g.prompts[plan.drawn] for g in plan.groups]
+                    )
+                    prompts = [texts[i] for i in prompts]
                 times_drawn = times[np.asarray(steps)].round(4).tolist()
-                told[part or update] = {"prompts": index, "t": times_drawn}
-        return told
+                samples[part or update] = {"prompts": prompts, "t": times_drawn}
+        return samples
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -135,7 +147,7 @@ def keys_of(
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), count))(keys)
 
 
-def prepare(
+def place_on_devices(
     configs: Mapping[str, Config],
     pipe: Pipeline,
     banks: Mapping[str, Bank],
@@ -149,7 +161,7 @@ def prepare(
         banks: of the runs.
         plans: what the banks were made of, for messages.
     """
-    first = next(iter(configs.values()))
+    first = shared_settings(configs)
     pipe = share(pipe, first, len(configs))
     context = context_of(first, pipe.transformer, pipe.mesh)
     keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
@@ -193,15 +205,36 @@ def learn(
         PreemptedError: the system asked for it.
         RunError: no run kept its numbers, or a checkpoint could not be written.
     """
-    training = prepare(configs, pipe, banks, plans)
+    training = place_on_devices(configs, pipe, banks, plans)
 
     def erased(name: str, state: State) -> bool:
-        return early_stop.erased(pipe, training.adapter(name, state), configs[name])
+        return early_stop.has_erased(pipe, training.adapter(name, state), configs[name])
 
     state, lost = train(training, workdir, erased, stop or Stop())
     if set(lost) == set(configs):
-        raise RunError(guard.given_up(lost, training.config.guard))
+        raise RunError(guard.no_adapter(lost, training.shared.guard))
     return {name: training.adapter(name, state) for name in configs if name not in lost}
+
+
+@dataclass
+class Progress:
+    """How far some runs have come.
+
+    Attributes:
+        step: the last iteration that was done.
+        state: of all runs, [R, ...].
+        active: whether each run goes on [R].
+        lost: names of the runs that lost too many updates in a row.
+        tallies: of the runs' metrics, by name.
+        losses: weighted losses of the iterations since the last checkpoint.
+    """
+
+    step: int
+    state: State
+    active: np.ndarray
+    lost: list[str]
+    tallies: dict[str, guard.Tally]
+    losses: list[float] = field(default_factory=list)
 
 
 def train(
@@ -225,146 +258,164 @@ def train(
         PreemptedError: the system asked for it.
         RunError: a checkpoint could not be written.
     """
-    config, configs, context = training.config, training.configs, training.context
-    title = config.concept if len(configs) == 1 else f"{len(configs)} concepts"
+    shared, names = training.shared, list(training.configs)
+    title = shared.concept if len(names) == 1 else f"{len(names)} concepts"
     done = processes.from_first(lambda: checkpoints.usable(workdir), int)
-    watchdog = Watchdog(config.guard)
+    watchdog, stopped = Watchdog(shared.guard), False
     with contextlib.ExitStack() as stack:
-        manager = stack.enter_context(checkpoints.opened(workdir, config.checkpoints))
-        state, record = training.state, _record(training, {}, [])
-        if done:
-            state, record = checkpoints.restore(manager, done, state)
-            _same_keys(record, training, workdir)
-            if told := checkpoints.moved(record, checkpoints.place()):
-                print(f"after iteration {done}, {told}", file=sys.stderr)
-        tallies = {name: guard.Tally(config.guard, record["skipped"][name]) for name in configs}
-        lost, names = list(record["lost"]), list(configs)
-        metrics = {name: _log(stack, workdir / name / METRICS, done) for name in names}
-        for name in names:
-            _keep(workdir / name / guard.FILE, done)
-        bar = progress.bar(total=config.iterations, initial=done, desc=f"erasing {title}")
+        manager = stack.enter_context(checkpoints.opened(workdir, shared.checkpoints))
+        progress = _resumed(training, manager, done, workdir)
+        logs = stack.enter_context(metrics.opened_logs(workdir, names, done))
+        bar = bars.bar(total=shared.iterations, initial=done, desc=f"erasing {title}")
         stack.enter_context(bar)
         stack.enter_context(xla_flags.told(bar))
         stack.enter_context(watchdog.watching())
         stack.enter_context(stop.deferred())
-        active, total = np.array(meshes.gather(context.mesh, state.active)), []
-        step, stopped = done, False
-        for step in range(done + 1, config.iterations + 1):
-            if not active.any():
-                break
-            began, before = time.perf_counter(), active.copy()
-            with watchdog.iteration(step):
-                state, numbers = training.iterate(state, step)
+        while progress.step < shared.iterations and progress.active.any() and not stopped:
+            began = time.perf_counter()
+            progress.step += 1
+            with watchdog.iteration(progress.step):
+                progress.state, values = training.iterate(progress.state, progress.step)
             seconds = round(time.perf_counter() - began, 4)
-            every = {name: each for found in numbers.values() for name, each in found.items()}
-            for index in np.flatnonzero(active):
-                name = names[index]
-                values = {metric: float(each[index]) for metric, each in every.items()}
-                kept = {metric: values[metric] for metric in values if np.isfinite(values[metric])}
-                print(json.dumps({"step": step, **kept, "seconds": seconds}), file=metrics[name])
-                if gone := guard.lost(values):
-                    bar.write(f"{name and f'{name}, '}{guard.explained(step, gone)}")
-                    line = {"step": step, "lost": gone, "seed": configs[name].seed}
-                    line |= {"numbers": kept, "drawn": training.drawn(name, step)}
-                    _add(workdir / name / guard.FILE, json.dumps(line))
-                if tallies[name].count(values):
-                    active[index] = False
-                    lost.append(name)
-                for told in tallies[name].diverging() if step % guard.RECENT == 0 else ():
-                    bar.write(f"{name and f'{name}, '}iteration {step}: {told}: it may diverge")
-            total.append(_weighted(config, every, active))
-            _show(bar, every, active)
-            last = step == config.iterations
-            if config.early_stop.every and step % config.early_stop.every == 0 and not last:
-                for index in np.flatnonzero(active):
-                    active[index] = not erased(name := names[index], state)
-                    if not active[index]:
-                        bar.write(f"{name and f'{name}: '}erased after {step} iterations")
-            if (active != before).any():
-                state = state.replace(active=context.divided(jnp.asarray(active)))
+            after_iteration(training, progress, values, seconds, logs, bar, erased)
             stopped = processes.any_of(stop.asked is not None)
-            if step % config.checkpoints.every == 0 or last or stopped or not active.any():
-                for log in metrics.values():
-                    log.flush()
-                record = _record(training, tallies, lost)
-                checkpoints.save(manager, step, state, record, float(np.mean(total)))
-                total = []
-            if stopped:
-                break
-        if config.checkpoints.adapter == "best" and not stopped:
+            if stopped or _checkpoint_is_due(shared, progress):
+                _save(training, progress, manager, logs)
+        if shared.checkpoints.adapter == "best" and not stopped:
             manager.wait_until_finished()
-            state, _ = checkpoints.restore(manager, checkpoints.best(manager), state)
+            best = checkpoints.best(manager)
+            progress.state, _ = checkpoints.restore(manager, best, progress.state)
     if stopped:
         raise PreemptedError(
-            f"{stop.asked or 'another process'}: stopped and saved after iteration {step} of "
-            f"{config.iterations}; the same command goes on"
+            f"{stop.asked or 'another process'}: stopped and saved after iteration "
+            f"{progress.step} of {shared.iterations}; the same command goes on"
         )
-    return state, lost
+    return progress.state, progress.lost
 
 
-def _record(training: Training, tallies: Mapping[str, guard.Tally], lost: Sequence[str]) -> Any:
-    """What a checkpoint holds besides the state."""
-    return {
-        "keys": training.numbers(),
-        "configs": {name: dataclasses.asdict(c) for name, c in training.configs.items()},
-        "skipped": {n: tallies[n].skipped if n in tallies else 0 for n in training.configs},
-        "lost": list(lost),
-        "place": checkpoints.place(),
-    }
+def after_iteration(
+    training: Training,
+    progress: Progress,
+    values: Mapping[str, np.ndarray],
+    seconds: float,
+    logs: Mapping[str, RunLog],
+    bar: Any,
+    erased: Callable[[str, State], bool],
+) -> None:
+    """Writes and shows an iteration's metrics, and ends the runs that are lost or have erased.
+
+    Args:
+        training: what the iterations need.
+        progress: after the iteration; changed.
+        values: losses and norms of gradients [R], by name.
+        seconds: that the iteration took.
+        logs: of the runs, by name.
+        bar: the progress bar.
+        erased: whether the run of a name has erased enough, in a state.
+    """
+    shared, names, before = training.shared, list(training.configs), progress.active.copy()
+    for index in np.flatnonzero(before):
+        name = names[index]
+        of_run = {metric: float(each[index]) for metric, each in values.items()}
+        _log(training, progress.step, name, of_run, seconds, logs[name], bar)
+        if progress.tallies[name].count(of_run):
+            progress.active[index] = False
+            progress.lost.append(name)
+        if progress.step % guard.MEDIAN_WINDOW == 0:
+            for message in progress.tallies[name].diverging():
+                text = f"iteration {progress.step}: {message}: it may diverge"
+                bar.write(named(name, text, ", "))
+    progress.losses.append(metrics.mean_weighted_loss(shared, values, progress.active))
+    bar.set_postfix(metrics.mean_losses(values, progress.active), refresh=False)
+    bar.update()
+    every, last = shared.early_stop.every, progress.step == shared.iterations
+    if every and progress.step % every == 0 and not last:
+        for index in np.flatnonzero(progress.active):
+            progress.active[index] = not erased(names[index], progress.state)
+            if not progress.active[index]:
+                bar.write(named(names[index], f"erased after {progress.step} iterations"))
+    if (progress.active != before).any():
+        active = training.context.divided(jnp.asarray(progress.active))
+        progress.state = progress.state.replace(active=active)
 
 
-def _same_keys(record: Any, training: Training, workdir: Path) -> None:
-    """Makes sure that a checkpoint's iterations and the next ones are of one sequence.
+def _log(
+    training: Training,
+    step: int,
+    name: str,
+    values: Mapping[str, float],
+    seconds: float,
+    log: RunLog,
+    bar: Any,
+) -> None:
+    """Writes a run's metrics of an iteration, and what is needed to do it again if any is lost."""
+    lost = guard.non_finite(values)
+    finite = {metric: value for metric, value in values.items() if metric not in lost}
+    log.add_metrics({"step": step, "metrics": finite, "seconds": seconds})
+    if lost:
+        bar.write(named(name, guard.skipped_update(step, lost), ", "))
+        log.add_skipped(
+            {
+                "step": step,
+                "lost": lost,
+                "seed": training.configs[name].seed,
+                "numbers": finite,
+                "drawn": training.drawn(name, step),
+            }
+        )
+
+
+def _resumed(
+    training: Training, manager: ocp.CheckpointManager, done: int, workdir: Path
+) -> Progress:
+    """Progress as a checkpoint has it, or none where `done` is 0.
 
     Raises:
-        InputError: they are not.
+        InputError: the checkpoint is of runs with other random keys.
+        RunError: it cannot be read.
     """
-    if record["keys"] != training.numbers():
-        raise InputError(
-            f"{workdir / checkpoints.FOLDER} holds runs with other random keys: give the same "
-            "seeds and runs, --overwrite to begin anew, or another folder"
-        )
+    state, skipped, lost = training.state, dict.fromkeys(training.configs, 0), []
+    if done:
+        state, record = checkpoints.restore(manager, done, state)
+        if record["keys"] != training.numbers():
+            raise InputError(
+                f"{workdir / CHECKPOINTS} holds runs with other random keys: give the same "
+                "seeds and runs, --overwrite to begin anew, or another folder"
+            )
+        if message := checkpoints.moved(record, checkpoints.place()):
+            print(f"after iteration {done}, {message}", file=sys.stderr)
+        skipped, lost = record["skipped"], list(record["lost"])
+    return Progress(
+        step=done,
+        state=state,
+        active=np.array(meshes.gather(training.context.mesh, state.active)),
+        lost=lost,
+        tallies={n: guard.Tally(training.shared.guard, skipped[n]) for n in training.configs},
+    )
 
 
-def _log(stack: contextlib.ExitStack, path: Path, done: int) -> Any:
-    """A file of lines open for more, without those of iterations that no checkpoint holds."""
-    _keep(path, done)
-    return stack.enter_context((path if processes.first() else Path(os.devnull)).open("a"))
+def _checkpoint_is_due(shared: Config, progress: Progress) -> bool:
+    """Whether a checkpoint follows an iteration: every so many, and after the last one."""
+    last = progress.step == shared.iterations or not progress.active.any()
+    return last or progress.step % shared.checkpoints.every == 0
 
 
-def _keep(path: Path, done: int) -> None:
-    """Drops the lines of iterations that no checkpoint holds."""
-    if processes.first() and path.is_file():
-        write(path, "".join(_until(path.read_text().splitlines(keepends=True), done)))
-
-
-def _add(path: Path, line: str) -> None:
-    if processes.first():
-        with path.open("a") as file:
-            print(line, file=file)
-
-
-def _until(lines: Sequence[str], done: int) -> Iterator[str]:
-    """The lines up to an iteration; the last one may have been cut off."""
-    for line in lines:
-        try:
-            if json.loads(line)["step"] > done:
-                return
-        except (ValueError, KeyError, TypeError):
-            return
-        yield line
-
-
-def _weighted(config: Config, every: Mapping[str, np.ndarray], active: np.ndarray) -> float:
-    """The weighted losses' sum, mean over the runs that go on; infinite where none is finite."""
-    weights = method_of(config).weights(config)
-    sums = sum(weights[name] * each for name, each in every.items() if name in weights)
-    finite = np.asarray(sums)[active & np.isfinite(np.asarray(sums))]
-    return float(finite.mean()) if finite.size else math.inf
-
-
-def _show(bar: Any, every: Mapping[str, np.ndarray], active: np.ndarray) -> None:
-    """Losses beside the progress bar, means over the runs that go on."""
-    shown = {n: f"{each[active].mean():.3g}" for n, each in every.items() if active.any()}
-    bar.set_postfix({n: mean for n, mean in shown.items() if "gradient" not in n}, refresh=False)
-    bar.update()
+def _save(
+    training: Training,
+    progress: Progress,
+    manager: ocp.CheckpointManager,
+    logs: Mapping[str, RunLog],
+) -> None:
+    """Writes the logs' lines and a checkpoint."""
+    for log in logs.values():
+        log.flush()
+    record: checkpoints.Record = {
+        "keys": training.numbers(),
+        "configs": {name: dataclasses.asdict(c) for name, c in training.configs.items()},
+        "skipped": {name: tally.skipped for name, tally in progress.tallies.items()},
+        "lost": list(progress.lost),
+        "place": checkpoints.place(),
+    }
+    loss = float(np.mean(progress.losses))
+    checkpoints.save(manager, progress.step, progress.state, record, loss)
+    progress.losses = []

@@ -13,6 +13,7 @@ from erase.methods import method_of
 from erase.methods.configured import start
 from erase.runtime.signals import Stop
 from erase.training import loop
+from erase.training.prepare import PreparedRun, configs_of, plans_of, shared_settings
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -38,18 +39,13 @@ def banks_of(
 
 
 def make_adapters(
-    configs: Mapping[str, Config],
-    pipe: Pipeline,
-    plans: Mapping[str, Plan],
-    workdir: Path,
-    stop: Stop | None = None,
+    runs: Mapping[str, PreparedRun], pipe: Pipeline, workdir: Path, stop: Stop | None = None
 ) -> dict[str, Adapter]:
     """Makes the runs' adapters; what is trained goes on from the latest whole checkpoint.
 
     Args:
-        configs: of the runs, by name.
+        runs: by name.
         pipe: the frozen model.
-        plans: what the runs' banks are made of.
         workdir: folder of the checkpoints, with the runs' folders in it.
         stop: whether the system asks for a stop.
 
@@ -61,18 +57,19 @@ def make_adapters(
         PreemptedError: the system asked for a stop.
         RunError: no run kept its numbers, or a checkpoint could not be written.
     """
-    first = next(iter(configs.values()))
-    method = method_of(first)
+    configs, plans = configs_of(runs), plans_of(runs)
+    shared = shared_settings(configs)
+    method = method_of(shared)
     assert method.exports is not None, "refused before"
     banks: dict[str, Bank] = {}
-    if method.steps(first):
+    if method.steps(shared):
         banks = banks_of(configs, pipe, plans)
-        found = loop.learn(configs, pipe, banks, workdir, plans, stop)
+        adapters = loop.learn(configs, pipe, banks, workdir, plans, stop)
     else:
-        fresh = start(jax.random.key(first.seed), pipe.shapes, first).lora
-        alpha = float(first.adapter.alpha or first.adapter.rank)
-        found = dict.fromkeys(configs, Adapter(fresh, alpha))
+        fresh = start(jax.random.key(shared.seed), pipe.shapes, shared).lora
+        alpha = float(shared.adapter.alpha or shared.adapter.rank)
+        adapters = dict.fromkeys(configs, Adapter(fresh, alpha))
     return {
         name: method.exports(configs[name], pipe, plans[name], banks.get(name), adapter)
-        for name, adapter in found.items()
+        for name, adapter in adapters.items()
     }

@@ -5,6 +5,7 @@ states), temporaries and results. Programs run one after another, so the largest
 stays on the device beside it.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from rich.table import Table
 from erase.config.schema import Config
 from erase.data import bank
 from erase.data.trajectories import trajectories
-from erase.methods import method_of
+from erase.methods import flops, method_of
 from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.parts.step import State
 from erase.model.open import share
 from erase.runtime.memory import MENDS, memory
 from erase.runtime.mesh import RUNS
-from erase.training import flops
+from erase.training.prepare import shared_settings
 from flux_jax import programs
 from flux_jax import sharding as meshes
 from flux_jax.pipeline import Pipeline
@@ -82,7 +83,7 @@ def plan(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[tuple[str, N
     Yields:
         A program's name, and what it needs.
     """
-    config, runs = next(iter(configs.values())), len(configs)
+    config, runs = shared_settings(configs), len(configs)
     yield from _preparing(config, pipe)
     yield from training(config, runs, pipe)
     if config.evaluation.pictures:
@@ -107,9 +108,10 @@ def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     one = _bank(config, pipe)
     sigmas = jnp.zeros(config.steps + 1)
     model = Denoiser(pipe.transformer, weights["transformer"], one.image_ids, config.guidance)
+    latents, prompts = _samples(one, pipe, count)
     with jax.set_mesh(pipe.mesh):
-        needed = need(trajectories, model, *_samples(one, pipe, count), sigmas)
-    yield "denoising", needed
+        denoising = need(trajectories, model, latents, prompts, sigmas)
+    yield "denoising", denoising
 
 
 def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
@@ -132,8 +134,8 @@ def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, N
     # As training places them, so that what it has compiled is not compiled again.
     keys = divided(jax.eval_shape(lambda: jax.random.key(0)))
     for name, step in method_of(config).steps(config).items():
-        given = (divided(_state(config, pipe)), _weights(pipe)["transformer"], banks, keys)
-        yield f"{name} update", need(step.update, *given, context=context)
+        state, weights = divided(_state(config, pipe)), _weights(pipe)["transformer"]
+        yield f"{name} update", need(step.update, state, weights, banks, keys, context=context)
 
 
 def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
@@ -207,10 +209,10 @@ def of_a_run(configs: Mapping[str, Config], pipe: Pipeline) -> int:
     Returns:
         What one run adds on the device that it trains on; 0 where nothing is trained.
     """
-    config, runs = next(iter(configs.values())), len(configs)
+    config, runs = shared_settings(configs), len(configs)
     pipe = share(pipe, config, runs)
     weights = nbytes(_weights(pipe)["transformer"])
-    needs = [found.total - weights for _, found in training(config, runs, pipe)]
+    needs = [program.total - weights for _, program in training(config, runs, pipe)]
     return max(needs, default=0) // (runs // pipe.mesh.shape[RUNS])
 
 
@@ -221,7 +223,7 @@ def held(configs: Mapping[str, Config], pipe: Pipeline) -> dict[str, int]:
         configs: of the runs, by name.
         pipe: the frozen model, on its devices; nothing of it is read.
     """
-    config = next(iter(configs.values()))
+    config = shared_settings(configs)
     own = len(configs) // pipe.mesh.shape[RUNS]
     return {
         **{f"weights of {name}": nbytes(shapes) for name, shapes in _weights(pipe).items()},
@@ -250,10 +252,10 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
     for heading in ("", "arguments", "temporaries", "results", "beside", "total"):
         table.add_column(heading, justify="right" if heading else "left")
     largest = 0
-    for name, found in plan(configs, pipe):
-        sizes = (found.arguments, found.temporaries, found.results, found.beside, found.total)
+    for name, program in plan(configs, pipe):
+        sizes = (*dataclasses.astuple(program), program.total)
         table.add_row(name, *(f"{size / GB:.2f}" for size in sizes))
-        largest = max(largest, found.total)
+        largest = max(largest, program.total)
     console.print(table)
     kind = jax.devices()[0].device_kind
     if available is None:

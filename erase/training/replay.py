@@ -21,18 +21,16 @@ from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.step import Losses, State
 from erase.runtime import processes
 from erase.runtime.files import write
+from erase.runtime.run_folder import REPLAY
 from erase.training import checkpoints
 from erase.training.loop import Training
 from flux_jax import progress, xla_flags
 from flux_jax import sharding as meshes
 from flux_jax.errors import InputError
 
-# In a run's folder.
-FILE = "replay-{}.json"
-
 
 def show(training: Training, workdir: Path, step: int) -> None:
-    """Prints each run's losses and gradients in an iteration, and writes it to `FILE`.
+    """Prints each run's losses and gradients in an iteration, and writes it to a file.
 
     Args:
         training: of the runs.
@@ -42,13 +40,13 @@ def show(training: Training, workdir: Path, step: int) -> None:
     Raises:
         InputError: there is no such iteration.
     """
-    if step > training.config.iterations:
+    if step > training.shared.iterations:
         raise InputError(
-            f"replay = {step} is beyond iterations = {training.config.iterations}; choose a smaller"
+            f"replay = {step} is beyond iterations = {training.shared.iterations}; choose a smaller"
         )
     done = processes.from_first(lambda: checkpoints.usable(workdir, step), int)
     state = training.state
-    with checkpoints.opened(workdir, training.config.checkpoints) as manager:
+    with checkpoints.opened(workdir, training.shared.checkpoints) as manager:
         if done:
             state, _ = checkpoints.restore(manager, done, state)
     with (
@@ -57,11 +55,11 @@ def show(training: Training, workdir: Path, step: int) -> None:
     ):
         for number in bar:
             state, _ = training.iterate(state, number)
-    found = {name: dict(_levels(training, state, name, step)) for name in training.configs}
-    for name, levels in found.items():
+    runs = {name: dict(_levels(training, state, name, step)) for name in training.configs}
+    for name, levels in runs.items():
         drawn = training.drawn(name, step)
-        told = {"step": step, "from": done, "drawn": drawn, "levels": levels}
-        write(workdir / name / FILE.format(step), json.dumps(told, indent=1) + "\n")
+        content = {"step": step, "from": done, "drawn": drawn, "levels": levels}
+        write(workdir / name / REPLAY.format(step), json.dumps(content, indent=1) + "\n")
         Console().print(_table(name or training.configs[name].concept, step, levels))
         for part, rows in drawn.items():
             for prompt, t in zip(rows["prompts"], rows["t"], strict=True):
@@ -82,8 +80,9 @@ def _levels(
         lora, own = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
         for level, (losses, key) in each.losses(keys[name][row], own).items():
             yield level, _level(training, bank, losses, lora, key)
-        given = (after, training.params, training.bank, keys[name])
-        after, _ = each.update(*given, context=training.context)
+        after, _ = each.update(
+            after, training.params, training.bank, keys[name], context=training.context
+        )
 
 
 def _level(
@@ -120,10 +119,10 @@ def _table(title: str, step: int, levels: dict[str, dict[str, Any]]) -> Table:
     table = Table("level", "", title=f"{title!r}, iteration {step}")
     for heading in ("loss or norm", "numbers lost"):
         table.add_column(heading, justify="right")
-    for level, found in levels.items():
-        for part, value in found["losses"].items():
+    for level, values in levels.items():
+        for part, value in values["losses"].items():
             table.add_row(level, part, str(value), "")
-        for path, gradient in found["gradients"].items():
+        for path, gradient in values["gradients"].items():
             table.add_row(
                 level, f"gradient of {path}", str(gradient["norm"]), str(gradient["lost"])
             )

@@ -10,12 +10,12 @@ from typing import Any
 from ml_collections import FieldReference
 
 from erase.config.fields import fill_defaults, shown
-from erase.data.words import irrelevant, sentences
 from erase.runs import RunConfig
-from erase.training import checkpoints, guard, replay
+from erase.runtime.files import read_json
+from erase.runtime.run_folder import CONFIG, WRITTEN
+from erase.training import checkpoints
 from flux_jax.errors import InputError
 
-CONFIG = "config.json"
 # What may change when a run goes on: how far it goes, what follows, how and where it is started,
 # and what nothing but other fields' defaults follow from.
 FREE = (
@@ -29,28 +29,10 @@ FREE = (
     "command",
     "synonyms_from",
 )
-# All that the commands write into a run's folder; patterns, of which most are names.
-WRITTEN = (
-    CONFIG,
-    irrelevant.FILE,
-    sentences.FILE,
-    "metrics.jsonl",
-    guard.FILE,
-    replay.FILE.format("*"),
-    checkpoints.FOLDER,
-    checkpoints.ASIDE,
-    "adapter",
-    "evaluation.json",
-    "attention.npz",
-    "pictures",
-    "before_after.png",
-    "report.html",
-    *(f"{stem}.{kind}" for stem in ("attacks", "summary") for kind in ("json", "csv")),
-)
 
 
 def check(workdir: Path, descriptions: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Makes sure that no other run is lost or mixed up: the same runs go on, others do not begin.
+    """Refuses to start in a folder that holds a run with other settings; the same run resumes.
 
     Args:
         workdir: the folder.
@@ -64,20 +46,15 @@ def check(workdir: Path, descriptions: Mapping[str, Any], *, overwrite: bool) ->
     for name in descriptions:
         if name in WRITTEN:
             raise InputError(f"each.{name}: {name} holds something else in a workdir; rename it")
-    found = [name for name in descriptions if (workdir / name / CONFIG).is_file()]
+    described = [name for name in descriptions if (workdir / name / CONFIG).is_file()]
     # What a checkpoint holds is all of them.
-    held = descriptions if checkpoints.has_checkpoints(workdir) else found
+    earlier_runs = descriptions if checkpoints.has_checkpoints(workdir) else described
     if overwrite:
         return
-    for name in held:
+    for name in earlier_runs:
         path = workdir / name / CONFIG
-        try:
-            earlier = json.loads(path.read_text()) if name in found else {}
-        except ValueError as error:
-            raise InputError(
-                f"{path} is not JSON ({error}): mend it, give --overwrite to lose the run there, "
-                "or another folder"
-            ) from error
+        mend = "mend it, give --overwrite to lose the run there, or another folder"
+        earlier = read_json(path, mend=mend) if name in described else {}
         if differing := list(differences(earlier, descriptions[name])):
             raise InputError(
                 f"workdir = {str(workdir / name)!r} holds a run with other settings: give the "

@@ -1,33 +1,37 @@
 """Whole runs: prepare, train all at once, write the adapters, evaluate, report."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from erase.config.schema import Config
-from erase.data.words import irrelevant, sentences
 from erase.data.words.language_model import describe
 from erase.evaluation import early_stop, evaluate, summary
 from erase.evaluation.eval_prompts import check_judge
 from erase.methods import method_of
-from erase.methods.configured import irrelevant_words, plan_of, start, with_synonyms
+from erase.methods.configured import start
 from erase.model.open import open_model
-from erase.report import card, report
-from erase.report import words as shown
-from erase.runs import RunConfig
-from erase.runtime import processes, signals
+from erase.report import card, report, words
+from erase.runtime import processes, run_folder, signals
 from erase.runtime.files import write
-from erase.training import guard, loop
-from erase.training import replay as replays
-from erase.training import resume_check as workdirs
+from erase.training import guard, loop, replay, resume_check
 from erase.training.export import write_adapter
 from erase.training.make_adapters import banks_of, make_adapters
+from erase.training.prepare import (
+    PreparedRun,
+    configs_of,
+    plans_of,
+    prepare,
+    resolve_runs,
+    shared_settings,
+)
 from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter
+from flux_jax.pipeline import Pipeline
 
 
 def run(
@@ -65,103 +69,155 @@ def _run(
     runs: Mapping[str, Config],
     workdir: Path,
     overwrite: bool,
-    replay: int | None,
+    replay_step: int | None,
     command: str,
     stop: signals.Stop,
 ) -> dict[str, Adapter]:
-    folders = {name: workdir / name for name in runs}
-    settled = {name: with_synonyms(config) for name, config in runs.items()}
-    configs = {name: config for name, (config, _) in settled.items()}
-    first = next(iter(configs.values()))
-    method = method_of(first)
-    if method.exports is None:
-        raise InputError(
-            f"method = {first.method!r} has no weights to train or to export; `python -m "
-            "erase compare` and `python -m erase attack` measure it"
-        )
-    if replay is not None and not method.steps(first):
-        raise InputError(f"replay = {replay}: method = {first.method!r} has no iterations")
-    descriptions = {
-        # Through JSON, so that it compares with what an earlier start wrote.
-        name: json.loads(
-            json.dumps(dataclasses.asdict(config) | {"command": command, "synonyms_from": source})
-        )
-        for name, (config, source) in settled.items()
-    }
-    given = {"workdir": str(workdir), "overwrite": overwrite, "replay": replay, "runs": list(runs)}
-    # Which process this is, is said by its command.
-    fields = [field for field in descriptions[next(iter(runs))] if field != "command"]
-    processes.agree(given | {f: [own[f] for own in descriptions.values()] for f in fields})
-    processes.from_first(lambda: workdirs.check(workdir, descriptions, overwrite=overwrite))
-    for config in configs.values():
-        check_judge(config)
-    pipe = open_model(first, len(runs))
+    """See `run`. All that can be refused is refused before anything is written."""
+    resolved = resolve_runs(runs)
+    descriptions = {name: each.description(command) for name, each in resolved.items()}
+    shared = shared_settings({name: each.config for name, each in resolved.items()})
+    _check_method(shared, replay_step)
+    _agree(descriptions, workdir, overwrite, replay_step)
+    processes.from_first(lambda: resume_check.check(workdir, descriptions, overwrite=overwrite))
+    for each in resolved.values():
+        check_judge(each.config)
+    pipe = open_model(shared, len(runs))
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
     print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
-    written = processes.from_first(
-        lambda: {name: sentences.settle(configs[name], folders[name]) for name in runs},
-        dict[str, tuple[RunConfig, sentences.Sentences]],
-    )
-    configs = {name: config for name, (config, _) in written.items()}
-    words = processes.from_first(
-        lambda: {name: irrelevant_words(configs[name], folders[name]) for name in runs},
-        dict[str, irrelevant.Words],
-    )
-    plans = {name: plan_of(configs[name], pipe, words[name]) for name in runs}
-    drawn = []
-    for config in configs.values():
-        if config.evaluation.pictures:
-            # What evaluation could not use is told before training, not after.
-            drawn += evaluate.plan(config, pipe)[1]
-        if config.early_stop.every:
-            drawn += early_stop.plan(config, pipe)[1]
+    prepared = prepare(resolved, pipe, workdir)
+    # What evaluation could not use is told before training, not after.
+    prompts = [prompt for each in prepared.values() for prompt in each.plan.prompts]
+    prompts += evaluation_prompts(prepared, pipe)
     # A target that the model lacks is told before anything is written.
-    jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, first))
+    jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, shared))
     if overwrite:
-        processes.from_first(lambda: workdirs.clear(workdir, runs))
-    for name, folder in folders.items() if replay is None else ():
-        write(folder / workdirs.CONFIG, json.dumps(descriptions[name], indent=2) + "\n")
-        write(folder / irrelevant.FILE, describe(words[name]))
-        _, further = written[name]
-        if configs[name].more_prompts:
-            write(folder / sentences.FILE, describe(further))
-    shown.show(
-        {
-            name: shown.lines(
-                config.concept,
-                config.prompts,
-                written[name][1].source,
-                config.synonyms,
-                settled[name][1],
-                [word for pool in words[name].pools for word in pool],
-                words[name].source,
-            )
-            for name, config in configs.items()
-        }
-    )
-    prompts = [prompt for planned in plans.values() for prompt in planned.prompts]
-    pipe.remember([*prompts, *(case.prompt for case in drawn)], first.bank.batch)
+        processes.from_first(lambda: resume_check.clear(workdir, runs))
+    if replay_step is None:
+        write_descriptions(prepared, descriptions)
+    show_words(prepared)
+    pipe.remember(prompts, shared.bank.batch)
     # The text encoders, larger than all but the transformer, make room for it.
     pipe.release("text_encoder", "text_encoder_2")
-    if replay is not None:
+    if replay_step is not None:
+        configs, plans = configs_of(prepared), plans_of(prepared)
         banks = banks_of(configs, pipe, plans)
-        replays.show(loop.prepare(configs, pipe, banks, plans), workdir, replay)
+        training = loop.place_on_devices(configs, pipe, banks, plans)
+        replay.show(training, workdir, replay_step)
         return {}
-    adapters = make_adapters(configs, pipe, plans, workdir, stop)
-    for name, adapter in adapters.items():
-        processes.from_first(
-            functools.partial(write_adapter, adapter, configs[name], folders[name])
+    adapters = make_adapters(prepared, pipe, workdir, stop)
+    finish(prepared, adapters, pipe, workdir)
+    if lost := [name for name in runs if name not in adapters]:
+        raise RunError(guard.no_adapter(lost, shared.guard))
+    return adapters
+
+
+def _check_method(shared: Config, replay_step: int | None) -> None:
+    """Makes sure that the method has what is asked of it.
+
+    Raises:
+        InputError: it has no weights, or no iterations to do again.
+    """
+    method = method_of(shared)
+    if method.exports is None:
+        raise InputError(
+            f"method = {shared.method!r} has no weights to train or to export; `python -m "
+            "erase compare` and `python -m erase attack` measure it"
         )
+    if replay_step is not None and not method.steps(shared):
+        raise InputError(f"replay = {replay_step}: method = {shared.method!r} has no iterations")
+
+
+def _agree(
+    descriptions: Mapping[str, Mapping[str, Any]],
+    workdir: Path,
+    overwrite: bool,
+    replay_step: int | None,
+) -> None:
+    """Makes sure that all processes were started for the same runs.
+
+    Raises:
+        InputError: they were not.
+    """
+    settings: dict[str, Any] = {
+        "workdir": str(workdir),
+        "overwrite": overwrite,
+        "replay": replay_step,
+        "runs": list(descriptions),
+    }
+    for field in next(iter(descriptions.values())):
+        # Which process this is, is said by its command.
+        if field != "command":
+            settings[field] = [description[field] for description in descriptions.values()]
+    processes.agree(settings)
+
+
+def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[str]:
+    """Prompts of the pictures by which runs are evaluated, and stopped early.
+
+    Raises:
+        InputError: a setting does not fit the judge or the model.
+    """
+    cases = []
+    for run in runs.values():
+        if run.config.evaluation.pictures:
+            cases += evaluate.plan_evaluation(run.config, pipe)[1]
+        if run.config.early_stop.every:
+            cases += early_stop.plan_early_stop(run.config, pipe)[1]
+    return [case.prompt for case in cases]
+
+
+def write_descriptions(
+    runs: Mapping[str, PreparedRun], descriptions: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Writes each run's configuration, and its words with their sources, into its folder."""
+    for name, run in runs.items():
+        content = json.dumps(descriptions[name], indent=2) + "\n"
+        write(run.folder / run_folder.CONFIG, content)
+        write(run.folder / run_folder.IRRELEVANT, describe(run.irrelevant))
+        if run.config.more_prompts:
+            write(run.folder / run_folder.SENTENCES, describe(run.sentences))
+
+
+def show_words(runs: Mapping[str, PreparedRun]) -> None:
+    """Prints what each run erases, and the words for it."""
+    words.show(
+        {
+            name: words.lines(
+                run.config.concept,
+                run.config.prompts,
+                run.sentences.source,
+                run.config.synonyms,
+                run.synonyms_source,
+                [word for pool in run.irrelevant.pools for word in pool],
+                run.irrelevant.source,
+            )
+            for name, run in runs.items()
+        }
+    )
+
+
+def finish(
+    runs: Mapping[str, PreparedRun], adapters: Mapping[str, Adapter], pipe: Pipeline, workdir: Path
+) -> None:
+    """Writes the adapters, evaluates them, and writes cards, reports and a summary.
+
+    Args:
+        runs: all of them; those that lost their numbers have no adapter.
+        adapters: by the run's name.
+        pipe: the frozen model.
+        workdir: takes the summary, where there are several runs.
+    """
+    for name, adapter in adapters.items():
+        config, folder = runs[name].config, runs[name].folder
+        processes.from_first(functools.partial(write_adapter, adapter, config, folder))
     results = {}
-    for name in adapters:
-        config = configs[name]
+    for name, adapter in adapters.items():
+        config, folder = runs[name].config, runs[name].folder
         if config.evaluation.pictures:
-            results[name] = evaluate.evaluate(pipe, adapters[name], config, folders[name])
+            results[name] = evaluate.evaluate(pipe, adapter, config, folder)
         if processes.first():
-            card.of_run(folders[name])
-            print(report.write(folders[name]))
+            card.of_run(folder)
+            print(report.write(folder))
     if len(runs) > 1:
         summary.write_summary(workdir, results)
-    if lost := [name for name in runs if name not in adapters]:
-        raise RunError(guard.given_up(lost, first.guard))
-    return adapters

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from erase.config.schema import Config, Evaluation
-from erase.data.words import sentences
-from erase.methods.configured import irrelevant_words, plan_of, with_synonyms
+from erase.runtime.run_folder import METRICS
 from erase.training import guard
-from erase.training.loop import METRICS
 from erase.training.make_adapters import make_adapters
+from erase.training.prepare import prepare, resolve_runs, shared_settings
 from erase.training.resume_check import differences
 from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter
@@ -57,13 +56,13 @@ def left(
     fresh = {}
     for name, runs in methods.items():
         # Through JSON, so that it compares with what the file holds.
-        now = json.loads(json.dumps(asdict(next(iter(runs.values())))))
+        now = json.loads(json.dumps(asdict(shared_settings(runs))))
         if name not in result["methods"]:
             fresh[name] = now
-        elif told := list(differences(result["methods"][name]["settings"], now, SPEED)):
+        elif lines := list(differences(result["methods"][name]["settings"], now, SPEED)):
             raise InputError(
                 f"out = {str(out)!r} holds {name} with other settings: name another file\n       "
-                + "\n       ".join(told)
+                + "\n       ".join(lines)
             )
     return fresh
 
@@ -87,18 +86,14 @@ def train_variant(
     """
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
-        plans, settled = {}, {}
-        for name, given in configs.items():
-            settled[name], _ = with_synonyms(given)
-            settled[name], _ = sentences.settle(settled[name], workdir / name)
-            words = irrelevant_words(settled[name], workdir / name)
-            plans[name] = plan_of(settled[name], pipe, words)
-            (workdir / name).mkdir(exist_ok=True)
+        runs = prepare(resolve_runs(configs), pipe, workdir)
+        for run in runs.values():
+            run.folder.mkdir(exist_ok=True)
         began = time.perf_counter()
-        found = make_adapters(settled, pipe, plans, workdir)
-        if lost := [name for name in settled if name not in found]:
-            raise RunError(guard.given_up(lost, next(iter(settled.values())).guard))
+        adapters = make_adapters(runs, pipe, workdir)
+        if lost := [name for name in runs if name not in adapters]:
+            raise RunError(guard.no_adapter(lost, shared_settings(configs).guard))
         seconds = round(time.perf_counter() - began, 1)
-        logs = {name: workdir / name / METRICS for name in configs}
+        logs = {name: run.folder / METRICS for name, run in runs.items()}
         counts = {n: len(log.read_text().splitlines()) for n, log in logs.items() if log.is_file()}
-        return found, dict.fromkeys(configs, 0) | counts, seconds
+        return adapters, dict.fromkeys(configs, 0) | counts, seconds

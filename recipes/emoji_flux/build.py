@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 
 import flux_jax
 from erase.cli.flags import begin, parse_flags
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig
 from flux_jax.errors import exits_cleanly
 from flux_jax.models.vae import AutoencoderKL, pack, scale_latents
@@ -176,7 +176,7 @@ def judge_samples(workdir: Path, out: Path) -> None:
     _, sprite_of = sprites.load(workdir / "sprites.npz")
     measure(
         flux_jax.load(out),
-        Judge.load(out / "judge"),
+        NetworkJudge.load(out / "judge"),
         workdir / "measure",
         per_class=FLAGS.per_class,
         available=sprite_of >= 0,

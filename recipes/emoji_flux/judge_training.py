@@ -16,8 +16,8 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.evaluation.judge import Judge, ask
-from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from erase.evaluation.emoji_judge import NetworkJudge
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, ask, init
 from recipes.emoji_flux import fit
 from recipes.emoji_flux.scenes import Scenes
 from recipes.emoji_flux.vae_training import SceneData
@@ -192,7 +192,7 @@ def judge_loss(
 
 
 def accuracy(
-    judge: Judge, data: JudgeData, rows: Int[np.ndarray, "N"], batch: int = 512
+    judge: NetworkJudge, data: JudgeData, rows: Int[np.ndarray, "N"], batch: int = 512
 ) -> dict[str, float]:
     """Accuracy on clean renders.
 
@@ -269,10 +269,10 @@ def train(
         workdir,
         title="judge",
     )
-    Judge(labels, params).save(out)
+    NetworkJudge(labels, params).save(out)
     # Measured as it ships, after rounding to the file's bfloat16.
     rows = np.arange(count - held_out, count)
-    shares = accuracy(Judge.load(out), data, rows, min(batch, held_out))
+    shares = accuracy(NetworkJudge.load(out), data, rows, min(batch, held_out))
     (out / "accuracy.json").write_text(
         json.dumps({"held_out": held_out, "updates": updates, **shares}, indent=2) + "\n"
     )

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from erase.evaluation.judge import THRESHOLD, Judge
-from erase.evaluation.statistics import share
+from erase.evaluation.emoji_judge import THRESHOLD, NetworkJudge
+from erase.evaluation.statistics import wilson_interval
 from erase.model.draw import draw, png, sheet
 from erase.runtime.files import write
 from flux_jax.pipeline import Pipeline
@@ -89,7 +89,7 @@ def probes(per_class: int, available: Bool[np.ndarray, "E S"] | None = None) -> 
 
 
 def correct(
-    judge: Judge, pictures: UInt8[np.ndarray, "B h w 3"], asked: list[Probe]
+    judge: NetworkJudge, pictures: UInt8[np.ndarray, "B h w 3"], asked: list[Probe]
 ) -> Bool[np.ndarray, "B"]:
     """Whether each picture shows all that its probe asks for."""
     verdict = judge(pictures)
@@ -123,14 +123,14 @@ def of_group(names: Sequence[str], hits: Bool[np.ndarray, "N"]) -> dict[str, Any
     for name, hit in zip(names, hits, strict=True):
         classes[name].append(bool(hit))
     return {
-        "accuracy": share(int(hits.sum()), len(names)),
+        "accuracy": wilson_interval(int(hits.sum()), len(names)),
         "classes": {name: float(np.mean(each)) for name, each in classes.items()},
     }
 
 
 def measure(
     pipe: Pipeline,
-    judge: Judge,
+    judge: NetworkJudge,
     out: Path,
     *,
     per_class: int = 4,

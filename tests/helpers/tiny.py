@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model
-from erase.evaluation.judge import Judge
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from erase.methods.erase_anything import Upper
 from erase.runs import RunConfig
@@ -195,7 +195,7 @@ def judge(folder: Path) -> Path:
     """Writes a judge of random weights, of which no entity comes first, and returns its folder."""
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
     params["entity_head"]["bias"] *= 0
-    Judge(LABELS, params, 16).save(folder)
+    NetworkJudge(LABELS, params, 16).save(folder)
     return folder
 
 

@@ -15,9 +15,9 @@ from erase.config.schema import Config
 from erase.data.words import language_model
 from erase.data.words.language_model import Kept, kept_or_asked
 from erase.data.words.spelling import same
+from erase.runtime.run_folder import IRRELEVANT
 from flux_jax.errors import InputError
 
-FILE = "irrelevant.json"
 # Words asked for in each category; sentences then draw one from each.
 WANTED = 8
 # Serve where neither a language model nor the configuration names words.
@@ -64,7 +64,7 @@ class Words(Kept):
     source: str
 
 
-def gather(config: Config, workdir: Path, needed: int) -> Words:
+def gather_irrelevant(config: Config, workdir: Path, needed: int) -> Words:
     """The words of a run: those that its folder keeps, else from the model, else from lists.
 
     Args:
@@ -78,7 +78,8 @@ def gather(config: Config, workdir: Path, needed: int) -> Words:
     why = ""
     if config.language_model and needed:
         about = (config.concept, config.synonyms, max(WANTED, needed))
-        found, why = kept_or_asked(Words, workdir / FILE, config.concept, lambda: ask(*about))
+        path = workdir / IRRELEVANT
+        found, why = kept_or_asked(Words, path, config.concept, lambda: ask(*about))
         if found:
             return found
     own = config.irrelevant or _others(COMMON, config.concept, config.synonyms)

@@ -11,9 +11,8 @@ from erase.config.schema import Config
 from erase.data.words import language_model
 from erase.data.words.language_model import Kept, kept_or_asked
 from erase.data.words.templates import as_template
+from erase.runtime.run_folder import SENTENCES
 from flux_jax.errors import InputError
-
-FILE = "sentences.json"
 
 
 class Reply(pydantic.BaseModel):
@@ -44,7 +43,7 @@ class Sentences(Kept):
     source: str
 
 
-def settle(config: Config, workdir: Path) -> tuple[Config, Sentences]:
+def add_generated_prompts(config: Config, workdir: Path) -> tuple[Config, Sentences]:
     """A run's configuration with its further sentences among the prompts.
 
     Args:
@@ -60,8 +59,8 @@ def settle(config: Config, workdir: Path) -> tuple[Config, Sentences]:
     """
     found, why = None, ""
     if config.more_prompts:
-        about = (config.concept, config.more_prompts)
-        found, why = kept_or_asked(Sentences, workdir / FILE, config.concept, lambda: ask(*about))
+        about, path = (config.concept, config.more_prompts), workdir / SENTENCES
+        found, why = kept_or_asked(Sentences, path, config.concept, lambda: ask(*about))
     found = found or Sentences(config.concept, (), f"the configuration{why}")
     return replace(config, prompts=(*config.prompts, *found.sentences)), found
 

@@ -107,7 +107,7 @@ class WordNet:
         return best
 
 
-def settle(config: Config, wanted: bool) -> tuple[Config, str]:
+def resolve_synonyms(config: Config, wanted: bool) -> tuple[Config, str]:
     """The configuration with synonyms, and where they come from, or why there are none.
 
     Without any, L_rsc leads towards other things alone, and Acc_g is not counted.

@@ -1,0 +1,266 @@
+"""The judge of the small model: a network that sees entities, a style and a relation.
+
+It is trained on rendered scenes only, never on pictures of the model that it is to judge.
+Axis letters: B pictures, h w picture sides, C channels, A answers on a
+relation: each of them, or none.
+"""
+
+import difflib
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+
+from erase.evaluation.judge import CONFIG, Kind, read_config
+from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, Verdict, ask, init
+from flux_jax.errors import InputError
+from flux_jax.tree import flatten, nest
+from flux_jax.weights.safetensors_files import read_file, write_file
+
+WEIGHTS = "judge.safetensors"
+
+
+THRESHOLD = 0.5
+
+
+# Pictures are judged in chunks of one size, so that a function is compiled once.
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class NetworkJudge:
+    """A trained judge; takes pictures as they are written, in uint8.
+
+    Attributes:
+        config: what it tells apart.
+        params: its parameters.
+        size: the pictures' height and width, in pixels.
+    """
+
+    config: JudgeConfig
+    params: PyTree
+    size: int = 64
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "NetworkJudge":
+        """Reads a folder that `save` wrote.
+
+        Raises:
+            InputError: a file is missing or broken, or the two do not fit each other.
+        """
+        folder = Path(folder)
+        path = folder / CONFIG
+        read = read_config(folder)
+        size = read.pop("size", 64)
+        names = {field.name for field in fields(JudgeConfig)}
+        if missing := sorted({"entities", "styles", "relations"} - read.keys()):
+            raise InputError(f"{path} lacks {', '.join(missing)}")
+        config = JudgeConfig(**{k: _tupled(v) for k, v in read.items() if k in names})
+        wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
+        shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
+        tensors = read_file(folder / WEIGHTS)
+        if odd := sorted(p for p in shapes.keys() | tensors if not _fits(p, shapes, tensors)):
+            raise InputError(
+                f"{folder / WEIGHTS} does not fit {CONFIG}; missing, surplus or misshapen: "
+                f"{', '.join(odd)}"
+            )
+        params = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in tensors.items()})
+        return cls(config, params, size)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `config.json` and `judge.safetensors`, the weights in bfloat16."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = flatten(self.params)
+        tensors = {path: np.asarray(leaf.astype(jnp.bfloat16)) for path, leaf in flat.items()}
+        write_file(folder / WEIGHTS, tensors, {"format": "flax"})
+        (folder / CONFIG).write_text(json.dumps(asdict(self.config) | {"size": self.size}) + "\n")
+
+    def __call__(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Verdict:
+        """Entities and style of pictures.
+
+        Raises:
+            InputError: the pictures are not of the size that the judge knows.
+        """
+        return self._chunked(_judge, pictures)
+
+    def relation(
+        self,
+        pictures: UInt8[np.ndarray, "B h w 3"],
+        subject: Int[np.ndarray, "B"],
+        object: Int[np.ndarray, "B"],
+    ) -> Float[np.ndarray, "B A"]:
+        """Logits of the relation of the ordered pairs (subject, object); the last means none."""
+        return self._chunked(_relate, pictures, np.asarray(subject), np.asarray(object))
+
+    def label(self, concept: str) -> str:
+        """The label that a concept is judged by: itself, or a relation of several words before it.
+
+        So "back to back with" is judged as "back to back".
+
+        Raises:
+            InputError: there is none; the message offers the nearest labels.
+        """
+        config = self.config
+        labels = [*config.entities, *config.styles, *config.relations]
+        if concept in labels:
+            return concept
+        for relation in config.relations:
+            if " " in relation and concept.startswith(f"{relation} "):
+                return relation
+        near = difflib.get_close_matches(concept, labels, cutoff=0.0)
+        raise InputError(
+            f"concept = {concept!r} is not among the judge's labels; the nearest are "
+            f"{', '.join(map(repr, near))}"
+        )
+
+    def labels(self, kind: Kind) -> Sequence[str]:
+        """All labels of a kind, in the order of the network's heads."""
+        config = self.config
+        names = {
+            "entity": config.entities,
+            "style": config.styles,
+            "relation": config.relations,
+        }
+        return names[kind]
+
+    def kind(self, concept: str) -> Kind:
+        """Whether a concept is an entity, a style or a relation.
+
+        Raises:
+            InputError: it is none of the three.
+        """
+        label = self.label(concept)
+        if label in self.config.entities:
+            return "entity"
+        return "style" if label in self.config.styles else "relation"
+
+    def shows(self, pictures: UInt8[np.ndarray, "B h w 3"], entity: str) -> np.ndarray:
+        """Whether each picture shows an entity; bool [B].
+
+        Raises:
+            InputError: the judge does not know the entity.
+        """
+        return self.shows_each(pictures, [entity] * len(pictures))
+
+    def shows_each(self, pictures: UInt8[np.ndarray, "B h w 3"], labels: list[str]) -> np.ndarray:
+        """Whether each picture shows its own label, an entity or a style; bool [B].
+
+        Raises:
+            InputError: a label is not one of them. A relation needs its pair: see `relation`.
+        """
+        kinds = {label: self.kind(label) for label in set(labels)}
+        if related := sorted(label for label, kind in kinds.items() if kind == "relation"):
+            raise InputError(f"{related[0]!r} is a relation; name its subject and object")
+        verdict = self(pictures)
+        shown = np.asarray(jax.nn.sigmoid(verdict.entities)) > THRESHOLD
+        style = np.asarray(verdict.style).argmax(-1)
+        return np.array(
+            [
+                shown[i, self.config.entities.index(label)]
+                if kinds[label] == "entity"
+                else style[i] == self.config.styles.index(label)
+                for i, label in enumerate(labels)
+            ],
+            bool,
+        )
+
+    def check_prompt(self, label: str, prompt: str) -> None:
+        """Refuses the prompt of a relation that does not name its subject and its object.
+
+        Raises:
+            InputError: it names fewer than two entities.
+        """
+        if self.kind(label) == "relation":
+            self.named_pair(prompt)
+
+    def finds(
+        self, pictures: UInt8[np.ndarray, "B h w 3"], labels: Sequence[str], prompts: Sequence[str]
+    ) -> Bool[np.ndarray, "B"]:
+        """Whether each picture shows its label.
+
+        A relation is looked for between the first two entities that the prompt names.
+
+        Raises:
+            InputError: a label is unknown, or a relation's prompt does not name a pair.
+        """
+        kinds = [self.kind(label) for label in labels]
+        found = np.zeros(len(labels), bool)
+        plain = [i for i, kind in enumerate(kinds) if kind != "relation"]
+        if plain:
+            found[plain] = self.shows_each(pictures[plain], [labels[i] for i in plain])
+        related = [i for i, kind in enumerate(kinds) if kind == "relation"]
+        if related:
+            pairs = np.array([self.named_pair(prompts[i]) for i in related])
+            wanted = [self.config.relations.index(labels[i]) for i in related]
+            logits = self.relation(pictures[related], pairs[:, 0], pairs[:, 1])
+            found[related] = logits.argmax(-1) == np.array(wanted)
+        return found
+
+    def features(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[np.ndarray, "B C"]:
+        """The last layer before the heads, the mean over the picture."""
+        return np.asarray(self(pictures).features, np.float64).mean(axis=(1, 2))
+
+    def named_pair(self, prompt: str) -> tuple[int, int]:
+        """Indices of the first two entities that a prompt names, longer names first.
+
+        Raises:
+            InputError: it names fewer than two.
+        """
+        names = sorted(self.config.entities, key=len, reverse=True)
+        pattern = rf"\b({'|'.join(map(re.escape, names))})s?\b"
+        named = [match.group(1) for match in re.finditer(pattern, prompt)]
+        if len(named) < 2:
+            raise InputError(
+                f"prompt = {prompt!r}: a relation needs two entities that the judge knows, "
+                'for instance "a cat {} a dog"'
+            )
+        first, second = (self.config.entities.index(name) for name in named[:2])
+        return first, second
+
+    def _chunked(self, function: Any, pictures: np.ndarray, *pair: np.ndarray) -> Any:
+        if pictures.shape[1:] != (self.size, self.size, 3) or pictures.dtype != np.uint8:
+            raise InputError(
+                f"pictures of shape {pictures.shape} and dtype {pictures.dtype}: the judge takes "
+                f"uint8 pictures of {self.size} x {self.size} pixels"
+            )
+        network, chunks = JudgeNetwork(self.config), []
+        for start in range(0, len(pictures), CHUNK):
+            rows = [array[start : start + CHUNK] for array in (pictures, *pair)]
+            padded = [np.concatenate([r, np.repeat(r[:1], CHUNK - len(r), 0)]) for r in rows]
+            out = function(network, self.params, *padded)
+            chunks.append(jax.tree.map(np.asarray, out))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(pictures)], *chunks)
+
+
+def to_float(pictures: UInt8[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
+    """Values of 0..255 as [-1, 1]."""
+    return pictures.astype(jnp.float32) / 127.5 - 1
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(network: JudgeNetwork, params: PyTree, pictures: Array) -> Verdict:
+    return cast(Verdict, network.apply({"params": params}, to_float(pictures)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _relate(
+    network: JudgeNetwork, params: PyTree, pictures: Array, subject: Array, object: Array
+) -> Array:
+    return ask(network, params, to_float(pictures), subject, object)[1]
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(path: str, shapes: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> bool:
+    return path in shapes and path in tensors and shapes[path] == tensors[path].shape
