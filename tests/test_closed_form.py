@@ -159,7 +159,7 @@ def made(method: Method, config: Config, pipe: Pipeline) -> Adapter:
     planned = plan_of(config, pipe, listed(config))
     pipe.remember(planned.prompts, 4)
     assert method.exports is not None
-    return method.exports(config, pipe, planned, None, None)
+    return method.exports(config, pipe, planned, None, Adapter({}, 1.0))
 
 
 @pytest.mark.parametrize("targets", [(QUERY,), (EMBEDDER, POOLED)], ids=["paper", "native"])

@@ -3,7 +3,6 @@
 import datetime
 import decimal
 import pathlib
-from inspect import unwrap
 from typing import Any
 
 import jax
@@ -127,8 +126,7 @@ def usable(draw: st.DrawFn) -> dict[str, Any]:
 
 def load(values: Any) -> None:
     with tells_or_works():
-        # As users call it, whose annotations nobody checks.
-        for config in unwrap(load_runs)(values).values():
+        for config in load_runs(values).values():
             assert isinstance(config, Config)
             hash(config)
             # What every later step does with it first.

@@ -19,8 +19,6 @@ from convert.adapters.files import read_adapter, read_layers, write_layers
 from convert.adapters.names import LAYOUTS
 from flux_jax.weights.safetensors_files import NUMPY, STEMS, find_weights, read_component, read_file
 
-# The checks of annotations look at random items, which Hypothesis sees.
-pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 MODEST = 256 << 20
 NUMBERS = st.one_of(
     st.integers(-2, 40),

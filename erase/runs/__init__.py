@@ -118,9 +118,7 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
         ) from error
 
 
-def load_runs(
-    given: ConfigDict | Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None
-) -> dict[str, Config]:
+def load_runs(given: object, overrides: Mapping[str, Any] | None = None) -> dict[str, Config]:
     """Checks a configuration and freezes it.
 
     Args:
@@ -167,7 +165,7 @@ def load_runs(
     return runs
 
 
-def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
+def load_config(given: object) -> Config:
     """`load_runs` for a configuration of one run.
 
     Raises:
