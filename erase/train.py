@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def plan(runs: Mapping[str, "Config"]) -> bool:
+def plan(runs: "Mapping[str, Config]") -> bool:
     """Prints how much memory of each device the runs need.
 
     Returns:

@@ -21,8 +21,7 @@ from flux_jax.targets import TEXT_QUERY_KEY
 from flux_jax.tree import flatten, nest
 
 
-@flax.struct.dataclass
-class Adapter:
+class Adapter(flax.struct.PyTreeNode):
     """A trained adapter.
 
     Attributes:
@@ -194,13 +193,13 @@ def fitted(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
             widths = [(0, depth[0] - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]
             nothing = jnp.nan if name == "M" else 0
             leaves[path] = jnp.pad(jnp.asarray(leaf), widths, constant_values=nothing)
-    return Adapter(nest(leaves), adapter.alpha)  # pyright: ignore[reportCallIssue]
+    return Adapter(nest(leaves), adapter.alpha)
 
 
 def unscaled(lora: PyTree) -> Adapter:
     """An adapter whose change is A B as they are: its alpha is its rank."""
-    adapter = Adapter(lora, 1.0)  # pyright: ignore[reportCallIssue]
-    return Adapter(lora, adapter.rank)  # pyright: ignore[reportCallIssue]
+    adapter = Adapter(lora, 1.0)
+    return Adapter(lora, adapter.rank)
 
 
 def combine(

@@ -53,7 +53,8 @@ class Pipeline:
     text_encoder: CLIPTextEncoder
     text_encoder_2: T5Encoder
     vae: AutoencoderKL
-    params: Mapping[str, PyTree]
+    # Not `PyTree`: a checker would look at one, which reads it.
+    params: Mapping[str, Any]
     tokenizer: "PreTrainedTokenizerBase"
     tokenizer_2: "PreTrainedTokenizerBase"
     schedule: Schedule

@@ -1,12 +1,12 @@
 """What is compiled of a pipeline: its steps as jitted functions of modules, parameters and arrays.
 
 Axis letters: B batch, K and T tokens for CLIP and T5, G groups of T5's tokens, S image tokens,
-C packed latent channels, E text width, P pooled width, h w picture sides.
+N noise levels, C packed latent channels, E text width, P pooled width, h w picture sides.
 """
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import flax.struct
 import jax
@@ -28,8 +28,8 @@ class Conditioning(flax.struct.PyTreeNode):
         pooled: CLIP's output at the end-of-text token.
     """
 
-    text: Float[Array, "B T E"]
-    pooled: Float[Array, "B P"]
+    text: Float[Array, "*B T E"]
+    pooled: Float[Array, "*B P"]
 
     def __getitem__(self, rows: Any) -> "Conditioning":
         """The conditioning of some of the prompts."""
@@ -46,9 +46,9 @@ def encode(
     t5_ids: Int[Array, "B T"],
 ) -> Conditioning:
     """Conditioning of prompts, from both encoders' parameters and the tokens' ids."""
-    text = text_encoder_2.apply({"params": t5_params}, t5_ids)
-    pooled = text_encoder.apply({"params": clip_params}, clip_ids)
-    return Conditioning(text, pooled)  # pyright: ignore[reportArgumentType]
+    text = cast(Array, text_encoder_2.apply({"params": t5_params}, t5_ids))
+    pooled = cast(Array, text_encoder.apply({"params": clip_params}, clip_ids))
+    return Conditioning(text, pooled)
 
 
 class Options(TypedDict, total=False):
@@ -108,7 +108,8 @@ class Denoiser(flax.struct.PyTreeNode):
     ) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
         """Predicts the velocity and what else is asked for, as `FluxTransformer` returns them."""
         inputs = self._inputs(latents, conditioning, timestep)
-        return self.transformer.apply(self._variables, *inputs, **options)  # pyright: ignore
+        out = self.transformer.apply(self._variables, *inputs, **options)
+        return cast(tuple[Array | None, dict[str, Array]], out)
 
     def velocity_and_sown(
         self,
@@ -156,7 +157,7 @@ def denoise(
     model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
-    sigmas: Float[Array, "steps+1"],
+    sigmas: Float[Array, "N"],
     silenced: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B S C"]:
     """Packed latents at σ = 0 from those at the first of the noise levels."""
@@ -173,8 +174,8 @@ def decode(
 ) -> UInt8[Array, "B h w 3"]:
     """Pictures of packed latents, grid being the latents' height and width before packing."""
     raw = unscale_latents(vae.config, unpack(latents, *grid))
-    pictures = vae.apply({"params": params}, raw, method="decode")
-    pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)  # pyright: ignore
+    pictures = cast(Array, vae.apply({"params": params}, raw, method="decode"))
+    pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)
     return jnp.round(pictures * 255).astype(jnp.uint8)
 
 

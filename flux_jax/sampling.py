@@ -1,6 +1,6 @@
 """The sampler: Euler steps along the velocity field.
 
-Axis letters: K steps.
+Axis letters: K noise levels, one more than there are steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ from flux_jax.models.config import read_fields, require
 def denoise(
     velocity: Callable[[Float[Array, "*shape"], Float[Array, ""]], Float[Array, "*shape"]],
     noise: Float[Array, "*shape"],
-    sigmas: Float[Array, "K+1"],
+    sigmas: Float[Array, "K"],
     keep_trajectory: bool = False,
-) -> Float[Array, "*shape"] | Float[Array, "K+1 *shape"]:
+) -> Float[Array, "*shape"] | Float[Array, "K *shape"]:
     """Integrates dx/dσ = velocity(x, σ) from noise: x_{k+1} = x_k + (σ_{k+1} - σ_k) v(x_k, σ_k).
 
     Args:
@@ -128,7 +128,7 @@ class Schedule:
         )
         return self.base_shift + slope * (image_tokens - self.base_image_seq_len)
 
-    def sigmas(self, steps: int, image_tokens: int) -> Float[np.ndarray, "steps+1"]:
+    def sigmas(self, steps: int, image_tokens: int) -> Float[np.ndarray, "{steps}+1"]:
         """Noise levels from 1 down to 0, float32; more image tokens keep them high for longer.
 
         Args:

@@ -31,7 +31,7 @@ def make(shape: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=used)
 
 
-def of_weight(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+def of_weight(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
     """How a weight lies: its longest axis that the devices of `fsdp` share evenly is split.
 
     The axis of stacked blocks is far shorter than the others and stays whole, so that a loop over
@@ -45,7 +45,7 @@ def of_weight(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def of_batch(mesh: Mesh, samples: int) -> NamedSharding:
+def of_batch(mesh: Mesh | AbstractMesh, samples: int) -> NamedSharding:
     """How an array lies whose first axis is samples: over as many devices as share them evenly."""
     axes, parts = [], 1
     for name, size in mesh.shape.items():

@@ -16,6 +16,12 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
 # take the cores from each other. One thread does.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import helpers.annotations  # noqa: E402, F401
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Before any of them is imported: every call checks its annotations, arrays' shapes included.
+install_import_hook(["flux_jax", "convert", "erase", "recipes"], "helpers.annotations.checked")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from helpers import tiny  # noqa: E402

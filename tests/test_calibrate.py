@@ -66,7 +66,7 @@ def pipe(tiny_folder: Path) -> Pipeline:
 @pytest.fixture(scope="module")
 def adapter(pipe: Pipeline) -> Adapter:
     tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)
-    return Adapter(jax.tree.map(lambda leaf: leaf + 0.5, tree), 2.0)  # pyright: ignore
+    return Adapter(jax.tree.map(lambda leaf: leaf + 0.5, tree), 2.0)
 
 
 @pytest.fixture(scope="module")

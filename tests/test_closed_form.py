@@ -159,7 +159,7 @@ def made(method: Method, config: Config, pipe: Pipeline) -> Adapter:
     planned = plan_of(config, pipe, listed(config))
     pipe.remember(planned.prompts, 4)
     assert method.exports is not None
-    return method.exports(config, pipe, planned, None, None)  # pyright: ignore
+    return method.exports(config, pipe, planned, None, Adapter({}, 1.0))
 
 
 @pytest.mark.parametrize("targets", [(QUERY,), (EMBEDDER, POOLED)], ids=["paper", "native"])
@@ -272,5 +272,5 @@ def test_mace_s_words_forget_the_concept(pipe: Pipeline, tiny_folder: Path):
     shapes = shapes_of(config, pipe.transformer, 16, 32)
     assert shapes.edit.keys() == found.edit.keys()
     trained = start(jax.random.key(0), pipe.shapes, config).lora
-    adapter = Adapter(trained, 1.0)  # pyright: ignore[reportCallIssue]
+    adapter = Adapter(trained, 1.0)
     assert mace.exports(config, pipe, planned, found, adapter).rank == 31

@@ -244,7 +244,7 @@ def test_overrides_lead_to_the_defaults_of_what_they_name(tmp_path: Path):
         .method_settings(type(load_config(configure(concept="cat", model=MODEL)).uce))
         .ridge
         == 50.0
-    )  # pyright: ignore
+    )
 
 
 def test_what_a_file_says_counts_more_than_the_model():

@@ -4,9 +4,9 @@ import copy
 import functools
 import json
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -301,7 +301,7 @@ def test_compositions_are_made_or_refused(
             card.composed_of(file)
         parts = [combine.read_part(str(file)) for file in files]
         combine.check(parts)
-        options = SimpleNamespace(rank=2)
+        options = Namespace(rank=2)
         made = combine.compose(parts, method, out, options)
         read_adapter(made)
         card.composed_of(made)

@@ -179,7 +179,9 @@ def test_an_alpha_has_the_files_sign(tmp_path, alpha):
 
 def test_an_alpha_of_the_flax_layout_has_its_sign(tmp_path):
     layers = only(random_layers(small_shapes(), alphas=(6,)), TEXT)
-    negative = {place: replace(pair, alpha=-pair.alpha) for place, pair in layers.items()}
+    negative = {
+        place: replace(pair, alpha=np.asarray(-pair.alpha)) for place, pair in layers.items()
+    }
     (row, _) = lines(read_layers(write_layers(tmp_path, "flax", negative)))
     assert row.alphas == ("-6.0",)
 

@@ -72,7 +72,7 @@ def theirs(folder: Path, file: Path | None = None) -> torch.Tensor:
 def ours(folder: Path, file: Path) -> np.ndarray:
     """The velocity that this project gives with the file's adapter."""
     pipe = flux_jax.load(folder, dtype=jnp.float32)
-    adapter = Adapter(*read_lora(file))  # pyright: ignore[reportCallIssue]
+    adapter = Adapter(*read_lora(file))
     inputs = {name: value.numpy() for name, value in inputs_of(pipe.transformer.config).items()}
     return np.asarray(
         pipe.transformer.apply(

@@ -298,7 +298,7 @@ def test_alphas_that_are_absent_whole_numbers_or_in_the_header(tmp_path):
     assert {block: float(pair.scale) for (_, block), pair in layers.items()} == {0: 1, 1: 2}
 
     config = {"transformer.lora_alpha": 2, "transformer.alpha_pattern": {"0.attn.add_k_proj": 12}}
-    plain = {place: Pair(p.down, p.up, np.float32(4).reshape(())) for place, p in given.items()}
+    plain = {place: Pair(p.down, p.up, np.array(4, np.float32)) for place, p in given.items()}
     file = write_layers(tmp_path, "diffusers", plain)
     header = {"lora_adapter_metadata": json.dumps(config)}
     save_file(load_file(file), file, header)

@@ -87,7 +87,7 @@ def test_all_kinds_have_leaves_of_their_own_and_nothing_where_a_block_has_none()
     layers = {
         (QUERY, 0): Full(delta, vector),
         (QUERY, 2): Pair(
-            *(each for each in (pair(2).down, pair(2).up)), np.float32(2), None, vector
+            *(each for each in (pair(2).down, pair(2).up)), np.array(2, np.float32), None, vector
         ),
     }
     leaves = {

@@ -56,10 +56,10 @@ def test_probes_ask_for_every_class_equally():
 def test_a_probe_holds_only_if_all_it_asks_for_is_seen(judge: NetworkJudge):
     pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     verdict = judge(pictures)
-    shown = np.flatnonzero(verdict.entities[0] > 0)
-    hidden = np.flatnonzero(verdict.entities[0] <= 0)
-    assert len(shown)
-    assert len(hidden)
+    shown = np.flatnonzero(verdict.entities[0] > 0).tolist()
+    hidden = np.flatnonzero(verdict.entities[0] <= 0).tolist()
+    assert shown
+    assert hidden
     style = int(verdict.style[0].argmax())
     relation = int(judge.relation(pictures, np.array([3]), np.array([4]))[0].argmax())
     for probe, expected in (

@@ -77,7 +77,7 @@ def test_a_run_is_evaluated_by_a_judge_of_one_class(
 ):
     pipe = load(tiny_folder)
     tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)
-    adapter = Adapter(jax.tree.map(lambda leaf: leaf + 0.5, tree), 2.0)  # pyright: ignore
+    adapter = Adapter(jax.tree.map(lambda leaf: leaf + 0.5, tree), 2.0)
     result = evaluate(pipe, adapter, config, tmp_path)
     assert result == json.loads((tmp_path / "evaluation.json").read_text())
     assert result.get("kind") == "style"

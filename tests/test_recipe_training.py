@@ -41,7 +41,7 @@ def data() -> FluxData:
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((SCENES, 64, 64)).astype(np.float32)
     ids = (rng.integers(3, 50, shape) for shape in ((SCENES, TOKENS), (SCENES, TOKENS)))
-    return FluxData(  # pyright: ignore[reportCallIssue]
+    return FluxData(
         jnp.asarray(latents),
         *(jnp.asarray(each) for each in ids),
         empty_clip=jnp.full(TOKENS, 59),
@@ -219,7 +219,7 @@ def test_the_autoencoders_loss_is_its_formula():
     }
     vae = AutoencoderKL(VAEConfig.from_dict(config))
     rng = np.random.default_rng(0)
-    data = vae_training.SceneData(  # pyright: ignore[reportCallIssue]
+    data = vae_training.SceneData(
         jnp.asarray(rng.integers(0, 255, (3, 64, 64, 4)), jnp.uint8),
         jnp.asarray([[0, -1, -1, -1, -1], [1, 2, -1, -1, -1]]),
         jnp.asarray(np.tile([32.0, 32.0, 40.0, 0.0], (2, 5, 1)), jnp.float32),

@@ -60,7 +60,7 @@ def test_diffusers_draws_the_same_pictures_with_and_without_an_adapter(
     keys = iter(jax.random.split(jax.random.key(1), 100))
     # B starts at 0, which would change nothing.
     filled = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), fresh)
-    adapter = Adapter(filled, 8.0)  # pyright: ignore[reportCallIssue]
+    adapter = Adapter(filled, 8.0)
     write_lora(tmp_path, jax.tree.map(np.asarray, filled), 8.0, {})
 
     base = pipe(PROMPTS, height=SIZE, width=SIZE)

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from erase.runtime.run_folder import CHECKPOINTS, METRICS, SKIPPED
 from erase.runtime.signals import Stop
 from erase.training import checkpoints, loop, replay
 from flux_jax.errors import InputError, RunError
+from flux_jax.pipeline import Pipeline
 
 # One of four trajectories cannot be used.
 SPOILT = BANK.replace(trajectories=BANK.trajectories.at[2].set(jnp.nan))
@@ -107,9 +109,9 @@ def test_where_every_run_is_lost_it_is_told(tmp_path: Path, monkeypatch):
     with pytest.raises(
         RunError, match=r"5 consecutive updates had a non-finite .*set lower\.clip and upper\.clip"
     ):
-        loop.learn(made.configs, None, [], tmp_path)
+        loop.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)
     monkeypatch.setattr(loop, "train", lambda *_: (made.state, ["run1"]))
-    assert list(loop.learn(made.configs, None, [], tmp_path)) == ["run0"]
+    assert list(loop.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)) == ["run0"]
 
 
 @pytest.mark.slow

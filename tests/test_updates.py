@@ -118,7 +118,7 @@ def test_joint_and_adaptive_updates():
 
 @pytest.mark.slow
 def test_a_run_among_others_is_what_it_is_alone():
-    other = make_bank(anchors=2, seed=6).replace(eta=jnp.zeros(()))  # pyright: ignore
+    other = make_bank(anchors=2, seed=6).replace(eta=jnp.zeros(()))
     banks, keys = [make_bank(), other], jax.random.split(KEY, 2)
     context = context_of(CONFIG, MODEL, CONTEXT.mesh)
     states = every(*(start(key, PARAMS, CONFIG) for key in keys))

@@ -166,7 +166,7 @@ def read_both(path: Path) -> tuple[Path, Adapter]:
     ups = (leaf for name, leaf in flatten(found.lora).items() if name.endswith("/B"))
     if not any(np.any(leaf) for leaf in ups):
         raise InputError(f"adapter = {str(path)!r} changes nothing, every B is 0; train it first")
-    return file, Adapter(found.lora, found.alpha)  # pyright: ignore[reportCallIssue]
+    return file, Adapter(found.lora, found.alpha)
 
 
 def velocity_table(result: Mapping[str, Any]) -> Table:

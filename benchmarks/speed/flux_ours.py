@@ -62,8 +62,7 @@ SIDE = "ours"
 MATMUL = 8192
 
 
-@flax.struct.dataclass
-class Inputs:
+class Inputs(flax.struct.PyTreeNode):
     """What the transformer is given, and where a step wants to be."""
 
     latents: Float[Array, "B S C"]
@@ -136,12 +135,12 @@ def random_inputs(sizes: FluxConfig, work: Work, seed: int = 1) -> Inputs:
         latents=normal(keys[0], latents),
         conditioning=Conditioning(
             normal(keys[1], text, dtype=jnp.bfloat16), normal(keys[2], pooled, dtype=jnp.bfloat16)
-        ),  # pyright: ignore[reportCallIssue]
+        ),
         times=jnp.full(work.batch, 0.5),
         image_ids=latent_ids(work.pixels // 8, work.pixels // 8),
         guidance=jnp.asarray(GUIDANCE),
         target=normal(keys[3], latents),
-    )  # pyright: ignore[reportCallIssue]
+    )
 
 
 def random_bank(
@@ -186,7 +185,7 @@ def lora_step(
     lora, moments = state
 
     def loss(lora: PyTree) -> Float[Array, ""]:
-        tree = Adapter(lora, RANK).scaled()  # pyright: ignore[reportCallIssue]
+        tree = Adapter(lora, RANK).scaled()
         adapted = Denoiser(model, params, inputs.image_ids, inputs.guidance, tree)
         velocity = adapted.velocity(inputs.latents, inputs.conditioning, inputs.times)
         return squared_error(velocity, inputs.target)

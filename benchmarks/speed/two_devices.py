@@ -141,7 +141,7 @@ def updates(
             0.02 * jax.random.normal(jax.random.fold_in(jax.random.key(6), index), leaf.shape)
             for index, leaf in enumerate(leaves)
         ]
-        return state.replace(lora=jax.tree.unflatten(tree, normal))  # pyright: ignore
+        return state.replace(lora=jax.tree.unflatten(tree, normal))
 
     def fresh() -> PyTree:
         return context.divided(drawn())

@@ -99,7 +99,7 @@ def settled(pair: Pair) -> Pair | None:
     if alpha < 0:
         # Subtracted, which makes no negative zeros.
         up = np.zeros((), pair.up.dtype) - pair.up
-        return replace(pair, up=up, alpha=np.abs(pair.alpha))
+        return replace(pair, up=up, alpha=np.asarray(np.abs(pair.alpha)))
     if alpha > 0:
         return pair
     if pair.magnitude is None and pair.bias is None:

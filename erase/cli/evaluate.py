@@ -37,7 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_string("adapter", None, "Adapter; by default the run's own.")
 
 
-def open_runs(given: Any) -> tuple["Pipeline", dict[str, tuple["Config", "Adapter"]]]:
+def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]":
     """The model, and each run's configuration and adapter by its name, as the flags name them.
 
     Raises:

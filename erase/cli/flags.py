@@ -44,7 +44,7 @@ def define_flag() -> None:
     )
 
 
-def configured(method: str | None = None) -> dict[str, "Config"]:
+def configured(method: str | None = None) -> "dict[str, Config]":
     """The runs that the flags configure, by name; see `erase.runs.load_runs`.
 
     Args:
@@ -136,7 +136,7 @@ def _note(line: str) -> None:
 
 def configured_for(
     names: Iterable[str] | None, among: Iterable[str] | None = None
-) -> dict[str, dict[str, "Config"]]:
+) -> "dict[str, dict[str, Config]]":
     """The runs that the flags configure, once for each of some methods, by its name.
 
     Args:

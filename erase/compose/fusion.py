@@ -17,7 +17,7 @@ C^-1 Σ w_i G_i D_i, where C C^T = M (reduced-rank regression).
 What is shared out falls short, most where many concepts are to go: a strength above 1 makes up for
 it. Memory does not depend on N: only sums over concepts are kept. Time is linear in the prompts.
 Axis letters: B prompts, L blocks, N tokens, I inputs, O outputs, R rank, T text tokens, S image
-tokens, C latent channels.
+tokens, C latent channels, K noise levels.
 """
 
 import functools
@@ -318,7 +318,7 @@ def _grams(
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
     weights: Float[Array, "B T"],
-    sigmas: Float[Array, "steps+1"],
+    sigmas: Float[Array, "K"],
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L I I"]]:

@@ -100,7 +100,7 @@ def lists(cls: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def fill_defaults(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
+def fill_defaults(cls: type, changes: Mapping[Any, Any]) -> dict[Any, Any]:
     """Defaults under changes, as nested dictionaries; unknown names are kept for later.
 
     What nobody changes is a `Default`; what is set to None a reference that knows its type, which
@@ -129,7 +129,7 @@ def fill_defaults(cls: type, changes: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_fields(values: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any, Any]:
     """Changes on top of values, both nested dictionaries."""
     both = dict(values)
     for name, value in changes.items():
@@ -138,7 +138,7 @@ def merge_fields(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return both
 
 
-def given_values(config: ConfigDict) -> dict[str, Any]:
+def given_values(config: ConfigDict) -> dict[Any, Any]:
     """What somebody has set in what `fill_defaults` made, as nested dictionaries."""
     fields = dict(config.items(preserve_field_references=True))
     values = {}
@@ -159,7 +159,7 @@ def _present(hint: Any) -> Any:
 
 def build_dataclass(
     cls: type,
-    values: Mapping[str, Any],
+    values: Mapping[Any, Any],
     problems: list[str],
     prefix: str = "",
     root: type | None = None,

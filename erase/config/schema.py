@@ -12,6 +12,9 @@ from flux_jax.targets import TEXT_QUERY_KEY
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+else:
+    # It exists for type checkers alone; those at run time look it up here.
+    DataclassInstance = object
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 PARTS_OF_SPEECH = ("noun", "adjective", "verb")

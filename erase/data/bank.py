@@ -3,7 +3,7 @@
 All of it is made once by the frozen model; afterwards the text encoders are no longer needed.
 Axis letters: M sentences, V forms of a sentence (with the concept, with each synonym, with each
 irrelevant word), T text tokens, E text width, P pooled width, R trajectories, D denoising steps,
-F pictures, A anchors, S image tokens, C latent channels, B batch.
+N = D + 1 noise levels, F pictures, A anchors, S image tokens, C latent channels, B batch.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Bank(flax.struct.PyTreeNode):
     kinds: Int[Array, "V"]
     anchors: Conditioning
     eta: Float[Array, ""]
-    trajectories: Float[Array, "R D+1 S C"]
+    trajectories: Float[Array, "R N S C"]
     trajectory_sentences: Int[Array, "R"]
     pictures: Float[Array, "F S C"]
     picture_prompts: Conditioning
@@ -91,7 +91,7 @@ def bank_shapes(
             of((*lead, sizes.pooled_projection_dim), dtype),
         )
 
-    def latents(*lead: int) -> Array:
+    def latents(*lead: int) -> Any:
         return of((*lead, image_tokens, sizes.in_channels), dtype)
 
     edit: Any = None

@@ -1,6 +1,6 @@
 """The frozen model's way from noise to pictures, every step of it.
 
-Axis letters: B batch, D denoising steps, S image tokens, C latent channels.
+Axis letters: B batch, N noise levels, S image tokens, C latent channels.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from flux_jax.sampling import denoise
 
 def denoised(
     config: Config, pipe: Pipeline, conditioning: Conditioning, seeds: Sequence[int]
-) -> Float[np.ndarray, "B D+1 S C"]:
+) -> Float[np.ndarray, "B N S C"]:
     """Trajectories of the frozen model, kept on the host until all are there."""
     image_ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids)))
@@ -39,8 +39,8 @@ def trajectories(
     model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
-    sigmas: Float[Array, "D+1"],
-) -> Float[Array, "B D+1 S C"]:
+    sigmas: Float[Array, "N"],
+) -> Float[Array, "B N S C"]:
     """The model's latents at all noise levels, the noise first."""
 
     def field(latents: Array, level: Array) -> Array:

@@ -1,7 +1,8 @@
 """The judge of the small model: a network that sees entities, a style and a relation.
 
 It is trained on rendered scenes only, never on pictures of the model that it is to judge.
-Axis letters: B pictures, h w picture sides, C channels, R relations.
+Axis letters: B pictures, h w picture sides, C channels, A answers on a
+relation: each of them, or none.
 """
 
 import difflib
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ class NetworkJudge:
         pictures: UInt8[np.ndarray, "B h w 3"],
         subject: Int[np.ndarray, "B"],
         object: Int[np.ndarray, "B"],
-    ) -> Float[np.ndarray, "B R+1"]:
+    ) -> Float[np.ndarray, "B A"]:
         """Logits of the relation of the ordered pairs (subject, object); the last means none."""
         return self._chunked(_relate, pictures, np.asarray(subject), np.asarray(object))
 
@@ -247,7 +248,7 @@ def to_float(pictures: UInt8[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _judge(network: JudgeNetwork, params: PyTree, pictures: Array) -> Verdict:
-    return network.apply({"params": params}, to_float(pictures))  # pyright: ignore[reportReturnType]
+    return cast(Verdict, network.apply({"params": params}, to_float(pictures)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

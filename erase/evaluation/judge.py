@@ -20,7 +20,7 @@ import os
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -38,6 +38,7 @@ CONFIG = "config.json"
 JUDGES = {"network": "erase.evaluation.emoji_judge:NetworkJudge"}
 
 
+@runtime_checkable
 class Judge(Protocol):
     """What looks at pictures, in uint8 as they are written."""
 

@@ -1,7 +1,7 @@
 """The network that judges pictures of the shipped small model.
 
 Axis letters: B pictures, h w picture sides, y x feature grid, C channels, E entities, Y styles,
-R relations.
+A answers on a relation: each of them, or none.
 """
 
 import functools
@@ -39,8 +39,7 @@ class JudgeConfig:
     embedding: int = 32
 
 
-@flax.struct.dataclass
-class Verdict:
+class Verdict(flax.struct.PyTreeNode):
     """What the judge sees in pictures.
 
     Attributes:
@@ -116,14 +115,14 @@ class JudgeNetwork(nn.Module):
         x = nn.silu(self.final_norm(x))
         # The maximum finds an entity wherever it is, the mean sees what is spread over the picture.
         pooled = jnp.concatenate([x.max((1, 2)), x.mean((1, 2))], axis=-1)
-        return Verdict(self.entity_head(pooled), self.style_head(pooled), x)  # pyright: ignore[reportCallIssue]
+        return Verdict(self.entity_head(pooled), self.style_head(pooled), x)
 
     def relation(
         self,
         features: Float[Array, "B y x C"],
         subject: Int[Array, "B"],
         object: Int[Array, "B"],
-    ) -> Float[Array, "B R+1"]:
+    ) -> Float[Array, "B A"]:
         """Logits of the relation in which `subject` stands to `object`; the last means none.
 
         "A left of B" is "B right of A", so the question names the ordered pair.
@@ -143,7 +142,7 @@ class JudgeNetwork(nn.Module):
 
     def all_heads(
         self, pictures: Float[Array, "B h w 3"], subject: Int[Array, "B"], object: Int[Array, "B"]
-    ) -> tuple[Verdict, Float[Array, "B R+1"]]:
+    ) -> tuple[Verdict, Float[Array, "B A"]]:
         """The verdict and the relation in one pass; touches every parameter."""
         verdict = self(pictures)
         return verdict, self.relation(verdict.features, subject, object)
@@ -163,7 +162,7 @@ def ask(
     pictures: Float[Array, "B h w 3"],
     subject: Int[Array, "B"],
     object: Int[Array, "B"],
-) -> tuple[Verdict, Float[Array, "B R+1"]]:
+) -> tuple[Verdict, Float[Array, "B A"]]:
     """The verdict on pictures in [-1, 1], and the logits of the relation of an ordered pair."""
     out = network.apply({"params": params}, pictures, subject, object, method="all_heads")
     return cast(tuple[Verdict, Array], out)

@@ -268,7 +268,7 @@ def ahead(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float, flo
     both = [np.stack([one[concept], other[concept]]) for concept in one]
 
     def gained(drawn: np.ndarray) -> np.ndarray:
-        return _good(drawn[..., 0, :, :]) - _good(drawn[..., 1, :, :])
+        return np.asarray(_good(drawn[..., 0, :, :]) - _good(drawn[..., 1, :, :]))
 
     low, high = _ends(both, gained).tolist()
     return float(gained(np.sum(both, axis=0))), low, high

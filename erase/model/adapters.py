@@ -14,7 +14,7 @@ def read_adapter(path: str | Path) -> Adapter:
         InputError: there is none, or it is damaged.
     """
     # On the host, until it is known to fit the model.
-    return Adapter(*read_lora(find_adapter(path)))  # pyright: ignore[reportCallIssue]
+    return Adapter(*read_lora(find_adapter(path)))
 
 
 def parse_adapter(text: str) -> tuple[Adapter, float]:

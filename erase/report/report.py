@@ -247,7 +247,7 @@ def heat_maps(workdir: Path, evaluation: Mapping[str, Any]) -> tuple[list[dict[s
 
 def overlay(
     picture: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "y x"], side: int = 192
-) -> UInt8[np.ndarray, "side side 3"]:
+) -> UInt8[np.ndarray, "rows columns 3"]:
     """Lays a heat map over a grey version of its picture.
 
     Args:

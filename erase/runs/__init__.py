@@ -118,9 +118,7 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
         ) from error
 
 
-def load_runs(
-    given: ConfigDict | Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None
-) -> dict[str, Config]:
+def load_runs(given: object, overrides: Mapping[str, Any] | None = None) -> dict[str, Config]:
     """Checks a configuration and freezes it.
 
     Args:
@@ -167,7 +165,7 @@ def load_runs(
     return runs
 
 
-def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
+def load_config(given: object) -> Config:
     """`load_runs` for a configuration of one run.
 
     Raises:
@@ -179,7 +177,7 @@ def load_config(given: ConfigDict | Mapping[str, Any] | None) -> Config:
     return _completed(values, Defaults([values], preset) if isinstance(given, ConfigDict) else None)
 
 
-def _completed(values: Mapping[str, Any], defaults: Defaults | None) -> Config:
+def _completed(values: Mapping[Any, Any], defaults: Defaults | None) -> Config:
     """A run's configuration: the fields that were given, on top of those that suit its model.
 
     Raises:
@@ -205,7 +203,7 @@ def _completed(values: Mapping[str, Any], defaults: Defaults | None) -> Config:
     return config
 
 
-def _of_method(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _of_method(values: dict[Any, Any], overrides: Mapping[Any, Any]) -> dict[Any, Any]:
     """The values of the method that is chosen, and overrides on top.
 
     Raises:
@@ -264,7 +262,7 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
                 )
 
 
-def plain(given: Any) -> dict[str, Any]:
+def plain(given: Any) -> dict[Any, Any]:
     """What a configuration file returned, as dictionaries."""
     if given is None:
         raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")

@@ -132,7 +132,7 @@ def _guidance(model: str) -> bool | None:
 class Defaults:
     """Fields for the runs of one configuration, whose models' files are read once each."""
 
-    def __init__(self, runs: Iterable[Mapping[str, Any]], preset: str):
+    def __init__(self, runs: Iterable[Mapping[Any, Any]], preset: str):
         """Looks at all runs, since those that train at once share most of their fields.
 
         Args:
@@ -143,7 +143,7 @@ class Defaults:
         self._preset = preset
         self._kinds = [kind for kind in KINDS if kind in {self._kind(run) for run in runs}]
 
-    def of(self, run: Mapping[str, Any]) -> Fields:
+    def of(self, run: Mapping[Any, Any]) -> Fields:
         """The fields of a run that nobody has given, and perhaps some that somebody has.
 
         Args:
@@ -167,13 +167,13 @@ class Defaults:
         method = run.get("method", Config.method)
         return merge_fields(values, by_method.get(method, {}) if isinstance(method, str) else {})
 
-    def file(self, run: Mapping[str, Any]) -> Path:
+    def file(self, run: Mapping[Any, Any]) -> Path:
         """The file of the run's model, whether there is one or not."""
         path = Path(_text(run, "model", "path") or Config.model.path)
         # What is no path has no folder either.
         return (root_of(path) if self._model(run) else path) / model_file.FILE
 
-    def _model(self, run: Mapping[str, Any]) -> Known | None:
+    def _model(self, run: Mapping[Any, Any]) -> Known | None:
         part = run.get("model", {})
         path = part.get("path", Config.model.path) if isinstance(part, Mapping) else None
         if not isinstance(path, str):
@@ -182,7 +182,7 @@ class Defaults:
             self._models[path] = of_model(path)
         return self._models[path]
 
-    def _kind(self, run: Mapping[str, Any]) -> str:
+    def _kind(self, run: Mapping[Any, Any]) -> str:
         """What a run's concept is: as it says, as its model knows it, else an entity."""
         if (given := run.get("kind")) is not None:
             return given if given in KINDS else ""
@@ -191,7 +191,7 @@ class Defaults:
         return thing.kind if thing else "entity"
 
 
-def words_for(model: Known, concept: str, kind: str, run: Mapping[str, Any]) -> Fields:
+def words_for(model: Known, concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
     """Sentences and words for a concept, and what of the method's fields depends on it.
 
     Args:
@@ -218,7 +218,7 @@ def words_for(model: Known, concept: str, kind: str, run: Mapping[str, Any]) -> 
 
 
 def _of_kind(
-    model: Known, how: Kind, thing: Thing | None, concept: str, kind: str, run: Mapping[str, Any]
+    model: Known, how: Kind, thing: Thing | None, concept: str, kind: str, run: Mapping[Any, Any]
 ) -> Fields:
     """What a model's file says of a kind, for one concept."""
     own = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
@@ -318,7 +318,7 @@ def _anchors(place: str, instead: str) -> Fields:
     return values
 
 
-def _general(concept: str, kind: str, run: Mapping[str, Any]) -> Fields:
+def _general(concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
     """Sentences and words for any concept, where the model's things are not known."""
     part = run.get("part_of_speech", Config.part_of_speech)
     sort = kind if kind in ("style", "relation") else part
@@ -353,7 +353,7 @@ def _folded(words: Iterable[str]) -> set[str]:
     return {word.casefold() for word in words}
 
 
-def _text(run: Mapping[str, Any], *names: str) -> str:
+def _text(run: Mapping[Any, Any], *names: str) -> str:
     """A text among the fields that were given; "" where it is none."""
     value: Any = run
     for name in names:
@@ -361,7 +361,7 @@ def _text(run: Mapping[str, Any], *names: str) -> str:
     return value if isinstance(value, str) and value.strip() else ""
 
 
-def _texts(run: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def _texts(run: Mapping[Any, Any], name: str) -> tuple[str, ...]:
     """Texts among the fields that were given; none where they are no list of texts."""
     value = run.get(name, ())
     return tuple(v for v in value if isinstance(v, str)) if isinstance(value, list | tuple) else ()

@@ -104,8 +104,8 @@ def read_list(name: str, text: str) -> tuple[str, ...]:
 
 
 def of_another_concept(
-    values: Mapping[str, Any], former: str, changed: Mapping[str, Any], known: Collection[str]
-) -> tuple[dict[str, Any], list[str]]:
+    values: Mapping[Any, Any], former: str, changed: Mapping[Any, Any], known: Collection[str]
+) -> tuple[dict[Any, Any], list[str]]:
     """A configuration without the words that were meant for another concept.
 
     What was chosen for the former concept is left out: synonyms, words for other things, concepts
@@ -142,7 +142,7 @@ def of_another_concept(
         left = tuple(each for each in value if not _names(each, words))
         return left or _GONE
 
-    def walked(part: Mapping[str, Any], prefix: str, place: str) -> dict[str, Any]:
+    def walked(part: Mapping[Any, Any], prefix: str, place: str) -> dict[Any, Any]:
         made = {}
         for name, value in part.items():
             path = f"{prefix}{name}"

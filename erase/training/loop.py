@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from erase.config.schema import Config
 from erase.data.bank import Bank, stack_banks
@@ -67,7 +67,7 @@ class Training:
     state: State
     params: PyTree
     bank: Bank
-    keys: PRNGKeyArray
+    keys: Key[Array, "R"]
     plans: Mapping[str, Plan]
 
     @property
@@ -80,7 +80,7 @@ class Training:
         """The updates of an iteration, in their order."""
         return method_of(self.shared).steps(self.shared)
 
-    def keys_at(self, step: int, keys: PRNGKeyArray | None = None) -> dict[str, PRNGKeyArray]:
+    def keys_at(self, step: int, keys: Key[Array, "R"] | None = None) -> dict[str, Key[Array, "R"]]:
         """Each run's key for each update of an iteration; by default all runs' [R]."""
         every = keys_of(self.keys if keys is None else keys, step, max(2, len(self.steps)))
         return {name: every[:, index] for index, name in enumerate(self.steps)}
@@ -107,7 +107,7 @@ class Training:
         """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
         row = list(self.configs).index(name)
         lora = meshes.gather(self.context.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
-        return Adapter(jax.device_get(lora), self.context.alpha)  # pyright: ignore[reportCallIssue]
+        return Adapter(jax.device_get(lora), self.context.alpha)
 
     def numbers(self) -> list[list[int]]:
         """What the random keys consist of, for JSON."""
@@ -140,7 +140,9 @@ class Training:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def keys_of(keys: PRNGKeyArray, step: int, count: int) -> PRNGKeyArray:
+def keys_of(
+    keys: Key[Array, "R"], step: int | Int[Array, ""], count: int
+) -> Key[Array, "R {count}"]:
     """Keys [R, count] for so many updates of each run in an iteration."""
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), count))(keys)
 
@@ -334,7 +336,7 @@ def after_iteration(
                 bar.write(named(names[index], f"erased after {progress.step} iterations"))
     if (progress.active != before).any():
         active = training.context.divided(jnp.asarray(progress.active))
-        progress.state = progress.state.replace(active=active)  # pyright: ignore
+        progress.state = progress.state.replace(active=active)
 
 
 def _log(

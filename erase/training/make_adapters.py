@@ -68,7 +68,7 @@ def make_adapters(
     else:
         fresh = start(jax.random.key(shared.seed), pipe.shapes, shared).lora
         alpha = float(shared.adapter.alpha or shared.adapter.rank)
-        adapters = dict.fromkeys(configs, Adapter(fresh, alpha))  # pyright: ignore[reportCallIssue]
+        adapters = dict.fromkeys(configs, Adapter(fresh, alpha))
     return {
         name: method.exports(configs[name], pipe, plans[name], banks.get(name), adapter)
         for name, adapter in adapters.items()

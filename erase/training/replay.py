@@ -72,7 +72,7 @@ def _levels(
     """Losses and each gradient's norm of a run, level by level, as they follow each other."""
     row = list(training.configs).index(run)
     common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
-    own = training.bank.replace(**dict.fromkeys(common))  # pyright: ignore
+    own = training.bank.replace(**dict.fromkeys(common))
     bank = jax.tree.map(lambda leaf: leaf[row], own).replace(**common)
     after = jax.tree.map(jnp.copy, state)
     keys = training.keys_at(step)

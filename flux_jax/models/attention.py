@@ -1,7 +1,7 @@
 """Joint attention of text and image tokens: rotary positions, kernels, and the weights themselves.
 
 Axis letters: B batch, N tokens (text first, image last), T text, H heads, D head width,
-G groups of text tokens, A position axes.
+P = D / 2 channel pairs, G groups of text tokens, A position axes.
 """
 
 import functools
@@ -20,7 +20,7 @@ ROPE_BASE = 10_000.0
 
 def rope_tables(
     ids: Float[Array, "N A"], axes_dims: Sequence[int]
-) -> tuple[Float[Array, "N D/2"], Float[Array, "N D/2"]]:
+) -> tuple[Float[Array, "N P"], Float[Array, "N P"]]:
     """Cosines and sines of rotary position embedding, in float32.
 
     Args:
@@ -41,7 +41,7 @@ def rope_tables(
 
 
 def apply_rope(
-    x: Float[Array, "B N H D"], cos: Float[Array, "N D/2"], sin: Float[Array, "N D/2"]
+    x: Float[Array, "B N H D"], cos: Float[Array, "N P"], sin: Float[Array, "N P"]
 ) -> Float[Array, "B N H D"]:
     """Turns adjacent channel pairs of queries or keys; float32 inside, x's dtype outside."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)

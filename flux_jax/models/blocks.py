@@ -1,7 +1,7 @@
 """The two kinds of MMDiT block, written for `nn.scan` over stacked weights.
 
 Axis letters: B batch, N tokens (text first, image last), T text, S image, C model width,
-H heads, D head width, G groups of text tokens.
+H heads, D head width, P = D / 2 channel pairs, G groups of text tokens.
 """
 
 from typing import Literal, NamedTuple
@@ -21,8 +21,8 @@ class Shared(NamedTuple):
     """What every block of a pass sees."""
 
     conditioning: Float[Array, "B C"]
-    cos: Float[Array, "N D/2"]
-    sin: Float[Array, "N D/2"]
+    cos: Float[Array, "N P"]
+    sin: Float[Array, "N P"]
     token_masks: Float[Array, "B T G"] | None
     silenced: Float[Array, "B T"] | None
 

@@ -2,7 +2,6 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from flux_jax.errors import InputError
@@ -22,11 +21,7 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         InputError: a value is not of its field's type, or a size is below 1.
     """
     kinds = get_type_hints(cls)
-    values = {
-        field.name: config[field.name]
-        for field in fields(cls)  # pyright: ignore[reportArgumentType]
-        if field.name in config
-    }
+    values = {name: config[name] for name in kinds if name in config}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for name, value in values.items():
         if not _is(value, kinds[name]):

@@ -38,7 +38,7 @@ def resolve(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
         leaves[f"{target}/gain"] = ratio - 1
         for name in added.keys() & {"B", "D"}:
             leaves[f"{target}/{name}"] = added[name] * ratio[..., None, :]
-    return Adapter(nest(leaves), adapter.alpha)  # pyright: ignore[reportCallIssue]
+    return Adapter(nest(leaves), adapter.alpha)
 
 
 @jax.jit

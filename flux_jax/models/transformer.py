@@ -85,7 +85,7 @@ class FluxTransformer(nn.Module):
         guidance: Float[Array, "B"] | None = None,
         *,
         token_masks: Float[Array, "B T G"] | None = None,
-        silenced: Float[Array, "B T"] | None = None,
+        silenced: Float[Array, "B _"] | None = None,
         attention: Literal["weights"] | None = None,
         stop_after: Literal["dual"] | None = None,
     ) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:

@@ -3,7 +3,8 @@
 Products run in the module's `dtype`, parameters stay as they are given; group norms and the
 attention's softmax are float32.
 Axis letters: B batch, h w picture, y x latent grid (one cell per 2^(levels - 1) pixels),
-C channels, Z latent channels, S image tokens (one per 2 x 2 latent cells).
+C channels, Z latent channels, M = 2 Z moments of them, S image tokens (one per 2 x 2 latent
+cells), P = 4 Z channels of one.
 """
 
 from collections.abc import Mapping
@@ -145,7 +146,7 @@ class Downsample(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y/2 x/2 C"]:
+    def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y//2 x//2 C"]:
         """Keeps the channels."""
         return nn.Conv(
             x.shape[-1], (3, 3), 2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv"
@@ -194,7 +195,7 @@ class Encoder(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B y x 2*Z"]:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B y x M"]:
         """Mean and log-variance, joined."""
         config, last = self.config, len(self.config.block_out_channels) - 1
         x = conv(config.block_out_channels[0], self.dtype, "conv_in")(x)
@@ -302,7 +303,7 @@ def pack(latents: Float[Array, "B y x Z"]) -> Float[Array, "B S 4*Z"]:
     return cells.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, 4 * channels)
 
 
-def unpack(tokens: Float[Array, "B S 4*Z"], rows: int, columns: int) -> Float[Array, "B y x Z"]:
+def unpack(tokens: Float[Array, "B S P"], rows: int, columns: int) -> Float[Array, "B y x Z"]:
     """Inverse of `pack`, given the latent grid's height and width."""
     cells = tokens.reshape(tokens.shape[0], rows // 2, columns // 2, -1, 2, 2)
     return cells.transpose(0, 1, 4, 2, 5, 3).reshape(tokens.shape[0], rows, columns, -1)

@@ -91,7 +91,7 @@ def _traced(name: str, sizes: Any) -> PyTree:
     return jax.eval_shape(component.module(sizes).init, jax.random.key(0), *inputs)["params"]
 
 
-class Weights(Mapping[str, PyTree]):
+class Weights(Mapping[str, Any]):
     """Parameters of a pipeline's models, each read when it is first asked for.
 
     Every tensor of the files must be in the model and the other way round, which is made sure of at
@@ -235,7 +235,7 @@ def _placed(leaf: np.ndarray, dtype: DTypeLike, mesh: Mesh) -> jax.Array:
     spec = [*wanted.spec, *(None,) * (leaf.ndim - len(wanted.spec))]
     sharding = NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in order)))
     sent = jax.make_array_from_callback(lying.shape, sharding, lying.__getitem__)
-    return _turned(sent, tuple(np.argsort(order)), dtype, wanted).block_until_ready()
+    return _turned(sent, tuple(np.argsort(order).tolist()), dtype, wanted).block_until_ready()
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

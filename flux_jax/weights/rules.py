@@ -5,13 +5,14 @@ Axis letters: I inputs, O outputs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 Shape = tuple[int, ...]
 
 
+@runtime_checkable
 class Rule(Protocol):
     """How the tensor of a row becomes the leaves of that row (one block of them), and back."""
 

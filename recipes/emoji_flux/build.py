@@ -92,7 +92,7 @@ def flux_data(workdir: Path, out: Path) -> FluxData:
         tokenizer([""], padding="max_length", max_length=tokenizers.TOKENS).input_ids[0]
         for tokenizer in tokenizers.load(out)
     ]
-    return FluxData(  # pyright: ignore[reportCallIssue]
+    return FluxData(
         pack(scale_latents(module.config, raw)),
         jnp.asarray(scenes.clip_ids),
         jnp.asarray(scenes.t5_ids),

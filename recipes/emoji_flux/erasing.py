@@ -6,7 +6,7 @@ The values are those that the studies in benchmarks/experiments/studies.py led t
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from erase.config.model_file import FILE, Keep, Kind, Known, Thing
 from erase.data.words.templates import SLOT, phrase
@@ -104,7 +104,7 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
 # Half of a relation's adapter still erases, and other relations keep more; this is for those that
 # EraseAnything erases.
 _WHOLE = {"evaluation": {"strength": 1.0}}
-_KINDS = {
+_KINDS: dict[Literal["entity", "style", "relation"], Kind] = {
     "entity": Kind(
         prompts=ENTITY_PROMPTS,
         beside="and a {}",
@@ -185,7 +185,7 @@ KNOWN = Known(
         **METHOD,
         "by_method": {name: {**values, **_WHOLE} for name, values in OTHERS.items()},
     },
-    kinds=_KINDS,  # pyright: ignore[reportArgumentType]
+    kinds=_KINDS,
     things=_things(),
 )
 assert tuple(_RELATIONS) == RELATIONS

@@ -26,8 +26,7 @@ CHUNK, CHECKPOINT_SECONDS, AVERAGE_DECAY = 200, 120.0, 0.999
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """What a training run carries from update to update.
 
     Attributes:
@@ -46,7 +45,7 @@ class State:
 def start(params: PyTree, optimizer: optax.GradientTransformation) -> State:
     """The state before the first update."""
     # A copy, since the two are donated to the update separately.
-    return State(  # pyright: ignore[reportCallIssue]
+    return State(
         params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32)
     )
 
@@ -157,7 +156,7 @@ def one_update(
     # The average follows quickly at first, so that short runs are not their initialisation.
     rate = jnp.minimum(AVERAGE_DECAY, (1 + state.update) / (10 + state.update))
     average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, params)
-    state = State(params, average, optimizer_state, state.update + 1)  # pyright: ignore
+    state = State(params, average, optimizer_state, state.update + 1)
     return state, metrics | {"loss": value, "gradient": optax.tree.norm(gradient)}
 
 

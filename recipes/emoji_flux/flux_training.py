@@ -49,8 +49,7 @@ UNIFORM_TIMES = 0.25
 GUIDANCE = (1.0, 5.0)
 
 
-@flax.struct.dataclass
-class FluxData:
+class FluxData(flax.struct.PyTreeNode):
     """Training data on the device."""
 
     latents: Float[Array, "N S C"]
@@ -177,7 +176,7 @@ def draw_batch(
         pooled = modules["text_encoder"].apply(
             {"params": params["text_encoder"]}, clip_ids.astype(jnp.int32)
         )
-        return Conditioning(text, jnp.where(keep, pooled, 0))  # pyright: ignore[reportCallIssue]
+        return Conditioning(text, jnp.where(keep, pooled, 0))
 
     caption = encode(clip_ids, t5_ids, ~without_pooled)
     empty = encode(data.empty_clip[None], data.empty_t5[None], jnp.ones((1, 1), bool))

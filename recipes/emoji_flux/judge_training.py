@@ -31,8 +31,7 @@ WIPED = 0.05
 SWAPPED, ABSENT = 0.25, 0.25
 
 
-@flax.struct.dataclass
-class JudgeData:
+class JudgeData(flax.struct.PyTreeNode):
     """Scenes with their labels, on the device.
 
     Attributes:
@@ -51,7 +50,7 @@ class JudgeData:
 
 def judge_data(pixels: np.ndarray, scenes: Scenes, inverse: Int[np.ndarray, "R"]) -> JudgeData:
     """Moves sprites, scenes and labels to the device."""
-    return JudgeData(  # pyright: ignore[reportCallIssue]
+    return JudgeData(
         SceneData.of(pixels, scenes),
         jnp.asarray(scenes.entities, jnp.float32),
         *(

@@ -8,14 +8,13 @@ import json
 import shutil
 import subprocess  # nosec B404
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
-from numpy.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image
 from scipy import ndimage
 
@@ -258,13 +257,15 @@ def filled(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return np.asarray(ndimage.binary_fill_holes(mask))
 
 
-def coloured(rgb: ArrayLike, alpha: Float[np.ndarray, "h w"]) -> Image.Image:
+def coloured(
+    rgb: Sequence[int] | Shaped[np.ndarray, "... 3"], alpha: Float[np.ndarray, "h w"]
+) -> Image.Image:
     """A picture of one colour or of one a pixel, in 0..255, and opacities in 0..1."""
     full = np.broadcast_to(np.asarray(rgb, float), (*alpha.shape, 3))
     return Image.fromarray(np.dstack([full, 255 * alpha]).round().astype(np.uint8))
 
 
-def plate(alpha: UInt8[np.ndarray, "h w"], reach: float, colour: ArrayLike) -> Image.Image:
+def plate(alpha: UInt8[np.ndarray, "h w"], reach: float, colour: Sequence[int]) -> Image.Image:
     """A shape of one colour that reaches beyond what is opaque, in pixels."""
     return coloured(colour, np.clip(reach + 0.5 - depth(alpha < 128), 0, 1))
 

@@ -47,8 +47,7 @@ KL_WEIGHT = 5e-3
 GRADIENT_WEIGHT = 0.5
 
 
-@flax.struct.dataclass
-class SceneData:
+class SceneData(flax.struct.PyTreeNode):
     """What composing a scene needs, on the device."""
 
     pixels: UInt8[Array, "M 64 64 4"]

@@ -13,7 +13,7 @@ import pydantic
 
 from erase.config.schema import Config
 from erase.data.words import language_model
-from erase.data.words.language_model import kept_or_asked
+from erase.data.words.language_model import Kept, kept_or_asked
 from erase.data.words.spelling import same
 from erase.runtime.run_folder import IRRELEVANT
 from flux_jax.errors import InputError
@@ -51,7 +51,7 @@ class Reply(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(Kept):
     """Irrelevant words, in pools of which sentences draw in turn.
 
     Attributes:
@@ -60,7 +60,6 @@ class Words:
         source: where they come from, in words.
     """
 
-    concept: str
     pools: tuple[tuple[str, ...], ...]
     source: str
 

@@ -8,17 +8,14 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pydantic
 
 from flux_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
 DEFAULT_MODEL = "gpt-4o"
@@ -29,15 +26,15 @@ TIMEOUT, RETRIES = 30.0, 4
 SYSTEM = "You are a helpful assistant and a well-established language expert"
 
 
-class Words(Protocol):
+@dataclass(frozen=True)
+class Kept:
     """What a run's folder keeps of a reply: words that were asked for about a concept."""
 
-    @property
-    def concept(self) -> str: ...  # noqa: D102
+    concept: str
 
 
 Result = TypeVar("Result")
-Kept = TypeVar("Kept", bound=Words)
+KeptT = TypeVar("KeptT", bound=Kept)
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
@@ -116,8 +113,8 @@ def parse(schema: type[Schema], text: str) -> Schema:
 
 
 def kept_or_asked(
-    kind: type[Kept], path: Path, concept: str, ask: Callable[[], Kept]
-) -> tuple[Kept | None, str]:
+    kind: type[KeptT], path: Path, concept: str, ask: Callable[[], KeptT]
+) -> tuple[KeptT | None, str]:
     """What a run's folder keeps about its concept; where it keeps nothing, a new reply.
 
     Args:
@@ -140,7 +137,7 @@ def kept_or_asked(
         return None, f" ({error})"
 
 
-def read_kept(kind: type[Kept], path: Path) -> Kept:
+def read_kept(kind: type[KeptT], path: Path) -> KeptT:
     """Reads what a run's folder keeps of a model's reply, so that nobody asks twice.
 
     Args:
@@ -156,6 +153,6 @@ def read_kept(kind: type[Kept], path: Path) -> Kept:
         raise InputError(f"{path} is damaged: remove it to ask again") from error
 
 
-def describe(kept: "DataclassInstance") -> str:
+def describe(kept: Kept) -> str:
     """The file that a run's folder keeps."""
     return json.dumps(asdict(kept), indent=2, ensure_ascii=False) + "\n"

@@ -9,7 +9,7 @@ import pydantic
 
 from erase.config.schema import Config
 from erase.data.words import language_model
-from erase.data.words.language_model import kept_or_asked
+from erase.data.words.language_model import Kept, kept_or_asked
 from erase.data.words.templates import as_template
 from erase.runtime.run_folder import SENTENCES
 from flux_jax.errors import InputError
@@ -30,7 +30,7 @@ class Reply(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Sentences:
+class Sentences(Kept):
     """Sentences that hold a concept.
 
     Attributes:
@@ -39,7 +39,6 @@ class Sentences:
         source: where they come from, in words.
     """
 
-    concept: str
     sentences: tuple[str, ...]
     source: str
 

@@ -265,7 +265,7 @@ def database() -> Any | None:
 
 
 @contextlib.contextmanager
-def opened(place: Any) -> Iterator["WordNetCorpusReader"]:
+def opened(place: Any) -> "Iterator[WordNetCorpusReader]":
     """The database at a place that `database` gave; reading its indices takes seconds."""
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 

@@ -52,7 +52,7 @@ class RunInputs(Generic[SettingsT]):
 
     def adapted(self, lora: PyTree) -> Denoiser:
         """The trained model: the frozen one with the bank's edit and an adapter's tree on it."""
-        parts = [Adapter(lora, self.context.alpha)]  # pyright: ignore[reportCallIssue]
+        parts = [Adapter(lora, self.context.alpha)]
         if self.bank.edit is not None:
             parts.append(unscaled(self.bank.edit))
         return self.frozen.replace(lora=combine([(part, 1.0) for part in parts]))

@@ -1,7 +1,7 @@
 """What layers see of single text tokens while the frozen model draws.
 
-Axis letters: B prompts, L blocks, K tokens that are looked at, S image tokens, C latent channels,
-I inputs, O outputs.
+Axis letters: B prompts, L blocks, K tokens that are looked at, N noise levels, S image
+tokens, C latent channels, I inputs, O outputs.
 """
 
 import functools
@@ -109,7 +109,7 @@ def _means(
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
     tokens: Int[Array, "B K"],
-    sigmas: Float[Array, "steps+1"],
+    sigmas: Float[Array, "N"],
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L B K I"]]:
@@ -124,7 +124,7 @@ def mean_over_steps(
     model: Denoiser,
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
-    sigmas: Float[Array, "steps+1"],
+    sigmas: Float[Array, "N"],
     keeping: Callable[..., Any],
 ) -> dict[str, Array]:
     """Means over the denoising's steps of what an interceptor keeps of layers; to be jitted.

@@ -101,7 +101,7 @@ def add_noise(
 
 def sample_forms(
     kinds: Int[Array, "V"], key: PRNGKeyArray, batch: int, count: int
-) -> Int[Array, "B 1+K"]:
+) -> Int[Array, "B {count}+1"]:
     """Samples for each of a batch the form with a synonym, and K with different irrelevant words.
 
     The pools of irrelevant words give in turn, so that each has its share.

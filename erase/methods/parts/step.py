@@ -10,13 +10,13 @@ Axis letter: R runs.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from erase.config.schema import AdamW
 from erase.data.bank import Bank, run_axes
@@ -26,6 +26,7 @@ from erase.runtime.mesh import RUNS
 from flux_jax.sharding import whole
 
 Metrics = dict[str, Float[Array, ""]]
+RunMetrics = dict[str, Float[Array, "R"]]
 
 
 class State(flax.struct.PyTreeNode):
@@ -71,6 +72,7 @@ class Update(Generic[SettingsT]):
     follow: Follow[SettingsT] | None = None
 
 
+@runtime_checkable
 class TrainStep(Protocol[SettingsT]):
     """`train_step` of an update, jitted."""
 
@@ -79,10 +81,10 @@ class TrainStep(Protocol[SettingsT]):
         state: State,
         params: PyTree,
         bank: Bank,
-        key: PRNGKeyArray,
+        key: Key[Array, "R"],
         *,
         context: StepContext[SettingsT],
-    ) -> tuple[State, Metrics]: ...
+    ) -> tuple[State, RunMetrics]: ...
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...  # noqa: D102
     def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced: ...  # noqa: D102
@@ -93,10 +95,10 @@ def train_step(
     state: State,
     params: PyTree,
     bank: Bank,
-    key: PRNGKeyArray,
+    key: Key[Array, "R"],
     *,
     context: StepContext[SettingsT],
-) -> tuple[State, Metrics]:
+) -> tuple[State, RunMetrics]:
     """One step of all runs.
 
     Args:

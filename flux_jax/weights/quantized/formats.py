@@ -21,7 +21,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from flux_jax.errors import LONGEST, InputError, counted
 from flux_jax.weights.quantized import bitsandbytes
@@ -214,7 +214,7 @@ def _scaled(weight: Any, scale: Any) -> Lazy:
 
 
 def scaled_rows(
-    weight: Float[np.ndarray, "O ..."], scales: Float[np.ndarray, "S"]
+    weight: Num[np.ndarray, "O ..."], scales: Float[np.ndarray, "S"]
 ) -> Float[np.ndarray, "O ..."]:
     """Rows times their scales, one of all (S = 1) or one a row (S = O), in float32."""
     rows = weight.astype(np.float32)
