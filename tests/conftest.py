@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,13 @@ QUICK = (
     "--xla_cpu_use_fusion_emitters=false"
 )
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+# One cache of compiled functions for a session's processes: its workers and what tests start. The
+# first process makes it and takes it away.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+if CACHE not in os.environ:
+    SHARED = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ[CACHE] = SHARED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Before PyTorch starts: its threads wait for each other at full load, and tests that run at once
 # take the cores from each other. One thread does.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
