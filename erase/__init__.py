@@ -37,7 +37,7 @@ moved.announce(
         ),
         "known": "erase.config.model_file",
         "language_model": "erase.data.words.language_model",
-        "loop": "erase.training.loop",
+        "loop": "erase.training.loop erase.training.make_adapters",
         "losses": "erase.methods.parts.losses",
         "memory": "erase.training.memory_plan",
         "methods.method": "erase.methods.base",

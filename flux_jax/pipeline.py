@@ -5,11 +5,10 @@ P pooled width.
 """
 
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +24,29 @@ from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.models import dora
 from flux_jax.models.clip import CLIPTextEncoder
 from flux_jax.models.t5 import T5Encoder
-from flux_jax.models.tokenizers import read_tokenizer
+from flux_jax.models.tokenizers import clip_ids, read_tokenizer, t5_ids
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, latent_ids
 from flux_jax.programs import Conditioning, Denoiser
-from flux_jax.sampling import Schedule
+from flux_jax.sampling import Schedule, check_sampling
 from flux_jax.weights.hub import find_model
-from flux_jax.weights.loading import COMPONENTS, Weights, abstract_params, build
+from flux_jax.weights.loading import COMPONENTS, Weights, abstract_params, build, check_widths
 from flux_jax.weights.source import open_source, read_schedule, root_of
 
 if TYPE_CHECKING:
     from flux_jax.models.tokenizers import PreTrainedTokenizerBase
+
+
+class Changes(TypedDict, total=False):
+    """What may be changed of the transformer while it draws.
+
+    Attributes:
+        adapters: adapters with their strengths; their effects add up.
+        silenced: ones where a prompt's T5 token gives nothing to the picture.
+    """
+
+    adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]
+    silenced: Float[ArrayLike, "B T"] | None
 
 
 @dataclass(frozen=True)
@@ -164,23 +175,7 @@ class Pipeline:
         Raises:
             InputError: a prompt has more T5 tokens than `tokenizer_2.model_max_length`.
         """
-        limit = self.tokenizer_2.model_max_length
-        t5_ids = self.tokenizer_2(list(prompts)).input_ids
-        for prompt, ids in zip(prompts, t5_ids, strict=True):
-            if len(ids) > limit:
-                raise InputError(
-                    f"prompt = {prompt!r} has {len(ids)} tokens, over the limit of {limit}: "
-                    "shorten it"
-                )
-        pad = self.tokenizer_2.pad_token_id
-        padded = np.array([ids + [pad] * (limit - len(ids)) for ids in t5_ids], np.int32)
-        clip = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-        )
-        return np.array(clip.input_ids, np.int32), padded
+        return clip_ids(self.tokenizer, prompts), t5_ids(self.tokenizer_2, prompts)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encodes prompts with both text encoders, unless all are remembered.
@@ -296,8 +291,7 @@ class Pipeline:
         height: int = 512,
         width: int = 512,
         latents: Float[Array, "B S C"] | None = None,
-        adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
-        silenced: Float[ArrayLike, "B T"] | None = None,
+        **changes: Unpack[Changes],
     ) -> UInt8[np.ndarray, "B h w 3"]:
         """Draws a picture for every prompt.
 
@@ -309,12 +303,15 @@ class Pipeline:
             height: pixels.
             width: pixels.
             latents: packed noise to start from, instead of seeds.
-            adapters: adapters with their strengths; their effects add up.
-            silenced: ones where a prompt's T5 token gives nothing to the picture.
+            **changes: of the transformer meanwhile: `adapters=`, `silenced=`; see `Changes`.
 
         Raises:
             InputError: sizes, steps, guidance, seeds or a prompt cannot be used.
+            TypeError: there is no such change.
         """
+        # Before any work, as Python itself refuses other arguments.
+        if unknown := changes.keys() - Changes.__annotations__:
+            raise TypeError(f"a pipeline takes no argument {min(unknown)!r}")
         check_sampling(steps, guidance)
         if latents is None:
             seeds = range(len(prompts)) if seeds is None else seeds
@@ -328,20 +325,8 @@ class Pipeline:
         if latents.shape != wanted:
             raise InputError(f"latents have shape {latents.shape} and must have {wanted}")
         conditioning = self.encode(prompts)
-        latents = self.denoise(latents, conditioning, ids, steps, guidance, adapters, silenced)
+        latents = self.denoise(latents, conditioning, ids, steps, guidance, **changes)
         return self.decode(latents, height, width)
-
-
-def check_sampling(steps: int, guidance: float) -> None:
-    """Makes sure that pictures can be drawn so.
-
-    Raises:
-        InputError: there are no steps, or guidance is negative or no finite number.
-    """
-    if steps < 1:
-        raise InputError(f"steps = {steps} must be at least 1")
-    if not 0 <= guidance < math.inf:
-        raise InputError(f"guidance = {guidance} must be a finite number, at least 0")
 
 
 def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
@@ -382,7 +367,7 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
     modules: dict[str, Any] = {
         name: build(name, source.config, chosen) for name, source in sources.items()
     }
-    _check_widths({name: module.config for name, module in modules.items()})
+    check_widths({name: module.config for name, module in modules.items()})
     guidance = modules["transformer"].config.guidance_embeds
     root = root_of(path)
     mesh = meshes.make({})
@@ -396,22 +381,3 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
         schedule=Schedule.from_dict(read_schedule(path, guidance)),
         mesh=mesh,
     )
-
-
-def _check_widths(configs: Mapping[str, Any]) -> None:
-    """Makes sure that the models are of one pipeline.
-
-    Raises:
-        InputError: what one gives is not as wide as what the transformer takes.
-    """
-    for name, given, taker in (
-        ("text_encoder: hidden_size", configs["text_encoder"].hidden_size, "pooled_projection_dim"),
-        ("text_encoder_2: d_model", configs["text_encoder_2"].d_model, "joint_attention_dim"),
-        ("vae: 4 latent_channels", 4 * configs["vae"].latent_channels, "in_channels"),
-    ):
-        taken = getattr(configs["transformer"], taker)
-        if given != taken:
-            raise InputError(
-                f"{name} = {given} and the transformer's {taker} = {taken} must be the same; take "
-                "all models from one pipeline"
-            )

@@ -3,6 +3,7 @@
 Axis letters: K noise levels, one more than there are steps.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,18 @@ class SamplingOptions:
     height: int | None = None
     width: int | None = None
     batch: int = 16
+
+
+def check_sampling(steps: int, guidance: float) -> None:
+    """Makes sure that pictures can be drawn so.
+
+    Raises:
+        InputError: there are no steps, or guidance is negative or no finite number.
+    """
+    if steps < 1:
+        raise InputError(f"steps = {steps} must be at least 1")
+    if not 0 <= guidance < math.inf:
+        raise InputError(f"guidance = {guidance} must be a finite number, at least 0")
 
 
 FILE = "scheduler/scheduler_config.json"

@@ -1,4 +1,4 @@
-"""The house: what imports what, how much a folder holds, and what moved modules answer."""
+"""The house: what imports what, how much folders, files and functions hold, where modules moved."""
 
 import ast
 import importlib
@@ -38,6 +38,10 @@ ORDER = (
 )
 PACKAGES = ("flux_jax", "convert", "erase", "recipes", "configs", "benchmarks")
 MOST_ENTRIES = 14
+# Lines of a file; lines of a function, with its signature and docstring; arguments of a function.
+MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
+# The transformer from end to end, which is read in one piece beside diffusers' own.
+WHOLE = {("flux_jax/models/transformer.py", "__call__")}
 
 
 MODULES = [
@@ -69,6 +73,59 @@ def test_nothing_imports_upwards(module: str, file: Path):
         # The packages' own names, such as the table of moved modules.
         if name.partition(".")[0] in PACKAGES:
             assert floor(name) <= floor(module), f"{module} imports {name}"
+
+
+def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Of its signature, docstring and body; decorators stand before it."""
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Without `self` and `cls`; `*args` and `**kwargs` are one each."""
+    spec = function.args
+    names = [each.arg for each in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
+    bundles = [each for each in (spec.vararg, spec.kwarg) if each]
+    return len(names) - (names[:1] in (["self"], ["cls"])) + len(bundles)
+
+
+FILES = [file for _, file in MODULES] + sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_is_short(file: Path):
+    count = len(file.read_text().splitlines())
+    assert count <= MOST_LINES, f"{file.relative_to(ROOT)}: {count} lines"
+
+
+@pytest.mark.parametrize(("module", "file"), MODULES)
+def test_functions_are_short_and_take_few_arguments(module: str, file: Path):
+    del module
+    path = file.relative_to(ROOT).as_posix()
+    counts = [
+        (each.name, count, most, what)
+        for each in functions(file)
+        if (path, each.name) not in WHOLE
+        for count, most, what in (
+            (lines(each), MOST_FUNCTION_LINES, "lines"),
+            (arguments(each), MOST_ARGUMENTS, "arguments"),
+        )
+    ]
+    over = [f"{path}: {n} has {count} {what}" for n, count, most, what in counts if count > most]
+    assert not over, "; ".join(over)
+
+
+def test_lines_and_arguments_are_counted():
+    """Of a function of which both are known."""
+    text = "class A:\n @final\n def f(self, a, /, b, *c, d=1, **e):\n  return (\n1)\n"
+    (function,) = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+    assert (lines(function), arguments(function)) == (3, 5)
 
 
 def test_a_folder_has_few_entries():

@@ -20,7 +20,8 @@ from flux_jax.models.t5 import T5Config
 from flux_jax.tree import flatten
 from flux_jax.weights import original, sizes
 from flux_jax.weights.loading import abstract_params
-from flux_jax.weights.mapping import Table, to_flax, to_torch
+from flux_jax.weights.mapping import to_flax, to_torch
+from flux_jax.weights.rules import Table
 from flux_jax.weights.safetensors_files import find_weights
 from flux_jax.weights.source import open_source, root_of
 from flux_jax.weights.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE

@@ -5,13 +5,13 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.adapters import QUERY, WIDTH, square_tensors
 from safetensors.numpy import save_file
 
 from convert.adapters.files import read_layers
 from convert.adapters.layers import Full
 from convert.lora import main
 
-WIDTH = 8
 RNG = np.random.default_rng(0)
 SQUARE = (WIDTH, WIDTH)
 QKV = ("attn/to_q", "attn/to_k", "attn/to_v")
@@ -297,24 +297,11 @@ def test_a_joined_bias_alone_comes_apart(tmp_path):
     np.testing.assert_array_equal(layers["single_blocks/proj_mlp", 1].bias, bias[3 * WIDTH :])
 
 
-STEM = "transformer.transformer_blocks.{}.attn.to_q"
-
-
-def square(block=0, alpha=None, stem=STEM):
-    tensors = {
-        f"{stem.format(block)}.lora_A.weight": noise(2, WIDTH),
-        f"{stem.format(block)}.lora_B.weight": noise(WIDTH, 2),
-    }
-    if alpha is not None:
-        tensors[f"{stem.format(block)}.alpha"] = np.array(alpha, np.float32)
-    return tensors
-
-
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_an_alpha_below_0_is_a_change_the_other_way(tmp_path, dtype):
-    tensors = {name: each.astype(dtype) for name, each in square(alpha=-3).items()}
+    tensors = {name: each.astype(dtype) for name, each in square_tensors(RNG, alpha=-3).items()}
     save_file(tensors, tmp_path / "a.safetensors")
-    down, up = (tensors[f"{STEM.format(0)}.lora_{x}.weight"].astype(float) for x in "AB")
+    down, up = (tensors[f"{QUERY.format(0)}.lora_{x}.weight"].astype(float) for x in "AB")
     assert_changes(tmp_path / "a.safetensors", {("dual_blocks/attn/to_q", 0): -1.5 * up @ down})
     # Diffusers' reader of kohya's layout does not end at an alpha below 0.
     main([str(tmp_path / "a.safetensors"), str(tmp_path / "k.sft"), "--to", "kohya"])
@@ -323,54 +310,11 @@ def test_an_alpha_below_0_is_a_change_the_other_way(tmp_path, dtype):
     np.testing.assert_array_equal(layer.up.astype(float), -up)
 
 
-LEFT_OUT = {
-    "kohya": ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "CLIP"),
-    "kohya's one": ("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", "CLIP"),
-    "kohya's t5": ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", "T5"),
-    "kohya's second": ("lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", "T5"),
-    "diffusers": ("text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight", "CLIP"),
-    "diffusers' t5": ("text_encoder_2.encoder.block.0.layer.1.wo.lora_A.weight", "T5"),
-    "comfyui": ("text_encoders.clip_l.transformer.text_model.layers.0.fc1.lora_A.weight", "CLIP"),
-    "comfyui's t5": ("text_encoders.t5xxl.transformer.encoder.block.0.wo.lora_A.weight", "T5"),
-    "onetrainer": ("clip_l.text_model.encoder.layers.0.mlp.fc1.lora_down.weight", "CLIP"),
-    "onetrainer's t5": ("t5xxl.encoder.block.0.layer.1.wo.lora_down.weight", "T5"),
-    "lycoris": ("lycoris_text_model_encoder_layers_0_mlp_fc1.lokr_w1", "CLIP"),
-}
-
-
-@pytest.mark.parametrize("kind", LEFT_OUT)
-def test_text_encoders_are_left_out_with_a_line(tmp_path, capsys, kind):
-    name, encoder = LEFT_OUT[kind]
-    extra = {name: noise(2, 2), name.replace("0", "1", 1): noise(2, 2)}
-    file = tmp_path / "a.safetensors"
-    save_file(square() | extra, file)
-    assert list(read_layers(file).layers) == [("dual_blocks/attn/to_q", 0)]
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.startswith("note: ")
-    assert f"left out 2 tensors of the text encoder {encoder};" in said
-    read_layers(file)
-    assert not capsys.readouterr().err
-
-
-def test_layers_without_a_change_are_left_out_with_a_line(tmp_path, capsys):
-    stem = "diffusion_model.double_blocks.{}.img_attn.proj"
-    tensors = square(0, stem=stem) | square(1, alpha=0, stem=stem)
-    tensors[f"{stem.format(0)}.diff_b"] = np.zeros(WIDTH, np.float32)
-    tensors[f"{stem.format(2)}.diff"] = np.zeros(SQUARE, np.float32)
-    tensors["diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff"] = np.zeros(4, "f4")
-    file = tmp_path / "a.safetensors"
-    save_file(tensors, file)
-    (layer,) = read_layers(file).layers.values()
-    assert layer.bias is None
-    said = capsys.readouterr().err
-    assert "left out 2 layers with an alpha of 0 or only zeros" in said
-    assert "left out 1 difference of norms, all zeros" in said
-
-
 def test_dora_at_alpha_0_still_sets_lengths(tmp_path):
     file = tmp_path / "a.safetensors"
-    save_file(square(alpha=0) | {f"{STEM.format(0)}.dora_scale": noise(WIDTH, 1)}, file)
+    save_file(
+        square_tensors(RNG, alpha=0) | {f"{QUERY.format(0)}.dora_scale": noise(WIDTH, 1)}, file
+    )
     (layer,) = read_layers(file).layers.values()
     assert not layer.up.any()
     assert layer.magnitude is not None
@@ -380,7 +324,7 @@ def test_dora_at_alpha_0_still_sets_lengths(tmp_path):
 def test_rslora_is_written_as_an_alpha(tmp_path):
     file = tmp_path / "a.safetensors"
     config = {"r": 2, "lora_alpha": 3, "use_rslora": True}
-    save_file(square(), file, {"lora_adapter_metadata": json.dumps(config)})
+    save_file(square_tensors(RNG), file, {"lora_adapter_metadata": json.dumps(config)})
     before = changes(read_layers(file).layers)
     main([str(file), str(tmp_path / "k.safetensors"), "--to", "kohya"])
     assert_changes(tmp_path / "k.safetensors", before)
@@ -393,13 +337,6 @@ def test_rslora_is_written_as_an_alpha(tmp_path):
     )
 
 
-def test_peft_s_file_without_its_configuration_says_what_is_guessed(tmp_path, capsys):
-    tensors = square(stem="base_model.model.transformer_blocks.{}.attn.to_q")
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    assert len(read_layers(tmp_path).layers) == 1
-    assert "no adapter_config.json beside it" in capsys.readouterr().err
-
-
 def test_a_folder_with_one_file_of_any_name_is_read(tmp_path):
-    save_file(square(), tmp_path / "my-lora.sft")
+    save_file(square_tensors(RNG), tmp_path / "my-lora.sft")
     assert len(read_layers(tmp_path).layers) == 1

@@ -22,7 +22,8 @@ from flux_jax.sharding import make
 from flux_jax.tree import flatten, nest
 from flux_jax.weights import original, sizes
 from flux_jax.weights.loading import abstract_params, read_params
-from flux_jax.weights.mapping import Table, to_flax, to_torch
+from flux_jax.weights.mapping import to_flax, to_torch
+from flux_jax.weights.rules import Table
 from flux_jax.weights.source import open_source, read_schedule
 from flux_jax.weights.tables import TRANSFORMER, VAE
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from helpers import tiny
 import flux_jax
 from flux_jax import lora
 from flux_jax.errors import InputError
+from flux_jax.pipeline import Pipeline
 
 PROMPTS = ["a red ball on a box", "two cats"]
 HEIGHT, WIDTH = 24, 16
@@ -140,6 +142,13 @@ def test_bad_arguments_are_named(pipe, arguments, words):
         pipe(PROMPTS, **usual | arguments)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_misspelt_argument_is_refused_before_any_work(pipe, monkeypatch):
+    monkeypatch.setattr(Pipeline, "encode", None)
+    call: Any = pipe
+    with pytest.raises(TypeError, match="no argument 'adaptors'"):
+        call(PROMPTS, adaptors=[])
 
 
 def test_a_prompt_over_the_limit_is_an_error(pipe):

@@ -19,7 +19,7 @@ from erase.config.schema import Guard
 from erase.methods.parts.step import adamw
 from erase.runtime.run_folder import CHECKPOINTS, METRICS, SKIPPED
 from erase.runtime.signals import Stop
-from erase.training import checkpoints, loop, replay
+from erase.training import checkpoints, loop, make_adapters, replay
 from flux_jax.errors import InputError, RunError
 from flux_jax.pipeline import Pipeline
 
@@ -109,9 +109,10 @@ def test_where_every_run_is_lost_it_is_told(tmp_path: Path, monkeypatch):
     with pytest.raises(
         RunError, match=r"5 consecutive updates had a non-finite .*set lower\.clip and upper\.clip"
     ):
-        loop.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)
+        make_adapters.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)
     monkeypatch.setattr(loop, "train", lambda *_: (made.state, ["run1"]))
-    assert list(loop.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)) == ["run0"]
+    adapters = make_adapters.learn(made.configs, Mock(spec=Pipeline), {}, tmp_path)
+    assert list(adapters) == ["run0"]
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from erase.model.open import open_model
 from erase.runs import load_runs
 from erase.runtime.files import write
 from erase.runtime.run_folder import METRICS
-from erase.training.loop import learn
+from erase.training.make_adapters import learn
 from flux_jax.errors import exits_cleanly
 from flux_jax.pipeline import Pipeline
 

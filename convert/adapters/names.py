@@ -9,8 +9,7 @@ import re
 from dataclasses import dataclass
 
 from flux_jax.weights import original
-from flux_jax.weights.mapping import Row, Table, placeholders
-from flux_jax.weights.rules import LINEAR, Swapped
+from flux_jax.weights.rules import LINEAR, Row, Swapped, Table, placeholders
 from flux_jax.weights.tables import TRANSFORMER
 
 KERNEL = "/kernel"

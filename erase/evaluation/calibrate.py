@@ -5,7 +5,7 @@ Axis letters: B pictures, h w picture sides.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +106,7 @@ def calibrate(
     Raises:
         InputError: a prompt or a number cannot be used, or the largest strength is too little.
     """
-    if not 0 <= share < 1:
-        raise InputError(f"share = {share} must be from 0 to below 1")
-    for name, number in (("drop", drop), ("most", most), ("tolerance", tolerance)):
-        if not 0 < number < np.inf:
-            raise InputError(f"{name} = {number} must be a positive number")
+    _check_numbers(share, {"drop": drop, "most": most, "tolerance": tolerance})
     drawn, judge = early_stop.eval_prompts(config), configured_judge(config)
     check_prompts(pipe, judge, drawn)
 
@@ -138,6 +134,19 @@ def calibrate(
     write(workdir / FILE, json.dumps(result, indent=2) + "\n")
     _show(result)
     return result
+
+
+def _check_numbers(share: float, positive: Mapping[str, float]) -> None:
+    """Makes sure that there is a strength to look for.
+
+    Raises:
+        InputError: the share is none, or another number is not a positive one; it is named.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"share = {share} must be from 0 to below 1")
+    for name, number in positive.items():
+        if not 0 < number < np.inf:
+            raise InputError(f"{name} = {number} must be a positive number")
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -118,16 +118,7 @@ def evaluate(
         side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
         for side, strength in (("before", 0.0), ("after", settings.strength))
     }
-    result: EvaluationResult = {
-        "concept": config.concept,
-        "model": config.model.path,
-        "strength": settings.strength,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "height": config.height,
-        "width": config.width,
-        "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)),
-    }
+    result = _settings_of(config, adapter)
     found = None
     if judge is None:
         result["note"] = (
@@ -149,6 +140,21 @@ def evaluate(
     write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
     _show(result)
     return result
+
+
+def _settings_of(config: Config, adapter: Adapter) -> EvaluationResult:
+    """What an evaluation says of how it was made."""
+    settings = config.evaluation
+    return {
+        "concept": config.concept,
+        "model": config.model.path,
+        "strength": settings.strength,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "height": config.height,
+        "width": config.width,
+        "adapter_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)),
+    }
 
 
 def concepts_to_keep(config: Config, judge: Judge | None) -> Sequence[str]:

@@ -13,8 +13,8 @@ from erase.model.adapters import parse_adapter
 from erase.model.draw import draw, picture_size, png
 from erase.runtime.files import write
 from flux_jax.errors import InputError
-from flux_jax.pipeline import check_sampling, load
-from flux_jax.sampling import SamplingOptions
+from flux_jax.pipeline import load
+from flux_jax.sampling import SamplingOptions, check_sampling
 
 
 def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:

@@ -95,16 +95,7 @@ def write(workdir: str | Path) -> Path:
         title=f"Erasing “{concept}”",
         concept=concept,
         lead=_lead(config, evaluation),
-        cells=[
-            {
-                "name": name,
-                "wanted": WORDS[name][0],
-                "what": WORDS[name][1].format(concept),
-                "good": {side: goodness(name, cell[side]["share"]) for side in cell},
-                **cell,
-            }
-            for name, cell in evaluation.get("cells", {}).items()
-        ],
+        cells=_cells(concept, evaluation),
         together=evaluation.get("H"),
         notes=[note for of in (left_out_note, mean_note) if (note := of(evaluation))],
         words=words_of(workdir, config),
@@ -131,6 +122,20 @@ def write(workdir: str | Path) -> Path:
     report = workdir / run_folder.REPORT
     files_module.write(report, page)
     return report
+
+
+def _cells(concept: str, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The counts of an evaluation with their meaning, and how near they are to what is wanted."""
+    return [
+        {
+            "name": name,
+            "wanted": WORDS[name][0],
+            "what": WORDS[name][1].format(concept),
+            "good": {side: goodness(name, cell[side]["share"]) for side in cell},
+            **cell,
+        }
+        for name, cell in evaluation.get("cells", {}).items()
+    ]
 
 
 def goodness(cell: str, share: float) -> float:

@@ -25,7 +25,6 @@ from jaxtyping import Array, Int, Key, PyTree
 from erase.config.schema import Config
 from erase.data.bank import Bank, stack_banks
 from erase.data.plan import Plan
-from erase.evaluation import early_stop
 from erase.methods import method_of
 from erase.methods.base import Step
 from erase.methods.configured import context_of, start
@@ -43,7 +42,7 @@ from erase.training.prepare import shared_settings
 from flux_jax import progress as bars
 from flux_jax import sharding as meshes
 from flux_jax import xla_flags
-from flux_jax.errors import InputError, PreemptedError, RunError
+from flux_jax.errors import InputError, PreemptedError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -178,42 +177,6 @@ def place_on_devices(
         keys=jax.random.wrap_key_data(numbers),
         plans=plans or {},
     )
-
-
-def learn(
-    configs: Mapping[str, Config],
-    pipe: Pipeline,
-    banks: Mapping[str, Bank],
-    workdir: Path,
-    plans: Mapping[str, Plan] | None = None,
-    stop: Stop | None = None,
-) -> dict[str, Adapter]:
-    """Trains all runs at once, from fresh adapters or the latest whole checkpoint.
-
-    Args:
-        configs: of the runs, by name.
-        pipe: the frozen model.
-        banks: of the runs.
-        workdir: folder of the checkpoints, with the runs' folders in it.
-        plans: what the banks were made of, for messages.
-        stop: whether the system asks for a stop.
-
-    Returns:
-        The adapters, by name; a run whose numbers were lost has none.
-
-    Raises:
-        PreemptedError: the system asked for it.
-        RunError: no run kept its numbers, or a checkpoint could not be written.
-    """
-    training = place_on_devices(configs, pipe, banks, plans)
-
-    def erased(name: str, state: State) -> bool:
-        return early_stop.has_erased(pipe, training.adapter(name, state), configs[name])
-
-    state, lost = train(training, workdir, erased, stop or Stop())
-    if set(lost) == set(configs):
-        raise RunError(guard.no_adapter(lost, training.shared.guard))
-    return {name: training.adapter(name, state) for name in configs if name not in lost}
 
 
 @dataclass

@@ -9,11 +9,14 @@ from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.make_bank import make_bank
 from erase.data.plan import Plan
+from erase.evaluation import early_stop
 from erase.methods import method_of
 from erase.methods.configured import start
+from erase.methods.parts.step import State
 from erase.runtime.signals import Stop
-from erase.training import loop
+from erase.training import guard, loop
 from erase.training.prepare import PreparedRun, configs_of, plans_of, shared_settings
+from flux_jax.errors import RunError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -64,7 +67,7 @@ def make_adapters(
     banks: dict[str, Bank] = {}
     if method.steps(shared):
         banks = banks_of(configs, pipe, plans)
-        adapters = loop.learn(configs, pipe, banks, workdir, plans, stop)
+        adapters = learn(configs, pipe, banks, workdir, plans, stop)
     else:
         fresh = start(jax.random.key(shared.seed), pipe.shapes, shared).lora
         alpha = float(shared.adapter.alpha or shared.adapter.rank)
@@ -73,3 +76,39 @@ def make_adapters(
         name: method.exports(configs[name], pipe, plans[name], banks.get(name), adapter)
         for name, adapter in adapters.items()
     }
+
+
+def learn(
+    configs: Mapping[str, Config],
+    pipe: Pipeline,
+    banks: Mapping[str, Bank],
+    workdir: Path,
+    plans: Mapping[str, Plan] | None = None,
+    stop: Stop | None = None,
+) -> dict[str, Adapter]:
+    """Trains all runs at once, from fresh adapters or the latest whole checkpoint.
+
+    Args:
+        configs: of the runs, by name.
+        pipe: the frozen model.
+        banks: of the runs.
+        workdir: folder of the checkpoints, with the runs' folders in it.
+        plans: what the banks were made of, for messages.
+        stop: whether the system asks for a stop.
+
+    Returns:
+        The adapters, by name; a run whose numbers were lost has none.
+
+    Raises:
+        PreemptedError: the system asked for it.
+        RunError: no run kept its numbers, or a checkpoint could not be written.
+    """
+    training = loop.place_on_devices(configs, pipe, banks, plans)
+
+    def erased(name: str, state: State) -> bool:
+        return early_stop.has_erased(pipe, training.adapter(name, state), configs[name])
+
+    state, lost = loop.train(training, workdir, erased, stop or Stop())
+    if set(lost) == set(configs):
+        raise RunError(guard.no_adapter(lost, training.shared.guard))
+    return {name: training.adapter(name, state) for name in configs if name not in lost}

@@ -1,15 +1,19 @@
-"""The tokenizers of a pipeline's folder, as transformers of any version saves them.
+"""The tokenizers of a pipeline's folder, as transformers of any version saves them; ids of prompts.
 
 All modules take transformers from here, which is imported once a tokenizer is asked for. On import
 it advises to install PyTorch; tokenizers do without it, so here it does not.
+Axis letters: B prompts, K and T tokens for CLIP and T5.
 """
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
 
 from flux_jax.errors import InputError
 from flux_jax.models.clip import CLIPTextConfig
@@ -115,3 +119,32 @@ def read_tokenizer(
     most = encoder.max_position_embeddings if isinstance(encoder, CLIPTextConfig) else UNSAID
     read.model_max_length = min(said if 0 < said < UNSAID else kind.tokens, most)
     return read
+
+
+def clip_ids(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]
+) -> Int[np.ndarray, "B K"]:
+    """Token ids for CLIP, padded to `model_max_length` and cut there, as FLUX does."""
+    encoded = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+    )
+    return np.array(encoded.input_ids, np.int32)
+
+
+def t5_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> Int[np.ndarray, "B T"]:
+    """Token ids for T5, padded to `model_max_length`.
+
+    Raises:
+        InputError: a prompt has more tokens.
+    """
+    limit = tokenizer.model_max_length
+    rows = tokenizer(list(prompts)).input_ids
+    for prompt, ids in zip(prompts, rows, strict=True):
+        if len(ids) > limit:
+            raise InputError(
+                f"prompt = {prompt!r} has {len(ids)} tokens, over the limit of {limit}: shorten it"
+            )
+    return np.array([ids + [tokenizer.pad_token_id] * (limit - len(ids)) for ids in rows], np.int32)

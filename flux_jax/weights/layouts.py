@@ -13,7 +13,7 @@ from typing import Any
 
 from flux_jax.errors import InputError
 from flux_jax.weights import original, sizes
-from flux_jax.weights.mapping import Table
+from flux_jax.weights.rules import Table
 from flux_jax.weights.tables import CLIP, T5, TRANSFORMER, VAE
 
 Config = Mapping[str, Any]

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from flux_jax import progress
 from flux_jax import sharding as meshes
+from flux_jax.errors import InputError
 from flux_jax.lora import stacked
 from flux_jax.models import quantize as rounding
 from flux_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
@@ -75,6 +76,25 @@ def build(name: str, config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) 
     """
     component = COMPONENTS[name]
     return component.module(component.config(config), dtype=dtype)
+
+
+def check_widths(configs: Mapping[str, Any]) -> None:
+    """Makes sure that the models are of one pipeline.
+
+    Raises:
+        InputError: what one gives is not as wide as what the transformer takes.
+    """
+    for name, given, taker in (
+        ("text_encoder: hidden_size", configs["text_encoder"].hidden_size, "pooled_projection_dim"),
+        ("text_encoder_2: d_model", configs["text_encoder_2"].d_model, "joint_attention_dim"),
+        ("vae: 4 latent_channels", 4 * configs["vae"].latent_channels, "in_channels"),
+    ):
+        taken = getattr(configs["transformer"], taker)
+        if given != taken:
+            raise InputError(
+                f"{name} = {given} and the transformer's {taker} = {taken} must be the same; take "
+                "all models from one pipeline"
+            )
 
 
 def abstract_params(name: str, config: Mapping[str, Any]) -> PyTree:

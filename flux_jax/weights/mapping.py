@@ -1,20 +1,11 @@
 """The walk of a table of names: a Flax tree from PyTorch's tensors, and back.
 
-A row ties one PyTorch tensor to one or more Flax leaves. Names hold placeholders in braces. A
-placeholder that stands on both sides is copied ({a}: `resnets.{a}` and `resnets_{a}`); one that
-only the PyTorch name has counts the blocks that Flax stacks along a leading axis L.
-
-A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts is another
-table whose rows name several leaves or bring another `Rule`; the walk stays as it is.
-
 The walk makes one leaf after the other, of all its blocks at once, and hands it on: a model need
 never be whole in the host's memory.
 """
 
-import functools
 import math
 import os
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +15,7 @@ import numpy as np
 
 from flux_jax.errors import LONGEST, InputError, counted
 from flux_jax.tree import Params, flatten, nest
-from flux_jax.weights.rules import Rule, Shape
+from flux_jax.weights.rules import Row, Shape, Table, match, placeholders
 
 MEND = "take weights and config.json of one model"
 
@@ -60,34 +51,6 @@ WIDER = ("bfloat16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One PyTorch tensor and the Flax leaves that it holds."""
-
-    torch: str
-    flax: tuple[str, ...]
-    rule: Rule
-
-
-@dataclass(frozen=True)
-class Table:
-    """All names of one component.
-
-    Attributes:
-        rows: the names.
-        prefix: stands before every name in files; files without it are read too.
-        copies: names that files may hold in addition to, or in place of, another name.
-        ignored: names of buffers that some files hold and no model needs.
-        stem: name of the files, without suffix.
-    """
-
-    rows: tuple[Row, ...]
-    prefix: str = ""
-    copies: Mapping[str, str] = field(default_factory=dict)
-    ignored: frozenset[str] = frozenset()
-    stem: str = "diffusion_pytorch_model"
-
-
-@dataclass(frozen=True)
 class Slot:
     """One expected PyTorch tensor: its row, the leaves it fills and which block of them.
 
@@ -106,23 +69,6 @@ class Slot:
     leaves: tuple[str, ...]
     leaf_shapes: tuple[Shape, ...]
     block: int | None
-
-
-def placeholders(name: str) -> set[str]:
-    """The names in braces."""
-    return set(re.findall(r"\{(\w+)\}", name))
-
-
-@functools.cache
-def _pattern(name: str) -> re.Pattern[str]:
-    """A regular expression that finds the numbers at a name's placeholders."""
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
-
-
-def match(template: str, name: str) -> dict[str, str] | None:
-    """The numbers at a template's placeholders in `name`, or None if it does not fit."""
-    found = _pattern(template).fullmatch(name)
-    return found.groupdict() if found else None
 
 
 # What a tensor gives to the leaf of this number, of those that it holds.

@@ -8,8 +8,17 @@ decoder counts its levels from the picture up.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flux_jax.weights.mapping import Row, Table
-from flux_jax.weights.rules import CONV, LINEAR, POINTWISE, VECTOR, Joined, Rule, Swapped
+from flux_jax.weights.rules import (
+    CONV,
+    LINEAR,
+    POINTWISE,
+    VECTOR,
+    Joined,
+    Row,
+    Rule,
+    Swapped,
+    Table,
+)
 from flux_jax.weights.sizes import levels
 
 # Programs that keep several models in one file set this before the transformer's names.

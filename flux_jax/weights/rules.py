@@ -1,10 +1,19 @@
-"""How one PyTorch tensor becomes one or more Flax leaves, and back.
+"""What a table of names says: which Flax leaves a PyTorch tensor becomes, and how; and back.
+
+A row ties one PyTorch tensor to one or more Flax leaves. Names hold placeholders in braces. A
+placeholder that stands on both sides is copied ({a}: `resnets.{a}` and `resnets_{a}`); one that
+only the PyTorch name has counts the blocks that Flax stacks along a leading axis L.
+
+A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts is another
+table whose rows name several leaves or bring another `Rule`; `flux_jax.weights.mapping` walks all.
 
 Axis letters: I inputs, O outputs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -115,3 +124,48 @@ SAME = Permuted((0, 1))
 LINEAR = Permuted((1, 0))  # [O, I] -> [I, O]
 CONV = Permuted((2, 3, 1, 0))  # [O, I, h, w] -> [h, w, I, O]
 POINTWISE = Pointwise()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One PyTorch tensor and the Flax leaves that it holds."""
+
+    torch: str
+    flax: tuple[str, ...]
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Table:
+    """All names of one component.
+
+    Attributes:
+        rows: the names.
+        prefix: stands before every name in files; files without it are read too.
+        copies: names that files may hold in addition to, or in place of, another name.
+        ignored: names of buffers that some files hold and no model needs.
+        stem: name of the files, without suffix.
+    """
+
+    rows: tuple[Row, ...]
+    prefix: str = ""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    stem: str = "diffusion_pytorch_model"
+
+
+def placeholders(name: str) -> set[str]:
+    """The names in braces."""
+    return set(re.findall(r"\{(\w+)\}", name))
+
+
+@functools.cache
+def _pattern(name: str) -> re.Pattern[str]:
+    """A regular expression that finds the numbers at a name's placeholders."""
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
+
+
+def match(template: str, name: str) -> dict[str, str] | None:
+    """The numbers at a template's placeholders in `name`, or None if it does not fit."""
+    found = _pattern(template).fullmatch(name)
+    return found.groupdict() if found else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_jax.errors import InputError
-from flux_jax.weights.mapping import Table, match
+from flux_jax.weights.rules import Table, match
 
 # How FLUX.1 shares the channels of a head among the positions' axes.
 ROPE_AXES = (16, 56, 56)

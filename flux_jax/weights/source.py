@@ -16,8 +16,8 @@ from typing import Any
 from flux_jax.errors import InputError, note
 from flux_jax.weights import checkpoint, family, layouts, original
 from flux_jax.weights.layouts import Held
-from flux_jax.weights.mapping import Table
 from flux_jax.weights.quantized.formats import dequantised
+from flux_jax.weights.rules import Table
 from flux_jax.weights.safetensors_files import (
     SHARD,
     STEMS,

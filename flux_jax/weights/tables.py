@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from flux_jax.weights.mapping import Row, Table
-from flux_jax.weights.rules import CONV, LINEAR, SAME, VECTOR
+from flux_jax.weights.rules import CONV, LINEAR, SAME, VECTOR, Row, Table
 
 
 def _dense(torch: str, flax: str) -> list[Row]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from erase.config.schema import MeshConfig
@@ -22,6 +22,8 @@ from flux_jax.errors import InputError
 
 # Updates a compiled call, seconds between checkpoints, and decay of the moving average.
 CHUNK, CHECKPOINT_SECONDS, AVERAGE_DECAY = 200, 120.0, 0.999
+# State and data are whole on each device; only samples differ.
+EVERYWHERE = PartitionSpec()
 
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -40,6 +42,11 @@ class State(flax.struct.PyTreeNode):
     average: PyTree
     optimizer: PyTree
     update: Int[Array, ""]
+
+
+# What an update gives: the next state, and what is logged.
+StateAndMetrics = tuple[State, dict[str, Array]]
+Update = Callable[[State, PyTree], StateAndMetrics]
 
 
 def start(params: PyTree, optimizer: optax.GradientTransformation) -> State:
@@ -104,19 +111,9 @@ def fit(
         The averaged parameters.
     """
     mesh = make_mesh(MeshConfig(), 1, jax.device_count())
-    everywhere = PartitionSpec()
-    state, data = jax.device_put((state, data), NamedSharding(mesh, everywhere))
+    state, data = jax.device_put((state, data), NamedSharding(mesh, EVERYWHERE))
     update = functools.partial(one_update, loss=loss, optimizer=optimizer, key=jax.random.key(seed))
-    # The length is traced, so that a last, shorter chunk is not compiled again. Unchecked, since
-    # a checked shard_map would sum the gradients of replicated parameters by itself.
-    sharded = jax.shard_map(
-        functools.partial(many_updates, update),
-        mesh=mesh,
-        in_specs=everywhere,
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    advance = jax.jit(sharded, donate_argnums=0)
+    advance = compile_updates(update, mesh)
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
     with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
@@ -137,6 +134,25 @@ def fit(
     return state.average
 
 
+def compile_updates(update: Update, mesh: Mesh) -> Callable[[State, PyTree, int], StateAndMetrics]:
+    """`many_updates` as one program of all devices; it takes the state's memory for the new one.
+
+    Args:
+        update: one update, as each device makes it of its own samples.
+        mesh: of the devices.
+    """
+    # The length is traced, so that a last, shorter chunk is not compiled again. Unchecked, since
+    # a checked shard_map would sum the gradients of replicated parameters by itself.
+    sharded = jax.shard_map(
+        functools.partial(many_updates, update),
+        mesh=mesh,
+        in_specs=EVERYWHERE,
+        out_specs=EVERYWHERE,
+        check_vma=False,
+    )
+    return jax.jit(sharded, donate_argnums=0)
+
+
 def one_update(
     state: State,
     data: PyTree,
@@ -144,7 +160,7 @@ def one_update(
     loss: LossFunction,
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
-) -> tuple[State, dict[str, Array]]:
+) -> StateAndMetrics:
     """Gradient, optimiser and moving average, on each device of the mesh; with metrics."""
     device_key = jax.random.fold_in(key, jax.lax.axis_index(SAMPLES))
     step_key = jax.random.fold_in(device_key, state.update)
@@ -161,11 +177,11 @@ def one_update(
 
 
 def many_updates(
-    update: Callable[[State, PyTree], tuple[State, dict[str, Array]]],
+    update: Update,
     state: State,
     data: PyTree,
     length: Array,
-) -> tuple[State, dict[str, Array]]:
+) -> StateAndMetrics:
     """So many updates, and the means of their metrics."""
 
     def body(_: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:

@@ -12,6 +12,8 @@ from flux_jax.weights.safetensors_files import read_component
 
 BLOCKS = 2
 WIDTH = 8
+# A layer of the dual-stream block of a number, whose width does not change.
+QUERY = "transformer.transformer_blocks.{}.attn.to_q"
 
 
 def shapes_in(folder: Path) -> dict[Place, tuple[int, int]]:
@@ -70,3 +72,17 @@ def assert_same(one: Layers, other: Layers) -> None:
     assert one.keys() == other.keys()
     different = [place for place in one if not same(one[place], other[place])]
     assert not different
+
+
+def square_tensors(
+    rng: np.random.Generator, block: int = 0, alpha: float | None = None, stem: str = QUERY
+) -> dict[str, np.ndarray]:
+    """What a file holds of one layer's pair, of rank 2."""
+    name = stem.format(block)
+    tensors = {
+        f"{name}.lora_A.weight": rng.normal(size=(2, WIDTH)).astype(np.float32),
+        f"{name}.lora_B.weight": rng.normal(size=(WIDTH, 2)).astype(np.float32),
+    }
+    if alpha is not None:
+        tensors[f"{name}.alpha"] = np.array(alpha, np.float32)
+    return tensors

@@ -16,7 +16,7 @@ from erase.config.schema import AdapterConfig, MeshConfig
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
 from erase.methods.configured import context_of, start
-from erase.methods.erase_anything import Lower, Upper, lower_losses, upper_losses
+from erase.methods.levels import Lower, Upper, lower_losses, upper_losses
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.step import State
