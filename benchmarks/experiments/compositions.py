@@ -18,7 +18,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results.schemas import CompositionCounts, CompositionsResult
 from benchmarks.results.tables import KINDS
 from configs import emoji_hundred
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
@@ -48,8 +48,9 @@ from erase.evaluation.percent import percent
 from erase.methods.configured import with_synonyms
 from erase.methods.parts.least_squares import Moments
 from erase.model.open import open_model
+from erase.report.tables import NOTHING, cell_side
 from erase.runs import load_runs
-from erase.runtime.files import write
+from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -106,7 +107,7 @@ def measure(
     workdir: Path,
     out: Path,
     pictures: int,
-) -> dict[str, Any]:
+) -> CompositionsResult:
     """Makes, draws and counts every composition.
 
     Args:
@@ -130,9 +131,9 @@ def measure(
     strengths = {name: runs[name].evaluation.strength for name in names}
     parts = {name: combine.read_part(f"{workdir / name}:{strengths[name]}") for name in names}
     combine.check(list(parts.values()))
-    result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"counts": {}}
-    result |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    result |= {"pictures": pictures, "preserve": PRESERVE, "wanted": WANTED}
+    result: CompositionsResult = read_json(out) if out.is_file() else {"counts": {}}
+    result.update(device=jax.devices()[0].device_kind, jax=jax.__version__)
+    result.update(pictures=pictures, preserve=PRESERVE, wanted=WANTED)
     look = functools.partial(find, pipe, judge, first)
     for count in COUNTS:
         made = result["counts"].setdefault(str(count), {})
@@ -154,7 +155,7 @@ def measure(
             own = [(adapter, strength) for adapter in adapters]
             after = look(shown, own, f"of {count}, {name}")
             sides = [{"before": b, "after": a} for b, a in zip(base, after, strict=True)]
-            made[name] = {"strength": strength} | counted(judge, shown, sides)
+            made[name] = {"strength": strength, **counted(judge, shown, sides)}
         write(out, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -186,7 +187,7 @@ def changes(
         parts: adapters with their weights.
         keep: sentences with what is to stay.
     """
-    moments: dict[bool, Any] = {}
+    moments: dict[bool, dict[str, Moments]] = {}
     for name, method in METHODS.items():
         if method.name == "fusion":
             if method.keep not in moments:
@@ -323,7 +324,7 @@ def find(
 
 def counted(
     judge: Judge, groups: Sequence[Sequence[EvalPrompt]], sides: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, Any]:
+) -> CompositionCounts:
     """Cells over groups: of each kind, all together, and of what is kept each label."""
     drawn = [case for cases in groups for case in cases]
     found = {side: np.concatenate([each[side] for each in sides]) for side in statistics.SIDES}
@@ -341,17 +342,17 @@ def counted(
     }
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(result: CompositionsResult) -> None:
     """Prints a line for each number of concepts and method."""
     table = Table(title="One adapter of many")
     for heading in ("concepts", "method", "strength", *statistics.CELLS, "H"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for count, methods in result["counts"].items():
-        for name, found in methods.items():
-            cells = found["all"]
-            shares = [cells[cell]["after"]["share"] for cell in statistics.CELLS]
-            shares = [percent(share) for share in (*shares, cells["H"]["after"])]
-            table.add_row(count, name, f"{found['strength']:.2f}", *shares)
+        for name, composition in methods.items():
+            cells = (*statistics.CELLS, "H")
+            shares = [cell_side(composition["all"], cell, "after") for cell in cells]
+            texts = [NOTHING if share is None else percent(share) for share in shares]
+            table.add_row(count, name, f"{composition['strength']:.2f}", *texts)
     Console().print(table)
 
 

@@ -15,7 +15,6 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.experiments.study import count
+from benchmarks.results.schemas import RelearningResult
 from benchmarks.results.tables import relearning
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
@@ -37,7 +37,7 @@ from erase.runtime.memory import explains_memory
 from erase.training import loop
 from erase.training.make_adapters import banks_of
 from erase.training.prepare import runs_with_synonyms
-from erase.training.variants import left, resumed, train_variant
+from erase.training.variants import resume_results, train_variant, unmeasured
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -51,7 +51,7 @@ TEACH = jit_over_runs(Update("teach", gradient_of(meta_unlearning.teaching), ada
 
 def measure(
     methods: Mapping[str, Mapping[str, Config]], out: Path, stops: Sequence[int], rate: float
-) -> dict[str, Any]:
+) -> RelearningResult:
     """Erases by methods that the file does not hold yet, teaches again and counts.
 
     Args:
@@ -72,11 +72,11 @@ def measure(
         raise InputError("evaluation.judge = None: relearning is counted; name the judge's folder")
     head = {"runs": {name: config.concept for name, config in runs.items()}, "rate": rate}
     head |= {"stops": list(stops), "pictures": first.evaluation.pictures}
-    result = resumed(out, head, "methods", "measurement")
-    fresh = left(out, result, methods)
+    result = resume_results(RelearningResult, out, head, "methods", "measurement")
+    fresh = unmeasured(out, result["methods"], methods)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
-    for name, given in fresh.items():
+    for name, settings in fresh.items():
         adapters, _, _ = train_variant(methods[name], pipe)
         counted = {
             str(steps): [
@@ -85,9 +85,12 @@ def measure(
             ]
             for steps, taught in teach(adapters, methods[name], pipe, stops, rate)
         }
-        made = {"title": METHODS[name].title, "steps": counted, "settings": given}
-        result["methods"][name] = made
-        result |= {"device": jax.devices()[0].device_kind or platform.machine()}
+        result["methods"][name] = {
+            "title": METHODS[name].title,
+            "steps": counted,
+            "settings": settings,
+        }
+        result["device"] = jax.devices()[0].device_kind or platform.machine()
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 

@@ -5,7 +5,6 @@ Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -272,13 +271,13 @@ def write(
             metadata[key] = parts[0].metadata[key]
     write_layers(out, "diffusers", made, metadata)
     try:
-        run = dataclasses.asdict(fusion.settings(str(parts[0].path), parts[0].metadata))
+        config = fusion.settings(str(parts[0].path), parts[0].metadata)
     except InputError as error:
         # The adapter is none the worse.
         print(f"no model card: {printable(str(error))}")
     else:
         names = [part.metadata.get("concept", str(part.path)) for part in parts]
-        card.of_composition(out, names, method, run)
+        card.of_composition(out, names, method, config)
     return out / TORCH_FILE
 
 

@@ -21,14 +21,13 @@ from erase.evaluation.eval_prompts import (
     draw_and_judge,
 )
 from erase.evaluation.percent import csv_of_shares, interval, number_table, percent
-from erase.evaluation.statistics import AttackResult, Cells, count_cells
+from erase.evaluation.statistics import count_cells
 from erase.runtime.files import write
+from erase.runtime.results import AttackResult, Cells
+from erase.runtime.run_folder import ATTACKS_STEM as STEM
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
-
-STEM = "attacks"
-
 
 SIDES = ("before", "silenced", "after")
 
