@@ -15,6 +15,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, meta_unlearning
 from erase.methods.base import Method
 from erase.methods.configured import plan_of
+from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
 from erase.model.open import open_model
 from erase.runtime.files import write
@@ -121,8 +123,12 @@ def teach(
     }
     plans = {name: plan_of(config, pipe, listed(config)) for name, config in configs.items()}
     training = loop.place_on_devices(configs, pipe, banks_of(configs, pipe, plans), plans)
-    settings = replace(training.context.settings, learning_rate=rate, weight_decay=0.0, clip=None)
-    context = replace(training.context, settings=settings)
+    settings = training.context.settings
+    assert isinstance(settings, meta_unlearning.Settings), "the method's own"
+    settings = replace(settings, learning_rate=rate, weight_decay=0.0, clip=None)
+    context = cast(
+        StepContext[meta_unlearning.Settings], replace(training.context, settings=settings)
+    )
     lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))
     own = {"teach": jax.vmap(adamw(settings).init)(lora)}
     state = context.divided(State(lora, own, jnp.ones(len(configs), bool)))

@@ -1,7 +1,6 @@
 """What the method that a configuration names makes of it: words, plan, bank, context, state."""
 
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -72,7 +71,7 @@ def shapes_of(
     return bank.bank_shapes(config, transformer, image_tokens, text_tokens, needs)
 
 
-def context_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> StepContext[Any]:
+def context_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> StepContext[object]:
     """Static arguments of the training step of runs.
 
     Args:

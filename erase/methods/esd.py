@@ -7,7 +7,6 @@ authors' later releases begin from v_o(c) instead of v_o(∅), so that their η'
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -48,14 +47,14 @@ class Settings(AdamW):
     guidance: float | None = number(None, least=0)
 
 
-def sample(trajectories: str, run: RunInputs[Any], lora: PyTree, key: PRNGKeyArray) -> Sample:
+def sample(trajectories: str, run: RunInputs[object], lora: PyTree, key: PRNGKeyArray) -> Sample:
     """A sample on the trained model's way ("student") or on the frozen one's ("teacher")."""
     if trajectories == "student":
         return sample_student_latents(run, lora, key)
     return sample_latents(run, key)
 
 
-def erasing(lora: PyTree, run: RunInputs[Any], sample: Sample) -> Float[Array, ""]:
+def erasing(lora: PyTree, run: RunInputs[object], sample: Sample) -> Float[Array, ""]:
     """The loss at a sample."""
     latents, times, rows = sample
     bank = run.bank

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +44,7 @@ from flux_jax import xla_flags
 from flux_jax.errors import InputError, PreemptedError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+from flux_jax.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Training:
     """
 
     configs: Mapping[str, Config]
-    context: StepContext[Any]
+    context: StepContext[object]
     state: State
     params: PyTree
     bank: Bank
@@ -112,7 +112,7 @@ class Training:
         """What the random keys consist of, for JSON."""
         return np.asarray(meshes.gather(self.context.mesh, jax.random.key_data(self.keys))).tolist()
 
-    def drawn(self, name: str, step: int) -> dict[str, Any]:
+    def drawn(self, name: str, step: int) -> dict[str, metrics.SampledRecord]:
         """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
         row = list(self.configs).index(name)
         key = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
@@ -262,7 +262,7 @@ def after_iteration(
     values: Mapping[str, np.ndarray],
     seconds: float,
     logs: Mapping[str, RunLog],
-    bar: Any,
+    bar: Bar,
     erased: Callable[[str, State], bool],
 ) -> None:
     """Writes and shows an iteration's metrics, and ends the runs that are lost or have erased.
@@ -309,7 +309,7 @@ def _log(
     values: Mapping[str, float],
     seconds: float,
     log: RunLog,
-    bar: Any,
+    bar: Bar,
 ) -> None:
     """Writes a run's metrics of an iteration, and what is needed to do it again if any is lost."""
     lost = guard.non_finite(values)

@@ -7,18 +7,18 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import SupportsFloat, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from rich.console import Console
 from rich.table import Table
 
 from erase.data.bank import Bank
 from erase.methods.parts.forward import RunInputs
-from erase.methods.parts.step import Losses, State
+from erase.methods.parts.step import Losses, Metrics, State
 from erase.runtime import processes
 from erase.runtime.files import write
 from erase.runtime.run_folder import REPLAY
@@ -27,6 +27,20 @@ from erase.training.loop import Training
 from flux_jax import progress, xla_flags
 from flux_jax import sharding as meshes
 from flux_jax.errors import InputError
+
+
+class GradientRecord(TypedDict):
+    """A gradient's norm, as text where it is not finite, and how many numbers are not."""
+
+    norm: float | str
+    lost: int
+
+
+class LevelRecord(TypedDict):
+    """Losses, and gradients by the path of what is trained."""
+
+    losses: dict[str, float | str]
+    gradients: dict[str, GradientRecord]
 
 
 def show(training: Training, workdir: Path, step: int) -> None:
@@ -68,7 +82,7 @@ def show(training: Training, workdir: Path, step: int) -> None:
 
 def _levels(
     training: Training, state: State, run: str, step: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, LevelRecord]]:
     """Losses and each gradient's norm of a run, level by level, as they follow each other."""
     row = list(training.configs).index(run)
     common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
@@ -86,11 +100,11 @@ def _levels(
 
 
 def _level(
-    training: Training, bank: Bank, losses: Losses[Any], lora: PyTree, key: PRNGKeyArray
-) -> dict[str, Any]:
+    training: Training, bank: Bank, losses: Losses[object], lora: PyTree, key: PRNGKeyArray
+) -> LevelRecord:
     """Losses and each gradient's norm of a run at one adapter."""
 
-    def loss(lora: PyTree) -> Any:
+    def loss(lora: PyTree) -> tuple[Float[Array, ""], Metrics]:
         run = RunInputs.of(training.context, training.params, bank)
         with jax.sharding.use_abstract_mesh(training.context.mesh.abstract_mesh):
             return losses(lora, run, key)
@@ -109,12 +123,12 @@ def _level(
     }
 
 
-def _number(value: Any) -> float | str:
+def _number(value: SupportsFloat) -> float | str:
     """A number for JSON, which has no infinite ones."""
-    return float(value) if math.isfinite(value) else str(float(value))
+    return number if math.isfinite(number := float(value)) else str(number)
 
 
-def _table(title: str, step: int, levels: dict[str, dict[str, Any]]) -> Table:
+def _table(title: str, step: int, levels: dict[str, LevelRecord]) -> Table:
     """A line for each loss and each gradient."""
     table = Table("level", "", title=f"{title!r}, iteration {step}")
     for heading in ("loss or norm", "numbers lost"):

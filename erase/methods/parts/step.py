@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from erase.config.schema import AdamW
 from erase.data.bank import Bank, run_axes
-from erase.methods.parts.compiled import SettingsT, StepContext, split_runs
+from erase.methods.parts.compiled import AskedSettingsT, SettingsT, StepContext, split_runs
 from erase.methods.parts.forward import RunInputs
 from erase.runtime.mesh import RUNS
 from flux_jax.sharding import whole
@@ -73,7 +73,7 @@ class Update(Generic[SettingsT]):
 
 
 @runtime_checkable
-class TrainStep(Protocol[SettingsT]):
+class TrainStep(Protocol[AskedSettingsT]):
     """`train_step` of an update, jitted."""
 
     def __call__(  # noqa: D102
@@ -83,7 +83,7 @@ class TrainStep(Protocol[SettingsT]):
         bank: Bank,
         key: Key[Array, "R"],
         *,
-        context: StepContext[SettingsT],
+        context: StepContext[AskedSettingsT],
     ) -> tuple[State, RunMetrics]: ...
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...  # noqa: D102
