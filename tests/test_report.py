@@ -4,17 +4,18 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from helpers.report_run import share, write_run
 
 from erase.evaluation.percent import percent
-from erase.model.draw import png
-from erase.report import report
-from erase.runtime.files import write
+from erase.report import charts, colours, pictures, report
 from flux_jax.errors import InputError
 
+# Of the page and of what lies on it, in both colour schemes.
+ON_LIGHT = {"page": "#fbfaf8", "panel": "#ffffff"}
+ON_DARK = {"page": "#14171c", "panel": "#1c2128"}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -46,46 +47,10 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def value(found: int, of: int) -> dict[str, Any]:
-    return {"found": found, "of": of, "share": found / of, "low": 0.01, "high": 0.99}
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run's folder with every file that a report reads."""
-    rng = np.random.default_rng(0)
-    examples = []
-    for cell in ("Acc_e", "Acc_g", "Acc_ir"):
-        entry = {"cell": cell, "prompt": f"a <{cell}> & more", "seed": 1, "sought": "cat"}
-        for side in ("before", "after"):
-            entry[side] = f"pictures/{cell}-{side}.png"
-            entry[f"found_{side}"] = side == "before"
-            write(tmp_path / entry[side], png(rng.integers(0, 256, (16, 24, 3), np.uint8)))
-        examples.append(entry)
-    evaluation = {
-        "concept": "cat",
-        "model": "models/some-flux",
-        "steps": 4,
-        "guidance": 3.5,
-        "height": 16,
-        "width": 24,
-        "strength": 0.75,
-        "adapter_parameters": 12345,
-        "cells": {c: {"before": value(60, 64), "after": value(5, 64)} for c in report.WORDS},
-        "H": {"before": 0.123, "after": 0.987},
-        "concepts": [{"concept": "dog", "before": 3, "after": 1, "of": 3}],
-        "pictures": examples,
-        "attention": [{**examples[0]}],
-        "attention_times": [0.9, 0.5],
-    }
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    np.savez(tmp_path / "attention.npz", before=rng.random((1, 4, 6)), after=np.zeros((1, 4, 6)))
-    config = {"command": "python -m erase.train --x 'y'", "concept": "cat", "rank": 8}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    sides = {"before": value(60, 64), "silenced": value(30, 64), "after": value(5, 64)}
-    (tmp_path / "attacks.json").write_text(json.dumps({"cells": {"misspelt": sides}}))
-    lines = [{"step": i, "loss_esd": 1 / (i + 1), "loss_rsc": 0.5, "seconds": 9} for i in range(50)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_run(tmp_path)
     return tmp_path
 
 
@@ -105,6 +70,9 @@ def test_report_is_whole_and_needs_no_other_file(run: Path):
     # Before and after: three cells, and one example with picture and map.
     assert page.tags.count("img") == 3 * 2 + 4
     assert "script" not in page.tags
+    # Charts of the same page share no identifiers.
+    marked = re.findall(r' id="([^"]*)"', (run / "report.html").read_text())
+    assert len(marked) == len(set(marked)) > 0
     assert "link" not in page.tags
 
 
@@ -120,10 +88,12 @@ def test_report_says_what_the_files_say(run: Path):
         "python -m erase.train --x 'y'",
         '"rank": 8',
         "adapter strength 0.75",
-        "dog3 → 1 of 3",
+        "dog 3 → 1 of 3",
         "H12.3 %98.7 %",
         "misspelt64 93.8 %46.9 %7.8 % 1.0 to 99.0 %",
         "loss esd",
+        "loss (no unit)",
+        "iteration",
         "t = 0.9, t = 0.5",
     ):
         assert piece in text, piece
@@ -137,14 +107,18 @@ def luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_colours_can_be_read_as_small_text():
-    page = luminance("#fbfaf8")
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_can_be_read_as_small_text(dark: bool):
+    pages = (ON_DARK if dark else ON_LIGHT).values()
     for good in np.linspace(0, 1, 101):
-        assert (page + 0.05) / (luminance(report.colour(good)) + 0.05) >= 4.5
-    red, green = (report.colour(good) for good in (0.0, 1.0))
-    assert (red, green) == ("#b42318", "#0f766e")
-    assert (report.colour(-1), report.colour(2)) == (red, green)
-    assert len({report.colour(good) for good in (0, 0.1, 0.4, 0.6, 1)}) == 5
+        text = luminance(colours.colour(good, dark))
+        for page in map(luminance, pages):
+            lighter, darker = max(page, text) + 0.05, min(page, text) + 0.05
+            assert lighter / darker >= 4.5
+    red, green = (colours.colour(good, dark) for good in (0.0, 1.0))
+    assert (red, green) == (("#ff9c91", "#4fd1bd") if dark else ("#b42318", "#0f766e"))
+    assert (colours.colour(-1, dark), colours.colour(2, dark)) == (red, green)
+    assert len({colours.colour(good, dark) for good in (0, 0.1, 0.4, 0.6, 1)}) == 5
 
 
 @pytest.mark.parametrize("cell", ["Acc_e", "Acc_g", "Acc_ir"])
@@ -152,7 +126,7 @@ def test_colours_can_be_read_as_small_text():
 def test_colours_follow_the_value_and_not_the_column(run: Path, cell: str, found: int):
     path = run / "evaluation.json"
     evaluation = json.loads(path.read_text())
-    evaluation["cells"] = {cell: {"before": value(found, 64), "after": value(64 - found, 64)}}
+    evaluation["cells"] = {cell: {"before": share(found, 64), "after": share(64 - found, 64)}}
     del evaluation["H"], evaluation["concepts"]
     for entry in evaluation["pictures"]:
         entry["found_before"], entry["found_after"] = found > 0, found == 0
@@ -160,12 +134,13 @@ def test_colours_follow_the_value_and_not_the_column(run: Path, cell: str, found
     path.write_text(json.dumps(evaluation))
     text = report.write(run).read_text()
     good_before = (found > 0) == (cell == "Acc_ir")
-    before, after = (report.colour(float(good)) for good in (good_before, not good_before))
+    before, after = (colours.tones(float(good)) for good in (good_before, not good_before))
     # In the cards, and in the table; and the marks of the pictures.
-    for side, colour in ((found, before), (64 - found, after)):
-        shown = f'style="color:{colour}">{percent(side / 64)}<'
+    for side, tones in ((found, before), (64 - found, after)):
+        shown = f'tone" style="{tones}">{percent(side / 64)}<'
         assert text.count(shown) == 2
-    marks = [text[m.end() :][:40] for m in re.finditer('class="mark" style="background:', text)]
+    start = 'class="mark fill" aria-hidden="true" style="'
+    marks = [text[m.end() :][:60] for m in re.finditer(start, text)]
     assert [mark[: len(before)] for mark in marks] == [before, after]
     assert [mark.partition(">")[2][0] for mark in marks] == list("✓–" if found else "–✓")
 
@@ -201,7 +176,7 @@ def test_the_same_run_gives_the_same_report(run: Path):
         ("evaluation.json", "{"),
         ("metrics.jsonl", '{"step": 1}\n{"step'),
         ("attention.npz", "torn"),
-        ("pictures/Acc_g-after.png", "torn"),
+        ("pictures/Acc_g-0-after.png", "torn"),
     ],
 )
 def test_a_missing_or_damaged_file_is_named(run: Path, name: str, content: str | None):
@@ -218,16 +193,16 @@ def test_overlay_is_brighter_where_attention_is():
     heat = np.zeros((8, 8))
     heat[:, :4] = 1
     picture = np.full((64, 64, 3), 128, np.uint8)
-    laid = report.overlay(picture, heat, side=80)
+    laid = pictures.overlay(picture, heat, side=80)
     assert laid.shape == (80, 80, 3)
     assert laid[:, :30].mean() > laid[:, 50:].mean() + 100
-    assert report.overlay(picture[:32], heat[:4], side=80).shape == (40, 80, 3)
+    assert pictures.overlay(picture[:32], heat[:4], side=80).shape == (40, 80, 3)
 
 
 def test_smoothing_keeps_constants_and_averages_noise():
-    assert np.allclose(report.smoothed(np.full(100, 3.0)), 3)
-    assert np.allclose(report.smoothed(np.array([1.0])), 1)
+    assert np.allclose(charts.smoothed(np.full(100, 3.0)), 3)
+    assert np.allclose(charts.smoothed(np.array([1.0])), 1)
     noise = np.random.default_rng(0).normal(size=400)
-    assert report.smoothed(noise).std() < 0.4 * noise.std()
+    assert charts.smoothed(noise).std() < 0.4 * noise.std()
     ramp = np.arange(200.0)
-    assert np.allclose(report.smoothed(ramp)[20:-20], ramp[20:-20])
+    assert np.allclose(charts.smoothed(ramp)[20:-20], ramp[20:-20])

@@ -17,7 +17,7 @@ from erase.data.words.irrelevant import Words
 from erase.data.words.sentences import Sentences
 from erase.methods import esd
 from erase.methods.levels import Upper
-from erase.report import report
+from erase.report import pictures
 from erase.runs import RunConfig
 from erase.runtime import processes
 from erase.training import run
@@ -90,7 +90,7 @@ def test_pickled_maps_are_refused(tmp_path: Path):
     np.savez(buffer, before=np.array([Runs(trap)], object), after=np.zeros(1))
     (tmp_path / "attention.npz").write_bytes(buffer.getvalue())
     with pytest.raises(InputError, match=r"attention\.npz cannot be read"):
-        report.heat_maps(tmp_path, {"attention": [{"before": "a", "after": "b"}]})
+        pictures.heat_maps(tmp_path, {"attention": [{"before": "a", "after": "b"}]})
     assert not trap.exists()
 
 

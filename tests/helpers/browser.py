@@ -1,0 +1,30 @@
+"""A real Chromium for tests of pages: the system's own, which nothing downloads."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Playwright's browser object; a test that cannot have it fails in a line."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.fail(
+            "Chromium is missing: apt-get install --yes --no-install-recommends chromium",
+            pytrace=False,
+        )
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.fail("Playwright is missing: pip install --editable '.[test]'", pytrace=False)
+    with sync_playwright() as playwright:
+        # The sandbox does not start as root, as in containers; the pages are this project's.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
