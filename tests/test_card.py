@@ -2,17 +2,21 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from helpers import tiny
+from markdown_it import MarkdownIt
 
-from convert.adapters.files import write_lora
+from convert import lora
+from convert.adapters.files import read_layers, write_lora
 from erase.config.schema import Evaluation
 from erase.evaluation.statistics import wilson_interval
 from erase.report import card
@@ -43,8 +47,9 @@ def test_a_card_says_what_was_measured(run: Path):
     assert header(text)["base_model"] == "black-forest-labs/FLUX.1-dev"
     assert '# "quoted" cat, erased\n' in text
     row = next(line for line in text.splitlines() if "lower is better" in line)
+    assert row.startswith('| Acc_e: pictures for prompts with “"quoted" cat” in which ')
     assert re.search(r"\| 64 \| 93\.8 % \(.* to .*\) \| 1\.6 % \(.* to .*\) \|$", row)
-    assert "![Pictures before and after](before_after.png)" in text
+    assert "](before_after.png)" in text
     assert (run / "adapter" / "before_after.png").read_bytes() == b"picture"
     assert r'"a photo of a \"quoted\" cat"' in text
 
@@ -52,8 +57,65 @@ def test_a_card_says_what_was_measured(run: Path):
 def test_without_evaluation_nothing_is_claimed(run: Path):
     (run / "evaluation.json").unlink()
     text = card.of_run(run).read_text()
-    assert "## Measured" not in text
-    assert "## Before and after" not in text
+    assert "No shares have been measured for this adapter." in text
+    assert " %" not in text
+    assert "Pictures before and after" not in text
+
+
+def test_a_card_is_markdown_in_order(run: Path):
+    config = json.loads((run / "config.json").read_text())
+    config["concept"] = "a|b *c* <i>"
+    write(run / "config.json", json.dumps(config))
+    body = card.of_run(run).read_text().split("---\n", 2)[2]
+    tokens = MarkdownIt().enable("table").parse(body)
+    headings = [
+        (int(token.tag[1]), tokens[index + 1].content)
+        for index, token in enumerate(tokens)
+        if token.type == "heading_open"
+    ]
+    levels = [level for level, _ in headings]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert [text for level, text in headings if level > 1] == [
+        "Evaluation",
+        "Pictures before and after",
+        "How to use it",
+        "In diffusers",
+        "In ComfyUI",
+        "Words",
+        "Limits",
+        "Licence",
+    ]
+    kinds = [token.type for token in tokens]
+    assert kinds.count("table_open") == 2
+    assert kinds.count("tr_open") == 2 + 5
+    assert kinds.count("td_open") == 4 + 4 * 3
+    assert kinds.count("image") + body.count("![") == 1
+    assert (kinds.count("ordered_list_open"), kinds.count("bullet_list_open")) == (1, 1)
+    assert not {"html_block", "em_open"} & set(kinds)
+    # What the template leaves between parts.
+    assert "\n\n\n" not in body
+
+
+@pytest.mark.parametrize(
+    ("model", "licence"),
+    [
+        ("black-forest-labs/FLUX.1-dev", "other"),
+        ("black-forest-labs/FLUX.1-schnell", "apache-2.0"),
+        ("models/emoji-flux", None),
+    ],
+)
+def test_the_licence_is_the_base_models(run: Path, model: str, licence: str | None):
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["path"] = model
+    write(run / "config.json", json.dumps(config))
+    text = card.of_run(run).read_text()
+    front, last = header(text), text[text.index("## Licence") :]
+    assert front.get("license") == licence
+    assert ("license_name" in front) == ("license_link" in front) == (licence == "other")
+    assert f"derived from `{model}`" in last
+    assert ("](https://" in last) == (licence is not None)
 
 
 def test_a_composition_says_what_was_measured(run: Path, tmp_path: Path):
@@ -89,7 +151,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_snippet_of_a_run_runs_as_printed(tiny_folder: Path, tmp_path: Path):
+def test_the_snippets_of_a_run_run_as_printed(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     config = tiny.run_config(tiny_folder)
     shown = Evaluation(pictures=1, others=("dog",), steps=2, attention_examples=0)
     run_module.run({"": replace(config, evaluation=shown)}, tmp_path / "run")
@@ -107,3 +171,9 @@ def test_the_snippet_of_a_run_runs_as_printed(tiny_folder: Path, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "after.png").is_file()
+    (command,) = re.findall(r" ```sh\n(.*?)\n *```", text, re.DOTALL)
+    prefix, *arguments = shlex.split(command)[2:]
+    assert prefix == "adapter"
+    monkeypatch.chdir(tmp_path)
+    lora.main(arguments)
+    assert read_layers(tmp_path / "erased.safetensors").layout == "original"

@@ -27,6 +27,12 @@ OVERFLOWING = """() => [...document.querySelectorAll("main *")]
     .filter(e => !e.closest(".scroll table") && e.getBoundingClientRect().right > innerWidth)
     .map(e => e.outerHTML.slice(0, 80))"""
 
+TEXT_HEIGHTS = """selector => [...document.querySelectorAll(selector)].map(e => {
+    const range = document.createRange();
+    range.selectNodeContents(e);
+    return range.getBoundingClientRect().height;
+})"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -84,11 +90,11 @@ def test_the_report_works_at_every_width_and_in_every_scheme(
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(251, 250, 248)", "dark": "rgb(20, 23, 28)"}[scheme]
     # Text of charts shrinks with them.
-    heights = page.evaluate(
-        "[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)"
-    )
+    heights = page.evaluate(TEXT_HEIGHTS, "svg text")
     assert len(heights) > 6 * 4
     assert min(heights) >= 10
+    # Narrow columns break between words alone: headings of rows stay in a line.
+    assert max(page.evaluate(TEXT_HEIGHTS, "th")) < 30
     assert violations(page) == []
     page.context.close()
 

@@ -85,4 +85,4 @@ def test_the_report_and_the_card_show_them_and_what_was_not_counted(run: Path):
         assert "a model at home" in shown
         assert "(5 in all)" in shown
         assert "Left out of Acc_g: “kitty” (0 of 4)" in shown
-        assert "H is the mean of 1 − Acc_e and Acc_ir alone" in shown
+        assert "H is the harmonic mean of 1 − Acc_e and Acc_ir alone" in shown

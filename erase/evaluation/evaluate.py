@@ -127,7 +127,7 @@ def evaluate(
     found = None
     if judge is None:
         result["note"] = (
-            "No judge is configured for this model: nothing was counted, pictures were drawn."
+            "No judge is configured for this model: pictures were drawn, no shares were measured."
         )
     else:
         found = {side: judge_pictures(judge, pictures, drawn) for side, pictures in sides.items()}

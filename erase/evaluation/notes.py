@@ -1,10 +1,10 @@
-"""What to say of an evaluation that could not count everything."""
+"""Notes on an evaluation in which not everything could be counted."""
 
 from erase.runtime.results import ComparedRow, EvaluationResult, Result, Sums
 
 
 def left_out_note(result: Result | ComparedRow) -> str:
-    """What to say of synonyms that are left out of Acc_g; nothing where there are none.
+    """The note on synonyms that are left out of Acc_g; "" where none are.
 
     Args:
         result: an evaluation's; those of earlier versions left none out.
@@ -15,17 +15,17 @@ def left_out_note(result: Result | ComparedRow) -> str:
     each = [f"“{row['word']}” ({row['before']} of {row['of']})" for row in words]
     more = f" and {len(each) - 3} more" if len(each) > 3 else ""
     return (
-        f"Left out of Acc_g: {', '.join(each[:3])}{more}. The base does not know such a word for "
-        "the concept: the judge finds it in under 20 % of the base's pictures."
+        f"Left out of Acc_g: {', '.join(each[:3])}{more}. The base model does not know such a word "
+        "for the concept: the judge detects it in less than 20 % of the base model's pictures."
     )
 
 
 def mean_note(result: EvaluationResult | Sums) -> str:
-    """What to say of an H that lacks Acc_g; nothing where it has it, or there is no H.
+    """The note on an H without Acc_g; "" where H includes it, or there is no H.
 
     Args:
         result: an evaluation's, or sums over several.
     """
     if "H" not in result or "Acc_g" in result.get("cells", result):
         return ""
-    return "H is the mean of 1 − Acc_e and Acc_ir alone: no synonym could be counted for Acc_g."
+    return "H is the harmonic mean of 1 − Acc_e and Acc_ir alone: no synonym counts for Acc_g."

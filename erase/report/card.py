@@ -1,12 +1,12 @@
-"""The model card beside an adapter: what it erases, how it was made, what it does, how to use it.
+"""The model card of an adapter: what it erases, how well, how to use it, its limits and licence.
 
-The card is Markdown with the header that the
-Hugging Face hub reads.
+The card is Markdown with the header that the Hugging Face hub reads.
 """
 
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from erase.report.report import MISSING, WORDS, words_of
 from erase.runtime import run_folder
 from erase.runtime.files import read_json, write
 from erase.runtime.results import Cells, EvaluationResult, RunRecord, Sides
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, counted
 
 FILE = "README.md"
 
@@ -34,7 +34,33 @@ FILE = "README.md"
 COMPOSED = "erase.compose"
 
 
+HUB = "black-forest-labs/FLUX.1-"
+LICENCES = "https://github.com/black-forest-labs/flux/blob/main/model_licenses/LICENSE-FLUX1-"
+
+
 TEMPLATE = Path(__file__).with_name("card.md.j2")
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence as the hub's header names it.
+
+    Attributes:
+        identifier: of the hub.
+        name: what the hub calls a licence that is "other"; None of one that it knows.
+        link: its text.
+    """
+
+    identifier: str
+    name: str | None
+    link: str
+
+
+# Of base models, by their names on the hub; an adapter is derived from its base model.
+BASE_LICENCES = {
+    f"{HUB}dev": Licence("other", "flux-1-dev-non-commercial-license", f"{LICENCES}dev"),
+    f"{HUB}schnell": Licence("apache-2.0", None, f"{LICENCES}schnell"),
+}
 
 
 class Part(pydantic.BaseModel):
@@ -45,7 +71,7 @@ class Part(pydantic.BaseModel):
 
 
 class CompositionHeader(pydantic.BaseModel):
-    """What a composition's header tells of how it was made."""
+    """How a composition was made, from its header."""
 
     method: str
     adapters: list[Part]
@@ -53,24 +79,24 @@ class CompositionHeader(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Card:
-    """What the card's template asks for.
+    """The values of the card's template.
 
     Attributes:
-        title: the first heading.
-        concepts: those that are erased, in quotes.
-        how: the adapter was made, in sentences.
-        results: lines of the table of shares.
+        title: the first heading, in Markdown.
+        concepts: the erased ones, in quotes, in Markdown.
+        how: how the adapter was made, in sentences.
+        results: rows of the table of shares.
         notes: sentences below it.
-        words: lines of the table of a run's words.
+        words: rows of the table of a run's words.
         picture: file beside the card, with pictures before and after.
         prompt: of the example.
         strength: at which the adapter is used.
-        steps: of sampling.
-        guidance: scale.
-        height: of pictures.
-        width: of pictures.
+        steps: denoising steps.
+        guidance: distilled guidance scale.
+        height: of pictures, in pixels.
+        width: of pictures, in pixels.
         text_tokens: of prompts; None is the model's own number.
-        model: its folder or name on the hub.
+        model: the base model's folder or name on the hub.
     """
 
     title: str
@@ -113,21 +139,21 @@ def of_run(workdir: str | Path) -> Path:
     adapter, settings = config["adapter"], config["evaluation"]
     method = METHODS[config.get("method", Config.method)]
     targets = ", ".join(f"`{target}`" for target in adapter["targets"])
-    training = f"in closed form, on {targets}"
+    training = "in closed form"
     if method.steps(Config(config["concept"])):
         training = (
-            f"{config['iterations']} iterations at {config['height']} x {config['width']}, rank "
-            f"{adapter['rank']} on {targets}"
+            f"{counted(config['iterations'], 'iteration')} at {config['height']} × "
+            f"{config['width']} pixels, rank {adapter['rank']}"
         )
     how = (
-        f"Made by {method.title}: {training}. All settings are in the header of the adapter's "
-        "file, under `settings`."
+        f"Method: {method.title}, {training}, on the layers {targets}. The header of the adapter's "
+        "file has all settings under `settings`."
     )
     template = (settings["templates"] or ["a photo of a {}"])[0]
     notes = [left_out_note(evaluation), mean_note(evaluation)] if evaluation else []
     card = Card(
-        title=f"{config['concept']}, erased",
-        concepts=f"“{config['concept']}”",
+        title=f"{escaped(config['concept'])}, erased",
+        concepts=f"“{escaped(config['concept'])}”",
         how=how,
         results=_rows(config["concept"], evaluation.get("cells", {})) if evaluation else [],
         notes=[note for note in notes if note],
@@ -161,20 +187,20 @@ def of_composition(
     Args:
         folder: the adapter's.
         concepts: of its parts.
-        method: how they became one.
+        method: of the composition.
         config: of a part's run, for the model and its pictures' size.
-        evaluated: what `erase.evaluation.evaluate` found with it for some of the concepts.
-        pictures: a sheet before and after.
+        evaluated: results of `erase.evaluation.evaluate` for some of the concepts.
+        pictures: file of the sheet before and after.
     """
     if pictures is not None and pictures.is_file():
         write(folder / run_folder.BEFORE_AFTER, pictures.read_bytes())
-    named = ", ".join(f"“{concept}”" for concept in concepts)
+    named = ", ".join(f"“{escaped(concept)}”" for concept in concepts)
     settings = config.evaluation
     card = Card(
         title=f"{len(concepts)} concepts, erased",
         concepts=named,
-        how=f"Made of {len(concepts)} adapters by `erase-anything compose --method {method}`; the "
-        "header of the adapter's file tells which, under `settings`.",
+        how=f"Composed of {len(concepts)} adapters with `erase-anything compose --method {method}`."
+        " The header of the adapter's file lists them under `settings`.",
         results=[
             row for each in evaluated for row in _rows(each["concept"], each.get("cells", {}))
         ],
@@ -194,7 +220,7 @@ def of_composition(
 
 
 def composed_of(adapter: Path) -> list[str]:
-    """The concepts of a composition, as its header tells; none of another adapter.
+    """The concepts of a composition, from its header; none for any other adapter.
 
     Args:
         adapter: its file or folder.
@@ -214,7 +240,7 @@ def _composition_header(adapter: Path) -> CompositionHeader | None:
         return CompositionHeader.model_validate_json(header.get("settings", ""))
     except pydantic.ValidationError as error:
         raise InputError(
-            f"{adapter}: its header does not tell what it was composed of; compose it again"
+            f"{adapter}: its header does not list what it was composed of; compose it again"
         ) from error
 
 
@@ -224,15 +250,15 @@ def of_evaluated(
     results: Mapping[str, EvaluationResult],
     workdir: Path,
 ) -> None:
-    """Writes the card of a composition anew, with what was found of its concepts.
+    """Writes the card of a composition again, with the results for its concepts.
 
-    The card of any other adapter is its run's and is left alone.
+    The card of any other adapter belongs to its run and stays as it is.
 
     Args:
         adapter: its file or folder.
         config: of an evaluated run.
         results: of `erase.evaluation.evaluate`, by the name of their folder.
-        workdir: where those folders are.
+        workdir: the folder of those folders.
 
     Raises:
         InputError: the adapter cannot be read.
@@ -255,31 +281,37 @@ def of_evaluated(
 def _write(folder: Path, card: Card) -> Path:
     model = card.model
     hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not os.path.exists(model)
-    # Markdown, of which the hub shows no scripts; escapes for HTML would stand in it as they are.
+    # The hub shows no scripts in Markdown; escapes for HTML would be shown as they are.
     environment = jinja2.Environment(  # nosec B701
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    # Characters stay what they are, within Python's and YAML's quotes as well.
-    environment.filters["tojson"] = lambda text: json.dumps(text, ensure_ascii=False)
+    # Characters stay as they are, within Python's and YAML's quotes as well.
+    environment.filters |= {
+        "tojson": lambda text: json.dumps(text, ensure_ascii=False),
+        "shell": shlex.quote,
+    }
     text = environment.from_string(TEMPLATE.read_text()).render(
-        asdict(card), base_model=model if hub else None, folder=str(folder)
+        asdict(card),
+        base_model=model if hub else None,
+        licence=BASE_LICENCES.get(model),
+        folder=str(folder),
     )
     write(folder / FILE, text)
     return folder / FILE
 
 
 def escaped(text: str) -> str:
-    """A text as Markdown shows it in one line, whatever it holds."""
+    """A text in one line, with the characters that mean something in Markdown escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(text.split()))
 
 
 def _rows(concept: str, cells: Cells) -> list[str]:
     """A line of the table for each cell of an evaluation."""
     return [
-        " | ".join([f"{text.format(concept)} ({better})", *_cells(cells[cell])])
+        " | ".join([f"{cell}: {text.format(escaped(concept))} ({better})", *_cells(cells[cell])])
         for cell, (better, text) in WORDS.items()
         if cell in cells
     ]

@@ -80,8 +80,8 @@ def _chart(name: str, points: Float[np.ndarray, "K 2"]) -> str:
         axis.set_axisbelow(True)
         axis.margins(x=0.01)
         label = (
-            f"Line chart: {title} over iterations {steps[0]:g} to {steps[-1]:g}; its moving average "
-            f"begins at {means[0]:.3g} and ends at {means[-1]:.3g}."
+            f"Line chart: {title} over iterations {steps[0]:g} to {steps[-1]:g}; its moving "
+            f"average begins at {means[0]:.3g} and ends at {means[-1]:.3g}."
         )
         return _svg(figure, name, label)
 
