@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from erase.runtime import run_folder
 from flux_jax.errors import InputError
@@ -74,7 +75,7 @@ def _chart(name: str, points: Float[np.ndarray, "K 2"]) -> str:
         axis.plot(steps, means, color=MEAN, linewidth=1.8)
         axis.set_title(title, fontsize=11, loc="left", color=INK)
         axis.set(xlabel="iteration", ylabel=AXES[kind])
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
