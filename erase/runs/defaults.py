@@ -105,8 +105,8 @@ def of_model(model: str) -> Known | None:
     Raises:
         InputError: the folder's file is damaged.
     """
-    if found := model_file.read(model):
-        return found
+    if model_defaults := model_file.read(model):
+        return model_defaults
     guided = _guidance(model)
     return None if guided is None else _OF_FLUX if guided else _OF_SCHNELL
 
@@ -184,8 +184,8 @@ class Defaults:
 
     def _kind(self, run: Mapping[Any, Any]) -> str:
         """What a run's concept is: as it says, as its model knows it, else an entity."""
-        if (given := run.get("kind")) is not None:
-            return given if given in KINDS else ""
+        if (kind := run.get("kind")) is not None:
+            return kind if kind in KINDS else ""
         model, concept = self._model(run), _text(run, "concept")
         thing = model.find(concept) if model and concept else None
         return thing.kind if thing else "entity"
@@ -221,8 +221,8 @@ def _of_kind(
     model: Known, how: Kind, thing: Thing | None, concept: str, kind: str, run: Mapping[Any, Any]
 ) -> Fields:
     """What a model's file says of a kind, for one concept."""
-    own = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
-    apart = {word.casefold() for word in own}
+    names = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
+    apart = {word.casefold() for word in names}
     given = {word.casefold() for word in _texts(run, "irrelevant")}
     synonyms = [
         word
@@ -324,8 +324,8 @@ def _general(concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
     sort = kind if kind in ("style", "relation") else part
     if not isinstance(sort, str) or sort not in _SENTENCES:
         return {}
-    own = _folded((concept, *_texts(run, "synonyms")))
-    others = [word for word in _OTHERS.get(sort, COMMON) if word.casefold() not in own]
+    names = _folded((concept, *_texts(run, "synonyms")))
+    others = [word for word in _OTHERS.get(sort, COMMON) if word.casefold() not in names]
     sentences = _SENTENCES[sort]
     seen = _texts(run, "irrelevant") or others
     return {
