@@ -189,7 +189,7 @@ def collectives(profile: Any, calls: int) -> Record | None:
     Returns:
         Seconds a call, means over devices; None where no GPU was seen.
     """
-    found = []
+    records = []
     for plane in profile.planes:
         if not plane.name.startswith("/device:GPU"):
             continue
@@ -202,10 +202,10 @@ def collectives(profile: Any, calls: int) -> Record | None:
                     spans["nccl" in event.name.lower()].append(span)
         busy = covered(spans[True] + spans[False])
         if busy:
-            found.append((covered(spans[True]), busy - covered(spans[False])))
-    if not found:
+            records.append((covered(spans[True]), busy - covered(spans[False])))
+    if not records:
         return None
-    nccl, exposed = np.mean(found, axis=0) / calls / 1e9
+    nccl, exposed = np.mean(records, axis=0) / calls / 1e9
     return {"collective_seconds": float(nccl), "exposed_seconds": float(exposed)}
 
 

@@ -138,17 +138,17 @@ def _changes(
         name = key.layer.in_block(key.block)
         try:
             _refuse_flux_2(file, stem, key.layer, tensors_of)
-            given = change(tensors_of, name, key.layer.targets, scales)
-            made = settled(given) if isinstance(given, Pair) else given
-            if made is None:
+            raw = change(tensors_of, name, key.layer.targets, scales)
+            change_of_layer = settled(raw) if isinstance(raw, Pair) else raw
+            if change_of_layer is None:
                 unchanged += 1
             else:
-                parts = apart(key.layer, key.block, made, records.get(name))
+                parts = apart(key.layer, key.block, change_of_layer, records.get(name))
                 if parts.keys() & layers.keys():
                     raise UnusableError("is changed twice, by itself and by what joins it")
                 layers |= parts
-                if isinstance(given, Pair) and number(given.alpha) <= 0:
-                    alphas |= dict.fromkeys(parts, given.alpha)
+                if isinstance(raw, Pair) and number(raw.alpha) <= 0:
+                    alphas |= dict.fromkeys(parts, raw.alpha)
         except UnusableError as error:
             bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
     refuse(file, bad)

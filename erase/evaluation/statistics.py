@@ -35,7 +35,7 @@ def count_cells(cells: Sequence[str], found: Mapping[str, Bool[np.ndarray, "N"]]
     """
     counted = {}
     for cell in dict.fromkeys(cells):
-        rows = [i for i, own in enumerate(cells) if own == cell]
+        rows = [i for i, cell_of_picture in enumerate(cells) if cell_of_picture == cell]
         counted[cell] = {
             side: wilson_interval(int(hits[rows].sum()), len(rows)) for side, hits in found.items()
         }

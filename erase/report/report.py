@@ -165,7 +165,7 @@ def write(workdir: str | Path) -> Path:
     return report
 
 
-def _cells(concept: str, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _cells(concept: str, evaluation: EvaluationResult) -> list[dict[str, object]]:
     """The counts of an evaluation with their meaning, and how near they are to what is wanted."""
     return [
         {

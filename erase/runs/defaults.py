@@ -223,11 +223,11 @@ def _of_kind(
     """What a model's file says of a kind, for one concept."""
     names = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
     apart = {word.casefold() for word in names}
-    given = {word.casefold() for word in _texts(run, "irrelevant")}
+    irrelevant = {word.casefold() for word in _texts(run, "irrelevant")}
     synonyms = [
         word
         for word in (thing.names if thing else ())
-        if word.casefold() != concept.casefold() and word.casefold() not in given
+        if word.casefold() != concept.casefold() and word.casefold() not in irrelevant
     ]
     # A relation's name beside the words that stand for it in sentences is none of those.
     if thing and thing.written:
@@ -338,9 +338,9 @@ def _general(concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
 def without_method(words: Fields) -> Fields:
     """Words for a concept without the method's fields that depend on it, which a preset has."""
     levels = ("lower", "upper", "bank", "adapter", "batch_size", "iterations")
-    kept = {name: value for name, value in words.items() if name not in levels}
-    evaluation = {n: v for n, v in kept.get("evaluation", {}).items() if n != "strength"}
-    return kept | {"evaluation": evaluation}
+    shared = {name: value for name, value in words.items() if name not in levels}
+    evaluation = {n: v for n, v in shared.get("evaluation", {}).items() if n != "strength"}
+    return shared | {"evaluation": evaluation}
 
 
 def _in_folder(place: Fields, folder: Path) -> Fields:
