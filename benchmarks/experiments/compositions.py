@@ -136,8 +136,8 @@ def measure(
     result.update(pictures=pictures, preserve=PRESERVE, wanted=WANTED)
     look = functools.partial(find, pipe, judge, first)
     for count in COUNTS:
-        made = result["counts"].setdefault(str(count), {})
-        if made.keys() >= METHODS.keys():
+        compositions_of_count = result["counts"].setdefault(str(count), {})
+        if compositions_of_count.keys() >= METHODS.keys():
             continue
         chosen = groups(names, count)
         shown = [asked(g, runs, judge, pictures, i, len(chosen)) for i, g in enumerate(chosen)]
@@ -152,10 +152,10 @@ def measure(
         for name, adapters in made_of.items():
             left = functools.partial(share_left, look, tried, adapters, name)
             strength = find_strength(left, METHODS[name].least)
-            own = [(adapter, strength) for adapter in adapters]
-            after = look(shown, own, f"of {count}, {name}")
+            adapters_with_strength = [(adapter, strength) for adapter in adapters]
+            after = look(shown, adapters_with_strength, f"of {count}, {name}")
             sides = [{"before": b, "after": a} for b, a in zip(base, after, strict=True)]
-            made[name] = {"strength": strength, **counted(judge, shown, sides)}
+            compositions_of_count[name] = {"strength": strength, **counted(judge, shown, sides)}
         write(out, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -205,8 +205,8 @@ def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict
     """What fusion needs to know of its adapters, and of sentences to preserve."""
     headers = {str(part.path): part.metadata for part in parts}
     shown = fusion.prompts(headers, PROMPTS, SEED, keep)
-    given = [combine.leaves(part.scaled(part.weight)) for part in parts]
-    return fusion.gather(pipe, given, shown, SEED)
+    leaves_of_parts = [combine.leaves(part.scaled(part.weight)) for part in parts]
+    return fusion.gather(pipe, leaves_of_parts, shown, SEED)
 
 
 def share_left(
@@ -217,8 +217,10 @@ def share_left(
     strength: float,
 ) -> float:
     """The share of all groups' pictures in which what is erased is found, at a strength."""
-    own = [(adapter, strength) for adapter in adapters]
-    return float(np.concatenate(look(groups, own, f"at {strength:.3g}, {title}")).mean())
+    adapters_with_strength = [(adapter, strength) for adapter in adapters]
+    return float(
+        np.concatenate(look(groups, adapters_with_strength, f"at {strength:.3g}, {title}")).mean()
+    )
 
 
 def find_strength(left: Callable[[float], float], least: float | None) -> float:
@@ -242,25 +244,25 @@ def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
     Args:
         flat: leaves A [L, I, R] and B [L, R, O] by their paths, with the scale in them.
     """
-    made, inputs = {}, 1
+    leaves, inputs = {}, 1
     for target in [path.removesuffix("/A") for path in flat if path.endswith("/A")]:
         change = jnp.asarray(flat[f"{target}/A"] @ flat[f"{target}/B"], jnp.float32)
         blocks, inputs, _ = change.shape
-        made[f"{target}/A"] = jnp.broadcast_to(jnp.eye(inputs), (blocks, inputs, inputs))
-        made[f"{target}/B"] = change
-    return Adapter(nest(made), float(inputs))
+        leaves[f"{target}/A"] = jnp.broadcast_to(jnp.eye(inputs), (blocks, inputs, inputs))
+        leaves[f"{target}/B"] = change
+    return Adapter(nest(leaves), float(inputs))
 
 
 def of_concepts(
     group: Sequence[str], runs: Mapping[str, Config], pictures: int
 ) -> list[EvalPrompt]:
     """So many pictures of each concept under its own name, and under other words."""
-    drawn = []
+    prompts = []
     for name in group:
         config, _ = with_synonyms(runs[name])
         settings = replace(config.evaluation, pictures=pictures)
-        drawn += evaluation_prompts(replace(config, evaluation=settings), ())
-    return drawn
+        prompts += evaluation_prompts(replace(config, evaluation=settings), ())
+    return prompts
 
 
 def asked(
@@ -282,20 +284,20 @@ def asked(
         of: groups.
     """
     erased = {judge.label(runs[name].concept) for name in group}
-    drawn = of_concepts(group, runs, pictures)
+    prompts = of_concepts(group, runs, pictures)
     for kind in KINDS:
         config = next((c for c in runs.values() if judge.kind(c.concept) == kind), None)
         if config is None:
             continue
         every = [config.concept, *concepts_to_keep(config, judge)]
-        kept = [word for word in every if judge.label(word) not in erased]
+        others = [word for word in every if judge.label(word) not in erased]
         shown = FEW * pictures // of
         settings = replace(
             config.evaluation, pictures=shown, seed=config.evaluation.seed + index * shown
         )
         config = replace(config, evaluation=settings, synonyms=())
-        drawn += [case for case in evaluation_prompts(config, kept) if case.cell == "Acc_ir"]
-    return drawn
+        prompts += [case for case in evaluation_prompts(config, others) if case.cell == "Acc_ir"]
+    return prompts
 
 
 def find(
@@ -317,8 +319,8 @@ def find(
         title: shown at the progress bars.
     """
     return [
-        draw_and_judge(pipe, judge, drawn, config, [adapter], title)
-        for drawn, adapter in zip(groups, adapters, strict=True)
+        draw_and_judge(pipe, judge, prompts, config, [adapter], title)
+        for prompts, adapter in zip(groups, adapters, strict=True)
     ]
 
 
@@ -326,19 +328,19 @@ def counted(
     judge: Judge, groups: Sequence[Sequence[EvalPrompt]], sides: Sequence[Mapping[str, np.ndarray]]
 ) -> CompositionCounts:
     """Cells over groups: of each kind, all together, and of what is kept each label."""
-    drawn = [case for cases in groups for case in cases]
-    found = {side: np.concatenate([each[side] for each in sides]) for side in statistics.SIDES}
-    kinds = np.array([judge.kind(case.sought) for case in drawn])
+    prompts = [case for cases in groups for case in cases]
+    hits = {side: np.concatenate([each[side] for each in sides]) for side in statistics.SIDES}
+    kinds = np.array([judge.kind(case.sought) for case in prompts])
     by_kind = {}
     for kind in KINDS:
         rows = np.flatnonzero(kinds == kind)
         by_kind[kind] = evaluation_cells(
-            [drawn[row] for row in rows], {s: f[rows] for s, f in found.items()}
+            [prompts[row] for row in rows], {s: f[rows] for s, f in hits.items()}
         )
     return {
         "kinds": by_kind,
-        "all": statistics.pooled([evaluation_cells(drawn, found)]),
-        "concepts": by_concept(drawn, found),
+        "all": statistics.pooled([evaluation_cells(prompts, hits)]),
+        "concepts": by_concept(prompts, hits),
     }
 
 

@@ -130,8 +130,8 @@ def teach(
         StepContext[meta_unlearning.Settings], replace(training.context, settings=settings)
     )
     lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))
-    own = {"teach": jax.vmap(adamw(settings).init)(lora)}
-    state = context.divided(State(lora, own, jnp.ones(len(configs), bool)))
+    opt_states = {"teach": jax.vmap(adamw(settings).init)(lora)}
+    state = context.divided(State(lora, opt_states, jnp.ones(len(configs), bool)))
     for done, following in itertools.pairwise((0, *stops)):
         for step in range(done + 1, following + 1):
             keys = loop.keys_of(training.keys, step, 1)[:, 0]

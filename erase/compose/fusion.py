@@ -43,8 +43,7 @@ from erase.methods.parts.layer_inputs import SEEN, mean_over_steps
 from erase.methods.parts.least_squares import Moments, energy
 from erase.model.open import open_model
 from erase.runs import load_config
-from flux_jax import lora, progress
-from flux_jax import sharding as meshes
+from flux_jax import lora, progress, sharding
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, Denoiser
@@ -216,8 +215,8 @@ def gather(
         zip(changes, shown.erased, strict=True), total=len(changes), desc="concepts"
     ):
         sentences, words = zip(*pairs, strict=True)
-        own = concept_masks(pipe.tokenizer_2, sentences, words)
-        seen = walk(change, sentences, own + (1 - own) * _weights(pipe, sentences, OTHER))
+        masks = concept_masks(pipe.tokenizer_2, sentences, words)
+        seen = walk(change, sentences, masks + (1 - masks) * _weights(pipe, sentences, OTHER))
         leaves = {t: (seen[t], change[f"{t}/A"], change[f"{t}/B"]) for t in targets}
         asked = sum(energy(*each) for each in leaves.values())
         if not asked:
@@ -307,7 +306,7 @@ def grams(
     ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
     tree = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
-    samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
+    samples = sharding.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
     model = pipe.denoiser(ids, config.guidance).replace(lora=tree)
     with jax.set_mesh(pipe.mesh):
         found = _grams(model, *samples, sigmas, targets=targets)

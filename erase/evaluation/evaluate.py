@@ -123,7 +123,7 @@ def evaluate(
         side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
         for side, strength in (("before", 0.0), ("after", settings.strength))
     }
-    result = _settings_of(config, adapter)
+    result: EvaluationResult = _settings_of(config, adapter)
     found = None
     if judge is None:
         result["note"] = (

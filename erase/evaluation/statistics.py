@@ -35,7 +35,7 @@ def count_cells(cells: Sequence[str], found: Mapping[str, Bool[np.ndarray, "N"]]
     """
     counted = {}
     for cell in dict.fromkeys(cells):
-        rows = [i for i, own in enumerate(cells) if own == cell]
+        rows = [i for i, cell_of_picture in enumerate(cells) if cell_of_picture == cell]
         counted[cell] = {
             side: wilson_interval(int(hits[rows].sum()), len(rows)) for side, hits in found.items()
         }
@@ -62,8 +62,8 @@ def harmonic_mean(cells: Mapping[str, Sides], side: str) -> float:
     from scipy.stats import hmean
 
     shares = {cell: cells[cell][side]["share"] for cell in CELLS if cell in cells}
-    kept = shares.pop("Acc_ir")
-    return float(hmean([kept, *(1 - share for share in shares.values())]))
+    others = shares.pop("Acc_ir")
+    return float(hmean([others, *(1 - share for share in shares.values())]))
 
 
 def has_mean(cells: Collection[str]) -> bool:
@@ -83,13 +83,13 @@ def pooled(cells: Iterable[Cells]) -> Sums:
     cells = list(cells)
     sums: Cells = {}
     for cell in dict.fromkeys(cell for each in cells for cell in each):
-        having = [each[cell] for each in cells if cell in each]
+        counted = [each[cell] for each in cells if cell in each]
         sums[cell] = {
             side: wilson_interval(
-                sum(each[side]["found"] for each in having),
-                sum(each[side]["of"] for each in having),
+                sum(each[side]["found"] for each in counted),
+                sum(each[side]["of"] for each in counted),
             )
-            for side in having[0]
+            for side in counted[0]
         }
     # Families of attacks are no keys that `Sums` declares.
     result = cast(Sums, dict(sums))
@@ -120,11 +120,11 @@ def over_concepts(rows: Sequence[ComparedRow]) -> dict[str, list[float]]:
     total = np.sum(every, axis=0)
     counted = total[:, 1] > 0
 
-    def shares(drawn: np.ndarray) -> np.ndarray:
+    def shares(counts: np.ndarray) -> np.ndarray:
         # A sample may have no concept whose synonyms were counted; all concepts then stand in.
-        drawn = np.where(drawn[..., 1:] > 0, drawn, total)
-        *cells, attacked = _shares(drawn)[counted]
-        return np.stack([*cells, _good(drawn), attacked])
+        counts = np.where(counts[..., 1:] > 0, counts, total)
+        *cells, attacked = _shares(counts)[counted]
+        return np.stack([*cells, _good(counts), attacked])
 
     names = [name for name, has in zip((*CELLS, "attacks"), counted, strict=True) if has]
     names.insert(-1, "H")
@@ -146,8 +146,8 @@ def ahead(rows: Sequence[ComparedRow], others: Sequence[ComparedRow]) -> tuple[f
     one, other = _by_concept(rows), _by_concept(others)
     both = [np.stack([one[concept], other[concept]]) for concept in one]
 
-    def gained(drawn: np.ndarray) -> np.ndarray:
-        return np.asarray(_good(drawn[..., 0, :, :]) - _good(drawn[..., 1, :, :]))
+    def gained(counts: np.ndarray) -> np.ndarray:
+        return np.asarray(_good(counts[..., 0, :, :]) - _good(counts[..., 1, :, :]))
 
     low, high = _ends(both, gained).tolist()
     return float(gained(np.sum(both, axis=0))), low, high
@@ -191,8 +191,8 @@ def _good(counts: np.ndarray) -> np.ndarray:
     """H [...] of counts [..., 4, 2]."""
     from scipy.stats import hmean
 
-    erased, other_words, kept, _ = _shares(counts)
-    good = 1 - erased, kept
+    erased, other_words, others, _ = _shares(counts)
+    good = 1 - erased, others
     every = hmean([*good, 1 - np.nan_to_num(other_words)], axis=0)
     # Where no synonym was counted, the mean is that of the other two.
     return np.where(np.isnan(other_words), hmean(good, axis=0), every)
@@ -205,10 +205,10 @@ def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -
     # One concept cannot be sampled; twice the same gives no spread.
     each = np.stack([*every] * (1 if len(every) > 1 else 2))
 
-    def sampled(drawn: np.ndarray, axis: int) -> np.ndarray:
+    def sampled(rows: np.ndarray, axis: int) -> np.ndarray:
         # Samples stand along the axis before the last, concepts along the last.
         del axis
-        return of(each[drawn].sum(axis=drawn.ndim - 1))
+        return of(each[rows].sum(axis=rows.ndim - 1))
 
     interval = bootstrap(
         (np.arange(len(each)),), sampled, n_resamples=BOOTSTRAP_SAMPLES, method="percentile", rng=0

@@ -38,8 +38,8 @@ def summarise(results: Mapping[str, Result]) -> Summary:
     total = pooled(run["cells"] for run in runs.values())
     worst: dict[str, Worst] = {}
     for cell in cells_of(total):
-        having = {name: run["cells"] for name, run in runs.items() if cell in run["cells"]}
-        shares = {name: cells[cell]["after"]["share"] for name, cells in having.items()}
+        cells_of_runs = {name: run["cells"] for name, run in runs.items() if cell in run["cells"]}
+        shares = {name: cells[cell]["after"]["share"] for name, cells in cells_of_runs.items()}
         pick = min if cell == "Acc_ir" else max
         name = pick(shares, key=lambda each: shares[each])
         worst[cell] = {"run": name, "share": shares[name]}

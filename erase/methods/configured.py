@@ -94,7 +94,7 @@ def start(key: PRNGKeyArray, params: PyTree, config: Config) -> State:
         InputError: a target is not a layer of the model.
     """
     lora = init(key, params, config.adapter.targets, config.adapter.rank)
-    own = {}
+    opt_states = {}
     for step in method_of(config).steps(config).values():
-        own |= step.start(lora, config)
-    return State(lora=lora, own=own, active=jnp.ones((), bool))
+        opt_states |= step.start(lora, config)
+    return State(lora=lora, own=opt_states, active=jnp.ones((), bool))

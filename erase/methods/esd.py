@@ -68,17 +68,17 @@ def losses(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one run."""
-    own = run.settings
-    taken = jax.lax.stop_gradient(sample(own.trajectories, run, lora, key))
-    loss = erasing(lora, run.guided(own.guidance), taken)
+    settings = run.settings
+    batch = jax.lax.stop_gradient(sample(settings.trajectories, run, lora, key))
+    loss = erasing(lora, run.guided(settings.guidance), batch)
     return loss, {"esd": loss}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, and what their velocity is led away from the concept to."""
     del words, pipe
-    own = config.method_settings(Settings)
-    return Needs(stand_in=own.stand_in, towards=own.erase_to, eta=own.eta)
+    settings = config.method_settings(Settings)
+    return Needs(stand_in=settings.stand_in, towards=settings.erase_to, eta=settings.eta)
 
 
 STEP = adamw_step("esd", losses, lambda config: config.method_settings(Settings))

@@ -55,25 +55,28 @@ class Settings:
 
 def erased(config: Config) -> list[tuple[str, str]]:
     """Prompts with the concept, each with the word that names it there."""
-    own = config.method_settings(Settings)
-    words = (config.concept, *(config.synonyms if own.synonyms else ()))
-    return [(phrase(template, word), word) for template in own.templates for word in words]
+    settings = config.method_settings(Settings)
+    words = (config.concept, *(config.synonyms if settings.synonyms else ()))
+    return [(phrase(template, word), word) for template in settings.templates for word in words]
 
 
 def guides(config: Config) -> list[tuple[str, str]]:
     """What comes instead, for each of `erased`."""
-    own = config.method_settings(Settings)
-    count = len(erased(config)) // len(own.templates)
-    pairs = [(phrase(t, own.guide) if own.guide else "", own.guide) for t in own.templates]
+    settings = config.method_settings(Settings)
+    count = len(erased(config)) // len(settings.templates)
+    pairs = [
+        (phrase(t, settings.guide) if settings.guide else "", settings.guide)
+        for t in settings.templates
+    ]
     return [pair for pair in pairs for _ in range(count)]
 
 
 def kept(config: Config) -> list[tuple[str, str]]:
     """Prompts to preserve, with the words there whose last token counts."""
-    own = config.method_settings(Settings)
-    if own.keep:
-        return [(prompt, "") for prompt in own.keep]
-    return [(phrase(t, word), word) for t in own.templates for word in config.irrelevant]
+    settings = config.method_settings(Settings)
+    if settings.keep:
+        return [(prompt, "") for prompt in settings.keep]
+    return [(phrase(t, word), word) for t in settings.templates for word in config.irrelevant]
 
 
 def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray, "B 1"]:
@@ -82,14 +85,14 @@ def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray,
     _, ids = pipe.tokenize(prompts)
     # The end-of-text token stands last, and alone in an empty prompt.
     ends = (ids != pipe.tokenizer_2.pad_token_id).sum(axis=1) - 1
-    own = np.zeros_like(ids)
+    of_phrase = np.zeros_like(ids)
     if named := [row for row, word in enumerate(words) if word]:
-        own[named] = marks(
+        of_phrase[named] = marks(
             pipe.tokenizer_2, [prompts[row] for row in named], [words[row] for row in named]
         )
-    found = own.any(axis=1)
-    last = own.shape[1] - 1 - np.argmax(own[:, ::-1], axis=1)
-    return np.where(found, last, np.maximum(ends - 1, 0))[:, None].astype(np.int32)
+    present = of_phrase.any(axis=1)
+    last = of_phrase.shape[1] - 1 - np.argmax(of_phrase[:, ::-1], axis=1)
+    return np.where(present, last, np.maximum(ends - 1, 0))[:, None].astype(np.int32)
 
 
 def exports(
@@ -101,8 +104,8 @@ def exports(
         InputError: a target does not see text tokens, or its system is singular.
     """
     del planned, bank, adapter
-    own, targets = config.method_settings(Settings), config.adapter.targets
-    ridge = Ridge(own.ridge, name="uce.ridge")
+    settings, targets = config.method_settings(Settings), config.adapter.targets
+    ridge = Ridge(settings.ridge, name="uce.ridge")
     groups = (erased(config), guides(config), kept(config))
     pairs = [pair for group in groups for pair in group]
     prompts = [prompt for prompt, _ in pairs]
@@ -114,7 +117,7 @@ def exports(
         weights = kernels(pipe, target)
         for kernel, vectors in zip(weights, seen[target][:, :, 0], strict=True):
             c, g, k = np.split(vectors, ends)
-            factors.append(closed_form.edit(kernel, c, g, k, ridge, preserve=own.preserve))
+            factors.append(closed_form.edit(kernel, c, g, k, ridge, preserve=settings.preserve))
         flat |= closed_form.leaves(target, factors)
     return unscaled(nest(flat))
 
@@ -128,15 +131,15 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between fields that are right by themselves."""
-    own = config.method_settings(Settings)
-    if not own.templates:
+    settings = config.method_settings(Settings)
+    if not settings.templates:
         yield 'uce.templates = () is empty: give prompts such as "{}"'
-    for template in own.templates:
+    for template in settings.templates:
         if SLOT not in template:
             yield f'uce.templates: {template!r} needs "{SLOT}" where the concept goes'
-    if own.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
-        yield f"uce.guide = {own.guide!r} is the concept: name what comes in its place"
-    if not own.ridge and not kept(config):
+    if settings.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
+        yield f"uce.guide = {settings.guide!r} is the concept: name what comes in its place"
+    if not settings.ridge and not kept(config):
         yield "uce.ridge = 0 with nothing to preserve is singular: raise it, or name other words"
 
 

@@ -126,12 +126,12 @@ def measure(
         statistics.frechet_distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
         for pairs in features_of.values()
     ]
-    hits, drawn = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
+    hits, pictures = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
     return {
         "title": method_of(first).title,
         "cells": statistics.pooled(row["cells"] for row in rows),
         "intervals": statistics.over_concepts(rows),
-        "attacks": wilson_interval(hits, drawn),
+        "attacks": wilson_interval(hits, pictures),
         "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
         **size_of(adapters, first),
         "seconds": round(seconds / len(configs), 2),
@@ -155,9 +155,9 @@ def count(
     Returns:
         The run's row; and the features before and after.
     """
-    judge, drawn = evaluate.plan_evaluation(config, pipe)
+    judge, prompts = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "compare has made sure"
-    kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]
+    kept = [index for index, case in enumerate(prompts) if case.cell == KEPT]
 
     def look(cases: Sequence[EvalPrompt], *, erased: bool) -> np.ndarray:
         pairs = [(adapter, config.evaluation.strength)] if erased and adapter else []
@@ -166,23 +166,23 @@ def count(
         return draw_cases(pipe, cases, config, pairs, title, silenced)
 
     def see(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return judge_pictures(judge, pictures, drawn), judge.features(pictures[kept])
+        return judge_pictures(judge, pictures, prompts), judge.features(pictures[kept])
 
     if config.concept not in base:
-        base[config.concept] = see(look(drawn, erased=False))
+        base[config.concept] = see(look(prompts, erased=False))
     before, features = base[config.concept]
     asked = attack.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
     # All at once, in few and full batches.
-    pictures = look([*drawn, *asked], erased=True)
-    after, changed = see(pictures[: len(drawn)])
-    hits = judge_pictures(judge, pictures[len(drawn) :], asked)
+    pictures = look([*prompts, *asked], erased=True)
+    after, changed = see(pictures[: len(prompts)])
+    hits = judge_pictures(judge, pictures[len(prompts) :], asked)
     sides = {"before": before, "after": after}
     row: ComparedRow = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "seed": config.seed,
-        "cells": evaluate.evaluation_cells(drawn, sides),
-        "synonyms": evaluate.by_synonym(drawn, sides),
+        "cells": evaluate.evaluation_cells(prompts, sides),
+        "synonyms": evaluate.by_synonym(prompts, sides),
         "attacks": wilson_interval(int(hits.sum()), len(asked)),
     }
     return row, (features, changed)

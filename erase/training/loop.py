@@ -39,8 +39,7 @@ from erase.training import checkpoints, guard, metrics
 from erase.training.metrics import RunLog, named
 from erase.training.prepare import shared_settings
 from flux_jax import progress as bars
-from flux_jax import sharding as meshes
-from flux_jax import xla_flags
+from flux_jax import sharding, xla_flags
 from flux_jax.errors import InputError, PreemptedError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -105,12 +104,14 @@ class Training:
     def adapter(self, name: str, state: State) -> Adapter:
         """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
         row = list(self.configs).index(name)
-        lora = meshes.gather(self.context.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
+        lora = sharding.gather(self.context.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
         return Adapter(jax.device_get(lora), self.context.alpha)
 
     def numbers(self) -> list[list[int]]:
         """What the random keys consist of, for JSON."""
-        return np.asarray(meshes.gather(self.context.mesh, jax.random.key_data(self.keys))).tolist()
+        return np.asarray(
+            sharding.gather(self.context.mesh, jax.random.key_data(self.keys))
+        ).tolist()
 
     def drawn(self, name: str, step: int) -> dict[str, metrics.SampledRecord]:
         """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
@@ -120,7 +121,7 @@ class Training:
         times = np.asarray(bank.times)
         pictures = 0 if bank.pictures is None else bank.pictures.shape[1]
         counts = Counts(bank.trajectories.shape[1], pictures, jnp.asarray(times))
-        sentences = meshes.gather(self.context.mesh, bank.trajectory_sentences)[row]
+        sentences = sharding.gather(self.context.mesh, bank.trajectory_sentences)[row]
         plan, samples = self.plans.get(name), {}
         for update, each in self.steps.items():
             for part, (kind, (rows, steps)) in each.drawn(
@@ -351,7 +352,7 @@ def _resumed(
     return Progress(
         step=done,
         state=state,
-        active=np.array(meshes.gather(training.context.mesh, state.active)),
+        active=np.array(sharding.gather(training.context.mesh, state.active)),
         lost=lost,
         tallies={n: guard.Tally(training.shared.guard, skipped[n]) for n in training.configs},
     )

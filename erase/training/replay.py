@@ -24,8 +24,7 @@ from erase.runtime.files import write
 from erase.runtime.run_folder import REPLAY
 from erase.training import checkpoints
 from erase.training.loop import Training
-from flux_jax import progress, xla_flags
-from flux_jax import sharding as meshes
+from flux_jax import progress, sharding, xla_flags
 from flux_jax.errors import InputError
 
 
@@ -71,11 +70,11 @@ def show(training: Training, workdir: Path, step: int) -> None:
             state, _ = training.iterate(state, number)
     runs = {name: dict(_levels(training, state, name, step)) for name in training.configs}
     for name, levels in runs.items():
-        drawn = training.drawn(name, step)
-        content = {"step": step, "from": done, "drawn": drawn, "levels": levels}
+        samples = training.drawn(name, step)
+        content = {"step": step, "from": done, "drawn": samples, "levels": levels}
         write(workdir / name / REPLAY.format(step), json.dumps(content, indent=1) + "\n")
         Console().print(_table(name or training.configs[name].concept, step, levels))
-        for part, rows in drawn.items():
+        for part, rows in samples.items():
             for prompt, t in zip(rows["prompts"], rows["t"], strict=True):
                 print(f"{part}: {prompt!r} at t = {t}")
 
@@ -86,13 +85,13 @@ def _levels(
     """Losses and each gradient's norm of a run, level by level, as they follow each other."""
     row = list(training.configs).index(run)
     common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
-    own = training.bank.replace(**dict.fromkeys(common))
-    bank = jax.tree.map(lambda leaf: leaf[row], own).replace(**common)
+    per_run = training.bank.replace(**dict.fromkeys(common))
+    bank = jax.tree.map(lambda leaf: leaf[row], per_run).replace(**common)
     after = jax.tree.map(jnp.copy, state)
     keys = training.keys_at(step)
     for name, each in training.steps.items():
-        lora, own = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
-        for level, (losses, key) in each.losses(keys[name][row], own).items():
+        lora, opt_states = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
+        for level, (losses, key) in each.losses(keys[name][row], opt_states).items():
             yield level, _level(training, bank, losses, lora, key)
         after, _ = each.update(
             after, training.params, training.bank, keys[name], context=training.context
@@ -110,7 +109,7 @@ def _level(
             return losses(lora, run, key)
 
     (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
-    parts, gradient = jax.device_get(meshes.gather(training.context.mesh, (parts, gradient)))
+    parts, gradient = jax.device_get(sharding.gather(training.context.mesh, (parts, gradient)))
     return {
         "losses": {part: _number(value) for part, value in parts.items()},
         "gradients": {

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.runtime.mesh import RUNS, SAMPLES
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.sharding import FSDP
 
@@ -70,7 +70,7 @@ class StepContext(Generic[ReadSettingsT]):
         """A stacked bank where the training step wants it."""
         common = {"times": bank.times, "image_ids": bank.image_ids}
         per_run = bank.replace(**dict.fromkeys(common))
-        return self.divided(per_run).replace(**meshes.gather(self.mesh, common))
+        return self.divided(per_run).replace(**sharding.gather(self.mesh, common))
 
 
 def split_samples(context: StepContext[object], tree: PyTree) -> PyTree:

@@ -16,7 +16,7 @@ from flax.linen.module import Interceptor, InterceptorContext, NextGetter
 from jaxtyping import Array, Float, Int
 
 from erase.config.schema import Config
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.errors import InputError, nearest
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, Denoiser
@@ -69,10 +69,10 @@ def text_inputs(
     for rows in batches(len(prompts), config.bank.batch, "looking at layers' inputs"):
         noise = pipe.noise([config.seed] * len(rows), config.height, config.width)
         encoded = pipe.encode([prompts[row] for row in rows])
-        samples = meshes.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
+        samples = sharding.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
         with jax.set_mesh(pipe.mesh):
-            found = _means(model, *samples, sigmas, targets=targets)
-        parts.append(jax.device_get(meshes.gather(pipe.mesh, found)))
+            inputs = _means(model, *samples, sigmas, targets=targets)
+        parts.append(jax.device_get(sharding.gather(pipe.mesh, inputs)))
     return {
         target: np.concatenate([part[target] for part in parts], axis=1)[:, : len(prompts)].astype(
             np.float64
@@ -85,7 +85,7 @@ def kernels(pipe: Pipeline, target: str) -> Float[np.ndarray, "L I O"]:
     """A layer's weights in every block, L = 1 outside the blocks, as they are multiplied with."""
     params = flatten(pipe.params["transformer"])
     kernel, scale = (
-        np.asarray(meshes.gather(pipe.mesh, params.get(path, jnp.ones(1))), np.float64)
+        np.asarray(sharding.gather(pipe.mesh, params.get(path, jnp.ones(1))), np.float64)
         for path in (f"{target}/kernel", f"{target}/scale")
     )
     kernel = kernel * scale[..., None, :]
@@ -96,13 +96,13 @@ def _text_layers(pipe: Pipeline) -> list[str]:
     """Layers that a prompt's tokens, or its one pooled vector, go into."""
     kernels = [path for path in flatten(pipe.shapes) if path.endswith("/kernel")]
     layers = [path.removesuffix("/kernel") for path in kernels]
-    own = ("add_q_proj", "add_k_proj", "add_v_proj", "ff_context/linear_1")
+    endings = ("add_q_proj", "add_k_proj", "add_v_proj", "ff_context/linear_1")
     return [
         path
         for path in layers
         if path == "context_embedder"
         or path == f"{POOLED}/linear_1"
-        or (path.startswith("dual_blocks") and path.endswith(own))
+        or (path.startswith("dual_blocks") and path.endswith(endings))
     ]
 
 

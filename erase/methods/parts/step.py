@@ -124,11 +124,11 @@ def train_step(
             gradient, state.own[update.optimiser_state], trained
         )
         trained = optax.apply_updates(trained, changes)
-        own = state.own | {update.optimiser_state: optimiser_state}
+        opt_states = state.own | {update.optimiser_state: optimiser_state}
         after = (
-            state.replace(own=own | {update.trains: trained})
+            state.replace(own=opt_states | {update.trains: trained})
             if update.trains
-            else state.replace(lora=trained, own=own)
+            else state.replace(lora=trained, own=opt_states)
         )
 
         metrics = metrics | {f"{update.name}_gradient": optax.tree.norm(gradient)}
@@ -137,8 +137,8 @@ def train_step(
 
         # The guard: one infinite number would end the adapter and the optimiser's state.
         finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
-        taken = state.active & finite
-        return jax.tree.map(lambda *both: jnp.where(taken, *both), after, state), metrics
+        accepted = state.active & finite
+        return jax.tree.map(lambda *both: jnp.where(accepted, *both), after, state), metrics
 
     runs = jax.vmap(one_run, in_axes=(0, run_axes(), 0), spmd_axis_name=RUNS)
     # Kernels that the compiler cannot split have to know what they are split over.
