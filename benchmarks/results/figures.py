@@ -1,10 +1,11 @@
-"""Figures of results: from numbers in docs/results."""
+"""Figures of results, drawn from the numbers in docs/results."""
 
 import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from benchmarks.results.labels import label
 from benchmarks.results.schemas import CompositionsResult, StudyResult
 from benchmarks.results.tables import sums
 from erase.evaluation.percent import in_percent, percent
@@ -15,8 +16,10 @@ from erase.runtime.results import Cell, Comparison, Share, Summary
 COLOURS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
 LINES: dict[Cell, str] = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
 MARKERS: dict[Cell, str] = {"Acc_e": "o", "Acc_g": "x", "Acc_ir": "D"}
-# What `methods` shows along x and y.
+# The axes of `methods`.
 PLANE = ("Acc_e", "Acc_ir")
+DIRECTIONS = {"Acc_e": "lower", "Acc_g": "lower", "Acc_ir": "higher", "H": "higher"}
+SHARE = "share of pictures, %"
 
 
 def composed(result: CompositionsResult) -> Figure:
@@ -29,18 +32,18 @@ def composed(result: CompositionsResult) -> Figure:
         for number, name in enumerate(next(iter(counts.values()))):
             values = [cell_side(methods[name]["all"], cell, "after") for methods in counts.values()]
             heights = [math.nan if v is None else in_percent(v) for v in values]
-            axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=name)
-        axis.set(title=cell, xlabel="concepts in one adapter", xscale="log", ylim=(-3, 103))
+            axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=label(name))
+        axis.set(title=f"{cell} ({DIRECTIONS[cell]} is better)", xscale="log", ylim=(-3, 103))
+        axis.set(xlabel="concepts in one adapter (log scale)", ylabel=f"{cell}, %")
         axis.set_xticks(numbers, counts)
         axis.minorticks_off()
-    axes[0].set_ylabel("%")
     labels = axes[0].get_legend_handles_labels()
     figure.legend(*labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return _plain(figure)
 
 
 def methods(result: Comparison) -> Figure:
-    """What methods leave of concepts, what they keep of others; areas are attacks that succeed."""
+    """Acc_e against Acc_ir of methods; a marker's area is the share of successful attacks."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axis = figure.subplots()
     every = by_rank(result)
@@ -55,31 +58,35 @@ def methods(result: Comparison) -> Figure:
         axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=colour, lw=0.8, zorder=1)
         success = each["attacks"]["share"]
         axis.scatter(x, y, _area(success), color=colour, alpha=0.75, zorder=2)
-        label = f"{each['title']}, {percent(success)}"
-        axis.plot([], [], "o", color=colour, alpha=0.75, label=label)
+        title = f"{each['title']}, {percent(success)}"
+        axis.plot([], [], "o", color=colour, alpha=0.75, label=title)
     before = [in_percent(cells_of(every[0]["cells"])[cell]["before"]) for cell in PLANE]
-    axis.plot(*before, "k+", ms=10, label="base")
-    axis.set(xlabel="Acc_e, %: the concept is still found", ylabel="Acc_ir, %: others are found")
-    # Nothing stands below the worst method's interval, and the best lie close together.
+    axis.plot(*before, "k+", ms=10, label="base model")
+    axis.set_xlabel("Acc_e: erased concept detected, % of pictures (lower is better)")
+    axis.set_ylabel("Acc_ir: other concepts detected, % of pictures (higher is better)")
+    # Nothing is below the worst method's interval, and the best are close together.
     axis.set_xlim(-3, 103)
     axis.set_ylim(top=103)
     figure.legend(
-        title="Attacks that succeed (area)", loc="outside right upper", frameon=False, fontsize=8
+        title="Successful attacks\n(area of the marker)",
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
     )
     return _plain(figure)
 
 
 def _area(share: float) -> float:
-    """Of a marker, in square points; what is 0 is still seen."""
+    """The area of a marker in square points; that of 0 is still visible."""
     return 15 + 600 * share
 
 
 def curve(study: StudyResult, along: str) -> Figure:
-    """Shares against a number that names the study's variants; the base is at 0.
+    """Shares against the number that names each variant of a study; the base model is at 0.
 
     Args:
         study: its numbers.
-        along: what the number is.
+        along: the title of the horizontal axis, with its unit.
     """
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axis = figure.subplots()
@@ -91,14 +98,14 @@ def curve(study: StudyResult, along: str) -> Figure:
             axis.plot(
                 steps, [in_percent(s) for s in shares], line, color=colour, label=f"{kind} {cell}"
             )
-    axis.set(xlabel=along, ylabel="pictures in which it is found, %", ylim=(-2, 102))
+    axis.set(xlabel=along, ylabel=SHARE, ylim=(-2, 102))
     axis.legend(ncols=3, frameon=False, fontsize=8, loc="center right")
     return _plain(figure)
 
 
 def dots(study: StudyResult) -> Figure:
-    """A line for each variant, a panel for each kind: every cell with its interval."""
-    names = list(study["variants"])
+    """A row for each variant, a panel for each kind: every cell with its interval."""
+    names = list(map(label, study["variants"]))
     figure = Figure(figsize=(10, 1.1 + 0.28 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(COLOURS), sharey=True)
     for axis, (kind, colour) in zip(axes, COLOURS.items(), strict=True):
@@ -109,7 +116,7 @@ def dots(study: StudyResult) -> Figure:
             shares = [in_percent(v) for v in values]
             errors = _errors(list(map(_ends, values)))
             axis.errorbar(shares, at, xerr=errors, fmt=marker, color=colour, ms=4, lw=1, label=cell)
-        axis.set(title=kind, xlabel="%", xlim=(-3, 103))
+        axis.set(title=kind, xlabel=SHARE, xlim=(-3, 103))
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     labels = axes[0].get_legend_handles_labels()
@@ -118,16 +125,16 @@ def dots(study: StudyResult) -> Figure:
 
 
 def attack_bars(summary: Summary) -> Figure:
-    """Share of attacks that succeed on the base, with the concept silenced, with the adapter."""
+    """Successful attacks on the base model, with its tokens silenced, and with the adapter."""
     cells = cells_of(summary["all"])
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.3), layout="constrained")
     axis = figure.subplots()
     bars = {
-        "before": ("base", "#cbd5e1"),
+        "before": ("base model", "#cbd5e1"),
         "silenced": ("attention map erasure", "#b45309"),
         "after": ("adapter", "#0f766e"),
     }
-    for place, (side, (label, colour)) in enumerate(bars.items()):
+    for place, (side, (name, colour)) in enumerate(bars.items()):
         values = [sides[side] for sides in cells.values()]
         at = [index + 0.27 * (place - 1) for index in range(len(cells))]
         heights = [in_percent(v) for v in values]
@@ -137,17 +144,17 @@ def attack_bars(summary: Summary) -> Figure:
             0.25,
             yerr=_errors(list(map(_ends, values))),
             color=colour,
-            label=label,
+            label=name,
             capsize=2,
         )
     axis.set_xticks(range(len(cells)), list(cells))
-    axis.set_ylabel("attacks that succeed, %")
+    axis.set(xlabel="change of the prompt", ylabel="concept detected,\n% of pictures")
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return _plain(figure)
 
 
 def _ends(value: Share) -> tuple[float, float, float]:
-    """A share and its interval's ends."""
+    """A share and the ends of its interval."""
     return value["share"], value["low"], value["high"]
 
 

@@ -1,11 +1,12 @@
-"""Tables of results, in Markdown, from the numbers of docs/results.
+"""Tables of results in Markdown, from the numbers in docs/results.
 
-Shares are in percent. A range in brackets is at 95 %: Wilson's, and in comparisons of methods the
-bootstrap's over concepts.
+Shares are in percent, with 95 % intervals in brackets: Wilson's, or the bootstrap's over concepts in
+comparisons of methods.
 """
 
 from collections.abc import Mapping
 
+from benchmarks.results.labels import label
 from benchmarks.results.schemas import (
     CompositionsResult,
     ConcurrencyResult,
@@ -17,19 +18,27 @@ from benchmarks.results.schemas import (
 )
 from erase.evaluation.percent import number
 from erase.evaluation.statistics import CELLS, SIDES, cells_of, pooled, wilson_interval
-from erase.report.tables import NOTHING, cell_side, interval, markdown, shown_share
+from erase.report.tables import (
+    BASE,
+    NOTHING,
+    cell_side,
+    in_percent,
+    interval,
+    markdown,
+    shown_share,
+)
 from erase.runtime.results import Side, Summary, Sums
 
 # In the order of tables.
 KINDS = ("entity", "style", "relation")
 
 
-# Of a run of configs/emoji_all.py.
+# Of a run of configs/emoji_all.py; `speed` shows how long so many take.
 ITERATIONS = 300
 
 
 def kinds(summary: Summary) -> str:
-    """The paper's Table 3: a line for each kind, and for all; before → after."""
+    """The paper's Table 3: a row for each kind and one for all; before → after."""
     rows = []
     for kind, sums_of_kind in _groups(summary).items():
         counted = cells_of(sums_of_kind)
@@ -37,25 +46,25 @@ def kinds(summary: Summary) -> str:
         shares = [f"{shown_share(before)} → {interval(after)}" for before, after in pairs]
         h = " → ".join(shown_share(cell_side(sums_of_kind, "H", side)) for side in SIDES)
         rows.append([kind, str(sums_of_kind.get("concepts")), *shares, h])
-    return markdown(["", "concepts", *CELLS, "H"], rows)
+    return markdown(["kind", "concepts", *in_percent(*CELLS, "H")], rows)
 
 
 def runs(summary: Summary) -> str:
-    """A line for each concept; before → after."""
+    """A row for each concept; before → after."""
     rows = []
     for run in sorted(summary["runs"].values(), key=lambda run: KINDS.index(run["kind"])):
-        # Without other words for a concept, Acc_g is not counted.
+        # A concept without synonyms has no Acc_g.
         sides = [run["cells"].get(cell, {}) for cell in CELLS]
         shares = [" → ".join(number(side[s]) for s in SIDES) if side else NOTHING for side in sides]
         rows.append([run["concept"], run["kind"], *shares])
-    return markdown(["erased", "kind", *CELLS], rows)
+    return markdown(["erased concept", "kind", *in_percent(*CELLS)], rows)
 
 
 def apart(summary: Summary, apart: Mapping[str, str]) -> str:
-    """What is kept, with and without one other concept of each run, such as a relation's converse.
+    """Acc_ir with and without one other concept of each run, such as a relation's converse.
 
     Args:
-        summary: of runs whose counts by other concept are there.
+        summary: of runs with counts for each other concept.
         apart: that other concept, by the erased one.
     """
     others, excepted, rest = [], [], []
@@ -65,37 +74,41 @@ def apart(summary: Summary, apart: Mapping[str, str]) -> str:
             others += rows
             excepted += [row for row in rows if row["concept"] == apart[run["concept"]]]
             rest += [row for row in rows if row["concept"] != apart[run["concept"]]]
-    names = {"all others": others, "the one": excepted, "the rest": rest}
+    names = {"all": others, "the converse": excepted, "the rest": rest}
     lines = []
     for name, rows in names.items():
         of = sum(row["of"] for row in rows)
         before, after = (wilson_interval(sum(row[side] for row in rows), of) for side in SIDES)
         lines.append([name, str(of), number(before), interval(after)])
-    return markdown(["found among", "pictures", "before", "after"], lines)
+    return markdown(["other concepts", "pictures", *in_percent("before", "after")], lines)
 
 
 def variants(study: StudyResult) -> str:
-    """A line for each variant of a study, after erasing; a triple of cells for each kind."""
+    """A row for each variant of a study after erasing: cells and H of each kind."""
     kinds = list(dict.fromkeys(row["kind"] for row in _first(study)["rows"]))
-    rows = [["base", *(_triple(sums(_first(study), kind), "before") for kind in (*kinds, None))]]
+    rows = [[BASE, *(_triple(sums(_first(study), kind), "before") for kind in (*kinds, None))]]
     for name, variant in study["variants"].items():
         every = [sums(variant, kind) for kind in (*kinds, None)]
         counts = [row.get("iterations", 0) for row in variant["rows"]]
         rows.append(
-            [name, *(_triple(each, "after") for each in every), f"{min(counts)} to {max(counts)}"]
+            [
+                label(name),
+                *(_triple(each, "after") for each in every),
+                _range(min(counts), max(counts)),
+            ]
         )
     rows[0].append("")
-    headings = ["", *(f"{kind} {' / '.join(CELLS)} / H" for kind in kinds), "all", "iterations"]
-    return markdown(headings, rows)
+    groups = in_percent(*(f"{group}: {' / '.join(CELLS)} / H" for group in (*kinds, "all")))
+    return markdown(["variant", *groups, "iterations"], rows)
 
 
 def intervals(study: StudyResult) -> str:
-    """A line for each variant over all concepts, with intervals, and H of each of several seeds."""
+    """A row for each variant over all concepts, with intervals, and H of each of several seeds."""
     rows, several = [], study["seeds"] if len(study["seeds"]) > 1 else []
     for name, variant in study["variants"].items():
         cells = sums(variant)
         row = [
-            name,
+            label(name),
             *(interval(cells.get(cell, {}).get("after")) for cell in CELLS),
             shown_share(cell_side(cells, "H", "after")),
         ]
@@ -104,11 +117,11 @@ def intervals(study: StudyResult) -> str:
             row.append(shown_share(cell_side(of_seed, "H", "after")))
         rows.append(row)
     seeds = [f"H, seed {seed}" for seed in several]
-    return markdown(["", *CELLS, "H", *seeds], rows)
+    return markdown(["variant", *in_percent(*CELLS, "H", *seeds)], rows)
 
 
 def attacks(summary: Summary) -> str:
-    """A line for each family of attacks: base / silenced / adapter, for each kind and for all."""
+    """A row for each family of attacks: base / silenced / adapter, for each kind and for all."""
     groups = _groups(summary)
     rows = []
     for family in cells_of(summary["all"]):
@@ -119,11 +132,11 @@ def attacks(summary: Summary) -> str:
             as_text = interval if group is summary["all"] else number
             texts.append(" / ".join([*shares, as_text(sides["after"])]) if sides else NOTHING)
         rows.append([family, *texts])
-    return markdown(["", *groups], rows)
+    return markdown(["change of the prompt", *in_percent(*groups)], rows)
 
 
 def speed(speed: ConcurrencyResult) -> str:
-    """A line for each number of concepts that train at once, and how long all would take so."""
+    """A row for each number of concepts that train at once, and how long all of them take."""
     alone, most = speed["runs"][0], speed["runs"][-1]["concepts"]
     rows = []
     for run in speed["runs"]:
@@ -140,22 +153,30 @@ def speed(speed: ConcurrencyResult) -> str:
             ]
         )
     all_of_them = f"{most} concepts, {ITERATIONS} iterations, s"
-    headings = ["concepts at once", "compiling, s", "iteration, ms", "ms a concept", "times faster"]
+    headings = [
+        "concepts at once",
+        "compilation, s",
+        "iteration, ms",
+        "per concept, ms",
+        "speed-up",
+    ]
     return markdown([*headings, all_of_them], rows)
 
 
 def swaps(result: RelationsResult) -> str:
-    """A line for each swap of tokens: drawn as the relation / as its converse."""
+    """A row for each swap of tokens: pictures with the relation / with its converse."""
     relations = result["relations"]
     rows = []
     for swap in next(iter(relations.values())):
         sides = [relations[name][swap] for name in relations]
-        rows.append([swap, *(f"{number(s['own'])} / {number(s['converse'])}" for s in sides)])
-    return markdown(["taken from the converse", *relations], rows)
+        rows.append(
+            [label(swap), *(f"{number(s['own'])} / {number(s['converse'])}" for s in sides)]
+        )
+    return markdown(["tokens of the converse", *in_percent(*relations)], rows)
 
 
 def compositions(result: CompositionsResult) -> str:
-    """A line for each number of concepts and method."""
+    """A row for each number of concepts and method."""
     rows = []
     for count, methods in result["counts"].items():
         for name, composition in methods.items():
@@ -165,12 +186,12 @@ def compositions(result: CompositionsResult) -> str:
             erased = [interval(cells.get(cell, {}).get("after")) for cell in ("Acc_e", "Acc_g")]
             h = shown_share(cell_side(composition["all"], "H", "after"))
             strength = f"{composition['strength']:.2f}"
-            rows.append([count, name, strength, *erased, f"{before} → {after}", h])
-    return markdown(["concepts", "made by", "strength", *CELLS, "H"], rows)
+            rows.append([count, label(name), strength, *erased, f"{before} → {after}", h])
+    return markdown(["concepts", "method", "strength", *in_percent(*CELLS, "H")], rows)
 
 
 def full_size(result: FullSizeResult) -> str:
-    """A line for each method that was run at full size."""
+    """A row for each method that was run at full size."""
     rows = []
     for each in result["methods"].values():
         if "error" in each:
@@ -188,12 +209,12 @@ def full_size(result: FullSizeResult) -> str:
                 f"{each.get('whole_s', 0):.0f}",
             ]
         )
-    headings = ["updates", "s an update", "peak, GB", "parameters", "whole command, s"]
-    return markdown(["", *headings], rows)
+    headings = ["updates", "per update, s", "peak memory, GB", "parameters", "whole command, s"]
+    return markdown(["method", *headings], rows)
 
 
 def relearning(result: RelearningResult) -> str:
-    """A line for each method: Acc_e / Acc_ir after each number of steps that teach again."""
+    """A row for each method: Acc_e / Acc_ir after each number of relearning steps."""
     steps = [str(count) for count in result["stops"]]
     rows = []
     for each in result["methods"].values():
@@ -203,23 +224,23 @@ def relearning(result: RelearningResult) -> str:
             for cells in every
         ]
         rows.append([each["title"], *(" / ".join(pair) for pair in shares)])
-    return markdown(["", *(f"{count} steps" for count in steps)], rows)
+    return markdown(["method", *in_percent(*(f"{count} steps" for count in steps))], rows)
 
 
 def composed_kinds(result: CompositionsResult, count: str) -> str:
-    """A line for each method of a number of concepts, by kind: Acc_e / Acc_g / Acc_ir."""
+    """A row for each method of a number of concepts, by kind: Acc_e / Acc_g / Acc_ir."""
     rows = []
     for name, composition in result["counts"][count].items():
         texts = [
             " / ".join(shown_share(cells.get(cell, {}).get("after")) for cell in CELLS)
             for cells in composition["kinds"].values()
         ]
-        rows.append([name, *texts])
-    return markdown(["made by", *result["counts"][count]["sum"]["kinds"]], rows)
+        rows.append([label(name), *texts])
+    return markdown(["method", *in_percent(*result["counts"][count]["sum"]["kinds"])], rows)
 
 
 def _groups(summary: Summary) -> dict[str, Sums]:
-    """What is summed over each kind, in their order here, and over all."""
+    """Sums over each kind, in the order of `KINDS`, and over all."""
     kinds = summary["kinds"]
     return {**{kind: kinds[kind] for kind in KINDS if kind in kinds}, "all": summary["all"]}
 
@@ -235,3 +256,7 @@ def sums(variant: Variant, kind: str | None = None) -> Sums:
 
 def _triple(cells: Sums, side: Side) -> str:
     return " / ".join(shown_share(cell_side(cells, cell, side)) for cell in (*CELLS, "H"))
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"

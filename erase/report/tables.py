@@ -1,7 +1,7 @@
 """Tables of results in Markdown.
 
-Shares are in percent. A range in brackets is at 95 %: Wilson's, and in comparisons of methods the
-bootstrap's over concepts.
+Shares are in percent, with 95 % intervals in brackets: Wilson's, or the bootstrap's over concepts in
+comparisons of methods.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,19 @@ from erase.evaluation.statistics import CELLS, ahead
 from erase.runtime.results import Comparison, Measure, MethodResult, Share, Side, Sums
 
 NOTHING = "–"
+# The row of the frozen model.
+BASE = "base model"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, its first column to the left, the others to the right."""
+    """A table with its first column aligned to the left and the others to the right."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def in_percent(*names: str) -> list[str]:
+    """Headings of columns in percent."""
+    return [f"{name}, %" for name in names]
 
 
 def interval(value: Share | None) -> str:
@@ -27,21 +34,21 @@ def interval(value: Share | None) -> str:
 
 
 def between(value: Share | float, ends: Sequence[float]) -> str:
-    """A share in percent with an interval of its own."""
+    """A share in percent with the given ends of its interval."""
     low, high = ends
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def methods(result: Comparison) -> str:
-    """A line for each method of a comparison, the best H first, after one for the frozen model.
+    """A row for each method of a comparison, the best H first, after a row for the frozen model.
 
-    Where EraseAnything is among them, each other one's H less EraseAnything's follows H.
+    If EraseAnything is among them, a column after H has the difference to EraseAnything's H.
     """
     every = by_rank(result)
     cells: tuple[Measure, ...] = (*CELLS, "H")
     ours = result["methods"].get("erase_anything")
     base = [shown_share(cell_side(every[0]["cells"], cell, "before")) for cell in cells]
-    rows = [["base", *base, *[NOTHING] * (7 if ours else 6)]]
+    rows = [[BASE, *base, *[NOTHING] * (7 if ours else 6)]]
     for each in every:
         shares = {cell: cell_side(each["cells"], cell, "after") for cell in cells}
         shares["attacks"] = each["attacks"]
@@ -66,9 +73,10 @@ def methods(result: Comparison) -> str:
                 *(text if each[name] else NOTHING for name, text in sizes.items()),
             ]
         )
-    gain = ["H - EraseAnything's"] if ours else []
-    last = ["attacks", "Fréchet", "parameters", "kB", "s", "MB"]
-    return markdown(["", *cells, *gain, *last], rows)
+    gain = ["H − EraseAnything's H, points"] if ours else []
+    last = ["Fréchet distance", "parameters", "file, kB", "training, s", "memory, MB"]
+    headings = ["method", *in_percent(*cells), *gain, *in_percent("attacks"), *last]
+    return markdown(headings, rows)
 
 
 def by_rank(result: Comparison) -> list[MethodResult]:
@@ -77,7 +85,7 @@ def by_rank(result: Comparison) -> list[MethodResult]:
 
 
 def _gained(each: MethodResult, ours: MethodResult) -> str:
-    """A difference of H in points with its interval over concepts."""
+    """A difference of H in percentage points with its interval over concepts."""
     gain, low, high = map(points, ahead(each["rows"], ours["rows"]))
     return f"{gain} [{low}, {high}]"
 
