@@ -1,5 +1,6 @@
 """The page of results: every table and figure, and that the committed page shows these numbers."""
 
+import functools
 import io
 import json
 import shutil
@@ -11,7 +12,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
-from benchmarks.results import figures
+from benchmarks.results import figures, labels
 from benchmarks.results import page as results
 from benchmarks.results.page import draw, read_numbers
 from erase.evaluation.statistics import CELLS, cells_of, pooled, wilson_interval
@@ -136,7 +137,7 @@ def page(folder: Path, text: str) -> list[str]:
 
 def test_tables_of_runs(folder: Path):
     lines = page(folder, '{{ kinds("all") }}')
-    assert lines[0] == "|  | concepts | Acc_e | Acc_g | Acc_ir | H |"
+    assert lines[0] == "| kind | concepts | Acc_e, % | Acc_g, % | Acc_ir, % | H, % |"
     entity = "| entity | 1 | 90.0 → 0.0 [0.0, 27.8] | 90.0 → 0.0 [0.0, 27.8] | 90.0 → 100.0 ["
     assert lines[2].startswith(entity)
     assert lines[5].startswith("| all | 3 | 90.0 → 10.0 [")
@@ -150,25 +151,27 @@ def test_tables_of_runs(folder: Path):
         "| flat | style | 90.0 → 10.0 | – | 90.0 → 90.0 |"
     )
     lines = page(folder, '{{ apart("all", {"left of": "right of"}) }}')
-    assert lines[2].startswith("| all others | 10 | 80.0 | 30.0 [")
-    assert lines[3].startswith("| the one | 3 | 100.0 | 0.0 [")
+    assert lines[2].startswith("| all | 10 | 80.0 | 30.0 [")
+    assert lines[3].startswith("| the converse | 3 | 100.0 | 0.0 [")
     assert lines[4].startswith("| the rest | 7 | 71.4 | 42.9 [")
 
 
 def test_tables_of_studies(folder: Path):
     lines = page(folder, '{{ variants("study") }}')
-    assert lines[2].startswith("| base | 90.0 / 90.0 / 90.0 / 14.2 | 90.0 /")
+    assert lines[2].startswith("| base model | 90.0 / 90.0 / 90.0 / 14.2 | 90.0 /")
     assert lines[4].startswith("| 20 | 20.0 / 20.0 / 80.0 / 80.0 |")
     assert lines[4].endswith("| 10 to 14 |")
     lines = page(folder, '{{ intervals("study") }}')
-    assert lines[0] == "|  | Acc_e | Acc_g | Acc_ir | H | H, seed 0 | H, seed 4 |"
+    assert lines[0] == (
+        "| variant | Acc_e, % | Acc_g, % | Acc_ir, % | H, % | H, seed 0, % | H, seed 4, % |"
+    )
     assert lines[2].startswith("| 10 | 20.0 [11.8, 31.8] |")
     assert lines[2].endswith("| 80.0 | 100.0 | 60.0 |")
 
 
 def test_other_tables(folder: Path):
     lines = page(folder, '{{ attacks("attacks") }}')
-    assert lines[0] == "|  | entity | style | relation | all |"
+    assert lines[0] == "| change of the prompt | entity, % | style, % | relation, % | all, % |"
     assert lines[2].startswith("| misspelt | 90.0 / 50.0 / 20.0 | 90.0")
     assert "90.0 / 50.0 / 20.0 [" in lines[2]
     lines = page(folder, '{{ speed("speed") }}')
@@ -177,18 +180,18 @@ def test_other_tables(folder: Path):
         "| 5 | 20.0 | 10.0 | 2.00 | 5.0 | 23 |",
     ]
     lines = page(folder, '{{ compositions("composed") }}')
-    assert lines[0] == "| concepts | made by | strength | Acc_e | Acc_g | Acc_ir | H |"
+    assert lines[0] == ("| concepts | method | strength | Acc_e, % | Acc_g, % | Acc_ir, % | H, % |")
     assert lines[3].startswith("| 3 | sum | 0.50 | 30.0 [")
     assert "| 90.0 → 70.0 [" in lines[3]
     lines = page(folder, '{{ composed_kinds("composed", "2") }}')
-    assert lines[0] == "| made by | entity | style | relation |"
+    assert lines[0] == "| method | entity, % | style, % | relation, % |"
     assert lines[2].startswith("| sum | 20.0 / 20.0 / 80.0 | 20.0 /")
-    assert page(folder, '{{ swaps("swapped") }}')[2] == "| nothing | 90.0 / 10.0 |"
+    assert page(folder, '{{ swaps("swapped") }}')[2] == "| none | 90.0 / 10.0 |"
 
 
 def test_tables_of_methods(folder: Path):
     base, *lines = page(folder, '{{ methods("compared") }}')[2:]
-    assert base.startswith("| base | 90.0 | 90.0 | 90.0 | 14.2 | – |")
+    assert base.startswith("| base model | 90.0 | 90.0 | 90.0 | 14.2 | – |")
     assert [line.split(" | ")[0] for line in lines] == ["| Better", "| Silent", "| Worse"]
     assert lines[0] == (
         "| Better | 10.0 [5.0, 95.0] | 10.0 [5.0, 95.0] | 90.0 [5.0, 95.0] | 90.0 [5.0, 95.0] "
@@ -197,7 +200,7 @@ def test_tables_of_methods(folder: Path):
     assert lines[1].endswith("| 1.50 [1.25, 1.75] | – | – | – | – |")
     # Beside EraseAnything each has what it is better or worse by.
     heading, _, base, ours, other = page(folder, '{{ methods("beside") }}')
-    assert "| H | H - EraseAnything's | attacks |" in heading
+    assert "| H, % | H − EraseAnything's H, points | attacks, % |" in heading
     assert {line.count("|") for line in (heading, base, ours, other)} == {13}
     assert "| 90.0 [5.0, 95.0] | – | 10.0 [" in ours
     assert "| 60.0 [5.0, 95.0] | -30.0 [-30.0, -30.0] | 40.0 [" in other
@@ -207,7 +210,7 @@ def test_tables_of_methods(folder: Path):
         "| Large | out of memory | – | – | – | – |",
     ]
     assert page(folder, '{{ relearning("relearnt") }}') == [
-        "|  | 0 steps | 10 steps |",
+        "| method | 0 steps, % | 10 steps, % |",
         "| --- | ---: | ---: |",
         "| A | 20.0 / 80.0 | 0.0 / 100.0 |",
     ]
@@ -275,24 +278,54 @@ def test_dots_and_bars_stand_at_the_shares(folder: Path):
     sides = [attacks["all"]["misspelt"][side] for side in ("before", "silenced", "after")]
     heights = [patch.get_height() for patch in axis.patches]
     np.testing.assert_allclose(heights, [100 * side["share"] for side in sides])
-    assert axis.get_legend_handles_labels()[1] == ["base", "attention map erasure", "adapter"]
+    assert axis.get_legend_handles_labels()[1] == ["base model", "attention map erasure", "adapter"]
 
 
 def test_compositions_and_methods_stand_at_their_shares(folder: Path):
     axes = figures.composed(read_numbers(folder, "composed")).axes
-    assert [axis.get_title() for axis in axes] == ["Acc_e", "Acc_ir", "H"]
+    titles = [axis.get_title().partition(" (") for axis in axes]
+    assert [title[0] for title in titles] == ["Acc_e", "Acc_ir", "H"]
+    assert [title[2].split()[0] for title in titles] == ["lower", "higher", "higher"]
     counts = read_numbers(folder, "composed")["counts"]
-    for axis in axes[:2]:
+    for axis, title in zip(axes[:2], titles, strict=False):
         (line,) = axis.lines
-        cells = [methods["sum"]["all"][axis.get_title()] for methods in counts.values()]
+        cells = [methods["sum"]["all"][title[0]] for methods in counts.values()]
         np.testing.assert_allclose(line.get_xdata(), [2, 3])
         np.testing.assert_allclose(line.get_ydata(), [100 * c["after"]["share"] for c in cells])
         assert line.get_label() == "sum"
     (axis,) = figures.methods(read_numbers(folder, "compared")).axes
     labels = axis.get_legend_handles_labels()[1]
-    assert labels == ["Better, 10.0 %", "Silent, 20.0 %", "Worse, 40.0 %", "base"]
+    assert labels == ["Better, 10.0 %", "Silent, 20.0 %", "Worse, 40.0 %", "base model"]
     places = [c.get_offsets()[0] for c in axis.collections if isinstance(c, PathCollection)]
     np.testing.assert_allclose(places, [(10, 90), (20, 80), (40, 60)])
+
+
+def test_every_axis_has_a_title_with_its_unit(folder: Path):
+    study, numbers = read_numbers(folder, "study"), functools.partial(read_numbers, folder)
+    plots = {
+        "iterations": figures.curve(study, "iterations"),
+        "share of pictures, %": figures.dots(study),
+        "concepts in one adapter (log scale)": figures.composed(numbers("composed")),
+        "change of the prompt": figures.attack_bars(numbers("attacks")),
+        "Acc_e: erased concept detected, % of pictures (lower is better)": figures.methods(
+            numbers("compared")
+        ),
+    }
+    for title, figure in plots.items():
+        assert {axis.get_xlabel() for axis in figure.axes} == {title}
+        # Rows of dots have names in the place of a title.
+        if title != "share of pictures, %":
+            assert all("%" in axis.get_ylabel() for axis in figure.axes)
+        assert all(("log" in title) == (axis.get_xscale() == "log") for axis in figure.axes)
+
+
+def test_labels_are_of_names_in_the_numbers():
+    texts = [path.read_text() for path in (ROOT / "docs" / "results").glob("*.json")]
+    for name, label in labels.LABELS.items():
+        assert any(json.dumps(name) in text for text in texts), name
+        assert labels.label(name) == label
+    assert len(set(labels.LABELS.values())) == len(labels.LABELS)
+    assert labels.label("rank 4") == "rank 4"
 
 
 def test_missing_numbers_are_named(folder: Path):

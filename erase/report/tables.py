@@ -1,7 +1,7 @@
 """Tables of results in Markdown.
 
-Shares are in percent, with 95 % intervals in brackets: Wilson's, or the bootstrap's over concepts in
-comparisons of methods.
+Shares are in percent, with 95 % intervals in brackets: Wilson's, or in comparisons of methods the
+bootstrap's over concepts.
 """
 
 from collections.abc import Iterable, Sequence
