@@ -83,8 +83,8 @@ def test_two_processes_train_checkpoint_and_resume(config: Path, tiny_folder: Pa
         # The first one alone speaks.
         assert "2 of 2 devices work: concept 1 x data 2 x fsdp 1" in done[0].stdout
         assert "erasing soccer ball: " in done[0].stderr
-        assert "the words for it" in done[0].stdout
-        assert "the words for it" not in done[1].stdout
+        assert "Words of the run" in done[0].stdout
+        assert "Words of the run" not in done[1].stdout
         assert done[1].stderr == ""
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
     together = [json.loads(line) for line in lines]

@@ -22,9 +22,9 @@ from erase.report.tables import (
     BASE,
     NOTHING,
     cell_side,
-    in_percent,
     interval,
     markdown,
+    percent_headings,
     shown_share,
 )
 from erase.runtime.results import Side, Summary, Sums
@@ -46,7 +46,7 @@ def kinds(summary: Summary) -> str:
         shares = [f"{shown_share(before)} → {interval(after)}" for before, after in pairs]
         h = " → ".join(shown_share(cell_side(sums_of_kind, "H", side)) for side in SIDES)
         rows.append([kind, str(sums_of_kind.get("concepts")), *shares, h])
-    return markdown(["kind", "concepts", *in_percent(*CELLS, "H")], rows)
+    return markdown(["kind", "concepts", *percent_headings(*CELLS, "H")], rows)
 
 
 def runs(summary: Summary) -> str:
@@ -57,7 +57,7 @@ def runs(summary: Summary) -> str:
         sides = [run["cells"].get(cell, {}) for cell in CELLS]
         shares = [" → ".join(number(side[s]) for s in SIDES) if side else NOTHING for side in sides]
         rows.append([run["concept"], run["kind"], *shares])
-    return markdown(["erased concept", "kind", *in_percent(*CELLS)], rows)
+    return markdown(["erased concept", "kind", *percent_headings(*CELLS)], rows)
 
 
 def apart(summary: Summary, apart: Mapping[str, str]) -> str:
@@ -80,7 +80,7 @@ def apart(summary: Summary, apart: Mapping[str, str]) -> str:
         of = sum(row["of"] for row in rows)
         before, after = (wilson_interval(sum(row[side] for row in rows), of) for side in SIDES)
         lines.append([name, str(of), number(before), interval(after)])
-    return markdown(["other concepts", "pictures", *in_percent("before", "after")], lines)
+    return markdown(["other concepts", "pictures", *percent_headings("before", "after")], lines)
 
 
 def variants(study: StudyResult) -> str:
@@ -98,7 +98,7 @@ def variants(study: StudyResult) -> str:
             ]
         )
     rows[0].append("")
-    groups = in_percent(*(f"{group}: {' / '.join(CELLS)} / H" for group in (*kinds, "all")))
+    groups = percent_headings(*(f"{group}: {' / '.join(CELLS)} / H" for group in (*kinds, "all")))
     return markdown(["variant", *groups, "iterations"], rows)
 
 
@@ -117,7 +117,7 @@ def intervals(study: StudyResult) -> str:
             row.append(shown_share(cell_side(of_seed, "H", "after")))
         rows.append(row)
     seeds = [f"H, seed {seed}" for seed in several]
-    return markdown(["variant", *in_percent(*CELLS, "H", *seeds)], rows)
+    return markdown(["variant", *percent_headings(*CELLS, "H", *seeds)], rows)
 
 
 def attacks(summary: Summary) -> str:
@@ -132,7 +132,7 @@ def attacks(summary: Summary) -> str:
             as_text = interval if group is summary["all"] else number
             texts.append(" / ".join([*shares, as_text(sides["after"])]) if sides else NOTHING)
         rows.append([family, *texts])
-    return markdown(["change of the prompt", *in_percent(*groups)], rows)
+    return markdown(["change of the prompt", *percent_headings(*groups)], rows)
 
 
 def speed(speed: ConcurrencyResult) -> str:
@@ -172,7 +172,7 @@ def swaps(result: RelationsResult) -> str:
         rows.append(
             [label(swap), *(f"{number(s['own'])} / {number(s['converse'])}" for s in sides)]
         )
-    return markdown(["tokens of the converse", *in_percent(*relations)], rows)
+    return markdown(["tokens of the converse", *percent_headings(*relations)], rows)
 
 
 def compositions(result: CompositionsResult) -> str:
@@ -187,7 +187,7 @@ def compositions(result: CompositionsResult) -> str:
             h = shown_share(cell_side(composition["all"], "H", "after"))
             strength = f"{composition['strength']:.2f}"
             rows.append([count, label(name), strength, *erased, f"{before} → {after}", h])
-    return markdown(["concepts", "method", "strength", *in_percent(*CELLS, "H")], rows)
+    return markdown(["concepts", "method", "strength", *percent_headings(*CELLS, "H")], rows)
 
 
 def full_size(result: FullSizeResult) -> str:
@@ -224,7 +224,7 @@ def relearning(result: RelearningResult) -> str:
             for cells in every
         ]
         rows.append([each["title"], *(" / ".join(pair) for pair in shares)])
-    return markdown(["method", *in_percent(*(f"{count} steps" for count in steps))], rows)
+    return markdown(["method", *percent_headings(*(f"{count} steps" for count in steps))], rows)
 
 
 def composed_kinds(result: CompositionsResult, count: str) -> str:
@@ -236,7 +236,7 @@ def composed_kinds(result: CompositionsResult, count: str) -> str:
             for cells in composition["kinds"].values()
         ]
         rows.append([label(name), *texts])
-    return markdown(["method", *in_percent(*result["counts"][count]["sum"]["kinds"])], rows)
+    return markdown(["method", *percent_headings(*result["counts"][count]["sum"]["kinds"])], rows)
 
 
 def _groups(summary: Summary) -> dict[str, Sums]:

@@ -1,9 +1,9 @@
-"""The model card beside an adapter: what it erases, how it was made, what it does, how to use it.
+"""The model card of an adapter: what it erases, how well, how to use it, its limits and licence.
 
     python -m erase card --workdir runs/soccer-ball
 
-writes a run's again, from what its folder holds. The card is Markdown with the header that the
-Hugging Face hub reads.
+writes the card of a run again from the files in its folder. The card is Markdown with the header
+that the Hugging Face hub reads.
 """
 
 from collections.abc import Sequence

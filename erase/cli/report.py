@@ -2,7 +2,7 @@
 
     python -m erase report --workdir runs/soccer-ball
 
-writes it again from what the run's folder holds.
+writes it again from the files in the run's folder.
 """
 
 from collections.abc import Sequence

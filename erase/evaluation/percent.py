@@ -1,7 +1,4 @@
-"""Shares as texts, tables and comma-separated values.
-
-The same rounding, to a tenth of a percent, wherever one is shown.
-"""
+"""Shares as text, as tables and as comma-separated values, rounded to a tenth of a percent."""
 
 import csv
 import io
@@ -16,14 +13,14 @@ def in_percent(value: Share | float) -> float:
     """A share in percent.
 
     Args:
-        value: from 0 to 1; or a count with its share, as
-            `erase.evaluation.statistics.wilson_interval` gives it.
+        value: from 0 to 1; or a share with its count, from
+            `erase.evaluation.statistics.wilson_interval`.
     """
     return 100 * (value if isinstance(value, int | float) else value["share"])
 
 
 def number(value: Share | float) -> str:
-    """A share in percent without the sign, for tables whose head has it: "12.5"."""
+    """A share in percent without the sign, for columns whose heading has it: "12.5"."""
     return f"{in_percent(value):.1f}"
 
 
@@ -33,12 +30,12 @@ def percent(value: Share | float) -> str:
 
 
 def interval(value: Share) -> str:
-    """The interval of a count with its share: "8.3 to 17.0 %"."""
+    """The interval of a share: "8.3 to 17.0 %"."""
     return f"{number(value['low'])} to {percent(value['high'])}"
 
 
 def points(difference: float) -> str:
-    """How much one share is greater than another, in points of percent: "+1.5"."""
+    """A difference of two shares in percentage points: "+1.5"."""
     shown = f"{100 * difference:+.1f}"
     return "+0.0" if shown == "-0.0" else shown
 
@@ -48,8 +45,8 @@ def csv_of_shares(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], S
 
     Args:
         headings: of the columns before the numbers.
-        rows: what stands in those, and the count, as
-            `erase.evaluation.statistics.wilson_interval` gives it.
+        rows: the content of those columns, and the share from
+            `erase.evaluation.statistics.wilson_interval`.
     """
     columns = ("found", "of", "share", "low", "high")
     text = io.StringIO()
@@ -61,7 +58,7 @@ def csv_of_shares(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], S
 
 
 def number_table(title: str, headings: Sequence[str], left: int = 1) -> Table:
-    """A table for the terminal, its first columns to the left, the numbers to the right."""
+    """A table for the terminal: text columns aligned to the left, numbers to the right."""
     table = Table(title=title)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right")

@@ -21,7 +21,7 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def in_percent(*names: str) -> list[str]:
+def percent_headings(*names: str) -> list[str]:
     """Headings of columns in percent."""
     return [f"{name}, %" for name in names]
 
@@ -75,7 +75,7 @@ def methods(result: Comparison) -> str:
         )
     gain = ["H − EraseAnything's H, points"] if ours else []
     last = ["Fréchet distance", "parameters", "file, kB", "training, s", "memory, MB"]
-    headings = ["method", *in_percent(*cells), *gain, *in_percent("attacks"), *last]
+    headings = ["method", *percent_headings(*cells), *gain, *percent_headings("attacks"), *last]
     return markdown(headings, rows)
 
 

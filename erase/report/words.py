@@ -1,4 +1,4 @@
-"""What a run takes for its concept, shown before anything costs time, and with its results."""
+"""The words of a run, as the terminal shows them before training and the report afterwards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from rich.text import Text
 from erase.runtime.results import IrrelevantRecord, RunRecord, SentencesRecord
 from flux_jax.errors import counted
 
-# Sentences, and words of a list, that are shown; runs in one table.
+# At most so many sentences, words of a list and runs are shown in a table.
 SENTENCES, WORDS, RUNS = 3, 12, 4
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        name: what it is.
-        words: the first of them, as text, and how many there are where there are more.
-        source: where they come from; "" where nobody asks.
+        name: what the words are used for.
+        words: the first of them as text, and their number if there are more.
+        source: of the words; "" if it is not recorded.
     """
 
     name: str
@@ -41,13 +41,13 @@ def lines(
     """The words of a run.
 
     Args:
-        concept: what is erased.
+        concept: the erased concept.
         prompts: sentences with it.
-        prompts_from: where they come from.
+        prompts_from: their source.
         synonyms: other words for it.
-        synonyms_from: where they come from, with the sense that was taken.
-        others: words for other things.
-        others_from: where they come from.
+        synonyms_from: their source, with the sense in WordNet.
+        others: words for other concepts.
+        others_from: their source.
     """
     quoted = [f"“{prompt}”" for prompt in prompts]
     return [
@@ -59,12 +59,12 @@ def lines(
 
 
 def of_run(config: RunRecord, further: SentencesRecord, others: IrrelevantRecord) -> list[Line]:
-    """The words of a run as its folder keeps them; earlier versions kept less.
+    """The words of a run from the files in its folder; earlier versions wrote fewer.
 
     Args:
-        config: what its `config.json` holds.
-        further: what its `sentences.json` holds, if it has one.
-        others: what its `irrelevant.json` holds.
+        config: content of `config.json`.
+        further: content of `sentences.json`; empty without that file.
+        others: content of `irrelevant.json`; empty without that file.
     """
     named = [word for pool in others.get("pools", ()) for word in pool]
     return lines(
@@ -79,13 +79,13 @@ def of_run(config: RunRecord, further: SentencesRecord, others: IrrelevantRecord
 
 
 def show(runs: Mapping[str, Sequence[Line]]) -> None:
-    """Prints the words of runs, of the first few where there are many.
+    """Prints the words of runs, at most of the first `RUNS`.
 
     Args:
-        runs: their lines by name; the name is empty where there is only one.
+        runs: their lines by name; the name of a single run is empty.
     """
-    table = Table(title="What is erased, and the words for it")
-    for heading in ("", "words", "from"):
+    table = Table(title="Words of the run" if len(runs) == 1 else "Words of the runs")
+    for heading in ("use", "words", "source"):
         table.add_column(heading, overflow="fold")
     for name in list(runs)[:RUNS]:
         for line in runs[name]:
@@ -97,12 +97,12 @@ def show(runs: Mapping[str, Sequence[Line]]) -> None:
     console.print(table)
     if len(runs) > RUNS:
         console.print(
-            f"... and of {counted(len(runs) - RUNS, 'more run')}; each one's config.json has them."
+            f"... and {counted(len(runs) - RUNS, 'more run')}: see the config.json of each."
         )
 
 
 def _first(words: Sequence[str], count: int) -> str:
-    """The first words, and the number of all where there are more."""
+    """The first words, and the number of all if there are more."""
     if not words:
         return "none"
     more = f", ... ({len(words)} in all)" if len(words) > count else ""
