@@ -1,9 +1,9 @@
-"""Draws RESULTS.md: the numbers in docs/results as tables and figures, in the text around them.
+"""Writes RESULTS.md: the text of docs/results/results.md.j2 with tables and figures.
 
     python -m benchmarks.results.page
 
-The text is docs/results/results.md.j2, in which a table is asked for by its name. Tables give
-percent. The figures lie beside the numbers.
+The text calls tables and figures by their names in `TABLES` and `FIGURES`. The numbers are in
+docs/results, and the figures are written there.
 """
 
 import functools
@@ -52,11 +52,11 @@ def draw(folder: Path, out: Path) -> None:
     """Writes the page and its figures.
 
     Args:
-        folder: where the numbers and the text are; figures are put there.
+        folder: of the numbers and the text; figures are written to it.
         out: the page.
 
     Raises:
-        InputError: the text, or numbers that it asks for, are not there.
+        InputError: the text, or numbers that it uses, are missing.
     """
 
     def table(render: Callable[..., str], name: str, *more: object) -> str:
@@ -102,6 +102,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("results", "docs/results", "Folder of the numbers and of the text.")
+    flags.DEFINE_string("results", "docs/results", "Folder of the numbers and the text.")
     flags.DEFINE_string("out", "RESULTS.md", "The page.")
     app.run(main, flags_parser=parse_flags)

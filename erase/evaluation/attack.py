@@ -181,8 +181,9 @@ def _word(rng: np.random.Generator, concept: str) -> tuple[list[str], int]:
 
 
 def _show(result: AttackResult) -> None:
-    title = f"Attacks on {result['concept']!r}: pictures in which the judge finds it"
-    shown = number_table(title, ("", "pictures", *SIDES, "95 %"))
+    title = f"Attacks on {result['concept']!r}: pictures in which the judge detects it"
+    headings = ("change of the prompt", "pictures", *SIDES, "95 % interval")
+    shown = number_table(title, headings)
     for family, sides in result["cells"].items():
         after = sides["after"]
         shares = [percent(sides[side]) for side in SIDES]

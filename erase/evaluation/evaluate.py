@@ -312,8 +312,9 @@ def _show(result: EvaluationResult) -> None:
     if "cells" not in result:
         console.print(result.get("note", ""))
         return
-    title = f"Erasing {result['concept']!r}: pictures in which the judge finds it"
-    table = number_table(title, ("", "pictures", "before", "95 %", "after", "95 %"))
+    title = f"Erasing {result['concept']!r}: pictures in which the judge detects the concept"
+    headings = ("measure", "pictures", "before", "95 % interval", "after", "95 % interval")
+    table = number_table(title, headings)
     for cell, sides in result["cells"].items():
         texts = []
         for side in ("before", "after"):

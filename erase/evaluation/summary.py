@@ -99,7 +99,7 @@ def show(summary: Summary) -> None:
     cells = cells_of(summary["all"])
     means = ["H"] if "H" in summary["all"] else []
     sides = " → ".join(next(iter(cells.values())))
-    title = f"Pictures in which the judge finds what it looks for, {sides}"
+    title = f"Pictures in which the judge detects the concept, {sides}"
     lines = number_table(title, ("kind", "concepts", *cells, *means))
     for kind, sums in (*summary["kinds"].items(), ("all", summary["all"])):
         counted = cells_of(sums)
