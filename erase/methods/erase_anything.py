@@ -4,7 +4,7 @@ The paper's Algorithm 1 makes one update of each in turn; others make one of the
 levels minimise is in `erase.methods.levels`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from erase.config.schema import Config
 from erase.data.plan import Needs, kept_prompts
 from erase.data.words.irrelevant import Words
-from erase.data.words.templates import as_template
 from erase.methods.base import Drawn, Method, Parts, Step, adamw_step, on_trajectories
 from erase.methods.levels import Levels, Settings, early_steps, lower_losses, upper_losses
 from erase.methods.parts import losses
@@ -22,8 +21,8 @@ from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.samples import Counts, sample_pictures, sample_places
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
+from erase.methods.settings import FIELDS
 from flux_jax import moved
-from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 
 __getattr__ = moved.names(__name__, "erase.methods.levels")
@@ -180,39 +179,13 @@ def contrasted_words(config: Config) -> int:
     return upper.negatives if upper.rsc else 0
 
 
-def problems(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
-    own = config.method_settings(Settings)
-    lower, upper = own.lower, own.upper
-    if upper.folder and (upper.prompts or upper.without_concept):
-        yield (
-            f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
-            "upper.without_concept out"
-        )
-    for prompt in upper.prompts if upper.without_concept else ():
-        try:
-            as_template(prompt, config.concept)
-        except InputError as error:
-            yield f"upper.{error}, or leave upper.without_concept out"
-    if upper.rsc and len(set(config.irrelevant)) < upper.negatives and not config.language_model:
-        yield (
-            f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
-            f"{upper.negatives} different words: name more, or set upper.rsc to 0"
-        )
-    if not (lower.esd or lower.attn):
-        yield "lower.esd = lower.attn = 0: nothing would be erased; make one of them positive"
-
-
 METHOD = Method(
     title="EraseAnything",
-    settings=Settings,
-    top_level=True,
+    fields=FIELDS["erase_anything"],
     needs=needs,
     steps=steps,
     compiled=Levels.of,
     weights=weights,
-    per_run=("lower.eta", "lower.erase_to", "lower.stand_in", "upper.prompts", "upper.folder"),
-    problems=problems,
     wants_synonyms=lambda config: contrasted_words(config) > 0,
     irrelevant_words=contrasted_words,
 )

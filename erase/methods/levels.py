@@ -1,6 +1,6 @@
 """EraseAnything's two levels: what the lower one erases with, what the upper one preserves with.
 
-Settings and losses; `erase.methods.erase_anything` makes updates of them.
+Their losses; `erase.methods.erase_anything` makes updates of them.
 Axis letters: B batch, K irrelevant words, V forms of a sentence, S image tokens, L dual-stream
 blocks.
 """
@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.config.fields import choice, number
-from erase.config.schema import AdamW, Config
+from erase.config.schema import Config
 from erase.methods.parts import losses
 from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, anchor_velocities, merge_batch_axes
@@ -24,84 +23,8 @@ from erase.methods.parts.samples import (
     sample_student_latents,
 )
 from erase.methods.parts.step import Metrics
-
-
-@dataclass(frozen=True)
-class Lower(AdamW):
-    """The erasing level; its optimiser's settings are `AdamW`'s.
-
-    Attributes:
-        esd: weight of L_esd.
-        attn: weight of L_attn.
-        eta: how far past the unconditional velocity L_esd's target lies.
-        erase_to: prompt whose velocity that target starts from, instead of the unconditional one.
-        stand_in: words that take the concept's place in its sentence, whose velocity then is the
-            unconditional one in that target, so that the rest of the sentence stays; an empty
-            text leaves the place out.
-        trajectories: whose denoising leads to x_t: "teacher" is the frozen model's, made once,
-            "student" the adapted model's own, made anew in each update.
-        attn_form: "normalised" is the mean share of attention, "released" the authors' code.
-    """
-
-    esd: float = number(1.0, least=0)
-    attn: float = number(1.0, least=0)
-    eta: float = number(1.0, least=0)
-    erase_to: str = ""
-    stand_in: str | None = None
-    trajectories: str = choice("teacher", "teacher", "student")
-    attn_form: str = choice("normalised", "normalised", "released")
-
-
-@dataclass(frozen=True)
-class Upper(AdamW):
-    """The preserving level; its optimiser's settings are `AdamW`'s.
-
-    Attributes:
-        lora: weight of L_lora.
-        rsc: weight of L_rsc.
-        lora_target: what L_lora holds the velocity to: "noise" is the paper's, from picture to
-            noise; "base" is the frozen model's own velocity there.
-        pictures: pictures of the frozen model that L_lora holds on to.
-        prompts: what they show, in turn; by default the first sentence, with the concept.
-        without_concept: whether the concept's words are left out of those prompts.
-        folder: pictures with captions (`cat.png`, `cat.txt`) to hold on to instead.
-        rsc_form: "infonce" has the roles of the paper's text, "literal" is its equation with the
-            sign mended, "released" the authors' code: bare words, first head of the last block.
-        blocks: dual-stream blocks whose attention L_rsc compares.
-        temperature: of L_rsc.
-        negatives: irrelevant words a sentence, K in L_rsc.
-        early: share of the denoising steps, counted from the noise, that L_rsc looks at.
-    """
-
-    learning_rate: float = number(5e-4, above=0)
-    lora: float = number(0.1, least=0)
-    rsc: float = number(0.1, least=0)
-    lora_target: str = choice("noise", "noise", "base")
-    pictures: int = number(8, least=1)
-    prompts: tuple[str, ...] = ()
-    without_concept: bool = False
-    folder: str | None = None
-    rsc_form: str = choice("infonce", "infonce", "literal", "released")
-    blocks: str = choice("all", "all", "last")
-    temperature: float = number(0.07, above=0)
-    negatives: int = number(3, least=1)
-    early: float = number(0.25, above=0, most=1)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """EraseAnything's, which are fields of the configuration itself: `lower.attn`, `alternation`.
-
-    Attributes:
-        lower: the erasing level.
-        upper: the preserving level.
-        alternation: "bilevel" makes one lower and one upper update an iteration; "joint" makes one
-            of their sum; "adaptive" one of a sum whose weights follow what is being preserved.
-    """
-
-    lower: Lower = Lower()
-    upper: Upper = Upper()
-    alternation: str = choice("bilevel", "bilevel", "joint", "adaptive")
+from erase.methods.settings import EraseAnything as Settings
+from erase.methods.settings import Lower, Upper
 
 
 @dataclass(frozen=True)

@@ -10,47 +10,25 @@ are means over the frozen model's denoising. The change's rank is the number of 
 exported as an adapter, exactly.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
-from erase.config.fields import number
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
-from erase.data.words.templates import SLOT, phrase
+from erase.data.words.templates import phrase
 from erase.data.words.word_tokens import marks
 from erase.methods.base import Method
 from erase.methods.parts import closed_form
 from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
+from erase.methods.settings import FIELDS, uce_kept
+from erase.methods.settings import Uce as Settings
 from flux_jax.lora import Adapter, unscaled
 from flux_jax.pipeline import Pipeline
 from flux_jax.tree import nest
-
-
-@dataclass(frozen=True)
-class Settings:
-    """UCE's.
-
-    Attributes:
-        templates: prompts with "{}" in whose place the concept and its synonyms come.
-        synonyms: whether synonyms are erased with the concept.
-        guide: what comes in the concept's place; an empty text is the empty prompt.
-        keep: prompts to preserve; by default irrelevant words in the concept's place.
-        ridge: λ.
-        preserve: p.
-    """
-
-    templates: tuple[str, ...] = ("{}",)
-    synonyms: bool = True
-    guide: str = ""
-    keep: tuple[str, ...] = ()
-    ridge: float = number(0.5, least=0)
-    preserve: float = number(1.0, least=0)
 
 
 def erased(config: Config) -> list[tuple[str, str]]:
@@ -66,14 +44,6 @@ def guides(config: Config) -> list[tuple[str, str]]:
     count = len(erased(config)) // len(own.templates)
     pairs = [(phrase(t, own.guide) if own.guide else "", own.guide) for t in own.templates]
     return [pair for pair in pairs for _ in range(count)]
-
-
-def kept(config: Config) -> list[tuple[str, str]]:
-    """Prompts to preserve, with the words there whose last token counts."""
-    own = config.method_settings(Settings)
-    if own.keep:
-        return [(prompt, "") for prompt in own.keep]
-    return [(phrase(t, word), word) for t in own.templates for word in config.irrelevant]
 
 
 def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray, "B 1"]:
@@ -103,7 +73,7 @@ def exports(
     del planned, bank, adapter
     own, targets = config.method_settings(Settings), config.adapter.targets
     ridge = Ridge(own.ridge, name="uce.ridge")
-    groups = (erased(config), guides(config), kept(config))
+    groups = (erased(config), guides(config), uce_kept(config))
     pairs = [pair for group in groups for pair in group]
     prompts = [prompt for prompt, _ in pairs]
     seen = text_inputs(pipe, config, targets, prompts, last_tokens(pipe, pairs))
@@ -122,32 +92,16 @@ def exports(
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Nothing is drawn from; the prompts alone are encoded."""
     del words, pipe
-    groups = (erased(config), guides(config), kept(config))
+    groups = (erased(config), guides(config), uce_kept(config))
     return Needs(also=tuple(prompt for group in groups for prompt, _ in group))
-
-
-def problems(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
-    own = config.method_settings(Settings)
-    if not own.templates:
-        yield 'uce.templates = () is empty: give prompts such as "{}"'
-    for template in own.templates:
-        if SLOT not in template:
-            yield f'uce.templates: {template!r} needs "{SLOT}" where the concept goes'
-    if own.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
-        yield f"uce.guide = {own.guide!r} is the concept: name what comes in its place"
-    if not own.ridge and not kept(config):
-        yield "uce.ridge = 0 with nothing to preserve is singular: raise it, or name other words"
 
 
 METHOD = Method(
     title="UCE",
-    settings=Settings,
+    fields=FIELDS["uce"],
     needs=needs,
     steps=lambda config: {},
     compiled=lambda config: None,
     weights=lambda config: {},
-    per_run=("templates", "synonyms", "guide", "keep"),
-    problems=problems,
     exports=exports,
 )

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from erase.methods.levels import Lower, Upper
+from erase.methods.settings import Lower, Upper
 from flux_jax.targets import TEXT_QUERY_KEY
 
 _SAMPLING: Mapping[str, Any] = {
