@@ -265,10 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("target", metavar="OUT", type=Path, help="folder or file to make")
     options = parser.parse_args(arguments)
-    import jax
-
-    # Only shapes are traced: an accelerator would be taken for nothing.
-    jax.config.update("jax_platforms", "cpu")
+    # For JAX, which is not imported yet: only shapes are traced, and an accelerator would be taken
+    # for nothing.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     merge(options.model, options.adapters, options.target)
     print(options.target)
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from flux_jax.errors import InputError, counted, nearest
-from flux_jax.targets import BLOCKS, TEXT_QUERY_KEY
+from flux_jax.settings import BLOCKS, TEXT_QUERY_KEY
 from flux_jax.tree import flatten, nest
 
 

@@ -30,13 +30,13 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    given = flags.FLAGS
+    every = configured_for(given.methods)
     from erase.evaluation.notes import left_out_note
     from erase.report import tables
     from erase.runtime.memory import explains_memory
     from erase.training.compare import compare, seeded
 
-    given = flags.FLAGS
-    every = configured_for(given.methods)
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
     with explains_memory():
         result = compare(methods, Path(given.out), given.attacks)

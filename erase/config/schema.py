@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from erase.config.fields import choice, number
-from flux_jax.targets import TEXT_QUERY_KEY
+from flux_jax.settings import TEXT_QUERY_KEY
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

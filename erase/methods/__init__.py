@@ -68,9 +68,7 @@ def fields_of(name: str) -> MethodFields:
 
 # The method that each field of a configuration is a setting of, beside those of all methods.
 OWNERS: Mapping[str, str] = {
-    field: name
-    for name in METHODS
-    for field in fields_of(name).in_configurations(name)
+    field: name for name in METHODS for field in fields_of(name).in_configurations(name)
 }
 
 

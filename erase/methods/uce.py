@@ -10,7 +10,6 @@ are means over the frozen model's denoising. The change's rank is the number of 
 exported as an adapter, exactly.
 """
 
-
 import numpy as np
 from jaxtyping import Int
 

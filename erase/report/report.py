@@ -25,16 +25,13 @@ from erase.report import words
 from erase.runtime import files as files_module
 from erase.runtime import run_folder
 from erase.runtime.files import read_json
+from erase.runtime.run_folder import MISSING
 from flux_jax.errors import InputError, counted
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 COLUMNS = 8
-
-
-# Said of a run without its `config.json`.
-MISSING = "a run's folder has it; check the path"
 
 
 # Pictures are embedded no larger than this, and sharpened to the eye below `PIXELS`.

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from typing import Any
 
 from erase.methods.settings import Lower, Upper
-from flux_jax.targets import TEXT_QUERY_KEY
+from flux_jax.settings import TEXT_QUERY_KEY
 
 _SAMPLING: Mapping[str, Any] = {
     "steps": 28,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from erase.config.model_file import FILE, Keep, Kind, Known, Thing
 from erase.data.words.templates import SLOT, phrase
-from flux_jax.targets import TEXT_QUERY_KEY
+from flux_jax.settings import TEXT_QUERY_KEY
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
 # Every third entity: pictures are kept of these, and sentences about styles and relations name
