@@ -25,6 +25,7 @@ from erase.cli import flags as shared
 from erase.cli.flags import (
     FLAG,
     begin,
+    check_paths,
     configured,
     define_flag,
     define_process_flags,
@@ -44,10 +45,12 @@ def main(argv: Sequence[str]) -> None:
 
     given, runs = flags.FLAGS, configured()
     if given.plan:
+        check_paths(runs)
         processes.initialise(given)
         sys.exit(0 if plan(runs) else 1)
     if given.workdir is None:
         raise InputError("workdir is missing: name the run's folder, --workdir runs/NAME")
+    check_paths(runs)
     processes.initialise(given)
     from erase.runtime.memory import explains_memory
     from erase.training.run import run

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
+from erase.cli.flags import FLAG, begin, check_paths, configured, define_flag, parse_flags
 from flux_jax.errors import exits_cleanly
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]
     from convert.adapters.paths import find_adapter
 
     runs = configured()
+    check_paths(runs)
     paths = {name: Path(given.adapter or Path(given.workdir) / name) for name in runs}
     for path in paths.values():
         find_adapter(path)

@@ -52,7 +52,6 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
         InputError: a field cannot be used, or the model knows its things and not this one.
     """
     from erase.config import model_file
-    from erase.methods.configured import with_synonyms
     from erase.runs import configure, load_runs
     from erase.runs.defaults import of_model
     from flux_jax.weights.hub import NAME
@@ -76,13 +75,17 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
             f"concept = {concept[:60]!r} is none of the {len(names)} things that the model knows; "
             f"{hint}"
         )
-    config, source = with_synonyms(load_runs(configure(**changes))[""])
+    config = load_runs(configure(**changes))[""]
+    # Imports JAX, which whatever is refused above need not wait for.
+    from erase.methods.configured import with_synonyms
+
+    config, source = with_synonyms(config)
     return config, source, list(missing(config))
 
 
 def missing(config: Config) -> Iterator[str]:
     """What a run would go without, and what to do about it."""
-    from erase.methods import erase_anything
+    from erase.methods.settings import EraseAnything
 
     if not config.synonyms:
         yield (
@@ -94,7 +97,7 @@ def missing(config: Config) -> Iterator[str]:
             "No judge: there are pictures before and after, but no counts. Name a judge's folder "
             'as evaluation={"judge": ...}.'
         )
-    if not config.method_settings(erase_anything.Settings).upper.prompts:
+    if not config.method_settings(EraseAnything).upper.prompts:
         yield (
             "No other pictures to hold on to: L_lora holds on to those of the first sentence, as "
             'the paper does. Name others as upper={"prompts": (...)}.'
@@ -152,9 +155,9 @@ def comment(text: str) -> list[str]:
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     """What the file holds, for the terminal."""
-    from erase.methods import erase_anything
+    from erase.methods.settings import EraseAnything
 
-    upper = config.method_settings(erase_anything.Settings).upper
+    upper = config.method_settings(EraseAnything).upper
     rows = {
         "kind": config.kind or config.part_of_speech,
         "sentences": "\n".join(config.prompts[:6]) + more(config.prompts, 6),

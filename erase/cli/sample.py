@@ -45,10 +45,12 @@ def main(argv: Sequence[str]) -> None:
     begin(argv, "prompts are given with --prompt")
     from erase.model.request import check_request
     from flux_jax.settings import SamplingOptions
+    from flux_jax.weights.hub import check_model
 
     given = flags.FLAGS
     options = SamplingOptions(given.steps, given.guidance, given.height, given.width, given.batch)
     check_request(given.prompt, given.seed, options)
+    check_model(given.model)
     for text in given.adapter:
         find_adapter(split_strength(text)[0])
     from erase.model.sample import sample
