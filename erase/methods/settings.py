@@ -1,7 +1,7 @@
 """Settings of every method, and which of them contradict; needs no JAX, as usage errors do not.
 
-A method's own file says what its settings do (`erase.methods.esd`, for instance); a method that is
-not in `FIELDS` here brings its own.
+What the settings do stands in the methods' own files (`erase.methods.esd`, for instance). A method
+that is not in `FIELDS` brings its settings in its own file.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
