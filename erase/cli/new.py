@@ -85,7 +85,7 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
 
 def missing(config: Config) -> Iterator[str]:
     """What a run would go without, and what to do about it."""
-    from erase.methods.settings import EraseAnything
+    from erase.methods.parts.settings import EraseAnything
 
     if not config.synonyms:
         yield (
@@ -155,7 +155,7 @@ def comment(text: str) -> list[str]:
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     """What the file holds, for the terminal."""
-    from erase.methods.settings import EraseAnything
+    from erase.methods.parts.settings import EraseAnything
 
     upper = config.method_settings(EraseAnything).upper
     rows = {

@@ -9,7 +9,7 @@ from erase.config.schema import Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
 from erase.methods.base import Method
-from erase.methods.settings import FIELDS
+from erase.methods.parts.settings import FIELDS
 from flux_jax.pipeline import Pipeline
 
 

@@ -22,9 +22,9 @@ from erase.methods.parts.compiled import StepContext, split_samples
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching, squared_error
 from erase.methods.parts.samples import Counts, add_noise, sample_pictures
+from erase.methods.parts.settings import FIELDS
+from erase.methods.parts.settings import ConceptAblation as Settings
 from erase.methods.parts.step import Metrics
-from erase.methods.settings import FIELDS
-from erase.methods.settings import ConceptAblation as Settings
 from flux_jax.pipeline import Pipeline
 
 # The forms of a sentence: with the concept, and with the anchor.

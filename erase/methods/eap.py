@@ -34,9 +34,9 @@ from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, rollout
 from erase.methods.parts.losses import squared_error
 from erase.methods.parts.samples import Sample, sample_places
+from erase.methods.parts.settings import FIELDS
+from erase.methods.parts.settings import Eap as Settings
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
-from erase.methods.settings import FIELDS
-from erase.methods.settings import Eap as Settings
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning

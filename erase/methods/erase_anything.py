@@ -20,8 +20,8 @@ from erase.methods.parts import losses
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.samples import Counts, sample_pictures, sample_places
+from erase.methods.parts.settings import FIELDS
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
-from erase.methods.settings import FIELDS
 from flux_jax import moved
 from flux_jax.pipeline import Pipeline
 

@@ -20,9 +20,9 @@ from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, anchor_velocities
 from erase.methods.parts.losses import esd_target, squared_error
 from erase.methods.parts.samples import Sample, sample_latents, sample_student_latents
+from erase.methods.parts.settings import FIELDS
+from erase.methods.parts.settings import Esd as Settings
 from erase.methods.parts.step import Metrics
-from erase.methods.settings import FIELDS
-from erase.methods.settings import Esd as Settings
 from flux_jax.pipeline import Pipeline
 
 

@@ -22,9 +22,9 @@ from erase.methods.parts.samples import (
     sample_pictures,
     sample_student_latents,
 )
+from erase.methods.parts.settings import EraseAnything as Settings
+from erase.methods.parts.settings import Lower, Upper
 from erase.methods.parts.step import Metrics
-from erase.methods.settings import EraseAnything as Settings
-from erase.methods.settings import Lower, Upper
 
 
 @dataclass(frozen=True)

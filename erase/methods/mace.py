@@ -36,9 +36,9 @@ from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.layer_inputs import kernels, text_inputs
 from erase.methods.parts.losses import TINY
 from erase.methods.parts.samples import Counts, add_noise
+from erase.methods.parts.settings import FIELDS
+from erase.methods.parts.settings import Mace as Settings
 from erase.methods.parts.step import Metrics
-from erase.methods.settings import FIELDS
-from erase.methods.settings import Mace as Settings
 from erase.model.attention_maps import concept_mass
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, combine, unscaled

@@ -28,9 +28,9 @@ from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching
 from erase.methods.parts.samples import add_noise, sample_pictures
+from erase.methods.parts.settings import FIELDS
+from erase.methods.parts.settings import MetaUnlearning as Settings
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
-from erase.methods.settings import FIELDS
-from erase.methods.settings import MetaUnlearning as Settings
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning
 

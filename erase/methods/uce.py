@@ -23,8 +23,8 @@ from erase.methods.base import Method
 from erase.methods.parts import closed_form
 from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
-from erase.methods.settings import FIELDS, uce_kept
-from erase.methods.settings import Uce as Settings
+from erase.methods.parts.settings import FIELDS, uce_kept
+from erase.methods.parts.settings import Uce as Settings
 from flux_jax.lora import Adapter, unscaled
 from flux_jax.pipeline import Pipeline
 from flux_jax.tree import nest

@@ -53,11 +53,7 @@ def sample(
     """
     options = options or SamplingOptions()
     check_request(prompts, seeds, options)
-    if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
-        print(
-            f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",
-            file=sys.stderr,
-        )
+    _note_silence(prompts, silenced)
     read = [parse_adapter(text) for text in adapters]
     pipe = load(model)
     # All that needs no weights comes before they are read.
@@ -88,3 +84,12 @@ def sample(
         notes = {"prompt": prompt, "seed": str(seed), "settings": json.dumps(settings)}
         write(file, png(picture, notes))
     return files
+
+
+def _note_silence(prompts: Sequence[str], silenced: str | None) -> None:
+    """Says where nothing is silenced, though it was asked for."""
+    if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
+        print(
+            f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",
+            file=sys.stderr,
+        )
