@@ -42,7 +42,8 @@ ATTENTION = (
     *(f"single_blocks/attn/to_{name}" for name in "qkv"),
 )
 # What their authors set otherwise than the defaults in `erase.methods.parts.settings`, and the
-# layers that they train. `stand_in` and `guide` are said even so: a model's words would take their place.
+# layers that they train. `stand_in` and `guide` are said even so: a model's words would take their
+# place.
 AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "concept_ablation": ({"iterations": 100, "batch_size": 8}, TEXT_KEY_VALUE),
     "esd": ({"iterations": 1400, "esd": {"stand_in": None, "guidance": 1.0}}, ATTENTION),
