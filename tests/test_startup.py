@@ -12,7 +12,7 @@ from helpers.tiny import ROOT
 
 from erase.cli.commands import COMMANDS
 from erase.methods import METHODS, fields_of
-from erase.methods.parts.settings import FIELDS
+from erase.methods.settings import FIELDS
 
 # Of the CPU, by a process and its own; an idle machine takes half of it at most.
 SECONDS = 1.0

@@ -85,8 +85,6 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
 
 def missing(config: Config) -> Iterator[str]:
     """What a run would go without, and what to do about it."""
-    from erase.methods.parts.settings import EraseAnything
-
     if not config.synonyms:
         yield (
             "No other word for the concept: Acc_g is not counted, and L_rsc leads towards other "
@@ -97,7 +95,7 @@ def missing(config: Config) -> Iterator[str]:
             "No judge: there are pictures before and after, but no counts. Name a judge's folder "
             'as evaluation={"judge": ...}.'
         )
-    if not config.method_settings(EraseAnything).upper.prompts:
+    if not config.method_settings(Settings).upper.prompts:
         yield (
             "No other pictures to hold on to: L_lora holds on to those of the first sentence, as "
             'the paper does. Name others as upper={"prompts": (...)}.'
@@ -155,9 +153,7 @@ def comment(text: str) -> list[str]:
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     """What the file holds, for the terminal."""
-    from erase.methods.parts.settings import EraseAnything
-
-    upper = config.method_settings(EraseAnything).upper
+    upper = config.method_settings(Settings).upper
     rows = {
         "kind": config.kind or config.part_of_speech,
         "sentences": "\n".join(config.prompts[:6]) + more(config.prompts, 6),

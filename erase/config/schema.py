@@ -1,7 +1,7 @@
 """A run's configuration: its fields with their defaults and ranges; see `erase.runs` for reading.
 
 These are the fields that all methods share. Each method's own settings are in
-`erase.methods.parts.settings`; `erase.runs.RunConfig` has both.
+`erase.methods.settings`; `erase.runs.RunConfig` has both.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -212,7 +212,7 @@ class Config:
         text_tokens: length of T5's input; by default the tokenizer's limit.
         steps: denoising steps of the trajectories.
         guidance: distilled guidance scale in training.
-        method: how it is erased: a name in `erase.methods`, see `erase.methods.parts.settings`.
+        method: how it is erased: a name in `erase.methods`, see `erase.methods.settings`.
         iterations: each makes the method's updates once.
         batch_size: samples an update.
         seed: of everything random in training.

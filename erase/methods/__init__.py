@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from erase.config.schema import Config
-from erase.methods.parts.settings import FIELDS, MethodFields
+from erase.methods.settings import FIELDS
+from erase.methods.settings.base import MethodFields
 
 if TYPE_CHECKING:
     from erase.methods.base import Method

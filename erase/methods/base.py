@@ -15,7 +15,6 @@ from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
 from erase.methods.parts.compiled import SettingsT, StepContext
 from erase.methods.parts.samples import Counts, Places, sample_places
-from erase.methods.parts.settings import MethodFields
 from erase.methods.parts.step import (
     Losses,
     TrainStep,
@@ -24,6 +23,7 @@ from erase.methods.parts.step import (
     gradient_of,
     jit_over_runs,
 )
+from erase.methods.settings.base import MethodFields
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 

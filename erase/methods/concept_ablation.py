@@ -22,9 +22,8 @@ from erase.methods.parts.compiled import StepContext, split_samples
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching, squared_error
 from erase.methods.parts.samples import Counts, add_noise, sample_pictures
-from erase.methods.parts.settings import FIELDS
-from erase.methods.parts.settings import ConceptAblation as Settings
 from erase.methods.parts.step import Metrics
+from erase.methods.settings.concept_ablation import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
 
 # The forms of a sentence: with the concept, and with the anchor.
@@ -75,7 +74,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 STEP = adamw_step("ablation", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="Concept Ablation",
-    fields=FIELDS["concept_ablation"],
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"ablation": STEP},
     compiled=lambda config: replace(config.method_settings(Settings), anchor=""),

@@ -34,9 +34,8 @@ from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, rollout
 from erase.methods.parts.losses import squared_error
 from erase.methods.parts.samples import Sample, sample_places
-from erase.methods.parts.settings import FIELDS
-from erase.methods.parts.settings import Eap as Settings
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
+from erase.methods.settings.eap import FIELDS, Settings
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
@@ -206,7 +205,7 @@ SEARCH = Step(
 )
 METHOD = Method(
     title="EAP",
-    fields=FIELDS["eap"],
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"eap": ERASE, "search": SEARCH},
     compiled=lambda config: replace(

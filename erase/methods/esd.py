@@ -20,9 +20,8 @@ from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, anchor_velocities
 from erase.methods.parts.losses import esd_target, squared_error
 from erase.methods.parts.samples import Sample, sample_latents, sample_student_latents
-from erase.methods.parts.settings import FIELDS
-from erase.methods.parts.settings import Esd as Settings
 from erase.methods.parts.step import Metrics
+from erase.methods.settings.esd import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
 
 
@@ -63,7 +62,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 STEP = adamw_step("esd", losses, lambda config: config.method_settings(Settings))
 METHOD = Method(
     title="ESD",
-    fields=FIELDS["esd"],
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"esd": STEP},
     compiled=lambda config: replace(

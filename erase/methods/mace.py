@@ -36,9 +36,8 @@ from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.layer_inputs import kernels, text_inputs
 from erase.methods.parts.losses import TINY
 from erase.methods.parts.samples import Counts, add_noise
-from erase.methods.parts.settings import FIELDS
-from erase.methods.parts.settings import Mace as Settings
 from erase.methods.parts.step import Metrics
+from erase.methods.settings.mace import FIELDS, Settings
 from erase.model.attention_maps import concept_mass
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, combine, unscaled
@@ -212,7 +211,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 STEP = adamw_step("mace", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="MACE",
-    fields=FIELDS["mace"],
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"mace": STEP},
     compiled=lambda config: replace(config.method_settings(Settings), stand_in=""),

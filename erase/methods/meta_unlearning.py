@@ -28,9 +28,8 @@ from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching
 from erase.methods.parts.samples import add_noise, sample_pictures
-from erase.methods.parts.settings import FIELDS
-from erase.methods.parts.settings import MetaUnlearning as Settings
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
+from erase.methods.settings.meta_unlearning import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning
 
@@ -134,7 +133,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 STEP = Step(jit_over_runs(Update("meta", _gradient, adamw, "meta")), _start, _losses)
 METHOD = Method(
     title="Meta-Unlearning",
-    fields=FIELDS["meta_unlearning"],
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"meta": STEP},
     compiled=lambda config: replace(

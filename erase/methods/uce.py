@@ -23,8 +23,7 @@ from erase.methods.base import Method
 from erase.methods.parts import closed_form
 from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
-from erase.methods.parts.settings import FIELDS, uce_kept
-from erase.methods.parts.settings import Uce as Settings
+from erase.methods.settings.uce import FIELDS, Settings, kept_prompts
 from flux_jax.lora import Adapter, unscaled
 from flux_jax.pipeline import Pipeline
 from flux_jax.tree import nest
@@ -72,7 +71,7 @@ def exports(
     del planned, bank, adapter
     own, targets = config.method_settings(Settings), config.adapter.targets
     ridge = Ridge(own.ridge, name="uce.ridge")
-    groups = (erased(config), guides(config), uce_kept(config))
+    groups = (erased(config), guides(config), kept_prompts(config))
     pairs = [pair for group in groups for pair in group]
     prompts = [prompt for prompt, _ in pairs]
     seen = text_inputs(pipe, config, targets, prompts, last_tokens(pipe, pairs))
@@ -91,13 +90,13 @@ def exports(
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Nothing is drawn from; the prompts alone are encoded."""
     del words, pipe
-    groups = (erased(config), guides(config), uce_kept(config))
+    groups = (erased(config), guides(config), kept_prompts(config))
     return Needs(also=tuple(prompt for group in groups for prompt, _ in group))
 
 
 METHOD = Method(
     title="UCE",
-    fields=FIELDS["uce"],
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {},
     compiled=lambda config: None,

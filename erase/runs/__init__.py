@@ -19,7 +19,7 @@ and what only one of the methods is to have stands in
     by_method={"esd": {"iterations": 200, "esd": {"learning_rate": 1e-3}}}
 
 What a file does not say follows the model (`erase.runs.defaults`), then the program's defaults
-(`erase.config.schema`, `erase.methods.parts.settings`); `erase.runs.presets` lists what counts
+(`erase.config.schema`, `erase.methods.settings`); `erase.runs.presets` lists what counts
 most. `load_runs` checks everything at once.
 """
 
