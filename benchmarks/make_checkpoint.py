@@ -58,9 +58,11 @@ class RandomTensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Draws it."""
         values = (self.mean + self.deviation * QUANTILES).astype(self.dtype).view(np.uint16)
-        drawn = np.frombuffer(np.random.default_rng(self.seed).bytes(math.prod(self.shape)), "u1")
+        random_bytes = np.frombuffer(
+            np.random.default_rng(self.seed).bytes(math.prod(self.shape)), "u1"
+        )
         self.advance(self.nbytes)
-        tensor = values[drawn].view(self.dtype).reshape(self.shape)
+        tensor = values[random_bytes].view(self.dtype).reshape(self.shape)
         return tensor if dtype is None else tensor.astype(dtype)
 
 
@@ -114,10 +116,10 @@ def make(
 
 def random_tensor(name: str, shape: Shape, seed: int, advance: Any) -> RandomTensor:
     """The tensor of a name; the same for the same seed, whatever else is drawn."""
-    own = zlib.crc32(f"{seed}:{name}".encode())
+    tensor_seed = zlib.crc32(f"{seed}:{name}".encode())
     if len(shape) > 1:
-        return RandomTensor(shape, 0.0, math.prod(shape[1:]) ** -0.5, own, advance)
-    return RandomTensor(shape, 0.0 if name.endswith("bias") else 1.0, 0.02, own, advance)
+        return RandomTensor(shape, 0.0, math.prod(shape[1:]) ** -0.5, tensor_seed, advance)
+    return RandomTensor(shape, 0.0 if name.endswith("bias") else 1.0, 0.02, tensor_seed, advance)
 
 
 @exits_cleanly

@@ -33,8 +33,8 @@ def strangers() -> list[str]:
 def newcomers() -> list[str]:
     """Twenty of them, in the model's order."""
     # A draw that can be made again, no secret.
-    drawn = random.Random(0).sample(strangers(), COUNT)  # nosec B311
-    return [entity.name for entity in ENTITIES if entity.name in drawn]
+    names = random.Random(0).sample(strangers(), COUNT)  # nosec B311
+    return [entity.name for entity in ENTITIES if entity.name in names]
 
 
 def others() -> list[str]:

@@ -202,12 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("convert.inspect", __doc__)
     parser.add_argument("file", metavar="FILE", type=Path, help="adapter file or its folder")
     options = parser.parse_args(arguments)
-    found = read_layers(options.file)
-    rows = lines(found)
+    adapter = read_layers(options.file)
+    rows = lines(adapter)
     console = Console()
-    console.print(header_table(options.file, found, rows))
+    console.print(header_table(options.file, adapter, rows))
     console.print(target_table(rows))
-    for line in unknown_blocks(found.layers):
+    for line in unknown_blocks(adapter.layers):
         note(f"{options.file}: {line}")
 
 

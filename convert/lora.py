@@ -46,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write")
     options = parser.parse_args(arguments)
-    found = read_layers(options.source)
-    layout = options.to or (FLAX if found.layout == "diffusers" else "diffusers")
+    adapter = read_layers(options.source)
+    layout = options.to or (FLAX if adapter.layout == "diffusers" else "diffusers")
     file = named_file(options.target, layout)
     if file.exists():
         raise InputError(f"{file} exists; choose another DST or remove it")
-    print(write_layers(file, layout, found.layers, found.metadata))
-    dropped = _dropped(layout, found.layers)
+    print(write_layers(file, layout, adapter.layers, adapter.metadata))
+    dropped = _dropped(layout, adapter.layers)
     if dropped:
         note(f"{file}: {dropped}")
 

@@ -48,7 +48,7 @@ def _line(line: str, most: int) -> str:
         for letters in WORDS:
             if len(line) <= most:
                 return line
-            line = long.sub(lambda found, letters=letters: shortened(found[0], letters), line)
+            line = long.sub(lambda match, letters=letters: shortened(match[0], letters), line)
         # So that what follows takes no time.
         line = shortened(line, 10 * most)
     return shortened(line, most)
@@ -95,16 +95,16 @@ class PreemptedError(EraseError):
     exit_code = 75
 
 
-def nearest(given: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     """The mend of a misspelt name: the known ones nearest to it, or all where none is near.
 
     Args:
-        given: the name.
+        name: the name.
         known: those that there are.
         also: of them those that may be meant, however they are spelt.
     """
     names = list(known)
-    near = list(dict.fromkeys([*difflib.get_close_matches(given, names), *also]))
+    near = list(dict.fromkeys([*difflib.get_close_matches(name, names), *also]))
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
 
 

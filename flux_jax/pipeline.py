@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from flux_jax import programs, progress, xla_flags
-from flux_jax import sharding as meshes
+from flux_jax import programs, progress, sharding, xla_flags
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.models import dora
@@ -84,7 +83,7 @@ class Pipeline:
         if isinstance(self.params, Weights):
             self.params.release(*self.params)
             return replace(self, mesh=mesh, params=self.params.on(mesh))
-        return replace(self, mesh=mesh, params=meshes.place_weights(mesh, self.params))
+        return replace(self, mesh=mesh, params=sharding.place_weights(mesh, self.params))
 
     @property
     def pixels_per_token(self) -> int:
@@ -122,7 +121,7 @@ class Pipeline:
             if dora.is_dora(fitting):
                 with jax.set_mesh(self.mesh):
                     fitting = dora.resolve(fitting, self.params["transformer"])
-                fitting = meshes.gather(self.mesh, fitting)
+                fitting = sharding.gather(self.mesh, fitting)
             read.append((fitting, strength))
         return combine(read, self.transformer.dtype)
 
@@ -185,15 +184,15 @@ class Pipeline:
             InputError: a prompt is over the token limit.
         """
         if self.remembered.keys() >= set(prompts):
-            return meshes.gather(self.mesh, self.recall(prompts))
+            return sharding.gather(self.mesh, self.recall(prompts))
         encoded = programs.encode(
             self.text_encoder,
             self.text_encoder_2,
             self.params["text_encoder"],
             self.params["text_encoder_2"],
-            *meshes.share_out(self.mesh, self.tokenize(prompts)),
+            *sharding.share_out(self.mesh, self.tokenize(prompts)),
         )
-        return meshes.gather(self.mesh, encoded)
+        return sharding.gather(self.mesh, encoded)
 
     def remember(self, prompts: Sequence[str], batch: int) -> None:
         """Encodes prompts ahead, each once, in batches of one size, with a progress bar.
@@ -237,11 +236,11 @@ class Pipeline:
         adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
     ) -> Float[Array, "B S C"]:
         """The transformer's velocity; guidance is left out where the model does not embed it."""
-        samples = meshes.share_out(self.mesh, (latents, conditioning, timestep))
+        samples = sharding.share_out(self.mesh, (latents, conditioning, timestep))
         model = self.denoiser(image_ids, guidance, adapters)
         with jax.set_mesh(self.mesh):
             velocity = programs.velocity(model, *samples)
-        return meshes.gather(self.mesh, velocity)
+        return sharding.gather(self.mesh, velocity)
 
     def denoise(
         self,
@@ -255,21 +254,21 @@ class Pipeline:
     ) -> Float[Array, "B S C"]:
         """Integrates the velocity from noise (t = 1) to packed latents (t = 0) in Euler steps."""
         check_sampling(steps, guidance)
-        *samples, silenced = meshes.share_out(self.mesh, (noise, conditioning, silenced))
+        *samples, silenced = sharding.share_out(self.mesh, (noise, conditioning, silenced))
         model = self.denoiser(image_ids, guidance, adapters)
         sigmas = self.schedule.sigmas(steps, noise.shape[1])
         with jax.set_mesh(self.mesh):
             latents = programs.denoise(model, *samples, sigmas, silenced)
-        return meshes.gather(self.mesh, latents)
+        return sharding.gather(self.mesh, latents)
 
     def decode(
         self, latents: Float[Array, "B S C"], height: int, width: int
     ) -> UInt8[np.ndarray, "B h w 3"]:
         """Pictures of packed latents."""
         grid = self.grid(height, width)
-        latents = meshes.share_out(self.mesh, latents)
+        latents = sharding.share_out(self.mesh, latents)
         pictures = programs.decode(self.vae, self.params["vae"], latents, grid)
-        return np.asarray(meshes.gather(self.mesh, pictures))
+        return np.asarray(sharding.gather(self.mesh, pictures))
 
     def encode_pictures(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[Array, "B S C"]:
         """Packed latents of pictures, the means of their distributions; undone by `decode`.
@@ -278,8 +277,8 @@ class Pipeline:
             InputError: a side is not a positive multiple of `pixels_per_token`.
         """
         self.grid(*pictures.shape[1:3])
-        pictures = meshes.share_out(self.mesh, pictures)
-        return meshes.gather(
+        pictures = sharding.share_out(self.mesh, pictures)
+        return sharding.gather(
             self.mesh, programs.encode_pictures(self.vae, self.params["vae"], pictures)
         )
 
@@ -371,7 +370,7 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
     check_widths({name: module.config for name, module in modules.items()})
     guidance = modules["transformer"].config.guidance_embeds
     root = root_of(path)
-    mesh = meshes.make({})
+    mesh = sharding.make({})
     clip = read_tokenizer(root, "tokenizer", modules["text_encoder"].config)
     t5 = read_tokenizer(root, "tokenizer_2", modules["text_encoder_2"].config)
     return Pipeline(

@@ -92,8 +92,8 @@ class Bar(tqdm):
         # To tqdm None is what it finds itself, on the whole, and 0 is "?".
         over = self.disable or self.n == self.total
         rate = self._pace.rate or (None if over else 0)
-        told = [COMPILING if self._compiling else None, known.get("postfix")]
-        return {**known, "rate": rate, "postfix": ", ".join(filter(None, told))}
+        postfixes = [COMPILING if self._compiling else None, known.get("postfix")]
+        return {**known, "rate": rate, "postfix": ", ".join(filter(None, postfixes))}
 
 
 class Lines(Bar):

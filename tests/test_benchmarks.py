@@ -11,7 +11,7 @@ from helpers import tiny
 
 from benchmarks.experiments import concepts_at_once
 from benchmarks.experiments.concepts_at_once import timed
-from benchmarks.experiments.relation_tokens import swapped
+from benchmarks.experiments.relation_tokens import swap_tokens
 from erase.data.make_bank import make_bank
 from erase.data.words.irrelevant import listed
 from erase.methods.configured import plan_of
@@ -49,6 +49,6 @@ def test_swapped_tokens_come_from_the_other_sentence():
     encoded = Conditioning(jnp.zeros((2, 3, 4)), jnp.zeros((2, 5)))
     taken = Conditioning(jnp.ones((2, 3, 4)), jnp.ones((2, 5)))
     places = np.array([[True, False, False], [False, True, True]])
-    mixed = swapped(encoded, taken, places)
+    mixed = swap_tokens(encoded, taken, places)
     np.testing.assert_array_equal(mixed.text[..., 0], places)
     np.testing.assert_array_equal(mixed.pooled, encoded.pooled)

@@ -62,7 +62,7 @@ def test_a_composition_says_what_was_measured(run: Path, tmp_path: Path):
     lora = {"dual_blocks": {"attn": {"add_k_proj": leaf}}}
     made = {"method": "fusion", "adapters": [{"concept": "cat"}, {"concept": "dog"}]}
     write_lora(folder, lora, 2.0, {"method": card.COMPOSED, "settings": json.dumps(made)})
-    config = json.loads((run / "config.json").read_text())
+    config = tiny.run_config(tmp_path, concept="cat")
     cells = json.loads((run / "evaluation.json").read_text())["cells"]
     write(run / "second" / "before_after.png", b"picture of a cat")
     names = {"first": "tree", "second": "cat", "third": "dog"}

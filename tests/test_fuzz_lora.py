@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from convert import inspect
 from convert.adapters.files import read_adapter, read_layers, write_layers
 from convert.adapters.names import LAYOUTS
-from convert.adapters.torch_files import PEFT_METADATA, TOLD
+from convert.adapters.torch_files import JOINED_LAYERS, PEFT_METADATA
 from erase.compose import METHODS, combine, fusion
 from erase.report import card
 from flux_jax.weights.safetensors_files import NUMPY, open_safetensors, read_file, write_file
@@ -183,7 +183,7 @@ HEADERS = st.dictionaries(
         *(
             told.map(lambda value, name=name: plain | {name: json.dumps(value)})
             for name, told in {
-                TOLD: st.one_of(
+                JOINED_LAYERS: st.one_of(
                     JSON, st.dictionaries(LAYER, st.lists(TELLS, min_size=3, max_size=4))
                 ),
                 PEFT_METADATA: st.one_of(PEFT, JSON),
@@ -192,7 +192,7 @@ HEADERS = st.dictionaries(
         ),
         *(
             st.just(plain | {name: "[" * 10**5 + "]" * 10**5})
-            for name in (TOLD, PEFT_METADATA, "settings")
+            for name in (JOINED_LAYERS, PEFT_METADATA, "settings")
         ),
     )
 )
@@ -255,7 +255,7 @@ def with_patterns(*patterns: str, alpha: Any = 1.0) -> Any:
 @example(adapter=tells(QKV, alpha=0))
 @example(adapter=tells(QKV, alpha=10**400))
 @example(adapter=one_changed("kohya", joined_layers=json.loads("[" * 900 + "]" * 900)))
-@example(adapter=(real("kohya", 0)[0], {TOLD: "[" * 10**5 + "]" * 10**5}))
+@example(adapter=(real("kohya", 0)[0], {JOINED_LAYERS: "[" * 10**5 + "]" * 10**5}))
 @example(adapter=(real("kohya", 0)[0], {PEFT_METADATA: "[" * 10**5 + "]" * 10**5}))
 @example(adapter=with_patterns("([a-z_.0-9]+)+x"))
 @example(adapter=with_patterns("(.|.)" * 40 + "x"))

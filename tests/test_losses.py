@@ -1,5 +1,7 @@
 """The losses against their formulas, written out in NumPy with float64, and their gradients."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,13 +198,39 @@ def test_reverse_contrastive_prefers_the_irrelevant_and_moves_the_concept_alone(
     assert not jnp.any(gradients[2])
 
 
-def test_losses_of_half_precision_are_float32():
-    half = jnp.asarray(normal(B, S, C), jnp.bfloat16)
-    assert losses.squared_error(half, half + 1).dtype == jnp.float32
-    assert losses.flow_matching(half, half, half).dtype == jnp.float32
-    mass = jnp.asarray(masses(L, B, H, T + S), jnp.bfloat16)
-    assert losses.attention_to_concept(mass, T).dtype == jnp.float32
-    assert losses.attention_features(mass, T).dtype == jnp.float32
+HALVES: dict[str, Callable[[], tuple[Callable[..., jax.Array], tuple[np.ndarray, ...]]]] = {
+    "squared error": lambda: (losses.squared_error, (normal(B, S, C), normal(B, S, C, seed=1))),
+    "flow matching": lambda: (
+        losses.flow_matching,
+        tuple(normal(B, S, C, seed=seed) for seed in range(3)),
+    ),
+    "attention": lambda: (
+        lambda mass: losses.attention_to_concept(mass, T),
+        (masses(L, B, H, T + S),),
+    ),
+    "attention, released": lambda: (
+        losses.attention_to_concept_released,
+        (masses(L, B, H, T + S, 2),),
+    ),
+    "features": lambda: (
+        lambda mass: losses.attention_features(mass, T),
+        (masses(L, B, H, T + S),),
+    ),
+    "features, released": lambda: (
+        losses.attention_features_released,
+        (masses(L, B, H, T + S),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_losses_of_half_precision_are_computed_in_float32(name: str):
+    """The same as of those numbers in float32: sums and squares are not rounded to bfloat16."""
+    loss, arrays = HALVES[name]()
+    halves = [jnp.asarray(each, jnp.bfloat16) for each in arrays]
+    value = loss(*halves)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, loss(*(each.astype(jnp.float32) for each in halves)), 1e-6)
 
 
 @pytest.mark.parametrize("form", ["infonce", "literal"])

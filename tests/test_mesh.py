@@ -13,8 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from erase.config.schema import MeshConfig
 from erase.runtime import mesh as mesh_module
-from flux_jax import load
-from flux_jax import sharding as meshes
+from flux_jax import load, sharding
 from flux_jax.errors import InputError
 from flux_jax.models import attention
 
@@ -41,14 +40,14 @@ GB = 10**9
     ],
 )
 def test_shapes(monkeypatch, devices, wanted, runs, batch, nbytes, shape):
-    monkeypatch.setattr(meshes, "make", lambda shape, devices: Mock(spec=Mesh, shape=shape))
+    monkeypatch.setattr(sharding, "make", lambda shape, devices: Mock(spec=Mesh, shape=shape))
     card = SimpleNamespace(process_index=0, memory_stats=lambda: {"bytes_limit": 60 * GB})
     made = mesh_module.make_mesh(MeshConfig(**wanted), runs, batch, nbytes * GB, [card] * devices)
     assert tuple(made.shape.values()) == shape
 
 
 def test_every_process_takes_part(monkeypatch):
-    monkeypatch.setattr(meshes, "make", lambda shape, devices: Mock(spec=Mesh, shape=shape))
+    monkeypatch.setattr(sharding, "make", lambda shape, devices: Mock(spec=Mesh, shape=shape))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     cards = [SimpleNamespace(process_index=0, memory_stats=lambda: None)] * 8
     for config in (MeshConfig(), MeshConfig(fsdp=4)):
@@ -89,18 +88,18 @@ def test_a_pipeline_on_eight_devices_draws_the_same_pictures(tiny_folder: Path, 
 
 def draw(folder: Path | str, fsdp: int) -> np.ndarray:
     devices = jax.devices()
-    mesh = meshes.make({"data": len(devices) // fsdp, "fsdp": fsdp}, devices)
+    mesh = sharding.make({"data": len(devices) // fsdp, "fsdp": fsdp}, devices)
     pipe = load(folder).on(mesh)
     return pipe(["a cat", "a dog"], steps=2, height=16, width=16)
 
 
 def on_eight(folder: str, out: str) -> None:
-    meshes.WHOLE = 1
-    pipe = load(folder).on(meshes.make({"data": 2, "fsdp": 4}))
+    sharding.WHOLE = 1
+    pipe = load(folder).on(sharding.make({"data": 2, "fsdp": 4}))
     leaf = pipe.params["transformer"]["single_blocks"]["proj_mlp"]["kernel"]
     # Read in parts, each onto its own device: the blocks' axis is whole, the longest is split.
     assert leaf.addressable_shards[0].data.shape == (3, 32, 128 // 4)
-    shared = meshes.share_out(pipe.mesh, np.zeros((8, 3)))
+    shared = sharding.share_out(pipe.mesh, np.zeros((8, 3)))
     assert [shard.data.shape for shard in shared.addressable_shards] == [(1, 3)] * 8
     np.save(Path(out) / "pictures.npy", draw(folder, 4))
     # Whoever goes on with the pipeline that another came of draws on as before.
@@ -133,7 +132,7 @@ def on_two_gpus() -> None:
     for axis, samples, own in (("data", 2, 1), ("fsdp", 2, 1), ("fsdp", 1, 1), ("data", 3, 3)):
         shape = (3, samples, 24, 2, 16)
         q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.bfloat16)
-        with jax.set_mesh(meshes.make({"concept": 1, axis: 2})):
+        with jax.set_mesh(sharding.make({"concept": 1, axis: 2})):
             found = jax.jit(attention.attend)(q, k, v)
         assert seen.pop() == (own, *shape[2:])
         np.testing.assert_array_equal(found, plain(q, k, v, implementation="xla"))
@@ -150,8 +149,8 @@ def test_weights_and_samples_lie_as_told():
         (19, 3072): (None, None),
     }
     for shape, spec in weights.items():
-        assert tuple(meshes.of_weight(mesh, shape).spec) == spec
-        alone = meshes.of_weight(AbstractMesh((2,), ("data",)), shape)
+        assert tuple(sharding.of_weight(mesh, shape).spec) == spec
+        alone = sharding.of_weight(AbstractMesh((2,), ("data",)), shape)
         assert alone.is_fully_replicated
     for samples, axes in {8: ("data", "fsdp"), 2: ("data",), 4: ("data",), 1: (), 3: ()}.items():
-        assert meshes.of_batch(mesh, samples).spec == PartitionSpec(axes)
+        assert sharding.of_batch(mesh, samples).spec == PartitionSpec(axes)

@@ -198,12 +198,12 @@ def test_parts_lie_on_their_devices(tiny_folder: Path):
 ON_FOUR = """
 from pathlib import Path
 from flux_jax.weights.source import open_source
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.weights.loading import Weights
 
-meshes.WHOLE = 1 << 12
+sharding.WHOLE = 1 << 12
 source = open_source(Path({folder!r}), "transformer")
-weights = Weights({{"transformer": source}}, "float32", meshes.make({{"fsdp": 4}}), "int8")
+weights = Weights({{"transformer": source}}, "float32", sharding.make({{"fsdp": 4}}), "int8")
 layer = weights["transformer"]["single_blocks"]["proj_mlp"]
 assert layer["kernel"].dtype == "int8"
 assert layer["kernel"].addressable_shards[0].data.shape == (3, 32, 128 // 4)

@@ -1,5 +1,6 @@
 """The page of results: every table and figure, and that the committed page shows these numbers."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,8 @@ from PIL import Image
 
 from benchmarks.results import figures
 from benchmarks.results import page as results
-from benchmarks.results.page import draw, read
-from erase.evaluation.statistics import CELLS, pooled, wilson_interval
+from benchmarks.results.page import draw, read_numbers
+from erase.evaluation.statistics import CELLS, cells_of, pooled, wilson_interval
 from erase.evaluation.summary import summarise
 from flux_jax.errors import InputError
 
@@ -219,15 +220,20 @@ def test_figures_lie_beside_the_numbers(folder: Path):
         '{% if "nothing" in here %}{{ dots("nothing", "") }}{% endif %}',
     )
     assert lines[:2] == ["![a curve](docs/numbers/study.png)", "![bars](docs/numbers/attacks.png)"]
-    for name in ("study", "attacks"):
-        with Image.open(folder / f"{name}.png") as picture:
-            assert picture.width > 500
     page(folder, '{{ compared("compared", "methods") }}')
-    assert (folder / "compared.png").is_file()
+    rendered = {
+        "study": figures.curve(read_numbers(folder, "study"), "iterations"),
+        "attacks": figures.attack_bars(read_numbers(folder, "attacks")),
+        "compared": figures.methods(read_numbers(folder, "compared")),
+    }
+    for name, figure in rendered.items():
+        figure.savefig(buffer := io.BytesIO(), dpi=150)
+        with Image.open(folder / f"{name}.png") as written, Image.open(buffer) as expected:
+            np.testing.assert_array_equal(np.asarray(written), np.asarray(expected))
 
 
 def test_a_curve_has_a_line_for_each_kind_and_cell(folder: Path):
-    study = read(folder, "study")
+    study = read_numbers(folder, "study")
     figure = figures.curve(study, "iterations")
     (axis,) = figure.axes
     assert axis.get_xlabel() == "iterations"
@@ -248,7 +254,7 @@ def test_a_curve_has_a_line_for_each_kind_and_cell(folder: Path):
 
 
 def test_dots_and_bars_stand_at_the_shares(folder: Path):
-    study = read(folder, "study")
+    study = read_numbers(folder, "study")
     axes = figures.dots(study).axes
     assert [axis.get_title() for axis in axes] == list(KINDS.values())
     assert [text.get_text() for text in axes[0].get_yticklabels()] == list(study["variants"])
@@ -258,12 +264,14 @@ def test_dots_and_bars_stand_at_the_shares(folder: Path):
         for cell, line in zip(CELLS, lines, strict=True):
             assert line is not None
             wanted = [
-                pooled(r["cells"] for r in variant["rows"] if r["kind"] == axis.get_title())[cell]
+                cells_of(
+                    pooled(r["cells"] for r in variant["rows"] if r["kind"] == axis.get_title())
+                )[cell]
                 for variant in study["variants"].values()
             ]
             shares = [100 * each["after"]["share"] for each in wanted]
             np.testing.assert_allclose(np.asarray(line.get_xdata(), float), shares)
-    (axis,) = figures.attack_bars(attacks := read(folder, "attacks")).axes
+    (axis,) = figures.attack_bars(attacks := read_numbers(folder, "attacks")).axes
     sides = [attacks["all"]["misspelt"][side] for side in ("before", "silenced", "after")]
     heights = [patch.get_height() for patch in axis.patches]
     np.testing.assert_allclose(heights, [100 * side["share"] for side in sides])
@@ -271,16 +279,16 @@ def test_dots_and_bars_stand_at_the_shares(folder: Path):
 
 
 def test_compositions_and_methods_stand_at_their_shares(folder: Path):
-    axes = figures.composed(read(folder, "composed")).axes
+    axes = figures.composed(read_numbers(folder, "composed")).axes
     assert [axis.get_title() for axis in axes] == ["Acc_e", "Acc_ir", "H"]
-    counts = read(folder, "composed")["counts"]
+    counts = read_numbers(folder, "composed")["counts"]
     for axis in axes[:2]:
         (line,) = axis.lines
         cells = [methods["sum"]["all"][axis.get_title()] for methods in counts.values()]
         np.testing.assert_allclose(line.get_xdata(), [2, 3])
         np.testing.assert_allclose(line.get_ydata(), [100 * c["after"]["share"] for c in cells])
         assert line.get_label() == "sum"
-    (axis,) = figures.methods(read(folder, "compared")).axes
+    (axis,) = figures.methods(read_numbers(folder, "compared")).axes
     labels = axis.get_legend_handles_labels()[1]
     assert labels == ["Better, 10.0 %", "Silent, 20.0 %", "Worse, 40.0 %", "base"]
     places = [c.get_offsets()[0] for c in axis.collections if isinstance(c, PathCollection)]

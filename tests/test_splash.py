@@ -1,4 +1,4 @@
-"""TPU's attention kernel, interpreted on CPU, against XLA's: values, gradients, meshes."""
+"""TPU's attention kernel, interpreted on CPU, against XLA's: values, gradients, sharding."""
 
 import functools
 from typing import Any
@@ -16,7 +16,7 @@ from erase.data.bank import bank_shapes, stack_banks
 from erase.data.plan import Needs
 from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_update
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.models import attention, splash_attention
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights.loading import abstract_params
@@ -131,7 +131,7 @@ def test_other_shapes_are_left_to_xla(tokens, width, taken):
 def test_samples_go_over_the_axes_that_divide_them():
     def axes(samples: int) -> tuple[str, ...]:
         mesh = AbstractMesh((2, 3, 4), ("concept", "data", "fsdp"))
-        return meshes.axes_that_divide(mesh, samples)
+        return sharding.axes_that_divide(mesh, samples)
 
     assert [axes(n) for n in (12, 3, 4, 1)] == [("data", "fsdp"), ("data",), ("fsdp",), ()]
 
@@ -206,11 +206,11 @@ def compare_update() -> None:
     for shape, platform in (((1, 1, 1), "cpu"), ((2, 1, 2), "tpu")):
         attention.compiled_for = lambda platform=platform: platform
         splash_attention.attend = kernel
-        mesh = meshes.make(dict(zip(("concept", "data", "fsdp"), shape, strict=True)))
+        mesh = sharding.make(dict(zip(("concept", "data", "fsdp"), shape, strict=True)))
         context = context_of(CONFIG, model, mesh)
         state = context.divided(every(*(start(key, params, CONFIG) for key in keys)))
         placed = (
-            meshes.place_weights(mesh, params),
+            sharding.place_weights(mesh, params),
             context.placed(stack_banks([bank, bank])),
             context.divided(keys),
         )

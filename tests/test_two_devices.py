@@ -17,7 +17,7 @@ from benchmarks.speed import two_devices
 from benchmarks.speed.cases import Work
 from benchmarks.speed.two_devices import CASES, apart, collectives, covered, measure, table
 from erase.config.schema import Model
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 
 TINY: dict[str, Any] = {**SIZES, "axes_dims_rope": [2, 2, 4], "patch_size": 1, "out_channels": None}
 RUN = replace(
@@ -50,7 +50,7 @@ def test_two_devices_give_the_gradients_of_one(tmp_path: Path):
 
 
 def on_two(folder: str) -> None:
-    meshes.WHOLE = 1
+    sharding.WHOLE = 1
     # The other level would take as long again to compile.
     del two_devices.UPDATES["upper"]
     *_, result = measure(SOME, TINY, RUN, WORK, 2)

@@ -34,7 +34,7 @@ from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import joint_update, lower_update, upper_update
 from erase.runs import load_config
 from erase.runtime.mesh import make_mesh
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights.loading import abstract_params
 
@@ -166,7 +166,7 @@ def test_eight_devices_give_what_one_gives():
 def compare_meshes() -> None:
     """Takes an iteration of two runs on one device, and on several meshes, and compares."""
     # Even the tiny model's weights are split.
-    meshes.WHOLE = 1
+    sharding.WHOLE = 1
     config = replace(CONFIG, batch_size=8)
     banks = stack_banks([make_bank(anchors=2), make_bank(seed=6)])
     keys = jax.random.split(KEY)
@@ -182,7 +182,7 @@ def compare_meshes() -> None:
         assert mesh.shape == {"concept": across, "data": data, "fsdp": fsdp}
         context = context_of(config, MODEL, mesh)
         state = context.divided(every(*(start(key, PARAMS, config) for key in keys)))
-        params = meshes.place_weights(mesh, PARAMS)
+        params = sharding.place_weights(mesh, PARAMS)
         placed = params, context.placed(banks), context.divided(keys)
         held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params))
         total = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -18,7 +18,6 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results.schemas import CompositionCounts, CompositionsResult
 from benchmarks.results.tables import KINDS
 from configs import emoji_hundred
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
@@ -48,8 +48,9 @@ from erase.evaluation.percent import percent
 from erase.methods.configured import with_synonyms
 from erase.methods.parts.least_squares import Moments
 from erase.model.open import open_model
+from erase.report.tables import NOTHING, cell_side
 from erase.runs import load_runs
-from erase.runtime.files import write
+from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -106,7 +107,7 @@ def measure(
     workdir: Path,
     out: Path,
     pictures: int,
-) -> dict[str, Any]:
+) -> CompositionsResult:
     """Makes, draws and counts every composition.
 
     Args:
@@ -130,13 +131,13 @@ def measure(
     strengths = {name: runs[name].evaluation.strength for name in names}
     parts = {name: combine.read_part(f"{workdir / name}:{strengths[name]}") for name in names}
     combine.check(list(parts.values()))
-    result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {"counts": {}}
-    result |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    result |= {"pictures": pictures, "preserve": PRESERVE, "wanted": WANTED}
+    result: CompositionsResult = read_json(out) if out.is_file() else {"counts": {}}
+    result.update(device=jax.devices()[0].device_kind, jax=jax.__version__)
+    result.update(pictures=pictures, preserve=PRESERVE, wanted=WANTED)
     look = functools.partial(find, pipe, judge, first)
     for count in COUNTS:
-        made = result["counts"].setdefault(str(count), {})
-        if made.keys() >= METHODS.keys():
+        compositions_of_count = result["counts"].setdefault(str(count), {})
+        if compositions_of_count.keys() >= METHODS.keys():
             continue
         chosen = groups(names, count)
         shown = [asked(g, runs, judge, pictures, i, len(chosen)) for i, g in enumerate(chosen)]
@@ -151,10 +152,10 @@ def measure(
         for name, adapters in made_of.items():
             left = functools.partial(share_left, look, tried, adapters, name)
             strength = find_strength(left, METHODS[name].least)
-            own = [(adapter, strength) for adapter in adapters]
-            after = look(shown, own, f"of {count}, {name}")
+            adapters_with_strength = [(adapter, strength) for adapter in adapters]
+            after = look(shown, adapters_with_strength, f"of {count}, {name}")
             sides = [{"before": b, "after": a} for b, a in zip(base, after, strict=True)]
-            made[name] = {"strength": strength} | counted(judge, shown, sides)
+            compositions_of_count[name] = {"strength": strength, **counted(judge, shown, sides)}
         write(out, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -186,7 +187,7 @@ def changes(
         parts: adapters with their weights.
         keep: sentences with what is to stay.
     """
-    moments: dict[bool, Any] = {}
+    moments: dict[bool, dict[str, Moments]] = {}
     for name, method in METHODS.items():
         if method.name == "fusion":
             if method.keep not in moments:
@@ -204,8 +205,8 @@ def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict
     """What fusion needs to know of its adapters, and of sentences to preserve."""
     headers = {str(part.path): part.metadata for part in parts}
     shown = fusion.prompts(headers, PROMPTS, SEED, keep)
-    given = [combine.leaves(part.scaled(part.weight)) for part in parts]
-    return fusion.gather(pipe, given, shown, SEED)
+    leaves_of_parts = [combine.leaves(part.scaled(part.weight)) for part in parts]
+    return fusion.gather(pipe, leaves_of_parts, shown, SEED)
 
 
 def share_left(
@@ -216,8 +217,10 @@ def share_left(
     strength: float,
 ) -> float:
     """The share of all groups' pictures in which what is erased is found, at a strength."""
-    own = [(adapter, strength) for adapter in adapters]
-    return float(np.concatenate(look(groups, own, f"at {strength:.3g}, {title}")).mean())
+    adapters_with_strength = [(adapter, strength) for adapter in adapters]
+    return float(
+        np.concatenate(look(groups, adapters_with_strength, f"at {strength:.3g}, {title}")).mean()
+    )
 
 
 def find_strength(left: Callable[[float], float], least: float | None) -> float:
@@ -241,25 +244,25 @@ def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
     Args:
         flat: leaves A [L, I, R] and B [L, R, O] by their paths, with the scale in them.
     """
-    made, inputs = {}, 1
+    leaves, inputs = {}, 1
     for target in [path.removesuffix("/A") for path in flat if path.endswith("/A")]:
         change = jnp.asarray(flat[f"{target}/A"] @ flat[f"{target}/B"], jnp.float32)
         blocks, inputs, _ = change.shape
-        made[f"{target}/A"] = jnp.broadcast_to(jnp.eye(inputs), (blocks, inputs, inputs))
-        made[f"{target}/B"] = change
-    return Adapter(nest(made), float(inputs))
+        leaves[f"{target}/A"] = jnp.broadcast_to(jnp.eye(inputs), (blocks, inputs, inputs))
+        leaves[f"{target}/B"] = change
+    return Adapter(nest(leaves), float(inputs))
 
 
 def of_concepts(
     group: Sequence[str], runs: Mapping[str, Config], pictures: int
 ) -> list[EvalPrompt]:
     """So many pictures of each concept under its own name, and under other words."""
-    drawn = []
+    prompts = []
     for name in group:
         config, _ = with_synonyms(runs[name])
         settings = replace(config.evaluation, pictures=pictures)
-        drawn += evaluation_prompts(replace(config, evaluation=settings), ())
-    return drawn
+        prompts += evaluation_prompts(replace(config, evaluation=settings), ())
+    return prompts
 
 
 def asked(
@@ -281,20 +284,20 @@ def asked(
         of: groups.
     """
     erased = {judge.label(runs[name].concept) for name in group}
-    drawn = of_concepts(group, runs, pictures)
+    prompts = of_concepts(group, runs, pictures)
     for kind in KINDS:
         config = next((c for c in runs.values() if judge.kind(c.concept) == kind), None)
         if config is None:
             continue
         every = [config.concept, *concepts_to_keep(config, judge)]
-        kept = [word for word in every if judge.label(word) not in erased]
+        others = [word for word in every if judge.label(word) not in erased]
         shown = FEW * pictures // of
         settings = replace(
             config.evaluation, pictures=shown, seed=config.evaluation.seed + index * shown
         )
         config = replace(config, evaluation=settings, synonyms=())
-        drawn += [case for case in evaluation_prompts(config, kept) if case.cell == "Acc_ir"]
-    return drawn
+        prompts += [case for case in evaluation_prompts(config, others) if case.cell == "Acc_ir"]
+    return prompts
 
 
 def find(
@@ -316,42 +319,42 @@ def find(
         title: shown at the progress bars.
     """
     return [
-        draw_and_judge(pipe, judge, drawn, config, [adapter], title)
-        for drawn, adapter in zip(groups, adapters, strict=True)
+        draw_and_judge(pipe, judge, prompts, config, [adapter], title)
+        for prompts, adapter in zip(groups, adapters, strict=True)
     ]
 
 
 def counted(
     judge: Judge, groups: Sequence[Sequence[EvalPrompt]], sides: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, Any]:
+) -> CompositionCounts:
     """Cells over groups: of each kind, all together, and of what is kept each label."""
-    drawn = [case for cases in groups for case in cases]
-    found = {side: np.concatenate([each[side] for each in sides]) for side in statistics.SIDES}
-    kinds = np.array([judge.kind(case.sought) for case in drawn])
+    prompts = [case for cases in groups for case in cases]
+    hits = {side: np.concatenate([each[side] for each in sides]) for side in statistics.SIDES}
+    kinds = np.array([judge.kind(case.sought) for case in prompts])
     by_kind = {}
     for kind in KINDS:
         rows = np.flatnonzero(kinds == kind)
         by_kind[kind] = evaluation_cells(
-            [drawn[row] for row in rows], {s: f[rows] for s, f in found.items()}
+            [prompts[row] for row in rows], {s: f[rows] for s, f in hits.items()}
         )
     return {
         "kinds": by_kind,
-        "all": statistics.pooled([evaluation_cells(drawn, found)]),
-        "concepts": by_concept(drawn, found),
+        "all": statistics.pooled([evaluation_cells(prompts, hits)]),
+        "concepts": by_concept(prompts, hits),
     }
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(result: CompositionsResult) -> None:
     """Prints a line for each number of concepts and method."""
     table = Table(title="One adapter of many")
     for heading in ("concepts", "method", "strength", *statistics.CELLS, "H"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for count, methods in result["counts"].items():
-        for name, found in methods.items():
-            cells = found["all"]
-            shares = [cells[cell]["after"]["share"] for cell in statistics.CELLS]
-            shares = [percent(share) for share in (*shares, cells["H"]["after"])]
-            table.add_row(count, name, f"{found['strength']:.2f}", *shares)
+        for name, composition in methods.items():
+            cells = (*statistics.CELLS, "H")
+            shares = [cell_side(composition["all"], cell, "after") for cell in cells]
+            texts = [NOTHING if share is None else percent(share) for share in shares]
+            table.add_row(count, name, f"{composition['strength']:.2f}", *texts)
     Console().print(table)
 
 

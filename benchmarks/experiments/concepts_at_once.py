@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags
 
+from benchmarks.results.schemas import ConcurrencyResult, ConcurrentRuns
 from configs import emoji_all
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
@@ -28,7 +28,7 @@ from erase.methods.configured import plan_of
 from erase.model.open import open_model
 from erase.runs import load_runs
 from erase.runtime.files import write
-from erase.runtime.run_folder import METRICS
+from erase.runtime.run_folder import METRICS, parse_record
 from erase.training.make_adapters import learn
 from flux_jax.errors import exits_cleanly
 from flux_jax.pipeline import Pipeline
@@ -38,7 +38,7 @@ COUNTS = (1, 5, 30)
 BATCH = 64
 
 
-def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
+def measure(counts: Sequence[int], iterations: int) -> ConcurrencyResult:
     """Trains that many concepts at once, each time from nothing.
 
     Args:
@@ -65,14 +65,14 @@ def measure(counts: Sequence[int], iterations: int) -> dict[str, Any]:
     }
 
 
-def timed(runs: Mapping[str, Config], pipe: Pipeline, banks: Mapping[str, Bank]) -> dict[str, Any]:
+def timed(runs: Mapping[str, Config], pipe: Pipeline, banks: Mapping[str, Bank]) -> ConcurrentRuns:
     """Seconds of compiling and milliseconds of an iteration of all runs at once."""
     with tempfile.TemporaryDirectory() as folder:
         for name in runs:
             (Path(folder) / name).mkdir()
         learn(runs, pipe, {name: banks[name] for name in runs}, Path(folder))
         lines = (Path(folder) / next(iter(runs)) / METRICS).read_text().splitlines()
-    first, *others = (json.loads(line)["seconds"] for line in lines)
+    first, *others = (parse_record(line)["seconds"] or 0.0 for line in lines)
     median = statistics.median(others)
     return {
         "concepts": len(runs),

@@ -20,20 +20,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 from absl import app, flags
 
+from benchmarks.results.schemas import FullSizeRecord, FullSizeResult
 from benchmarks.results.tables import full_size
 from benchmarks.speed.cases import attempt
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
 from erase.methods import METHODS, method_of
 from erase.runtime.files import write
-from erase.runtime.run_folder import METRICS
+from erase.runtime.run_folder import METRICS, parse_record
 from erase.training import run as run_module
-from erase.training.variants import resumed
+from erase.training.variants import resume_results
 from flux_jax import progress
 from flux_jax.errors import exits_cleanly
 
@@ -41,7 +42,7 @@ from flux_jax.errors import exits_cleanly
 MAKING = tuple(name for name, method in METHODS.items() if method.exports is not None)
 
 
-def measure_all(methods: Mapping[str, Mapping[str, Config]], out: Path) -> dict[str, Any]:
+def measure_all(methods: Mapping[str, Mapping[str, Config]], out: Path) -> FullSizeResult:
     """Measures methods that the file does not hold yet, or that failed, one after another.
 
     Args:
@@ -57,18 +58,18 @@ def measure_all(methods: Mapping[str, Mapping[str, Config]], out: Path) -> dict[
     first = next(iter(next(iter(methods.values())).values()))
     head = {"height": first.height, "width": first.width, "batch": first.batch_size}
     head |= {"model": Path(first.model.path).name, "iterations": first.iterations}
-    result = resumed(out, head, "methods", "measurement")
+    result = resume_results(FullSizeResult, out, head, "methods", "measurement")
     spawn = multiprocessing.get_context("spawn")
     done = [name for name, each in result["methods"].items() if "error" not in each]
     for name in progress.bar([name for name in methods if name not in done], desc="methods"):
         with ProcessPoolExecutor(1, spawn) as process:
             record = attempt(process.submit(measure, methods[name]).result)
-        result["methods"][name] = {"title": METHODS[name].title} | record
+        result["methods"][name] = cast(FullSizeRecord, {"title": METHODS[name].title} | record)
         write(out, json.dumps(result, indent=1) + "\n")
     return result
 
 
-def measure(runs: Mapping[str, Config]) -> dict[str, Any]:
+def measure(runs: Mapping[str, Config]) -> dict[str, str | float | None]:
     """Makes a method's adapters in this process.
 
     Returns:
@@ -84,7 +85,7 @@ def measure(runs: Mapping[str, Config]) -> dict[str, Any]:
         log = Path(folder) / next(iter(runs)) / METRICS
         lines = log.read_text().splitlines() if updates else []
     # The first iteration compiles.
-    seconds = [json.loads(line)["seconds"] for line in lines[1:]]
+    seconds = [parse_record(line)["seconds"] or 0.0 for line in lines[1:]]
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     lora = next(iter(adapters.values())).lora
     return {

@@ -12,17 +12,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jaxtyping import Array, Bool, Float
 
+from benchmarks.results.schemas import RelationShares, RelationsResult
 from erase.cli.flags import begin, parse_flags
 from erase.data.words.word_tokens import marks
 from erase.evaluation.emoji_judge import NetworkJudge
-from erase.evaluation.statistics import Share, wilson_interval
+from erase.evaluation.statistics import wilson_interval
 from erase.runtime.files import write
 from flux_jax.errors import exits_cleanly
 from flux_jax.pipeline import Conditioning, Pipeline, load
@@ -33,7 +33,7 @@ SUBJECTS = ("cat", "rabbit", "banana", "horse", "dog", "apple", "fish", "crown")
 OBJECTS = ("jeans", "car", "house", "grapes", "globe", "shoe", "key", "star")
 
 
-def measure(pictures: int) -> dict[str, Any]:
+def measure(pictures: int) -> RelationsResult:
     """Draws every relation with every swap.
 
     Args:
@@ -45,63 +45,62 @@ def measure(pictures: int) -> dict[str, Any]:
     pipe, judge = load(MODEL), NetworkJudge.load(f"{MODEL}/judge")
     every = itertools.cycle(itertools.product(SUBJECTS, OBJECTS))
     pairs = list(itertools.islice(every, 0, 2 * pictures, 2))
-    result: dict[str, Any] = {}
+    shares: dict[str, dict[str, RelationShares]] = {}
     for first, second in CONVERSES:
-        for own, other in ((first, second), (second, first)):
-            result[own] = {
-                swap: found(pipe, judge, pairs, conditioning, (own, other))
-                for swap, conditioning in swaps(pipe, pairs, own, other).items()
+        for relation, converse in ((first, second), (second, first)):
+            shares[relation] = {
+                swap: count(pipe, judge, pairs, conditioning, (relation, converse))
+                for swap, conditioning in swaps(pipe, pairs, relation, converse).items()
             }
-    return {"seed": SEED, "relations": result}
+    return {"seed": SEED, "relations": shares}
 
 
 def swaps(
-    pipe: Pipeline, pairs: Sequence[tuple[str, str]], own: str, other: str
+    pipe: Pipeline, pairs: Sequence[tuple[str, str]], relation: str, converse: str
 ) -> dict[str, Conditioning]:
     """Encoded sentences of a relation, with parts from its converse's."""
-    sentences = [f"a {a} {own} a {b}" for a, b in pairs]
-    converse = [f"a {a} {other} a {b}" for a, b in pairs]
-    encoded, taken = pipe.encode(sentences), pipe.encode(converse)
-    word = marks(pipe.tokenizer_2, sentences, own) > 0
+    sentences = [f"a {a} {relation} a {b}" for a, b in pairs]
+    others = [f"a {a} {converse} a {b}" for a, b in pairs]
+    encoded, encoded_others = pipe.encode(sentences), pipe.encode(others)
+    word = marks(pipe.tokenizer_2, sentences, relation) > 0
     nouns = zip(*pairs, strict=True)
     things = np.maximum(*(marks(pipe.tokenizer_2, sentences, each) for each in nouns)) > 0
-    assert np.array_equal(word, marks(pipe.tokenizer_2, converse, other) > 0), "the same places"
+    assert np.array_equal(word, marks(pipe.tokenizer_2, others, converse) > 0), "the same places"
     return {
         "nothing": encoded,
-        "the relation's tokens": swapped(encoded, taken, word),
-        "the two things' tokens": swapped(encoded, taken, things),
-        "the pooled vector": replace(encoded, pooled=taken.pooled),
+        "the relation's tokens": swap_tokens(encoded, encoded_others, word),
+        "the two things' tokens": swap_tokens(encoded, encoded_others, things),
+        "the pooled vector": replace(encoded, pooled=encoded_others.pooled),
     }
 
 
-def swapped(
-    encoded: Conditioning, taken: Conditioning, places: Bool[np.ndarray, "B T"]
+def swap_tokens(
+    encoded: Conditioning, others: Conditioning, places: Bool[np.ndarray, "B T"]
 ) -> Conditioning:
     """Encoded sentences whose tokens at some places are those of others."""
-    text: Float[Array, "B T E"] = jnp.where(places[..., None], taken.text, encoded.text)
+    text: Float[Array, "B T E"] = jnp.where(places[..., None], others.text, encoded.text)
     return replace(encoded, text=text)
 
 
-def found(
+def count(
     pipe: Pipeline,
     judge: NetworkJudge,
     pairs: Sequence[tuple[str, str]],
     conditioning: Conditioning,
     relations: tuple[str, str],
-) -> dict[str, Share]:
+) -> RelationShares:
     """How often the pictures show a relation, and its converse."""
     ids = pipe.image_ids(SIZE, SIZE)
     noise = pipe.noise(range(SEED, SEED + len(pairs)), SIZE, SIZE)
     pictures = pipe.decode(pipe.denoise(noise, conditioning, ids, 28, 3.5), SIZE, SIZE)
     entities = judge.config.entities
     subject, thing = (np.array([*map(entities.index, nouns)]) for nouns in zip(*pairs, strict=True))
-    shown = judge.relation(pictures, subject, thing).argmax(-1)
-    return {
-        name: wilson_interval(
-            int((shown == judge.config.relations.index(relation)).sum()), len(pairs)
-        )
-        for name, relation in zip(("own", "converse"), relations, strict=True)
-    }
+    answers = judge.relation(pictures, subject, thing).argmax(-1)
+    own, converse = (
+        wilson_interval(int((answers == judge.config.relations.index(relation)).sum()), len(pairs))
+        for relation in relations
+    )
+    return {"own": own, "converse": converse}
 
 
 @exits_cleanly

@@ -15,7 +15,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.experiments.study import count
+from benchmarks.results.schemas import RelearningResult
 from benchmarks.results.tables import relearning
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
@@ -30,6 +31,7 @@ from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, meta_unlearning
 from erase.methods.base import Method
 from erase.methods.configured import plan_of
+from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
 from erase.model.open import open_model
 from erase.runtime.files import write
@@ -37,7 +39,7 @@ from erase.runtime.memory import explains_memory
 from erase.training import loop
 from erase.training.make_adapters import banks_of
 from erase.training.prepare import runs_with_synonyms
-from erase.training.variants import left, resumed, train_variant
+from erase.training.variants import resume_results, train_variant, unmeasured
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -51,7 +53,7 @@ TEACH = jit_over_runs(Update("teach", gradient_of(meta_unlearning.teaching), ada
 
 def measure(
     methods: Mapping[str, Mapping[str, Config]], out: Path, stops: Sequence[int], rate: float
-) -> dict[str, Any]:
+) -> RelearningResult:
     """Erases by methods that the file does not hold yet, teaches again and counts.
 
     Args:
@@ -72,11 +74,11 @@ def measure(
         raise InputError("evaluation.judge = None: relearning is counted; name the judge's folder")
     head = {"runs": {name: config.concept for name, config in runs.items()}, "rate": rate}
     head |= {"stops": list(stops), "pictures": first.evaluation.pictures}
-    result = resumed(out, head, "methods", "measurement")
-    fresh = left(out, result, methods)
+    result = resume_results(RelearningResult, out, head, "methods", "measurement")
+    fresh = unmeasured(out, result["methods"], methods)
     pipe = open_model(first)
     before: dict[str, np.ndarray] = {}
-    for name, given in fresh.items():
+    for name, settings in fresh.items():
         adapters, _, _ = train_variant(methods[name], pipe)
         counted = {
             str(steps): [
@@ -85,9 +87,12 @@ def measure(
             ]
             for steps, taught in teach(adapters, methods[name], pipe, stops, rate)
         }
-        made = {"title": METHODS[name].title, "steps": counted, "settings": given}
-        result["methods"][name] = made
-        result |= {"device": jax.devices()[0].device_kind or platform.machine()}
+        result["methods"][name] = {
+            "title": METHODS[name].title,
+            "steps": counted,
+            "settings": settings,
+        }
+        result["device"] = jax.devices()[0].device_kind or platform.machine()
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 
@@ -118,11 +123,15 @@ def teach(
     }
     plans = {name: plan_of(config, pipe, listed(config)) for name, config in configs.items()}
     training = loop.place_on_devices(configs, pipe, banks_of(configs, pipe, plans), plans)
-    settings = replace(training.context.settings, learning_rate=rate, weight_decay=0.0, clip=None)
-    context = replace(training.context, settings=settings)
+    settings = training.context.settings
+    assert isinstance(settings, meta_unlearning.Settings), "the method's own"
+    settings = replace(settings, learning_rate=rate, weight_decay=0.0, clip=None)
+    context = cast(
+        StepContext[meta_unlearning.Settings], replace(training.context, settings=settings)
+    )
     lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))
-    own = {"teach": jax.vmap(adamw(settings).init)(lora)}
-    state = context.divided(State(lora, own, jnp.ones(len(configs), bool)))
+    opt_states = {"teach": jax.vmap(adamw(settings).init)(lora)}
+    state = context.divided(State(lora, opt_states, jnp.ones(len(configs), bool)))
     for done, following in itertools.pairwise((0, *stops)):
         for step in range(done + 1, following + 1):
             keys = loop.keys_of(training.keys, step, 1)[:, 0]

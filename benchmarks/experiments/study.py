@@ -21,6 +21,7 @@ from absl import app, flags
 from jaxtyping import Bool
 from rich.console import Console
 
+from benchmarks.results.schemas import StudyResult, StudyRow
 from benchmarks.results.tables import sums
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
@@ -28,10 +29,11 @@ from erase.evaluation import evaluate, statistics
 from erase.evaluation.eval_prompts import configured_judge, draw_and_judge
 from erase.evaluation.percent import number_table, percent
 from erase.model.open import open_model
+from erase.report.tables import cell_side
 from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
 from erase.training.prepare import runs_with_synonyms, shared_settings
-from erase.training.variants import learnt_from, resumed, train_variant
+from erase.training.variants import learnt_from, resume_results, train_variant
 from flux_jax.errors import InputError, exits_cleanly, nearest
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -54,7 +56,7 @@ class Study:
     seeds: tuple[int, ...]
 
 
-def run_study(study: Study, out: Path) -> dict[str, Any]:
+def run_study(study: Study, out: Path) -> StudyResult:
     """Trains and counts every variant.
 
     Args:
@@ -89,7 +91,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "pictures": first.evaluation.pictures,
     }
-    result = resumed(out, head, "variants", "study")
+    result = resume_results(StudyResult, out, head, "variants", "study")
     for config in (each for plan in plans.values() for each in plan.values()):
         configured_judge(config)
     pipe = open_model(first)
@@ -97,15 +99,18 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
     last, trained = None, None
     for variant, configs in plans.items():
         changes = json.loads(json.dumps(study.variants[variant]))
-        if result["variants"].get(variant, {}).get("changes") == changes:
+        if variant in result["variants"] and result["variants"][variant].get("changes") == changes:
             continue
         learnt = [learnt_from(config) for config in configs.values()]
         if trained is None or learnt != last:
             last, trained = learnt, train_variant(configs, pipe)
         adapters, iterations, seconds = trained
-        rows = [
-            {"name": name.rpartition("-")[0], "iterations": iterations[name]}
-            | count(pipe, adapters[name], config, before)
+        rows: list[StudyRow] = [
+            {
+                "name": name.rpartition("-")[0],
+                "iterations": iterations[name],
+                **count(pipe, adapters[name], config, before),
+            }
             for name, config in runs_with_synonyms(configs).items()
         ]
         result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
@@ -118,7 +123,7 @@ def run_study(study: Study, out: Path) -> dict[str, Any]:
 
 def count(
     pipe: Pipeline, adapter: Adapter, config: Config, before: dict[str, Bool[np.ndarray, "B"]]
-) -> dict[str, Any]:
+) -> StudyRow:
     """What the judge finds with the base and with an adapter.
 
     Args:
@@ -144,13 +149,12 @@ def count(
     return {"concept": config.concept, "kind": kind, "seed": config.seed, "cells": cells}
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(result: StudyResult) -> None:
     """Prints a line for each variant."""
-    table = number_table(result["question"], ("", *statistics.CELLS, "H"))
+    table = number_table(result.get("question", ""), ("", *statistics.CELLS, "H"))
     for name, variant in result["variants"].items():
         cells = sums(variant)
-        shares = [cells[c]["after"]["share"] if c in cells else None for c in statistics.CELLS]
-        shares.append(cells["H"]["after"])
+        shares = [cell_side(cells, cell, "after") for cell in (*statistics.CELLS, "H")]
         table.add_row(name, *("" if s is None else percent(s) for s in shares))
     Console().print(table)
 

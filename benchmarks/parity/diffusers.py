@@ -41,12 +41,12 @@ def measure(folder: Path, lora: Path, inputs: Inputs, dtype: str) -> tuple[Veloc
         dtype: of weights and products.
     """
     model = open_model(folder, dtype)
-    found = velocities(model, inputs, False)
+    by_scale = velocities(model, inputs, False)
     add_lora(model, lora)
-    found |= velocities(model, inputs, True)
+    by_scale |= velocities(model, inputs, True)
     with watched(model) as blocks:
         velocity(model, inputs, GUIDANCES[0])
-    return found, blocks
+    return by_scale, blocks
 
 
 def measure_exactly(
@@ -96,7 +96,7 @@ def velocity(model: FluxTransformer2DModel, inputs: Inputs, guidance: float) -> 
     place: Any = {"device": model.device, "dtype": model.dtype}
     text_ids, image_ids = positions(model, inputs)
     scale = torch.full((1,), guidance, device=model.device, dtype=torch.float32)
-    made = model(
+    output = model(
         hidden_states=torch.tensor(inputs.latents, **place),
         encoder_hidden_states=torch.tensor(inputs.text, **place),
         pooled_projections=torch.tensor(inputs.pooled, **place),
@@ -106,7 +106,7 @@ def velocity(model: FluxTransformer2DModel, inputs: Inputs, guidance: float) -> 
         guidance=scale if model.config["guidance_embeds"] else None,
         return_dict=False,
     )
-    return as_array(made[0])
+    return as_array(output[0])
 
 
 def positions(model: FluxTransformer2DModel, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,12 +28,12 @@ def velocities(pipe: Pipeline, adapter: Adapter, inputs: Inputs) -> Velocities:
         jnp.full((1,), TIMESTEP),
         image_ids(pipe, inputs),
     )
-    found = {}
+    by_scale = {}
     for adapted, used in ((False, ()), (True, ((adapter, 1.0),))):
         for scale in GUIDANCES:
-            made = pipe.velocity(*arguments, scale, used)
-            found[adapted, scale] = np.asarray(made, np.float32)
-    return found
+            velocity = pipe.velocity(*arguments, scale, used)
+            by_scale[adapted, scale] = np.asarray(velocity, np.float32)
+    return by_scale
 
 
 def image_ids(pipe: Pipeline, inputs: Inputs) -> Array:

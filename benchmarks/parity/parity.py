@@ -160,13 +160,13 @@ def read_both(path: Path) -> tuple[Path, Adapter]:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise InputError(f"adapter = {str(path)!r}: no {TORCH_FILE} there; check the path")
-    found = read_adapter(file)
-    if found.layout != "diffusers":
+    adapter = read_adapter(file)
+    if adapter.layout != "diffusers":
         raise InputError(f"adapter = {str(path)!r}: diffusers cannot load it; use convert.lora")
-    ups = (leaf for name, leaf in flatten(found.lora).items() if name.endswith("/B"))
+    ups = (leaf for name, leaf in flatten(adapter.lora).items() if name.endswith("/B"))
     if not any(np.any(leaf) for leaf in ups):
         raise InputError(f"adapter = {str(path)!r} changes nothing, every B is 0; train it first")
-    return file, Adapter(found.lora, found.alpha)
+    return file, Adapter(adapter.lora, adapter.alpha)
 
 
 def velocity_table(result: Mapping[str, Any]) -> Table:

@@ -1,20 +1,25 @@
 """Figures of results: from numbers in docs/results."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from benchmarks.results.schemas import CompositionsResult, StudyResult
 from benchmarks.results.tables import sums
 from erase.evaluation.percent import in_percent, percent
-from erase.report.tables import by_rank
+from erase.evaluation.statistics import cells_of
+from erase.report.tables import by_rank, cell_side
+from erase.runtime.results import Cell, Comparison, Share, Summary
 
 COLOURS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
-LINES = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
-MARKERS = {"Acc_e": "o", "Acc_g": "x", "Acc_ir": "D"}
+LINES: dict[Cell, str] = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
+MARKERS: dict[Cell, str] = {"Acc_e": "o", "Acc_g": "x", "Acc_ir": "D"}
+# What `methods` shows along x and y.
+PLANE = ("Acc_e", "Acc_ir")
 
 
-def composed(result: Mapping[str, Any]) -> Figure:
+def composed(result: CompositionsResult) -> Figure:
     """Cells and H against the number of concepts in one adapter, a line for each method."""
     counts = result["counts"]
     numbers = [int(count) for count in counts]
@@ -22,8 +27,8 @@ def composed(result: Mapping[str, Any]) -> Figure:
     axes = figure.subplots(1, 3, sharey=True)
     for axis, cell in zip(axes, ("Acc_e", "Acc_ir", "H"), strict=True):
         for number, name in enumerate(next(iter(counts.values()))):
-            values = [methods[name]["all"][cell]["after"] for methods in counts.values()]
-            heights = [in_percent(v) for v in values]
+            values = [cell_side(methods[name]["all"], cell, "after") for methods in counts.values()]
+            heights = [math.nan if v is None else in_percent(v) for v in values]
             axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=name)
         axis.set(title=cell, xlabel="concepts in one adapter", xscale="log", ylim=(-3, 103))
         axis.set_xticks(numbers, counts)
@@ -34,25 +39,25 @@ def composed(result: Mapping[str, Any]) -> Figure:
     return _plain(figure)
 
 
-def methods(result: Mapping[str, Any]) -> Figure:
+def methods(result: Comparison) -> Figure:
     """What methods leave of concepts, what they keep of others; areas are attacks that succeed."""
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axis = figure.subplots()
     every = by_rank(result)
     for number, each in enumerate(every):
-        colour, cells = f"C{number}", [each["cells"][cell]["after"] for cell in ("Acc_e", "Acc_ir")]
-        spans = [each["intervals"][cell] for cell in ("Acc_e", "Acc_ir")]
+        colour, cells = f"C{number}", cells_of(each["cells"])
+        shares = [cells[cell]["after"]["share"] for cell in PLANE]
+        spans = [each["intervals"][cell] for cell in PLANE]
         errors = [
-            _errors([{"share": cell["share"], "low": low, "high": high}])
-            for cell, (low, high) in zip(cells, spans, strict=True)
+            _errors([(share, low, high)]) for share, (low, high) in zip(shares, spans, strict=True)
         ]
-        x, y = (in_percent(cell) for cell in cells)
+        x, y = map(in_percent, shares)
         axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=colour, lw=0.8, zorder=1)
         success = each["attacks"]["share"]
         axis.scatter(x, y, _area(success), color=colour, alpha=0.75, zorder=2)
         label = f"{each['title']}, {percent(success)}"
         axis.plot([], [], "o", color=colour, alpha=0.75, label=label)
-    before = [in_percent(every[0]["cells"][cell]["before"]) for cell in ("Acc_e", "Acc_ir")]
+    before = [in_percent(cells_of(every[0]["cells"])[cell]["before"]) for cell in PLANE]
     axis.plot(*before, "k+", ms=10, label="base")
     axis.set(xlabel="Acc_e, %: the concept is still found", ylabel="Acc_ir, %: others are found")
     # Nothing stands below the worst method's interval, and the best lie close together.
@@ -69,7 +74,7 @@ def _area(share: float) -> float:
     return 15 + 600 * share
 
 
-def curve(study: Mapping[str, Any], along: str) -> Figure:
+def curve(study: StudyResult, along: str) -> Figure:
     """Shares against a number that names the study's variants; the base is at 0.
 
     Args:
@@ -80,12 +85,9 @@ def curve(study: Mapping[str, Any], along: str) -> Figure:
     axis = figure.subplots()
     steps = [0.0, *map(float, study["variants"])]
     for kind, colour in COLOURS.items():
-        found = [sums(variant, kind) for variant in study["variants"].values()]
+        every = [cells_of(sums(variant, kind)) for variant in study["variants"].values()]
         for cell, line in LINES.items():
-            shares = [
-                found[0][cell]["before"],
-                *(each[cell]["after"] for each in found),
-            ]
+            shares = [every[0][cell]["before"], *(each[cell]["after"] for each in every)]
             axis.plot(
                 steps, [in_percent(s) for s in shares], line, color=colour, label=f"{kind} {cell}"
             )
@@ -94,18 +96,18 @@ def curve(study: Mapping[str, Any], along: str) -> Figure:
     return _plain(figure)
 
 
-def dots(study: Mapping[str, Any]) -> Figure:
+def dots(study: StudyResult) -> Figure:
     """A line for each variant, a panel for each kind: every cell with its interval."""
     names = list(study["variants"])
     figure = Figure(figsize=(10, 1.1 + 0.28 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(COLOURS), sharey=True)
     for axis, (kind, colour) in zip(axes, COLOURS.items(), strict=True):
-        found = [sums(variant, kind) for variant in study["variants"].values()]
+        every = [cells_of(sums(variant, kind)) for variant in study["variants"].values()]
         for place, (cell, marker) in enumerate(MARKERS.items()):
-            values = [each[cell]["after"] for each in found]
+            values = [each[cell]["after"] for each in every]
             at = [index + 0.2 * (place - 1) for index in range(len(names))]
             shares = [in_percent(v) for v in values]
-            errors = _errors(values)
+            errors = _errors(list(map(_ends, values)))
             axis.errorbar(shares, at, xerr=errors, fmt=marker, color=colour, ms=4, lw=1, label=cell)
         axis.set(title=kind, xlabel="%", xlim=(-3, 103))
     axes[0].set_yticks(range(len(names)), names)
@@ -115,31 +117,44 @@ def dots(study: Mapping[str, Any]) -> Figure:
     return _plain(figure)
 
 
-def attack_bars(summary: Mapping[str, Any]) -> Figure:
+def attack_bars(summary: Summary) -> Figure:
     """Share of attacks that succeed on the base, with the concept silenced, with the adapter."""
-    families = [name for name in summary["all"] if name != "concepts"]
+    cells = cells_of(summary["all"])
     figure = Figure(figsize=(7.5, 3), layout="constrained")
     axis = figure.subplots()
-    sides = {
+    bars = {
         "before": ("base", "#cbd5e1"),
         "silenced": ("attention map erasure", "#b45309"),
         "after": ("adapter", "#0f766e"),
     }
-    for place, (side, (label, colour)) in enumerate(sides.items()):
-        values = [summary["all"][family][side] for family in families]
-        at = [index + 0.27 * (place - 1) for index in range(len(families))]
+    for place, (side, (label, colour)) in enumerate(bars.items()):
+        values = [sides[side] for sides in cells.values()]
+        at = [index + 0.27 * (place - 1) for index in range(len(cells))]
         heights = [in_percent(v) for v in values]
-        axis.bar(at, heights, 0.25, yerr=_errors(values), color=colour, label=label, capsize=2)
-    axis.set_xticks(range(len(families)), families)
+        axis.bar(
+            at,
+            heights,
+            0.25,
+            yerr=_errors(list(map(_ends, values))),
+            color=colour,
+            label=label,
+            capsize=2,
+        )
+    axis.set_xticks(range(len(cells)), list(cells))
     axis.set_ylabel("attacks that succeed, %")
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return _plain(figure)
 
 
-def _errors(values: Sequence[Mapping[str, float]]) -> list[list[float]]:
+def _ends(value: Share) -> tuple[float, float, float]:
+    """A share and its interval's ends."""
+    return value["share"], value["low"], value["high"]
+
+
+def _errors(values: Sequence[tuple[float, float, float]]) -> list[list[float]]:
     """How far intervals reach below and above their shares, in percent."""
-    below = [in_percent(value["share"] - value["low"]) for value in values]
-    return [below, [in_percent(value["high"] - value["share"]) for value in values]]
+    below = [in_percent(share - low) for share, low, _ in values]
+    return [below, [in_percent(high - share) for share, _, high in values]]
 
 
 def _plain(figure: Figure) -> Figure:

@@ -59,13 +59,15 @@ def draw(folder: Path, out: Path) -> None:
         InputError: the text, or numbers that it asks for, are not there.
     """
 
-    def table(drawn: Callable[..., str], name: str, *more: Any) -> str:
-        return drawn(read(folder, name), *more)
+    def table(render: Callable[..., str], name: str, *more: object) -> str:
+        return render(read_numbers(folder, name), *more)
 
-    def picture(figure: Callable[..., Figure], name: str, alt: str, *more: Any) -> str:
+    def picture(figure: Callable[..., Figure], name: str, alt: str, *more: object) -> str:
         path = folder / f"{name}.png"
         buffer = io.BytesIO()
-        figure(read(folder, name), *more).savefig(buffer, dpi=150, metadata={"Software": None})
+        figure(read_numbers(folder, name), *more).savefig(
+            buffer, dpi=150, metadata={"Software": None}
+        )
         write(path, buffer.getvalue())
         return f"![{alt}]({os.path.relpath(path, out.parent)})"
 
@@ -77,14 +79,14 @@ def draw(folder: Path, out: Path) -> None:
         undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.from_string(text)
-    asked = {name: functools.partial(table, drawn) for name, drawn in TABLES.items()}
-    shown = {name: functools.partial(picture, figure) for name, figure in FIGURES.items()}
+    table_calls = {name: functools.partial(table, render) for name, render in TABLES.items()}
+    picture_calls = {name: functools.partial(picture, figure) for name, figure in FIGURES.items()}
     here = [path.stem for path in folder.glob("*.json")]
-    write(out, page.render(**asked, **shown, here=here) + "\n")
+    write(out, page.render(**table_calls, **picture_calls, here=here) + "\n")
 
 
-def read(folder: Path, name: str) -> dict[str, Any]:
-    """The numbers of a name.
+def read_numbers(folder: Path, name: str) -> Any:
+    """The numbers of a name, of the type that the table or figure says.
 
     Raises:
         InputError: they are not there.

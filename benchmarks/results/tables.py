@@ -5,11 +5,20 @@ bootstrap's over concepts.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
+from benchmarks.results.schemas import (
+    CompositionsResult,
+    ConcurrencyResult,
+    FullSizeResult,
+    RelationsResult,
+    RelearningResult,
+    StudyResult,
+    Variant,
+)
 from erase.evaluation.percent import number
-from erase.evaluation.statistics import CELLS, SIDES, pooled, wilson_interval
+from erase.evaluation.statistics import CELLS, SIDES, cells_of, pooled, wilson_interval
 from erase.report.tables import NOTHING, cell_side, interval, markdown, shown_share
+from erase.runtime.results import Side, Summary, Sums
 
 # In the order of tables.
 KINDS = ("entity", "style", "relation")
@@ -19,19 +28,19 @@ KINDS = ("entity", "style", "relation")
 ITERATIONS = 300
 
 
-def kinds(summary: Mapping[str, Any]) -> str:
+def kinds(summary: Summary) -> str:
     """The paper's Table 3: a line for each kind, and for all; before → after."""
     rows = []
-    for kind, cells in _groups(summary).items():
-        pairs = [[cell_side(cells, cell, side) for side in SIDES] for cell in CELLS]
+    for kind, sums_of_kind in _groups(summary).items():
+        counted = cells_of(sums_of_kind)
+        pairs = [[counted.get(cell, {}).get(side) for side in SIDES] for cell in CELLS]
         shares = [f"{shown_share(before)} → {interval(after)}" for before, after in pairs]
-        sides = cells["H"]
-        h = f"{number(sides['before'])} → {number(sides['after'])}"
-        rows.append([kind, str(cells["concepts"]), *shares, h])
+        h = " → ".join(shown_share(cell_side(sums_of_kind, "H", side)) for side in SIDES)
+        rows.append([kind, str(sums_of_kind.get("concepts")), *shares, h])
     return markdown(["", "concepts", *CELLS, "H"], rows)
 
 
-def runs(summary: Mapping[str, Any]) -> str:
+def runs(summary: Summary) -> str:
     """A line for each concept; before → after."""
     rows = []
     for run in sorted(summary["runs"].values(), key=lambda run: KINDS.index(run["kind"])):
@@ -42,21 +51,21 @@ def runs(summary: Mapping[str, Any]) -> str:
     return markdown(["erased", "kind", *CELLS], rows)
 
 
-def apart(summary: Mapping[str, Any], apart: Mapping[str, str]) -> str:
+def apart(summary: Summary, apart: Mapping[str, str]) -> str:
     """What is kept, with and without one other concept of each run, such as a relation's converse.
 
     Args:
         summary: of runs whose counts by other concept are there.
         apart: that other concept, by the erased one.
     """
-    kept, lost, rest = [], [], []
+    others, excepted, rest = [], [], []
     for run in summary["runs"].values():
         if run["concept"] in apart:
-            rows = run["concepts"]
-            kept += rows
-            lost += [row for row in rows if row["concept"] == apart[run["concept"]]]
+            rows = run.get("concepts", [])
+            others += rows
+            excepted += [row for row in rows if row["concept"] == apart[run["concept"]]]
             rest += [row for row in rows if row["concept"] != apart[run["concept"]]]
-    names = {"all others": kept, "the one": lost, "the rest": rest}
+    names = {"all others": others, "the one": excepted, "the rest": rest}
     lines = []
     for name, rows in names.items():
         of = sum(row["of"] for row in rows)
@@ -65,55 +74,55 @@ def apart(summary: Mapping[str, Any], apart: Mapping[str, str]) -> str:
     return markdown(["found among", "pictures", "before", "after"], lines)
 
 
-def variants(study: Mapping[str, Any]) -> str:
+def variants(study: StudyResult) -> str:
     """A line for each variant of a study, after erasing; a triple of cells for each kind."""
-    having = list(dict.fromkeys(row["kind"] for row in _first(study)["rows"]))
-    rows = [["base", *(_triple(sums(_first(study), kind), "before") for kind in (*having, None))]]
+    kinds = list(dict.fromkeys(row["kind"] for row in _first(study)["rows"]))
+    rows = [["base", *(_triple(sums(_first(study), kind), "before") for kind in (*kinds, None))]]
     for name, variant in study["variants"].items():
-        found = [sums(variant, kind) for kind in (*having, None)]
-        took = [row["iterations"] for row in variant["rows"]]
+        every = [sums(variant, kind) for kind in (*kinds, None)]
+        counts = [row.get("iterations", 0) for row in variant["rows"]]
         rows.append(
-            [name, *(_triple(each, "after") for each in found), f"{min(took)} to {max(took)}"]
+            [name, *(_triple(each, "after") for each in every), f"{min(counts)} to {max(counts)}"]
         )
     rows[0].append("")
-    headings = ["", *(f"{kind} {' / '.join(CELLS)} / H" for kind in having), "all", "iterations"]
+    headings = ["", *(f"{kind} {' / '.join(CELLS)} / H" for kind in kinds), "all", "iterations"]
     return markdown(headings, rows)
 
 
-def intervals(study: Mapping[str, Any]) -> str:
+def intervals(study: StudyResult) -> str:
     """A line for each variant over all concepts, with intervals, and H of each of several seeds."""
     rows, several = [], study["seeds"] if len(study["seeds"]) > 1 else []
     for name, variant in study["variants"].items():
         cells = sums(variant)
         row = [
             name,
-            *(interval(cell_side(cells, cell, "after")) for cell in CELLS),
-            shown_share(cells["H"]["after"]),
+            *(interval(cells.get(cell, {}).get("after")) for cell in CELLS),
+            shown_share(cell_side(cells, "H", "after")),
         ]
         for seed in several:
-            own = pooled(each["cells"] for each in variant["rows"] if each["seed"] == seed)
-            row.append(number(own["H"]["after"]))
+            of_seed = pooled(each["cells"] for each in variant["rows"] if each["seed"] == seed)
+            row.append(shown_share(cell_side(of_seed, "H", "after")))
         rows.append(row)
     seeds = [f"H, seed {seed}" for seed in several]
     return markdown(["", *CELLS, "H", *seeds], rows)
 
 
-def attacks(summary: Mapping[str, Any]) -> str:
+def attacks(summary: Summary) -> str:
     """A line for each family of attacks: base / silenced / adapter, for each kind and for all."""
     groups = _groups(summary)
     rows = []
-    for family in [name for name in summary["all"] if name != "concepts"]:
+    for family in cells_of(summary["all"]):
         texts = []
         for group in groups.values():
-            sides = group.get(family, {})
+            sides = cells_of(group).get(family, {})
             shares = [number(sides[side]) for side in sides if side != "after"]
-            shown = interval if group is summary["all"] else number
-            texts.append(" / ".join([*shares, shown(sides["after"])]) if sides else NOTHING)
+            as_text = interval if group is summary["all"] else number
+            texts.append(" / ".join([*shares, as_text(sides["after"])]) if sides else NOTHING)
         rows.append([family, *texts])
     return markdown(["", *groups], rows)
 
 
-def speed(speed: Mapping[str, Any]) -> str:
+def speed(speed: ConcurrencyResult) -> str:
     """A line for each number of concepts that train at once, and how long all would take so."""
     alone, most = speed["runs"][0], speed["runs"][-1]["concepts"]
     rows = []
@@ -135,7 +144,7 @@ def speed(speed: Mapping[str, Any]) -> str:
     return markdown([*headings, all_of_them], rows)
 
 
-def swaps(result: Mapping[str, Any]) -> str:
+def swaps(result: RelationsResult) -> str:
     """A line for each swap of tokens: drawn as the relation / as its converse."""
     relations = result["relations"]
     rows = []
@@ -145,81 +154,84 @@ def swaps(result: Mapping[str, Any]) -> str:
     return markdown(["taken from the converse", *relations], rows)
 
 
-def compositions(result: Mapping[str, Any]) -> str:
+def compositions(result: CompositionsResult) -> str:
     """A line for each number of concepts and method."""
     rows = []
     for count, methods in result["counts"].items():
-        for name, found in methods.items():
-            cells = found["all"]
-            kept = (
-                f"{shown_share(cells['Acc_ir']['before'])} → {interval(cells['Acc_ir']['after'])}"
-            )
-            erased = (interval(cell_side(cells, cell, "after")) for cell in ("Acc_e", "Acc_g"))
-            h = shown_share(cells["H"]["after"])
-            rows.append([count, name, f"{found['strength']:.2f}", *erased, kept, h])
+        for name, composition in methods.items():
+            cells = cells_of(composition["all"])
+            others = cells.get("Acc_ir", {})
+            before, after = shown_share(others.get("before")), interval(others.get("after"))
+            erased = [interval(cells.get(cell, {}).get("after")) for cell in ("Acc_e", "Acc_g")]
+            h = shown_share(cell_side(composition["all"], "H", "after"))
+            strength = f"{composition['strength']:.2f}"
+            rows.append([count, name, strength, *erased, f"{before} → {after}", h])
     return markdown(["concepts", "made by", "strength", *CELLS, "H"], rows)
 
 
-def full_size(result: Mapping[str, Any]) -> str:
+def full_size(result: FullSizeResult) -> str:
     """A line for each method that was run at full size."""
     rows = []
     for each in result["methods"].values():
         if "error" in each:
             rows.append([each["title"], each["error"], *[NOTHING] * 4])
             continue
-        update = each["update_s"]
+        updates, update = each.get("updates"), each.get("update_s")
+        memory = each.get("memory")
         rows.append(
             [
                 each["title"],
-                str(each["updates"]) if each["updates"] else NOTHING,
+                str(updates) if updates else NOTHING,
                 NOTHING if update is None else f"{update:.3f}",
-                f"{each['memory'] / 1e9:.1f}" if each["memory"] else NOTHING,
-                f"{each['parameters']:,}",
-                f"{each['whole_s']:.0f}",
+                f"{memory / 1e9:.1f}" if memory else NOTHING,
+                f"{each.get('parameters', 0):,}",
+                f"{each.get('whole_s', 0):.0f}",
             ]
         )
     headings = ["updates", "s an update", "peak, GB", "parameters", "whole command, s"]
     return markdown(["", *headings], rows)
 
 
-def relearning(result: Mapping[str, Any]) -> str:
+def relearning(result: RelearningResult) -> str:
     """A line for each method: Acc_e / Acc_ir after each number of steps that teach again."""
     steps = [str(count) for count in result["stops"]]
     rows = []
     for each in result["methods"].values():
-        found = [pooled(row["cells"] for row in each["steps"][count]) for count in steps]
-        shares = [[number(cells[c]["after"]) for c in ("Acc_e", "Acc_ir")] for cells in found]
+        every = [pooled(row["cells"] for row in each["steps"][count]) for count in steps]
+        shares = [
+            [shown_share(cell_side(cells, cell, "after")) for cell in ("Acc_e", "Acc_ir")]
+            for cells in every
+        ]
         rows.append([each["title"], *(" / ".join(pair) for pair in shares)])
     return markdown(["", *(f"{count} steps" for count in steps)], rows)
 
 
-def composed_kinds(result: Mapping[str, Any], count: str) -> str:
+def composed_kinds(result: CompositionsResult, count: str) -> str:
     """A line for each method of a number of concepts, by kind: Acc_e / Acc_g / Acc_ir."""
     rows = []
-    for name, found in result["counts"][count].items():
-        cells = found["kinds"].values()
+    for name, composition in result["counts"][count].items():
         texts = [
-            " / ".join(shown_share(cell_side(each, cell, "after")) for cell in CELLS)
-            for each in cells
+            " / ".join(shown_share(cells.get(cell, {}).get("after")) for cell in CELLS)
+            for cells in composition["kinds"].values()
         ]
         rows.append([name, *texts])
     return markdown(["made by", *result["counts"][count]["sum"]["kinds"]], rows)
 
 
-def _groups(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _groups(summary: Summary) -> dict[str, Sums]:
     """What is summed over each kind, in their order here, and over all."""
-    having = summary["kinds"]
-    return {**{kind: having[kind] for kind in KINDS if kind in having}, "all": summary["all"]}
+    kinds = summary["kinds"]
+    return {**{kind: kinds[kind] for kind in KINDS if kind in kinds}, "all": summary["all"]}
 
 
-def _first(study: Mapping[str, Any]) -> Mapping[str, Any]:
+def _first(study: StudyResult) -> Variant:
     return next(iter(study["variants"].values()))
 
 
-def sums(variant: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
+def sums(variant: Variant, kind: str | None = None) -> Sums:
     """A variant's cells over all of its runs, or those of a kind."""
     return pooled(row["cells"] for row in variant["rows"] if kind in (None, row["kind"]))
 
 
-def _triple(cells: Mapping[str, Any], side: str) -> str:
+def _triple(cells: Sums, side: Side) -> str:
     return " / ".join(shown_share(cell_side(cells, cell, side)) for cell in (*CELLS, "H"))

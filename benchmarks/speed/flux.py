@@ -83,8 +83,8 @@ def reached(result: Result, target: Target) -> float | None:
     for side in ("ours", target.partner):
         if side is None:
             continue
-        found = [number(result, side, name, target.field) for name in target.works]
-        if not (known := [value for value in found if value is not None]):
+        numbers = [number(result, side, name, target.field) for name in target.works]
+        if not (known := [value for value in numbers if value is not None]):
             return None
         least.append(min(known))
     return least[0] if target.partner is None else least[0] / least[1]
@@ -145,12 +145,12 @@ def cell(
     result: Result, side: str, name: str, unit: float, digits: int, field: str = "seconds"
 ) -> str:
     """A number in a unit, or why there is none; numbers of a run that left them are marked."""
-    found = result.get(side, {}).get("works", {}).get(name, {})
-    if "error" in found:
-        return found["error"] if field == "seconds" else NOTHING
+    record = result.get(side, {}).get("works", {}).get(name, {})
+    if "error" in record:
+        return record["error"] if field == "seconds" else NOTHING
     if (value := number(result, side, name, field)) is None:
         return NOTHING
-    return f"{value / unit:.{digits}f}" + ("" if found.get("finite", True) else " (not finite)")
+    return f"{value / unit:.{digits}f}" + ("" if record.get("finite", True) else " (not finite)")
 
 
 def share(flops: float | None, seconds: float | None, rate: float | None) -> str:

@@ -342,8 +342,8 @@ def main(argv: Sequence[str]) -> None:
     device = jax.devices()[0]
     entry = {"machine": {"device": device.device_kind, "jax": jax.__version__}, "works": {}}
     add(file, SIDE, entry | {"matmul_flops_per_second": matmul_rate(MATMUL, given.repeats)})
-    for name, found in measure(works, SIZES, load_config(nudity.get_config()), given.repeats):
-        add(file, SIDE, entry | {"works": {name: found}})
+    for name, record in measure(works, SIZES, load_config(nudity.get_config()), given.repeats):
+        add(file, SIDE, entry | {"works": {name: record}})
     if used := device.memory_stats():
         add(file, SIDE, entry | {"peak_bytes": used["peak_bytes_in_use"]})
 

@@ -188,10 +188,10 @@ def record(
         run()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    found = times([timed(run, device) for _ in range(repeats)])
+    durations = times([timed(run, device) for _ in range(repeats)])
     return {
-        **found,
-        "compile_seconds": max(0.0, first - found["seconds"]),
+        **durations,
+        "compile_seconds": max(0.0, first - durations["seconds"]),
         "memory_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "finite": finite,
     }
@@ -256,8 +256,8 @@ def main(argv: Sequence[str]) -> None:
     packages = {name: version(name) for name in ("torch", "diffusers", "peft")}
     entry = {"machine": {"device": torch.cuda.get_device_name(), **packages}, "works": {}}
     add(file, given.side, entry)
-    for name, found in measure(works, SIZES, given.side, torch.device("cuda"), given.repeats):
-        add(file, given.side, entry | {"works": {name: found}})
+    for name, record in measure(works, SIZES, given.side, torch.device("cuda"), given.repeats):
+        add(file, given.side, entry | {"works": {name: record}})
 
 
 if __name__ == "__main__":

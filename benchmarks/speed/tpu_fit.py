@@ -199,10 +199,10 @@ def measure(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) 
     begun = time.perf_counter()
     compiled = trace(program, config, sizes, mesh).lower().compile()
     seconds = time.perf_counter() - begun
-    found = compiled.memory_analysis()
-    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
-    results = found.output_size_in_bytes - found.alias_size_in_bytes
-    total = arguments + temporaries + results + found.generated_code_size_in_bytes
+    analysis = compiled.memory_analysis()
+    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    total = arguments + temporaries + results + analysis.generated_code_size_in_bytes
     tokens = config.height // PIXELS_PER_TOKEN * (config.width // PIXELS_PER_TOKEN)
     tokens += config.text_tokens or 0
     return Memory(
@@ -268,8 +268,8 @@ def table(rows: Sequence[Row]) -> Table:
         out.add_column(heading, justify="right")
     out.add_column("fits")
     for row in rows:
-        found = row.memory
-        sizes = (found.arguments, found.temporaries, found.total) if found else ()
+        memory = row.memory
+        sizes = (memory.arguments, memory.temporaries, memory.total) if memory else ()
         out.add_row(
             row.slice,
             str(row.side),

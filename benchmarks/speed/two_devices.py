@@ -44,7 +44,7 @@ from erase.methods.erase_anything import lower_update, upper_update
 from erase.runs import load_config
 from erase.runtime.files import write
 from erase.runtime.mesh import RUNS, SAMPLES
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.sharding import FSDP
@@ -89,7 +89,7 @@ class Case:
 
     def mesh(self) -> Mesh:
         """Its devices."""
-        return meshes.make({RUNS: self.concept, SAMPLES: self.data, FSDP: self.fsdp})
+        return sharding.make({RUNS: self.concept, SAMPLES: self.data, FSDP: self.fsdp})
 
 
 # Those that need less memory first: what was in use is known by its peak alone.
@@ -189,7 +189,7 @@ def collectives(profile: Any, calls: int) -> Record | None:
     Returns:
         Seconds a call, means over devices; None where no GPU was seen.
     """
-    found = []
+    records = []
     for plane in profile.planes:
         if not plane.name.startswith("/device:GPU"):
             continue
@@ -202,10 +202,10 @@ def collectives(profile: Any, calls: int) -> Record | None:
                     spans["nccl" in event.name.lower()].append(span)
         busy = covered(spans[True] + spans[False])
         if busy:
-            found.append((covered(spans[True]), busy - covered(spans[False])))
-    if not found:
+            records.append((covered(spans[True]), busy - covered(spans[False])))
+    if not records:
         return None
-    nccl, exposed = np.mean(found, axis=0) / calls / 1e9
+    nccl, exposed = np.mean(records, axis=0) / calls / 1e9
     return {"collective_seconds": float(nccl), "exposed_seconds": float(exposed)}
 
 
@@ -232,7 +232,7 @@ def on(mesh: Mesh, params: PyTree) -> PyTree:
             lambda leaf: leaf.addressable_shards[0].data if leaf.is_fully_replicated else leaf,
             params,
         )
-    return meshes.place_weights(mesh, params)
+    return sharding.place_weights(mesh, params)
 
 
 def record(

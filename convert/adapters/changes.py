@@ -107,18 +107,18 @@ def changes_of(adapters: Sequence[Adapter]) -> dict[Place, list[Change]]:
 
 def changes_in(slot: Slot, changes: Changes) -> list[list[Change]]:
     """The changes of each of a tensor's parts: those of a weight, or those of a bias."""
-    found = []
+    arrays = []
     for path in slot.leaves:
         target, _, name = path.rpartition("/")
         of_layer = changes.get((target, slot.block), ())
-        found.append(
+        arrays.append(
             [
                 change
                 for change in of_layer
                 if name == "kernel" or (name == "bias" and change.layer.bias is not None)
             ]
         )
-    return found
+    return arrays
 
 
 def merged(tensor: np.ndarray, slot: Slot, changes: Changes) -> np.ndarray:

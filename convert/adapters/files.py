@@ -105,13 +105,13 @@ def read_layers(path: str | Path) -> LayerFile:
     metadata = open_safetensors(file).metadata() or {}
     tensors = read_file(file)
     if tensors and all("/" in name for name in tensors):
-        found = _from_flax(file, tensors, metadata)
+        contents = _from_flax(file, tensors, metadata)
     else:
-        found = from_torch(file, tensors, metadata)
-    for line in found.notes:
+        contents = from_torch(file, tensors, metadata)
+    for line in contents.notes:
         note(f"{file}: {line}")
     rest = {name: value for name, value in metadata.items() if name not in OWN}
-    return LayerFile(found.layout, found.layers, rest, found.described, found.alphas)
+    return LayerFile(contents.layout, contents.layers, rest, contents.described, contents.alphas)
 
 
 def read_adapter(path: str | Path) -> AdapterFile:
@@ -120,9 +120,9 @@ def read_adapter(path: str | Path) -> AdapterFile:
     Raises:
         InputError: see `read_layers`; or a target's layers have different widths.
     """
-    found = read_layers(path)
-    lora, alpha = stack(_existing(Path(path)), found.layers)
-    return AdapterFile(found.layout, lora, number(alpha), found.metadata)
+    contents = read_layers(path)
+    lora, alpha = stack(_existing(Path(path)), contents.layers)
+    return AdapterFile(contents.layout, lora, number(alpha), contents.metadata)
 
 
 def read_lora(path: str | Path) -> tuple[dict[str, Any], float]:
@@ -151,14 +151,14 @@ def write_layers(
     file = named_file(Path(path), layout)
     if layout == FLAX:
         lora, alpha = stack_evenly(file, layers)
-        tensors, told = flatten(lora), {"alpha": repr(number(alpha))}
+        tensors, header = flatten(lora), {"alpha": repr(number(alpha))}
         first = next(pair for pair in layers.values() if isinstance(pair, Pair))
         if alpha.dtype != typed(number(alpha), first.down.dtype).dtype:
-            told[ALPHA_TYPE] = alpha.dtype.name
+            header[ALPHA_TYPE] = alpha.dtype.name
     else:
-        tensors, told = to_torch(file, layout, layers)
+        tensors, header = to_torch(file, layout, layers)
     kind = {"format": FLAX if layout == FLAX else "pt"}
-    write_file(file, tensors, {**(metadata or {}), **kind, **told})
+    write_file(file, tensors, {**(metadata or {}), **kind, **header})
     return file
 
 
@@ -234,14 +234,14 @@ def _from_flax(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
     check(file, tensors)
     layers = unstack(file, nest(tensors), alpha, dtype)
     named = {label(place): pair for place, pair in layers.items()}
-    found = {name: pair_problem(pair) for name, pair in named.items()}
-    refuse(file, [f"{name} {problem}" for name, problem in found.items() if problem])
-    made = {place: settled(pair) for place, pair in layers.items()}
-    kept = {place: pair for place, pair in made.items() if pair is not None}
-    if not kept:
+    problems = {name: pair_problem(pair) for name, pair in named.items()}
+    refuse(file, [f"{name} {problem}" for name, problem in problems.items() if problem])
+    pairs = {place: settled(pair) for place, pair in layers.items()}
+    nonzero = {place: pair for place, pair in pairs.items() if pair is not None}
+    if not nonzero:
         raise InputError(f"{file}: changes nothing: alpha is 0")
-    alphas = {place: layers[place].alpha for place in kept if number(layers[place].alpha) <= 0}
-    return Found(FLAX, kept, (), FLAX, alphas)
+    alphas = {place: layers[place].alpha for place in nonzero if number(layers[place].alpha) <= 0}
+    return Found(FLAX, nonzero, (), FLAX, alphas)
 
 
 def _dropped(layout: str, layers: Layers) -> str | None:

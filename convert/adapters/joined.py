@@ -10,9 +10,9 @@ these differ, it is the greatest and the other ups are scaled down, all in a wid
 the former bits can be recovered.
 
 The way back follows the zeros in up. What these do not tell (an up that is zero itself, a type, an
-alpha before scaling) is told beside the tensors, as `Told`. Whatever is told, a pair comes apart
-only into layers that join to the same bits again; failing that, each layer gets all of down and
-its rows of up, which is always true.
+alpha before scaling) is written beside the tensors, as `PartRecord`. Whatever is written there, a
+pair comes apart only into layers that join to the same bits again; failing that, each layer gets
+all of down and its rows of up, which is always true.
 
 Axis letters: I inputs, O outputs, R rank.
 """
@@ -31,7 +31,7 @@ FLOATS = {name: np.dtype(name) for name in TYPES if "float" in name}
 
 
 @dataclass(frozen=True)
-class Told:
+class PartRecord:
     """What a layer was before it was joined."""
 
     rank: int
@@ -39,13 +39,13 @@ class Told:
     types: tuple[str, str, str]
 
     @classmethod
-    def of(cls, pair: Pair) -> "Told":
+    def of(cls, pair: Pair) -> "PartRecord":
         """What to tell of this layer; types are those of down, up and alpha."""
         types = (pair.down.dtype.name, pair.up.dtype.name, pair.alpha.dtype.name)
         return cls(pair.rank, number(pair.alpha), types)
 
     @classmethod
-    def parse(cls, entry: Any) -> "Told | None":
+    def parse(cls, entry: Any) -> "PartRecord | None":
         """What `as_json` made.
 
         Raises:
@@ -54,10 +54,10 @@ class Told:
         if entry is None:
             return None
         down, up, alpha = (name for name in entry["types"] if FLOATS[name])
-        told = cls(int(entry["rank"]), float(entry["alpha"]), (down, up, alpha))
-        if told.rank < 1 or not ALPHAS[0] <= told.alpha <= ALPHAS[1]:
-            raise ValueError(f"rank = {told.rank}, alpha = {told.alpha}")
-        return told
+        record = cls(int(entry["rank"]), float(entry["alpha"]), (down, up, alpha))
+        if record.rank < 1 or not ALPHAS[0] <= record.alpha <= ALPHAS[1]:
+            raise ValueError(f"rank = {record.rank}, alpha = {record.alpha}")
+        return record
 
     def as_json(self) -> dict[str, Any]:
         """For the file's header."""
@@ -96,28 +96,28 @@ def join(layers: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
 
 
 def split(
-    joined: Pair, widths: Sequence[int], told: Sequence[Told | None] | None = None
+    joined: Pair, widths: Sequence[int], records: Sequence[PartRecord | None] | None = None
 ) -> list[Pair | None]:
     """The layers of a joined pair; None for one without an adapter.
 
     Args:
         joined: the pair.
         widths: numbers of outputs of the joined layers, in order.
-        told: what `untold` gave when it was made, if anything.
+        records: what `records_of_parts` gave when it was made, if anything.
     """
-    for parts in (told, _by_zeros(joined, widths)):
+    for parts in (records, _by_zeros(joined, widths)):
         if parts is not None and _fits(joined, widths, parts):
-            # What is told may be a lie, of which numbers that no type holds come.
+            # The records may be wrong, and then numbers that no type holds come.
             with np.errstate(over="ignore", invalid="ignore"):
                 layers = _apart(joined, widths, parts)
                 if same(join(layers, widths), joined):
                     return layers
-    return list(_apart(joined, widths, [Told.of(joined)] * len(widths)))
+    return list(_apart(joined, widths, [PartRecord.of(joined)] * len(widths)))
 
 
-def untold(
+def records_of_parts(
     layers: Sequence[Pair | None], joined: Pair, widths: Sequence[int]
-) -> list[Told | None] | None:
+) -> list[PartRecord | None] | None:
     """What must be told of these layers to get them from `joined`; None if the tensors suffice.
 
     Raises:
@@ -125,10 +125,10 @@ def untold(
     """
     if _equal(split(joined, widths), layers):
         return None
-    told = [None if pair is None else Told.of(pair) for pair in layers]
-    if not _equal(split(joined, widths, told), layers):
+    records = [None if pair is None else PartRecord.of(pair) for pair in layers]
+    if not _equal(split(joined, widths, records), layers):
         raise ValueError("no type is wide enough")
-    return told
+    return records
 
 
 def _equal(one: Sequence[Pair | None], other: Sequence[Pair | None]) -> bool:
@@ -148,7 +148,7 @@ def _times(up: np.ndarray, ratio: Fraction, dtype: Any) -> np.ndarray:
     return up.astype(dtype) if ratio == 1 else (up.astype(float) * float(ratio)).astype(dtype)
 
 
-def _by_zeros(joined: Pair, widths: Sequence[int]) -> list[Told | None] | None:
+def _by_zeros(joined: Pair, widths: Sequence[int]) -> list[PartRecord | None] | None:
     """What the zeros in up say: which layers there are and which columns are whose."""
     used = np.stack([part.any(axis=0) for part in _rows(_bits(joined.up), widths)])
     present = used.any(axis=1)
@@ -159,29 +159,33 @@ def _by_zeros(joined: Pair, widths: Sequence[int]) -> list[Told | None] | None:
         owners = np.where(used.any(axis=0), used.argmax(axis=0), -1)
         owners = np.maximum.accumulate(np.where(owners < 0, present.argmax(), owners))
         ranks = np.bincount(owners, minlength=len(widths)).tolist()
-    types = Told.of(joined).types
+    types = PartRecord.of(joined).types
     alphas = (typed(float(joined.scale * rank), joined.alpha.dtype) for rank in ranks)
     return [
-        Told(rank, number(alpha), (*types[:2], alpha.dtype.name)) if rank else None
+        PartRecord(rank, number(alpha), (*types[:2], alpha.dtype.name)) if rank else None
         for rank, alpha in zip(ranks, alphas, strict=True)
     ]
 
 
-def _fits(joined: Pair, widths: Sequence[int], told: Sequence[Told | None]) -> bool:
+def _fits(joined: Pair, widths: Sequence[int], records: Sequence[PartRecord | None]) -> bool:
     """Whether a pair of this rank can be what these layers became."""
-    ranks = [each.rank for each in told if each is not None]
-    return len(told) == len(widths) and (sum(ranks) == joined.rank or set(ranks) == {joined.rank})
+    ranks = [each.rank for each in records if each is not None]
+    return len(records) == len(widths) and (
+        sum(ranks) == joined.rank or set(ranks) == {joined.rank}
+    )
 
 
-def _apart(joined: Pair, widths: Sequence[int], told: Sequence[Told | None]) -> list[Pair | None]:
-    """The layers, if they were what is told."""
-    present = [each for each in told if each is not None]
+def _apart(
+    joined: Pair, widths: Sequence[int], records: Sequence[PartRecord | None]
+) -> list[Pair | None]:
+    """The layers, if they were as the records say."""
+    present = [each for each in records if each is not None]
     shared = sum(each.rank for each in present) != joined.rank
     scales = [Fraction(repr(each.alpha)) / each.rank for each in present]
     greatest = max(scales)
     layers: list[Pair | None] = []
     column = 0
-    for each, up in zip(told, _rows(joined.up, widths), strict=True):
+    for each, up in zip(records, _rows(joined.up, widths), strict=True):
         if each is None:
             layers.append(None)
             continue

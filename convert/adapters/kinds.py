@@ -189,18 +189,18 @@ def refuse_unknown(file: Path, unknown: Sequence[str], known: int) -> None:
         )
     if known:
         for pattern, what in _FORMS_FOUND:
-            found = [name for name in unknown if pattern.search(name)]
-            if found:
-                raise listed(f"{file}: an adapter with {what}", found, "these are not read")
+            matches = [name for name in unknown if pattern.search(name)]
+            if matches:
+                raise listed(f"{file}: an adapter with {what}", matches, "these are not read")
     for pattern, what, mend in _OTHERS_FOUND:
-        found = [name for name in unknown if pattern.search(name)]
-        if found:
+        matches = [name for name in unknown if pattern.search(name)]
+        if matches:
             said = f"{file}: {what}, not an adapter of FLUX.1's transformer"
-            raise listed(said, found, mend or "give one that was made for FLUX.1")
+            raise listed(said, matches, mend or "give one that was made for FLUX.1")
     for pattern, what in _FORMS_FOUND:
-        found = [name for name in unknown if pattern.search(name)]
-        if found:
-            raise listed(f"{file}: {what}", found, "these are not read; give a LoRA of FLUX.1")
+        matches = [name for name in unknown if pattern.search(name)]
+        if matches:
+            raise listed(f"{file}: {what}", matches, "these are not read; give a LoRA of FLUX.1")
     said = "no known adapter layout"
     if known:
         said = (

@@ -277,16 +277,16 @@ _SPELLED = {
 def parse(name: str) -> Key | None:
     """What a key says, or None if no layout has it."""
     for ending, part in _ENDING:
-        found = ending.fullmatch(name)
-        if not found:
+        match = ending.fullmatch(name)
+        if not match:
             continue
-        stem = found["stem"].replace(".processor.to_", ".to_")
+        stem = match["stem"].replace(".processor.to_", ".to_")
         if stem.endswith("attn.to_out"):
             stem += ".0"
         block = _BLOCK.search(stem)
         place = _SPELLED.get(_BLOCK.sub("{i}", stem, count=1))
         if place:
-            said = found.groupdict()
+            said = match.groupdict()
             number = int(block[0]) if block else None
             return Key(
                 *place, number, part or said["part"], said["ending"], said.get("adapter") or ""

@@ -164,17 +164,19 @@ def _magnitude(parts: Mapping[str, np.ndarray], outputs: int) -> np.ndarray | No
     return magnitude.reshape(-1)
 
 
-def _alpha(parts: Mapping[str, np.ndarray], down: np.ndarray, told: float | None) -> np.ndarray:
+def _alpha(
+    parts: Mapping[str, np.ndarray], down: np.ndarray, header_alpha: float | None
+) -> np.ndarray:
     """The file's alpha, the header's, or the rank."""
     if "alpha" not in parts:
-        return implied(down) if told is None else typed(told, down.dtype)
-    given = parts["alpha"]
-    if given.size != 1:
-        return given
-    given = given.reshape(())
-    if is_float(given.dtype):
-        return given
-    return typed(float(given), down.dtype)
+        return implied(down) if header_alpha is None else typed(header_alpha, down.dtype)
+    alpha = parts["alpha"]
+    if alpha.size != 1:
+        return alpha
+    alpha = alpha.reshape(())
+    if is_float(alpha.dtype):
+        return alpha
+    return typed(float(alpha), down.dtype)
 
 
 def _full(parts: Mapping[str, np.ndarray], name: str, scales: Scales) -> np.ndarray:

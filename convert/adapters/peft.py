@@ -47,14 +47,14 @@ class Scales:
 
     def alpha(self, name: str, rank: int) -> float | None:
         """The alpha with which alpha / R is the layer's scale; None if nothing is said."""
-        given = _first(self.alphas, name, self.general)
-        return given * rank**0.5 if given is not None and self.root else given
+        alpha = _first(self.alphas, name, self.general)
+        return alpha * rank**0.5 if alpha is not None and self.root else alpha
 
     def scale(self, name: str) -> float:
         """The scale of a layer whose matrices do not show their rank."""
-        given = _first(self.alphas, name, self.general)
+        alpha = _first(self.alphas, name, self.general)
         rank = _first(self.ranks, name, self.rank)
-        return 1.0 if given is None or not rank else given / rank
+        return 1.0 if alpha is None or not rank else alpha / rank
 
 
 def header_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
@@ -68,11 +68,11 @@ def header_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
     where = f"{file}: {PEFT_METADATA} in the header"
     try:
         config = json.loads(metadata[PEFT_METADATA])
-        own = {k.removeprefix(MODEL): v for k, v in config.items() if k.startswith(MODEL)}
-        own = own or {name: value for name, value in config.items() if "." not in name}
+        values = {k.removeprefix(MODEL): v for k, v in config.items() if k.startswith(MODEL)}
+        values = values or {name: value for name, value in config.items() if "." not in name}
     except DAMAGES as error:
         raise _damaged(where, error) from error
-    return _scales(where, own)
+    return _scales(where, values)
 
 
 def folder_scales(file: Path) -> Scales | None:
@@ -127,12 +127,12 @@ def _damaged(where: str, error: Exception) -> InputError:
 def _first(
     patterns: Mapping[re.Pattern[str], float], name: str, general: float | None
 ) -> float | None:
-    found = (value for pattern, value in patterns.items() if pattern.fullmatch(name))
-    return next(found, general)
+    matches = (value for pattern, value in patterns.items() if pattern.fullmatch(name))
+    return next(matches, general)
 
 
-def _patterns(given: Any) -> dict[re.Pattern[str], float]:
-    return {_pattern(text): float(value) for text, value in (given or {}).items()}
+def _patterns(values: Any) -> dict[re.Pattern[str], float]:
+    return {_pattern(text): float(value) for text, value in (values or {}).items()}
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from convert.adapters.joined import Told, join, split, untold
+from convert.adapters.joined import PartRecord, join, records_of_parts, split
 from convert.adapters.layers import Full, Pair
 from convert.adapters.names import Layer, Place
 from convert.adapters.parts import UnusableError, product
 
 
 def apart(
-    layer: Layer, block: int | None, made: Pair | Full, told: list[Told | None] | None
+    layer: Layer, block: int | None, made: Pair | Full, records: list[PartRecord | None] | None
 ) -> dict[Place, Pair | Full]:
     """The layers of the model that a layout's layer holds.
 
@@ -39,7 +39,7 @@ def apart(
         parts = zip(deltas, biases, lengths, strict=True)
         return {place: Full(*part) for place, part in zip(places, parts, strict=True)}
     if made.bias is None and made.magnitude is None:
-        pairs = split(made, widths, told)
+        pairs = split(made, widths, records)
     else:
         ups = np.split(made.up, ends)
         pairs = [Pair(made.down, up, made.alpha) for up in ups]
@@ -52,7 +52,7 @@ def apart(
 
 def together(
     layer: Layer, parts: list[Pair | Full | None]
-) -> tuple[Pair | Full, list[Told | None] | None]:
+) -> tuple[Pair | Full, list[PartRecord | None] | None]:
     """The inverse of `apart`.
 
     Raises:
@@ -84,7 +84,7 @@ def together(
         return Full(np.concatenate(deltas), bias), None
     plain = [pair and replace(pair, bias=None) for pair in pairs]
     joined = join(plain, widths)
-    return replace(joined, bias=bias), untold(plain, joined, widths)
+    return replace(joined, bias=bias), records_of_parts(plain, joined, widths)
 
 
 def _delta(each: Pair | Full | None, width: int, inputs: int) -> np.ndarray:

@@ -116,18 +116,18 @@ def extents(source: Path, layers: Layers) -> dict[str, Shape]:
     Raises:
         InputError: a target's layers have different widths.
     """
-    found: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {}
     for (target, block), change in layers.items():
         outputs, inputs = change.shape
         blocks = () if block is None else (block + 1,)
-        known = found.setdefault(target, (*blocks, inputs, outputs))
+        known = shapes.setdefault(target, (*blocks, inputs, outputs))
         if known[-2:] != (inputs, outputs):
             raise InputError(
                 f"{source}: {label((target, block))} has {inputs} inputs and {outputs} outputs, in "
                 f"another block {known[-2]} and {known[-1]}; take a file of one model"
             )
-        found[target] = (*map(max, known[:-2], blocks), inputs, outputs)
-    return found
+        shapes[target] = (*map(max, known[:-2], blocks), inputs, outputs)
+    return shapes
 
 
 def _as_they_are(layers: Layers) -> tuple[dict[str, Any], np.ndarray]:

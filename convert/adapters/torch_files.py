@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.adapters.joined import Told
+from convert.adapters.joined import PartRecord
 from convert.adapters.kinds import is_norm, listed, refuse_unknown, split_encoders
 from convert.adapters.layers import Full, Layers, Pair, implied, number, same_bits
 from convert.adapters.names import (
@@ -45,9 +45,9 @@ from convert.adapters.rows import apart, together
 from flux_jax.errors import InputError, counted, shortened
 from flux_jax.weights.mapping import DAMAGED
 
-TOLD = "joined_layers"
+JOINED_LAYERS = "joined_layers"
 # Header entries that say something about the tensors.
-HEADER = (PEFT_METADATA, TOLD)
+HEADER = (PEFT_METADATA, JOINED_LAYERS)
 # The longest example of what is wrong.
 PROBLEM = 160
 MEND = "give a file that holds one adapter of FLUX.1's transformer, whole and in one layout"
@@ -110,7 +110,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
             notes.append("no adapter_config.json beside it, so alpha is taken to be the rank")
 
     stems = _by_layer(keys, tensors)
-    layers, alphas, unchanged = _changes(file, stems, _told(file, metadata), scales)
+    layers, alphas, unchanged = _changes(file, stems, _part_records(file, metadata), scales)
     if scales.dora and all(each.magnitude is None for each in layers.values()):
         raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
     if not layers:
@@ -123,7 +123,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
 
 
 def _changes(
-    file: Path, stems: Stems, told: Mapping[str, list[Told | None]], scales: Scales
+    file: Path, stems: Stems, records: Mapping[str, list[PartRecord | None]], scales: Scales
 ) -> tuple[dict[Place, Pair | Full], dict[Place, np.ndarray], int]:
     """The layers' changes, alphas of those that are not above 0, and how many layers have none.
 
@@ -138,17 +138,17 @@ def _changes(
         name = key.layer.in_block(key.block)
         try:
             _refuse_flux_2(file, stem, key.layer, tensors_of)
-            given = change(tensors_of, name, key.layer.targets, scales)
-            made = settled(given) if isinstance(given, Pair) else given
-            if made is None:
+            raw = change(tensors_of, name, key.layer.targets, scales)
+            change_of_layer = settled(raw) if isinstance(raw, Pair) else raw
+            if change_of_layer is None:
                 unchanged += 1
             else:
-                parts = apart(key.layer, key.block, made, told.get(name))
+                parts = apart(key.layer, key.block, change_of_layer, records.get(name))
                 if parts.keys() & layers.keys():
                     raise UnusableError("is changed twice, by itself and by what joins it")
                 layers |= parts
-                if isinstance(given, Pair) and number(given.alpha) <= 0:
-                    alphas |= dict.fromkeys(parts, given.alpha)
+                if isinstance(raw, Pair) and number(raw.alpha) <= 0:
+                    alphas |= dict.fromkeys(parts, raw.alpha)
         except UnusableError as error:
             bad.append(f"{shortened(stem)} {_form(tensors_of)}{error}")
     refuse(file, bad)
@@ -179,7 +179,7 @@ def to_torch(
     """
     _refuse_unheld(file, layout, layers)
     held: dict[str, Pair | Full] = {}
-    told: dict[str, Any] = {}
+    records: dict[str, Any] = {}
     bad: list[str] = []
     blocks = sorted({block for _, block in layers if block is not None})
     for layer in WRITTEN[layout].layers:
@@ -195,7 +195,7 @@ def to_torch(
                 continue
             held[spell(layout, layer, block, "")] = made
             if before:
-                told[name] = [each and each.as_json() for each in before]
+                records[name] = [each and each.as_json() for each in before]
     refuse(file, bad)
     pairs = [each for each in held.values() if isinstance(each, Pair)]
     every = layout != "diffusers" or any(
@@ -219,7 +219,7 @@ def to_torch(
                 tensors[stem + BIAS] = _own_bias(each)
         if layout != "diffusers" and each.bias is not None:
             tensors[stem + FULL_BIAS] = each.bias
-    return tensors, {TOLD: json.dumps(told)} if told else {}
+    return tensors, {JOINED_LAYERS: json.dumps(records)} if records else {}
 
 
 def _own_bias(pair: Pair) -> np.ndarray:
@@ -245,9 +245,9 @@ def _described(naming: Naming, layers: Iterable[Mapping[str, np.ndarray]]) -> st
     if naming.flat and naming.layers is SPLIT:
         names += ", with underscores for dots"
     parts = {part for layer in layers for part in layer}
-    own = [form for form, its in (("LoKr", LOKR), ("LoHa", LOHA)) if its & parts]
-    if own or naming.prefix == LYCORIS:
-        return f"LyCORIS ({' and '.join(own) or 'LoRA'}), layers named as in {names}"
+    kinds = [form for form, its in (("LoKr", LOKR), ("LoHa", LOHA)) if its & parts]
+    if kinds or naming.prefix == LYCORIS:
+        return f"LyCORIS ({' and '.join(kinds) or 'LoRA'}), layers named as in {names}"
     return names
 
 
@@ -315,13 +315,13 @@ def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
     )
 
 
-def _told(file: Path, metadata: Mapping[str, str]) -> dict[str, list[Told | None]]:
+def _part_records(file: Path, metadata: Mapping[str, str]) -> dict[str, list[PartRecord | None]]:
     """What the header tells of joined layers, by their names."""
     try:
-        entries = json.loads(metadata.get(TOLD, "{}"))
-        return {name: [Told.parse(each) for each in parts] for name, parts in entries.items()}
+        entries = json.loads(metadata.get(JOINED_LAYERS, "{}"))
+        return {name: [PartRecord.parse(each) for each in parts] for name, parts in entries.items()}
     except DAMAGES as error:
         raise InputError(
-            f"{file}: {TOLD} in the header is damaged ({shortened(repr(error))}); convert the "
-            "adapter again, or remove the entry"
+            f"{file}: {JOINED_LAYERS} in the header is damaged ({shortened(repr(error))}); convert "
+            "the adapter again, or remove the entry"
         ) from error

@@ -14,7 +14,6 @@ it is left out of Acc_g; where all are, H is that of the other two.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
             print(report.write(workdir / name))
     if given:
         config, _ = next(iter(runs.values()))
-        card.of_evaluated(find_adapter(given), asdict(config), results, workdir)
+        card.of_evaluated(find_adapter(given), config, results, workdir)
     if len(runs) > 1:
         write_summary(workdir, results)
 

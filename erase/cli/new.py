@@ -19,6 +19,7 @@ from rich.text import Text
 
 from convert.arguments import Parser
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
+from erase.methods.settings.erase_anything import Settings
 from flux_jax.errors import InputError, exits_cleanly, nearest, printable
 
 INDENT = " " * 8

@@ -5,7 +5,6 @@ Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -99,8 +98,8 @@ def read_part(text: str) -> Part:
         InputError: there is no adapter, it cannot be used, or the weight is no number.
     """
     path, weight = split_strength(text)
-    found = read_layers(find_adapter(path))
-    return Part(path, weight, found.layers, found.metadata)
+    adapter = read_layers(find_adapter(path))
+    return Part(path, weight, adapter.layers, adapter.metadata)
 
 
 def check(parts: Sequence[Part]) -> None:
@@ -144,12 +143,12 @@ def weights(parts: Sequence[Part], method: str) -> list[float]:
     Raises:
         InputError: weights that are to be normalised sum up to zero.
     """
-    given = [part.weight for part in parts]
+    weights_of_parts = [part.weight for part in parts]
     if method != "normalized":
-        return given
-    if not (total := math.fsum(given)):
+        return weights_of_parts
+    if not (total := math.fsum(weights_of_parts)):
         raise InputError("the weights sum up to 0 and cannot be normalised; change one")
-    return [weight / total for weight in given]
+    return [weight / total for weight in weights_of_parts]
 
 
 def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]:
@@ -158,15 +157,15 @@ def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]
     for part, factor in zip(parts, factors, strict=True):
         for place, pair in part.scaled(factor).items():
             terms.setdefault(place, []).append(pair)
-    made = {}
+    sums = {}
     for place, pairs in terms.items():
         biases = [pair.bias for pair in pairs if pair.bias is not None]
-        made[place] = plain(
+        sums[place] = plain(
             np.concatenate([pair.down for pair in pairs]),
             np.concatenate([pair.up for pair in pairs], axis=1),
             np.sum(biases, axis=0) if biases else None,
         )
-    return made
+    return sums
 
 
 def leaves(layers: Layers) -> dict[str, np.ndarray]:
@@ -224,12 +223,12 @@ def relative(part: Float[np.ndarray, "..."], whole: Float[np.ndarray, "..."]) ->
     return float(np.linalg.norm(part) / (np.linalg.norm(whole) or 1))
 
 
-def table(method: str, found: Mapping[str, Mapping[str, float]]) -> Table:
+def table(method: str, shares: Mapping[str, Mapping[str, float]]) -> Table:
     """A line for each target, a column for each number."""
     out = Table("target", title=f"Composed by {method}")
-    for heading in next(iter(found.values())):
+    for heading in next(iter(shares.values())):
         out.add_column(heading, justify="right")
-    for target, numbers in found.items():
+    for target, numbers in shares.items():
         out.add_row(target, *(f"{number:.3f}" for number in numbers.values()))
     return out
 
@@ -242,7 +241,7 @@ def write(
     Raises:
         InputError: the type of the file does not hold the numbers.
     """
-    made, lost = {}, []
+    pairs, lost = {}, []
     with np.errstate(over="ignore"):
         for place, pair in layers.items():
             bias = None if pair.bias is None else pair.bias.astype(np.float32)
@@ -250,13 +249,13 @@ def write(
             held = [single.down, single.up, *([] if bias is None else [bias])]
             if not all(np.isfinite(part).all() for part in held):
                 lost.append(label(place))
-            made[place] = single
+            pairs[place] = single
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise InputError(
             f"{', '.join(lost[:3])}{more} would hold numbers beyond float32's: give smaller weights"
         )
-    rank = max(pair.rank for pair in made.values())
+    rank = max(pair.rank for pair in pairs.values())
     settings = {"method": method, "rank": rank, **options}
     settings["adapters"] = [
         {"path": str(part.path), "weight": part.weight, "concept": part.metadata.get("concept")}
@@ -270,15 +269,15 @@ def write(
     for key in ("base_model", "version"):
         if key in parts[0].metadata:
             metadata[key] = parts[0].metadata[key]
-    write_layers(out, "diffusers", made, metadata)
+    write_layers(out, "diffusers", pairs, metadata)
     try:
-        run = dataclasses.asdict(fusion.settings(str(parts[0].path), parts[0].metadata))
+        config = fusion.settings(str(parts[0].path), parts[0].metadata)
     except InputError as error:
         # The adapter is none the worse.
         print(f"no model card: {printable(str(error))}")
     else:
         names = [part.metadata.get("concept", str(part.path)) for part in parts]
-        card.of_composition(out, names, method, run)
+        card.of_composition(out, names, method, config)
     return out / TORCH_FILE
 
 
@@ -316,7 +315,7 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
     rank = options.rank or max(part.rank for part in parts)
     console = Console()
     if method == "fusion":
-        given = [leaves(part.scaled(f)) for part, f in zip(parts, factors, strict=True)]
+        changes = [leaves(part.scaled(f)) for part, f in zip(parts, factors, strict=True)]
         if biased := [
             part for part in parts for pair in part.pairs.values() if pair.bias is not None
         ]:
@@ -327,8 +326,8 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
         keep = read_lines(options.keep) if options.keep else ()
         prompts = fusion.prompts(headers, options.prompts, options.seed, keep)
         with explains_memory(MENDS):
-            flat, found = fusion.fuse(given, prompts, rank, options.preserve, options.seed)
-        console.print(table(method, found))
+            flat, shares = fusion.fuse(changes, prompts, rank, options.preserve, options.seed)
+        console.print(table(method, shares))
         used = {"prompts": options.prompts, "preserve": options.preserve, "seed": options.seed}
         used |= {"keep": keep} if keep else {}
         return write(parts, apart(flat), method, used, out)

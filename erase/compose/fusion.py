@@ -25,13 +25,14 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.module import Interceptor, InterceptorContext, NextGetter
 from jaxtyping import Array, Float, PyTree
 
 from erase.config.schema import Config
@@ -42,8 +43,7 @@ from erase.methods.parts.layer_inputs import SEEN, mean_over_steps
 from erase.methods.parts.least_squares import Moments, energy
 from erase.model.open import open_model
 from erase.runs import load_config
-from flux_jax import lora, progress
-from flux_jax import sharding as meshes
+from flux_jax import lora, progress, sharding
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, Denoiser
@@ -54,6 +54,7 @@ TEXT_LAYERS = re.compile("add_|context")
 # What tokens count: words besides the concept's, and what is no word.
 OTHER, PADDING = 0.1, 0.01
 
+T = TypeVar("T")
 Grams = dict[str, Float[np.ndarray, "L I I"]]
 
 
@@ -105,7 +106,7 @@ def prompts(
         templates = [as_template(prompt, config.concept) for prompt in config.prompts]
         alone = [t for t in templates if not concepts.search(t.replace(SLOT, " "))]
         pairs = [(phrase(t, w), w) for t in alone or templates for w in words]
-        erased.append(_drawn(rng, pairs, count))
+        erased.append(_sample(rng, pairs, count))
         known += [phrase(t, w) for t in templates for w in config.irrelevant]
         upper = config.method_settings(erase_anything.Settings).upper
         known += [] if upper.without_concept else upper.prompts
@@ -115,7 +116,7 @@ def prompts(
         )
     free = [p for p in dict.fromkeys(keep or known) if not concepts.search(p)]
     # As many of these as of each concept's would leave most of them out.
-    preserved = _drawn(rng, free, count * math.ceil(len(free) / count))
+    preserved = _sample(rng, free, count * math.ceil(len(free) / count))
     return Prompts(configs[0], tuple(erased), preserved)
 
 
@@ -134,7 +135,7 @@ def settings(file: str, header: Mapping[str, str]) -> Config:
         ) from error
 
 
-def _drawn(rng: np.random.Generator, sentences: Sequence[Any], count: int) -> tuple[Any, ...]:
+def _sample(rng: np.random.Generator, sentences: Sequence[T], count: int) -> tuple[T, ...]:
     """So many of the sentences in random order, from the start again if there are fewer."""
     order: list[int] = rng.permutation(len(sentences)).tolist()
     return tuple(sentences[index] for index in itertools.islice(itertools.cycle(order), count))
@@ -214,8 +215,8 @@ def gather(
         zip(changes, shown.erased, strict=True), total=len(changes), desc="concepts"
     ):
         sentences, words = zip(*pairs, strict=True)
-        own = concept_masks(pipe.tokenizer_2, sentences, words)
-        seen = walk(change, sentences, own + (1 - own) * _weights(pipe, sentences, OTHER))
+        masks = concept_masks(pipe.tokenizer_2, sentences, words)
+        seen = walk(change, sentences, masks + (1 - masks) * _weights(pipe, sentences, OTHER))
         leaves = {t: (seen[t], change[f"{t}/A"], change[f"{t}/B"]) for t in targets}
         asked = sum(energy(*each) for each in leaves.values())
         if not asked:
@@ -305,7 +306,7 @@ def grams(
     ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
     tree = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in change.items()})
-    samples = meshes.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
+    samples = sharding.share_out(pipe.mesh, (noise, pipe.encode(sentences), weights))
     model = pipe.denoiser(ids, config.guidance).replace(lora=tree)
     with jax.set_mesh(pipe.mesh):
         found = _grams(model, *samples, sigmas, targets=targets)
@@ -322,13 +323,15 @@ def _grams(
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L I I"]]:
-    return mean_over_steps(model, noise, conditioning, sigmas, _keeping(targets, weights))
+    return mean_over_steps(model, noise, conditioning, sigmas, _capture_grams(targets, weights))
 
 
-def _keeping(targets: Sequence[str], weights: Float[Array, "B T"]) -> Callable[..., Any]:
-    """Keeps the weighted mean of h^T h of the inputs of some layers, in float32."""
+def _capture_grams(targets: Sequence[str], weights: Float[Array, "B T"]) -> Interceptor:
+    """Captures the weighted mean of h^T h of the inputs of some layers, in float32."""
 
-    def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def interceptor(
+        call: NextGetter, args: tuple[Any, ...], kwargs: dict[str, Any], context: InterceptorContext
+    ) -> object:
         layer = context.module
         if context.method_name == "__call__" and "/".join(layer.path) in targets:
             h = args[0].reshape(len(args[0]), -1, args[0].shape[-1])

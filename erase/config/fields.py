@@ -110,9 +110,9 @@ def fill_defaults(cls: type, changes: Mapping[Any, Any]) -> dict[Any, Any]:
     for spec in dataclasses.fields(cls):
         hint = _hints(cls)[spec.name]
         if dataclasses.is_dataclass(hint):
-            given = changes.get(spec.name, {})
-            nested = isinstance(given, Mapping)
-            values[spec.name] = fill_defaults(typing.cast(type, hint), given) if nested else given
+            part = changes.get(spec.name, {})
+            nested = isinstance(part, Mapping)
+            values[spec.name] = fill_defaults(typing.cast(type, hint), part) if nested else part
             continue
         kind = _present(hint)
         kind = typing.get_origin(kind) or kind

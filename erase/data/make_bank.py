@@ -37,11 +37,11 @@ def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
     prompts, seeds = sentences[rows, planned.drawn], planned.trajectory_seeds
     if planned.shown:
         picture_prompts = pipe.recall(planned.shown)
-    if drawn := picture_prompts is not None and planned.pictures is None:
+    if draws_pictures := picture_prompts is not None and planned.pictures is None:
         prompts = jax.tree.map(lambda *both: np.concatenate(both), prompts, picture_prompts)
         seeds += planned.picture_seeds
     runs = denoised(config, pipe, prompts, seeds)
-    pictures = runs[len(rows) :, -1] if drawn else None
+    pictures = runs[len(rows) :, -1] if draws_pictures else None
     if planned.pictures is not None:
         pictures = np.concatenate(
             [
@@ -51,7 +51,7 @@ def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         )[: len(planned.pictures)]
     image_ids = pipe.image_ids(config.height, config.width)
     # NumPy's arrays stand where the devices' will.
-    made: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "sentences": sentences,
         "masks": planned.masks,
         "kinds": np.asarray(planned.kinds, np.int32),
@@ -64,4 +64,4 @@ def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         "times": np.asarray(pipe.schedule.sigmas(config.steps, len(image_ids))[:-1], np.float32),
         "image_ids": np.asarray(image_ids),
     }
-    return Bank(**made)
+    return Bank(**arrays)

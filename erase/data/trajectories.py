@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from erase.config.schema import Config
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import denoise
@@ -26,11 +26,11 @@ def denoised(
     parts = []
     for rows in batches(len(seeds), config.bank.batch, "denoising"):
         noise = pipe.noise([seeds[i] for i in rows], config.height, config.width)
-        samples = meshes.share_out(pipe.mesh, (noise, conditioning[rows]))
+        samples = sharding.share_out(pipe.mesh, (noise, conditioning[rows]))
         model = pipe.denoiser(image_ids, config.guidance)
         with jax.set_mesh(pipe.mesh):
             run = trajectories(model, *samples, sigmas)
-        parts.append(np.asarray(meshes.gather(pipe.mesh, run)))
+        parts.append(np.asarray(sharding.gather(pipe.mesh, run)))
     return np.concatenate(parts)[: len(seeds)]
 
 

@@ -21,14 +21,13 @@ from erase.evaluation.eval_prompts import (
     draw_and_judge,
 )
 from erase.evaluation.percent import csv_of_shares, interval, number_table, percent
-from erase.evaluation.statistics import AttackResult, Cells, count_cells
+from erase.evaluation.statistics import count_cells
 from erase.runtime.files import write
+from erase.runtime.results import AttackResult, Cells
+from erase.runtime.run_folder import ATTACKS_STEM as STEM
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
-
-STEM = "attacks"
-
 
 SIDES = ("before", "silenced", "after")
 
@@ -99,7 +98,7 @@ def attacks(config: Config, pictures: int, ordered: bool = False) -> list[EvalPr
     """
     settings = config.evaluation
     rng = np.random.default_rng(settings.seed)
-    drawn = []
+    prompts = []
     for family in FAMILIES:
         if (family == "synonyms" and not config.synonyms) or (family == "shuffled" and ordered):
             continue
@@ -112,8 +111,8 @@ def attacks(config: Config, pictures: int, ordered: bool = False) -> list[EvalPr
                 prompt = phrase(template, config.synonyms[turn % len(config.synonyms)])
             else:
                 prompt = phrase(template, DISGUISES[family](rng, config.concept))
-            drawn.append(EvalPrompt(family, prompt, settings.seed + index, config.concept))
-    return drawn
+            prompts.append(EvalPrompt(family, prompt, settings.seed + index, config.concept))
+    return prompts
 
 
 def attack(
@@ -139,16 +138,17 @@ def attack(
     judge = configured_judge(config)
     if judge is None:
         raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
-    drawn = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
-    check_prompts(pipe, judge, drawn)
+    eval_prompts = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
+    check_prompts(pipe, judge, eval_prompts)
     ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))
-    found: dict[str, np.ndarray] = {}
+    hits: dict[str, np.ndarray] = {}
     for side, (strength, silenced) in zip(SIDES, ways, strict=True):
         adapters = [(adapter, strength)]
-        found[side] = draw_and_judge(pipe, judge, drawn, config, adapters, side, silenced)
-    cells = count_cells([each.cell for each in drawn], found)
+        hits[side] = draw_and_judge(pipe, judge, eval_prompts, config, adapters, side, silenced)
+    cells = count_cells([each.cell for each in eval_prompts], hits)
     prompts = {
-        family: sorted({each.prompt for each in drawn if each.cell == family}) for family in cells
+        family: sorted({each.prompt for each in eval_prompts if each.cell == family})
+        for family in cells
     }
     result: AttackResult = {
         "concept": config.concept,

@@ -7,7 +7,7 @@ Axis letters: B pictures, h w picture sides.
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -23,6 +23,7 @@ from erase.evaluation.eval_prompts import (
 )
 from erase.evaluation.percent import number_table, percent
 from erase.runtime.files import write
+from erase.runtime.results import CalibrationResult
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -87,7 +88,7 @@ def calibrate(
     drop: float = 0.3,
     most: float = 1.5,
     tolerance: float = 0.05,
-) -> dict[str, Any]:
+) -> CalibrationResult:
     """Finds a run's strength and writes `calibration.json`.
 
     Args:
@@ -119,10 +120,11 @@ def calibrate(
         found = similarity(shown, base) if judge is None else judge_pictures(judge, shown, drawn)
         return float(found.mean())
 
-    kind, wanted = ("similarity", 1 - drop) if judge is None else ("share", share)
+    kind: Literal["share", "similarity"] = "similarity" if judge is None else "share"
+    wanted = 1 - drop if judge is None else share
     strength, tried = bisect(lambda at: value(pictures(at)), wanted, most, tolerance)
     tried = sorted([(0.0, value(base)), *tried])
-    result = {
+    result: CalibrationResult = {
         "concept": config.concept,
         "model": config.model.path,
         "strength": strength,
@@ -149,7 +151,7 @@ def _check_numbers(share: float, positive: Mapping[str, float]) -> None:
             raise InputError(f"{name} = {number} must be a positive number")
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: CalibrationResult) -> None:
     kind = result["measure"]
     shown = percent if kind == "share" else "{:.3f}".format
     title = f"{result['concept']!r}: strength {result['strength']:g} is enough"

@@ -35,10 +35,10 @@ def plan_early_stop(config: Config, pipe: Pipeline) -> tuple[Judge, list[EvalPro
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
     """
     check_judge(config)
-    judge, drawn = configured_judge(config), eval_prompts(config)
+    judge, prompts = configured_judge(config), eval_prompts(config)
     assert judge is not None, "checked above"
-    check_prompts(pipe, judge, drawn)
-    return judge, drawn
+    check_prompts(pipe, judge, prompts)
+    return judge, prompts
 
 
 def has_erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
@@ -52,7 +52,7 @@ def has_erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
     Raises:
         InputError: see `plan_early_stop`.
     """
-    judge, drawn = plan_early_stop(config, pipe)
+    judge, prompts = plan_early_stop(config, pipe)
     adapters = [(adapter, config.evaluation.strength)]
-    found = draw_and_judge(pipe, judge, drawn, config, adapters, f"of {config.concept}, to stop")
-    return bool(found.mean() <= config.early_stop.share)
+    hits = draw_and_judge(pipe, judge, prompts, config, adapters, f"of {config.concept}, to stop")
+    return bool(hits.mean() <= config.early_stop.share)

@@ -193,17 +193,17 @@ class NetworkJudge:
             InputError: a label is unknown, or a relation's prompt does not name a pair.
         """
         kinds = [self.kind(label) for label in labels]
-        found = np.zeros(len(labels), bool)
+        hits = np.zeros(len(labels), bool)
         plain = [i for i, kind in enumerate(kinds) if kind != "relation"]
         if plain:
-            found[plain] = self.shows_each(pictures[plain], [labels[i] for i in plain])
+            hits[plain] = self.shows_each(pictures[plain], [labels[i] for i in plain])
         related = [i for i, kind in enumerate(kinds) if kind == "relation"]
         if related:
             pairs = np.array([self.named_pair(prompts[i]) for i in related])
             wanted = [self.config.relations.index(labels[i]) for i in related]
             logits = self.relation(pictures[related], pairs[:, 0], pairs[:, 1])
-            found[related] = logits.argmax(-1) == np.array(wanted)
-        return found
+            hits[related] = logits.argmax(-1) == np.array(wanted)
+        return hits
 
     def features(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[np.ndarray, "B C"]:
         """The last layer before the heads, the mean over the picture."""

@@ -56,7 +56,7 @@ def evaluation_prompts(config: Config, others: Sequence[str]) -> list[EvalPrompt
         "Acc_g": [(synonym, config.concept) for synonym in config.synonyms],
         "Acc_ir": [(other, other) for other in shuffled],
     }
-    drawn = []
+    prompts = []
     for cell, pairs in words.items():
         for index in range(settings.pictures if pairs else 0):
             word, sought = pairs[index % len(pairs)]
@@ -64,8 +64,8 @@ def evaluation_prompts(config: Config, others: Sequence[str]) -> list[EvalPrompt
             turn = math.lcm(len(pairs), len(settings.templates))
             template = settings.templates[(index + index // turn) % len(settings.templates)]
             seed, prompt = settings.seed + index, phrase(template, word)
-            drawn.append(EvalPrompt(cell, prompt, seed, sought, word if cell == "Acc_g" else ""))
-    return drawn
+            prompts.append(EvalPrompt(cell, prompt, seed, sought, word if cell == "Acc_g" else ""))
+    return prompts
 
 
 def judge_pictures(

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import numpy as np
@@ -32,18 +32,23 @@ from erase.evaluation.percent import interval, number_table, percent
 from erase.evaluation.sheets import Group, captioned
 from erase.evaluation.statistics import (
     CELLS,
-    Cells,
-    ConceptCounts,
-    Counts,
-    EvaluationResult,
-    SynonymCounts,
     count_cells,
     harmonic_mean,
     has_mean,
 )
 from erase.model.attention_maps import TIMES, attention_maps
 from erase.model.draw import png
+from erase.runtime import run_folder
 from erase.runtime.files import write
+from erase.runtime.results import (
+    AttentionExample,
+    Cells,
+    ConceptCounts,
+    Counts,
+    EvaluationResult,
+    Example,
+    SynonymCounts,
+)
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -118,7 +123,7 @@ def evaluate(
         side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
         for side, strength in (("before", 0.0), ("after", settings.strength))
     }
-    result = _settings_of(config, adapter)
+    result: EvaluationResult = _settings_of(config, adapter)
     found = None
     if judge is None:
         result["note"] = (
@@ -126,18 +131,21 @@ def evaluate(
         )
     else:
         found = {side: judge_pictures(judge, pictures, drawn) for side, pictures in sides.items()}
-        counted: Any = count(judge.kind(config.concept), drawn, found)
-        result.update(counted)
+        result = {**result, **count(judge.kind(config.concept), drawn, found)}
     result["pictures"] = _write_examples(
         workdir, config.concept, drawn, sides, found, settings.examples
     )
     chosen = [p for p in result["pictures"] if p["cell"] == "Acc_e"]
     if chosen := chosen[: settings.attention_examples]:
         _write_attention(workdir, pipe, adapter, config, chosen)
-        names = ("prompt", "seed", "before", "after")
-        result["attention"] = [{name: p[name] for name in names} for p in chosen]
+        result["attention"] = [
+            AttentionExample(
+                prompt=p["prompt"], seed=p["seed"], before=p["before"], after=p["after"]
+            )
+            for p in chosen
+        ]
         result["attention_times"] = list(TIMES)
-    write(workdir / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    write(workdir / run_folder.EVALUATION, json.dumps(result, indent=2) + "\n")
     _show(result)
     return result
 
@@ -256,7 +264,7 @@ def _write_examples(
     sides: dict[str, np.ndarray],
     found: dict[str, np.ndarray] | None,
     examples: int,
-) -> list[dict[str, Any]]:
+) -> list[Example]:
     """Keeps the first pictures of every cell: the first, not the best."""
     kept = []
     shown: dict[str, list[int]] = {}
@@ -264,13 +272,13 @@ def _write_examples(
         if rank >= examples:
             continue
         shown.setdefault(case.cell, []).append(index)
-        entry: dict[str, Any] = asdict(case)
+        entry: dict[str, str | int | bool | None] = asdict(case)
         for side, pictures in sides.items():
-            name = f"pictures/{case.cell}-{rank:02}-{side}.png"
+            name = f"{run_folder.PICTURES}/{case.cell}-{rank:02}-{side}.png"
             write(workdir / name, png(pictures[index], {"prompt": case.prompt}))
             entry[side] = name
             entry[f"found_{side}"] = None if found is None else bool(found[side][index])
-        kept.append(entry)
+        kept.append(cast(Example, entry))
     groups = [
         Group(
             TITLES[cell].format(concept),
@@ -279,7 +287,7 @@ def _write_examples(
         )
         for cell, rows in shown.items()
     ]
-    write(workdir / "before_after.png", png(captioned(groups)))
+    write(workdir / run_folder.BEFORE_AFTER, png(captioned(groups)))
     return kept
 
 
@@ -288,14 +296,14 @@ def _write_attention(
     pipe: Pipeline,
     adapter: Adapter,
     config: Config,
-    chosen: Sequence[dict[str, Any]],
+    chosen: Sequence[Example],
 ) -> None:
     """Writes the attention maps of examples."""
     prompts, seeds = [p["prompt"] for p in chosen], [p["seed"] for p in chosen]
     maps = attention_maps(pipe, adapter, config, prompts, seeds)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **maps)  # pyright: ignore[reportArgumentType]
-    write(workdir / "attention.npz", buffer.getvalue())
+    write(workdir / run_folder.ATTENTION, buffer.getvalue())
 
 
 def _show(result: EvaluationResult) -> None:

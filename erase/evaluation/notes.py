@@ -1,10 +1,9 @@
 """What to say of an evaluation that could not count everything."""
 
-from collections.abc import Mapping
-from typing import Any
+from erase.runtime.results import ComparedRow, EvaluationResult, Result, Sums
 
 
-def left_out_note(result: Mapping[str, Any]) -> str:
+def left_out_note(result: Result | ComparedRow) -> str:
     """What to say of synonyms that are left out of Acc_g; nothing where there are none.
 
     Args:
@@ -21,7 +20,7 @@ def left_out_note(result: Mapping[str, Any]) -> str:
     )
 
 
-def mean_note(result: Mapping[str, Any]) -> str:
+def mean_note(result: EvaluationResult | Sums) -> str:
     """What to say of an H that lacks Acc_g; nothing where it has it, or there is no H.
 
     Args:

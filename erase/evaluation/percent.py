@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from erase.evaluation.statistics import Share
+from erase.runtime.results import Share
 
 
 def in_percent(value: Share | float) -> float:

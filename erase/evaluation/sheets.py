@@ -74,7 +74,7 @@ def captioned(groups: Sequence[Group]) -> UInt8[np.ndarray, "H W 3"]:
             pen.text((place[0], place[1] + number * line), text, colour, font)
 
     top = 2 * gap
-    for group, texts, taken in zip(groups, captions, heights, strict=True):
+    for group, texts, caption_height in zip(groups, captions, heights, strict=True):
         down = top
         for side, pictures in group.rows.items():
             title = wrapped(group.title, left - 2 * gap, font)
@@ -86,7 +86,7 @@ def captioned(groups: Sequence[Group]) -> UInt8[np.ndarray, "H W 3"]:
             down += height + gap
         for column, text in enumerate(texts):
             write((left + column * (width + gap), down), text, SOFT)
-        top += taken
+        top += caption_height
     return np.asarray(page)
 
 

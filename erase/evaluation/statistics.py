@@ -3,141 +3,13 @@
 Axis letters: N M pictures, F features.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Required, TypedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-
-class Share(TypedDict):
-    """A share with its Wilson interval at 95 %.
-
-    Attributes:
-        found: pictures in which the judge finds what it looks for.
-        of: pictures.
-        share: found / of.
-        low: the interval's lower end.
-        high: its upper end.
-    """
-
-    found: int
-    of: int
-    share: float
-    low: float
-    high: float
-
-
-# By side: "before" and "after"; of attacks "silenced" too.
-Sides = dict[str, Share]
-
-
-# By cell: `CELLS`, or families of attacks.
-Cells = dict[str, Sides]
-
-
-class SynonymCounts(TypedDict):
-    """Pictures of a synonym in which the judge finds the concept."""
-
-    concept: str
-    word: str
-    before: int
-    after: int
-    of: int
-    left_out: bool
-
-
-class ConceptCounts(TypedDict):
-    """Pictures of a concept that should stay in which the judge finds it."""
-
-    concept: str
-    before: int
-    after: int
-    of: int
-
-
-class Counts(TypedDict, total=False):
-    """What a judge adds to an evaluation's result.
-
-    Attributes:
-        kind: of the concept.
-        cells: shares by cell and side.
-        synonyms: counts for each.
-        concepts: counts for each concept that should stay.
-        H: by side; see `harmonic_mean`.
-    """
-
-    kind: str
-    cells: Cells
-    synonyms: list[SynonymCounts]
-    concepts: list[ConceptCounts]
-    H: dict[str, float]
-
-
-class EvaluationResult(Counts, total=False):
-    """What `evaluation.json` holds; without a judge a note and no counts.
-
-    Attributes:
-        pictures: the examples that were written: their prompts, files and hits.
-        attention: those whose attention maps are in `attention.npz`.
-        attention_times: at which they were taken.
-    """
-
-    concept: Required[str]
-    model: Required[str]
-    strength: Required[float]
-    steps: Required[int]
-    guidance: Required[float]
-    height: Required[int]
-    width: Required[int]
-    adapter_parameters: Required[int]
-    note: str
-    pictures: list[dict[str, Any]]
-    attention: list[dict[str, Any]]
-    attention_times: list[float]
-
-
-class AttackResult(TypedDict):
-    """What `attacks.json` holds: shares by family and side, and each family's prompts."""
-
-    concept: str
-    kind: str
-    model: str
-    strength: float
-    seed: int
-    cells: Cells
-    prompts: dict[str, list[str]]
-
-
-class Row(TypedDict):
-    """A run in a comparison, as far as `over_concepts` and `ahead` read it."""
-
-    concept: str
-    cells: Cells
-    attacks: Share
-
-
-class Worst(TypedDict):
-    """The run whose cell is furthest from where it should be."""
-
-    run: str
-    share: float
-
-
-class Summary(TypedDict):
-    """What `summary.json` holds.
-
-    Attributes:
-        kinds: cells, H and the number of concepts, by kind; see `pooled`.
-        all: the same of all kinds together.
-        worst: by cell.
-        runs: what is kept of each run's result, by name.
-    """
-
-    kinds: dict[str, dict[str, Any]]
-    all: dict[str, Any]
-    worst: dict[str, Worst]
-    runs: dict[str, dict[str, Any]]
+from erase.runtime.results import Cell, Cells, ComparedRow, Share, Side, Sides, Sums
 
 
 def wilson_interval(found: int, of: int) -> Share:
@@ -163,24 +35,24 @@ def count_cells(cells: Sequence[str], found: Mapping[str, Bool[np.ndarray, "N"]]
     """
     counted = {}
     for cell in dict.fromkeys(cells):
-        rows = [i for i, own in enumerate(cells) if own == cell]
+        rows = [i for i, cell_of_picture in enumerate(cells) if cell_of_picture == cell]
         counted[cell] = {
             side: wilson_interval(int(hits[rows].sum()), len(rows)) for side, hits in found.items()
         }
     return counted
 
 
-CELLS = ("Acc_e", "Acc_g", "Acc_ir")
+CELLS: tuple[Cell, ...] = ("Acc_e", "Acc_g", "Acc_ir")
 
 
 # Of the bootstrap.
 BOOTSTRAP_SAMPLES = 2000
 
 
-SIDES = ("before", "after")
+SIDES: tuple[Side, ...] = ("before", "after")
 
 
-def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
+def harmonic_mean(cells: Mapping[str, Sides], side: str) -> float:
     """H: the harmonic mean of 1 - Acc_e, Acc_ir and 1 - Acc_g, in [0, 1]; greater is better.
 
     Args:
@@ -190,16 +62,16 @@ def harmonic_mean(cells: Mapping[str, Any], side: str) -> float:
     from scipy.stats import hmean
 
     shares = {cell: cells[cell][side]["share"] for cell in CELLS if cell in cells}
-    kept = shares.pop("Acc_ir")
-    return float(hmean([kept, *(1 - share for share in shares.values())]))
+    others = shares.pop("Acc_ir")
+    return float(hmean([others, *(1 - share for share in shares.values())]))
 
 
-def has_mean(cells: Mapping[str, Any]) -> bool:
+def has_mean(cells: Collection[str]) -> bool:
     """Whether there is enough for H: what is erased and what is kept."""
     return {"Acc_e", "Acc_ir"} <= set(cells)
 
 
-def pooled(cells: Iterable[Cells]) -> dict[str, Any]:
+def pooled(cells: Iterable[Cells]) -> Sums:
     """Cells of several concepts as one: all pictures together, each concept having as many.
 
     Args:
@@ -209,22 +81,29 @@ def pooled(cells: Iterable[Cells]) -> dict[str, Any]:
         Cells of the same form, and `H` by side where an evaluation's are there; see `has_mean`.
     """
     cells = list(cells)
-    sums: dict[str, Any] = {}
+    sums: Cells = {}
     for cell in dict.fromkeys(cell for each in cells for cell in each):
-        having = [each[cell] for each in cells if cell in each]
+        counted = [each[cell] for each in cells if cell in each]
         sums[cell] = {
             side: wilson_interval(
-                sum(each[side]["found"] for each in having),
-                sum(each[side]["of"] for each in having),
+                sum(each[side]["found"] for each in counted),
+                sum(each[side]["of"] for each in counted),
             )
-            for side in having[0]
+            for side in counted[0]
         }
+    # Families of attacks are no keys that `Sums` declares.
+    result = cast(Sums, dict(sums))
     if has_mean(sums):
-        sums["H"] = {side: harmonic_mean(sums, side) for side in SIDES}
-    return sums
+        result["H"] = {side: harmonic_mean(sums, side) for side in SIDES}
+    return result
 
 
-def over_concepts(rows: Sequence[Row]) -> dict[str, list[float]]:
+def cells_of(sums: Sums) -> Cells:
+    """The cells or families of attacks among sums, in their order."""
+    return cast(Cells, {key: value for key, value in sums.items() if key not in ("H", "concepts")})
+
+
+def over_concepts(rows: Sequence[ComparedRow]) -> dict[str, list[float]]:
     """How far shares after erasing, and H, would move with other concepts of the same sort.
 
     The 2.5th and 97.5th percentiles over bootstrap samples of the concepts, each with all of its
@@ -241,18 +120,18 @@ def over_concepts(rows: Sequence[Row]) -> dict[str, list[float]]:
     total = np.sum(every, axis=0)
     counted = total[:, 1] > 0
 
-    def shares(drawn: np.ndarray) -> np.ndarray:
+    def shares(counts: np.ndarray) -> np.ndarray:
         # A sample may have no concept whose synonyms were counted; all concepts then stand in.
-        drawn = np.where(drawn[..., 1:] > 0, drawn, total)
-        *cells, attacked = _shares(drawn)[counted]
-        return np.stack([*cells, _good(drawn), attacked])
+        counts = np.where(counts[..., 1:] > 0, counts, total)
+        *cells, attacked = _shares(counts)[counted]
+        return np.stack([*cells, _good(counts), attacked])
 
     names = [name for name, has in zip((*CELLS, "attacks"), counted, strict=True) if has]
     names.insert(-1, "H")
     return dict(zip(names, _ends(every, shares).tolist(), strict=True))
 
 
-def ahead(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float, float]:
+def ahead(rows: Sequence[ComparedRow], others: Sequence[ComparedRow]) -> tuple[float, float, float]:
     """How much greater H is than with another method, on the same concepts.
 
     Concepts differ more than methods do, so this says more than two intervals of H.
@@ -267,8 +146,8 @@ def ahead(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float, flo
     one, other = _by_concept(rows), _by_concept(others)
     both = [np.stack([one[concept], other[concept]]) for concept in one]
 
-    def gained(drawn: np.ndarray) -> np.ndarray:
-        return np.asarray(_good(drawn[..., 0, :, :]) - _good(drawn[..., 1, :, :]))
+    def gained(counts: np.ndarray) -> np.ndarray:
+        return np.asarray(_good(counts[..., 0, :, :]) - _good(counts[..., 1, :, :]))
 
     low, high = _ends(both, gained).tolist()
     return float(gained(np.sum(both, axis=0))), low, high
@@ -290,7 +169,7 @@ def frechet_distance(one: Float[np.ndarray, "N F"], other: Float[np.ndarray, "M 
     return float(max(apart, 0.0))
 
 
-def _by_concept(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+def _by_concept(rows: Sequence[ComparedRow]) -> dict[str, np.ndarray]:
     """Found and looked for [4, 2] in the cells and attacks of each concept's runs together."""
     sums: dict[str, np.ndarray] = {}
     for row in rows:
@@ -312,8 +191,8 @@ def _good(counts: np.ndarray) -> np.ndarray:
     """H [...] of counts [..., 4, 2]."""
     from scipy.stats import hmean
 
-    erased, other_words, kept, _ = _shares(counts)
-    good = 1 - erased, kept
+    erased, other_words, others, _ = _shares(counts)
+    good = 1 - erased, others
     every = hmean([*good, 1 - np.nan_to_num(other_words)], axis=0)
     # Where no synonym was counted, the mean is that of the other two.
     return np.where(np.isnan(other_words), hmean(good, axis=0), every)
@@ -326,10 +205,10 @@ def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -
     # One concept cannot be sampled; twice the same gives no spread.
     each = np.stack([*every] * (1 if len(every) > 1 else 2))
 
-    def sampled(drawn: np.ndarray, axis: int) -> np.ndarray:
+    def sampled(rows: np.ndarray, axis: int) -> np.ndarray:
         # Samples stand along the axis before the last, concepts along the last.
         del axis
-        return of(each[drawn].sum(axis=drawn.ndim - 1))
+        return of(each[rows].sum(axis=rows.ndim - 1))
 
     interval = bootstrap(
         (np.arange(len(each)),), sampled, n_resamples=BOOTSTRAP_SAMPLES, method="percentile", rng=0

@@ -6,23 +6,22 @@ Cells are an evaluation's, or families of attacks. Two files are written beside 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rich.console import Console
 
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import csv_of_shares, number_table, percent
-from erase.evaluation.statistics import Summary, pooled
+from erase.evaluation.statistics import cells_of, pooled
 from erase.runtime.files import write
+from erase.runtime.results import Cells, Result, RunCounts, Summary, Worst
+from erase.runtime.run_folder import SUMMARY_STEM as STEM
 
-STEM = "summary"
+# Keys of `RunCounts`.
+COUNTS = ("kind", "concept", "cells", "synonyms", "H", "concepts")
 
 
-# Of what a run's result holds.
-KEPT = ("kind", "concept", "cells", "synonyms", "H", "concepts")
-
-
-def summarise(results: Mapping[str, Mapping[str, Any]]) -> Summary:
+def summarise(results: Mapping[str, Result]) -> Summary:
     """Results of many runs by kind of concept, and all together.
 
     Args:
@@ -32,49 +31,47 @@ def summarise(results: Mapping[str, Mapping[str, Any]]) -> Summary:
         `kinds` and `all`, pooled; `worst`, for every cell the concept that is furthest from where
         it should be; and `runs`, each one's kind, concept, cells, H, and counts by other concept.
     """
-    runs = {
-        name: {key: result[key] for key in KEPT if key in result}
-        for name, result in results.items()
-    }
-    by_kind: dict[str, list[Any]] = {}
+    runs = {name: _counts(result) for name, result in results.items()}
+    by_kind: dict[str, list[Cells]] = {}
     for run in runs.values():
         by_kind.setdefault(run["kind"], []).append(run["cells"])
     total = pooled(run["cells"] for run in runs.values())
-    worst = {}
-    for cell in [name for name in total if name != "H"]:
-        having = {name: run["cells"] for name, run in runs.items() if cell in run["cells"]}
-        shares = {name: cells[cell]["after"]["share"] for name, cells in having.items()}
+    worst: dict[str, Worst] = {}
+    for cell in cells_of(total):
+        cells_of_runs = {name: run["cells"] for name, run in runs.items() if cell in run["cells"]}
+        shares = {name: cells[cell]["after"]["share"] for name, cells in cells_of_runs.items()}
         pick = min if cell == "Acc_ir" else max
         name = pick(shares, key=lambda each: shares[each])
         worst[cell] = {"run": name, "share": shares[name]}
     return {
         "kinds": {
-            kind: pooled(cells) | {"concepts": len(cells)} for kind, cells in by_kind.items()
+            kind: {**pooled(cells), "concepts": len(cells)} for kind, cells in by_kind.items()
         },
-        "all": total | {"concepts": len(runs)},
+        "all": {**total, "concepts": len(runs)},
         "worst": worst,
         "runs": runs,
     }
 
 
+def _counts(result: Mapping[str, object]) -> RunCounts:
+    return cast(RunCounts, {key: result[key] for key in COUNTS if key in result})
+
+
 def table(summary: Summary) -> str:
     """A summary as comma-separated values: a line for each run, kind, cell and side."""
     rows = [(n, run["kind"], run["concept"], run["cells"]) for n, run in summary["runs"].items()]
-    rows += [("", kind, "", cells) for kind, cells in summary["kinds"].items()]
-    rows.append(("", "", "", summary["all"]))
+    rows += [("", kind, "", cells_of(sums)) for kind, sums in summary["kinds"].items()]
+    rows.append(("", "", "", cells_of(summary["all"])))
     lines = [
         ((*named, cell, side), value)
         for *named, cells in rows
         for cell in cells
-        if cell in summary["worst"]
         for side, value in cells[cell].items()
     ]
     return csv_of_shares(("run", "kind", "concept", "cell", "side"), lines)
 
 
-def write_summary(
-    workdir: Path, results: Mapping[str, Mapping[str, Any]], stem: str = STEM
-) -> Summary | None:
+def write_summary(workdir: Path, results: Mapping[str, Result], stem: str = STEM) -> Summary | None:
     """Sums up runs that have been counted, on the terminal too; None if none of them has.
 
     Args:
@@ -99,13 +96,14 @@ def write_summary(
 
 def show(summary: Summary) -> None:
     """Prints a summary: a line for each kind, and one for all."""
-    cells = [cell for cell in summary["all"] if cell != "concepts"]
-    sides = " → ".join(summary["all"][cells[0]])
+    cells = cells_of(summary["all"])
+    means = ["H"] if "H" in summary["all"] else []
+    sides = " → ".join(next(iter(cells.values())))
     title = f"Pictures in which the judge finds what it looks for, {sides}"
-    shown = number_table(title, ("kind", "concepts", *cells))
+    lines = number_table(title, ("kind", "concepts", *cells, *means))
     for kind, sums in (*summary["kinds"].items(), ("all", summary["all"])):
-        texts = []
-        for cell in cells:
-            texts.append(" → ".join(map(percent, sums.get(cell, {}).values())))
-        shown.add_row(kind, str(sums["concepts"]), *texts)
-    Console().print(shown)
+        counted = cells_of(sums)
+        texts = [" → ".join(map(percent, counted.get(cell, {}).values())) for cell in cells]
+        texts += [" → ".join(map(percent, sums.get("H", {}).values())) for _ in means]
+        lines.add_row(kind, str(sums.get("concepts")), *texts)
+    Console().print(lines)

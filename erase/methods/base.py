@@ -5,7 +5,7 @@ Axis letter: B batch.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar, overload
 
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -27,13 +27,14 @@ from erase.methods.settings.base import MethodFields
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
+AdamWT = TypeVar("AdamWT", bound=AdamW)
 # Losses by name, each with its key.
 Parts = Mapping[str, tuple[Losses[SettingsT], PRNGKeyArray]]
 # What a part of a step samples from: trajectories or pictures; and the places there.
 Drawn = Mapping[str, tuple[str, Places]]
 
 
-def on_trajectories(key: PRNGKeyArray, context: StepContext[Any], counts: Counts) -> Drawn:
+def on_trajectories(key: PRNGKeyArray, context: StepContext[object], counts: Counts) -> Drawn:
     """What a step samples that calls `sample_latents` once, with its own key."""
     return {
         "": (
@@ -63,24 +64,44 @@ class Step(Generic[SettingsT]):
     drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = on_trajectories
 
 
-def _itself(settings: Any) -> Any:
+def _itself(settings: AdamWT) -> AdamWT:
     return settings
 
 
+@overload
+def adamw_step(
+    name: str,
+    losses: Losses[AdamWT],
+    of: Callable[[Config], AdamW],
+    *,
+    drawn: Callable[[PRNGKeyArray, StepContext[AdamWT], Counts], Drawn] = ...,
+) -> Step[AdamWT]: ...
+
+
+@overload
 def adamw_step(
     name: str,
     losses: Losses[SettingsT],
     of: Callable[[Config], AdamW],
-    compiled: Callable[[SettingsT], AdamW] = _itself,
-    drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = on_trajectories,
-) -> Step[SettingsT]:
+    compiled: Callable[[SettingsT], AdamW],
+    drawn: Callable[[PRNGKeyArray, StepContext[SettingsT], Counts], Drawn] = ...,
+) -> Step[SettingsT]: ...
+
+
+def adamw_step(
+    name: str,
+    losses: Losses[Any],
+    of: Callable[[Config], AdamW],
+    compiled: Callable[[Any], AdamW] = _itself,
+    drawn: Callable[[PRNGKeyArray, StepContext[Any], Counts], Drawn] = on_trajectories,
+) -> Step[Any]:
     """The step that makes a loss smaller, by AdamW with settings of its own.
 
     Args:
         name: of the step.
         losses: of one run.
         of: the optimiser's settings in a configuration.
-        compiled: the same in what is compiled in.
+        compiled: the same in what is compiled in; by default that is the settings themselves.
         drawn: see `Step`.
     """
     update = Update(name, gradient_of(losses), lambda settings: adamw(compiled(settings)), name)

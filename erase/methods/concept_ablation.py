@@ -34,7 +34,7 @@ def losses(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one run."""
-    own, bank, batch = run.settings, run.bank, run.context.batch_size
+    settings, bank, batch = run.settings, run.bank, run.context.batch_size
     rows, steps, noise_key = sample_pictures(len(bank.trajectories), key, batch, len(bank.times))
     pictures, sentences = bank.trajectories[rows, -1], bank.trajectory_sentences[rows]
     latents, times, clean, noise = add_noise(run, pictures, steps, noise_key)
@@ -44,15 +44,15 @@ def losses(
         return run.adapted(lora).velocity(latents, prompts, times)
 
     concept = of(CONCEPT, lora)
-    if own.target == "noise":
+    if settings.target == "noise":
         metrics = {"ablation": flow_matching(concept, clean, noise)}
     else:
         anchor = of(ANCHOR, jax.lax.stop_gradient(lora))
         metrics = {"ablation": squared_error(concept, anchor)}
     total = metrics["ablation"]
-    if own.prior:
+    if settings.prior:
         metrics["prior"] = flow_matching(of(ANCHOR, lora), clean, noise)
-        total = total + own.prior * metrics["prior"]
+        total = total + settings.prior * metrics["prior"]
     return total, metrics
 
 

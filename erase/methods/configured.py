@@ -1,7 +1,6 @@
 """What the method that a configuration names makes of it: words, plan, bank, context, state."""
 
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -72,7 +71,7 @@ def shapes_of(
     return bank.bank_shapes(config, transformer, image_tokens, text_tokens, needs)
 
 
-def context_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> StepContext[Any]:
+def context_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> StepContext[object]:
     """Static arguments of the training step of runs.
 
     Args:
@@ -95,7 +94,7 @@ def start(key: PRNGKeyArray, params: PyTree, config: Config) -> State:
         InputError: a target is not a layer of the model.
     """
     lora = init(key, params, config.adapter.targets, config.adapter.rank)
-    own = {}
+    opt_states = {}
     for step in method_of(config).steps(config).values():
-        own |= step.start(lora, config)
-    return State(lora=lora, own=own, active=jnp.ones((), bool))
+        opt_states |= step.start(lora, config)
+    return State(lora=lora, own=opt_states, active=jnp.ones((), bool))

@@ -62,16 +62,16 @@ def harm(
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
     """How much an adapter changes the velocity of what the weights choose, at a sample of a key."""
-    own, bank, batch = run.settings, run.bank, run.context.batch_size
+    settings, bank, batch = run.settings, run.bank, run.context.batch_size
     prompts: Conditioning = jax.tree.map(
         lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)),
         bank.sentences[sample.sentences],
     )
     prompts, latents = split_samples(run.context, prompts), sample.latents
-    if own.trajectories == "student":
+    if settings.trajectories == "student":
         rows, steps = sample_places(len(bank.trajectories), key, batch, len(bank.times))
         latents = rollout(run, lora, prompts, rows, steps)
-    guided = run.guided(own.guidance)
+    guided = run.guided(settings.guidance)
     adapted = guided.adapted(lora).velocity(latents, prompts, sample.times)
     return squared_error(adapted, guided.frozen.velocity(latents, prompts, sample.times))
 
@@ -84,12 +84,12 @@ def losses(
     Returns:
         L_esd + λ harm, and the parts.
     """
-    own = run.settings
-    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, lora, key))
-    erasing = esd.erasing(lora, run.guided(own.guidance), sample)
-    weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), own.temperature)
-    kept = harm(lora, weights, run, sample, key)
-    return erasing + own.preserve * kept, {"esd": erasing, "harm": kept}
+    settings = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(settings.trajectories, run, lora, key))
+    erasing = esd.erasing(lora, run.guided(settings.guidance), sample)
+    weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), settings.temperature)
+    harm_loss = harm(lora, weights, run, sample, key)
+    return erasing + settings.preserve * harm_loss, {"esd": erasing, "harm": harm_loss}
 
 
 def _erasing_gradient(
@@ -103,20 +103,20 @@ def _searching_gradient(
     state: State, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[PyTree, Metrics]:
     """Of the harm, with respect to the logits, which are to make it larger."""
-    own = run.settings
-    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, state.lora, key))
+    settings = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(settings.trajectories, run, state.lora, key))
 
     def loss(logits: Float[Array, "M"]) -> tuple[Array, Metrics]:
-        weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), own.temperature)
+        weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), settings.temperature)
         harmed = harm(state.lora, weights, run, sample, key)
         return -harmed, {"worst": harmed}
 
     return jax.grad(loss, has_aux=True)(state.own["logits"])
 
 
-def _adam(own: Settings) -> optax.GradientTransformation:
+def _adam(settings: Settings) -> optax.GradientTransformation:
     """Of the logits."""
-    return optax.adam(own.logits_rate)
+    return optax.adam(settings.logits_rate)
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
@@ -125,13 +125,13 @@ def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
 
 def _start_search(lora: PyTree, config: Config) -> dict[str, PyTree]:
     del lora
-    own = config.method_settings(Settings)
-    logits = jnp.zeros(1 + own.most)
-    return {"logits": logits, "search": _adam(own).init(logits)}
+    settings = config.method_settings(Settings)
+    logits = jnp.zeros(1 + settings.most)
+    return {"logits": logits, "search": _adam(settings).init(logits)}
 
 
-def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
-    return {"eap": (functools.partial(losses, logits=own["logits"]), key)}
+def _losses(key: PRNGKeyArray, opt_states: Mapping[str, PyTree]) -> Parts[Settings]:
+    return {"eap": (functools.partial(losses, logits=opt_states["logits"]), key)}
 
 
 def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
@@ -150,9 +150,9 @@ def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
             f"eap.vocabulary = {named!r} cannot be read ({error}); name a text file with a word a "
             "line, or none"
         ) from error
-    own = {word.casefold() for word in (config.concept, *config.synonyms)}
-    found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not (others := tuple(word for word in found if word.casefold() not in own)):
+    names = {word.casefold() for word in (config.concept, *config.synonyms)}
+    vocabulary_words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not (others := tuple(word for word in vocabulary_words if word.casefold() not in names)):
         raise InputError(f"eap.vocabulary = {named!r} holds no word besides the concept's")
     return others
 
@@ -176,12 +176,12 @@ def nearest(config: Config, pipe: Pipeline, words: tuple[str, ...], most: int) -
     concept = _unit(np.asarray(pipe.encode([config.concept]).pooled, np.float64))
     near = np.argsort(-(vectors @ concept[0]), kind="stable")[: 4 * most]
     clusters = fcluster(linkage(vectors[near], "ward"), most, "maxclust")
-    taken = []
+    medoids = []
     for cluster in np.unique(clusters):
-        own = near[clusters == cluster]
-        apart = np.linalg.norm(vectors[own] - vectors[own].mean(axis=0), axis=1)
-        taken.append(int(own[np.argmin(apart)]))
-    return tuple(words[row] for row in sorted(taken))
+        members = near[clusters == cluster]
+        apart = np.linalg.norm(vectors[members] - vectors[members].mean(axis=0), axis=1)
+        medoids.append(int(members[np.argmin(apart)]))
+    return tuple(words[row] for row in sorted(medoids))
 
 
 def _unit(vectors: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
@@ -190,11 +190,13 @@ def _unit(vectors: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, with every word of the vocabulary in its place too."""
-    own = config.method_settings(Settings)
-    found = vocabulary(config, words)
-    if pipe is not None and len(found) > own.most:
-        found = nearest(config, pipe, found, own.most)
-    return Needs(pools=((), found[: own.most]), stand_in=own.stand_in, eta=own.eta)
+    settings = config.method_settings(Settings)
+    candidates = vocabulary(config, words)
+    if pipe is not None and len(candidates) > settings.most:
+        candidates = nearest(config, pipe, candidates, settings.most)
+    return Needs(
+        pools=((), candidates[: settings.most]), stand_in=settings.stand_in, eta=settings.eta
+    )
 
 
 ERASE = Step(jit_over_runs(Update("eap", _erasing_gradient, adamw, "eap")), _start, _losses)

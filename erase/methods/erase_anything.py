@@ -72,8 +72,8 @@ def lower_losses(
     """
     level, bank, context = run.settings.lower, run.bank, run.context
     student = level.trajectories == "student"
-    taken = sample_student_latents(run, lora, key) if student else sample_latents(run, key)
-    latents, times, sentences = taken
+    sample = sample_student_latents(run, lora, key) if student else sample_latents(run, key)
+    latents, times, sentences = sample
     concept = split_samples(context, bank.sentences[sentences, 0])
     masks = split_samples(context, bank.masks[sentences, 0])
     released = level.attn_form == "released"

@@ -7,7 +7,6 @@ authors' later releases begin from v_o(c) instead of v_o(∅), so that their η'
 """
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -25,14 +24,14 @@ from erase.methods.settings.esd import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
 
 
-def sample(trajectories: str, run: RunInputs[Any], lora: PyTree, key: PRNGKeyArray) -> Sample:
+def sample(trajectories: str, run: RunInputs[object], lora: PyTree, key: PRNGKeyArray) -> Sample:
     """A sample on the trained model's way ("student") or on the frozen one's ("teacher")."""
     if trajectories == "student":
         return sample_student_latents(run, lora, key)
     return sample_latents(run, key)
 
 
-def erasing(lora: PyTree, run: RunInputs[Any], sample: Sample) -> Float[Array, ""]:
+def erasing(lora: PyTree, run: RunInputs[object], sample: Sample) -> Float[Array, ""]:
     """The loss at a sample."""
     latents, times, rows = sample
     bank = run.bank
@@ -46,17 +45,17 @@ def losses(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one run."""
-    own = run.settings
-    taken = jax.lax.stop_gradient(sample(own.trajectories, run, lora, key))
-    loss = erasing(lora, run.guided(own.guidance), taken)
+    settings = run.settings
+    batch = jax.lax.stop_gradient(sample(settings.trajectories, run, lora, key))
+    loss = erasing(lora, run.guided(settings.guidance), batch)
     return loss, {"esd": loss}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, and what their velocity is led away from the concept to."""
     del words, pipe
-    own = config.method_settings(Settings)
-    return Needs(stand_in=own.stand_in, towards=own.erase_to, eta=own.eta)
+    settings = config.method_settings(Settings)
+    return Needs(stand_in=settings.stand_in, towards=settings.erase_to, eta=settings.eta)
 
 
 STEP = adamw_step("esd", losses, lambda config: config.method_settings(Settings))

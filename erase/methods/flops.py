@@ -102,12 +102,12 @@ def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens:
     full = Pass(sizes, image_tokens, text_tokens, mass=True)
     dual = Pass(sizes, image_tokens, text_tokens, mass=True, single=False)
     # L_esd and L_attn share the adapted pass; the frozen model sees the concept and the anchors.
-    own = config.method_settings(erase_anything.Settings)
-    anchors = 2 if own.lower.erase_to else 1
+    settings = config.method_settings(erase_anything.Settings)
+    anchors = 2 if settings.lower.erase_to else 1
     lower = full.forward + full.backward + (1 + anchors) * plain.forward
     # L_rsc looks at the concept, then without a gradient at the synonym and the irrelevant words.
-    contrast = dual.forward + dual.backward + (1 + own.upper.negatives) * dual.forward
-    base = plain.forward if own.upper.lora_target != "noise" else 0
+    contrast = dual.forward + dual.backward + (1 + settings.upper.negatives) * dual.forward
+    base = plain.forward if settings.upper.lora_target != "noise" else 0
     return lower + contrast + plain.forward + plain.backward + base
 
 

@@ -141,18 +141,18 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
     Raises:
         InputError: a target does not see text tokens, or edit_rank is above what a layer has.
     """
-    own, targets = config.method_settings(Settings), config.adapter.targets
+    settings, targets = config.method_settings(Settings), config.adapter.targets
     tokens = [[], []]
     prompts = [[], []]
     for sides in pairs(config):
         masks = [concept_masks(pipe.tokenizer_2, [prompt], word)[0] for prompt, word in sides]
-        for side, (found, (prompt, _)) in enumerate(zip(around(*masks), sides, strict=True)):
-            tokens[side].append(found)
+        for side, (positions, (prompt, _)) in enumerate(zip(around(*masks), sides, strict=True)):
+            tokens[side].append(positions)
             prompts[side].append(prompt)
     # All prompts are looked at in as many places; a place that comes again does not count.
-    most = max(len(found) for found in tokens[0])
-    weights = np.stack([np.arange(most) < len(found) for found in tokens[0]])
-    filled = [np.stack([np.resize(found, most) for found in side]) for side in tokens]
+    most = max(len(positions) for positions in tokens[0])
+    weights = np.stack([np.arange(most) < len(positions) for positions in tokens[0]])
+    filled = [np.stack([np.resize(positions, most) for positions in side]) for side in tokens]
     seen = [
         text_inputs(pipe, config, targets, prompt, places.astype(np.int32))
         for prompt, places in zip(prompts, filled, strict=True)
@@ -161,11 +161,11 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
     for target in targets:
         factors = []
         for kernel, f, g in zip(kernels(pipe, target), *(s[target] for s in seen), strict=True):
-            if own.edit_rank > (most := min(kernel.shape)):
-                raise InputError(f"mace.edit_rank = {own.edit_rank} must be {most} at most")
+            if settings.edit_rank > (most := min(kernel.shape)):
+                raise InputError(f"mace.edit_rank = {settings.edit_rank} must be {most} at most")
             f, g = f[weights], g[weights]
-            ridge = Ridge(own.ridge, np.sum(f**2) / len(kernel), "mace.ridge")
-            factors.append(closed_form.edit(kernel, f, g, f[:0], ridge, rank=own.edit_rank))
+            ridge = Ridge(settings.ridge, np.sum(f**2) / len(kernel), "mace.ridge")
+            factors.append(closed_form.edit(kernel, f, g, f[:0], ridge, rank=settings.edit_rank))
         flat |= closed_form.leaves(target, factors)
     return nest(flat)
 

@@ -62,9 +62,9 @@ def erasing(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
     """L_esd of one run."""
-    own = run.settings
-    sample = jax.lax.stop_gradient(esd.sample(own.trajectories, run, lora, key))
-    loss = esd.erasing(lora, run.guided(own.guidance), sample)
+    settings = run.settings
+    sample = jax.lax.stop_gradient(esd.sample(settings.trajectories, run, lora, key))
+    loss = esd.erasing(lora, run.guided(settings.guidance), sample)
     return loss, {"esd": loss}
 
 
@@ -100,22 +100,24 @@ def _keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
 
 def _gradient(state: State, run: RunInputs[Settings], key: PRNGKeyArray) -> tuple[PyTree, Metrics]:
     """The module's g."""
-    own = run.settings
+    settings = run.settings
     erase_key, keep_key, teach_key = _keys(key)
     erase, metrics = jax.grad(erasing, has_aux=True)(state.lora, run, erase_key)
-    keep, kept = jax.grad(keeping, has_aux=True)(state.lora, run, keep_key)
+    keep, keep_metrics = jax.grad(keeping, has_aux=True)(state.lora, run, keep_key)
     copy = jax.lax.stop_gradient(taught(state.lora, run, teach_key))
     meta, lost = jax.grad(keeping, has_aux=True)(copy, run, keep_key)
-    total = jax.tree.map(lambda e, k, m: e + own.keep * k - own.meta * m, erase, keep, meta)
-    return total, metrics | kept | {"keep_taught": lost["keep"]}
+    total = jax.tree.map(
+        lambda e, k, m: e + settings.keep * k - settings.meta * m, erase, keep, meta
+    )
+    return total, metrics | keep_metrics | {"keep_taught": lost["keep"]}
 
 
 def _start(lora: PyTree, config: Config) -> dict[str, PyTree]:
     return {"meta": adamw(config.method_settings(Settings)).init(lora)}
 
 
-def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
-    del own
+def _losses(key: PRNGKeyArray, opt_states: Mapping[str, PyTree]) -> Parts[Settings]:
+    del opt_states
     erase_key, keep_key, _ = _keys(key)
     return {"esd": (erasing, erase_key), "keep": (keeping, keep_key)}
 
@@ -123,11 +125,11 @@ def _losses(key: PRNGKeyArray, own: Mapping[str, PyTree]) -> Parts[Settings]:
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """The concept's sentences, whose pictures teach it again, and pictures of related concepts."""
     del pipe
-    own = config.method_settings(Settings)
+    settings = config.method_settings(Settings)
     template = as_template(config.prompts[0], config.concept)
     every = tuple(phrase(template, word) for pool in words.pools for word in pool)
-    shown = kept_prompts(config, own.related or every, own.pictures)
-    return Needs(stand_in=own.stand_in, eta=own.eta, shown=shown)
+    shown = kept_prompts(config, settings.related or every, settings.pictures)
+    return Needs(stand_in=settings.stand_in, eta=settings.eta, shown=shown)
 
 
 STEP = Step(jit_over_runs(Update("meta", _gradient, adamw, "meta")), _start, _losses)

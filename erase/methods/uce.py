@@ -31,16 +31,19 @@ from flux_jax.tree import nest
 
 def erased(config: Config) -> list[tuple[str, str]]:
     """Prompts with the concept, each with the word that names it there."""
-    own = config.method_settings(Settings)
-    words = (config.concept, *(config.synonyms if own.synonyms else ()))
-    return [(phrase(template, word), word) for template in own.templates for word in words]
+    settings = config.method_settings(Settings)
+    words = (config.concept, *(config.synonyms if settings.synonyms else ()))
+    return [(phrase(template, word), word) for template in settings.templates for word in words]
 
 
 def guides(config: Config) -> list[tuple[str, str]]:
     """What comes instead, for each of `erased`."""
-    own = config.method_settings(Settings)
-    count = len(erased(config)) // len(own.templates)
-    pairs = [(phrase(t, own.guide) if own.guide else "", own.guide) for t in own.templates]
+    settings = config.method_settings(Settings)
+    count = len(erased(config)) // len(settings.templates)
+    pairs = [
+        (phrase(t, settings.guide) if settings.guide else "", settings.guide)
+        for t in settings.templates
+    ]
     return [pair for pair in pairs for _ in range(count)]
 
 
@@ -50,14 +53,14 @@ def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray,
     _, ids = pipe.tokenize(prompts)
     # The end-of-text token stands last, and alone in an empty prompt.
     ends = (ids != pipe.tokenizer_2.pad_token_id).sum(axis=1) - 1
-    own = np.zeros_like(ids)
+    of_phrase = np.zeros_like(ids)
     if named := [row for row, word in enumerate(words) if word]:
-        own[named] = marks(
+        of_phrase[named] = marks(
             pipe.tokenizer_2, [prompts[row] for row in named], [words[row] for row in named]
         )
-    found = own.any(axis=1)
-    last = own.shape[1] - 1 - np.argmax(own[:, ::-1], axis=1)
-    return np.where(found, last, np.maximum(ends - 1, 0))[:, None].astype(np.int32)
+    present = of_phrase.any(axis=1)
+    last = of_phrase.shape[1] - 1 - np.argmax(of_phrase[:, ::-1], axis=1)
+    return np.where(present, last, np.maximum(ends - 1, 0))[:, None].astype(np.int32)
 
 
 def exports(
@@ -69,8 +72,8 @@ def exports(
         InputError: a target does not see text tokens, or its system is singular.
     """
     del planned, bank, adapter
-    own, targets = config.method_settings(Settings), config.adapter.targets
-    ridge = Ridge(own.ridge, name="uce.ridge")
+    settings, targets = config.method_settings(Settings), config.adapter.targets
+    ridge = Ridge(settings.ridge, name="uce.ridge")
     groups = (erased(config), guides(config), kept_prompts(config))
     pairs = [pair for group in groups for pair in group]
     prompts = [prompt for prompt, _ in pairs]
@@ -82,7 +85,7 @@ def exports(
         weights = kernels(pipe, target)
         for kernel, vectors in zip(weights, seen[target][:, :, 0], strict=True):
             c, g, k = np.split(vectors, ends)
-            factors.append(closed_form.edit(kernel, c, g, k, ridge, preserve=own.preserve))
+            factors.append(closed_form.edit(kernel, c, g, k, ridge, preserve=settings.preserve))
         flat |= closed_form.leaves(target, factors)
     return unscaled(nest(flat))
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from erase.config.schema import Config
 from erase.data.words.word_tokens import concept_masks
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, Denoiser
@@ -69,10 +69,10 @@ def concept_mass(
         conditioning: encoded prompts.
         masks: ones at the concept's tokens.
     """
-    samples = meshes.share_out(pipe.mesh, (noise, clean, conditioning))
+    samples = sharding.share_out(pipe.mesh, (noise, clean, conditioning))
     with jax.set_mesh(pipe.mesh):
         mass = _attention_mass(model, *samples, jnp.asarray(masks)[..., None])
-    return np.asarray(meshes.gather(pipe.mesh, mass), np.float32)
+    return np.asarray(sharding.gather(pipe.mesh, mass), np.float32)
 
 
 @jax.jit

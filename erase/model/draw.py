@@ -48,10 +48,10 @@ def draw(
     height, width = picture_size(pipe, options)
     pipe.remember(prompts, options.batch)
     pipe.release("text_encoder", "text_encoder_2")
-    drawn = []
+    pictures = []
     for rows in batches(len(prompts), options.batch, title):
         texts = [prompts[i] for i in rows]
-        drawn.append(
+        pictures.append(
             pipe(
                 texts,
                 seeds=[seeds[i] for i in rows],
@@ -63,15 +63,15 @@ def draw(
                 silenced=None if silenced is None else marks(pipe.tokenizer_2, texts, silenced),
             )
         )
-    return np.concatenate(drawn)[: len(prompts)]
+    return np.concatenate(pictures)[: len(prompts)]
 
 
 def picture_size(pipe: Pipeline, options: SamplingOptions) -> tuple[int, int]:
     """Height and width in pixels, by default those that the autoencoder was made for."""
-    own = pipe.vae.config.sample_size
+    sample_size = pipe.vae.config.sample_size
     return (
-        own if options.height is None else options.height,
-        own if options.width is None else options.width,
+        sample_size if options.height is None else options.height,
+        sample_size if options.width is None else options.width,
     )
 
 

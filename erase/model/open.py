@@ -25,8 +25,8 @@ def open_model(config: Config, runs: int = 1, *, unread: bool = False) -> Pipeli
             configuration says.
     """
     known = unread and variant_of(config.model.path)
-    given = config.model.path, config.model.dtype, config.model.quantize
-    pipe = describe(*given) if known else load(*given)
+    key = config.model.path, config.model.dtype, config.model.quantize
+    pipe = describe(*key) if known else load(*key)
     pipe.grid(config.height, config.width)
     if config.text_tokens is not None:
         limit = pipe.tokenizer_2.model_max_length

@@ -8,8 +8,8 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pydantic
@@ -19,10 +19,12 @@ from erase.config.schema import Config
 from erase.data.words.templates import phrase
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
+from erase.evaluation.statistics import SIDES
 from erase.methods import METHODS
 from erase.report.report import WORDS, words_of
 from erase.runtime import run_folder
 from erase.runtime.files import read_json, write
+from erase.runtime.results import Cells, EvaluationResult, RunRecord, Sides
 from erase.runtime.run_folder import MISSING
 from flux_jax.errors import InputError
 
@@ -43,11 +45,50 @@ class Part(pydantic.BaseModel):
     concept: str | None = None
 
 
-class Made(pydantic.BaseModel):
+class CompositionHeader(pydantic.BaseModel):
     """What a composition's header tells of how it was made."""
 
     method: str
     adapters: list[Part]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the card's template asks for.
+
+    Attributes:
+        title: the first heading.
+        concepts: those that are erased, in quotes.
+        how: the adapter was made, in sentences.
+        results: lines of the table of shares.
+        notes: sentences below it.
+        words: lines of the table of a run's words.
+        picture: file beside the card, with pictures before and after.
+        prompt: of the example.
+        strength: at which the adapter is used.
+        steps: of sampling.
+        guidance: scale.
+        height: of pictures.
+        width: of pictures.
+        text_tokens: of prompts; None is the model's own number.
+        model: its folder or name on the hub.
+    """
+
+    title: str
+    concepts: str
+    how: str
+    results: Sequence[str]
+    notes: Sequence[str]
+    words: Sequence[str]
+    picture: str | None
+    prompt: str
+    strength: float
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    text_tokens: int | None
+    model: str
 
 
 def of_run(workdir: str | Path) -> Path:
@@ -64,37 +105,33 @@ def of_run(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config, file = (
-        read_json(workdir / run_folder.CONFIG, MISSING),
-        workdir / run_folder.EVALUATION,
-    )
-    evaluated = read_json(file) if file.is_file() else {}
-    cells = evaluated.get("cells", {})
+    file = workdir / run_folder.EVALUATION
+    config: RunRecord = read_json(workdir / run_folder.CONFIG, MISSING)
+    evaluation: EvaluationResult | None = read_json(file) if file.is_file() else None
     folder = workdir / run_folder.ADAPTER
-    if evaluated and (workdir / run_folder.BEFORE_AFTER).is_file():
+    if evaluation and (workdir / run_folder.BEFORE_AFTER).is_file():
         write(folder / run_folder.BEFORE_AFTER, (workdir / run_folder.BEFORE_AFTER).read_bytes())
-    results = _rows(config["concept"], cells)
     adapter, settings = config["adapter"], config["evaluation"]
     method = METHODS[config.get("method", Config.method)]
     targets = ", ".join(f"`{target}`" for target in adapter["targets"])
-    made = f"in closed form, on {targets}"
+    training = f"in closed form, on {targets}"
     if method.steps(Config(config["concept"])):
-        made = (
+        training = (
             f"{config['iterations']} iterations at {config['height']} x {config['width']}, rank "
             f"{adapter['rank']} on {targets}"
         )
     how = (
-        f"Made by {method.title}: {made}. All settings are in the header of the adapter's file, "
-        "under `settings`."
+        f"Made by {method.title}: {training}. All settings are in the header of the adapter's "
+        "file, under `settings`."
     )
     template = (settings["templates"] or ["a photo of a {}"])[0]
-    return _write(
-        folder,
+    notes = [left_out_note(evaluation), mean_note(evaluation)] if evaluation else []
+    card = Card(
         title=f"{config['concept']}, erased",
         concepts=f"“{config['concept']}”",
         how=how,
-        results=results,
-        notes=[note for of in (left_out_note, mean_note) if (note := of(evaluated))],
+        results=_rows(config["concept"], evaluation.get("cells", {})) if evaluation else [],
+        notes=[note for note in notes if note],
         words=[
             " | ".join(map(escaped, (line.name, line.words, line.source)))
             for line in words_of(workdir, config)
@@ -104,16 +141,20 @@ def of_run(workdir: str | Path) -> Path:
         strength=settings["strength"],
         steps=settings["steps"],
         guidance=settings["guidance"],
-        config=config,
+        height=config["height"],
+        width=config["width"],
+        text_tokens=config["text_tokens"],
+        model=config["model"]["path"],
     )
+    return _write(folder, card)
 
 
 def of_composition(
     folder: Path,
     concepts: Sequence[str],
     method: str,
-    config: Mapping[str, Any],
-    evaluated: Sequence[Mapping[str, Any]] = (),
+    config: Config,
+    evaluated: Sequence[EvaluationResult] = (),
     pictures: Path | None = None,
 ) -> Path:
     """Writes the card of an adapter that was composed of several.
@@ -129,9 +170,8 @@ def of_composition(
     if pictures is not None and pictures.is_file():
         write(folder / run_folder.BEFORE_AFTER, pictures.read_bytes())
     named = ", ".join(f"“{concept}”" for concept in concepts)
-    settings = config["evaluation"]
-    return _write(
-        folder,
+    settings = config.evaluation
+    card = Card(
         title=f"{len(concepts)} concepts, erased",
         concepts=named,
         how=f"Made of {len(concepts)} adapters by `erase-anything compose --method {method}`; the "
@@ -143,11 +183,15 @@ def of_composition(
         words=[],
         picture=run_folder.BEFORE_AFTER if (folder / run_folder.BEFORE_AFTER).is_file() else None,
         prompt=phrase("a photo of a {}", concepts[0]),
-        strength=settings["strength"] if evaluated else 1.0,
-        steps=settings["steps"],
-        guidance=settings["guidance"],
-        config=config,
+        strength=settings.strength if evaluated else 1.0,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        height=config.height,
+        width=config.width,
+        text_tokens=config.text_tokens,
+        model=config.model.path,
     )
+    return _write(folder, card)
 
 
 def composed_of(adapter: Path) -> list[str]:
@@ -159,16 +203,16 @@ def composed_of(adapter: Path) -> list[str]:
     Raises:
         InputError: it cannot be read, or its header is damaged.
     """
-    made = _made(adapter)
-    return [part.concept or part.path for part in made.adapters] if made else []
+    composition = _composition_header(adapter)
+    return [part.concept or part.path for part in composition.adapters] if composition else []
 
 
-def _made(adapter: Path) -> Made | None:
+def _composition_header(adapter: Path) -> CompositionHeader | None:
     header = read_layers(adapter).metadata
     if header.get("method") != COMPOSED:
         return None
     try:
-        return Made.model_validate_json(header.get("settings", ""))
+        return CompositionHeader.model_validate_json(header.get("settings", ""))
     except pydantic.ValidationError as error:
         raise InputError(
             f"{adapter}: its header does not tell what it was composed of; compose it again"
@@ -177,8 +221,8 @@ def _made(adapter: Path) -> Made | None:
 
 def of_evaluated(
     adapter: Path,
-    config: Mapping[str, Any],
-    results: Mapping[str, Mapping[str, Any]],
+    config: Config,
+    results: Mapping[str, EvaluationResult],
     workdir: Path,
 ) -> None:
     """Writes the card of a composition anew, with what was found of its concepts.
@@ -194,18 +238,23 @@ def of_evaluated(
     Raises:
         InputError: the adapter cannot be read.
     """
-    if made := _made(adapter):
+    if composition := _composition_header(adapter):
         concepts = composed_of(adapter)
-        own = {name: each for name, each in results.items() if each["concept"] in concepts}
-        pictures = workdir / next(iter(own), "") / run_folder.BEFORE_AFTER
+        evaluated = {name: each for name, each in results.items() if each["concept"] in concepts}
+        pictures = workdir / next(iter(evaluated), "") / run_folder.BEFORE_AFTER
         folder = adapter if adapter.is_dir() else adapter.parent
         of_composition(
-            folder, concepts, made.method, config, list(own.values()), pictures if own else None
+            folder,
+            concepts,
+            composition.method,
+            config,
+            list(evaluated.values()),
+            pictures if evaluated else None,
         )
 
 
-def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
-    model = config["model"]["path"]
+def _write(folder: Path, card: Card) -> Path:
+    model = card.model
     hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not os.path.exists(model)
     # Markdown, of which the hub shows no scripts; escapes for HTML would stand in it as they are.
     environment = jinja2.Environment(  # nosec B701
@@ -216,9 +265,8 @@ def _write(folder: Path, *, config: Mapping[str, Any], **said: Any) -> Path:
     )
     # Characters stay what they are, within Python's and YAML's quotes as well.
     environment.filters["tojson"] = lambda text: json.dumps(text, ensure_ascii=False)
-    sizes = {name: config[name] for name in ("height", "width", "text_tokens")}
     text = environment.from_string(TEMPLATE.read_text()).render(
-        **said, **sizes, model=model, base_model=model if hub else None, folder=str(folder)
+        asdict(card), base_model=model if hub else None, folder=str(folder)
     )
     write(folder / FILE, text)
     return folder / FILE
@@ -229,7 +277,7 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(text.split()))
 
 
-def _rows(concept: str, cells: Mapping[str, Any]) -> list[str]:
+def _rows(concept: str, cells: Cells) -> list[str]:
     """A line of the table for each cell of an evaluation."""
     return [
         " | ".join([f"{text.format(concept)} ({better})", *_cells(cells[cell])])
@@ -238,8 +286,6 @@ def _rows(concept: str, cells: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cells(sides: Mapping[str, Any]) -> list[str]:
-    shown = [str(sides["after"]["of"])]
-    for side in ("before", "after"):
-        shown.append(f"{percent(sides[side])} ({interval(sides[side])})")
-    return shown
+def _cells(sides: Sides) -> list[str]:
+    shares = [f"{percent(sides[side])} ({interval(sides[side])})" for side in SIDES]
+    return [str(sides["after"]["of"]), *shares]

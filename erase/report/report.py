@@ -6,9 +6,9 @@ Axis letters: K examples, y x image tokens, h w picture sides.
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import jinja2
 import matplotlib as mpl
@@ -20,11 +20,19 @@ from PIL import Image
 
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
+from erase.evaluation.statistics import SIDES
 from erase.model import draw
 from erase.report import words
 from erase.runtime import files as files_module
 from erase.runtime import run_folder
 from erase.runtime.files import read_json
+from erase.runtime.results import (
+    EvaluationResult,
+    Example,
+    IrrelevantRecord,
+    RunRecord,
+    SentencesRecord,
+)
 from erase.runtime.run_folder import MISSING
 from flux_jax.errors import InputError, counted
 
@@ -63,6 +71,38 @@ GROUPS = {
 }
 
 
+class HeatMap(TypedDict):
+    """An example's pictures and attention maps as the page embeds them, and the maps' means."""
+
+    prompt: str
+    rendering: str
+    picture_before: str
+    map_before: str
+    mean_before: float
+    picture_after: str
+    map_after: str
+    mean_after: float
+
+
+class EmbeddedExample(Example):
+    """An example whose pictures are embedded.
+
+    Attributes:
+        good: by side, how near the hit is to what is wanted.
+        rendering: the pictures' class.
+    """
+
+    good: dict[str, float | None]
+    rendering: str
+
+
+class PictureGroup(TypedDict):
+    """Examples of a cell, under a heading."""
+
+    title: str
+    examples: list[EmbeddedExample]
+
+
 def write(workdir: str | Path) -> Path:
     """Writes `report.html` from what a run's folder holds.
 
@@ -79,9 +119,10 @@ def write(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config = read_json(workdir / run_folder.CONFIG, MISSING)
+    config: RunRecord = read_json(workdir / run_folder.CONFIG, MISSING)
     path = workdir / run_folder.EVALUATION
-    evaluation = read_json(path) if path.is_file() else {}
+    # Without a judge, or an evaluation at all, the page has fewer parts.
+    evaluation = cast(EvaluationResult, read_json(path) if path.is_file() else {})
     concept = evaluation.get("concept") or config.get("concept", "")
     heat, heat_top = heat_maps(workdir, evaluation)
     groups = _groups(workdir, evaluation)
@@ -121,7 +162,7 @@ def write(workdir: str | Path) -> Path:
     return report
 
 
-def _cells(concept: str, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _cells(concept: str, evaluation: EvaluationResult) -> list[dict[str, object]]:
     """The counts of an evaluation with their meaning, and how near they are to what is wanted."""
     return [
         {
@@ -149,14 +190,16 @@ def colour(good: float) -> str:
     return to_hex(COLOURS(float(good)))
 
 
-def words_of(workdir: Path, config: Mapping[str, Any]) -> list[words.Line]:
+def words_of(workdir: Path, config: RunRecord) -> list[words.Line]:
     """The words of a run: what its `config.json` and the files beside it hold.
 
     Raises:
         InputError: a file is damaged.
     """
-    files = (workdir / run_folder.SENTENCES, workdir / run_folder.IRRELEVANT)
-    return words.of_run(config, *(read_json(file) if file.is_file() else {} for file in files))
+    file, others_file = workdir / run_folder.SENTENCES, workdir / run_folder.IRRELEVANT
+    sentences: SentencesRecord = read_json(file) if file.is_file() else {}
+    others: IrrelevantRecord = read_json(others_file) if others_file.is_file() else {}
+    return words.of_run(config, sentences, others)
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
@@ -218,7 +261,7 @@ def smoothed(values: Float[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def heat_maps(workdir: Path, evaluation: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
+def heat_maps(workdir: Path, evaluation: EvaluationResult) -> tuple[list[HeatMap], float]:
     """Pictures and attention maps of a run's examples, ready to embed.
 
     Returns:
@@ -234,16 +277,27 @@ def heat_maps(workdir: Path, evaluation: Mapping[str, Any]) -> tuple[list[dict[s
         raise InputError(f"{path} cannot be read ({error}); evaluate the run again") from error
     # One scale for all maps; the top percent would leave the rest dark.
     top = float(np.percentile(np.concatenate([maps["before"], maps["after"]]), 99.5)) or 1.0
-    embedded = []
-    for index, example in enumerate(examples):
-        item: dict[str, Any] = {"prompt": example["prompt"]}
-        for side in ("before", "after"):
-            picture = _open(workdir / example[side])
-            item[f"picture_{side}"] = _embed(picture)
-            item[f"map_{side}"] = data_uri(draw.png(overlay(picture, maps[side][index] / top)))
-            item[f"mean_{side}"] = float(maps[side][index].mean())
-            item["rendering"] = _rendering(picture)
-        embedded.append(item)
+
+    def on_picture(picture: np.ndarray, heat: np.ndarray) -> str:
+        return data_uri(draw.png(overlay(picture, heat / top)))
+
+    embedded: list[HeatMap] = []
+    for example, heat_before, heat_after in zip(
+        examples, maps["before"], maps["after"], strict=True
+    ):
+        before, after = (_open(workdir / example[side]) for side in SIDES)
+        embedded.append(
+            {
+                "prompt": example["prompt"],
+                "rendering": _rendering(after),
+                "picture_before": _embed(before),
+                "map_before": on_picture(before, heat_before),
+                "mean_before": float(heat_before.mean()),
+                "picture_after": _embed(after),
+                "map_after": on_picture(after, heat_after),
+                "mean_after": float(heat_after.mean()),
+            }
+        )
     return embedded, top
 
 
@@ -266,14 +320,14 @@ def overlay(
     return np.round(255 * (0.8 * colour + 0.2 * grey)).astype(np.uint8)
 
 
-def _lead(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def _lead(config: RunRecord, evaluation: EvaluationResult) -> str:
     model = evaluation.get("model") or config.get("model", {}).get("path", "")
     size = evaluation.get("adapter_parameters")
     adapter = f"an adapter of {size:,} parameters" if size else "an adapter"
     return f"{model}, without and with {adapter}"
 
 
-def _settings(evaluation: Mapping[str, Any]) -> str:
+def _settings(evaluation: EvaluationResult) -> str:
     if "steps" not in evaluation:
         return ""
     return (
@@ -283,30 +337,29 @@ def _settings(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _groups(workdir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _groups(workdir: Path, evaluation: EvaluationResult) -> list[PictureGroup]:
     """Example pictures by cell."""
-    groups = []
+    groups: list[PictureGroup] = []
     for cell, title in GROUPS.items():
-        items = []
-        for example in evaluation.get("pictures", []):
-            if example["cell"] == cell and len(items) < COLUMNS:
-                sides = {side: _open(workdir / example[side]) for side in ("before", "after")}
-                embedded = {side: _embed(picture) for side, picture in sides.items()}
-                found = {side: example[f"found_{side}"] for side in sides}
-                items.append(
-                    {
-                        **example,
-                        **embedded,
-                        "good": {
-                            side: None if hit is None else goodness(cell, float(hit))
-                            for side, hit in found.items()
-                        },
-                        "rendering": _rendering(sides["before"]),
-                    }
-                )
-        if items:
-            groups.append({"title": title.format(evaluation["concept"]), "examples": items})
+        examples = [e for e in evaluation.get("pictures", []) if e["cell"] == cell][:COLUMNS]
+        if examples:
+            embedded = [_embedded(workdir, cell, example) for example in examples]
+            groups.append({"title": title.format(evaluation["concept"]), "examples": embedded})
     return groups
+
+
+def _embedded(workdir: Path, cell: str, example: Example) -> EmbeddedExample:
+    before, after = (_open(workdir / example[side]) for side in SIDES)
+    hits = {"before": example["found_before"], "after": example["found_after"]}
+    return {
+        **example,
+        "before": _embed(before),
+        "after": _embed(after),
+        "good": {
+            side: None if hit is None else goodness(cell, float(hit)) for side, hit in hits.items()
+        },
+        "rendering": _rendering(before),
+    }
 
 
 def _open(path: Path) -> UInt8[np.ndarray, "h w 3"]:

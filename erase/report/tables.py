@@ -4,11 +4,11 @@ Shares are in percent. A range in brackets is at 95 %: Wilson's, and in comparis
 bootstrap's over concepts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from erase.evaluation.percent import number, points
-from erase.evaluation.statistics import CELLS, Share, ahead
+from erase.evaluation.statistics import CELLS, ahead
+from erase.runtime.results import Comparison, Measure, MethodResult, Share, Side, Sums
 
 NOTHING = "–"
 
@@ -32,12 +32,13 @@ def between(value: Share | float, ends: Sequence[float]) -> str:
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
-def methods(result: Mapping[str, Any]) -> str:
+def methods(result: Comparison) -> str:
     """A line for each method of a comparison, the best H first, after one for the frozen model.
 
     Where EraseAnything is among them, each other one's H less EraseAnything's follows H.
     """
-    every, cells = by_rank(result), (*CELLS, "H")
+    every = by_rank(result)
+    cells: tuple[Measure, ...] = (*CELLS, "H")
     ours = result["methods"].get("erase_anything")
     base = [shown_share(cell_side(every[0]["cells"], cell, "before")) for cell in cells]
     rows = [["base", *base, *[NOTHING] * (7 if ours else 6)]]
@@ -70,19 +71,19 @@ def methods(result: Mapping[str, Any]) -> str:
     return markdown(["", *cells, *gain, *last], rows)
 
 
-def by_rank(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def by_rank(result: Comparison) -> list[MethodResult]:
     """A comparison's methods, the best H first."""
-    return sorted(result["methods"].values(), key=lambda each: -each["cells"]["H"]["after"])
+    return sorted(result["methods"].values(), key=lambda each: -each["cells"].get("H", {})["after"])
 
 
-def _gained(each: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def _gained(each: MethodResult, ours: MethodResult) -> str:
     """A difference of H in points with its interval over concepts."""
     gain, low, high = map(points, ahead(each["rows"], ours["rows"]))
     return f"{gain} [{low}, {high}]"
 
 
-def cell_side(cells: Mapping[str, Any], cell: str, side: str) -> Any:
-    """A side of a cell; None where it was not counted, as Acc_g without words that are drawn."""
+def cell_side(cells: Sums, cell: Measure, side: Side) -> Share | float | None:
+    """A side of a cell or of H; None where it was not counted, as Acc_g without synonyms."""
     return cells.get(cell, {}).get(side)
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from erase.runtime.results import IrrelevantRecord, RunRecord, SentencesRecord
 from flux_jax.errors import counted
 
 # Sentences, and words of a list, that are shown; runs in one table.
@@ -58,9 +58,7 @@ def lines(
     ]
 
 
-def of_run(
-    config: Mapping[str, Any], further: Mapping[str, Any], others: Mapping[str, Any]
-) -> list[Line]:
+def of_run(config: RunRecord, further: SentencesRecord, others: IrrelevantRecord) -> list[Line]:
     """The words of a run as its folder keeps them; earlier versions kept less.
 
     Args:

@@ -105,8 +105,8 @@ def of_model(model: str) -> Known | None:
     Raises:
         InputError: the folder's file is damaged.
     """
-    if found := model_file.read(model):
-        return found
+    if model_defaults := model_file.read(model):
+        return model_defaults
     guided = _guidance(model)
     return None if guided is None else _OF_FLUX if guided else _OF_SCHNELL
 
@@ -184,8 +184,8 @@ class Defaults:
 
     def _kind(self, run: Mapping[Any, Any]) -> str:
         """What a run's concept is: as it says, as its model knows it, else an entity."""
-        if (given := run.get("kind")) is not None:
-            return given if given in KINDS else ""
+        if (kind := run.get("kind")) is not None:
+            return kind if kind in KINDS else ""
         model, concept = self._model(run), _text(run, "concept")
         thing = model.find(concept) if model and concept else None
         return thing.kind if thing else "entity"
@@ -221,13 +221,13 @@ def _of_kind(
     model: Known, how: Kind, thing: Thing | None, concept: str, kind: str, run: Mapping[Any, Any]
 ) -> Fields:
     """What a model's file says of a kind, for one concept."""
-    own = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
-    apart = {word.casefold() for word in own}
-    given = {word.casefold() for word in _texts(run, "irrelevant")}
+    names = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
+    apart = {word.casefold() for word in names}
+    irrelevant = {word.casefold() for word in _texts(run, "irrelevant")}
     synonyms = [
         word
         for word in (thing.names if thing else ())
-        if word.casefold() != concept.casefold() and word.casefold() not in given
+        if word.casefold() != concept.casefold() and word.casefold() not in irrelevant
     ]
     # A relation's name beside the words that stand for it in sentences is none of those.
     if thing and thing.written:
@@ -324,8 +324,8 @@ def _general(concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
     sort = kind if kind in ("style", "relation") else part
     if not isinstance(sort, str) or sort not in _SENTENCES:
         return {}
-    own = _folded((concept, *_texts(run, "synonyms")))
-    others = [word for word in _OTHERS.get(sort, COMMON) if word.casefold() not in own]
+    names = _folded((concept, *_texts(run, "synonyms")))
+    others = [word for word in _OTHERS.get(sort, COMMON) if word.casefold() not in names]
     sentences = _SENTENCES[sort]
     seen = _texts(run, "irrelevant") or others
     return {
@@ -338,9 +338,9 @@ def _general(concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
 def without_method(words: Fields) -> Fields:
     """Words for a concept without the method's fields that depend on it, which a preset has."""
     levels = ("lower", "upper", "bank", "adapter", "batch_size", "iterations")
-    kept = {name: value for name, value in words.items() if name not in levels}
-    evaluation = {n: v for n, v in kept.get("evaluation", {}).items() if n != "strength"}
-    return kept | {"evaluation": evaluation}
+    shared = {name: value for name, value in words.items() if name not in levels}
+    evaluation = {n: v for n, v in shared.get("evaluation", {}).items() if n != "strength"}
+    return shared | {"evaluation": evaluation}
 
 
 def _in_folder(place: Fields, folder: Path) -> Fields:

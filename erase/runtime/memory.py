@@ -37,5 +37,5 @@ def explains_memory(mends: str = MENDS) -> Iterator[None]:
 def memory(devices: Sequence[Any]) -> int | None:
     """Bytes that each of the devices offers; None where they do not say, as CPUs."""
     # Only a process's own devices answer.
-    own = next(device for device in devices if device.process_index == jax.process_index())
-    return (own.memory_stats() or {}).get("bytes_limit")
+    local_device = next(device for device in devices if device.process_index == jax.process_index())
+    return (local_device.memory_stats() or {}).get("bytes_limit")

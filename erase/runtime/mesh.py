@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from erase.config.schema import MeshConfig
 from erase.runtime.memory import memory
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.errors import InputError
 from flux_jax.sharding import FSDP
 
@@ -71,7 +71,7 @@ def make_mesh(
                 f"without work; make it a multiple of {left // across}"
             )
         fsdp *= idle
-    return meshes.make({RUNS: across, SAMPLES: data, FSDP: fsdp}, devices)
+    return sharding.make({RUNS: across, SAMPLES: data, FSDP: fsdp}, devices)
 
 
 def _divisors(number: int) -> list[int]:

@@ -86,10 +86,10 @@ def from_first(make: Callable[[], T], kind: Any = None) -> T:
 def written(make: Callable[[], Any], kind: Any) -> bytes:
     """What is made, or the error that it ends with, as JSON."""
     try:
-        told = {"made": pydantic.TypeAdapter(kind).dump_python(make(), mode="json")}
+        message = {"made": pydantic.TypeAdapter(kind).dump_python(make(), mode="json")}
     except EraseError as error:
-        told = {"error": type(error).__name__, "message": str(error)}
-    return json.dumps(told).encode()
+        message = {"error": type(error).__name__, "message": str(error)}
+    return json.dumps(message).encode()
 
 
 def read(content: bytes, kind: Any) -> Any:
@@ -98,10 +98,10 @@ def read(content: bytes, kind: Any) -> Any:
     Raises:
         EraseError: what was made is one.
     """
-    told = json.loads(content)
-    if "error" in told:
-        raise ERRORS[told["error"]](told["message"])
-    return pydantic.TypeAdapter(kind).validate_python(told["made"])
+    message = json.loads(content)
+    if "error" in message:
+        raise ERRORS[message["error"]](message["message"])
+    return pydantic.TypeAdapter(kind).validate_python(message["made"])
 
 
 @contextlib.contextmanager

@@ -73,19 +73,19 @@ class Watchdog:
             if (running := self._running) is None or len(self._took) < WARMUP_ITERATIONS:
                 continue
             step, began = running
-            usual, taken = statistics.median(self._took), time.monotonic() - began
-            if taken > max(self.min_seconds, self.settings.hung * usual) and reported != step:
+            usual, seconds = statistics.median(self._took), time.monotonic() - began
+            if seconds > max(self.min_seconds, self.settings.hung * usual) and reported != step:
                 reported = step
                 print(
-                    f"iteration {step} has taken {taken:.0f} s, those before {usual:.2f} s: a "
+                    f"iteration {step} has taken {seconds:.0f} s, those before {usual:.2f} s: a "
                     "device or another process may hang; this is where it is:",
                     file=sys.stderr,
                 )
                 faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
-            if taken > self.settings.patience and reported == step:
+            if seconds > self.settings.patience and reported == step:
                 print(
-                    f"iteration {step} did not end in guard.patience = {taken:.0f} s: the process "
-                    "ends; the same command goes on from the last checkpoint",
+                    f"iteration {step} did not end in guard.patience = {seconds:.0f} s: the "
+                    "process ends; the same command goes on from the last checkpoint",
                     file=sys.stderr,
                 )
                 self._end(PreemptedError.exit_code)

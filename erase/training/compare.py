@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,11 +23,12 @@ from erase.evaluation.statistics import wilson_interval
 from erase.methods import method_of
 from erase.model.open import open_model
 from erase.runtime.files import write
+from erase.runtime.results import AdapterSize, ComparedRow, Comparison, MethodResult
 from erase.runtime.run_folder import ADAPTER
 from erase.training import memory_plan
 from erase.training.export import write_adapter
 from erase.training.prepare import runs_with_synonyms, shared_settings
-from erase.training.variants import left, resumed, train_variant
+from erase.training.variants import resume_results, train_variant, unmeasured
 from flux_jax import progress
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
@@ -37,6 +37,8 @@ from flux_jax.pipeline import Pipeline
 KEPT = "Acc_ir"
 
 
+# Of a run's pictures of what should stay, before and after erasing.
+Features = tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N F"]]
 # Of the frozen model by concept: what the judge finds, and features of what should stay.
 Base = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -52,7 +54,7 @@ def seeded(runs: Mapping[str, Config], seeds: int) -> dict[str, Config]:
 
 def compare(
     methods: Mapping[str, Mapping[str, Config]], out: Path, attacks: int = 32
-) -> dict[str, Any]:
+) -> Comparison:
     """Measures methods that the file does not hold yet.
 
     Args:
@@ -79,8 +81,8 @@ def compare(
         "attacks": attacks,
         "model": first.model.path,
     }
-    result = resumed(out, head, "methods", "comparison")
-    fresh = left(out, result, methods)
+    result = resume_results(Comparison, out, head, "methods", "comparison")
+    fresh = unmeasured(out, result["methods"], methods)
     for config in runs.values():
         configured_judge(config)
     for name, config in runs_with_synonyms(runs).items():
@@ -91,15 +93,15 @@ def compare(
     for name, settings_written in progress.bar(fresh.items(), desc="methods"):
         measured = measure(pipe, runs_with_synonyms(methods[name]), base, attacks)
         result["methods"][name] = {**measured, "settings": settings_written}
-        result |= {"device": jax.devices()[0].device_kind or platform.machine()}
-        result |= {"jax": jax.__version__}
+        result["device"] = jax.devices()[0].device_kind or platform.machine()
+        result["jax"] = jax.__version__
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 
 
 def measure(
     pipe: Pipeline, configs: Mapping[str, Config], base: Base, attacks: int
-) -> dict[str, Any]:
+) -> MethodResult:
     """Makes a method's adapters, draws and counts.
 
     Args:
@@ -114,21 +116,22 @@ def measure(
     if method_of(first).exports is not None:
         adapters, _, seconds = train_variant(configs, pipe)
         needed = memory_plan.of_a_run(configs, pipe)
-    rows, seen = [], {}
+    rows: list[ComparedRow] = []
+    features_of: dict[int, list[Features]] = {}
     for name, config in configs.items():
         row, features = count(pipe, adapters.get(name), config, base, attacks)
-        rows.append({"name": name} | row)
-        seen.setdefault(config.seed, []).append(features)
+        rows.append({"name": name, **row})
+        features_of.setdefault(config.seed, []).append(features)
     distances = [
         statistics.frechet_distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
-        for pairs in seen.values()
+        for pairs in features_of.values()
     ]
-    hits, drawn = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
+    hits, pictures = (sum(row["attacks"][key] for row in rows) for key in ("found", "of"))
     return {
         "title": method_of(first).title,
         "cells": statistics.pooled(row["cells"] for row in rows),
         "intervals": statistics.over_concepts(rows),
-        "attacks": wilson_interval(hits, drawn),
+        "attacks": wilson_interval(hits, pictures),
         "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
         **size_of(adapters, first),
         "seconds": round(seconds / len(configs), 2),
@@ -139,7 +142,7 @@ def measure(
 
 def count(
     pipe: Pipeline, adapter: Adapter | None, config: Config, base: Base, attacks: int
-) -> tuple[dict[str, Any], tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N F"]]]:
+) -> tuple[ComparedRow, Features]:
     """What the judge finds in a run's pictures, and features of those that should stay.
 
     Args:
@@ -152,9 +155,9 @@ def count(
     Returns:
         The run's row; and the features before and after.
     """
-    judge, drawn = evaluate.plan_evaluation(config, pipe)
+    judge, prompts = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "compare has made sure"
-    kept = [index for index, case in enumerate(drawn) if case.cell == KEPT]
+    kept = [index for index, case in enumerate(prompts) if case.cell == KEPT]
 
     def look(cases: Sequence[EvalPrompt], *, erased: bool) -> np.ndarray:
         pairs = [(adapter, config.evaluation.strength)] if erased and adapter else []
@@ -163,29 +166,29 @@ def count(
         return draw_cases(pipe, cases, config, pairs, title, silenced)
 
     def see(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return judge_pictures(judge, pictures, drawn), judge.features(pictures[kept])
+        return judge_pictures(judge, pictures, prompts), judge.features(pictures[kept])
 
     if config.concept not in base:
-        base[config.concept] = see(look(drawn, erased=False))
+        base[config.concept] = see(look(prompts, erased=False))
     before, features = base[config.concept]
     asked = attack.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
     # All at once, in few and full batches.
-    pictures = look([*drawn, *asked], erased=True)
-    after, changed = see(pictures[: len(drawn)])
-    hits = judge_pictures(judge, pictures[len(drawn) :], asked)
+    pictures = look([*prompts, *asked], erased=True)
+    after, changed = see(pictures[: len(prompts)])
+    hits = judge_pictures(judge, pictures[len(prompts) :], asked)
     sides = {"before": before, "after": after}
-    row = {
+    row: ComparedRow = {
         "concept": config.concept,
         "kind": judge.kind(config.concept),
         "seed": config.seed,
-        "cells": evaluate.evaluation_cells(drawn, sides),
-        "synonyms": evaluate.by_synonym(drawn, sides),
+        "cells": evaluate.evaluation_cells(prompts, sides),
+        "synonyms": evaluate.by_synonym(prompts, sides),
         "attacks": wilson_interval(int(hits.sum()), len(asked)),
     }
     return row, (features, changed)
 
 
-def size_of(adapters: Mapping[str, Adapter], config: Config) -> dict[str, int]:
+def size_of(adapters: Mapping[str, Adapter], config: Config) -> AdapterSize:
     """Trainable parameters and bytes on disk of one adapter."""
     if not adapters:
         return {"parameters": 0, "bytes": 0}

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +39,11 @@ from erase.training import checkpoints, guard, metrics
 from erase.training.metrics import RunLog, named
 from erase.training.prepare import shared_settings
 from flux_jax import progress as bars
-from flux_jax import sharding as meshes
-from flux_jax import xla_flags
+from flux_jax import sharding, xla_flags
 from flux_jax.errors import InputError, PreemptedError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+from flux_jax.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Training:
     """
 
     configs: Mapping[str, Config]
-    context: StepContext[Any]
+    context: StepContext[object]
     state: State
     params: PyTree
     bank: Bank
@@ -105,14 +104,16 @@ class Training:
     def adapter(self, name: str, state: State) -> Adapter:
         """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
         row = list(self.configs).index(name)
-        lora = meshes.gather(self.context.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
+        lora = sharding.gather(self.context.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
         return Adapter(jax.device_get(lora), self.context.alpha)
 
     def numbers(self) -> list[list[int]]:
         """What the random keys consist of, for JSON."""
-        return np.asarray(meshes.gather(self.context.mesh, jax.random.key_data(self.keys))).tolist()
+        return np.asarray(
+            sharding.gather(self.context.mesh, jax.random.key_data(self.keys))
+        ).tolist()
 
-    def drawn(self, name: str, step: int) -> dict[str, Any]:
+    def drawn(self, name: str, step: int) -> dict[str, metrics.SampledRecord]:
         """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
         row = list(self.configs).index(name)
         key = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
@@ -120,7 +121,7 @@ class Training:
         times = np.asarray(bank.times)
         pictures = 0 if bank.pictures is None else bank.pictures.shape[1]
         counts = Counts(bank.trajectories.shape[1], pictures, jnp.asarray(times))
-        sentences = meshes.gather(self.context.mesh, bank.trajectory_sentences)[row]
+        sentences = sharding.gather(self.context.mesh, bank.trajectory_sentences)[row]
         plan, samples = self.plans.get(name), {}
         for update, each in self.steps.items():
             for part, (kind, (rows, steps)) in each.drawn(
@@ -262,7 +263,7 @@ def after_iteration(
     values: Mapping[str, np.ndarray],
     seconds: float,
     logs: Mapping[str, RunLog],
-    bar: Any,
+    bar: Bar,
     erased: Callable[[str, State], bool],
 ) -> None:
     """Writes and shows an iteration's metrics, and ends the runs that are lost or have erased.
@@ -309,7 +310,7 @@ def _log(
     values: Mapping[str, float],
     seconds: float,
     log: RunLog,
-    bar: Any,
+    bar: Bar,
 ) -> None:
     """Writes a run's metrics of an iteration, and what is needed to do it again if any is lost."""
     lost = guard.non_finite(values)
@@ -351,7 +352,7 @@ def _resumed(
     return Progress(
         step=done,
         state=state,
-        active=np.array(meshes.gather(training.context.mesh, state.active)),
+        active=np.array(sharding.gather(training.context.mesh, state.active)),
         lost=lost,
         tallies={n: guard.Tally(training.shared.guard, skipped[n]) for n in training.configs},
     )

@@ -191,12 +191,12 @@ def _batch(pipe: Pipeline, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtyp
 def nbytes(tree: PyTree) -> int:
     """Bytes of all leaves on one device."""
 
-    def own(leaf: Any) -> int:
+    def bytes_of(leaf: Any) -> int:
         whole = leaf.sharding is None
         shape = leaf.shape if whole else leaf.sharding.shard_shape(leaf.shape)
         return jnp.dtype(leaf.dtype).itemsize * math.prod(shape)
 
-    return sum(map(own, jax.tree.leaves(tree)))
+    return sum(map(bytes_of, jax.tree.leaves(tree)))
 
 
 def of_a_run(configs: Mapping[str, Config], pipe: Pipeline) -> int:
@@ -224,11 +224,11 @@ def held(configs: Mapping[str, Config], pipe: Pipeline) -> dict[str, int]:
         pipe: the frozen model, on its devices; nothing of it is read.
     """
     config = shared_settings(configs)
-    own = len(configs) // pipe.mesh.shape[RUNS]
+    runs_a_device = len(configs) // pipe.mesh.shape[RUNS]
     return {
         **{f"weights of {name}": nbytes(shapes) for name, shapes in _weights(pipe).items()},
-        "bank": own * nbytes(_bank(config, pipe)),
-        "adapter and optimisers": own * nbytes(_state(config, pipe)),
+        "bank": runs_a_device * nbytes(_bank(config, pipe)),
+        "adapter and optimisers": runs_a_device * nbytes(_state(config, pipe)),
     }
 
 

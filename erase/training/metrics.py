@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypedDict
+from typing import TextIO, TypedDict
 
 import numpy as np
 
@@ -19,6 +19,13 @@ from erase.methods import method_of
 from erase.runtime import processes
 from erase.runtime.files import write
 from erase.runtime.run_folder import METRICS, SKIPPED, MetricsRecord, kind_of, record_line
+
+
+class SampledRecord(TypedDict):
+    """What a loss sampled: prompts, or rows of the bank where they are not known; and timesteps."""
+
+    prompts: list[str] | list[int]
+    t: list[float]
 
 
 class SkippedRecord(TypedDict):
@@ -36,7 +43,7 @@ class SkippedRecord(TypedDict):
     lost: list[str]
     seed: int
     numbers: dict[str, float]
-    drawn: dict[str, Any]
+    drawn: dict[str, SampledRecord]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from erase.config.schema import Config
 from erase.data.plan import Plan
@@ -18,6 +17,7 @@ from erase.data.words.sentences import Sentences, add_generated_prompts
 from erase.methods.configured import irrelevant_words, plan_of, with_synonyms
 from erase.runs import RunConfig
 from erase.runtime import processes
+from erase.runtime.results import RunRecord
 from flux_jax.pipeline import Pipeline
 
 
@@ -33,7 +33,7 @@ class ResolvedRun:
     config: Config
     synonyms_source: str
 
-    def description(self, command: str) -> dict[str, Any]:
+    def description(self, command: str) -> RunRecord:
         """What the run's `config.json` holds.
 
         Args:

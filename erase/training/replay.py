@@ -7,26 +7,39 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import SupportsFloat, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from rich.console import Console
 from rich.table import Table
 
 from erase.data.bank import Bank
 from erase.methods.parts.forward import RunInputs
-from erase.methods.parts.step import Losses, State
+from erase.methods.parts.step import Losses, Metrics, State
 from erase.runtime import processes
 from erase.runtime.files import write
 from erase.runtime.run_folder import REPLAY
 from erase.training import checkpoints
 from erase.training.loop import Training
-from flux_jax import progress, xla_flags
-from flux_jax import sharding as meshes
+from flux_jax import progress, sharding, xla_flags
 from flux_jax.errors import InputError
+
+
+class GradientRecord(TypedDict):
+    """A gradient's norm, as text where it is not finite, and how many numbers are not."""
+
+    norm: float | str
+    lost: int
+
+
+class LevelRecord(TypedDict):
+    """Losses, and gradients by the path of what is trained."""
+
+    losses: dict[str, float | str]
+    gradients: dict[str, GradientRecord]
 
 
 def show(training: Training, workdir: Path, step: int) -> None:
@@ -57,28 +70,28 @@ def show(training: Training, workdir: Path, step: int) -> None:
             state, _ = training.iterate(state, number)
     runs = {name: dict(_levels(training, state, name, step)) for name in training.configs}
     for name, levels in runs.items():
-        drawn = training.drawn(name, step)
-        content = {"step": step, "from": done, "drawn": drawn, "levels": levels}
+        samples = training.drawn(name, step)
+        content = {"step": step, "from": done, "drawn": samples, "levels": levels}
         write(workdir / name / REPLAY.format(step), json.dumps(content, indent=1) + "\n")
         Console().print(_table(name or training.configs[name].concept, step, levels))
-        for part, rows in drawn.items():
+        for part, rows in samples.items():
             for prompt, t in zip(rows["prompts"], rows["t"], strict=True):
                 print(f"{part}: {prompt!r} at t = {t}")
 
 
 def _levels(
     training: Training, state: State, run: str, step: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, LevelRecord]]:
     """Losses and each gradient's norm of a run, level by level, as they follow each other."""
     row = list(training.configs).index(run)
     common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
-    own = training.bank.replace(**dict.fromkeys(common))
-    bank = jax.tree.map(lambda leaf: leaf[row], own).replace(**common)
+    per_run = training.bank.replace(**dict.fromkeys(common))
+    bank = jax.tree.map(lambda leaf: leaf[row], per_run).replace(**common)
     after = jax.tree.map(jnp.copy, state)
     keys = training.keys_at(step)
     for name, each in training.steps.items():
-        lora, own = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
-        for level, (losses, key) in each.losses(keys[name][row], own).items():
+        lora, opt_states = jax.tree.map(lambda leaf: leaf[row], (after.lora, after.own))
+        for level, (losses, key) in each.losses(keys[name][row], opt_states).items():
             yield level, _level(training, bank, losses, lora, key)
         after, _ = each.update(
             after, training.params, training.bank, keys[name], context=training.context
@@ -86,17 +99,17 @@ def _levels(
 
 
 def _level(
-    training: Training, bank: Bank, losses: Losses[Any], lora: PyTree, key: PRNGKeyArray
-) -> dict[str, Any]:
+    training: Training, bank: Bank, losses: Losses[object], lora: PyTree, key: PRNGKeyArray
+) -> LevelRecord:
     """Losses and each gradient's norm of a run at one adapter."""
 
-    def loss(lora: PyTree) -> Any:
+    def loss(lora: PyTree) -> tuple[Float[Array, ""], Metrics]:
         run = RunInputs.of(training.context, training.params, bank)
         with jax.sharding.use_abstract_mesh(training.context.mesh.abstract_mesh):
             return losses(lora, run, key)
 
     (_, parts), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
-    parts, gradient = jax.device_get(meshes.gather(training.context.mesh, (parts, gradient)))
+    parts, gradient = jax.device_get(sharding.gather(training.context.mesh, (parts, gradient)))
     return {
         "losses": {part: _number(value) for part, value in parts.items()},
         "gradients": {
@@ -109,12 +122,12 @@ def _level(
     }
 
 
-def _number(value: Any) -> float | str:
+def _number(value: SupportsFloat) -> float | str:
     """A number for JSON, which has no infinite ones."""
-    return float(value) if math.isfinite(value) else str(float(value))
+    return number if math.isfinite(number := float(value)) else str(number)
 
 
-def _table(title: str, step: int, levels: dict[str, dict[str, Any]]) -> Table:
+def _table(title: str, step: int, levels: dict[str, LevelRecord]) -> Table:
     """A line for each loss and each gradient."""
     table = Table("level", "", title=f"{title!r}, iteration {step}")
     for heading in ("loss or norm", "numbers lost"):

@@ -12,6 +12,7 @@ from ml_collections import FieldReference
 from erase.config.fields import fill_defaults, shown
 from erase.runs import RunConfig
 from erase.runtime.files import read_json
+from erase.runtime.results import RunRecord
 from erase.runtime.run_folder import CONFIG, WRITTEN
 from erase.training import checkpoints
 from flux_jax.errors import InputError
@@ -31,7 +32,7 @@ FREE = (
 )
 
 
-def check(workdir: Path, descriptions: Mapping[str, Any], *, overwrite: bool) -> None:
+def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bool) -> None:
     """Refuses to start in a folder that holds a run with other settings; the same run resumes.
 
     Args:

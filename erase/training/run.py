@@ -18,6 +18,7 @@ from erase.model.open import open_model
 from erase.report import card, report, words
 from erase.runtime import processes, run_folder, signals
 from erase.runtime.files import write
+from erase.runtime.results import RunRecord
 from erase.training import guard, loop, replay, resume_check
 from erase.training.export import write_adapter
 from erase.training.make_adapters import banks_of, make_adapters
@@ -129,7 +130,7 @@ def _check_method(shared: Config, replay_step: int | None) -> None:
 
 
 def _agree(
-    descriptions: Mapping[str, Mapping[str, Any]],
+    descriptions: Mapping[str, RunRecord],
     workdir: Path,
     overwrite: bool,
     replay_step: int | None,
@@ -168,7 +169,7 @@ def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[
 
 
 def write_descriptions(
-    runs: Mapping[str, PreparedRun], descriptions: Mapping[str, Mapping[str, Any]]
+    runs: Mapping[str, PreparedRun], descriptions: Mapping[str, RunRecord]
 ) -> None:
     """Writes each run's configuration, and its words with their sources, into its folder."""
     for name, run in runs.items():

@@ -6,9 +6,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from erase.config.schema import Config, Evaluation
+from erase.runtime.files import read_json
+from erase.runtime.results import MethodRecord
 from erase.runtime.run_folder import METRICS
 from erase.training import guard
 from erase.training.make_adapters import make_adapters
@@ -18,36 +20,41 @@ from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
+ResultT = TypeVar("ResultT")
+
 # What changes how fast something is measured, not what.
 SPEED = ("mesh", "checkpoints", "guard", "bank.batch", "evaluation.batch")
 
 
-def resumed(out: Path, head: Mapping[str, Any], parts: str, what: str) -> dict[str, Any]:
+def resume_results(
+    kind: type[ResultT], out: Path, head: Mapping[str, object], parts: str, what: str
+) -> ResultT:
     """The results that a file holds already, or none of them.
 
     Args:
+        kind: the `TypedDict` that says what the file holds.
         out: the file.
         head: what says which results they are.
         parts: where they stand.
         what: the file holds, for messages.
 
     Raises:
-        InputError: it holds others.
+        InputError: it holds others, or is damaged.
     """
-    result = json.loads(out.read_text()) if out.is_file() else {**head, parts: {}}
+    result = read_json(out, mend="name another file") if out.is_file() else {**head, parts: {}}
     if {key: result.get(key) for key in head} != head:
         raise InputError(f"out = {str(out)!r} holds another {what}: name another file")
-    return result
+    return cast(ResultT, result)
 
 
-def left(
-    out: Path, result: Mapping[str, Any], methods: Mapping[str, Mapping[str, Config]]
+def unmeasured(
+    out: Path, measured: Mapping[str, MethodRecord], methods: Mapping[str, Mapping[str, Config]]
 ) -> dict[str, dict[str, Any]]:
     """The settings, those of the first run, by method, of methods that a file does not hold yet.
 
     Args:
         out: the file.
-        result: what it holds; under `methods` each one's `settings` among others.
+        measured: what it holds of each method, its `settings` among others.
         methods: by name, each one's runs by name.
 
     Raises:
@@ -57,9 +64,9 @@ def left(
     for name, runs in methods.items():
         # Through JSON, so that it compares with what the file holds.
         now = json.loads(json.dumps(asdict(shared_settings(runs))))
-        if name not in result["methods"]:
+        if name not in measured:
             fresh[name] = now
-        elif lines := list(differences(result["methods"][name]["settings"], now, SPEED)):
+        elif lines := list(differences(measured[name].get("settings", {}), now, SPEED)):
             raise InputError(
                 f"out = {str(out)!r} holds {name} with other settings: name another file\n       "
                 + "\n       ".join(lines)

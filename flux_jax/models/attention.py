@@ -105,8 +105,8 @@ def silence(
     """
     if silenced is None:
         return v
-    kept = (1 - silenced).astype(v.dtype)
-    return v.at[:, : silenced.shape[1]].multiply(kept[:, :, None, None])
+    weights = (1 - silenced).astype(v.dtype)
+    return v.at[:, : silenced.shape[1]].multiply(weights[:, :, None, None])
 
 
 def attention_weights(

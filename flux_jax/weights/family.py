@@ -74,8 +74,8 @@ class OtherModelError(InputError):
 
 def kind_of(names: Collection[str]) -> str | None:
     """What a file with tensors of these names holds in the place of FLUX.1's transformer."""
-    found = {match[0] for name in names if (match := _NAMES.search(name))}
-    return next((kind for part, kind in NAMES.items() if part in found), None)
+    kinds = {match[0] for name in names if (match := _NAMES.search(name))}
+    return next((kind for part, kind in NAMES.items() if part in kinds), None)
 
 
 def check_names(where: Path, names: Collection[str]) -> None:
@@ -132,8 +132,8 @@ def check_index(root: Path, index: Mapping[str, Any]) -> None:
 
 
 def _named(name: Any) -> str:
-    found = (kind for start, kind in CLASSES.items() if str(name).startswith(start))
-    return next(found, "another model")
+    kinds = (kind for start, kind in CLASSES.items() if str(name).startswith(start))
+    return next(kinds, "another model")
 
 
 def _short(value: Any) -> str:

@@ -44,7 +44,7 @@ def find_model(given: str) -> Path:
     return _snapshot(Path(given)) if os.path.exists(given) else _fetch(given)
 
 
-def _fetch(given: str) -> Path:
+def _fetch(name: str) -> Path:
     """A repository's files, from the hub or from its cache.
 
     Raises:
@@ -59,27 +59,27 @@ def _fetch(given: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    page = f"{ENDPOINT}/{given}"
+    page = f"{ENDPOINT}/{name}"
     try:
         # The hub asks for tqdm.auto's class and takes what behaves alike.
         bars: Any = progress.kind()
         # The newest of what the user names; weights and settings alone, of which none is run.
-        found = snapshot_download(given, allow_patterns=list(WANTED), tqdm_class=bars)  # nosec B615
-        return Path(found)
+        folder = snapshot_download(name, allow_patterns=list(WANTED), tqdm_class=bars)  # nosec B615
+        return Path(folder)
     except GatedRepoError as error:
         raise InputError(
-            f"model = {given!r}: its licence must be accepted on {page} first; then log in with "
+            f"model = {name!r}: its licence must be accepted on {page} first; then log in with "
             "`hf auth login`, or set HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"model = {given!r} is neither a path here nor a repository that this account may see "
+            f"model = {name!r} is neither a path here nor a repository that this account may see "
             f"on {page}: check the name; for a private one log in with `hf auth login`, or set "
             "HF_TOKEN"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"model = {given!r} is no path here and could not be fetched from {page} "
+            f"model = {name!r} is no path here and could not be fetched from {page} "
             f"({type(error).__name__}: {str(error).splitlines()[0]}): check the network, or give "
             "a folder"
         ) from error

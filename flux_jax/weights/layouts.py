@@ -39,13 +39,13 @@ class Layout:
     dropped: str = r"(?!)"
     renamed: Mapping[str, str] | None = None
 
-    def name(self, found: str) -> str | None:
+    def name(self, tensor: str) -> str | None:
         """The table's name of a tensor behind its prefix; None for what is dropped."""
-        if re.match(self.dropped, found):
+        if re.match(self.dropped, tensor):
             return None
         for old, new in (self.renamed or {}).items():
-            found = re.sub(old, new, found)
-        return found
+            tensor = re.sub(old, new, tensor)
+        return tensor
 
 
 LAYOUTS = (
@@ -123,20 +123,20 @@ def models(where: Path, names: Collection[str]) -> dict[str, Held]:
     Raises:
         InputError: a model is in it twice.
     """
-    found: dict[str, Held] = {}
+    parts: dict[str, Held] = {}
     for layout in LAYOUTS:
         for name in names:
             match = re.fullmatch(rf"((?:.*?\.)?){layout.marker}", name)
             if match is None:
                 continue
-            if layout.model in found:
-                both = f"{found[layout.model].prefix!r} and {match[1]!r}"
+            if layout.model in parts:
+                both = f"{parts[layout.model].prefix!r} and {match[1]!r}"
                 raise InputError(
                     f"{where} holds two models of the kind {layout.model}, whose tensors' names "
                     f"begin with {both}; save the wanted one alone"
                 )
-            found[layout.model] = Held(layout, match[1])
-    return found
+            parts[layout.model] = Held(layout, match[1])
+    return parts
 
 
 def tables_names(
@@ -150,11 +150,11 @@ def tables_names(
         others: models in the same file, whose tensors are left out.
     """
     longer = [one.prefix for one in others if len(one.prefix) > len(held.prefix)]
-    own: dict[str, str] = {}
+    names_of: dict[str, str] = {}
     for name in names:
         if name.startswith(held.prefix) and not name.startswith(tuple(longer)):
-            found = held.layout.name(name[len(held.prefix) :])
-            if found is not None:
+            table_name = held.layout.name(name[len(held.prefix) :])
+            if table_name is not None:
                 # A second tensor of that name keeps the file's, which no table has.
-                own[name] = name if found in own.values() else found
-    return own
+                names_of[name] = name if table_name in names_of.values() else table_name
+    return names_of

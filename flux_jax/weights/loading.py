@@ -84,16 +84,16 @@ def check_widths(configs: Mapping[str, Any]) -> None:
     Raises:
         InputError: what one gives is not as wide as what the transformer takes.
     """
-    for name, given, taker in (
+    for name, width, taker in (
         ("text_encoder: hidden_size", configs["text_encoder"].hidden_size, "pooled_projection_dim"),
         ("text_encoder_2: d_model", configs["text_encoder_2"].d_model, "joint_attention_dim"),
         ("vae: 4 latent_channels", 4 * configs["vae"].latent_channels, "in_channels"),
     ):
-        taken = getattr(configs["transformer"], taker)
-        if given != taken:
+        expected = getattr(configs["transformer"], taker)
+        if width != expected:
             raise InputError(
-                f"{name} = {given} and the transformer's {taker} = {taken} must be the same; take "
-                "all models from one pipeline"
+                f"{name} = {width} and the transformer's {taker} = {expected} must be the same; "
+                "take all models from one pipeline"
             )
 
 

@@ -167,5 +167,5 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 def match(template: str, name: str) -> dict[str, str] | None:
     """The numbers at a template's placeholders in `name`, or None if it does not fit."""
-    found = _pattern(template).fullmatch(name)
-    return found.groupdict() if found else None
+    fields = _pattern(template).fullmatch(name)
+    return fields.groupdict() if fields else None

@@ -156,12 +156,12 @@ def find_weights(folder: Path) -> Path:
             return folder / name
     there = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
     whole = [file for file in there if file.suffix in SUFFIXES and not SHARD.search(file.name)]
-    found = whole + [file for file in there if re.search(r"\.index\b.*\.json$", file.name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    files = whole + [file for file in there if re.search(r"\.index\b.*\.json$", file.name)]
+    if len(files) == 1:
+        return files[0]
+    if files:
         raise InputError(
-            f"{folder}: {shown([file.name for file in found])} may all be the weights; keep one"
+            f"{folder}: {shown([file.name for file in files])} may all be the weights; keep one"
         )
     shards = [file.name for file in there if SHARD.search(file.name)]
     if shards:

@@ -88,9 +88,9 @@ def vae(file: Path, tensors: Tensors, block: str) -> dict[str, Any]:
     """
     firsts: dict[tuple[int, int], str] = {}
     for name in tensors:
-        found = re.match(f"({block})", name)
-        if found:
-            firsts[int(found[2]), int(found[3])] = f"{found[1]}conv1.weight"
+        match = re.match(f"({block})", name)
+        if match:
+            firsts[int(match[2]), int(match[3])] = f"{match[1]}conv1.weight"
     count = len({level for level, _ in firsts})
     missing = next((level for level in range(count) if (level, 0) not in firsts), None)
     if missing is not None or not count:
@@ -189,5 +189,5 @@ def _shape(file: Path, tensors: Tensors, name: str, axes: int = 2) -> tuple[int,
 
 def _count(tensors: Tensors, pattern: str) -> int:
     """How many different numbers stand in the names at the pattern's group."""
-    found = (re.match(pattern, name) for name in tensors)
-    return len({match[1] for match in found if match})
+    matches = (re.match(pattern, name) for name in tensors)
+    return len({match[1] for match in matches if match})

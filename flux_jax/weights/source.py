@@ -205,11 +205,11 @@ def _file_at_top(path: Path, root: Path, name: str) -> Path:
         elif name in held and "transformer" in held:
             # Files of Stable Diffusion hold other text encoders and autoencoders.
             together.append(file)
-    found = alone + together if name == "transformer" else alone or together
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = shown([file.name for file in found])
+    files = alone + together if name == "transformer" else alone or together
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = shown([file.name for file in files])
         raise InputError(f"{root}: {names} all hold a {name}; give the wanted file itself")
     if others and name == "transformer":
         raise others[0]
@@ -276,13 +276,15 @@ def _of_folder(folder: Path, name: str) -> Source:
     if checkpoint.is_checkpoint(folder):
         config = config or read_config(folder / CONFIG)
         return FlaxSource(folder, config, checkpoint.stored_bytes(folder))
-    found = find_weights(folder)
-    if config is None and found.name.startswith(STEMS):
+    weights = find_weights(folder)
+    if config is None and weights.name.startswith(STEMS):
         # Libraries write it beside files of these names.
         config = read_config(folder / CONFIG)
-    tensors = read_weights(found)
+    tensors = read_weights(weights)
     held = _held(folder, tensors) if name == "transformer" else layouts.models(folder, tensors)
-    return _source(folder, found, name, tensors, {name: Held(layouts.FOLDERS[name])} | held, config)
+    return _source(
+        folder, weights, name, tensors, {name: Held(layouts.FOLDERS[name])} | held, config
+    )
 
 
 def _source(
@@ -301,10 +303,10 @@ def _source(
     layout = held[name].layout
     tensors = dequantised(tensors, source=where)
     names = layouts.tables_names(tensors, held[name], held.values())
-    own = {table: tensors[file] for file, table in names.items()}
+    of_table = {table: tensors[file] for file, table in names.items()}
     if config is None:
-        config = layout.config(where, own)
+        config = layout.config(where, of_table)
     if name == "transformer":
         family.check_config(where, config)
-    nbytes = sum(tensor.nbytes for tensor in own.values())
-    return TorchSource(where, config, nbytes, layout.table(config), own, names, found)
+    nbytes = sum(tensor.nbytes for tensor in of_table.values())
+    return TorchSource(where, config, nbytes, layout.table(config), of_table, names, found)

@@ -80,14 +80,14 @@ def vae_loss(
     mean, logvar = vae.apply({"params": params}, pictures, method="encode")
     mean, logvar = jnp.asarray(mean, jnp.float32), jnp.asarray(logvar, jnp.float32)
     latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(noise_key, mean.shape)
-    drawn = jnp.asarray(vae.apply({"params": params}, latents, method="decode"), jnp.float32)
-    absolute = jnp.mean(jnp.abs(drawn - pictures))
+    decoded = jnp.asarray(vae.apply({"params": params}, latents, method="decode"), jnp.float32)
+    absolute = jnp.mean(jnp.abs(decoded - pictures))
     gradient = sum(
-        jnp.mean(jnp.abs(a - b)) for a, b in zip(edges(drawn), edges(pictures), strict=True)
+        jnp.mean(jnp.abs(a - b)) for a, b in zip(edges(decoded), edges(pictures), strict=True)
     )
     divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
     # The peak-to-peak range is 2, hence the 4.
-    psnr = jnp.mean(-10 * jnp.log10(jnp.mean(jnp.square(drawn - pictures), axis=(1, 2, 3)) / 4))
+    psnr = jnp.mean(-10 * jnp.log10(jnp.mean(jnp.square(decoded - pictures), axis=(1, 2, 3)) / 4))
     loss = absolute + GRADIENT_WEIGHT * gradient + KL_WEIGHT * divergence
     return loss, {"absolute": absolute, "kl": divergence, "psnr": psnr}
 

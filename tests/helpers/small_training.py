@@ -16,7 +16,7 @@ from erase.methods.settings.erase_anything import Lower, Upper
 from erase.runtime.mesh import make_mesh
 from erase.runtime.signals import Stop
 from erase.training.loop import Training, train
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from helpers.small import BANK, CONFIG, KEYS, MODEL, PARAMS, every, fresh
 
 # Two losses are enough here, and compile in half the time.
@@ -33,7 +33,7 @@ def training(runs: int = 1, bank: Any = BANK, **changes: Any) -> Training:
         configs={f"run{i}" if runs > 1 else "": config for i in range(runs)},
         context=context,
         state=context.divided(every(*[fresh()] * runs)),
-        params=jax.device_put(PARAMS, meshes.whole(mesh)),
+        params=jax.device_put(PARAMS, sharding.whole(mesh)),
         bank=context.placed(stack_banks([bank] * runs)),
         keys=jax.random.wrap_key_data(context.divided(keys)),
         plans={},

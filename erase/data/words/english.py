@@ -42,11 +42,11 @@ def article(word: str) -> str:
     Args:
         word: what follows it, of one word or several.
     """
-    found = re.search(r"\w+", unicodedata.normalize("NFKD", word))
-    if not found:
+    match = re.search(r"\w+", unicodedata.normalize("NFKD", word))
+    if not match:
         return "a"
-    spelt = SPELT.fullmatch(found[0])
-    rest = found.string[found.start() :].lower()
+    spelt = SPELT.fullmatch(match[0])
+    rest = match.string[match.start() :].lower()
     if re.match(r"[a-z](?![a-z])", rest) or (spelt and rest[0].isalpha()):
         vowel = rest[0] in SPOKEN_VOWELS
     elif rest[0] in "aeiou":
@@ -65,9 +65,9 @@ def plural(noun: str) -> str:
     if not low[-1:].isalpha() or low.endswith(UNCHANGED):
         return noun if low.endswith(UNCHANGED) else f"{noun}s"
     for end, changed in IRREGULAR.items():
-        if found := re.search(end, low):
+        if match := re.search(end, low):
             # The first letter keeps its case.
-            at = found.start()
+            at = match.start()
             return noun[:at] + (changed.capitalize() if noun[at].isupper() else changed)
     if low.endswith(VES):
         return re.sub(r"fe?$", "ves", noun, flags=re.IGNORECASE)

@@ -79,17 +79,17 @@ def gather_irrelevant(config: Config, workdir: Path, needed: int) -> Words:
     if config.language_model and needed:
         about = (config.concept, config.synonyms, max(WANTED, needed))
         path = workdir / IRRELEVANT
-        found, why = kept_or_asked(Words, path, config.concept, lambda: ask(*about))
-        if found:
-            return found
-    own = config.irrelevant or _others(COMMON, config.concept, config.synonyms)
+        words, why = kept_or_asked(Words, path, config.concept, lambda: ask(*about))
+        if words:
+            return words
+    names = config.irrelevant or _others(COMMON, config.concept, config.synonyms)
     whose = "the configuration's list" if config.irrelevant else "the list of common words"
-    if len(set(own)) < needed:
+    if len(set(names)) < needed:
         raise InputError(
-            f"irrelevant: {whose} has {len(set(own))} different words, fewer than the {needed} "
+            f"irrelevant: {whose} has {len(set(names))} different words, fewer than the {needed} "
             f"that method = {config.method!r} draws; name more{why}"
         )
-    return Words(config.concept, (tuple(dict.fromkeys(own)),), whose + why)
+    return Words(config.concept, (tuple(dict.fromkeys(names)),), whose + why)
 
 
 def listed(config: Config) -> Words:
@@ -134,18 +134,18 @@ def check(
         InputError: it is not the JSON that was asked for, or has too few usable words.
     """
     reply = language_model.parse(Reply, text)
-    pools, taken = [], set()
+    pools, used = [], set()
     for name in Reply.model_fields:
         words = _others([word for word, _ in getattr(reply, name)], concept, synonyms)
-        words = tuple(word for word in words if word.casefold() not in taken)
+        words = tuple(word for word in words if word.casefold() not in used)
         if len(words) < count:
             raise InputError(f"{name}: {len(words)} usable words, {count} were asked for")
-        taken |= {word.casefold() for word in words}
+        used |= {word.casefold() for word in words}
         pools.append(words[:count])
     return tuple(pools)
 
 
 def _others(words: Sequence[str], concept: str, synonyms: Sequence[str]) -> tuple[str, ...]:
     """The words that are not the concept, once each."""
-    own = (concept, *synonyms)
-    return tuple(dict.fromkeys(w for w in words if not any(same(w, each) for each in own)))
+    names = (concept, *synonyms)
+    return tuple(dict.fromkeys(w for w in words if not any(same(w, each) for each in names)))

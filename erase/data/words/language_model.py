@@ -129,8 +129,8 @@ def kept_or_asked(
     Raises:
         InputError: the file is damaged.
     """
-    if path.is_file() and (kept := read_kept(kind, path)).concept == concept:
-        return kept, ""
+    if path.is_file() and (reply := read_kept(kind, path)).concept == concept:
+        return reply, ""
     try:
         return ask(), ""
     except InputError as error:
@@ -153,6 +153,6 @@ def read_kept(kind: type[KeptT], path: Path) -> KeptT:
         raise InputError(f"{path} is damaged: remove it to ask again") from error
 
 
-def describe(kept: Kept) -> str:
+def describe(reply: Kept) -> str:
     """The file that a run's folder keeps."""
-    return json.dumps(asdict(kept), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(asdict(reply), indent=2, ensure_ascii=False) + "\n"

@@ -57,12 +57,12 @@ def add_generated_prompts(config: Config, workdir: Path) -> tuple[Config, Senten
     Raises:
         InputError: the kept file is damaged.
     """
-    found, why = None, ""
+    generated, why = None, ""
     if config.more_prompts:
         about, path = (config.concept, config.more_prompts), workdir / SENTENCES
-        found, why = kept_or_asked(Sentences, path, config.concept, lambda: ask(*about))
-    found = found or Sentences(config.concept, (), f"the configuration{why}")
-    return replace(config, prompts=(*config.prompts, *found.sentences)), found
+        generated, why = kept_or_asked(Sentences, path, config.concept, lambda: ask(*about))
+    generated = generated or Sentences(config.concept, (), f"the configuration{why}")
+    return replace(config, prompts=(*config.prompts, *generated.sentences)), generated
 
 
 def ask(concept: str, count: int) -> Sentences:

@@ -90,12 +90,12 @@ class WordNet:
 
     def distances(self, sense: str) -> dict[str, int]:
         """Steps up to each more general sense, itself at 0."""
-        found, level, steps = {}, {sense}, 0
+        distances, level, steps = {}, {sense}, 0
         while level:
-            found |= dict.fromkeys(level, steps)
+            distances |= dict.fromkeys(level, steps)
             above = {name for each in level for name in self.senses[each].above}
-            level, steps = above - found.keys(), steps + 1
-        return found
+            level, steps = above - distances.keys(), steps + 1
+        return distances
 
     def likeness(self, one: str, other: str) -> float:
         """Wu and Palmer's: how deep what two senses share lies, against how deep they do; 0..1."""
@@ -125,12 +125,12 @@ def resolve_synonyms(config: Config, wanted: bool) -> tuple[Config, str]:
         own = config.synonyms and thing and set(config.synonyms) <= {*thing.names}
         return config, f"{config.model.path}" if own else "the configuration"
     things = [each.name for each in model.of_kind("entity")] if model else []
-    found, sense = look_up(config.concept, config.part_of_speech, config.sense, things)
+    synset_words, sense = look_up(config.concept, config.part_of_speech, config.sense, things)
     others = [
         word for each in (model.things if model else ()) if each != thing for word in each.names
     ]
     words = clean(sense.words if sense else (), config.concept, (*config.irrelevant, *others))
-    source = f"{found.source}, {sense}" if sense else found.source
+    source = f"{synset_words.source}, {sense}" if sense else synset_words.source
     if not sense:
         source += f", which does not know {config.concept!r} as {article(config.part_of_speech)}"
     if not words:
@@ -192,8 +192,8 @@ def _wanted(
     """
     named = {sense.name: sense for sense in senses}
     numbered = {str(number): sense for number, sense in enumerate(senses, 1)}
-    if found := named.get(wanted) or numbered.get(wanted):
-        return found
+    if match := named.get(wanted) or numbered.get(wanted):
+        return match
     listed = "; ".join(
         f"{number} is {sense.name} ({textwrap.shorten(sense.definition, LETTERS)})"
         for number, sense in list(numbered.items())[:SHOWN]

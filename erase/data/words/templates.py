@@ -89,7 +89,7 @@ def phrase(template: str, word: str) -> str:
         return leave_out(template, "")
     template = re.sub(
         rf"\b(a)n?(\s+{OPENING}){SLOT_PATTERN}",
-        lambda found: f"{_article(found[1], word)}{found[2]}{SLOT}",
+        lambda match: f"{_article(match[1], word)}{match[2]}{SLOT}",
         template,
         flags=re.IGNORECASE,
     )
@@ -109,7 +109,7 @@ def leave_out(template: str, part_of_speech: str = "noun") -> str:
         return _closed(re.sub(rf"(?:\b{DETERMINERS}\s+)?{ATTACHED}", " ", template, flags=re.I))
     template = re.sub(
         rf"\b(a)n?\s+{ATTACHED}\s*(?!{CONNECTING}\b)(\w\S*)",
-        lambda found: f"{_article(found[1], found[2])} {found[2]}",
+        lambda match: f"{_article(match[1], match[2])} {match[2]}",
         template,
         flags=re.IGNORECASE,
     )

@@ -70,10 +70,10 @@ def edit(
     squares = s**2 + ridge.weight * ridge.unit
     least = ridge.weight * ridge.unit if len(s) < len(kernel) else squares[-1]
     _check(least, squares[0], ridge)
-    own, moved = u[: len(erased)].T, (guides - erased) @ kernel
+    keys, moved = u[: len(erased)].T, (guides - erased) @ kernel
     if rank is None:
-        return v.T @ ((s / squares)[:, None] * own), moved
-    inner = (s / squares**0.5)[:, None] * (own @ moved)
+        return v.T @ ((s / squares)[:, None] * keys), moved
+    inner = (s / squares**0.5)[:, None] * (keys @ moved)
     from scipy.linalg import eigh
 
     _, left = eigh(inner @ inner.T, subset_by_index=[len(s) - rank, len(s) - 1])

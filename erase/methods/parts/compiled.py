@@ -1,7 +1,7 @@
 """Static arguments of the jitted training step, and array placement on the mesh."""
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,15 +10,19 @@ from jaxtyping import Array, PyTree
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.runtime.mesh import RUNS, SAMPLES
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.sharding import FSDP
 
 SettingsT = TypeVar("SettingsT")
+# Of what only reads the settings: one with a method's settings serves where any do.
+ReadSettingsT = TypeVar("ReadSettingsT", covariant=True)
+# Of what is only called with them.
+AskedSettingsT = TypeVar("AskedSettingsT", contravariant=True)
 
 
 @dataclass(frozen=True)
-class StepContext(Generic[SettingsT]):
+class StepContext(Generic[ReadSettingsT]):
     """Static arguments of the training step, the same for all runs that train at once.
 
     Attributes:
@@ -35,11 +39,11 @@ class StepContext(Generic[SettingsT]):
     batch_size: int
     guidance: float
     alpha: float
-    settings: SettingsT
+    settings: ReadSettingsT
 
-    @classmethod
+    @staticmethod
     def of(
-        cls, config: Config, settings: SettingsT, transformer: FluxTransformer, mesh: Mesh
+        config: Config, settings: SettingsT, transformer: FluxTransformer, mesh: Mesh
     ) -> "StepContext[SettingsT]":
         """The context of runs.
 
@@ -49,7 +53,7 @@ class StepContext(Generic[SettingsT]):
             transformer: the model.
             mesh: devices, from `make_mesh`.
         """
-        return cls(
+        return StepContext(
             transformer=transformer.clone(remat=config.model.remat),
             mesh=mesh,
             batch_size=config.batch_size,
@@ -65,11 +69,11 @@ class StepContext(Generic[SettingsT]):
     def placed(self, bank: Bank) -> Bank:
         """A stacked bank where the training step wants it."""
         common = {"times": bank.times, "image_ids": bank.image_ids}
-        own = bank.replace(**dict.fromkeys(common))
-        return self.divided(own).replace(**meshes.gather(self.mesh, common))
+        per_run = bank.replace(**dict.fromkeys(common))
+        return self.divided(per_run).replace(**sharding.gather(self.mesh, common))
 
 
-def split_samples(context: StepContext[Any], tree: PyTree) -> PyTree:
+def split_samples(context: StepContext[object], tree: PyTree) -> PyTree:
     """Splits the first axis, the samples', over `data`, and over `fsdp` where that divides it."""
 
     def split(leaf: Array) -> Array:
@@ -80,6 +84,6 @@ def split_samples(context: StepContext[Any], tree: PyTree) -> PyTree:
     return jax.tree.map(split, tree)
 
 
-def split_runs(context: StepContext[Any], tree: PyTree) -> PyTree:
+def split_runs(context: StepContext[object], tree: PyTree) -> PyTree:
     """Splits the first axis, the runs', over the mesh."""
     return jax.lax.with_sharding_constraint(tree, NamedSharding(context.mesh, PartitionSpec(RUNS)))

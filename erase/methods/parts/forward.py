@@ -4,21 +4,21 @@ Axis letters: B batch, A anchors, S image tokens, C latent channels.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import Generic
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from erase.data.bank import Bank
-from erase.methods.parts.compiled import SettingsT, StepContext, split_samples
+from erase.methods.parts.compiled import ReadSettingsT, SettingsT, StepContext, split_samples
 from flux_jax.lora import Adapter, combine, unscaled
 from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import euler
 
 
 @dataclass(frozen=True, eq=False)
-class RunInputs(Generic[SettingsT]):
+class RunInputs(Generic[ReadSettingsT]):
     """What the losses of one run are computed from, besides its adapter and a random key.
 
     Attributes:
@@ -29,12 +29,10 @@ class RunInputs(Generic[SettingsT]):
 
     frozen: Denoiser
     bank: Bank
-    context: StepContext[SettingsT]
+    context: StepContext[ReadSettingsT]
 
-    @classmethod
-    def of(
-        cls, context: StepContext[SettingsT], params: PyTree, bank: Bank
-    ) -> "RunInputs[SettingsT]":
+    @staticmethod
+    def of(context: StepContext[SettingsT], params: PyTree, bank: Bank) -> "RunInputs[SettingsT]":
         """The inputs of a run.
 
         Args:
@@ -43,10 +41,10 @@ class RunInputs(Generic[SettingsT]):
             bank: the run's.
         """
         frozen = Denoiser(context.transformer, params, bank.image_ids, context.guidance)
-        return cls(frozen, bank, context)
+        return RunInputs(frozen, bank, context)
 
     @property
-    def settings(self) -> SettingsT:
+    def settings(self) -> ReadSettingsT:
         """The method's settings, as far as they are compiled in."""
         return self.context.settings
 
@@ -57,7 +55,7 @@ class RunInputs(Generic[SettingsT]):
             parts.append(unscaled(self.bank.edit))
         return self.frozen.replace(lora=combine([(part, 1.0) for part in parts]))
 
-    def guided(self, guidance: float | None) -> "RunInputs[SettingsT]":
+    def guided(self, guidance: float | None) -> "RunInputs[ReadSettingsT]":
         """The same with another distilled guidance scale; None leaves it as it is."""
         if guidance is None:
             return self
@@ -65,7 +63,7 @@ class RunInputs(Generic[SettingsT]):
 
 
 def anchor_velocities(
-    run: RunInputs[Any],
+    run: RunInputs[object],
     latents: Float[Array, "B S C"],
     concept: Conditioning,
     anchors: Conditioning,
@@ -94,7 +92,7 @@ def anchor_velocities(
 
 
 def rollout(
-    run: RunInputs[Any],
+    run: RunInputs[object],
     lora: PyTree,
     prompts: Conditioning,
     rows: Int[Array, "B"],

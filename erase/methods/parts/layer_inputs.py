@@ -5,23 +5,26 @@ tokens, C latent channels, I inputs, O outputs.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.module import Interceptor, InterceptorContext, NextGetter
 from jaxtyping import Array, Float, Int
 
 from erase.config.schema import Config
-from flux_jax import sharding as meshes
+from flux_jax import sharding
 from flux_jax.errors import InputError, nearest
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import euler
 from flux_jax.tree import flatten
 
+# Latents, and sums of what layers see, by their paths.
+Carry = tuple[Array, dict[str, Array]]
 # The collection that layers' inputs are kept in; the transformer's loops over blocks stack it.
 SEEN = "seen"
 # Layers that see one vector of each prompt, not one of each token.
@@ -66,10 +69,10 @@ def text_inputs(
     for rows in batches(len(prompts), config.bank.batch, "looking at layers' inputs"):
         noise = pipe.noise([config.seed] * len(rows), config.height, config.width)
         encoded = pipe.encode([prompts[row] for row in rows])
-        samples = meshes.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
+        samples = sharding.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
         with jax.set_mesh(pipe.mesh):
-            found = _means(model, *samples, sigmas, targets=targets)
-        parts.append(jax.device_get(meshes.gather(pipe.mesh, found)))
+            inputs = _means(model, *samples, sigmas, targets=targets)
+        parts.append(jax.device_get(sharding.gather(pipe.mesh, inputs)))
     return {
         target: np.concatenate([part[target] for part in parts], axis=1)[:, : len(prompts)].astype(
             np.float64
@@ -82,7 +85,7 @@ def kernels(pipe: Pipeline, target: str) -> Float[np.ndarray, "L I O"]:
     """A layer's weights in every block, L = 1 outside the blocks, as they are multiplied with."""
     params = flatten(pipe.params["transformer"])
     kernel, scale = (
-        np.asarray(meshes.gather(pipe.mesh, params.get(path, jnp.ones(1))), np.float64)
+        np.asarray(sharding.gather(pipe.mesh, params.get(path, jnp.ones(1))), np.float64)
         for path in (f"{target}/kernel", f"{target}/scale")
     )
     kernel = kernel * scale[..., None, :]
@@ -93,13 +96,13 @@ def _text_layers(pipe: Pipeline) -> list[str]:
     """Layers that a prompt's tokens, or its one pooled vector, go into."""
     kernels = [path for path in flatten(pipe.shapes) if path.endswith("/kernel")]
     layers = [path.removesuffix("/kernel") for path in kernels]
-    own = ("add_q_proj", "add_k_proj", "add_v_proj", "ff_context/linear_1")
+    endings = ("add_q_proj", "add_k_proj", "add_v_proj", "ff_context/linear_1")
     return [
         path
         for path in layers
         if path == "context_embedder"
         or path == f"{POOLED}/linear_1"
-        or (path.startswith("dual_blocks") and path.endswith(own))
+        or (path.startswith("dual_blocks") and path.endswith(endings))
     ]
 
 
@@ -113,7 +116,7 @@ def _means(
     *,
     targets: tuple[str, ...],
 ) -> dict[str, Float[Array, "L B K I"]]:
-    means = mean_over_steps(model, noise, conditioning, sigmas, _keeping(targets, tokens))
+    means = mean_over_steps(model, noise, conditioning, sigmas, _capture_inputs(targets, tokens))
     return {
         target: means[target] if target.startswith("dual_blocks") else means[target][None]
         for target in targets
@@ -125,27 +128,27 @@ def mean_over_steps(
     noise: Float[Array, "B S C"],
     conditioning: Conditioning,
     sigmas: Float[Array, "N"],
-    keeping: Callable[..., Any],
+    capture: Interceptor,
 ) -> dict[str, Array]:
-    """Means over the denoising's steps of what an interceptor keeps of layers; to be jitted.
+    """Means over the denoising's steps of what an interceptor captures of layers; to be jitted.
 
     Args:
         model: what denoises.
         noise: latents at the first noise level.
         conditioning: encoded prompts.
         sigmas: noise levels.
-        keeping: for `nn.intercept_methods`; sows one array a layer into the collection `SEEN`.
+        capture: for `nn.intercept_methods`; sows one array a layer into the collection `SEEN`.
 
     Returns:
         By the layer's path.
     """
 
     def look(latents: Array, level: Array) -> tuple[Array, dict[str, Array]]:
-        with nn.intercept_methods(keeping):
+        with nn.intercept_methods(capture):
             velocity, sown = model.velocity_and_sown(latents, conditioning, level, SEEN)
         return velocity, {path.rpartition("/")[0]: leaf[0] for path, leaf in flatten(sown).items()}
 
-    def step(carry: tuple[Array, Any], levels: tuple[Array, Array]) -> tuple[Any, None]:
+    def step(carry: Carry, levels: tuple[Array, Array]) -> tuple[Carry, None]:
         (latents, sums), (level, following) = carry, levels
         velocity, seen = look(latents, level)
         latents = euler(latents, velocity, level, following)
@@ -157,16 +160,18 @@ def mean_over_steps(
     return jax.tree.map(lambda total: total / (len(sigmas) - 1), sums)
 
 
-def _keeping(targets: Sequence[str], tokens: Int[Array, "B K"]) -> Callable[..., Any]:
-    """Keeps the inputs of some layers at some tokens, in float32."""
+def _capture_inputs(targets: Sequence[str], tokens: Int[Array, "B K"]) -> Interceptor:
+    """Captures the inputs of some layers at some tokens, in float32."""
 
-    def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def interceptor(
+        call: NextGetter, args: tuple[Any, ...], kwargs: dict[str, Any], context: InterceptorContext
+    ) -> object:
         layer = context.module
         if context.method_name == "__call__" and "/".join(layer.path) in targets:
             x = args[0] if args[0].ndim == 3 else args[0][:, None]
             at = jnp.minimum(tokens, x.shape[1] - 1)[..., None]
-            kept = jnp.take_along_axis(x, at, axis=1)
-            layer.sow(SEEN, "inputs", kept.astype(jnp.float32))
+            inputs = jnp.take_along_axis(x, at, axis=1)
+            layer.sow(SEEN, "inputs", inputs.astype(jnp.float32))
         return call(*args, **kwargs)
 
     return interceptor

@@ -4,7 +4,7 @@ Axis letters: B batch, D denoising steps, V forms of a sentence, K irrelevant wo
 tokens, C latent channels.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class Sample(NamedTuple):
     sentences: Int[Array, "B"]
 
 
-def sample_latents(run: RunInputs[Any], key: PRNGKeyArray, steps: int | None = None) -> Sample:
+def sample_latents(run: RunInputs[object], key: PRNGKeyArray, steps: int | None = None) -> Sample:
     """Samples x_t on the frozen model's trajectories, by default among all of their steps."""
     bank, context = run.bank, run.context
     among = len(bank.times) if steps is None else steps
@@ -65,7 +65,7 @@ def sample_latents(run: RunInputs[Any], key: PRNGKeyArray, steps: int | None = N
     return Sample(latents, times, bank.trajectory_sentences[rows])
 
 
-def sample_student_latents(run: RunInputs[Any], lora: PyTree, key: PRNGKeyArray) -> Sample:
+def sample_student_latents(run: RunInputs[object], lora: PyTree, key: PRNGKeyArray) -> Sample:
     """The same places on the trained model's way from the same noise."""
     bank, context = run.bank, run.context
     count, among = len(bank.trajectories), len(bank.times)
@@ -86,7 +86,7 @@ class Noisy(NamedTuple):
 
 
 def add_noise(
-    run: RunInputs[Any],
+    run: RunInputs[object],
     pictures: Float[Array, "B S C"],
     steps: Int[Array, "B"],
     key: PRNGKeyArray,

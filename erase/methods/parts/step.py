@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from erase.config.schema import AdamW
 from erase.data.bank import Bank, run_axes
-from erase.methods.parts.compiled import SettingsT, StepContext, split_runs
+from erase.methods.parts.compiled import AskedSettingsT, SettingsT, StepContext, split_runs
 from erase.methods.parts.forward import RunInputs
 from erase.runtime.mesh import RUNS
 from flux_jax.sharding import whole
@@ -73,7 +73,7 @@ class Update(Generic[SettingsT]):
 
 
 @runtime_checkable
-class TrainStep(Protocol[SettingsT]):
+class TrainStep(Protocol[AskedSettingsT]):
     """`train_step` of an update, jitted."""
 
     def __call__(  # noqa: D102
@@ -83,7 +83,7 @@ class TrainStep(Protocol[SettingsT]):
         bank: Bank,
         key: Key[Array, "R"],
         *,
-        context: StepContext[SettingsT],
+        context: StepContext[AskedSettingsT],
     ) -> tuple[State, RunMetrics]: ...
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...  # noqa: D102
@@ -124,11 +124,11 @@ def train_step(
             gradient, state.own[update.optimiser_state], trained
         )
         trained = optax.apply_updates(trained, changes)
-        own = state.own | {update.optimiser_state: optimiser_state}
+        opt_states = state.own | {update.optimiser_state: optimiser_state}
         after = (
-            state.replace(own=own | {update.trains: trained})
+            state.replace(own=opt_states | {update.trains: trained})
             if update.trains
-            else state.replace(lora=trained, own=own)
+            else state.replace(lora=trained, own=opt_states)
         )
 
         metrics = metrics | {f"{update.name}_gradient": optax.tree.norm(gradient)}
@@ -137,8 +137,8 @@ def train_step(
 
         # The guard: one infinite number would end the adapter and the optimiser's state.
         finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
-        taken = state.active & finite
-        return jax.tree.map(lambda *both: jnp.where(taken, *both), after, state), metrics
+        accepted = state.active & finite
+        return jax.tree.map(lambda *both: jnp.where(accepted, *both), after, state), metrics
 
     runs = jax.vmap(one_run, in_axes=(0, run_axes(), 0), spmd_axis_name=RUNS)
     # Kernels that the compiler cannot split have to know what they are split over.

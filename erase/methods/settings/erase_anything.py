@@ -90,8 +90,8 @@ class Settings:
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between the fields, a line each."""
-    own = config.method_settings(Settings)
-    lower, upper = own.lower, own.upper
+    settings = config.method_settings(Settings)
+    lower, upper = settings.lower, settings.upper
     if upper.folder and (upper.prompts or upper.without_concept):
         yield (
             f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "

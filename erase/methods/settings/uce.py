@@ -32,23 +32,23 @@ class Settings:
 
 def kept_prompts(config: Config) -> list[tuple[str, str]]:
     """Prompts to preserve, with the words there whose last token counts."""
-    own = config.method_settings(Settings)
-    if own.keep:
-        return [(prompt, "") for prompt in own.keep]
-    return [(phrase(t, word), word) for t in own.templates for word in config.irrelevant]
+    settings = config.method_settings(Settings)
+    if settings.keep:
+        return [(prompt, "") for prompt in settings.keep]
+    return [(phrase(t, word), word) for t in settings.templates for word in config.irrelevant]
 
 
 def problems(config: Config) -> Iterator[str]:
     """What is wrong between the fields, a line each."""
-    own = config.method_settings(Settings)
-    if not own.templates:
+    settings = config.method_settings(Settings)
+    if not settings.templates:
         yield 'uce.templates = () is empty: give prompts such as "{}"'
-    for template in own.templates:
+    for template in settings.templates:
         if SLOT not in template:
             yield f'uce.templates: {template!r} needs "{SLOT}" where the concept goes'
-    if own.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
-        yield f"uce.guide = {own.guide!r} is the concept: name what comes in its place"
-    if not own.ridge and not kept_prompts(config):
+    if settings.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
+        yield f"uce.guide = {settings.guide!r} is the concept: name what comes in its place"
+    if not settings.ridge and not kept_prompts(config):
         yield "uce.ridge = 0 with nothing to preserve is singular: raise it, or name other words"
 
 

@@ -66,16 +66,16 @@ class State:
             ValueError: it is not such a text, or its values cannot be.
         """
         try:
-            found = json.loads(text)
+            fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError("its quant_state is not JSON") from error
         try:
             state = cls(
-                tuple(int(size) for size in found["shape"]),
-                TYPES[found["dtype"]],
-                int(found["blocksize"]),
-                int(found.get("nested_blocksize", 0)),
-                float(found.get("nested_offset", 0.0)),
+                tuple(int(size) for size in fields["shape"]),
+                TYPES[fields["dtype"]],
+                int(fields["blocksize"]),
+                int(fields.get("nested_blocksize", 0)),
+                float(fields.get("nested_offset", 0.0)),
             )
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"its quant_state lacks or misstates {str(error)[:80]}") from error
@@ -107,15 +107,15 @@ def four_bits(name: str, suffix: str, tensors: Mapping[str, Any]) -> Lazy:
     count = math.prod(state.shape)
     blocks = -(-count // state.block)
     wanted = {"codes": -(-count // 2), "absmax": blocks, "quant_map": 16}
-    found = {"codes": packed.nbytes, "absmax": math.prod(scales.shape)}
-    found["quant_map"] = math.prod(parts[".quant_map"].shape)
+    sizes = {"codes": packed.nbytes, "absmax": math.prod(scales.shape)}
+    sizes["quant_map"] = math.prod(parts[".quant_map"].shape)
     if state.nested_block:
         wanted |= {"nested_absmax": -(-blocks // state.nested_block), "nested_quant_map": 256}
         for part in (".nested_absmax", ".nested_quant_map"):
-            found[part[1:]] = math.prod(parts[part].shape)
+            sizes[part[1:]] = math.prod(parts[part].shape)
     for part, entries in wanted.items():
-        if found[part] != entries:
-            raise ValueError(f"its {part} has {found[part]} entries, and {entries} are expected")
+        if sizes[part] != entries:
+            raise ValueError(f"its {part} has {sizes[part]} entries, and {entries} are expected")
     if state.nested_block and scales.dtype != np.uint8:
         raise ValueError(f"its absmax is {scales.dtype} and must be uint8 in double quantisation")
     row = count // state.shape[0]
@@ -127,10 +127,10 @@ def four_bits(name: str, suffix: str, tensors: Mapping[str, Any]) -> Lazy:
         codes = np.asarray(packed).reshape(-1).view(np.uint8)
         codes = codes[block * state.block // 2 : end * state.block // 2]
         chosen = scale_of_blocks(state, parts, slice(block, end))
-        made = decode(codes, np.asarray(parts[".quant_map"]), chosen, state.block)
+        values = decode(codes, np.asarray(parts[".quant_map"]), chosen, state.block)
         start = first - block * state.block
-        made = made[start : start + last - first].astype(state.dtype, copy=False)
-        return made.reshape(-1, *state.shape[1:])
+        values = values[start : start + last - first].astype(state.dtype, copy=False)
+        return values.reshape(-1, *state.shape[1:])
 
     nbytes = packed.nbytes + sum(part.nbytes for part in parts.values())
     return Lazy(state.shape, state.dtype, nbytes, STATES[suffix], rows)

@@ -66,8 +66,8 @@ def quantisation(tensors: Mapping[str, Any]) -> str | None:
     for tensor in tensors.values():
         if isinstance(tensor, Lazy):
             return tensor.stored_as
-    if found := _refused(tensors):
-        return found[0]
+    if refusal := _refused(tensors):
+        return refusal[0]
     for name in tensors:
         for suffix, stored_as in bitsandbytes.STATES.items():
             if name.endswith(suffix):
@@ -92,11 +92,11 @@ def dequantised(
         InputError: they are quantised in a way that is not read, or scales are missing or do not
             fit.
     """
-    if found := _refused(tensors):
-        stored_as, names = found
+    if refusal := _refused(tensors):
+        stored_as, names = refusal
         text = f"quantised by {stored_as}, which is not read"
         raise InputError(_message(source, text, names, MEND))
-    made: dict[str, Lazy] = {}
+    weights: dict[str, Lazy] = {}
     dropped: set[str] = set()
     problems: dict[str, str] = {}
     for name in tensors:
@@ -106,7 +106,7 @@ def dequantised(
         dropped |= {each for each in companions if each in tensors}
         try:
             if lazy := _dequantise(name, owner, tensors):
-                made[owner] = lazy
+                weights[owner] = lazy
         except ValueError as error:
             problems[owner] = str(error)
     if problems:
@@ -114,7 +114,7 @@ def dequantised(
         text = f"{names[0]}: {problems[names[0]]}"
         raise InputError(_message(source, text, names, f"fetch the file again, or {MEND}"))
     return {
-        name: made.get(name, tensor)
+        name: weights.get(name, tensor)
         for name, tensor in tensors.items()
         if name not in dropped and not _is_marker(name)
     }
@@ -178,11 +178,11 @@ def _described_type(described: Any) -> np.dtype:
         ValueError: it says something else, or more.
     """
     try:
-        found = json.loads(np.asarray(described).tobytes())
-        stored_as = found["format"]
+        description = json.loads(np.asarray(described).tobytes())
+        stored_as = description["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("its comfy_quant is not JSON with a format") from error
-    turned = [key for key, value in found.items() if key.startswith("convrot") and value]
+    turned = [key for key, value in description.items() if key.startswith("convrot") and value]
     if stored_as not in PLAIN_FORMATS or turned:
         shown = " with ".join([str(stored_as)[:40], *turned[:1]])
         raise ValueError(f"it is in the format {shown}, which is not read")

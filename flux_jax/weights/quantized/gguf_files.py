@@ -124,7 +124,7 @@ def is_t5(names: Iterable[str]) -> bool:
 def t5_name(name: str) -> str:
     """The name of a T5 tensor in transformers, from llama.cpp's; unknown names stay."""
     stem, _, kind = name.rpartition(".")
-    if found := re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)", stem):
-        block, part = found.groups()
+    if match := re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)", stem):
+        block, part = match.groups()
         return f"encoder.block.{block}.layer.{T5_BLOCK[part]}.{kind}" if part in T5_BLOCK else name
     return f"{T5_TOP[stem]}.{kind}" if stem in T5_TOP else name

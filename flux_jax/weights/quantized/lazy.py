@@ -35,5 +35,5 @@ class Lazy:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Computes the array."""
-        made = self.rows(slice(0, self.shape[0] if self.shape else 1)).reshape(self.shape)
-        return np.asarray(made, dtype)
+        values = self.rows(slice(0, self.shape[0] if self.shape else 1)).reshape(self.shape)
+        return np.asarray(values, dtype)
