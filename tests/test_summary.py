@@ -13,6 +13,7 @@ from erase.evaluation.notes import mean_note
 from erase.evaluation.statistics import (
     CELLS,
     ahead,
+    cells_of,
     harmonic_mean,
     over_concepts,
     pooled,
