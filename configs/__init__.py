@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from configs.suite import CONCEPTS, SETTINGS
 from erase.methods import METHODS
 from erase.runs import configure, merge_fields
-from flux_jax.lora import TEXT_QUERY_KEY
+from flux_jax.settings import TEXT_QUERY_KEY
 from recipes.emoji_flux.erasing import METHOD, OTHERS, STRONG
 from recipes.emoji_flux.world import ENTITIES
 

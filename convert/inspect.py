@@ -31,7 +31,7 @@ from convert.adapters.layers import Full, Layers, Pair, text
 from convert.adapters.names import Place
 from convert.arguments import Parser
 from flux_jax.errors import counted, exits_cleanly, note, printable, shortened
-from flux_jax.lora import BLOCKS, MOST_BLOCKS
+from flux_jax.settings import BLOCKS, MOST_BLOCKS
 
 IN_USE = 0.01
 # Letters of the header's names and values that are shown.

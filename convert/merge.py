@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from convert.adapters.changes import (
@@ -37,13 +35,19 @@ from convert.adapters.changes import (
 from convert.adapters.stacked import extents
 from convert.arguments import Parser
 from convert.pipeline import WEIGHTS, copy_rest, whole
-from flux_jax import lora, progress
+from flux_jax import progress
 from flux_jax.errors import InputError, counted, exits_cleanly
 from flux_jax.weights import layouts, mapping
 from flux_jax.weights.hub import find_model
 from flux_jax.weights.mapping import Slot
 from flux_jax.weights.quantized.formats import quantisation
-from flux_jax.weights.safetensors_files import SUFFIXES, open_safetensors, read_file, write_file
+from flux_jax.weights.safetensors_files import (
+    SUFFIXES,
+    is_float,
+    open_safetensors,
+    read_file,
+    write_file,
+)
 from flux_jax.weights.source import TorchSource, open_source
 
 NAME = "transformer"
@@ -142,6 +146,7 @@ def _checked_slots(
     Raises:
         InputError: it does not.
     """
+    from flux_jax.lora import check_extents
     from flux_jax.weights.loading import abstract_params
 
     shapes = abstract_params(NAME, source.config)
@@ -150,13 +155,13 @@ def _checked_slots(
     for adapter in adapters:
         try:
             needed = extents(Path(adapter.name), adapter.layers)
-            lora.check_extents(needed, shapes, adapter.name)
+            check_extents(needed, shapes, adapter.name)
         except InputError as error:
             problems.append(str(error))
     slots = {slot.name: slot for slot in mapping.slots(source.table, shapes)}
     for name, slot in slots.items():
         dtype = source.tensors[name].dtype
-        if any(changes_in(slot, changes)) and not jnp.issubdtype(dtype, jnp.floating):
+        if any(changes_in(slot, changes)) and not is_float(dtype):
             problems.append(f"{source.where}: {name} is {dtype}; take the model in bfloat16")
     refuse_all(problems)
     return slots
@@ -260,8 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("target", metavar="OUT", type=Path, help="folder or file to make")
     options = parser.parse_args(arguments)
-    # Only shapes are traced: an accelerator would be taken for nothing.
-    jax.config.update("jax_platforms", "cpu")
+    # For JAX, which is not imported yet: only shapes are traced, and an accelerator would be taken
+    # for nothing.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     merge(options.model, options.adapters, options.target)
     print(options.target)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from convert.arguments import Parser
@@ -238,8 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
     parser.add_argument("--to", choices=WRITERS, help="layout of DST")
     options = parser.parse_args(arguments)
-    # Only shapes are traced: an accelerator would be taken for nothing.
-    jax.config.update("jax_platforms", "cpu")
+    # For JAX, which is not imported yet: only shapes are traced, and an accelerator would be taken
+    # for nothing.
+    os.environ["JAX_PLATFORMS"] = "cpu"
     convert(options.source, options.target, options.to)
     print(options.target)
 

@@ -25,6 +25,7 @@ from erase.cli import flags as shared
 from erase.cli.flags import (
     FLAG,
     begin,
+    check_paths,
     configured,
     define_flag,
     define_process_flags,
@@ -41,16 +42,19 @@ def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
     from erase.runtime import processes
-    from erase.runtime.memory import explains_memory
-    from erase.training.run import run
 
-    given = flags.FLAGS
-    processes.initialise(given)
-    runs = configured()
+    given, runs = flags.FLAGS, configured()
     if given.plan:
+        check_paths(runs)
+        processes.initialise(given)
         sys.exit(0 if plan(runs) else 1)
     if given.workdir is None:
         raise InputError("workdir is missing: name the run's folder, --workdir runs/NAME")
+    check_paths(runs)
+    processes.initialise(given)
+    from erase.runtime.memory import explains_memory
+    from erase.training.run import run
+
     with processes.first_speaks(), explains_memory():
         run(
             runs,

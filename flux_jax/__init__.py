@@ -45,6 +45,7 @@ moved.announce(
         "splash": "flux_jax.models.splash_attention",
         "t5": "flux_jax.models.t5",
         "tokenizers": "flux_jax.models.tokenizers",
+        "targets": "flux_jax.settings",
         "transformer": "flux_jax.models.transformer",
         "vae": "flux_jax.models.vae",
     },

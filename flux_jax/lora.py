@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from flux_jax.errors import InputError, counted, nearest
-from flux_jax.targets import TEXT_QUERY_KEY
+from flux_jax.settings import BLOCKS, TEXT_QUERY_KEY
 from flux_jax.tree import flatten, nest
 
 
@@ -226,10 +226,3 @@ def combine(
             leaf = functools.reduce(jnp.add, parts)
         joined[path] = leaf if dtype is None else leaf.astype(dtype)
     return nest(joined)
-
-
-# What messages call the blocks of a target, by how its path begins, and FLUX.1's number of them.
-BLOCKS = {"dual_blocks": "double block", "single_blocks": "single block"}
-
-
-MOST_BLOCKS = {"dual_blocks": 19, "single_blocks": 38}

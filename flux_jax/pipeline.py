@@ -27,7 +27,8 @@ from flux_jax.models.tokenizers import clip_ids, read_tokenizer, t5_ids
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, latent_ids
 from flux_jax.programs import Conditioning, Denoiser
-from flux_jax.sampling import Schedule, check_sampling
+from flux_jax.sampling import Schedule
+from flux_jax.settings import check_sampling
 from flux_jax.weights.hub import find_model
 from flux_jax.weights.loading import COMPONENTS, Weights, abstract_params, build, check_widths
 from flux_jax.weights.source import open_source, read_schedule, root_of

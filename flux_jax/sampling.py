@@ -3,7 +3,6 @@
 Axis letters: K noise levels, one more than there are steps.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,37 +61,6 @@ def euler(
         following: σ_{k+1}.
     """
     return x + (following - level) * velocity.astype(jnp.float32)
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How pictures are drawn.
-
-    Attributes:
-        steps: Euler steps.
-        guidance: distilled guidance scale.
-        height: pixels; None is the size that the autoencoder was made for.
-        width: pixels; likewise.
-        batch: pictures drawn at once.
-    """
-
-    steps: int = 28
-    guidance: float = 3.5
-    height: int | None = None
-    width: int | None = None
-    batch: int = 16
-
-
-def check_sampling(steps: int, guidance: float) -> None:
-    """Makes sure that pictures can be drawn so.
-
-    Raises:
-        InputError: there are no steps, or guidance is negative or no finite number.
-    """
-    if steps < 1:
-        raise InputError(f"steps = {steps} must be at least 1")
-    if not 0 <= guidance < math.inf:
-        raise InputError(f"guidance = {guidance} must be a finite number, at least 0")
 
 
 FILE = "scheduler/scheduler_config.json"

@@ -4,8 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from jax import monitoring
-
 from flux_jax import progress
 
 # XLA's Triton products are slow on the shapes of FLUX.1, and products that share an argument are
@@ -33,6 +31,8 @@ def set_flags() -> None:
 @contextlib.contextmanager
 def told(bar: progress.Bar) -> Iterator[None]:
     """Lets a progress bar say when a large program is compiled, and leave that out of its rate."""
+    from jax import monitoring
+
     seconds = 0.0
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:

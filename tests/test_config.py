@@ -242,7 +242,7 @@ def test_no_other_method_shuffles_words_or_misses_its_authors_values(preset: str
         for field, value in values.get(name, {}).items():
             assert getattr(getattr(config, name), field) == value
             # A value that is the method's default is said there alone, but for words.
-            settings = METHODS[name].settings
+            settings = METHODS[name].fields.settings
             assert settings
             assert value != getattr(settings(), field) or field in ("stand_in", "guide")
         for field, value in AS_PUBLISHED[name].items():

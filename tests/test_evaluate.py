@@ -26,7 +26,7 @@ from erase.evaluation.judge import open_judge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
 from erase.evaluation.notes import left_out_note
 from erase.evaluation.statistics import CELLS, harmonic_mean, wilson_interval
-from erase.methods.levels import Upper
+from erase.methods.settings.erase_anything import Upper
 from erase.model.attention_maps import TIMES, attention_maps
 from erase.report import report
 from erase.runs import RunConfig, load_config

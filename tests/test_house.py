@@ -23,6 +23,7 @@ ORDER = (
     "erase.data.words",
     "erase.data",
     "erase.model",
+    "erase.methods.settings",
     "erase.methods.parts",
     "erase.methods",
     "erase.runs",

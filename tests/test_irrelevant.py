@@ -12,7 +12,7 @@ from erase.data.words import irrelevant, language_model
 from erase.data.words.irrelevant import COMMON, Words, ask, check, question
 from erase.data.words.language_model import describe, read_kept
 from erase.methods.configured import irrelevant_words
-from erase.methods.levels import Upper
+from erase.methods.settings.erase_anything import Upper
 from erase.runs import RunConfig
 from erase.runtime.run_folder import IRRELEVANT
 from flux_jax.errors import InputError

@@ -15,7 +15,7 @@ from configs import nudity
 from erase.config.schema import Config, Evaluation
 from erase.data.words.irrelevant import listed
 from erase.methods import erase_anything, flops
-from erase.methods.levels import Upper
+from erase.methods.settings.erase_anything import Upper
 from erase.model.open import open_model
 from erase.runs import load_config
 from erase.runtime.memory import explains_memory

@@ -47,6 +47,15 @@ def inputs(settings: Any, bank: Any = BANK) -> RunInputs:
     return RunInputs.of(with_settings(settings), PARAMS, bank)
 
 
+def losses_of(method: Any, settings: Any, *more: Any, bank: Any = BANK) -> Any:
+    """A method's loss and metrics, compiled as in its step."""
+    return jax.jit(lambda lora: method.losses(lora, inputs(settings, bank), KEY, *more))(LORA)
+
+
+def slope(loss: Any, lora: Any = LORA) -> Any:
+    return jax.jit(jax.grad(loss))(lora)
+
+
 def velocity(
     lora: Any, latents: Any, prompt: Any, time: float, guidance: float = 3.5
 ) -> np.ndarray:
@@ -107,7 +116,7 @@ def esd_terms(lora: Any, key: Any, eta: float, guidance: float = 3.5) -> list[np
 @pytest.mark.parametrize("guidance", [None, 1.0])
 def test_esd(guidance: float | None):
     settings = esd.Settings(trajectories="teacher", guidance=guidance)
-    loss, metrics = esd.losses(LORA, inputs(settings), KEY)
+    loss, metrics = losses_of(esd, settings)
     # By default that of the trajectories.
     wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta), guidance or CONTEXT.guidance))
     np.testing.assert_allclose([loss, metrics["esd"]], wanted, rtol=1e-4)
@@ -117,7 +126,7 @@ def test_esd(guidance: float | None):
 @pytest.mark.parametrize("target", ["model", "noise"])
 def test_concept_ablation(target: str):
     settings = concept_ablation.Settings(target=target, prior=0.5)
-    loss, metrics = concept_ablation.losses(LORA, inputs(settings), KEY)
+    loss, metrics = losses_of(concept_ablation, settings)
     terms, priors = [], []
     for row, t, clean, noise in noisy(KEY, BANK.trajectories[:, -1]):
         x = (1 - t) * clean + t * noise
@@ -133,13 +142,8 @@ def test_concept_ablation(target: str):
 def test_the_anchor_of_concept_ablation_is_held_still():
     """The gradient goes through the concept's velocity alone."""
 
-    def slope(settings: concept_ablation.Settings) -> Any:
-        def loss(lora: Any) -> jax.Array:
-            return concept_ablation.losses(lora, inputs(settings), KEY)[0]
-
-        return jax.grad(loss)(LORA)
-
-    found = jax.tree.leaves(slope(concept_ablation.Settings()))
+    run_inputs = inputs(concept_ablation.Settings())
+    gradient = slope(lambda lora: concept_ablation.losses(lora, run_inputs, KEY)[0])
     fixed = []
     for row, t, clean, noise in noisy(KEY, BANK.trajectories[:, -1]):
         x = (1 - t) * clean + t * noise
@@ -154,7 +158,7 @@ def test_the_anchor_of_concept_ablation_is_held_still():
             terms.append(jnp.mean(jnp.square(predicted - anchor)))
         return jnp.mean(jnp.stack(terms))
 
-    for a, b in zip(found, jax.tree.leaves(jax.grad(loss)(LORA)), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (gradient, slope(loss))), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
 
 
@@ -163,7 +167,7 @@ def test_the_anchor_of_concept_ablation_is_held_still():
 def test_eap(trajectories: str):
     settings = eap.Settings(trajectories=trajectories, preserve=0.7, most=9)
     logits = jnp.array([9.0, 9.0, 0.5, -0.5, 0.25, 0, 0, 0, 0, 0])
-    loss, metrics = eap.losses(LORA, inputs(settings), KEY, logits)
+    loss, metrics = losses_of(eap, settings, logits)
     gumbel = np.asarray(jax.random.gumbel(jax.random.fold_in(KEY, 1), (len(BANK.kinds),)))
     allowed = np.where(np.asarray(BANK.kinds) >= POOL, logits[: len(BANK.kinds)] + gumbel, -np.inf)
     chosen, terms = int(allowed.argmax()), []
@@ -190,9 +194,9 @@ def test_weights_of_words_are_hard_and_have_the_slopes_of_soft_ones():
     weights = eap.chosen(logits, BANK, KEY, 2.0)
     np.testing.assert_allclose(weights, np.eye(len(kinds))[soft.argmax()], atol=1e-6)
     worth = np.random.default_rng(0).standard_normal(len(kinds))
-    slope = jax.grad(lambda each: jnp.asarray(worth) @ eap.chosen(each, BANK, KEY, 2.0))(logits)
+    gradient = slope(lambda each: jnp.asarray(worth) @ eap.chosen(each, BANK, KEY, 2.0), logits)
     wanted = soft * (worth - soft @ worth) / 2
-    np.testing.assert_allclose(slope, np.pad(wanted, (0, 3)), atol=1e-5)
+    np.testing.assert_allclose(gradient, np.pad(wanted, (0, 3)), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -202,18 +206,14 @@ def test_eap_s_search_finds_what_an_adapter_harms():
     context = with_settings(settings)
     state = start_of("eap").replace(lora=LORA)
 
+    sample = Sample(BANK.trajectories[:, 1], jnp.full(R, BANK.times[1]), BANK.trajectory_sentences)
+    harm = jax.jit(lambda weights: eap.harm(LORA, weights, inputs(settings), sample, KEY))
+
     def expected(logits: Any) -> float:
         """The harm's mean under the words' probabilities, over all places."""
         kinds = np.asarray(BANK.kinds)
         shares = np.asarray(jax.nn.softmax(jnp.where(kinds >= POOL, logits[: len(kinds)], -1e9)))
-        harms = []
-        for form in range(len(kinds)):
-            sample = Sample(
-                BANK.trajectories[:, 1], jnp.full(R, BANK.times[1]), BANK.trajectory_sentences
-            )
-            weights = jnp.eye(len(kinds))[form]
-            harms.append(float(eap.harm(LORA, weights, inputs(settings), sample, KEY)))
-        return float(shares @ np.asarray(harms))
+        return float(shares @ np.asarray([harm(weights) for weights in jnp.eye(len(kinds))]))
 
     first = expected(state.own["logits"])
     every_, bank, metrics = every(state), stack_banks([BANK]), {}
@@ -250,10 +250,15 @@ def test_meta_unlearning():
     copy, first, second = LORA, None, None
     for index in range(2):
         inner = jax.random.fold_in(teach_key, index)
-        slope = jax.grad(keep)(copy, BANK.trajectories[:, -1], lambda row: prompt(row % M), inner)
-        zeros = jax.tree.map(jnp.zeros_like, slope)
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first or zeros, slope)
-        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second or zeros, slope)
+        gradient = slope(
+            lambda lora, inner=inner: keep(
+                lora, BANK.trajectories[:, -1], lambda row: prompt(row % M), inner
+            ),
+            copy,
+        )
+        zeros = jax.tree.map(jnp.zeros_like, gradient)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first or zeros, gradient)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second or zeros, gradient)
         down = (1 - 0.9 ** (index + 1), 1 - 0.999 ** (index + 1))
         copy = jax.tree.map(
             lambda p, m, v, down=down: (
@@ -263,11 +268,11 @@ def test_meta_unlearning():
             first,
             second,
         )
-    erase = jax.grad(
+    erase = slope(
         lambda lora: esd.losses(lora, inputs(esd.Settings(trajectories="teacher")), KEY)[0]
-    )(LORA)
+    )
     total = jax.tree.map(
-        lambda e, k, f: e + 0.3 * k - 0.2 * f, erase, jax.grad(kept)(LORA), jax.grad(kept)(copy)
+        lambda e, k, f: e + 0.3 * k - 0.2 * f, erase, slope(kept), slope(kept, copy)
     )
     after, metrics = meta_unlearning.STEP.update(
         every(state), PARAMS, stack_banks([BANK]), KEYS, context=context
@@ -293,7 +298,7 @@ def test_mace():
     tokens = BANK.pictures.shape[1]
     regions = (rng.random((R, tokens)) < 0.4).astype(np.float32)
     bank = BANK.replace(edit=edit, regions=jnp.asarray(regions))
-    loss, _ = mace.losses(LORA, inputs(mace.Settings(), bank), KEY)
+    loss, _ = losses_of(mace, mace.Settings(), bank=bank)
     # `alone` scales every B by 1.5, which the edit's is not to be.
     both = jax.tree.map_with_path(
         lambda path, a, b: jnp.concatenate(

@@ -21,7 +21,7 @@ from helpers.small_training import preempted, trained, training
 from tqdm import tqdm
 
 from erase.config.schema import Checkpoints
-from erase.methods.levels import Upper
+from erase.methods.settings.erase_anything import Upper
 from erase.runtime.run_folder import CHECKPOINTS
 from erase.runtime.signals import Stop
 from erase.training import checkpoints, metrics

@@ -20,7 +20,7 @@ from erase.runtime.files import write
 from flux_jax import load, lora
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
-from flux_jax.sampling import SamplingOptions
+from flux_jax.settings import SamplingOptions
 from flux_jax.weights.loading import Weights
 
 ROOT = Path(__file__).resolve().parents[1]

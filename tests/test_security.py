@@ -16,7 +16,7 @@ from erase.config.schema import AdapterConfig, BankConfig, Evaluation, Model
 from erase.data.words.irrelevant import Words
 from erase.data.words.sentences import Sentences
 from erase.methods import esd
-from erase.methods.levels import Upper
+from erase.methods.settings.erase_anything import Upper
 from erase.report import pictures
 from erase.runs import RunConfig
 from erase.runtime import processes

@@ -1,9 +1,9 @@
 """Help and usage errors take little time, and what is installed is the three packages alone."""
 
 import os
-import resource
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -11,56 +11,174 @@ import pytest
 from helpers.tiny import ROOT
 
 from erase.cli.commands import COMMANDS
+from erase.methods import METHODS, fields_of
+from erase.methods.settings import FIELDS
 
-# Twice what an idle machine takes at most: CPU time grows where others share the cores.
-SECONDS = 2.0
-ERASE = [name for name in COMMANDS if not name.startswith("convert ")]
+# Of the CPU, by a process and its own; an idle machine takes half of it at most.
+SECONDS = 1.0
+# Machines are shared: what is slow by chance alone is fast in one of so many attempts.
+ATTEMPTS = 3
+# What help and usage errors have no use for; each takes long to import, or need not be installed.
+HEAVY = {
+    *("diffusers", "flax", "gguf", "huggingface_hub", "jax", "matplotlib", "nltk", "openai"),
+    *("optax", "orbax", "peft", "PIL", "scipy", "torch", "transformers"),
+}
+# What each command cannot do without, in the words of its message.
+REQUIRED = {
+    "new": "CONCEPT, --model",
+    "train": "config is missing",
+    "plan": "config is missing",
+    "evaluate": "--workdir is missing",
+    "sample": "prompt is missing",
+    "attack": "--workdir is missing",
+    "calibrate": "--workdir is missing",
+    "compose": "ADAPTER",
+    "compare": "--out is missing",
+    "report": "--workdir is missing",
+    "card": "--workdir is missing",
+    "convert pipeline": "SRC, DST",
+    "convert adapter": "SRC, DST",
+    "convert merge": "MODEL, ADAPTER",
+    "convert inspect": "FILE",
+}
+CONFIG = "--config configs/nudity.py"
+RUN = f"{CONFIG} --workdir nowhere"
+# Arguments with a mistake, and what the message says of it.
+MISTAKES = [
+    ("qqq", "command = 'qqq' is unknown"),
+    ("help qqq", "command = 'qqq' is unknown"),
+    ("convert qqq", "convert = 'qqq' is unknown"),
+    *((f"{name} --qqq", "--qqq is not a flag") for name in COMMANDS),
+    *((name, said) for name, said in REQUIRED.items()),
+    # Beside a configuration, which is read.
+    (f"train {CONFIG} --qqq", "--qqq is not a flag"),
+    (f"train {CONFIG} qqq", "argument 'qqq' is not a flag"),
+    (f"train {CONFIG}", "workdir is missing"),
+    (f"train {CONFIG} --overwrite=7", "overwrite = '7' must be true or false"),
+    (f"train {RUN} --process 1", "--coordinator, --processes missing"),
+    (f"train {RUN} --config.lowr.attn=2", "did you mean lower.attn"),
+    (f"train {RUN} --config.iterations=-3", "iterations = -3 must be at least 1"),
+    (f"train {RUN} --config.iterations=x", "iterations = 'x' must be an integer"),
+    (f"train {RUN} --config.method=esp", "method = 'esp' must be"),
+    (f"train {RUN} --config.esd.eta=2", "esd.eta is a setting of another method"),
+    (f"train {RUN} --config.prompts=a", "does not hold the concept"),
+    (f"train {RUN} --config.method=uce --config.uce.templates=a", "uce.templates: 'a' needs"),
+    (f"train {RUN} --config.model.path=nowhere", "model = 'nowhere' does not exist"),
+    (f"train {RUN} --config.evaluation.judge=nowhere", "judge = 'nowhere' has no config.json"),
+    (f"plan {CONFIG} --config.height=0", "height = 0 must be at least 1"),
+    ("train --config configs/emoji_all.py --config.batch_size=0", "batch_size = 0 must be"),
+    ("train --config configs/nudity.py:qqq", "preset = 'qqq' is unknown"),
+    ("train --config.iterations=3", "changes no file"),
+    # Files.
+    ("train --config nowhere.py", "config = 'nowhere.py' is not a file"),
+    ("train --config {tmp}/syntax.py", "cannot be run: SyntaxError"),
+    ("train --config {tmp}/field.py", "modl is not a field of the configuration"),
+    ("train --config {tmp}/value.py", "lower.attn = -1.0 must be at least 0"),
+    (f"evaluate {RUN}", "adapter = 'nowhere' does not exist"),
+    (f"attack {RUN}", "adapter = 'nowhere' does not exist"),
+    (f"calibrate {RUN}", "adapter = 'nowhere' does not exist"),
+    (f"compare {CONFIG} --out {{tmp}}/x.json --methods esp", "methods: 'esp' is unknown"),
+    ("sample --prompt cat --model nowhere", "model = 'nowhere' does not exist"),
+    ("sample --prompt cat --adapter nowhere", "adapter = 'nowhere' does not exist"),
+    ("sample --prompt cat --steps 0", "steps = 0 must be at least 1"),
+    ("sample --prompt cat --batch x", "batch = 'x' must be an integer"),
+    ("report --workdir nowhere", "nowhere/config.json is missing"),
+    ("card --workdir nowhere", "nowhere/config.json is missing"),
+    ("new guitar --model nowhere", "model = 'nowhere' does not exist"),
+    ("new qqq --model models/emoji-flux --out {tmp}/x.py", "none of the 120 things"),
+    ("compose nowhere other --method sum --out {tmp}/x", "adapter = 'nowhere' does not exist"),
+    ("compose nowhere other --method sun --out {tmp}/x", "did you mean sum"),
+    ("convert pipeline nowhere {tmp}/x", "nowhere: no such folder"),
+    ("convert adapter nowhere {tmp}/x", "nowhere: no such file"),
+    ("convert merge nowhere other {tmp}/x", "adapter = 'other' does not exist"),
+    ("convert inspect nowhere", "nowhere: no such file"),
+    ("convert pipeline models/emoji-flux {tmp}/x --to flx", "did you mean flax"),
+]
+FILES = {
+    "syntax.py": "def get_config(:\n",
+    "field.py": "get_config = lambda: configure(concept='cat', modl={})\n",
+    "value.py": "get_config = lambda: configure(concept='cat', lower={'attn': -1.0})\n",
+}
 
 
-def run(*arguments: str, cwd: Path = ROOT) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """A command's seconds on the CPU, and how it ended."""
+def run(*arguments: str, cwd: Path = ROOT) -> tuple[float, int, str, str]:
+    """A command's seconds on the CPU, its exit code, and what it wrote to stdout and stderr."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=out,
+            stderr=errors,
+            text=True,
+        )
+        # The process's own, whatever other children of this one do.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        errors.seek(0)
+        seconds = usage.ru_utime + usage.ru_stime
+        return seconds, process.returncode, out.read(), errors.read()
 
-    def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
 
-    before = used()
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return used() - before, done
+def check_cheap(*arguments: str) -> tuple[int, str, str]:
+    """Runs a command, which must take little time and import nothing heavy.
+
+    Returns:
+        Its exit code, and what it wrote to stdout and stderr.
+    """
+    seconds, code, out, errors = run("-X", "importtime", *arguments)
+    listed = [line for line in errors.splitlines() if line.startswith("import time:")]
+    modules = {line.rpartition("|")[2].strip() for line in listed}
+    assert not modules & HEAVY
+    # Writing the list takes time too, so that attempts without it come after.
+    for _ in range(ATTEMPTS - 1):
+        if seconds <= SECONDS:
+            break
+        seconds = min(seconds, run(*arguments)[0])
+    assert seconds <= SECONDS
+    said = [line for line in errors.splitlines() if not line.startswith("import time:")]
+    return code, out, "\n".join(said)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    "arguments",
     [
-        *(([*name.split(), "--help"], 0) for name in COMMANDS),
-        *(([name, "--qqq"], 2) for name in ERASE),
-        (["qqq"], 2),
-        (["--help"], 0),
+        *(f"erase {name} --help" for name in COMMANDS),
+        *("erase", "erase --help", "erase help train", "erase convert", "erase.train --help"),
+        *("convert.pipeline -h", "convert.lora -h", "convert.merge -h", "convert.inspect -h"),
+        # By their former names.
+        *("erase.sample --help", "erase.compose -h", "erase merge --help"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_help_and_usage_errors_take_a_second_of_the_cpu(arguments: list[str], code: int):
-    seconds, done = run("-m", "erase", *arguments)
-    assert done.returncode == code, done.stderr
-    if seconds > SECONDS:
-        # Another process was in the way.
-        seconds, _ = run("-m", "erase", *arguments)
-    assert seconds <= SECONDS
+def test_help_takes_a_second_of_the_cpu(arguments: str):
+    code, out, errors = check_cheap("-m", *arguments.split())
+    assert code == 0, errors
+    assert len(out.splitlines()) > 5
 
 
-@pytest.mark.parametrize("name", ERASE)
-def test_help_imports_no_jax(name: str):
-    _, done = run("-X", "importtime", "-m", "erase", name, "--help")
-    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "absl" in modules or "argparse" in modules
-    assert not modules & {"jax", "flax", "transformers", "openai", "nltk", "scipy", "matplotlib"}
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=[text for text, _ in MISTAKES])
+def test_a_usage_error_takes_a_second_of_the_cpu(arguments: str, said: str, tmp_path: Path):
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(f"from erase.runs import configure\n\n{text}")
+    code, out, errors = check_cheap("-m", "erase", *arguments.format(tmp=tmp_path).split())
+    assert (code, out) == (2, ""), errors
+    assert "error: " in errors
+    assert said in errors
+    assert {each.name for each in tmp_path.iterdir()} == set(FILES)
+
+
+def test_seconds_are_those_of_the_cpu():
+    """What computes for long is measured so, and what sleeps is not."""
+    program = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass"
+    assert run("-c", program.format(0.4))[0] >= 0.4
+    assert run("-c", "import time; time.sleep(0.4)")[0] < 0.3
+
+
+def test_every_method_s_settings_need_no_jax():
+    assert list(FIELDS) == list(METHODS)
+    for name, method in METHODS.items():
+        assert fields_of(name) is FIELDS[name] is method.fields
 
 
 @pytest.mark.slow
@@ -71,8 +189,8 @@ def test_a_wheel_holds_three_packages_and_works_anywhere(tmp_path: Path):
     for name in ("flux_jax", "convert", "erase", "pyproject.toml", "README.md", "LICENSE"):
         (source / name).symlink_to(ROOT / name)
     wheel = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path))
-    _, done = run(*wheel, str(source))
-    assert done.returncode == 0, done.stderr
+    _, code, _, errors = run(*wheel, str(source))
+    assert code == 0, errors
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as packed:
         packed.extractall(site)
     packages = {each.name for each in site.iterdir() if each.suffix != ".dist-info"}
@@ -81,9 +199,9 @@ def test_a_wheel_holds_three_packages_and_works_anywhere(tmp_path: Path):
     assert all((site / name / "py.typed").is_file() for name in packages)
     begin = f"import sys; sys.path[:] = [{str(site)!r}, *filter(None, sys.path)]; "
     again = "sys.argv = ['erase', *{}]; from erase.cli.commands import dispatch; dispatch()"
-    _, done = run("-c", begin + again.format(["--help"]), cwd=empty)
-    assert done.returncode == 0, done.stderr
+    _, code, _, errors = run("-c", begin + again.format(["--help"]), cwd=empty)
+    assert code == 0, errors
     new = ["new", "turtle", "--model", "black-forest-labs/FLUX.1-dev", "--out", "x.py"]
-    _, done = run("-c", begin + again.format(new), cwd=empty)
-    assert done.returncode == 0, done.stderr
+    _, code, _, errors = run("-c", begin + again.format(new), cwd=empty)
+    assert code == 0, errors
     assert (empty / "x.py").is_file()

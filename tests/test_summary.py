@@ -13,6 +13,7 @@ from erase.evaluation.notes import mean_note
 from erase.evaluation.statistics import (
     CELLS,
     ahead,
+    cells_of,
     harmonic_mean,
     over_concepts,
     pooled,
@@ -156,8 +157,9 @@ def test_families_of_attacks_are_cells_of_three_sides():
             "on": attacked("relation", (8, 4, 2), "misspelt"),
         }
     )
-    assert made["all"]["misspelt"]["silenced"] == wilson_interval(9, 20)
-    assert made["all"]["shuffled"]["after"] == wilson_interval(1, 10)
+    families = cells_of(made["all"])
+    assert families["misspelt"]["silenced"] == wilson_interval(9, 20)
+    assert families["shuffled"]["after"] == wilson_interval(1, 10)
     assert "shuffled" not in made["kinds"]["relation"]
     assert made["worst"]["misspelt"] == {"run": "on", "share": 0.2}
     assert len(summary.table(made).splitlines()) == 1 + 3 * (2 + 1 + 2 + 1 + 2)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from convert.adapters.files import read_lora
 from erase.config.schema import AdapterConfig, BankConfig, Checkpoints, Config, Evaluation, Model
-from erase.methods.levels import Upper
+from erase.methods.settings.erase_anything import Upper
 from erase.runs import RunConfig
 from erase.runtime.run_folder import WRITTEN
 from erase.training import checkpoints, resume_check, run

@@ -61,8 +61,8 @@ def test_updates_are_adamw_steps_with_states_of_their_own():
         every(fresh()), PARAMS, stack_banks([BANK]), KEYS, context=CONTEXT
     )
     after, metrics = run(after), run(metrics)
-    gradient = jax.grad(
-        lambda tree: lower(tree, params=PARAMS, bank=BANK, key=KEY, context=CONTEXT)[0]
+    gradient = jax.jit(
+        jax.grad(lambda tree: lower(tree, params=PARAMS, bank=BANK, key=KEY, context=CONTEXT)[0])
     )(before.lora)
     # AdamW's first step: rate * sign(gradient), up to its epsilon, and the decay.
     level = CONFIG.lower
@@ -94,7 +94,7 @@ def test_joint_and_adaptive_updates():
         return erasing + upper(tree, params=PARAMS, bank=BANK, key=upper_key, context=CONTEXT)[0]
 
     before = start(KEY, PARAMS, replace(CONFIG, alternation="joint"))
-    gradient = jax.grad(total)(before.lora)
+    gradient = jax.jit(jax.grad(total))(before.lora)
     after, metrics = joint_update(every(before), PARAMS, stack_banks([BANK]), KEYS, context=CONTEXT)
     level = CONFIG.lower
     pairs = zip(*map(jax.tree.leaves, (fresh().lora, run(after).lora, gradient)), strict=True)

@@ -17,7 +17,7 @@ from erase.model.draw import draw
 from erase.training import run
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, load
-from flux_jax.sampling import SamplingOptions
+from flux_jax.settings import SamplingOptions
 from flux_jax.sharding import make
 from flux_jax.weights import loading
 from flux_jax.weights.loading import Weights

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from convert.adapters.names import Place
+from flux_jax.weights.safetensors_files import is_float
 
 # The least and the greatest alpha: any rank times these is a number that float32 holds.
 ALPHAS = (1e-30, 1e30)
@@ -99,7 +99,7 @@ def typed(value: float, dtype: Any) -> np.ndarray:
     """An alpha of this type; where the type does not hold the number, of float32."""
     with np.errstate(over="ignore"):
         single = np.array(value, np.float32)
-        alpha = single.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else single
+        alpha = single.astype(dtype) if is_float(dtype) else single
     return alpha if number(alpha) == value else single
 
 

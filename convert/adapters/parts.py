@@ -17,13 +17,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 
 from convert.adapters.layers import ALPHAS, Full, Pair, implied, number, typed
 from convert.adapters.names import HIDDEN
 from convert.adapters.peft import Scales
 from flux_jax.weights.mapping import is_finite
+from flux_jax.weights.safetensors_files import is_float
 
 NOT_FINITE = "has infinities or what is no number"
 NO_ALPHA = "it must be a finite number"
@@ -174,7 +174,7 @@ def _alpha(
     if alpha.size != 1:
         return alpha
     alpha = alpha.reshape(())
-    if jnp.issubdtype(alpha.dtype, jnp.floating):
+    if is_float(alpha.dtype):
         return alpha
     return typed(float(alpha), down.dtype)
 
@@ -277,7 +277,7 @@ def _check_numbers(part: str, tensor: np.ndarray, parts: Mapping[str, np.ndarray
 
 
 def _numbers_problem(part: str, tensor: np.ndarray) -> str | None:
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    if not is_float(tensor.dtype):
         return f"has {part} of {tensor.dtype.name}, expected floats"
     if not is_finite(tensor):
         return f"{NOT_FINITE} in {part}"

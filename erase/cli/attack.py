@@ -24,12 +24,12 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    pipe, runs = evaluate.open_runs(flags.FLAGS)
     from erase.evaluation.attack import STEM, attack
     from erase.evaluation.summary import write_summary
     from erase.report import report
     from erase.runtime.memory import explains_memory
 
-    pipe, runs = evaluate.open_runs(flags.FLAGS)
     workdir, pictures = Path(flags.FLAGS.workdir), flags.FLAGS.pictures
     with explains_memory():
         results = {}

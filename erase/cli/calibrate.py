@@ -25,11 +25,11 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    given = flags.FLAGS
+    pipe, runs = evaluate.open_runs(given)
     from erase.evaluation.calibrate import calibrate
     from erase.runtime.memory import explains_memory
 
-    given = flags.FLAGS
-    pipe, runs = evaluate.open_runs(given)
     numbers: dict[str, Any] = {
         name: given[name].value for name in ("share", "drop", "most", "tolerance")
     }

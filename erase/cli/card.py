@@ -7,6 +7,7 @@ that the Hugging Face hub reads.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import app, flags
 
@@ -18,6 +19,11 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    from erase.runtime import run_folder
+    from erase.runtime.files import read_json
+
+    # First of all, since what follows takes a second to import.
+    read_json(Path(flags.FLAGS.workdir) / run_folder.CONFIG, run_folder.MISSING)
     from erase.report.card import of_run
 
     print(of_run(flags.FLAGS.workdir))

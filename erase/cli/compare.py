@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
+from erase.cli.flags import FLAG, begin, check_paths, configured_for, define_flag, parse_flags
 from flux_jax.errors import exits_cleanly
 
 
@@ -30,13 +30,15 @@ from flux_jax.errors import exits_cleanly
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    given = flags.FLAGS
+    every = configured_for(given.methods)
+    for runs in every.values():
+        check_paths(runs)
     from erase.evaluation.notes import left_out_note
     from erase.report import tables
     from erase.runtime.memory import explains_memory
     from erase.training.compare import compare, seeded
 
-    given = flags.FLAGS
-    every = configured_for(given.methods)
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
     with explains_memory():
         result = compare(methods, Path(given.out), given.attacks)

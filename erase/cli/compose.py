@@ -18,6 +18,7 @@ Ranks, alphas, targets and blocks may differ: what an adapter does not have, it 
 from collections.abc import Sequence
 from pathlib import Path
 
+from convert.adapters.paths import find_adapter, split_strength
 from convert.arguments import Parser
 from erase.cli.flags import begin
 from erase.compose import METHODS
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="fusion: of sentences and noise")
     options = parser.parse_args(arguments)
+    for text in options.adapters:
+        find_adapter(split_strength(text)[0])
     from convert.adapters.files import TORCH_FILE
     from erase.compose.combine import check, compose, read_part
 

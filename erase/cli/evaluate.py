@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
+from erase.cli.flags import FLAG, begin, check_paths, configured, define_flag, parse_flags
 from flux_jax.errors import exits_cleanly
 
 if TYPE_CHECKING:
@@ -42,18 +42,22 @@ def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
     """
+    from convert.adapters.paths import find_adapter
+
+    runs = configured()
+    check_paths(runs)
+    paths = {name: Path(given.adapter or Path(given.workdir) / name) for name in runs}
+    for path in paths.values():
+        find_adapter(path)
     from erase.evaluation.eval_prompts import configured_judge
     from erase.model.adapters import read_adapter
     from erase.model.open import open_model
     from erase.training.prepare import runs_with_synonyms, shared_settings
 
-    runs = runs_with_synonyms(configured())
+    runs = runs_with_synonyms(runs)
     for config in runs.values():
         configured_judge(config)
-    opened = {
-        name: (config, read_adapter(given.adapter or Path(given.workdir) / name))
-        for name, config in runs.items()
-    }
+    opened = {name: (config, read_adapter(paths[name])) for name, config in runs.items()}
     pipe = open_model(shared_settings(runs), len(runs))
     for _, adapter in opened.values():
         pipe.check(adapter)
@@ -64,6 +68,7 @@ def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv)
+    pipe, runs = open_runs(flags.FLAGS)
     from convert.adapters.paths import find_adapter
     from erase.evaluation.evaluate import evaluate
     from erase.evaluation.summary import write_summary
@@ -71,7 +76,6 @@ def main(argv: Sequence[str]) -> None:
     from erase.runtime.memory import explains_memory
 
     workdir = Path(flags.FLAGS.workdir)
-    pipe, runs = open_runs(flags.FLAGS)
     given, results = flags.FLAGS.adapter, {}
     erased = card.composed_of(find_adapter(given)) if given else []
     for name, (config, adapter) in runs.items():

@@ -71,6 +71,26 @@ def configured(method: str | None = None) -> "dict[str, Config]":
     return load_runs(given, changed)
 
 
+def check_paths(runs: "Mapping[str, Config]") -> None:
+    """Makes sure that runs' judges and models are there, before what reads them is imported.
+
+    Args:
+        runs: from `configured`.
+
+    Raises:
+        InputError: one is not.
+    """
+    from erase.evaluation.judge import read_config
+    from flux_jax.weights.hub import check_model
+
+    for config in runs.values():
+        settings = config.evaluation
+        if settings.judge is not None and (settings.pictures or config.early_stop.every):
+            read_config(settings.judge)
+    for path in {config.model.path: None for config in runs.values()}:
+        check_model(path)
+
+
 def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) -> ConfigDict:
     """What the file says, without what it says of another concept than the command line's.
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from convert.arguments import Parser
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
+from erase.methods.settings.erase_anything import Settings
 from flux_jax.errors import InputError, exits_cleanly, nearest, printable
 
 INDENT = " " * 8
@@ -52,7 +53,6 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
         InputError: a field cannot be used, or the model knows its things and not this one.
     """
     from erase.config import model_file
-    from erase.methods.configured import with_synonyms
     from erase.runs import configure, load_runs
     from erase.runs.defaults import of_model
     from flux_jax.weights.hub import NAME
@@ -76,14 +76,16 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
             f"concept = {concept[:60]!r} is none of the {len(names)} things that the model knows; "
             f"{hint}"
         )
-    config, source = with_synonyms(load_runs(configure(**changes))[""])
+    config = load_runs(configure(**changes))[""]
+    # Imports JAX, which whatever is refused above need not wait for.
+    from erase.methods.configured import with_synonyms
+
+    config, source = with_synonyms(config)
     return config, source, list(missing(config))
 
 
 def missing(config: Config) -> Iterator[str]:
     """What a run would go without, and what to do about it."""
-    from erase.methods import erase_anything
-
     if not config.synonyms:
         yield (
             "No other word for the concept: Acc_g is not counted, and L_rsc leads towards other "
@@ -94,7 +96,7 @@ def missing(config: Config) -> Iterator[str]:
             "No judge: there are pictures before and after, but no counts. Name a judge's folder "
             'as evaluation={"judge": ...}.'
         )
-    if not config.method_settings(erase_anything.Settings).upper.prompts:
+    if not config.method_settings(Settings).upper.prompts:
         yield (
             "No other pictures to hold on to: L_lora holds on to those of the first sentence, as "
             'the paper does. Name others as upper={"prompts": (...)}.'
@@ -152,9 +154,7 @@ def comment(text: str) -> list[str]:
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     """What the file holds, for the terminal."""
-    from erase.methods import erase_anything
-
-    upper = config.method_settings(erase_anything.Settings).upper
+    upper = config.method_settings(Settings).upper
     rows = {
         "kind": config.kind or config.part_of_speech,
         "sentences": "\n".join(config.prompts[:6]) + more(config.prompts, 6),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from convert.adapters.paths import find_adapter, split_strength
 from erase.cli.flags import begin, parse_flags
 from flux_jax.errors import exits_cleanly
 
@@ -42,12 +43,19 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """The command; see the module's docstring."""
     begin(argv, "prompts are given with --prompt")
-    from erase.model.sample import sample
-    from erase.runtime.memory import explains_memory
-    from flux_jax.sampling import SamplingOptions
+    from erase.model.request import check_request
+    from flux_jax.settings import SamplingOptions
+    from flux_jax.weights.hub import check_model
 
     given = flags.FLAGS
     options = SamplingOptions(given.steps, given.guidance, given.height, given.width, given.batch)
+    check_request(given.prompt, given.seed, options)
+    check_model(given.model)
+    for text in given.adapter:
+        find_adapter(split_strength(text)[0])
+    from erase.model.sample import sample
+    from erase.runtime.memory import explains_memory
+
     with explains_memory("What needs less: a smaller --batch, --height or --width"):
         files = sample(
             given.model,

@@ -1,14 +1,14 @@
 """A run's configuration: its fields with their defaults and ranges; see `erase.runs` for reading.
 
-These are the fields that all methods share. Each method's own settings are in its file in
-`erase.methods`; `erase.runs.RunConfig` has both.
+These are the fields that all methods share. Each method's own settings are in
+`erase.methods.settings`; `erase.runs.RunConfig` has both.
 """
 
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from erase.config.fields import choice, number
-from flux_jax.targets import TEXT_QUERY_KEY
+from flux_jax.settings import TEXT_QUERY_KEY
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -212,7 +212,7 @@ class Config:
         text_tokens: length of T5's input; by default the tokenizer's limit.
         steps: denoising steps of the trajectories.
         guidance: distilled guidance scale in training.
-        method: how it is erased: a name in `erase.methods`, whose file has the method's settings.
+        method: how it is erased: a name in `erase.methods`, see `erase.methods.settings`.
         iterations: each makes the method's updates once.
         batch_size: samples an update.
         seed: of everything random in training.

@@ -17,7 +17,7 @@ from erase.model.draw import draw
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
-from flux_jax.sampling import SamplingOptions
+from flux_jax.settings import SamplingOptions
 
 
 @dataclass(frozen=True)

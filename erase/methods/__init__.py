@@ -1,44 +1,78 @@
-"""The methods of erasing, by the name that `--config.method` chooses them with."""
+"""The methods of erasing, by the name that `--config.method` chooses them with.
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+A method's module is imported when the method is asked for: names and settings need no JAX.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 from erase.config.schema import Config
-from erase.methods import (
-    attention_erasure,
-    concept_ablation,
-    eap,
-    erase_anything,
-    esd,
-    mace,
-    meta_unlearning,
-    uce,
-)
-from erase.methods.base import Method
+from erase.methods.settings import FIELDS
+from erase.methods.settings.base import MethodFields
 
-METHODS: Mapping[str, Method[Any]] = {
-    "erase_anything": erase_anything.METHOD,
-    "concept_ablation": concept_ablation.METHOD,
-    "esd": esd.METHOD,
-    "uce": uce.METHOD,
-    "mace": mace.METHOD,
-    "eap": eap.METHOD,
-    "meta_unlearning": meta_unlearning.METHOD,
-    "attention_erasure": attention_erasure.METHOD,
-}
+if TYPE_CHECKING:
+    from erase.methods.base import Method
+
+
+class _Methods(MutableMapping[str, "Method[Any]"]):
+    """Methods by name; each is `METHOD` of the module of its name in this package."""
+
+    def __init__(self, *names: str):
+        self._methods: dict[str, Method[Any] | None] = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> "Method[Any]":
+        method = self._methods[name]
+        if method is None:
+            method = self[name] = importlib.import_module(f"{__name__}.{name}").METHOD
+        return method
+
+    def __setitem__(self, name: str, method: "Method[Any]") -> None:
+        self._methods[name] = method
+
+    def __delitem__(self, name: str) -> None:
+        del self._methods[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._methods
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._methods)
+
+    def __len__(self) -> int:
+        return len(self._methods)
+
+
+METHODS: "MutableMapping[str, Method[Any]]" = _Methods(
+    "erase_anything",
+    "concept_ablation",
+    "esd",
+    "uce",
+    "mace",
+    "eap",
+    "meta_unlearning",
+    "attention_erasure",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """`Method`, which annotations name, when those who check them at run time ask for it."""
+    if name != "Method":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("erase.methods.base").Method
+
+
+def fields_of(name: str) -> MethodFields:
+    """What configurations know of a method: from its module only where nothing else has it."""
+    return FIELDS[name] if name in FIELDS else METHODS[name].fields
+
+
 # The method that each field of a configuration is a setting of, beside those of all methods.
 OWNERS: Mapping[str, str] = {
-    field: name
-    for name, method in METHODS.items()
-    for field in (
-        [spec.name for spec in fields(method.settings)]
-        if method.settings and method.top_level
-        else [name]
-    )
+    field: name for name in METHODS for field in fields_of(name).in_configurations(name)
 }
 
 
-def method_of(config: Config) -> Method[Any]:
+def method_of(config: Config) -> "Method[Any]":
     """The method of a run."""
     return METHODS[config.method]

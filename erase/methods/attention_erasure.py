@@ -9,6 +9,7 @@ from erase.config.schema import Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
 from erase.methods.base import Method
+from erase.methods.settings.attention_erasure import FIELDS
 from flux_jax.pipeline import Pipeline
 
 
@@ -20,7 +21,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 METHOD = Method(
     title="Attention map erasure",
-    settings=None,
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {},
     compiled=lambda config: None,

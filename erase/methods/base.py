@@ -3,9 +3,9 @@
 Axis letter: B batch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -23,11 +23,9 @@ from erase.methods.parts.step import (
     gradient_of,
     jit_over_runs,
 )
+from erase.methods.settings.base import MethodFields
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 AdamWT = TypeVar("AdamWT", bound=AdamW)
 # Losses by name, each with its key.
@@ -133,22 +131,16 @@ class Method(Generic[SettingsT]):
 
     Attributes:
         title: what cards and tables call it.
-        settings: dataclass of its own settings, the configuration's part of the method's name
-            (`esd.eta`); None where there are none.
+        fields: its settings, and what configurations need to know of them.
         needs: what its bank is made of, besides the concept's sentences; there is no pipeline where
             only its size is asked for.
         steps: its steps by name, in the order of an iteration; none where nothing is trained.
         compiled: what of a configuration is compiled into the steps.
         weights: what each metric counts in the sum that checkpoints are compared by.
-        top_level: whether those settings are fields of the configuration itself instead
-            (`lower.attn`).
-        per_run: paths of settings that runs which train at once may differ in; what they say is
-            not compiled.
         wants_synonyms: whether synonyms are looked up where the configuration names none; also for
             the evaluation, which counts them.
         irrelevant_words: the fewest different words for other things that do; 0 asks no language
             model for any.
-        problems: what is wrong between a configuration's fields, a line each.
         completes: what the method adds to a run's bank once it is made.
         exports: builds the final adapter from the trained one; a closed-form method gets a fresh
             adapter and no bank. None where the method has no weights and silences the concept's
@@ -156,16 +148,13 @@ class Method(Generic[SettingsT]):
     """
 
     title: str
-    settings: "type[DataclassInstance] | None"
+    fields: MethodFields
     needs: Callable[[Config, Words, Pipeline | None], Needs]
     steps: Callable[[Config], Mapping[str, Step[SettingsT]]]
     compiled: Callable[[Config], SettingsT]
     weights: Callable[[Config], Mapping[str, float]]
-    top_level: bool = False
-    per_run: tuple[str, ...] = ()
     wants_synonyms: Callable[[Config], bool] = lambda config: True
     irrelevant_words: Callable[[Config], int] = lambda config: 1
-    problems: Callable[[Config], Iterable[str]] = lambda config: ()
     completes: Callable[[Config, Pipeline, Plan, Bank], Bank] = _bank_as_made
     exports: Callable[[Config, Pipeline, Plan, Bank | None, Adapter], Adapter] | None = (
         _adapter_as_trained

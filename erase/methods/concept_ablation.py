@@ -9,14 +9,12 @@ c* with the concept in its place,
 and, with a weight, the prior E ‖v_θ(x_t, c) - (ε - x)‖² on the anchor itself.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from erase.config.fields import choice, number
-from erase.config.schema import AdamW, Config
+from erase.config.schema import Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
 from erase.methods.base import Drawn, Method, adamw_step
@@ -25,27 +23,11 @@ from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching, squared_error
 from erase.methods.parts.samples import Counts, add_noise, sample_pictures
 from erase.methods.parts.step import Metrics
+from erase.methods.settings.concept_ablation import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
 
 # The forms of a sentence: with the concept, and with the anchor.
 CONCEPT, ANCHOR = 0, 1
-
-
-@dataclass(frozen=True)
-class Settings(AdamW):
-    """Concept Ablation's; its optimiser's settings are `AdamW`'s.
-
-    Attributes:
-        anchor: what the concept becomes; by default the first of the irrelevant words.
-        target: "model" or "noise", see the module.
-        prior: weight of the prior.
-    """
-
-    learning_rate: float = number(1.6e-5, above=0)
-    clip: float | None = number(1.0, above=0)
-    anchor: str = ""
-    target: str = choice("model", "model", "noise")
-    prior: float = number(0.0, least=0)
 
 
 def losses(
@@ -89,23 +71,12 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     return Needs(pools=((), (anchor,)), drawn=ANCHOR)
 
 
-def problems(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
-    anchor = config.method_settings(Settings).anchor.casefold()
-    if not (anchor or config.irrelevant):
-        yield 'concept_ablation.anchor = "" and irrelevant = (): name what the concept becomes'
-    if anchor in (word.casefold() for word in (config.concept, *config.synonyms)):
-        yield f"concept_ablation.anchor = {anchor!r} is the concept: name what it is to become"
-
-
 STEP = adamw_step("ablation", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="Concept Ablation",
-    settings=Settings,
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"ablation": STEP},
     compiled=lambda config: replace(config.method_settings(Settings), anchor=""),
     weights=lambda config: {"ablation": 1.0, "prior": config.method_settings(Settings).prior},
-    per_run=("anchor",),
-    problems=problems,
 )

@@ -14,8 +14,8 @@ P pooled width.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -24,8 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from erase.config.fields import choice, number
-from erase.config.schema import AdamW, Config
+from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import POOL, Needs
 from erase.data.words.irrelevant import Words
@@ -36,39 +35,10 @@ from erase.methods.parts.forward import RunInputs, rollout
 from erase.methods.parts.losses import squared_error
 from erase.methods.parts.samples import Sample, sample_places
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
+from erase.methods.settings.eap import FIELDS, Settings
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
-
-
-@dataclass(frozen=True)
-class Settings(AdamW):
-    """EAP's; its optimiser's settings are `AdamW`'s.
-
-    Attributes:
-        logits_rate: Adam's, of the words' logits.
-        temperature: of the Gumbel-softmax weights.
-        preserve: λ.
-        vocabulary: file with a word a line; by default the irrelevant words serve.
-        most: words of it that are looked at: centres of that many clusters among the words nearest
-            to the concept, where there are more.
-        eta: η of L_esd.
-        stand_in: see `erase.methods.esd`.
-        trajectories: whose way leads to x_t: the adapted model's ("student"), or the frozen one's.
-        guidance: distilled guidance scale of all velocities; by default that of the trajectories.
-    """
-
-    learning_rate: float = number(1e-5, above=0)
-    weight_decay: float = number(0.0, least=0)
-    logits_rate: float = number(1e-2, above=0)
-    temperature: float = number(2.0, above=0)
-    preserve: float = number(1.0, least=0)
-    vocabulary: str | None = None
-    most: int = number(100, least=1)
-    eta: float = number(1.0, least=0)
-    stand_in: str | None = None
-    trajectories: str = choice("student", "student", "teacher")
-    guidance: float | None = number(None, least=0)
 
 
 def chosen(
@@ -229,15 +199,6 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     )
 
 
-def problems(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
-    named = config.method_settings(Settings).vocabulary
-    if named is None and not config.irrelevant:
-        yield "eap.vocabulary = None and irrelevant = (): EAP needs other words; name some"
-    if named is not None and not Path(named).is_file():
-        yield f"eap.vocabulary = {named!r} is not a file; name one with a word a line"
-
-
 ERASE = Step(jit_over_runs(Update("eap", _erasing_gradient, adamw, "eap")), _start, _losses)
 SEARCH = Step(
     jit_over_runs(Update("search", _searching_gradient, _adam, "search", trains="logits")),
@@ -246,13 +207,11 @@ SEARCH = Step(
 )
 METHOD = Method(
     title="EAP",
-    settings=Settings,
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"eap": ERASE, "search": SEARCH},
     compiled=lambda config: replace(
         config.method_settings(Settings), vocabulary=None, eta=0.0, stand_in=None
     ),
     weights=lambda config: {"esd": 1.0, "harm": config.method_settings(Settings).preserve},
-    per_run=("vocabulary", "eta", "stand_in"),
-    problems=problems,
 )

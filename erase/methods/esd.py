@@ -6,13 +6,12 @@ where x_t lies on the way from noise to a picture of c, and g is the empty promp
 authors' later releases begin from v_o(c) instead of v_o(∅), so that their η' is 1 + η.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from erase.config.fields import choice, number
-from erase.config.schema import AdamW, Config
+from erase.config.schema import Config
 from erase.data.plan import Needs
 from erase.data.words.irrelevant import Words
 from erase.methods.base import Method, adamw_step
@@ -21,30 +20,8 @@ from erase.methods.parts.forward import RunInputs, anchor_velocities
 from erase.methods.parts.losses import esd_target, squared_error
 from erase.methods.parts.samples import Sample, sample_latents, sample_student_latents
 from erase.methods.parts.step import Metrics
+from erase.methods.settings.esd import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
-
-
-@dataclass(frozen=True)
-class Settings(AdamW):
-    """ESD's; its optimiser's settings are `AdamW`'s.
-
-    Attributes:
-        eta: η, how far past the unconditional velocity the target lies.
-        stand_in: words that take the concept's place in its sentence, whose velocity then is the
-            unconditional one; an empty text leaves the place out; by default the empty prompt.
-        erase_to: prompt g; by default what is unconditional.
-        trajectories: whose way leads to x_t: the adapted model's ("student"), or the frozen one's.
-        guidance: distilled guidance scale of all velocities in the loss; by default that of the
-            trajectories.
-    """
-
-    learning_rate: float = number(1e-4, above=0)
-    weight_decay: float = number(0.0, least=0)
-    eta: float = number(1.0, least=0)
-    stand_in: str | None = None
-    erase_to: str = ""
-    trajectories: str = choice("student", "student", "teacher")
-    guidance: float | None = number(None, least=0)
 
 
 def sample(trajectories: str, run: RunInputs[object], lora: PyTree, key: PRNGKeyArray) -> Sample:
@@ -84,12 +61,11 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 STEP = adamw_step("esd", losses, lambda config: config.method_settings(Settings))
 METHOD = Method(
     title="ESD",
-    settings=Settings,
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"esd": STEP},
     compiled=lambda config: replace(
         config.method_settings(Settings), eta=0.0, stand_in=None, erase_to=""
     ),
     weights=lambda config: {"esd": 1.0},
-    per_run=("eta", "stand_in", "erase_to"),
 )

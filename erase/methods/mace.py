@@ -15,16 +15,14 @@ Axis letters: B batch, L blocks, H heads, N tokens, T text tokens, G concept tok
 R trajectories, D steps, K tokens that are looked at.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from erase.config.fields import number
-from erase.config.schema import AdamW, Config
+from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
@@ -39,30 +37,12 @@ from erase.methods.parts.layer_inputs import kernels, text_inputs
 from erase.methods.parts.losses import TINY
 from erase.methods.parts.samples import Counts, add_noise
 from erase.methods.parts.step import Metrics
+from erase.methods.settings.mace import FIELDS, Settings
 from erase.model.attention_maps import concept_mass
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, combine, unscaled
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.tree import nest
-
-
-@dataclass(frozen=True)
-class Settings(AdamW):
-    """MACE's; its optimiser's settings are `AdamW`'s.
-
-    Attributes:
-        stand_in: word in the concept's place, for g; by default the first of the irrelevant words.
-        edit_rank: of the closed form's change.
-        ridge: λ, in means of the diagonal of Σ fᵀf.
-        region: share of the picture that is taken for the concept's.
-    """
-
-    learning_rate: float = number(1e-5, above=0)
-    weight_decay: float = number(0.0, least=0)
-    stand_in: str = ""
-    edit_rank: int = number(4, least=1)
-    ridge: float = number(0.1, above=0)
-    region: float = number(0.4, above=0, most=1)
 
 
 def hidden(mass: Float[Array, "L B H N G"], regions: Float[Array, "B S"]) -> Float[Array, ""]:
@@ -228,25 +208,14 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     return Needs(also=also, edit_rank=config.method_settings(Settings).edit_rank, regions=True)
 
 
-def problems(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
-    word = config.method_settings(Settings).stand_in
-    if not (word or config.irrelevant):
-        yield 'mace.stand_in = "" and irrelevant = (): name what comes in the concept\'s place'
-    if word.casefold() in (each.casefold() for each in (config.concept, *config.synonyms)):
-        yield f"mace.stand_in = {word!r} is the concept: name what comes in its place"
-
-
 STEP = adamw_step("mace", losses, lambda config: config.method_settings(Settings), drawn=drawn)
 METHOD = Method(
     title="MACE",
-    settings=Settings,
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"mace": STEP},
     compiled=lambda config: replace(config.method_settings(Settings), stand_in=""),
     weights=lambda config: {"hidden": 1.0},
-    per_run=("stand_in",),
-    problems=problems,
     completes=completes,
     exports=exports,
 )

@@ -11,15 +11,14 @@ also go up the concept's own error at θ', and look at the kept pictures nearly 
 Axis letter: B batch.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from erase.config.fields import choice, number
-from erase.config.schema import AdamW, Config
+from erase.config.schema import Config
 from erase.data.plan import Needs, kept_prompts
 from erase.data.words.irrelevant import Words
 from erase.data.words.templates import as_template, phrase
@@ -30,40 +29,9 @@ from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.losses import flow_matching
 from erase.methods.parts.samples import add_noise, sample_pictures
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
+from erase.methods.settings.meta_unlearning import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning
-
-
-@dataclass(frozen=True)
-class Settings(AdamW):
-    """Meta-Unlearning's; its optimiser's settings are `AdamW`'s.
-
-    Attributes:
-        eta: η of L_esd.
-        stand_in: see `erase.methods.esd`.
-        trajectories: whose way leads to L_esd's x_t: the adapted model's ("student"), or the frozen
-            one's.
-        guidance: distilled guidance scale of all velocities; by default that of the trajectories.
-        keep: γ1.
-        meta: γ2.
-        inner_steps: that teach the concept again.
-        inner_rate: AdamW's, of these.
-        pictures: of related concepts.
-        related: prompts that they show, in turn; by default the first sentence with each irrelevant
-            word in the concept's place.
-    """
-
-    learning_rate: float = number(1e-5, above=0)
-    eta: float = number(1.0, least=0)
-    stand_in: str | None = None
-    trajectories: str = choice("student", "student", "teacher")
-    guidance: float | None = number(None, least=0)
-    keep: float = number(0.1, least=0)
-    meta: float = number(0.1, least=0)
-    inner_steps: int = number(3, least=1)
-    inner_rate: float = number(1e-4, above=0)
-    pictures: int = number(8, least=1)
-    related: tuple[str, ...] = ()
 
 
 def matching(
@@ -164,25 +132,14 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     return Needs(stand_in=settings.stand_in, eta=settings.eta, shown=shown)
 
 
-def problems(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
-    if not (config.method_settings(Settings).related or config.irrelevant):
-        yield (
-            "meta_unlearning.related = () and irrelevant = (): Meta-Unlearning needs related "
-            "concepts; name prompts or words"
-        )
-
-
 STEP = Step(jit_over_runs(Update("meta", _gradient, adamw, "meta")), _start, _losses)
 METHOD = Method(
     title="Meta-Unlearning",
-    settings=Settings,
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {"meta": STEP},
     compiled=lambda config: replace(
         config.method_settings(Settings), eta=0.0, stand_in=None, related=()
     ),
     weights=lambda config: {"esd": 1.0, "keep": config.method_settings(Settings).keep},
-    per_run=("eta", "stand_in", "related"),
-    problems=problems,
 )

@@ -10,47 +10,23 @@ are means over the frozen model's denoising. The change's rank is the number of 
 exported as an adapter, exactly.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Int
 
-from erase.config.fields import number
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import Needs, Plan
 from erase.data.words.irrelevant import Words
-from erase.data.words.templates import SLOT, phrase
+from erase.data.words.templates import phrase
 from erase.data.words.word_tokens import marks
 from erase.methods.base import Method
 from erase.methods.parts import closed_form
 from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
+from erase.methods.settings.uce import FIELDS, Settings, kept_prompts
 from flux_jax.lora import Adapter, unscaled
 from flux_jax.pipeline import Pipeline
 from flux_jax.tree import nest
-
-
-@dataclass(frozen=True)
-class Settings:
-    """UCE's.
-
-    Attributes:
-        templates: prompts with "{}" in whose place the concept and its synonyms come.
-        synonyms: whether synonyms are erased with the concept.
-        guide: what comes in the concept's place; an empty text is the empty prompt.
-        keep: prompts to preserve; by default irrelevant words in the concept's place.
-        ridge: λ.
-        preserve: p.
-    """
-
-    templates: tuple[str, ...] = ("{}",)
-    synonyms: bool = True
-    guide: str = ""
-    keep: tuple[str, ...] = ()
-    ridge: float = number(0.5, least=0)
-    preserve: float = number(1.0, least=0)
 
 
 def erased(config: Config) -> list[tuple[str, str]]:
@@ -69,14 +45,6 @@ def guides(config: Config) -> list[tuple[str, str]]:
         for t in settings.templates
     ]
     return [pair for pair in pairs for _ in range(count)]
-
-
-def kept(config: Config) -> list[tuple[str, str]]:
-    """Prompts to preserve, with the words there whose last token counts."""
-    settings = config.method_settings(Settings)
-    if settings.keep:
-        return [(prompt, "") for prompt in settings.keep]
-    return [(phrase(t, word), word) for t in settings.templates for word in config.irrelevant]
 
 
 def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray, "B 1"]:
@@ -106,7 +74,7 @@ def exports(
     del planned, bank, adapter
     settings, targets = config.method_settings(Settings), config.adapter.targets
     ridge = Ridge(settings.ridge, name="uce.ridge")
-    groups = (erased(config), guides(config), kept(config))
+    groups = (erased(config), guides(config), kept_prompts(config))
     pairs = [pair for group in groups for pair in group]
     prompts = [prompt for prompt, _ in pairs]
     seen = text_inputs(pipe, config, targets, prompts, last_tokens(pipe, pairs))
@@ -125,32 +93,16 @@ def exports(
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Nothing is drawn from; the prompts alone are encoded."""
     del words, pipe
-    groups = (erased(config), guides(config), kept(config))
+    groups = (erased(config), guides(config), kept_prompts(config))
     return Needs(also=tuple(prompt for group in groups for prompt, _ in group))
-
-
-def problems(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
-    settings = config.method_settings(Settings)
-    if not settings.templates:
-        yield 'uce.templates = () is empty: give prompts such as "{}"'
-    for template in settings.templates:
-        if SLOT not in template:
-            yield f'uce.templates: {template!r} needs "{SLOT}" where the concept goes'
-    if settings.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
-        yield f"uce.guide = {settings.guide!r} is the concept: name what comes in its place"
-    if not settings.ridge and not kept(config):
-        yield "uce.ridge = 0 with nothing to preserve is singular: raise it, or name other words"
 
 
 METHOD = Method(
     title="UCE",
-    settings=Settings,
+    fields=FIELDS,
     needs=needs,
     steps=lambda config: {},
     compiled=lambda config: None,
     weights=lambda config: {},
-    per_run=("templates", "synonyms", "guide", "keep"),
-    problems=problems,
     exports=exports,
 )

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from erase.data.words.word_tokens import marks
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, batches
-from flux_jax.sampling import SamplingOptions
+from flux_jax.settings import SamplingOptions
 
 
 def draw(

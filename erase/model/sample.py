@@ -11,10 +11,10 @@ from erase.data.words.spelling import mentions
 from erase.data.words.word_tokens import marks
 from erase.model.adapters import parse_adapter
 from erase.model.draw import draw, picture_size, png
+from erase.model.request import check_request
 from erase.runtime.files import write
-from flux_jax.errors import InputError
 from flux_jax.pipeline import load
-from flux_jax.sampling import SamplingOptions, check_sampling
+from flux_jax.settings import SamplingOptions
 
 
 def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
@@ -52,7 +52,8 @@ def sample(
         InputError: there is nothing to draw, a setting cannot be used, or an adapter does not fit.
     """
     options = options or SamplingOptions()
-    _check(prompts, seeds, silenced, options)
+    check_request(prompts, seeds, options)
+    _note_silence(prompts, silenced)
     read = [parse_adapter(text) for text in adapters]
     pipe = load(model)
     # All that needs no weights comes before they are read.
@@ -85,22 +86,8 @@ def sample(
     return files
 
 
-def _check(
-    prompts: Sequence[str], seeds: Sequence[int], silenced: str | None, options: SamplingOptions
-) -> None:
-    """Makes sure that there is something to draw, and says where nothing is silenced.
-
-    Raises:
-        InputError: there is not, or a setting cannot be used.
-    """
-    if not prompts or not seeds:
-        raise InputError(
-            f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
-            '--prompt "a photo of a cat" --seed 0'
-        )
-    check_sampling(options.steps, options.guidance)
-    if options.batch < 1:
-        raise InputError(f"batch = {options.batch} must be at least 1")
+def _note_silence(prompts: Sequence[str], silenced: str | None) -> None:
+    """Says where nothing is silenced, though it was asked for."""
     if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
         print(
             f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",

@@ -21,10 +21,11 @@ from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
 from erase.evaluation.statistics import SIDES
 from erase.methods import METHODS
-from erase.report.report import MISSING, WORDS, words_of
+from erase.report.report import WORDS, words_of
 from erase.runtime import run_folder
 from erase.runtime.files import read_json, write
 from erase.runtime.results import Cells, EvaluationResult, RunRecord, Sides
+from erase.runtime.run_folder import MISSING
 from flux_jax.errors import InputError, counted
 
 FILE = "README.md"

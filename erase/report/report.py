@@ -23,13 +23,10 @@ from erase.runtime.results import (
     SentencesRecord,
     Share,
 )
+from erase.runtime.run_folder import MISSING
 from flux_jax.errors import counted
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-
-
-# The hint for a run without its `config.json`.
-MISSING = "a run's folder has it; check the path"
 
 
 # Which way a cell is better, and which pictures its share is of.

@@ -19,8 +19,8 @@ and what only one of the methods is to have stands in
     by_method={"esd": {"iterations": 200, "esd": {"learning_rate": 1e-3}}}
 
 What a file does not say follows the model (`erase.runs.defaults`), then the program's defaults
-(`erase.config.schema` and the methods' own files); `erase.runs.presets` lists what counts most.
-`load_runs` checks everything at once.
+(`erase.config.schema`, `erase.methods.settings`); `erase.runs.presets` lists what counts
+most. `load_runs` checks everything at once.
 """
 
 import dataclasses
@@ -43,22 +43,23 @@ from erase.config.fields import (
 from erase.config.schema import Config
 from erase.data.words.spelling import mentions, same
 from erase.data.words.templates import SLOT, as_template, phrase
-from erase.methods import METHODS, OWNERS, method_of
+from erase.methods import METHODS, OWNERS, fields_of
 from erase.runs.defaults import Defaults
 from erase.runs.presets import PRESETS
 from flux_jax.errors import InputError, nearest
 
+_FIELDS = {name: fields_of(name) for name in METHODS}
 RunConfig: type[Config] = dataclasses.make_dataclass(
     "RunConfig",
     [
         ("method", str, choice(Config.method, *METHODS)),
         *(
             (name, method.settings, method.settings())
-            for name, method in METHODS.items()
+            for name, method in _FIELDS.items()
             if method.settings and not method.top_level
         ),
     ],
-    bases=(*(m.settings for m in METHODS.values() if m.settings and m.top_level), Config),
+    bases=(*(m.settings for m in _FIELDS.values() if m.settings and m.top_level), Config),
     frozen=True,
     namespace={
         "__doc__": """A run: `Config` and the settings of all methods, made from `METHODS`.
@@ -245,7 +246,7 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     """What keeps runs from training at once."""
     first, *others = runs
     name = runs[first].method
-    method = METHODS[name]
+    method = fields_of(name)
     prefix = "" if method.top_level else f"{name}."
     free = (*PER_RUN_FIELDS, *(f"{prefix}{setting}" for setting in method.per_run))
     fields = set(paths(RunConfig))
@@ -321,4 +322,4 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f'evaluation.templates: {shown(template)} needs "{SLOT}" where the word goes'
     if not config.evaluation.templates:
         yield f'evaluation.templates = () is empty: give prompts such as "a photo of a {SLOT}"'
-    yield from method_of(config).problems(config)
+    yield from fields_of(config.method).problems(config)

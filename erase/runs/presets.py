@@ -12,7 +12,7 @@ train the layers themselves.
 
 A value of a method may be said in several places. Each counts more than those before it:
 
-1. the defaults of the method's own file (`erase.methods`) and of `erase.config.schema`;
+1. the defaults of `erase.methods.settings` and of `erase.config.schema`;
 2. what the model's folder has for it (`erase.json`), or `paper` for a FLUX.1 (see `defaults`);
    of a configuration that names a preset, nothing but words for the concept;
 3. the preset that a configuration's file names;
@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from erase.methods.levels import Lower, Upper
-from flux_jax.targets import TEXT_QUERY_KEY
+from erase.methods.settings.erase_anything import Lower, Upper
+from flux_jax.settings import TEXT_QUERY_KEY
 
 _SAMPLING: Mapping[str, Any] = {
     "steps": 28,
@@ -41,8 +41,9 @@ ATTENTION = (
     *(f"dual_blocks/attn/to_{name}" for name in ("q", "k", "v", "out", "add_out")),
     *(f"single_blocks/attn/to_{name}" for name in "qkv"),
 )
-# What their authors set otherwise than the defaults of the methods' own files, and the layers that
-# they train. `stand_in` and `guide` are said even so: a model's words would take their place.
+# What their authors set otherwise than the defaults in `erase.methods.settings`, and the
+# layers that they train. `stand_in` and `guide` are said even so: a model's words would take their
+# place.
 AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "concept_ablation": ({"iterations": 100, "batch_size": 8}, TEXT_KEY_VALUE),
     "esd": ({"iterations": 1400, "esd": {"stand_in": None, "guidance": 1.0}}, ATTENTION),
@@ -93,7 +94,7 @@ def _values(level: Lower | Upper) -> dict[str, Any]:
 
 
 _OURS: Mapping[str, Mapping[str, Any]] = {
-    # The defaults of `erase.methods.erase_anything` are the paper's.
+    # The defaults of `erase.methods.settings` are the paper's.
     "paper": {
         **_SAMPLING,
         "guidance": 3.5,

@@ -1,7 +1,7 @@
 """Several processes that train together: how they find each other, agree, and who writes.
 
 Every process runs the same program on the same global arrays; the first one alone writes files and
-speaks.
+speaks. JAX is imported where it is needed: most that is wrong on a command line is told without it.
 """
 
 import contextlib
@@ -11,10 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
 import pydantic
-from jax.experimental import multihost_utils
 
 from flux_jax.errors import EraseError, InputError, PreemptedError, RunError
 
@@ -44,6 +42,8 @@ def initialise(given: Any) -> None:
         raise InputError(
             f"process = {named['process']} must be below processes = {named['processes']}"
         )
+    import jax
+
     try:
         jax.distributed.initialize(named["coordinator"], named["processes"], named["process"])
     except (RuntimeError, ValueError) as error:
@@ -55,6 +55,8 @@ def initialise(given: Any) -> None:
 
 def first() -> bool:
     """Whether this process is the one that writes."""
+    import jax
+
     # Asking for the index takes an accelerator, which who only writes a report does not need.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
@@ -69,6 +71,9 @@ def from_first(make: Callable[[], T], kind: Any = None) -> T:
     Raises:
         EraseError: it raised one; it is raised in all.
     """
+    import jax
+    from jax.experimental import multihost_utils
+
     if jax.process_count() == 1:
         return make()
     content = np.frombuffer(written(make, kind) if first() else b"", np.uint8)
@@ -122,6 +127,9 @@ def agree(settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: values differ; names them, in every process.
     """
+    import jax
+    from jax.experimental import multihost_utils
+
     if jax.process_count() == 1:
         return
     digests = [
@@ -139,6 +147,9 @@ def agree(settings: Mapping[str, Any]) -> None:
 
 def any_of(here: bool) -> bool:
     """Whether something is so in any of the processes."""
+    import jax
+    from jax.experimental import multihost_utils
+
     if jax.process_count() == 1:
         return here
     return bool(np.asarray(multihost_utils.process_allgather(np.array(here))).any())

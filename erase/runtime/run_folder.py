@@ -8,6 +8,8 @@ import json
 from typing import Any, Literal, TypedDict
 
 CONFIG = "config.json"
+# Said where that is missing.
+MISSING = "a run's folder has it; check the path"
 # Words for other things, and sentences of a language model; each with their source.
 IRRELEVANT = "irrelevant.json"
 SENTENCES = "sentences.json"

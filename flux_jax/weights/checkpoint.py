@@ -6,7 +6,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 
 from flux_jax.errors import InputError
@@ -85,6 +84,8 @@ def read_params(
         InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
     """
     if wanted is None:
+        import jax
+
         stored = stored_shapes(folder).items()
         wanted = nest({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored})
     check(folder, wanted)

@@ -19,6 +19,17 @@ WANTED = (
 )
 
 
+def check_model(given: str) -> None:
+    """Makes sure that a model is a path that there is, or is named as on the hub; asks nobody.
+
+    Raises:
+        InputError: it is neither.
+    """
+    # Unlike the path's own method this does not raise where no such name can be.
+    if not os.path.exists(given) and not NAME.fullmatch(given):
+        raise InputError(f"model = {given!r} does not exist; check the path")
+
+
 def find_model(given: str) -> Path:
     """The path of a model; one that is named as on the hub is fetched, or found in its cache.
 
@@ -29,13 +40,8 @@ def find_model(given: str) -> Path:
         InputError: there is no such path or repository, its licence was not accepted, or the hub
             cannot be reached.
     """
-    path = Path(given)
-    # Unlike the path's own method this does not raise where no such name can be.
-    if os.path.exists(path):
-        return _snapshot(path)
-    if not NAME.fullmatch(given):
-        raise InputError(f"model = {given!r} does not exist; check the path")
-    return _fetch(given)
+    check_model(given)
+    return _snapshot(Path(given)) if os.path.exists(given) else _fetch(given)
 
 
 def _fetch(name: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -37,7 +37,16 @@ TYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-NUMPY = {theirs: jnp.dtype(ours) for ours, theirs in TYPES.items()}
+# NumPy knows the names of ml_dtypes' once that is imported.
+NUMPY = {theirs: np.dtype(ours) for ours, theirs in TYPES.items()}
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a type is one of NumPy's or of ml_dtypes' floating-point types; needs no JAX."""
+    try:
+        return ml_dtypes.finfo(dtype).dtype == np.dtype(dtype)
+    except ValueError:
+        return False
 
 
 def open_safetensors(path: Path) -> Any:

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from erase.config.model_file import FILE, Keep, Kind, Known, Thing
 from erase.data.words.templates import SLOT, phrase
-from erase.runtime.files import write
-from flux_jax.lora import TEXT_QUERY_KEY
+from flux_jax.settings import TEXT_QUERY_KEY
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
 # Every third entity: pictures are kept of these, and sentences about styles and relations name
@@ -193,4 +192,6 @@ assert tuple(_RELATIONS) == RELATIONS
 
 def write_known(out: Path) -> None:
     """Writes `erase.json` into the pipeline's folder."""
+    from erase.runtime.files import write
+
     write(out / FILE, KNOWN.model_dump_json(indent=1, exclude_defaults=True) + "\n")

@@ -20,7 +20,7 @@ from erase.evaluation.statistics import wilson_interval
 from erase.model.draw import draw, png, sheet
 from erase.runtime.files import write
 from flux_jax.pipeline import Pipeline
-from flux_jax.sampling import SamplingOptions
+from flux_jax.settings import SamplingOptions
 from recipes.emoji_flux.captions import RELATED, misspell, plural, shuffle, with_article
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 

@@ -27,7 +27,7 @@ from transformers import (
 from erase.config.schema import AdapterConfig, BankConfig, Config, Evaluation, Model
 from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
-from erase.methods.levels import Upper
+from erase.methods.settings.erase_anything import Upper
 from erase.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]

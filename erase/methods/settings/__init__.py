@@ -1,0 +1,30 @@
+"""Settings of every method, a file each.
+
+They need no JAX, so that errors in a configuration are reported before it is imported. A method
+that is not in `FIELDS` brings its settings in its own file.
+"""
+
+from collections.abc import Mapping
+
+from erase.methods.settings import (
+    attention_erasure,
+    concept_ablation,
+    eap,
+    erase_anything,
+    esd,
+    mace,
+    meta_unlearning,
+    uce,
+)
+from erase.methods.settings.base import MethodFields
+
+FIELDS: Mapping[str, MethodFields] = {
+    "erase_anything": erase_anything.FIELDS,
+    "concept_ablation": concept_ablation.FIELDS,
+    "esd": esd.FIELDS,
+    "uce": uce.FIELDS,
+    "mace": mace.FIELDS,
+    "eap": eap.FIELDS,
+    "meta_unlearning": meta_unlearning.FIELDS,
+    "attention_erasure": attention_erasure.FIELDS,
+}

@@ -1,0 +1,27 @@
+"""What pictures are asked for, checked before JAX is imported."""
+
+from collections.abc import Sequence
+
+from flux_jax.errors import InputError
+from flux_jax.settings import SamplingOptions, check_sampling
+
+
+def check_request(prompts: Sequence[str], seeds: Sequence[int], options: SamplingOptions) -> None:
+    """Makes sure that there is something to draw.
+
+    Args:
+        prompts: what to draw.
+        seeds: of the noise.
+        options: how it is drawn.
+
+    Raises:
+        InputError: there is not, or a setting cannot be used.
+    """
+    if not prompts or not seeds:
+        raise InputError(
+            f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
+            '--prompt "a photo of a cat" --seed 0'
+        )
+    check_sampling(options.steps, options.guidance)
+    if options.batch < 1:
+        raise InputError(f"batch = {options.batch} must be at least 1")
