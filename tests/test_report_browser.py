@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import chromium
+from helpers.browser import PATIENCE, chromium
 from helpers.report_run import write_run
 
 from erase.report import report
@@ -60,6 +60,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(browser: Any, file: Path, width: int = 1600, **options: Any) -> tuple[Any, list[str]]:
     """The page in a tab of its own, and the addresses that it asked for."""
     context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+    context.set_default_timeout(PATIENCE)
     requests: list[str] = []
     context.on("request", lambda request: requests.append(request.url))
     page = context.new_page()

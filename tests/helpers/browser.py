@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+# In milliseconds, for a machine that is busy with other tests.
+PATIENCE = 180_000
 
 
 @contextmanager
@@ -25,6 +27,8 @@ def chromium() -> Iterator[Any]:
         pytest.fail("Playwright is missing: pip install --editable '.[test]'", pytrace=False)
     with sync_playwright() as playwright:
         # The sandbox does not start as root, as in containers; the pages are this project's.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=PATIENCE
+        )
         yield browser
         browser.close()
