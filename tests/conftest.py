@@ -13,8 +13,8 @@ QUICK = (
     "--xla_cpu_use_fusion_emitters=false"
 )
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
-# One cache of compiled functions for a session's processes: its workers and what tests start. The
-# first process makes it and takes it away.
+# Commands that tests start share a cache of compiled functions, which the first process makes and
+# removes. Tests themselves keep what they compile in memory: writing it costs more than it saves.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 if CACHE not in os.environ:
     SHARED = tempfile.TemporaryDirectory(prefix="compiled-")
@@ -31,6 +31,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook(["flux_jax", "convert", "erase", "recipes"], "helpers.annotations.checked")
 
 import jax  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", None)
 import pytest  # noqa: E402
 from helpers import tiny  # noqa: E402
 from helpers.endpoint import SECRET, Endpoint  # noqa: E402
