@@ -6,13 +6,14 @@
 A cell of the matrix is a version of Python (the classifiers) with the lowest or the highest
 dependencies. "Lowest" installs each dependency at its lower bound, "highest" the newest release
 that the bounds and this Python allow. Each cell has a virtual environment of its own, in
-build/matrix/, which is deleted at the end: with PyTorch it takes several GB.
+build/matrix/, which is deleted once the cell has passed: with PyTorch it takes several GB. uv
+installs it if it is on the PATH, else pip.
 
 `python3.11` and so on are searched on the PATH, then in pyenv's folder. A passed cell is recorded
 and not run again until the code or pyproject.toml changes, so an interrupted matrix continues.
 The table of all records goes into docs/matrix.md. Exit code 1: a cell failed, or has no Python.
 
-Needs nothing but Python >= 3.11 and pip: this module imports the standard library only.
+Needs nothing but Python >= 3.11: this module imports the standard library only.
 """
 
 import hashlib
@@ -120,7 +121,7 @@ def find_python(version: str) -> str | None:
 
 
 def call(command: Sequence[str], log: Path) -> str:
-    """Runs a command in the repository's root, its output at the end of a log; returns the output.
+    """Runs a command in the repository's root, appends its output to a log and returns it.
 
     Raises:
         RunError: its exit code is not 0.
@@ -137,7 +138,7 @@ def call(command: Sequence[str], log: Path) -> str:
 
 
 def run_cell(cell: Cell, folder: Path, tests: Sequence[str], workers: str) -> Record:
-    """Installs a cell's environment, runs its tests and deletes the environment.
+    """Installs a cell's environment, runs its tests, and deletes the environment if they pass.
 
     Args:
         cell: the cell.
@@ -156,7 +157,9 @@ def run_cell(cell: Cell, folder: Path, tests: Sequence[str], workers: str) -> Re
     try:
         say(cell, "installing")
         call([interpreter, "-m", "venv", "--clear", str(venv)], log)
-        install = [python, "-m", "pip", "install", "--quiet", "--editable", ".[test]"]
+        uv = shutil.which("uv")
+        pip = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
+        install = [*pip, "--quiet", "--editable", ".[test]"]
         if cell.bounds == "lowest":
             constraints = folder / f"{cell.name}.txt"
             constraints.write_text("\n".join(lower_bounds(read_project(ROOT))) + "\n")
@@ -170,11 +173,10 @@ def run_cell(cell: Cell, folder: Path, tests: Sequence[str], workers: str) -> Re
         pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", *distribute, *chosen]
         counts = outcomes(call(pytest, log))
         seconds = time.monotonic() - begun
+        shutil.rmtree(venv)
     except RunError as error:
         problem = str(error)
-        counts = outcomes(log.read_text()) if log.is_file() else {}
-    finally:
-        shutil.rmtree(venv, ignore_errors=True)
+        counts = outcomes(log.read_text())
     return Record(version, versions, counts, seconds, code, problem)
 
 
@@ -216,7 +218,8 @@ def table(records: Sequence[tuple[Cell, Record]]) -> str:
     """The page: a row for each cell."""
     head = ["Python", "dependencies", *SHOWN.values(), "tests"]
     rows = [
-        [record.python, cell.bounds, *(record.versions.get(name, "-") for name in SHOWN)]
+        [record.python, cell.bounds]
+        + [record.versions.get(name, "-") for name in SHOWN]
         + [tests_of(record)]
         for cell, record in records
     ]
