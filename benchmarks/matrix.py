@@ -214,15 +214,16 @@ def read_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Re
             yield cell, Record(**json.loads(file.read_text()))
 
 
-def table(records: Sequence[tuple[Cell, Record]]) -> str:
-    """The page: a row for each cell."""
+def table(cells: Sequence[Cell], records: Mapping[Cell, Record]) -> str:
+    """The page: a row for each cell; one without a record was not run."""
     head = ["Python", "dependencies", *SHOWN.values(), "tests"]
-    rows = [
-        [record.python, cell.bounds]
-        + [record.versions.get(name, "-") for name in SHOWN]
-        + [tests_of(record)]
-        for cell, record in records
-    ]
+    unknown = Record("", {}, {}, 0.0, "")
+    rows = []
+    for cell in cells:
+        record = records.get(cell, unknown)
+        versions = [record.versions.get(name, "-") for name in SHOWN]
+        tests = tests_of(record) if cell in records else "not run"
+        rows.append([record.python or cell.python, cell.bounds, *versions, tests])
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     return PAGE.format(table="\n".join(lines))
 
@@ -309,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = run_matrix(cells, folder, given.tests, given.workers)
     if not given.tests:
         every = chosen_cells(project, None, None)
-        Path(given.out).write_text(table(list(read_records(folder, every))))
+        Path(given.out).write_text(table(every, dict(read_records(folder, every))))
     failed = [cell.name for cell, record in results if record.problem]
     if failed:
         raise RunError(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}")

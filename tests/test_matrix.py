@@ -148,13 +148,15 @@ def test_only_what_has_not_passed_runs_again(tmp_path: Path, monkeypatch: pytest
     assert len(ran) == 7
 
 
-def test_the_table_has_a_row_for_each_record():
-    good, bad = Cell("3.13", "lowest"), Cell("3.13", "highest")
-    page = matrix.table([(good, record("")), (bad, record("", "pytest failed", failed=2))])
-    rows = re.findall(r"^\| 3\.13\.0 .*$", page, re.MULTILINE)
-    assert rows[0].split(" | ")[1:4] == ["lowest", "0.12.0", "0.12.9"]
-    assert rows[0].endswith("| 7 passed in 62 s |")
-    assert rows[1].endswith("| **failed**: 2 failed, 7 passed |")
+def test_the_table_has_a_row_for_each_cell():
+    good, bad, open_ = Cell("3.13", "lowest"), Cell("3.13", "highest"), Cell("3.12", "lowest")
+    records = {good: record(""), bad: record("", "pytest failed", failed=2)}
+    page = matrix.table([open_, good, bad], records)
+    rows = re.findall(r"^\| 3\.1.*$", page, re.MULTILINE)
+    assert rows[0] == "| 3.12 | lowest | - | - | - | - | - | - | not run |"
+    assert rows[1].split(" | ")[:4] == ["| 3.13.0", "lowest", "0.12.0", "0.12.9"]
+    assert rows[1].endswith("| 7 passed in 62 s |")
+    assert rows[2].endswith("| **failed**: 2 failed, 7 passed |")
 
 
 def test_the_digest_follows_code_and_dependencies(tmp_path: Path):
