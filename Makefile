@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/soccer-ball
 
-.PHONY: demo test test-fast lint audit
+.PHONY: demo test test-fast matrix lint audit
 
 demo: .venv/demo
 	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO)
@@ -15,10 +15,16 @@ test: .venv/test
 test-fast: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
+# Fast tests on every Python and JAX that pyproject.toml promises, one by one; `make matrix` again
+# continues. `make matrix CELL='--python 3.13 --jax lowest'` runs one.
+matrix:
+	$(PYTHON) -m benchmarks.matrix $(CELL)
+
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/codespell
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive flux_jax erase convert benchmarks recipes configs
 
 # Asks for known faults of what is installed; needs the network, so that it is no part of `lint`.

@@ -1,20 +1,21 @@
 """What several tests share."""
 
 import gc
+import importlib.metadata
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before JAX starts: what is compiled here runs once, so compiling it well is time lost. The older
-# emitters of fusions take half the time of the newer ones.
-QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
-)
+# emitters of fusions take half the time of the newer ones; JAX 0.11 removed their flag on the way,
+# and XLA ends the process at a flag that it does not know.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
-# One cache of compiled functions for a session's processes: its workers and what tests start. The
-# first process makes it and takes it away.
+# Commands that tests start share a cache of compiled functions, which the first process makes and
+# removes. Tests themselves keep what they compile in memory: writing it costs more than it saves.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 if CACHE not in os.environ:
     SHARED = tempfile.TemporaryDirectory(prefix="compiled-")
@@ -31,6 +32,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook(["flux_jax", "convert", "erase", "recipes"], "helpers.annotations.checked")
 
 import jax  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", None)
 import pytest  # noqa: E402
 from helpers import tiny  # noqa: E402
 from helpers.endpoint import SECRET, Endpoint  # noqa: E402

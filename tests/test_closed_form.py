@@ -21,6 +21,7 @@ from erase.methods.configured import plan_of, shapes_of, start
 from erase.methods.parts import closed_form
 from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
+from erase.methods.settings.uce import kept_prompts
 from erase.model.attention_maps import concept_mass
 from erase.model.open import open_model
 from erase.runs import configure, load_config
@@ -202,7 +203,7 @@ def test_uce_keeps_what_it_is_to_preserve(pipe: Pipeline, tiny_folder: Path):
         settings = {"ridge": 1e-3, "preserve": preserve}
         config = config_of(pipe, tiny_folder, "uce", adapter={"targets": (QUERY,)}, uce=settings)
         leaves = flatten(made(uce.METHOD, config, pipe).scaled())
-        pairs = uce.kept(config)
+        pairs = kept_prompts(config)
         assert [prompt for prompt, _ in pairs] == ["tree", "sun", "key"]
         prompts = [prompt for prompt, _ in pairs]
         seen = text_inputs(pipe, config, (QUERY,), prompts, uce.last_tokens(pipe, pairs))

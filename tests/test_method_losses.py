@@ -235,26 +235,25 @@ def test_meta_unlearning():
     context, state = with_settings(settings), start_of("meta_unlearning").replace(lora=LORA)
     keep_key, teach_key = (jax.random.fold_in(KEY, index) for index in (1, 2))
 
-    def keep(lora: Any, pictures: Any, shown: Any, key: Any) -> jax.Array:
+    def keep(lora: Any, samples: Any, shown: Any) -> jax.Array:
         terms = []
-        for row, t, clean, noise in noisy(key, pictures):
+        for row, t, clean, noise in samples:
             x = jnp.asarray((1 - t) * clean + t * noise, jnp.float32)
             predicted, _ = alone(PARAMS, lora, x, shown(row), jnp.float32(t))
             terms.append(jnp.mean(jnp.square(predicted - (noise - clean))))
         return jnp.mean(jnp.stack(terms))
 
+    kept_samples = list(noisy(keep_key, BANK.pictures))
+
     def kept(lora: Any) -> jax.Array:
-        return keep(lora, BANK.pictures, lambda row: BANK.picture_prompts[row], keep_key)
+        return keep(lora, kept_samples, lambda row: BANK.picture_prompts[row])
 
     # AdamW by hand, on the concept's own pictures.
     copy, first, second = LORA, None, None
     for index in range(2):
-        inner = jax.random.fold_in(teach_key, index)
+        taught = list(noisy(jax.random.fold_in(teach_key, index), BANK.trajectories[:, -1]))
         gradient = slope(
-            lambda lora, inner=inner: keep(
-                lora, BANK.trajectories[:, -1], lambda row: prompt(row % M), inner
-            ),
-            copy,
+            lambda lora, taught=taught: keep(lora, taught, lambda row: prompt(row % M)), copy
         )
         zeros = jax.tree.map(jnp.zeros_like, gradient)
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first or zeros, gradient)

@@ -245,14 +245,16 @@ def test_the_configuration_reaches_the_model_and_its_bytes_are_counted(
         assert counted.pop() == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-def test_evaluation_opens_the_same_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_evaluation_opens_the_same_model(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     lora = init(jax.random.key(0), load(tiny_folder).shapes, rank=2)
     adapter = Adapter(lora, 2.0)
     monkeypatch.setattr("erase.model.adapters.read_adapter", lambda folder: adapter)
     wanted = {"path": str(tiny_folder), "quantize": "int8"}
     configured = load_runs(configure(**USABLE, model=wanted))
     monkeypatch.setattr(evaluate, "configured", lambda: configured)
-    pipe, runs = evaluate.open_runs(SimpleNamespace(workdir="run", adapter=None))
+    pipe, runs = evaluate.open_runs(SimpleNamespace(workdir=str(tmp_path), adapter=None))
     assert list(runs) == [""]
     types = {leaf.dtype for leaf in stacked(pipe.params["transformer"]).values()}
     assert types == {jnp.dtype("int8")}

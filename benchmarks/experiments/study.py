@@ -30,7 +30,7 @@ from erase.evaluation.eval_prompts import configured_judge, draw_and_judge
 from erase.evaluation.percent import number_table, percent
 from erase.model.open import open_model
 from erase.report.tables import cell_side
-from erase.runs import EACH, load_runs, merge_fields
+from erase.runs import EACH, RunConfig, load_runs, merge_fields
 from erase.runtime.files import write
 from erase.training.prepare import runs_with_synonyms, shared_settings
 from erase.training.variants import learnt_from, resume_results, train_variant
@@ -56,6 +56,16 @@ class Study:
     seeds: tuple[int, ...]
 
 
+def _runs_of(study: Study, changes: Mapping[str, Any]) -> dict[str, RunConfig]:
+    """A variant's runs: every concept with every seed."""
+    each = {
+        f"{name}-{seed}": merge_fields(merge_fields(fields, changes), {"seed": seed})
+        for name, fields in study.concepts.items()
+        for seed in study.seeds
+    }
+    return load_runs({EACH: each})
+
+
 def run_study(study: Study, out: Path) -> StudyResult:
     """Trains and counts every variant.
 
@@ -70,18 +80,7 @@ def run_study(study: Study, out: Path) -> StudyResult:
     Raises:
         InputError: a setting cannot be used, or the file holds another study.
     """
-    plans = {
-        variant: load_runs(
-            {
-                EACH: {
-                    f"{name}-{seed}": merge_fields(merge_fields(fields, changes), {"seed": seed})
-                    for name, fields in study.concepts.items()
-                    for seed in study.seeds
-                }
-            }
-        )
-        for variant, changes in study.variants.items()
-    }
+    plans = {variant: _runs_of(study, changes) for variant, changes in study.variants.items()}
     first = shared_settings(next(iter(plans.values())))
     if first.evaluation.judge is None:
         raise InputError("evaluation.judge = None: a study counts; name the judge's folder")

@@ -248,13 +248,18 @@ def _in_place(mesh: Mesh, shapes: PyTree) -> PyTree:
 
 
 def _placed(leaf: np.ndarray, dtype: DTypeLike, mesh: Mesh) -> jax.Array:
-    """On its devices as it lies in memory, and turned there, where transposing is faster."""
+    """On its devices. Accelerators transpose faster than the host, so they get it untransposed."""
+    if mesh.devices.flat[0].platform == "cpu":
+        # A copy, since the file's memory may be shared with the array.
+        leaf = np.array(leaf, dtype, order="C")
     order = np.argsort([-stride for stride in leaf.strides], kind="stable")
     wanted = meshes.of_weight(mesh, leaf.shape)
     lying = leaf.transpose(order)
     spec = [*wanted.spec, *(None,) * (leaf.ndim - len(wanted.spec))]
     sharding = NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in order)))
     sent = jax.make_array_from_callback(lying.shape, sharding, lying.__getitem__)
+    if leaf.dtype == dtype and (order == np.arange(leaf.ndim)).all():
+        return sent.block_until_ready()
     return _turned(sent, tuple(np.argsort(order).tolist()), dtype, wanted).block_until_ready()
 
 

@@ -22,7 +22,9 @@ def run_on(devices: int, code: str) -> subprocess.CompletedProcess[str]:
         cwd=TESTS.parent,
         env=os.environ
         | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        | {"PJRT_NPROC": str(THREADS_A_DEVICE * devices)},
+        | {"PJRT_NPROC": str(THREADS_A_DEVICE * devices)}
+        # Nothing else compiles for so many devices.
+        | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         capture_output=True,
         text=True,
         timeout=900,
