@@ -152,7 +152,7 @@ def test_inputs_are_those_of_the_layers(pipe: Pipeline, tiny_folder: Path):
     # The first block's: AdaLN of the embedded text, in one step of both.
     alone = text_inputs(pipe, config, (QUERY,), prompts[:1], tokens[:1])
     np.testing.assert_allclose(found[QUERY][:, :1], alone[QUERY], atol=1e-4)
-    with pytest.raises(InputError, match="does not see single text tokens"):
+    with pytest.raises(InputError, match="is not single text tokens"):
         text_inputs(pipe, config, ("dual_blocks/attn/to_q",), prompts, tokens)
 
 

@@ -348,7 +348,7 @@ def test_a_method_brings_its_own_values():
         (
             {"method": "concept_ablation", "irrelevant": (), "language_model": True},
             {},
-            "name what the concept becomes",
+            "name a word to replace the concept",
         ),
         (
             {"method": "meta_unlearning", "irrelevant": (), "language_model": True},

@@ -65,7 +65,7 @@ def test_a_plan_of_a_published_model_needs_no_file_of_it(monkeypatch: pytest.Mon
     assert flops.estimate(config, pipe, 1).startswith("Time: about 0.33 s an iteration, 5.5 min")
     other = replace(config, method="esd")
     assert flops.estimate(other, pipe, 1) == (
-        "Time is estimated for erase_anything alone, not for esd."
+        "Time: estimated only for erase_anything, not for esd."
     )
 
 

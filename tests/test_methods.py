@@ -140,7 +140,7 @@ def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path
     # Where only sizes are asked for, any will do.
     assert len(eap.needs(config, listed(config), None).pools[1]) == 2
     file.write_text("cat\n")
-    with pytest.raises(InputError, match="holds no word besides the concept's"):
+    with pytest.raises(InputError, match="has no words besides the concept's"):
         eap.needs(config, listed(config), None)
 
 

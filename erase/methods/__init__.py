@@ -1,6 +1,6 @@
-"""The methods of erasing, by the name that `--config.method` chooses them with.
+"""Registry of the erasing methods, by their name in `--config.method`.
 
-A method's module is imported when the method is asked for: names and settings need no JAX.
+A method's module is imported when the method is first used, so names and settings do not need JAX.
 """
 
 import importlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Methods(MutableMapping[str, "Method[Any]"]):
-    """Methods by name; each is `METHOD` of the module of its name in this package."""
+    """Methods by name; each is `METHOD` in this package's module of that name."""
 
     def __init__(self, *names: str):
         self._methods: dict[str, Method[Any] | None] = dict.fromkeys(names)
@@ -56,23 +56,23 @@ METHODS: "MutableMapping[str, Method[Any]]" = _Methods(
 
 
 def __getattr__(name: str) -> Any:
-    """`Method`, which annotations name, when those who check them at run time ask for it."""
+    """Resolve `Method` for run-time type checkers, because annotations name it."""
     if name != "Method":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module("erase.methods.base").Method
 
 
 def fields_of(name: str) -> MethodFields:
-    """What configurations know of a method: from its module only where nothing else has it."""
+    """Return a method's fields; imports its module only if the method is not in `FIELDS`."""
     return FIELDS[name] if name in FIELDS else METHODS[name].fields
 
 
-# The method that each field of a configuration is a setting of, beside those of all methods.
+# Configuration fields that belong to a single method, with the name of that method.
 OWNERS: Mapping[str, str] = {
     field: name for name in METHODS for field in fields_of(name).in_configurations(name)
 }
 
 
 def method_of(config: Config) -> "Method[Any]":
-    """The method of a run."""
+    """Return the method of a run."""
     return METHODS[config.method]

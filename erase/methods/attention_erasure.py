@@ -1,8 +1,7 @@
-"""Attention map erasure (the paper's section 3): the concept's columns of the attention are zeroed.
+"""Attention map erasure (the paper's section 3): zeros the concept's columns of the attention.
 
-Nothing is trained: while pictures are drawn, the concept's tokens, where a prompt has them, give
-nothing to any token (`silenced` in `flux_jax.models.transformer`). So there are no weights to
-export.
+Nothing is trained: during sampling, no token attends to the concept's tokens in a prompt
+(`silenced` in `flux_jax.models.transformer`). So there are no weights to export.
 """
 
 from erase.config.schema import Config
@@ -14,7 +13,7 @@ from flux_jax.pipeline import Pipeline
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """Nothing."""
+    """Request nothing besides the concept's sentences."""
     del config, words, pipe
     return Needs()
 

@@ -1,4 +1,4 @@
-"""What a method of erasing is: what it prepares, its steps, and what it exports.
+"""Definition of an erasing method: what it prepares, its training steps, and its export.
 
 Axis letter: B batch.
 """
@@ -30,12 +30,12 @@ from flux_jax.pipeline import Pipeline
 AdamWT = TypeVar("AdamWT", bound=AdamW)
 # Losses by name, each with its key.
 Parts = Mapping[str, tuple[Losses[SettingsT], PRNGKeyArray]]
-# What a part of a step samples from: trajectories or pictures; and the places there.
+# By part of a step: what it samples from (trajectories or pictures), and the sampled places.
 Drawn = Mapping[str, tuple[str, Places]]
 
 
 def on_trajectories(key: PRNGKeyArray, context: StepContext[object], counts: Counts) -> Drawn:
-    """What a step samples that calls `sample_latents` once, with its own key."""
+    """Return the places sampled by a step that calls `sample_latents` once with the step's key."""
     return {
         "": (
             "trajectories",
@@ -46,16 +46,15 @@ def on_trajectories(key: PRNGKeyArray, context: StepContext[object], counts: Cou
 
 @dataclass(frozen=True)
 class Step(Generic[SettingsT]):
-    """One of the steps that make an iteration.
+    """One of the steps of an iteration.
 
     Attributes:
         update: the training step of all runs at once, see `erase.methods.parts.step`.
-        start: what the state holds for it besides the adapter, by name; from a fresh adapter's tree
-            and the configuration.
-        losses: what it makes smaller, by name, for those who look at single gradients
-            (`erase.training.replay`); each with the key that the step gives it. From the step's
-            key, and from what the state holds besides the adapter.
-        drawn: which places of its bank a run samples with a key.
+        start: returns the step's entries of `State.own` by name, from a fresh adapter's tree and
+            the configuration.
+        losses: returns the losses that the step minimises by name, each with its random key, from
+            the step's key and `State.own`. `erase.training.replay` computes their gradients.
+        drawn: returns the places of its bank that a run samples with a key.
     """
 
     update: TrainStep[SettingsT]
@@ -95,13 +94,13 @@ def adamw_step(
     compiled: Callable[[Any], AdamW] = _itself,
     drawn: Callable[[PRNGKeyArray, StepContext[Any], Counts], Drawn] = on_trajectories,
 ) -> Step[Any]:
-    """The step that makes a loss smaller, by AdamW with settings of its own.
+    """Return a step that minimises a loss with AdamW.
 
     Args:
-        name: of the step.
-        losses: of one run.
-        of: the optimiser's settings in a configuration.
-        compiled: the same in what is compiled in; by default that is the settings themselves.
+        name: name of the step.
+        losses: losses of one run.
+        of: returns the optimiser's settings in a configuration.
+        compiled: returns them in the compiled settings; by default these are the settings.
         drawn: see `Step`.
     """
     update = Update(name, gradient_of(losses), lambda settings: adamw(compiled(settings)), name)
@@ -127,24 +126,23 @@ def _adapter_as_trained(
 
 @dataclass(frozen=True)
 class Method(Generic[SettingsT]):
-    """All that the rest of the program asks of a method.
+    """Interface of a method to the rest of the program.
 
     Attributes:
-        title: what cards and tables call it.
-        fields: its settings, and what configurations need to know of them.
-        needs: what its bank is made of, besides the concept's sentences; there is no pipeline where
-            only its size is asked for.
-        steps: its steps by name, in the order of an iteration; none where nothing is trained.
-        compiled: what of a configuration is compiled into the steps.
-        weights: what each metric counts in the sum that checkpoints are compared by.
-        wants_synonyms: whether synonyms are looked up where the configuration names none; also for
-            the evaluation, which counts them.
-        irrelevant_words: the fewest different words for other things that do; 0 asks no language
-            model for any.
-        completes: what the method adds to a run's bank once it is made.
+        title: name of the method on cards and in tables.
+        fields: its settings and their checks.
+        needs: returns the contents of its bank, besides the concept's sentences; the pipeline is
+            None if only the bank's size is needed.
+        steps: returns its steps by name, in the order of an iteration; empty if nothing is trained.
+        compiled: returns the settings that are compiled into the steps.
+        weights: returns the weight of each metric in the sum by which checkpoints are compared.
+        wants_synonyms: whether synonyms are looked up if the configuration names none; the
+            evaluation uses them too.
+        irrelevant_words: returns the smallest number of different words for other things that the
+            method needs; with 0, no language model is asked for words.
+        completes: adds the method's own arrays to a run's computed bank.
         exports: builds the final adapter from the trained one; a closed-form method gets a fresh
-            adapter and no bank. None where the method has no weights and silences the concept's
-            tokens.
+            adapter and no bank. None if the method has no weights and mutes the concept's tokens.
     """
 
     title: str

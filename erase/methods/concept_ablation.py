@@ -1,4 +1,4 @@
-"""Concept Ablation: the concept is to look like an anchor, a broader one (Kumari et al., 2023).
+"""Concept Ablation: maps the concept to an anchor, a broader concept (Kumari et al., 2023).
 
 On pictures x of the anchor with noise ε, x_t = (1 - t) x + t ε, and captions c with the anchor and
 c* with the concept in its place,
@@ -26,14 +26,14 @@ from erase.methods.parts.step import Metrics
 from erase.methods.settings.concept_ablation import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
 
-# The forms of a sentence: with the concept, and with the anchor.
+# Forms of a sentence: with the concept, and with the anchor.
 CONCEPT, ANCHOR = 0, 1
 
 
 def losses(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss of one run."""
+    """Compute the loss of one run."""
     settings, bank, batch = run.settings, run.bank, run.context.batch_size
     rows, steps, noise_key = sample_pictures(len(bank.trajectories), key, batch, len(bank.times))
     pictures, sentences = bank.trajectories[rows, -1], bank.trajectory_sentences[rows]
@@ -57,13 +57,13 @@ def losses(
 
 
 def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> Drawn:
-    """Pictures are the ends of trajectories."""
+    """Return the sampled places; the pictures are the last latents of trajectories."""
     rows, steps, _ = sample_pictures(counts.trajectories, key, context.batch_size, counts.steps)
     return {"": ("trajectories", (rows, steps))}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """Sentences with the anchor in the concept's place, whose pictures are drawn."""
+    """Request sentences with the anchor in the concept's place, for the trajectories."""
     del pipe
     anchor = config.method_settings(Settings).anchor or next(
         word for pool in words.pools for word in pool

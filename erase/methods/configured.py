@@ -1,4 +1,4 @@
-"""What the method that a configuration names makes of it: words, plan, bank, context, state."""
+"""Words, plan, bank shapes, step context and initial state of a configuration, by its method."""
 
 from pathlib import Path
 
@@ -21,38 +21,38 @@ from flux_jax.pipeline import Pipeline
 
 
 def with_synonyms(config: Config) -> tuple[Config, str]:
-    """The configuration with the synonyms that its method wants, and where they come from.
+    """Return the configuration with the synonyms that its method needs, and their source.
 
     See `erase.data.words.synonyms.resolve_synonyms`.
 
     Raises:
-        InputError: the word has no such sense, or the database that NLTK found is damaged.
+        InputError: the word has no such sense, or NLTK's database is damaged.
     """
     return synonyms.resolve_synonyms(config, wanted=method_of(config).wants_synonyms(config))
 
 
 def irrelevant_words(config: Config, workdir: Path) -> Words:
-    """Words for other things, as many as the run's method needs.
+    """Return words for other things, as many as the run's method needs.
 
     See `erase.data.words.irrelevant.gather_irrelevant`.
 
     Args:
         config: the run's configuration.
-        workdir: the run's folder; only read.
+        workdir: the run's folder; it is only read.
 
     Raises:
-        InputError: the kept file is damaged, or the lists are too short.
+        InputError: the saved file is damaged, or the lists are too short.
     """
     return irrelevant.gather_irrelevant(config, workdir, method_of(config).irrelevant_words(config))
 
 
 def plan_of(config: Config, pipe: Pipeline, words: Words) -> Plan:
-    """What the bank of a run is to be made of; see `erase.data.plan.plan_bank`.
+    """Plan the bank of a run; see `erase.data.plan.plan_bank`.
 
     Args:
         config: the run's configuration.
         pipe: the frozen model.
-        words: for other things.
+        words: words for other things.
 
     Raises:
         InputError: a prompt or a size cannot be used.
@@ -63,27 +63,27 @@ def plan_of(config: Config, pipe: Pipeline, words: Words) -> Plan:
 def shapes_of(
     config: Config, transformer: FluxTransformer, image_tokens: int, text_tokens: int
 ) -> Bank:
-    """Shapes and types of the bank of one run; see `erase.data.bank.bank_shapes`.
+    """Return the shapes and types of one run's bank; see `erase.data.bank.bank_shapes`.
 
-    What a language model would name is not known yet; it is no more than what is listed.
+    A language model's words are not known yet; there are at most as many as are listed.
     """
     needs = method_of(config).needs(config, listed(config), None)
     return bank.bank_shapes(config, transformer, image_tokens, text_tokens, needs)
 
 
 def context_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> StepContext[object]:
-    """Static arguments of the training step of runs.
+    """Return the static arguments of the runs' training step.
 
     Args:
-        config: of any of the runs.
+        config: configuration of any of the runs.
         transformer: the model.
-        mesh: devices, from `erase.runtime.mesh.make_mesh`.
+        mesh: device mesh, from `erase.runtime.mesh.make_mesh`.
     """
     return StepContext.of(config, method_of(config).compiled(config), transformer, mesh)
 
 
 def start(key: PRNGKeyArray, params: PyTree, config: Config) -> State:
-    """The state before the first step: an adapter that changes nothing, fresh optimisers.
+    """Return the state before the first step: an adapter that changes nothing, fresh optimisers.
 
     Args:
         key: random key.

@@ -1,16 +1,17 @@
-"""EAP: ESD that keeps those concepts which it would harm most (Bui et al., 2024).
+"""EAP: ESD that preserves the concepts it would harm most (Bui et al., 2024).
 
-Two updates in turn. The first makes
+Two updates alternate. The first minimises
 
     L_esd + λ E ‖v_θ(x_t, c_r) - v_o(x_t, c_r)‖²
 
-smaller, where c_r is the concept's sentence with the word r of a vocabulary in the concept's place.
-The second, adversarial, makes the last term larger: r is drawn by Gumbel-softmax weights, hard in
-the forward pass, whose logits go up its gradient. Where the adapted model leads to x_t, it leads
-c_r from the same noise to an x_t of its own, as with the authors; where the frozen one does, the
-concept's serves. The authors look at both terms in x_0, here in velocities.
-Axis letters: B batch, V forms of a sentence, M one more than the words looked at, N words,
-P pooled width.
+where c_r is the concept's sentence with the word r of a vocabulary in the concept's place. The
+second, adversarial, maximises the last term: r is sampled with Gumbel-softmax weights, hard in the
+forward pass, and their logits are updated by gradient ascent. If the adapted model denoises to x_t,
+it denoises c_r from the same noise to a separate x_t, as in the authors' code; if the frozen model
+does, the concept's x_t is used for c_r too. The authors compute both terms in x_0, this module in
+velocities.
+Axis letters: B batch, V forms of a sentence, M one more than the words used, N words, P pooled
+width.
 """
 
 import functools
@@ -44,9 +45,10 @@ from flux_jax.programs import Conditioning
 def chosen(
     logits: Float[Array, "M"], bank: Bank, key: PRNGKeyArray, temperature: float
 ) -> Float[Array, "V"]:
-    """Weights of a sentence's forms: one of the vocabulary's, with the gradient of soft ones.
+    """Sample one-hot weights over a sentence's forms, among the vocabulary's words.
 
-    Straight-through Gumbel-softmax: softmax((logits + g) / τ), rounded to its largest.
+    Straight-through Gumbel-softmax: the forward pass takes the argmax of
+    softmax((logits + g) / τ), the gradient is that of the soft weights.
     """
     logits = jnp.where(bank.kinds >= POOL, logits[: len(bank.kinds)], -jnp.inf)
     soft = jax.nn.softmax((logits + jax.random.gumbel(key, logits.shape)) / temperature)
@@ -61,7 +63,7 @@ def harm(
     sample: Sample,
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
-    """How much an adapter changes the velocity of what the weights choose, at a sample of a key."""
+    """Compute how much an adapter changes the velocity for the chosen form, at a key's sample."""
     settings, bank, batch = run.settings, run.bank, run.context.batch_size
     prompts: Conditioning = jax.tree.map(
         lambda leaf: jnp.einsum("v,bv...->b...", weights, leaf.astype(jnp.float32)),
@@ -79,7 +81,7 @@ def harm(
 def losses(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray, logits: Float[Array, "M"]
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Both terms of one run, under the words' logits.
+    """Compute both terms of one run, with the words' logits.
 
     Returns:
         L_esd + λ harm, and the parts.
@@ -95,14 +97,14 @@ def losses(
 def _erasing_gradient(
     state: State, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[PyTree, Metrics]:
-    """Of both terms, with respect to the adapter."""
+    """Gradient of both terms with respect to the adapter."""
     return jax.grad(losses, has_aux=True)(state.lora, run, key, state.own["logits"])
 
 
 def _searching_gradient(
     state: State, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[PyTree, Metrics]:
-    """Of the harm, with respect to the logits, which are to make it larger."""
+    """Gradient of the negative harm with respect to the logits, which maximise the harm."""
     settings = run.settings
     sample = jax.lax.stop_gradient(esd.sample(settings.trajectories, run, state.lora, key))
 
@@ -115,7 +117,7 @@ def _searching_gradient(
 
 
 def _adam(settings: Settings) -> optax.GradientTransformation:
-    """Of the logits."""
+    """Return the optimiser of the logits."""
     return optax.adam(settings.logits_rate)
 
 
@@ -135,10 +137,10 @@ def _losses(key: PRNGKeyArray, opt_states: Mapping[str, PyTree]) -> Parts[Settin
 
 
 def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
-    """The words that may be looked at.
+    """Return the words that may be used.
 
     Raises:
-        InputError: there is no such file, or no other word in it.
+        InputError: the file cannot be read, or holds no words besides the concept's.
     """
     named = config.method_settings(Settings).vocabulary
     if named is None:
@@ -147,30 +149,31 @@ def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
         lines = Path(named).read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"eap.vocabulary = {named!r} cannot be read ({error}); name a text file with a word a "
-            "line, or none"
+            f"eap.vocabulary = {named!r} cannot be read ({error}); name a text file with one word "
+            "per line, or none"
         ) from error
     names = {word.casefold() for word in (config.concept, *config.synonyms)}
     vocabulary_words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not (others := tuple(word for word in vocabulary_words if word.casefold() not in names)):
-        raise InputError(f"eap.vocabulary = {named!r} holds no word besides the concept's")
+        raise InputError(f"eap.vocabulary = {named!r} has no words besides the concept's; add some")
     return others
 
 
 def nearest(config: Config, pipe: Pipeline, words: tuple[str, ...], most: int) -> tuple[str, ...]:
-    """Words that stand for those near the concept, by CLIP's output for them.
+    """Choose words that represent those near the concept, by CLIP's pooled output.
 
     Args:
-        config: names the concept.
-        pipe: whose text encoders look at the words.
-        words: more than `most`.
-        most: how many are wanted; so many clusters are made of four times as many near words.
+        config: the run's configuration, which names the concept.
+        pipe: pipeline whose text encoders encode the words.
+        words: more than `most` words.
+        most: number of words to return; the `4 * most` nearest words are grouped into this many
+            clusters.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
     parts = [
         np.asarray(pipe.encode([words[row] for row in rows]).pooled, np.float64)
-        for rows in batches(len(words), config.bank.batch, "looking for near words")
+        for rows in batches(len(words), config.bank.batch, "encoding the vocabulary")
     ]
     vectors = _unit(np.concatenate(parts)[: len(words)])
     concept = _unit(np.asarray(pipe.encode([config.concept]).pooled, np.float64))
@@ -189,7 +192,7 @@ def _unit(vectors: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """The concept's sentences, with every word of the vocabulary in its place too."""
+    """Request the concept's sentences, also with every word of the vocabulary in its place."""
     settings = config.method_settings(Settings)
     candidates = vocabulary(config, words)
     if pipe is not None and len(candidates) > settings.most:

@@ -1,6 +1,7 @@
-"""EraseAnything: a lower level erases, an upper level preserves, on the same adapter.
+"""EraseAnything: a lower level erases and an upper level preserves, on the same adapter.
 
-The paper's Algorithm 1 makes one update of each in turn; others make one of their sum.
+The paper's Algorithm 1 alternates one update of each level; the other alternations make one update
+on the sum of their losses.
 Axis letters: B batch, K irrelevant words, V forms of a sentence, S image tokens, L dual-stream
 blocks.
 """
@@ -33,18 +34,18 @@ from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_run
 from erase.methods.settings.erase_anything import FIELDS, Lower, Settings, Upper
 from flux_jax.pipeline import Pipeline
 
-# Of Adam on the balance between the levels, as the code of EraseAnything++ has them.
+# Learning rate and decay of Adam on the balance between the levels, from EraseAnything++'s code.
 BALANCE_RATE, BALANCE_DECAY = 0.3, 0.01
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What is compiled into the steps.
+    """Settings that are compiled into the steps.
 
     Attributes:
         lower: settings of the erasing level.
         upper: settings of the preserving level.
-        adaptive: whether the joint update's weights follow what is being preserved.
+        adaptive: whether the joint update's weights follow the preserving loss.
     """
 
     lower: Lower
@@ -53,7 +54,7 @@ class Levels:
 
     @classmethod
     def of(cls, config: Config) -> "Levels":
-        """Without what a bank is made of."""
+        """Return the settings of a configuration, without those that only the bank depends on."""
         own = config.method_settings(Settings)
         return cls(
             lower=replace(own.lower, eta=0.0, erase_to="", stand_in=None),
@@ -65,7 +66,7 @@ class Levels:
 def lower_losses(
     lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """L_esd and L_attn of one run at x_t on the way from noise to picture, from one pass.
+    """Compute L_esd and L_attn of one run at a sampled x_t, from one forward pass.
 
     Returns:
         Their weighted sum, and the parts.
@@ -77,14 +78,14 @@ def lower_losses(
     concept = split_samples(context, bank.sentences[sentences, 0])
     masks = split_samples(context, bank.masks[sentences, 0])
     released = level.attn_form == "released"
-    # All of the concept's tokens are one group, or each is one of its own.
+    # All of the concept's tokens are one group; in the released form, each is a group.
     groups = masks[..., None] * jnp.eye(masks.shape[-1]) if released else masks[..., None]
     predicted, out = run.adapted(lora).predict(
         latents,
         concept,
         times,
         token_masks=groups if level.attn else None,
-        # The velocity is asked for by L_esd alone.
+        # Only L_esd needs the velocity.
         stop_after=None if level.esd else "dual",
     )
     metrics: Metrics = {}
@@ -107,7 +108,7 @@ def lower_losses(
 def upper_losses(
     lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """L_lora of one run on the kept pictures, and L_rsc at the first, noisy steps.
+    """Compute L_lora of one run on the pictures to preserve, and L_rsc at the early, noisy steps.
 
     Returns:
         Their weighted sum, and the parts.
@@ -123,11 +124,12 @@ def upper_losses(
 
 
 def _preservation(lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray) -> Float[Array, ""]:
-    """L_lora at a kept picture with noise mixed in.
+    """Compute L_lora at pictures to preserve, with noise mixed in.
 
-    With a model whose guidance is distilled the paper's target has a slope at an adapter that
-    changes nothing: guided pictures are not what a guided velocity is the mean of. The frozen
-    model's velocity has none, and no variance from the noise.
+    With a guidance-distilled model, the paper's target has a non-zero expected gradient at an
+    adapter that changes nothing, because a guided velocity is not the mean over guided pictures.
+    With the frozen model's velocity as target, that gradient is zero, without variance from the
+    noise.
     """
     bank, batch = run.bank, run.context.batch_size
     rows, steps, noise_key = sample_pictures(len(bank.pictures), key, batch, len(bank.times))
@@ -142,7 +144,7 @@ def _preservation(lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray) -> Fl
 def _reverse_contrastive(
     lora: PyTree, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> Float[Array, ""]:
-    """L_rsc at x_t of the first steps, where a picture's content is decided."""
+    """Compute L_rsc at x_t of the first steps, which decide a picture's content."""
     level, bank, context = run.settings.upper, run.bank, run.context
     latents_key, forms_key = jax.random.split(key)
     early = early_steps(level, len(bank.times))
@@ -171,7 +173,7 @@ def _reverse_contrastive(
         return found.reshape(found.shape[0], -1, count, found.shape[-1])
 
     concept = features(lora, jnp.zeros_like(chosen[:, :1]))
-    # A pass of its own, since the gradient needs none of it.
+    # A separate pass, because no gradient flows through it.
     others = features(jax.lax.stop_gradient(lora), chosen)
     return losses.reverse_contrastive(
         concept[:, :, 0], others[:, :, 0], others[:, :, 1:], level.temperature, level.rsc_form
@@ -179,19 +181,19 @@ def _reverse_contrastive(
 
 
 def early_steps(level: Upper, steps: int) -> int:
-    """How many of the denoising steps L_rsc looks at."""
+    """Return the number of denoising steps that L_rsc uses."""
     return max(1, round(level.early * steps))
 
 
 def _weighted(metrics: Metrics, level: Lower | Upper) -> Float[Array, ""]:
-    """The losses' sum under the weights of the same names."""
+    """Sum the losses with the level's weights of the same names."""
     return sum((getattr(level, name) * value for name, value in metrics.items()), jnp.zeros(()))
 
 
 def _joint_gradient(
     state: State, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> tuple[PyTree, Metrics]:
-    """Of the sum of both levels' losses; the adaptive sum's weight w is `balance`."""
+    """Gradient of the sum of both levels' losses; the adaptive sum's weight w is `balance`."""
     lower_key, upper_key = jax.random.split(key)
     balance, _ = state.own["balance"]
 
@@ -208,10 +210,10 @@ def _joint_gradient(
 def _balance(
     state: State, metrics: Metrics, run: RunInputs[Levels], key: PRNGKeyArray
 ) -> tuple[State, Metrics]:
-    """The adaptive sum's weight w after a step of the adapter, which joins the metrics.
+    """Update the adaptive sum's weight w after a step of the adapter, and add it to the metrics.
 
-    The preserving loss is looked at again, on the same samples: Adam lets w grow where the step
-    made it worse and fall where it made it better.
+    The preserving loss is computed again on the same samples: Adam raises w if the step made the
+    loss worse, and lowers it if the step made it better.
     """
     before = metrics.pop("preserving")
     if not run.settings.adaptive:
@@ -226,7 +228,7 @@ def _balance(
 
 
 def balancer() -> optax.GradientTransformation:
-    """Adam on w, with its decay in the gradient."""
+    """Return Adam for w, with the decay added to the gradient."""
     return optax.chain(optax.add_decayed_weights(BALANCE_DECAY), optax.adam(BALANCE_RATE))
 
 
@@ -254,7 +256,7 @@ def _drawn_joint(key: PRNGKeyArray, context: StepContext[Levels], counts: Counts
 
 
 def _start_joint(lora: PyTree, config: Config) -> dict[str, PyTree]:
-    """W starts at 0."""
+    """Return the initial optimiser states; w starts at 0."""
     balance = jnp.zeros(())
     return {
         "lower": adamw(config.method_settings(Settings).lower).init(lora),
@@ -294,7 +296,7 @@ lower_update, upper_update, joint_update = LOWER.update, UPPER.update, JOINT.upd
 
 
 def steps(config: Config) -> Mapping[str, Step]:
-    """One update of each level in turn, or one of both."""
+    """Return one step per level, or one for both."""
     own = config.method_settings(Settings)
     if own.alternation != "bilevel":
         return {"joint": JOINT}
@@ -303,23 +305,23 @@ def steps(config: Config) -> Mapping[str, Step]:
 
 
 def weights(config: Config) -> dict[str, float]:
-    """Of all four losses."""
+    """Return the weights of all four losses."""
     own = config.method_settings(Settings)
     lower, upper = own.lower, own.upper
     return {"esd": lower.esd, "attn": lower.attn, "lora": upper.lora, "rsc": upper.rsc}
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """Sentences with synonyms and irrelevant words where L_rsc looks at them; kept pictures."""
+    """Request sentences with synonyms and irrelevant words for L_rsc, and pictures for L_lora."""
     del pipe
     own = config.method_settings(Settings)
     lower, upper = own.lower, own.upper
-    # Without another word the concept stands for itself: L_rsc then leads towards other things, and
-    # away from nothing, since nothing is nearer to the concept than it is.
+    # Without a synonym, the concept takes its place: L_rsc then only draws it towards other things,
+    # since it has no gradient away from the concept itself.
     synonyms = config.synonyms or (config.concept,)
     shown = kept_prompts(config, upper.prompts, upper.pictures, upper.without_concept)
     return Needs(
-        # Without L_rsc nothing looks at the other forms.
+        # Only L_rsc uses the other forms.
         pools=(synonyms, *words.pools) if upper.rsc else (),
         bare=upper.rsc_form == "released",
         stand_in=lower.stand_in,
@@ -331,7 +333,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
 
 
 def contrasted_words(config: Config) -> int:
-    """How many irrelevant words L_rsc draws; 0 without it, which nothing else looks at."""
+    """Return the number of irrelevant words that L_rsc samples; 0 if L_rsc is off."""
     upper = config.method_settings(Settings).upper
     return upper.negatives if upper.rsc else 0
 

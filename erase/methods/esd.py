@@ -1,9 +1,9 @@
-"""ESD: the concept's velocity is trained to lead away from the concept (Gandikota et al., 2023).
+"""ESD: trains the concept's velocity to point away from the concept (Gandikota et al., 2023).
 
     E ‖v_θ(x_t, c) - [v_o(x_t, g) - η (v_o(x_t, c) - v_o(x_t, ∅))]‖²
 
-where x_t lies on the way from noise to a picture of c, and g is the empty prompt ∅ or another. The
-authors' later releases begin from v_o(c) instead of v_o(∅), so that their η' is 1 + η.
+where x_t is on a trajectory from noise to a picture of c, and g is the empty prompt ∅ or another.
+The authors' later releases start from v_o(c) instead of v_o(∅), so their η' is 1 + η.
 """
 
 from dataclasses import replace
@@ -25,14 +25,14 @@ from flux_jax.pipeline import Pipeline
 
 
 def sample(trajectories: str, run: RunInputs[object], lora: PyTree, key: PRNGKeyArray) -> Sample:
-    """A sample on the trained model's way ("student") or on the frozen one's ("teacher")."""
+    """Sample on the trained model's trajectories ("student") or the frozen one's ("teacher")."""
     if trajectories == "student":
         return sample_student_latents(run, lora, key)
     return sample_latents(run, key)
 
 
 def erasing(lora: PyTree, run: RunInputs[object], sample: Sample) -> Float[Array, ""]:
-    """The loss at a sample."""
+    """Compute the loss at a sample."""
     latents, times, rows = sample
     bank = run.bank
     concept, anchors = split_samples(run.context, (bank.sentences[rows, 0], bank.anchors[rows]))
@@ -44,7 +44,7 @@ def erasing(lora: PyTree, run: RunInputs[object], sample: Sample) -> Float[Array
 def losses(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss of one run."""
+    """Compute the loss of one run."""
     settings = run.settings
     batch = jax.lax.stop_gradient(sample(settings.trajectories, run, lora, key))
     loss = erasing(lora, run.guided(settings.guidance), batch)
@@ -52,7 +52,7 @@ def losses(
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """The concept's sentences, and what their velocity is led away from the concept to."""
+    """Request the concept's sentences and the prompts of the target."""
     del words, pipe
     settings = config.method_settings(Settings)
     return Needs(stand_in=settings.stand_in, towards=settings.erase_to, eta=settings.eta)

@@ -1,8 +1,8 @@
-"""How many floating-point operations FLUX.1's transformer needs, counted from its sizes.
+"""Floating-point operations of FLUX.1's transformer, counted from its sizes.
 
-Counted are the products of dense layers and of attention, two operations a multiply-add; norms,
-activations, rotary positions and a low-rank adapter's own products are left out, as is what a
-checkpointed backward pass computes twice.
+The count covers the products of dense layers and of attention, with two operations per
+multiply-add. It leaves out norms, activations, rotary positions, the products of a low-rank
+adapter, and the recomputation in a checkpointed backward pass.
 Letters: T text tokens, S image tokens, N both, C model width, E text width.
 """
 
@@ -18,15 +18,15 @@ from flux_jax.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Pass:
-    """One sample's way through the transformer.
+    """One pass of a sample through the transformer.
 
     Attributes:
-        sizes: the transformer's.
+        sizes: configuration of the transformer.
         image_tokens: S.
         text_tokens: T.
-        mass: whether dual-stream blocks also tell how much attention falls on a group of tokens,
-            which is attention once more.
-        single: whether the single-stream blocks follow, and the velocity.
+        mass: whether dual-stream blocks also return the attention to a group of tokens, which
+            costs a second attention.
+        single: whether the pass includes the single-stream blocks and the velocity.
     """
 
     sizes: FluxConfig
@@ -37,16 +37,16 @@ class Pass:
 
     @property
     def forward(self) -> int:
-        """Operations from the inputs to the outputs."""
+        """Operations of the forward pass."""
         return self._embedding + self._modulation + self._output + self._dense + self._attention
 
     @property
     def backward(self) -> int:
         """Operations of the gradient of an adapter on text queries and keys of all dual blocks.
 
-        Frozen weights have no gradient, so a dense layer that tokens go through costs what it cost
-        forward; both factors of an attention product have one, so it costs twice what it did.
-        Embeddings and modulation vectors do not depend on the adapter.
+        Frozen weights have no gradient, so a dense layer costs the same backward as forward. Both
+        factors of an attention product have a gradient, so it costs twice as much. Embeddings and
+        modulation vectors do not depend on the adapter.
         """
         return self._output + self._dense + 2 * self._attention
 
@@ -79,7 +79,7 @@ class Pass:
 
     @property
     def _dense(self) -> int:
-        # Both kinds of block: queries, keys, values, the way out, and the MLP's two layers.
+        # Both kinds of block: queries, keys, values, the output projection, the MLP's two layers.
         weights = (4 + 2 * MLP_RATIO) * self.sizes.width**2
         return 2 * self._tokens * weights * self._blocks
 
@@ -90,11 +90,11 @@ class Pass:
 
 
 def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens: int) -> int:
-    """Operations of both updates, for one sample.
+    """Count the operations of both updates, for one sample.
 
     Args:
-        config: one whose four losses have weights and whose latents come from the bank.
-        sizes: the transformer's.
+        config: configuration in which all four losses have weights and latents come from the bank.
+        sizes: configuration of the transformer.
         image_tokens: S.
         text_tokens: T.
     """
@@ -105,28 +105,28 @@ def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens:
     settings = config.method_settings(erase_anything.Settings)
     anchors = 2 if settings.lower.erase_to else 1
     lower = full.forward + full.backward + (1 + anchors) * plain.forward
-    # L_rsc looks at the concept, then without a gradient at the synonym and the irrelevant words.
+    # L_rsc: a pass for the concept, and passes without gradient for the synonym and other words.
     contrast = dual.forward + dual.backward + (1 + settings.upper.negatives) * dual.forward
     base = plain.forward if settings.upper.lora_target != "noise" else 0
     return lower + contrast + plain.forward + plain.backward + base
 
 
-# Operations a second of EraseAnything's iteration at 512 x 512 on an H100 in bfloat16, and what
-# share they are of its fastest matrix product, by docs/results/flux.json (`benchmarks.speed.flux`).
+# Operations per second of EraseAnything's iteration at 512 x 512 on an H100 in bfloat16, and their
+# share of its fastest matrix product, from docs/results/flux.json (`benchmarks.speed.flux`).
 MEASURED = 4.48e14
 SHARE = 0.62
 
 
 def estimate(config: Config, pipe: Pipeline, runs: int) -> str:
-    """How long training takes on an H100, in a line.
+    """Estimate the training time on an H100, in one line.
 
     Args:
-        config: of any of the runs.
-        pipe: the frozen model; nothing of it is read.
-        runs: how many train at once.
+        config: configuration of any of the runs.
+        pipe: the frozen model; its weights are not read.
+        runs: number of runs trained at once.
     """
     if config.method != "erase_anything":
-        return f"Time is estimated for erase_anything alone, not for {config.method}."
+        return f"Time: estimated only for erase_anything, not for {config.method}."
     tokens = len(pipe.image_ids(config.height, config.width))
     length = pipe.tokenizer_2.model_max_length
     sizes = pipe.transformer.config
@@ -134,6 +134,6 @@ def estimate(config: Config, pipe: Pipeline, runs: int) -> str:
     return (
         f"Time: about {seconds:.2g} s an iteration, {seconds * config.iterations / 60:.2g} minutes "
         f"for {config.iterations}; an estimate for one H100 in bfloat16, at the {SHARE:.0%} of its "
-        "fastest matrix product that 512 x 512 reached there. Preparing, compiling and evaluation "
-        "come on top."
+        "fastest matrix product that was measured there at 512 x 512. Preparation, compilation and "
+        "evaluation are not included."
     )

@@ -1,18 +1,19 @@
-"""MACE: words near the concept forget it, then a small adapter hides its tokens (Lu et al., 2024).
+"""MACE: edits the tokens around the concept, then trains an adapter on its own (Lu et al., 2024).
 
-1. In closed form, W' of every target minimises Σ ‖W' f - W g‖² + λ ‖W' - W‖² over the words that
-   stand beside the concept: f is the layer's input there, g the same where another word stands in
-   the concept's place. The best change of a rank stays in the adapted model from then on. Beside it
-   stand all other tokens, padding too. Its authors preserve other words besides; here λ alone does.
-2. An adapter is trained on pictures of the concept with noise: Σ over blocks of the Frobenius norm
-   ‖A[region, tokens]‖ of the attention that the concept's region of the picture gives to its
-   tokens, with t where pictures take shape, p(t) ∝ σ(0.05 (1000 t - 200)) - σ(0.05 (1000 t - 400)).
-3. Both are exported as one adapter. Adapters of several concepts are fused by
-   `erase.compose`.
+1. In closed form, W' of every target minimises Σ ‖W' f - W g‖² + λ ‖W' - W‖² over the tokens
+   around the concept, which are all other tokens of the prompt, with padding: f is the layer's
+   input there, g the input at the same token when another word replaces the concept. The adapted
+   model then contains the best change of the given rank. The authors also preserve other words;
+   here only λ limits the change.
+2. An adapter is trained on pictures of the concept with noise. The loss is Σ over blocks of the
+   Frobenius norm ‖A[region, tokens]‖ of the attention from the concept's region of the picture to
+   its tokens, with t at which pictures take shape,
+   p(t) ∝ σ(0.05 (1000 t - 200)) - σ(0.05 (1000 t - 400)).
+3. Both are exported as one adapter. `erase.compose` fuses adapters of several concepts.
 
-The regions come from the frozen model's own attention maps, so that no segmenter is needed.
+The regions come from the frozen model's attention maps, so no segmentation model is needed.
 Axis letters: B batch, L blocks, H heads, N tokens, T text tokens, G concept tokens, S image tokens,
-R trajectories, D steps, K tokens that are looked at.
+R trajectories, D steps, K selected tokens.
 """
 
 from dataclasses import replace
@@ -46,10 +47,10 @@ from flux_jax.tree import nest
 
 
 def hidden(mass: Float[Array, "L B H N G"], regions: Float[Array, "B S"]) -> Float[Array, ""]:
-    """Σ over blocks of ‖A[region, tokens]‖, the mean over the batch.
+    """Compute Σ over blocks of ‖A[region, tokens]‖, mean over the batch.
 
     Args:
-        mass: attention on each of the concept's tokens, for every query; zeros for other tokens.
+        mass: attention to each of the concept's tokens, for every query; zeros for other tokens.
         regions: ones at the concept's image tokens.
     """
     image = mass[..., -regions.shape[1] :, :].astype(jnp.float32) * regions[None, :, None, :, None]
@@ -58,7 +59,7 @@ def hidden(mass: Float[Array, "L B H N G"], regions: Float[Array, "B S"]) -> Flo
 
 
 def importance(times: Float[Array, "D"]) -> Float[Array, "D"]:
-    """Log probabilities of steps, up to a constant."""
+    """Return the log probabilities of denoising steps, up to a constant."""
     low, high = (jax.nn.sigmoid(0.05 * (1000 * times - edge)) for edge in (200, 400))
     return jnp.log(jnp.maximum(low - high, 1e-20))
 
@@ -66,7 +67,7 @@ def importance(times: Float[Array, "D"]) -> Float[Array, "D"]:
 def sample_by_importance(
     count: int, key: PRNGKeyArray, batch: int, times: Float[Array, "D"]
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], PRNGKeyArray]:
-    """Samples pictures, a step for each by its importance, and the key of their noise."""
+    """Sample pictures, a denoising step for each by `importance`, and the key of their noise."""
     keys = jax.random.split(key, 3)
     rows = jax.random.randint(keys[0], (batch,), 0, count)
     steps = jax.random.categorical(keys[1], importance(times), shape=(batch,))
@@ -76,9 +77,9 @@ def sample_by_importance(
 def losses(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss of one run."""
+    """Compute the loss of one run."""
     bank, context = run.bank, run.context
-    assert bank.regions is not None, "`completes` has made them"
+    assert bank.regions is not None, "`completes` computes the regions"
     rows, steps, noise_key = sample_by_importance(
         len(bank.trajectories), key, context.batch_size, bank.times
     )
@@ -87,7 +88,7 @@ def losses(
     prompts, masks = split_samples(
         context, (bank.sentences[sentences, 0], bank.masks[sentences, 0])
     )
-    # Each of the concept's tokens is a group of its own.
+    # Each of the concept's tokens is a separate group.
     groups = masks[..., None] * jnp.eye(masks.shape[-1])
     _, out = run.adapted(lora).predict(
         latents, prompts, times, token_masks=groups, stop_after="dual"
@@ -97,7 +98,7 @@ def losses(
 
 
 def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> Drawn:
-    """Pictures are the ends of trajectories."""
+    """Return the sampled places; the pictures are the last latents of trajectories."""
     rows, steps, _ = sample_by_importance(
         counts.trajectories, key, context.batch_size, counts.times
     )
@@ -105,7 +106,7 @@ def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> 
 
 
 def pairs(config: Config) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Sentences with the concept and with what stands in for it, each with that word."""
+    """Return sentences with the concept and with its stand-in, each with the word it contains."""
     word = stand_in(config)
     templates = [as_template(prompt, config.concept) for prompt in config.prompts]
     return [
@@ -114,18 +115,18 @@ def pairs(config: Config) -> list[tuple[tuple[str, str], tuple[str, str]]]:
 
 
 def stand_in(config: Config) -> str:
-    """What comes in the concept's place."""
+    """Return the word that replaces the concept."""
     return config.method_settings(Settings).stand_in or config.irrelevant[0]
 
 
 def around(
     own: Float[np.ndarray, "T"], other: Float[np.ndarray, "T"]
 ) -> tuple[Int[np.ndarray, "K"], Int[np.ndarray, "K"]]:
-    """Which tokens of two prompts are the same words beside different ones.
+    """Return the positions of the tokens that two prompts share around their different words.
 
     Args:
-        own: ones at the tokens of the one's word, which every token before and after is beside.
-        other: ones at those of the other's.
+        own: ones at the tokens of the first prompt's word; all tokens before and after are used.
+        other: ones at the tokens of the second prompt's word.
     """
     (first, last), (other_first, other_last) = (
         (int(np.argmax(mask)), len(mask) - 1 - int(np.argmax(mask[::-1]))) for mask in (own, other)
@@ -136,10 +137,10 @@ def around(
 
 
 def edits(config: Config, pipe: Pipeline) -> PyTree:
-    """The closed form's change of every target, as an adapter's tree.
+    """Return the closed-form change of every target as an adapter's tree.
 
     Raises:
-        InputError: a target does not see text tokens, or edit_rank is above what a layer has.
+        InputError: the input of a target is not text tokens, or edit_rank is above a layer's rank.
     """
     settings, targets = config.method_settings(Settings), config.adapter.targets
     tokens = [[], []]
@@ -149,7 +150,7 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
         for side, (positions, (prompt, _)) in enumerate(zip(around(*masks), sides, strict=True)):
             tokens[side].append(positions)
             prompts[side].append(prompt)
-    # All prompts are looked at in as many places; a place that comes again does not count.
+    # Every prompt is padded to as many positions by repeating its own; repeats are masked out.
     most = max(len(positions) for positions in tokens[0])
     weights = np.stack([np.arange(most) < len(positions) for positions in tokens[0]])
     filled = [np.stack([np.resize(positions, most) for positions in side]) for side in tokens]
@@ -162,7 +163,7 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
         factors = []
         for kernel, f, g in zip(kernels(pipe, target), *(s[target] for s in seen), strict=True):
             if settings.edit_rank > (most := min(kernel.shape)):
-                raise InputError(f"mace.edit_rank = {settings.edit_rank} must be {most} at most")
+                raise InputError(f"mace.edit_rank = {settings.edit_rank} must be at most {most}")
             f, g = f[weights], g[weights]
             ridge = Ridge(settings.ridge, np.sum(f**2) / len(kernel), "mace.ridge")
             factors.append(closed_form.edit(kernel, f, g, f[:0], ridge, rank=settings.edit_rank))
@@ -171,11 +172,11 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
 
 
 def regions(config: Config, pipe: Pipeline, bank: Bank) -> Float[np.ndarray, "R S"]:
-    """Where pictures show the concept: the share that gives its tokens the most attention."""
+    """Return masks of the concept's regions: the image tokens that attend to it most."""
     size = max(1, round(config.method_settings(Settings).region * bank.trajectories.shape[2]))
     model = pipe.denoiser(jnp.asarray(bank.image_ids), config.guidance)
     masses = []
-    for rows in batches(len(bank.trajectories), config.bank.batch, "looking for the concept"):
+    for rows in batches(len(bank.trajectories), config.bank.batch, "locating the concept"):
         sentences = np.asarray(bank.trajectory_sentences)[rows]
         ends = [np.asarray(bank.trajectories[rows, at], np.float32) for at in (0, -1)]
         masks = np.asarray(bank.masks)[sentences, 0]
@@ -187,7 +188,7 @@ def regions(config: Config, pipe: Pipeline, bank: Bank) -> Float[np.ndarray, "R 
 
 
 def completes(config: Config, pipe: Pipeline, planned: Plan, bank: Bank) -> Bank:
-    """Adds the closed form's change and the regions."""
+    """Add the closed-form change and the regions to the bank."""
     del planned
     return bank.replace(edit=edits(config, pipe), regions=regions(config, pipe, bank))
 
@@ -195,14 +196,14 @@ def completes(config: Config, pipe: Pipeline, planned: Plan, bank: Bank) -> Bank
 def exports(
     config: Config, pipe: Pipeline, planned: Plan, bank: Bank | None, adapter: Adapter
 ) -> Adapter:
-    """The closed form's change and what was trained, in one."""
+    """Combine the closed-form change and the trained adapter into one adapter."""
     del config, pipe, planned
-    assert bank is not None, "there are steps"
+    assert bank is not None, "methods with steps have a bank"
     return unscaled(combine([(unscaled(bank.edit), 1.0), (adapter, 1.0)]))
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """The concept's sentences, whose pictures are drawn, and those with what stands in for it."""
+    """Request the concept's sentences, for the trajectories, and those with its stand-in."""
     del words, pipe
     also = tuple(prompt for sides in pairs(config) for prompt, _ in sides)
     return Needs(also=also, edit_rank=config.method_settings(Settings).edit_rank, regions=True)

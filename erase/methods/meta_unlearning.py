@@ -1,13 +1,14 @@
-"""Meta-Unlearning: to teach the concept again costs related good ones (Gao et al., 2024).
+"""Meta-Unlearning: relearning the concept degrades related benign concepts (Gao et al., 2024).
 
-A step goes down
+A step descends along
 
     g = ∇L_esd(θ) + γ1 ∇L_keep(θ) - γ2 ∇L_keep(θ')
 
 where L_keep is flow matching on pictures of related concepts, and θ' is the adapter after a few
-AdamW steps of flow matching on the concept's own pictures, taken as a constant apart from θ (first
-order). The copy that is taught is the adapter alone, since nothing else is trained. Its authors
-also go up the concept's own error at θ', and look at the kept pictures nearly without noise.
+AdamW steps of flow matching on the concept's own pictures. The change from θ to θ' is treated as a
+constant (first order). Only the adapter is copied for relearning, because nothing else is trained.
+The authors also ascend the concept's own error at θ', and use the related pictures with almost no
+noise.
 Axis letter: B batch.
 """
 
@@ -41,7 +42,7 @@ def matching(
     prompts: Conditioning,
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
-    """Flow matching on some of the pictures."""
+    """Compute flow matching on a sampled batch of the pictures."""
     batch, times = run.context.batch_size, len(run.bank.times)
     rows, steps, noise_key = sample_pictures(len(pictures), key, batch, times)
     latents, times, clean, noise = add_noise(run, pictures[rows], steps, noise_key)
@@ -53,7 +54,7 @@ def matching(
 def keeping(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """L_keep of one run."""
+    """Compute L_keep of one run."""
     loss = matching(lora, run, run.bank.pictures, run.bank.picture_prompts, key)
     return loss, {"keep": loss}
 
@@ -61,7 +62,7 @@ def keeping(
 def erasing(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """L_esd of one run."""
+    """Compute L_esd of one run."""
     settings = run.settings
     sample = jax.lax.stop_gradient(esd.sample(settings.trajectories, run, lora, key))
     loss = esd.erasing(lora, run.guided(settings.guidance), sample)
@@ -71,7 +72,7 @@ def erasing(
 def teaching(
     lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Flow matching of one run on the concept's own pictures."""
+    """Compute flow matching of one run on the concept's own pictures."""
     bank = run.bank
     prompts = bank.sentences[bank.trajectory_sentences, 0]
     loss = matching(lora, run, bank.trajectories[:, -1], prompts, key)
@@ -79,7 +80,7 @@ def teaching(
 
 
 def taught(lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray) -> PyTree:
-    """θ': the adapter after some steps on the concept's own pictures."""
+    """Return θ': the adapter after the inner steps on the concept's own pictures."""
     optimiser = optax.adamw(run.settings.inner_rate)
 
     def step(index: Array, carry: tuple[PyTree, optax.OptState]) -> tuple[PyTree, optax.OptState]:
@@ -94,12 +95,12 @@ def taught(lora: PyTree, run: RunInputs[Settings], key: PRNGKeyArray) -> PyTree:
 
 
 def _keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
-    """For L_esd, which has the step's own, for L_keep and for θ'."""
+    """Return the keys of L_esd (the step's key), L_keep and θ'."""
     return key, jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
 
 
 def _gradient(state: State, run: RunInputs[Settings], key: PRNGKeyArray) -> tuple[PyTree, Metrics]:
-    """The module's g."""
+    """Compute g, see the module."""
     settings = run.settings
     erase_key, keep_key, teach_key = _keys(key)
     erase, metrics = jax.grad(erasing, has_aux=True)(state.lora, run, erase_key)
@@ -123,7 +124,7 @@ def _losses(key: PRNGKeyArray, opt_states: Mapping[str, PyTree]) -> Parts[Settin
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """The concept's sentences, whose pictures teach it again, and pictures of related concepts."""
+    """Request the concept's sentences, for relearning too, and pictures of related concepts."""
     del pipe
     settings = config.method_settings(Settings)
     template = as_template(config.prompts[0], config.concept)

@@ -1,13 +1,13 @@
-"""UCE: the concept's tokens are mapped to others' outputs, in closed form (Gandikota et al., 2024).
+"""UCE: maps the concept's tokens to the outputs of others in closed form (Gandikota et al., 2024).
 
 For every target W, W' minimises
 
     Σ ‖W' c - W g‖² + p Σ ‖W' k - W k‖² + λ ‖W' - W‖²
 
-over c, the layer's input at the concept's last token, g, the same of what is drawn instead, and k
-of prompts to preserve; biases stay. What a layer in a block sees depends on the step: c, g and k
-are means over the frozen model's denoising. The change's rank is the number of c, so that it is
-exported as an adapter, exactly.
+where c is the layer's input at the concept's last token, g at the last token of its guide, and k at
+that of prompts to preserve; biases do not change. The input of a layer in a block depends on the
+denoising step: c, g and k are means over the frozen model's denoising. The change has as many
+ranks as there are c, so an adapter represents it exactly.
 """
 
 import numpy as np
@@ -30,14 +30,14 @@ from flux_jax.tree import nest
 
 
 def erased(config: Config) -> list[tuple[str, str]]:
-    """Prompts with the concept, each with the word that names it there."""
+    """Return prompts with the concept, each with the word that names it there."""
     settings = config.method_settings(Settings)
     words = (config.concept, *(config.synonyms if settings.synonyms else ()))
     return [(phrase(template, word), word) for template in settings.templates for word in words]
 
 
 def guides(config: Config) -> list[tuple[str, str]]:
-    """What comes instead, for each of `erased`."""
+    """Return the guide of each prompt of `erased`, with its word."""
     settings = config.method_settings(Settings)
     count = len(erased(config)) // len(settings.templates)
     pairs = [
@@ -48,10 +48,10 @@ def guides(config: Config) -> list[tuple[str, str]]:
 
 
 def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray, "B 1"]:
-    """Where each prompt's word ends; the prompt itself, where it names none."""
+    """Return the position of each prompt's last token of its word, or of the prompt without one."""
     prompts, words = zip(*pairs, strict=True)
     _, ids = pipe.tokenize(prompts)
-    # The end-of-text token stands last, and alone in an empty prompt.
+    # The last token is the end of text; an empty prompt has no other.
     ends = (ids != pipe.tokenizer_2.pad_token_id).sum(axis=1) - 1
     of_phrase = np.zeros_like(ids)
     if named := [row for row, word in enumerate(words) if word]:
@@ -66,10 +66,10 @@ def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray,
 def exports(
     config: Config, pipe: Pipeline, planned: Plan, bank: Bank | None, adapter: Adapter
 ) -> Adapter:
-    """The change of every target.
+    """Return the closed-form change of every target.
 
     Raises:
-        InputError: a target does not see text tokens, or its system is singular.
+        InputError: the input of a target is not text tokens, or its system is singular.
     """
     del planned, bank, adapter
     settings, targets = config.method_settings(Settings), config.adapter.targets
@@ -91,7 +91,7 @@ def exports(
 
 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
-    """Nothing is drawn from; the prompts alone are encoded."""
+    """Request only encoded prompts; nothing is sampled from the bank."""
     del words, pipe
     groups = (erased(config), guides(config), kept_prompts(config))
     return Needs(also=tuple(prompt for group in groups for prompt, _ in group))

@@ -1,6 +1,6 @@
-"""Changes of dense layers that least squares give at once, without training.
+"""Closed-form changes of dense layers by least squares, without training.
 
-A layer maps h to h W, W [I, O]; its bias never enters. All changes come as factors A B.
+A layer maps h to h W, W [I, O]; its bias is not involved. All changes are returned as factors A B.
 Axis letters: I inputs, O outputs, R rank, N erased vectors, M preserved vectors.
 """
 
@@ -12,20 +12,20 @@ from jaxtyping import Float
 
 from flux_jax.errors import InputError
 
-# A system is refused whose largest and smallest eigenvalues are further apart.
+# Largest accepted ratio of a system's largest to its smallest eigenvalue.
 CONDITION = 1e12
-# Where a layer has weights in every block.
+# Prefixes of layers that have weights in every block.
 BLOCKS = ("dual_blocks", "single_blocks")
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """How much a change itself costs.
+    """Ridge penalty on a change.
 
     Attributes:
-        weight: λ, in `unit`.
-        unit: what it is counted in.
-        name: in the configuration, for messages.
+        weight: λ, in units of `unit`.
+        unit: factor by which `weight` is multiplied.
+        name: name of the field in the configuration, for messages.
     """
 
     weight: float
@@ -43,27 +43,27 @@ def edit(
     preserve: float = 1.0,
     rank: int | None = None,
 ) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
-    """The change D with W + D mapping erased vectors to where W maps their guides.
+    """Compute the change D such that W + D maps erased vectors to where W maps their guides.
 
-    It minimises Σ ‖c (W + D) - g W‖² + p Σ ‖k D‖² + λ ‖D‖² over erased c with their guides g and
+    D minimises Σ ‖c (W + D) - g W‖² + p Σ ‖k D‖² + λ ‖D‖² over erased c with their guides g and
     preserved k: D = (λ + XᵀX)⁻¹ Σ cᵀ (g - c) W, where X has the rows c and √p k. With the singular
-    value decomposition X = U S V, (λ + XᵀX)⁻¹ Xᵀ = Vᵀ S (λ + S²)⁻¹ Uᵀ, so that nothing as wide as
-    the layer is inverted. Of all changes of a rank the best comes from the greatest singular values
+    value decomposition X = U S V, (λ + XᵀX)⁻¹ Xᵀ = Vᵀ S (λ + S²)⁻¹ Uᵀ, so that no matrix as wide
+    as the layer is inverted. The best change of a given rank comes from the largest singular values
     of (λ + S²)^½ V D (reduced-rank regression).
 
     Args:
         kernel: W.
         erased: c.
-        guides: g, one for each.
+        guides: g, one for each c.
         kept: k.
         ridge: λ.
         preserve: p.
-        rank: of the change, the number of erased vectors by default; what it has no use for is 0.
+        rank: rank of the change, by default the number of erased vectors; unused rank is zeros.
 
     Raises:
         InputError: the system is singular in float64.
     """
-    # Rows of zeros change nothing, and there are as many singular values as the rank wants.
+    # Rows of zeros change nothing, and give as many singular values as the rank needs.
     zeros = np.zeros((max(0, (rank or 0) - len(erased) - len(kept)), len(kernel)))
     rows = np.concatenate([erased, preserve**0.5 * kept, zeros])
     u, s, v = np.linalg.svd(rows, full_matrices=False)
@@ -83,10 +83,10 @@ def edit(
 def leaves(
     target: str, factors: Sequence[tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]]
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """A layer's factors in every block, as an adapter's leaves by their paths.
+    """Return a layer's factors in every block as an adapter's leaves by their paths.
 
     Args:
-        target: the layer's path; outside the blocks there are the factors of one.
+        target: the layer's path; a layer outside the blocks has a single pair of factors.
         factors: A and B, block by block.
     """
     halves = (np.stack(each).astype(np.float32) for each in zip(*factors, strict=True))
@@ -98,7 +98,7 @@ def leaves(
 
 
 def _check(least: float, most: float, ridge: Ridge) -> None:
-    """Makes sure that a matrix with these eigenvalues can be inverted in float64."""
+    """Refuse a matrix whose eigenvalues do not allow inversion in float64."""
     if not least > most / CONDITION:
         raise InputError(
             f"{ridge.name} is too small: the closed form's system is singular (eigenvalues "
@@ -110,13 +110,13 @@ def _check(least: float, most: float, ridge: Ridge) -> None:
 def reduced(
     matrix: Float[np.ndarray, "I I"], wanted: Float[np.ndarray, "I O"], rank: int
 ) -> tuple[Float[np.ndarray, "I R"], Float[np.ndarray, "R O"]]:
-    """The change D of a rank that minimises tr(Dᵀ M D) - 2 tr(Dᵀ V) (reduced-rank regression).
+    """Compute the D of a rank that minimises tr(Dᵀ M D) - 2 tr(Dᵀ V) (reduced-rank regression).
 
-    Without the rank that is D = M⁻¹ V; of all of a rank the best comes from the singular vectors of
-    C⁻¹ V, where C Cᵀ = M.
+    Without the rank, that is D = M⁻¹ V; the best D of a given rank comes from the singular vectors
+    of C⁻¹ V, where C Cᵀ = M.
 
     Args:
-        matrix: M, positive.
+        matrix: M, positive definite.
         wanted: V.
         rank: R.
     """
@@ -124,9 +124,9 @@ def reduced(
     from scipy.linalg import eigh, solve_triangular
 
     inner = solve_triangular(root, wanted, lower=True)
-    # The right singular vectors alone, and as few as are asked for: minutes become seconds.
+    # Only the right singular vectors, and only as many as the rank: seconds instead of minutes.
     last = inner.shape[1] - 1
     squares, v = eigh(inner.T @ inner, subset_by_index=[last - rank + 1, last])
-    # What the change has no rank for is next to nothing, in both factors.
+    # Unused rank is almost zero in both factors.
     half = np.maximum(squares, max(squares[-1] * 1e-24, np.finfo(np.float64).tiny)) ** 0.25
     return solve_triangular(root.T, inner @ v / half), half[:, None] * v.T

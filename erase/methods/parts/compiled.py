@@ -15,23 +15,24 @@ from flux_jax.models.transformer import FluxTransformer
 from flux_jax.sharding import FSDP
 
 SettingsT = TypeVar("SettingsT")
-# Of what only reads the settings: one with a method's settings serves where any do.
+# For classes that only read the settings: a context with a method's settings is accepted wherever
+# any settings are.
 ReadSettingsT = TypeVar("ReadSettingsT", covariant=True)
-# Of what is only called with them.
+# For callables that only take the settings as an argument.
 AskedSettingsT = TypeVar("AskedSettingsT", contravariant=True)
 
 
 @dataclass(frozen=True)
 class StepContext(Generic[ReadSettingsT]):
-    """Static arguments of the training step, the same for all runs that train at once.
+    """Static arguments of the training step, shared by all runs trained together.
 
     Attributes:
         transformer: the model.
-        mesh: devices, with the axes `concept`, `data` and `fsdp`.
-        batch_size: samples an update, a multiple of the devices along `data`.
+        mesh: device mesh, with the axes `concept`, `data` and `fsdp`.
+        batch_size: samples per update, a multiple of the devices along `data`.
         guidance: distilled guidance scale.
-        alpha: the adapter's.
-        settings: the method's, as far as its steps look at them.
+        alpha: alpha of the adapter.
+        settings: settings of the method that its steps use.
     """
 
     transformer: FluxTransformer
@@ -45,13 +46,13 @@ class StepContext(Generic[ReadSettingsT]):
     def of(
         config: Config, settings: SettingsT, transformer: FluxTransformer, mesh: Mesh
     ) -> "StepContext[SettingsT]":
-        """The context of runs.
+        """Build the context of runs.
 
         Args:
-            config: of any of the runs.
-            settings: those of its method's settings that are compiled in.
+            config: configuration of any of the runs.
+            settings: settings of the method that are compiled in.
             transformer: the model.
-            mesh: devices, from `make_mesh`.
+            mesh: device mesh, from `make_mesh`.
         """
         return StepContext(
             transformer=transformer.clone(remat=config.model.remat),
@@ -63,18 +64,18 @@ class StepContext(Generic[ReadSettingsT]):
         )
 
     def divided(self, tree: PyTree) -> PyTree:
-        """A tree's arrays with their first axis, the runs', split over the mesh."""
+        """Place a tree's arrays on the mesh, with their first axis, the runs, split over it."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(RUNS)))
 
     def placed(self, bank: Bank) -> Bank:
-        """A stacked bank where the training step wants it."""
+        """Place a stacked bank on the mesh as the training step expects it."""
         common = {"times": bank.times, "image_ids": bank.image_ids}
         per_run = bank.replace(**dict.fromkeys(common))
         return self.divided(per_run).replace(**sharding.gather(self.mesh, common))
 
 
 def split_samples(context: StepContext[object], tree: PyTree) -> PyTree:
-    """Splits the first axis, the samples', over `data`, and over `fsdp` where that divides it."""
+    """Split the first axis, the samples, over `data`, and over `fsdp` where that divides it."""
 
     def split(leaf: Array) -> Array:
         both = len(leaf) % (context.mesh.shape[SAMPLES] * context.mesh.shape[FSDP]) == 0
@@ -85,5 +86,5 @@ def split_samples(context: StepContext[object], tree: PyTree) -> PyTree:
 
 
 def split_runs(context: StepContext[object], tree: PyTree) -> PyTree:
-    """Splits the first axis, the runs', over the mesh."""
+    """Split the first axis, the runs, over the mesh."""
     return jax.lax.with_sharding_constraint(tree, NamedSharding(context.mesh, PartitionSpec(RUNS)))

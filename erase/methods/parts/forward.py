@@ -1,4 +1,4 @@
-"""The frozen and the trained model of a run, on samples of its bank.
+"""Forward passes of a run's frozen and trained model, on samples from its bank.
 
 Axis letters: B batch, A anchors, S image tokens, C latent channels.
 """
@@ -19,11 +19,11 @@ from flux_jax.sampling import euler
 
 @dataclass(frozen=True, eq=False)
 class RunInputs(Generic[ReadSettingsT]):
-    """What the losses of one run are computed from, besides its adapter and a random key.
+    """Inputs of one run's losses, besides its adapter and a random key.
 
     Attributes:
         frozen: the frozen model.
-        bank: what samples are drawn from.
+        bank: precomputed data to sample from.
         context: static arguments.
     """
 
@@ -33,30 +33,30 @@ class RunInputs(Generic[ReadSettingsT]):
 
     @staticmethod
     def of(context: StepContext[SettingsT], params: PyTree, bank: Bank) -> "RunInputs[SettingsT]":
-        """The inputs of a run.
+        """Build the inputs of a run.
 
         Args:
             context: static arguments.
-            params: the frozen transformer's.
-            bank: the run's.
+            params: parameters of the frozen transformer.
+            bank: the run's bank.
         """
         frozen = Denoiser(context.transformer, params, bank.image_ids, context.guidance)
         return RunInputs(frozen, bank, context)
 
     @property
     def settings(self) -> ReadSettingsT:
-        """The method's settings, as far as they are compiled in."""
+        """The method's compiled settings."""
         return self.context.settings
 
     def adapted(self, lora: PyTree) -> Denoiser:
-        """The trained model: the frozen one with the bank's edit and an adapter's tree on it."""
+        """Return the trained model: the frozen one with the bank's edit and an adapter's tree."""
         parts = [Adapter(lora, self.context.alpha)]
         if self.bank.edit is not None:
             parts.append(unscaled(self.bank.edit))
         return self.frozen.replace(lora=combine([(part, 1.0) for part in parts]))
 
     def guided(self, guidance: float | None) -> "RunInputs[ReadSettingsT]":
-        """The same with another distilled guidance scale; None leaves it as it is."""
+        """Return a copy with another distilled guidance scale; None does not change it."""
         if guidance is None:
             return self
         return replace(self, frozen=self.frozen.replace(guidance=guidance))
@@ -69,10 +69,10 @@ def anchor_velocities(
     anchors: Conditioning,
     times: Float[Array, "B"],
 ) -> list[Float[Array, "B S C"]]:
-    """The frozen model's velocities for the concept and for each anchor, in one batch.
+    """Compute the frozen model's velocities for the concept and for each anchor, in one batch.
 
     Args:
-        run: what the run's losses are computed from.
+        run: inputs of the run's losses.
         latents: x_t.
         concept: prompts with the concept, text [B, T, E] and pooled [B, P].
         anchors: text [B, A, T, E] and pooled [B, A, P].
@@ -98,14 +98,14 @@ def rollout(
     rows: Int[Array, "B"],
     steps: Int[Array, "B"],
 ) -> Float[Array, "B S C"]:
-    """Where the trained model comes to from the noise of some trajectories; has no gradient.
+    """Denoise with the trained model from the noise of some trajectories; has no gradient.
 
     Args:
-        run: what the run's losses are computed from.
-        lora: the adapter.
-        prompts: what the pictures are to show.
-        rows: of the bank's trajectories.
-        steps: how many denoising steps are taken.
+        run: inputs of the run's losses.
+        lora: the adapter's tree.
+        prompts: encoded prompts.
+        rows: rows of the bank's trajectories.
+        steps: number of denoising steps for each.
     """
     lora, prompts = jax.lax.stop_gradient((lora, prompts))
     model, times = run.adapted(lora), run.bank.times
@@ -121,5 +121,5 @@ def rollout(
 
 
 def merge_batch_axes(tree: PyTree) -> PyTree:
-    """The first two axes as one, so that a sample's rows stay beside each other."""
+    """Merge the first two axes into one; a sample's rows stay next to each other."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)

@@ -1,7 +1,7 @@
-"""What layers see of single text tokens while the frozen model draws.
+"""Inputs of layers at single text tokens while the frozen model denoises.
 
-Axis letters: B prompts, L blocks, K tokens that are looked at, N noise levels, S image
-tokens, C latent channels, I inputs, O outputs.
+Axis letters: B prompts, L blocks, K selected tokens, N noise levels, S image tokens, C latent
+channels, I inputs, O outputs.
 """
 
 import functools
@@ -23,11 +23,11 @@ from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import euler
 from flux_jax.tree import flatten
 
-# Latents, and sums of what layers see, by their paths.
+# Latents, and sums of the layers' inputs by path.
 Carry = tuple[Array, dict[str, Array]]
-# The collection that layers' inputs are kept in; the transformer's loops over blocks stack it.
+# Flax collection of the layers' inputs; the transformer's loops over blocks stack it.
 SEEN = "seen"
-# Layers that see one vector of each prompt, not one of each token.
+# Layers whose input is one vector per prompt instead of one per token.
 POOLED = "pooled_embedder"
 
 
@@ -38,35 +38,35 @@ def text_inputs(
     prompts: Sequence[str],
     tokens: Int[np.ndarray, "B K"],
 ) -> dict[str, Float[np.ndarray, "L B K I"]]:
-    """Layers' inputs at some text tokens, the mean over all steps of the frozen model's way.
+    """Compute layers' inputs at some text tokens, averaged over the frozen model's denoising steps.
 
-    All prompts start from the same noise, so that nothing but their words tells them apart.
+    All prompts start from the same noise, so that they differ only in their words.
 
     Args:
         pipe: the frozen model.
-        config: says the pictures' size, steps and guidance, how many at once, and the noise's seed.
+        config: provides the pictures' size, steps, guidance and batch size, and the noise's seed.
         targets: layers of the text stream in dual-stream blocks, `context_embedder`, or
-            `pooled_embedder/linear_1`, which sees one vector, whatever the token.
-        prompts: one a picture.
-        tokens: which of each prompt's.
+            `pooled_embedder/linear_1`, whose input is one vector for any token.
+        prompts: one per picture.
+        tokens: positions of the selected tokens of each prompt.
 
     Returns:
-        For every target its inputs, L = 1 for a layer outside the blocks.
+        The inputs of every target; L = 1 for a layer outside the blocks.
 
     Raises:
-        InputError: a target does not see the text's tokens.
+        InputError: the input of a target is not text tokens.
     """
     known = _text_layers(pipe)
     for target in targets:
         if target not in known:
             raise InputError(
-                f"adapter.targets: {target!r} does not see single text tokens, which this method "
-                f"changes; {nearest(target, known)}"
+                f"adapter.targets: the input of {target!r} is not single text tokens, which this "
+                f"method edits; {nearest(target, known)}"
             )
     ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(ids)), jnp.float32)
     model, parts = pipe.denoiser(ids, config.guidance), []
-    for rows in batches(len(prompts), config.bank.batch, "looking at layers' inputs"):
+    for rows in batches(len(prompts), config.bank.batch, "computing layers' inputs"):
         noise = pipe.noise([config.seed] * len(rows), config.height, config.width)
         encoded = pipe.encode([prompts[row] for row in rows])
         samples = sharding.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
@@ -82,7 +82,7 @@ def text_inputs(
 
 
 def kernels(pipe: Pipeline, target: str) -> Float[np.ndarray, "L I O"]:
-    """A layer's weights in every block, L = 1 outside the blocks, as they are multiplied with."""
+    """Return a layer's dequantized weights in every block; L = 1 outside the blocks."""
     params = flatten(pipe.params["transformer"])
     kernel, scale = (
         np.asarray(sharding.gather(pipe.mesh, params.get(path, jnp.ones(1))), np.float64)
@@ -93,7 +93,7 @@ def kernels(pipe: Pipeline, target: str) -> Float[np.ndarray, "L I O"]:
 
 
 def _text_layers(pipe: Pipeline) -> list[str]:
-    """Layers that a prompt's tokens, or its one pooled vector, go into."""
+    """Return the layers whose input is a prompt's tokens, or its pooled vector."""
     kernels = [path for path in flatten(pipe.shapes) if path.endswith("/kernel")]
     layers = [path.removesuffix("/kernel") for path in kernels]
     endings = ("add_q_proj", "add_k_proj", "add_v_proj", "ff_context/linear_1")
@@ -130,17 +130,17 @@ def mean_over_steps(
     sigmas: Float[Array, "N"],
     capture: Interceptor,
 ) -> dict[str, Array]:
-    """Means over the denoising's steps of what an interceptor captures of layers; to be jitted.
+    """Average what an interceptor captures of layers over the denoising steps; call under jit.
 
     Args:
-        model: what denoises.
+        model: the denoising model.
         noise: latents at the first noise level.
         conditioning: encoded prompts.
         sigmas: noise levels.
-        capture: for `nn.intercept_methods`; sows one array a layer into the collection `SEEN`.
+        capture: for `nn.intercept_methods`; sows one array per layer into the collection `SEEN`.
 
     Returns:
-        By the layer's path.
+        The means by the layer's path.
     """
 
     def look(latents: Array, level: Array) -> tuple[Array, dict[str, Array]]:
@@ -161,7 +161,7 @@ def mean_over_steps(
 
 
 def _capture_inputs(targets: Sequence[str], tokens: Int[Array, "B K"]) -> Interceptor:
-    """Captures the inputs of some layers at some tokens, in float32."""
+    """Return an interceptor that captures layers' inputs at some tokens, in float32."""
 
     def interceptor(
         call: NextGetter, args: tuple[Any, ...], kwargs: dict[str, Any], context: InterceptorContext

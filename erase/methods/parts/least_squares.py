@@ -1,4 +1,4 @@
-"""The least squares of `erase.compose.fusion`: what is summed up over concepts, and its solution.
+"""Least squares of `erase.compose.fusion`: sums over the concepts, and the solution.
 
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
@@ -11,20 +11,20 @@ from jaxtyping import Float
 
 from erase.methods.parts.closed_form import reduced
 
-# ε in means of M's diagonal: what makes M safe to invert, and moves nothing else.
+# ε relative to the mean of M's diagonal: makes M invertible and barely changes the solution.
 RIDGE = 1e-6
 
 
 def energy(
     gram: Float[np.ndarray, "L I I"], a: Float[np.ndarray, "L I R"], b: Float[np.ndarray, "L R O"]
 ) -> float:
-    """E ‖h A B‖², over all blocks."""
+    """Return E ‖h A B‖², summed over all blocks."""
     return float(np.sum((a.swapaxes(-1, -2) @ gram @ a @ b) * b))
 
 
 @dataclass
 class Moments:
-    """What the objective needs of a target's inputs; sums over adapters, in double precision.
+    """Statistics of a target's inputs for the objective; sums over adapters, in double precision.
 
     Attributes:
         erased: Σ w_i G_i.
@@ -32,7 +32,7 @@ class Moments:
         asked: Σ w_i E_i ‖h D_i‖².
         weight: Σ w_i.
         preserved: Σ G_p.
-        batches: of preserved prompts.
+        batches: number of batches of preserved prompts.
     """
 
     erased: Float[np.ndarray, "L I I"]
@@ -44,7 +44,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, change: Mapping[str, np.ndarray], target: str) -> "Moments":
-        """Nothing seen yet, in a target's shapes."""
+        """Return empty sums in a target's shapes."""
         blocks, inputs, _ = change[f"{target}/A"].shape
         square = (blocks, inputs, inputs)
         wanted = np.zeros((blocks, inputs, change[f"{target}/B"].shape[-1]))
@@ -57,21 +57,21 @@ class Moments:
         b: Float[np.ndarray, "L R O"],
         weight: float = 1.0,
     ) -> None:
-        """An adapter's inputs on its own prompts, its change A B, and what it counts."""
+        """Add an adapter: the Gram matrix on its prompts, its change A B, and its weight."""
         self.erased += weight * gram
         self.wanted += weight * ((gram @ a) @ b)
         self.asked += weight * energy(gram, a, b)
         self.weight += weight
 
     def preserve(self, gram: Float[np.ndarray, "L I I"]) -> None:
-        """Inputs on prompts to preserve."""
+        """Add the Gram matrix on a batch of prompts to preserve."""
         self.preserved += gram
         self.batches += 1
 
     def solve(
         self, rank: int, preserve: float
     ) -> tuple[Float[np.ndarray, "L I R"], Float[np.ndarray, "L R O"]]:
-        """The objective's minimum among changes of a rank, as its A and B."""
+        """Return A and B of the change of a given rank that minimises the objective."""
         solved = []
         for erased, preserved, wanted in zip(self.erased, self.preserved, self.wanted, strict=True):
             matrix = erased / self.weight + preserve * preserved / max(1, self.batches)
@@ -83,7 +83,7 @@ class Moments:
     def losses(
         self, a: Float[np.ndarray, "L I R"], b: Float[np.ndarray, "L R O"]
     ) -> dict[str, float]:
-        """How far a change A B is from what was wanted, in shares of Σ w_i E_i ‖h D_i‖².
+        """Measure how far a change A B is from the objective, relative to Σ w_i E_i ‖h D_i‖².
 
         Returns:
             `missing`: Σ w_i E_i ‖h (D - D_i)‖²; `spilled`: Σ w_i E_p ‖h D‖².

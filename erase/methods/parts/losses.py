@@ -1,6 +1,6 @@
-"""The four losses of EraseAnything, as pure functions of what the transformer returns.
+"""The four losses of EraseAnything, as pure functions of the transformer's outputs.
 
-All of them compute in float32. Velocity is v = ε - x_0, on x_t = (1 - t) x_0 + t ε.
+All losses are computed in float32. Velocity is v = ε - x_0, on x_t = (1 - t) x_0 + t ε.
 Axis letters: B batch, S image tokens, C latent channels, T text tokens, N = T + S tokens (text
 first), L dual-stream blocks, H heads, K irrelevant words, G concept tokens.
 """
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Keeps the norm's gradient finite where a feature is zero.
+# Keeps the gradient of the norm finite where a feature is zero.
 TINY = 1e-12
 
 
@@ -19,15 +19,15 @@ def esd_target(
     towards: Float[Array, "B S C"],
     eta: float | Float[Array, ""],
 ) -> Float[Array, "B S C"]:
-    """The velocity that an erased prompt should have: away from the concept.
+    """Compute the target velocity of an erased prompt, which points away from the concept.
 
     ESD's negative guidance, the paper's Eq. 2 with its norm in the right place:
-    v(towards) - η (v(c) - v(∅)). All are the frozen base's, on one x_t.
+    v(towards) - η (v(c) - v(∅)). All velocities are the frozen base model's, at the same x_t.
 
     Args:
         conditional: velocity for the prompt with the concept.
-        unconditional: for the empty prompt.
-        towards: for what is to come in the concept's place; usually the empty prompt too.
+        unconditional: velocity for the empty prompt.
+        towards: velocity for what replaces the concept; usually for the empty prompt too.
         eta: η.
     """
     conditional, unconditional, towards = (
@@ -39,31 +39,31 @@ def esd_target(
 def squared_error(
     velocity: Float[Array, "B S C"], target: Float[Array, "B S C"]
 ) -> Float[Array, ""]:
-    """Mean squared error: L_esd, with `esd_target`."""
+    """Mean squared error; with `esd_target` as the target, this is L_esd."""
     return jnp.mean(jnp.square(velocity.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
 def attention_to_concept(mass: Float[Array, "L B H N"], text_tokens: int) -> Float[Array, ""]:
-    """L_attn: attention that image queries give to the concept's tokens, in [0, 1].
+    """L_attn: mean attention of image queries to the concept's tokens, in [0, 1].
 
     The paper's Eq. 3 as a mean over blocks, batch, heads and image queries, so that its weight
-    means the same at every resolution.
+    does not depend on the resolution.
 
     Args:
-        mass: attention on the concept's tokens, summed over them, for every query.
+        mass: attention to the concept's tokens, summed over them, for every query.
         text_tokens: T.
     """
     return jnp.mean(mass[..., text_tokens:].astype(jnp.float32))
 
 
 def attention_to_concept_released(mass: Float[Array, "L B H N G"]) -> Float[Array, ""]:
-    """L_attn as the authors' code has it: sum over queries and tokens of the norm over heads.
+    """L_attn as in the authors' code: the norm over heads, summed over queries and tokens.
 
-    Σ_n Σ_g ‖P[last block, :, n, g]‖₂, mean over the batch; text queries count too, and the sum
+    Σ_n Σ_g ‖P[last block, :, n, g]‖₂, mean over the batch. Text queries are included. The sum
     grows with the resolution, so its weight is small (1e-3).
 
     Args:
-        mass: attention on each of the concept's tokens, for every query; zeros for other tokens.
+        mass: attention to each of the concept's tokens, for every query; zeros for other tokens.
     """
     last = mass[-1].astype(jnp.float32)
     norms = jnp.sqrt(jnp.sum(jnp.square(last), axis=1) + TINY) - TINY**0.5
@@ -73,25 +73,25 @@ def attention_to_concept_released(mass: Float[Array, "L B H N G"]) -> Float[Arra
 def flow_matching(
     velocity: Float[Array, "B S C"], clean: Float[Array, "B S C"], noise: Float[Array, "B S C"]
 ) -> Float[Array, ""]:
-    """L_lora, the paper's Eq. 4: the velocity at u_t should lead from the noise to the picture.
+    """L_lora, the paper's Eq. 4: flow matching, so that u_t is denoised to the picture.
 
     Args:
-        velocity: predicted at (1 - t) clean + t noise.
-        clean: latents of pictures that should stay.
-        noise: what was mixed in.
+        velocity: prediction at (1 - t) clean + t noise.
+        clean: latents of pictures to preserve.
+        noise: the noise that was mixed in.
     """
     return squared_error(velocity, noise.astype(jnp.float32) - clean.astype(jnp.float32))
 
 
 def attention_features(mass: Float[Array, "L B H N"], text_tokens: int) -> Float[Array, "L B S"]:
-    """Where in the picture a word is looked at: F of the paper's Eq. 5.
+    """Compute a word's attention features over the picture, F of the paper's Eq. 5.
 
-    Attention columns of the word's tokens, mean over tokens and heads, image queries only, scaled
-    to length 1 in each block. The sum over tokens serves as well as their mean, since the length
-    is normalised away.
+    The attention columns of the word's tokens, averaged over tokens and heads, of image queries
+    only, and scaled to length 1 in each block. The sum over tokens gives the same result as their
+    mean, because the length is normalised.
 
     Args:
-        mass: attention on the word's tokens, summed over them, for every query.
+        mass: attention to the word's tokens, summed over them, for every query.
         text_tokens: T.
     """
     columns = mass[..., text_tokens:].astype(jnp.float32).mean(axis=2)
@@ -99,7 +99,7 @@ def attention_features(mass: Float[Array, "L B H N"], text_tokens: int) -> Float
 
 
 def attention_features_released(mass: Float[Array, "L B H N"]) -> Float[Array, "1 B N"]:
-    """F as the authors' code has it: the first head of the last block, text queries included."""
+    """F as in the authors' code: the first head of the last block, with text queries."""
     columns = mass[-1:, :, 0].astype(jnp.float32)
     return columns * jax.lax.rsqrt(jnp.sum(jnp.square(columns), -1, keepdims=True) + TINY)
 
@@ -111,15 +111,15 @@ def reverse_contrastive(
     temperature: float,
     form: str = "infonce",
 ) -> Float[Array, ""]:
-    """L_rsc: the concept's features should resemble the irrelevant words', not its synonym's.
+    """L_rsc: draws the concept's features towards irrelevant words' and away from its synonym's.
 
-    Three forms, each the mean over blocks and batch, with gradients through F alone:
+    Three forms, each the mean over blocks and batch, with gradients through F only:
 
-    - "infonce" has the roles of the paper's text: -log(Σ_k e^{F·F_k/τ} / (e^{F·F_syn/τ} +
-      Σ_k e^{F·F_k/τ})) >= 0.
-    - "literal" is the paper's Eq. 5 with its sign mended, since minimised as printed it would do
-      the reverse: log(e^{F·F_syn/τ} / Σ_k e^{F·F_k/τ}); it has no lower bound but τ's.
-    - "released" is what the authors' code minimises, the synonym in the middle:
+    - "infonce" assigns the roles as the paper's text does: -log(Σ_k e^{F·F_k/τ} /
+      (e^{F·F_syn/τ} + Σ_k e^{F·F_k/τ})) >= 0.
+    - "literal" is the paper's Eq. 5 with its sign corrected, because minimising it as printed would
+      do the reverse: log(e^{F·F_syn/τ} / Σ_k e^{F·F_k/τ}); only τ bounds it below.
+    - "released" is what the authors' code minimises, with the synonym as the centre:
       log(e^{F_syn·F/τ} / (e^{F_syn·F/τ} + Σ_k e^{F_syn·F_k/τ})).
 
     Args:
@@ -127,7 +127,7 @@ def reverse_contrastive(
         synonym: F_syn.
         irrelevant: F_k.
         temperature: τ.
-        form: which of the three.
+        form: "infonce", "literal" or "released".
     """
     synonym, irrelevant = jax.lax.stop_gradient((synonym, irrelevant))
     to_synonym = jnp.sum(concept * synonym, axis=-1) / temperature
@@ -142,12 +142,12 @@ def reverse_contrastive(
 def adaptive_sum(
     erasing: Float[Array, ""], preserving: Float[Array, ""], balance: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """One loss for both levels, as in EraseAnything++: w/(1+w) preserving + 1/(1+w) erasing.
+    """Combine both levels' losses as in EraseAnything++: w/(1+w) preserving + 1/(1+w) erasing.
 
     Args:
-        erasing: the lower level's weighted loss.
-        preserving: the upper level's.
-        balance: w, taken as 0 where it is negative; grows as what is preserved gets worse.
+        erasing: weighted loss of the lower level.
+        preserving: weighted loss of the upper level.
+        balance: w, clipped to 0 from below; grows as the preserving loss gets worse.
     """
     w = jax.lax.stop_gradient(jnp.maximum(balance, 0))
     return (w * preserving + erasing) / (1 + w)

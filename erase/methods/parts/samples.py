@@ -14,12 +14,12 @@ from erase.data.plan import POOL, SYNONYM
 from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, rollout
 
-# Rows of a bank, and for each which of the denoising steps.
+# Rows of a bank, and a denoising step for each.
 Places = tuple[Int[Array, "B"], Int[Array, "B"]]
 
 
 class Counts(NamedTuple):
-    """What there is to sample from: trajectories, kept pictures, and each denoising step's t."""
+    """Sizes of the bank: trajectories, pictures to preserve, and the t of each denoising step."""
 
     trajectories: int
     pictures: int
@@ -32,7 +32,7 @@ class Counts(NamedTuple):
 
 
 def sample_places(count: int, key: PRNGKeyArray, batch: int, steps: int) -> Places:
-    """Samples rows of the bank and, for each, one of so many first denoising steps."""
+    """Sample rows of the bank and, for each, one of the first `steps` denoising steps."""
     row_key, step_key = jax.random.split(key)
     rows = jax.random.randint(row_key, (batch,), 0, count)
     return rows, jax.random.randint(step_key, (batch,), 0, steps)
@@ -41,14 +41,14 @@ def sample_places(count: int, key: PRNGKeyArray, batch: int, steps: int) -> Plac
 def sample_pictures(
     count: int, key: PRNGKeyArray, batch: int, steps: int
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], PRNGKeyArray]:
-    """Samples kept pictures, a step for each, and the key of their noise."""
+    """Sample pictures to preserve, a denoising step for each, and the key of their noise."""
     keys = jax.random.split(key, 3)
     rows = jax.random.randint(keys[0], (batch,), 0, count)
     return rows, jax.random.randint(keys[1], (batch,), 0, steps), keys[2]
 
 
 class Sample(NamedTuple):
-    """Where on their way some pictures are: x_t, t, and the sentences that they show."""
+    """Points on denoising trajectories: x_t, t, and the sentence of each."""
 
     latents: Float[Array, "B S C"]
     times: Float[Array, "B"]
@@ -56,7 +56,7 @@ class Sample(NamedTuple):
 
 
 def sample_latents(run: RunInputs[object], key: PRNGKeyArray, steps: int | None = None) -> Sample:
-    """Samples x_t on the frozen model's trajectories, by default among all of their steps."""
+    """Sample x_t on the frozen model's trajectories, by default from all of their steps."""
     bank, context = run.bank, run.context
     among = len(bank.times) if steps is None else steps
     rows, step = sample_places(len(bank.trajectories), key, context.batch_size, among)
@@ -66,7 +66,10 @@ def sample_latents(run: RunInputs[object], key: PRNGKeyArray, steps: int | None 
 
 
 def sample_student_latents(run: RunInputs[object], lora: PyTree, key: PRNGKeyArray) -> Sample:
-    """The same places on the trained model's way from the same noise."""
+    """Sample x_t as `sample_latents` does, but on the trained model's trajectories.
+
+    The trained model starts from the same noise and stops at the same steps.
+    """
     bank, context = run.bank, run.context
     count, among = len(bank.trajectories), len(bank.times)
     rows, steps = sample_places(count, key, context.batch_size, among)
@@ -91,7 +94,7 @@ def add_noise(
     steps: Int[Array, "B"],
     key: PRNGKeyArray,
 ) -> Noisy:
-    """Mixes noise into pictures, as much as each one's denoising step has."""
+    """Mix noise into pictures at the noise level of each one's denoising step."""
     clean = split_samples(run.context, pictures.astype(jnp.float32))
     noise = split_samples(run.context, jax.random.normal(key, clean.shape))
     times = split_samples(run.context, run.bank.times[steps])
@@ -102,12 +105,12 @@ def add_noise(
 def sample_forms(
     kinds: Int[Array, "V"], key: PRNGKeyArray, batch: int, count: int
 ) -> Int[Array, "B {count}+1"]:
-    """Samples for each of a batch the form with a synonym, and K with different irrelevant words.
+    """Sample for each batch element a form with a synonym and K with different irrelevant words.
 
-    The pools of irrelevant words give in turn, so that each has its share.
+    The pools of irrelevant words take turns, so that all are represented equally.
 
     Args:
-        kinds: of a bank's forms.
+        kinds: kinds of a bank's forms.
         key: random key.
         batch: B.
         count: K.

@@ -1,9 +1,9 @@
-"""The training step: gradient, optimiser, metrics and guard, for all runs of a command at once.
+"""Training step: gradient, optimiser, metrics and guard, for all runs of a command at once.
 
-`train_step` is the step of every method; an `Update` says what is the method's own in it. Runs are
-split over the mesh's axis `concept`, the samples of each over `data`, large frozen weights over
-`fsdp` (which shares samples too, where there are enough). What a run samples follows from its key
-alone, whatever trains beside it.
+All methods use `train_step`; an `Update` holds what differs between methods. Runs are split over
+the mesh's axis `concept`, the samples of each over `data`, large frozen weights over `fsdp` (which
+shares samples too, where there are enough). A run's samples depend only on its key, not on the
+runs trained together with it.
 Axis letter: R runs.
 """
 
@@ -30,12 +30,12 @@ RunMetrics = dict[str, Float[Array, "R"]]
 
 
 class State(flax.struct.PyTreeNode):
-    """What training changes.
+    """Training state.
 
     Attributes:
         lora: the adapter's tree, float32.
-        own: what the method's steps keep besides, by name: their optimisers' states.
-        active: whether steps still change anything; a run that has stopped is kept as it is.
+        own: further state of the method's steps by name, such as their optimisers' states.
+        active: whether steps still update the run; a stopped run does not change.
     """
 
     lora: PyTree
@@ -43,25 +43,25 @@ class State(flax.struct.PyTreeNode):
     active: Bool[Array, ""]
 
 
-# What a step of one run minimises, from the adapter's tree: the sum that counts, and its parts.
+# Losses of one run at the adapter's tree: the minimised sum, and its parts.
 Losses = Callable[[PyTree, RunInputs[SettingsT], PRNGKeyArray], tuple[Float[Array, ""], Metrics]]
-# What its optimiser is given, and the losses' parts.
+# Gradient for the optimiser, and the parts of the losses.
 Gradient = Callable[[State, RunInputs[SettingsT], PRNGKeyArray], tuple[PyTree, Metrics]]
-# What changes after the optimiser's step: the state and the metrics as they then are.
+# Hook after the optimiser's step: returns the new state and metrics.
 Follow = Callable[[State, Metrics, RunInputs[SettingsT], PRNGKeyArray], tuple[State, Metrics]]
 
 
 @dataclass(frozen=True)
 class Update(Generic[SettingsT]):
-    """What a method's step changes, and how.
+    """The parts of a training step that are specific to a method.
 
     Attributes:
-        name: of the gradient's norm (before clipping) among the metrics, `NAME_gradient`.
-        gradient: what the optimiser is given.
-        optimiser: from the method's settings.
-        optimiser_state: its name in `State.own`.
-        trains: the name in `State.own` of what is trained; None is the adapter.
-        follow: what comes after the optimiser's step, if anything does.
+        name: name of the step; the metric `NAME_gradient` is the gradient's norm before clipping.
+        gradient: computes the gradient for the optimiser.
+        optimiser: builds the optimiser from the method's settings.
+        optimiser_state: name of the optimiser's state in `State.own`.
+        trains: name in `State.own` of the trained parameters; None trains the adapter.
+        follow: hook after the optimiser's step, if any.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Update(Generic[SettingsT]):
 
 @runtime_checkable
 class TrainStep(Protocol[AskedSettingsT]):
-    """`train_step` of an update, jitted."""
+    """Jitted `train_step` of an update."""
 
     def __call__(  # noqa: D102
         self,
@@ -99,26 +99,26 @@ def train_step(
     *,
     context: StepContext[SettingsT],
 ) -> tuple[State, RunMetrics]:
-    """One step of all runs.
+    """Run one step of all runs.
 
     Args:
-        update: what the method's step does.
-        state: of the runs [R, ...].
-        params: the frozen transformer's.
+        update: the method's part of the step.
+        state: state of the runs [R, ...].
+        params: parameters of the frozen transformer.
         bank: the runs' banks, stacked.
         key: random keys [R].
         context: static arguments.
 
     Returns:
-        The new state and the metrics [R]. A run's state is the old one where it has stopped, or
-        where one of its metrics is no finite number.
+        The new state and the metrics [R]. A run's state does not change if the run has stopped or
+        one of its metrics is not finite.
     """
 
     def one_run(state: State, bank: Bank, key: PRNGKeyArray) -> tuple[State, Metrics]:
         run = RunInputs.of(context, params, bank)
         gradient, metrics = update.gradient(state, run, key)
 
-        # The optimiser's step.
+        # Optimiser step.
         trained = state.own[update.trains] if update.trains else state.lora
         changes, optimiser_state = update.optimiser(context.settings).update(
             gradient, state.own[update.optimiser_state], trained
@@ -135,13 +135,13 @@ def train_step(
         if update.follow:
             after, metrics = update.follow(after, metrics, run, key)
 
-        # The guard: one infinite number would end the adapter and the optimiser's state.
+        # Guard: a single non-finite number would ruin the adapter and the optimiser's state.
         finite = jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))).all()
         accepted = state.active & finite
         return jax.tree.map(lambda *both: jnp.where(accepted, *both), after, state), metrics
 
     runs = jax.vmap(one_run, in_axes=(0, run_axes(), 0), spmd_axis_name=RUNS)
-    # Kernels that the compiler cannot split have to know what they are split over.
+    # Kernels that the compiler cannot partition read the mesh from the context.
     with jax.sharding.use_abstract_mesh(context.mesh.abstract_mesh):
         state, metrics = runs(state, bank, key)
     metrics = jax.lax.with_sharding_constraint(metrics, whole(context.mesh))
@@ -149,20 +149,20 @@ def train_step(
 
 
 def jit_over_runs(update: Update[SettingsT]) -> TrainStep[SettingsT]:
-    """`train_step` of an update, jitted; donates the state."""
+    """Return the jitted `train_step` of an update; it donates the state."""
     return jax.jit(
         functools.partial(train_step, update), static_argnames="context", donate_argnames="state"
     )
 
 
 def adamw(level: AdamW) -> optax.GradientTransformation:
-    """AdamW with the level's own settings, of gradients that may be clipped by their norm."""
+    """Return AdamW with a level's settings; clips gradients by their norm if `clip` is set."""
     step = optax.adamw(level.learning_rate, weight_decay=level.weight_decay)
     return optax.chain(optax.clip_by_global_norm(level.clip), step) if level.clip else step
 
 
 def gradient_of(losses: Losses[SettingsT]) -> Gradient[SettingsT]:
-    """The losses' gradient with respect to the adapter, and their parts."""
+    """Return a function for the gradient with respect to the adapter, and the losses' parts."""
 
     def gradient(
         state: State, run: RunInputs[SettingsT], key: PRNGKeyArray

@@ -1,7 +1,7 @@
-"""Settings of every method, a file each.
+"""Settings of every method, one file per method.
 
-They need no JAX, so that errors in a configuration are reported before it is imported. A method
-that is not in `FIELDS` brings its settings in its own file.
+These files do not import JAX, so errors in a configuration are reported before JAX is loaded. A
+method that is not in `FIELDS` defines its settings in its own module.
 """
 
 from collections.abc import Mapping

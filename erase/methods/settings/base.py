@@ -1,4 +1,4 @@
-"""What configurations know of a method."""
+"""Description of a method's settings for the configuration."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -9,22 +9,22 @@ from erase.config.schema import Config
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 else:
-    # It exists for type checkers alone; those at run time look it up here.
+    # `_typeshed` exists only for static type checkers; run-time type checkers use this name.
     DataclassInstance = object
 
 
 @dataclass(frozen=True)
 class MethodFields:
-    """What configurations know of a method.
+    """Settings of a method, and their checks.
 
     Attributes:
-        settings: dataclass of its own settings, the configuration's part of the method's name
-            (`esd.eta`); None where there are none.
-        top_level: whether those settings are fields of the configuration itself instead
+        settings: dataclass of the method's settings, which are the configuration's field of the
+            method's name (`esd.eta`); None if the method has no settings.
+        top_level: whether the settings are fields of the configuration itself instead
             (`lower.attn`).
-        per_run: paths of settings that runs which train at once may differ in; what they say is
-            not compiled.
-        problems: what is wrong between a configuration's fields, a line each.
+        per_run: paths of settings that may differ between runs trained together; their values are
+            not compiled in.
+        problems: returns the conflicts between a configuration's fields, one line each.
     """
 
     settings: type[DataclassInstance] | None
@@ -33,10 +33,10 @@ class MethodFields:
     problems: Callable[[Config], Iterable[str]] = lambda config: ()
 
     def in_configurations(self, name: str) -> Sequence[str]:
-        """Fields of the configuration that hold its settings, if it has any.
+        """Names of the configuration's fields that hold the settings, if there are any.
 
         Args:
-            name: the method's.
+            name: name of the method.
         """
         if self.settings and self.top_level:
             return [spec.name for spec in fields(self.settings)]

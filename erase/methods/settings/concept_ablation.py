@@ -1,4 +1,4 @@
-"""Settings of Concept Ablation; `erase.methods.concept_ablation` is the method."""
+"""Settings of Concept Ablation; the method is in `erase.methods.concept_ablation`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from erase.methods.settings.base import MethodFields
 
 @dataclass(frozen=True)
 class Settings(AdamW):
-    """Concept Ablation's; its optimiser's settings are `AdamW`'s.
+    """Settings of Concept Ablation; those of the optimiser are inherited from `AdamW`.
 
     Attributes:
-        anchor: what the concept becomes; by default the first of the irrelevant words.
-        target: "model" or "noise", see the module.
-        prior: weight of the prior.
+        anchor: word that replaces the concept; by default the first irrelevant word.
+        target: "model" trains the concept's velocity towards the velocity for the anchor, "noise"
+            towards ε - x on pictures of the anchor.
+        prior: weight of the prior loss on the anchor.
     """
 
     learning_rate: float = number(1.6e-5, above=0)
@@ -26,12 +27,12 @@ class Settings(AdamW):
 
 
 def problems(config: Config) -> Iterator[str]:
-    """What is wrong between the fields, a line each."""
+    """Return conflicts between the fields, one line each."""
     anchor = config.method_settings(Settings).anchor.casefold()
     if not (anchor or config.irrelevant):
-        yield 'concept_ablation.anchor = "" and irrelevant = (): name what the concept becomes'
+        yield 'concept_ablation.anchor = "" and irrelevant = (): name a word to replace the concept'
     if anchor in (word.casefold() for word in (config.concept, *config.synonyms)):
-        yield f"concept_ablation.anchor = {anchor!r} is the concept: name what it is to become"
+        yield f"concept_ablation.anchor = {anchor!r} is the concept: name another word"
 
 
 FIELDS = MethodFields(Settings, per_run=("anchor",), problems=problems)

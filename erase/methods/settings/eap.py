@@ -1,4 +1,4 @@
-"""Settings of EAP; `erase.methods.eap` is the method."""
+"""Settings of EAP; the method is in `erase.methods.eap`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,19 +11,21 @@ from erase.methods.settings.base import MethodFields
 
 @dataclass(frozen=True)
 class Settings(AdamW):
-    """EAP's; its optimiser's settings are `AdamW`'s.
+    """Settings of EAP; those of the adapter's optimiser are inherited from `AdamW`.
 
     Attributes:
-        logits_rate: Adam's, of the words' logits.
-        temperature: of the Gumbel-softmax weights.
-        preserve: λ.
-        vocabulary: file with a word a line; by default the irrelevant words serve.
-        most: words of it that are looked at: centres of that many clusters among the words nearest
-            to the concept, where there are more.
+        logits_rate: learning rate of Adam on the words' logits.
+        temperature: temperature of the Gumbel-softmax weights.
+        preserve: λ, weight of the preserving term.
+        vocabulary: file with one word per line; by default the irrelevant words are used.
+        most: largest number of words used. From a larger vocabulary, the words nearest to the
+            concept are clustered and the centre of each cluster is used.
         eta: η of L_esd.
-        stand_in: see `erase.methods.esd`.
-        trajectories: whose way leads to x_t: the adapted model's ("student"), or the frozen one's.
-        guidance: distilled guidance scale of all velocities; by default that of the trajectories.
+        stand_in: see `esd.stand_in`.
+        trajectories: model that denoises to x_t: "student" is the adapted model, "teacher" the
+            frozen one.
+        guidance: distilled guidance scale of all velocities in the loss; by default that of the
+            trajectories.
     """
 
     learning_rate: float = number(1e-5, above=0)
@@ -40,12 +42,12 @@ class Settings(AdamW):
 
 
 def problems(config: Config) -> Iterator[str]:
-    """What is wrong between the fields, a line each."""
+    """Return conflicts between the fields, one line each."""
     named = config.method_settings(Settings).vocabulary
     if named is None and not config.irrelevant:
         yield "eap.vocabulary = None and irrelevant = (): EAP needs other words; name some"
     if named is not None and not Path(named).is_file():
-        yield f"eap.vocabulary = {named!r} is not a file; name one with a word a line"
+        yield f"eap.vocabulary = {named!r} is not a file; name one with one word per line"
 
 
 FIELDS = MethodFields(Settings, per_run=("vocabulary", "eta", "stand_in"), problems=problems)

@@ -1,4 +1,4 @@
-"""Settings of EraseAnything: of its two levels, and how they alternate."""
+"""Settings of EraseAnything: its two levels and how they alternate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,19 +12,21 @@ from flux_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Lower(AdamW):
-    """The erasing level; its optimiser's settings are `AdamW`'s.
+    """The erasing level; the optimiser's settings are inherited from `AdamW`.
 
     Attributes:
         esd: weight of L_esd.
         attn: weight of L_attn.
-        eta: how far past the unconditional velocity L_esd's target lies.
-        erase_to: prompt whose velocity that target starts from, instead of the unconditional one.
-        stand_in: words that take the concept's place in its sentence, whose velocity then is the
-            unconditional one in that target, so that the rest of the sentence stays; an empty
-            text leaves the place out.
-        trajectories: whose denoising leads to x_t: "teacher" is the frozen model's, made once,
-            "student" the adapted model's own, made anew in each update.
-        attn_form: "normalised" is the mean share of attention, "released" the authors' code.
+        eta: η, how far L_esd's target is moved past the unconditional velocity, away from the
+            concept.
+        erase_to: prompt whose velocity the target starts from, instead of the unconditional one.
+        stand_in: words that replace the concept in its sentence. The velocity for that sentence is
+            then the unconditional one in the target, so that the rest of the sentence is
+            preserved. An empty text removes the concept from the sentence.
+        trajectories: model that denoises to x_t: "teacher" is the frozen model, whose trajectories
+            are computed once; "student" is the adapted model, which denoises again in each update.
+        attn_form: "normalised" is the mean share of attention, "released" is the form in the
+            authors' code.
     """
 
     esd: float = number(1.0, least=0)
@@ -38,23 +40,25 @@ class Lower(AdamW):
 
 @dataclass(frozen=True)
 class Upper(AdamW):
-    """The preserving level; its optimiser's settings are `AdamW`'s.
+    """The preserving level; the optimiser's settings are inherited from `AdamW`.
 
     Attributes:
         lora: weight of L_lora.
         rsc: weight of L_rsc.
-        lora_target: what L_lora holds the velocity to: "noise" is the paper's, from picture to
-            noise; "base" is the frozen model's own velocity there.
-        pictures: pictures of the frozen model that L_lora holds on to.
-        prompts: what they show, in turn; by default the first sentence, with the concept.
-        without_concept: whether the concept's words are left out of those prompts.
-        folder: pictures with captions (`cat.png`, `cat.txt`) to hold on to instead.
-        rsc_form: "infonce" has the roles of the paper's text, "literal" is its equation with the
-            sign mended, "released" the authors' code: bare words, first head of the last block.
+        lora_target: target velocity of L_lora: "noise" is the paper's, from picture to noise;
+            "base" is the frozen model's velocity at the same point.
+        pictures: number of the frozen model's pictures that L_lora preserves.
+        prompts: prompts of these pictures, used in turn; by default the first sentence, with the
+            concept.
+        without_concept: whether the concept's words are removed from these prompts.
+        folder: folder of pictures with captions (`cat.png`, `cat.txt`) to preserve instead.
+        rsc_form: form of L_rsc: "infonce" follows the paper's text; "literal" is the paper's
+            equation with its sign corrected; "released" is the authors' code, which uses bare
+            words and the first head of the last block.
         blocks: dual-stream blocks whose attention L_rsc compares.
-        temperature: of L_rsc.
-        negatives: irrelevant words a sentence, K in L_rsc.
-        early: share of the denoising steps, counted from the noise, that L_rsc looks at.
+        temperature: temperature of L_rsc.
+        negatives: irrelevant words per sentence, K in L_rsc.
+        early: share of the denoising steps, counted from the noise, that L_rsc uses.
     """
 
     learning_rate: float = number(5e-4, above=0)
@@ -74,13 +78,14 @@ class Upper(AdamW):
 
 @dataclass(frozen=True)
 class Settings:
-    """EraseAnything's, which are fields of the configuration itself: `lower.attn`, `alternation`.
+    """Settings of EraseAnything, top-level fields of the configuration (`lower.attn`).
 
     Attributes:
         lower: the erasing level.
         upper: the preserving level.
-        alternation: "bilevel" makes one lower and one upper update an iteration; "joint" makes one
-            of their sum; "adaptive" one of a sum whose weights follow what is being preserved.
+        alternation: updates of an iteration: "bilevel" is one lower and one upper update; "joint"
+            is one update on the sum of their losses; "adaptive" is one update on a sum whose
+            weights follow the preserving loss.
     """
 
     lower: Lower = Lower()
@@ -89,7 +94,7 @@ class Settings:
 
 
 def problems(config: Config) -> Iterator[str]:
-    """What is wrong between the fields, a line each."""
+    """Return conflicts between the fields, one line each."""
     settings = config.method_settings(Settings)
     lower, upper = settings.lower, settings.upper
     if upper.folder and (upper.prompts or upper.without_concept):

@@ -1,4 +1,4 @@
-"""Settings of ESD; `erase.methods.esd` is the method."""
+"""Settings of ESD; the method is in `erase.methods.esd`."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,17 @@ from erase.methods.settings.base import MethodFields
 
 @dataclass(frozen=True)
 class Settings(AdamW):
-    """ESD's; its optimiser's settings are `AdamW`'s.
+    """Settings of ESD; those of the optimiser are inherited from `AdamW`.
 
     Attributes:
-        eta: η, how far past the unconditional velocity the target lies.
-        stand_in: words that take the concept's place in its sentence, whose velocity then is the
-            unconditional one; an empty text leaves the place out; by default the empty prompt.
-        erase_to: prompt g; by default what is unconditional.
-        trajectories: whose way leads to x_t: the adapted model's ("student"), or the frozen one's.
+        eta: η, how far the target is moved past the unconditional velocity, away from the concept.
+        stand_in: words that replace the concept in its sentence. The velocity for that sentence is
+            then the unconditional one. An empty text removes the concept from the sentence; by
+            default the unconditional prompt is the empty prompt.
+        erase_to: prompt g, whose velocity the target starts from; by default the unconditional
+            prompt.
+        trajectories: model that denoises to x_t: "student" is the adapted model, "teacher" the
+            frozen one.
         guidance: distilled guidance scale of all velocities in the loss; by default that of the
             trajectories.
     """

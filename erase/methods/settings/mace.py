@@ -1,4 +1,4 @@
-"""Settings of MACE; `erase.methods.mace` is the method."""
+"""Settings of MACE; the method is in `erase.methods.mace`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from erase.methods.settings.base import MethodFields
 
 @dataclass(frozen=True)
 class Settings(AdamW):
-    """MACE's; its optimiser's settings are `AdamW`'s.
+    """Settings of MACE; those of the optimiser are inherited from `AdamW`.
 
     Attributes:
-        stand_in: word in the concept's place, for g; by default the first of the irrelevant words.
-        edit_rank: of the closed form's change.
-        ridge: λ, in means of the diagonal of Σ fᵀf.
-        region: share of the picture that is taken for the concept's.
+        stand_in: word that replaces the concept in g's sentences; by default the first irrelevant
+            word.
+        edit_rank: rank of the closed-form change.
+        ridge: λ, relative to the mean of the diagonal of Σ fᵀf.
+        region: share of the picture taken as the concept's region.
     """
 
     learning_rate: float = number(1e-5, above=0)
@@ -28,12 +29,12 @@ class Settings(AdamW):
 
 
 def problems(config: Config) -> Iterator[str]:
-    """What is wrong between the fields, a line each."""
+    """Return conflicts between the fields, one line each."""
     word = config.method_settings(Settings).stand_in
     if not (word or config.irrelevant):
-        yield 'mace.stand_in = "" and irrelevant = (): name what comes in the concept\'s place'
+        yield 'mace.stand_in = "" and irrelevant = (): name a word to replace the concept'
     if word.casefold() in (each.casefold() for each in (config.concept, *config.synonyms)):
-        yield f"mace.stand_in = {word!r} is the concept: name what comes in its place"
+        yield f"mace.stand_in = {word!r} is the concept: name another word"
 
 
 FIELDS = MethodFields(Settings, per_run=("stand_in",), problems=problems)

@@ -1,4 +1,4 @@
-"""Settings of Meta-Unlearning; `erase.methods.meta_unlearning` is the method."""
+"""Settings of Meta-Unlearning; the method is in `erase.methods.meta_unlearning`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from erase.methods.settings.base import MethodFields
 
 @dataclass(frozen=True)
 class Settings(AdamW):
-    """Meta-Unlearning's; its optimiser's settings are `AdamW`'s.
+    """Settings of Meta-Unlearning; those of the optimiser are inherited from `AdamW`.
 
     Attributes:
         eta: η of L_esd.
-        stand_in: see `erase.methods.esd`.
-        trajectories: whose way leads to L_esd's x_t: the adapted model's ("student"), or the frozen
-            one's.
-        guidance: distilled guidance scale of all velocities; by default that of the trajectories.
-        keep: γ1.
-        meta: γ2.
-        inner_steps: that teach the concept again.
-        inner_rate: AdamW's, of these.
-        pictures: of related concepts.
-        related: prompts that they show, in turn; by default the first sentence with each irrelevant
-            word in the concept's place.
+        stand_in: see `esd.stand_in`.
+        trajectories: model that denoises to L_esd's x_t: "student" is the adapted model, "teacher"
+            the frozen one.
+        guidance: distilled guidance scale of all velocities in the loss; by default that of the
+            trajectories.
+        keep: γ1, weight of L_keep.
+        meta: γ2, weight of L_keep after relearning.
+        inner_steps: number of inner steps that relearn the concept.
+        inner_rate: learning rate of AdamW in the inner steps.
+        pictures: number of pictures of related concepts.
+        related: prompts of these pictures, used in turn; by default the first sentence with each
+            irrelevant word in the concept's place.
     """
 
     learning_rate: float = number(1e-5, above=0)
@@ -41,7 +42,7 @@ class Settings(AdamW):
 
 
 def problems(config: Config) -> Iterator[str]:
-    """What is wrong between the fields, a line each."""
+    """Return conflicts between the fields, one line each."""
     if not (config.method_settings(Settings).related or config.irrelevant):
         yield (
             "meta_unlearning.related = () and irrelevant = (): Meta-Unlearning needs related "

@@ -1,4 +1,4 @@
-"""Settings of UCE; `erase.methods.uce` is the method."""
+"""Settings of UCE; the method is in `erase.methods.uce`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from erase.methods.settings.base import MethodFields
 
 @dataclass(frozen=True)
 class Settings:
-    """UCE's.
+    """Settings of UCE.
 
     Attributes:
-        templates: prompts with "{}" in whose place the concept and its synonyms come.
+        templates: prompts in which "{}" is replaced by the concept and its synonyms.
         synonyms: whether synonyms are erased with the concept.
-        guide: what comes in the concept's place; an empty text is the empty prompt.
-        keep: prompts to preserve; by default irrelevant words in the concept's place.
-        ridge: λ.
-        preserve: p.
+        guide: words that replace the concept in its guides g; with an empty text, the guide is the
+            empty prompt.
+        keep: prompts to preserve; by default the templates with the irrelevant words.
+        ridge: λ, weight of the ridge term.
+        preserve: p, weight of the preserved prompts.
     """
 
     templates: tuple[str, ...] = ("{}",)
@@ -31,7 +32,7 @@ class Settings:
 
 
 def kept_prompts(config: Config) -> list[tuple[str, str]]:
-    """Prompts to preserve, with the words there whose last token counts."""
+    """Return the prompts to preserve, each with the words whose last token is used."""
     settings = config.method_settings(Settings)
     if settings.keep:
         return [(prompt, "") for prompt in settings.keep]
@@ -39,7 +40,7 @@ def kept_prompts(config: Config) -> list[tuple[str, str]]:
 
 
 def problems(config: Config) -> Iterator[str]:
-    """What is wrong between the fields, a line each."""
+    """Return conflicts between the fields, one line each."""
     settings = config.method_settings(Settings)
     if not settings.templates:
         yield 'uce.templates = () is empty: give prompts such as "{}"'
@@ -47,7 +48,7 @@ def problems(config: Config) -> Iterator[str]:
         if SLOT not in template:
             yield f'uce.templates: {template!r} needs "{SLOT}" where the concept goes'
     if settings.guide.casefold() in (w.casefold() for w in (config.concept, *config.synonyms)):
-        yield f"uce.guide = {settings.guide!r} is the concept: name what comes in its place"
+        yield f"uce.guide = {settings.guide!r} is the concept: name other words to replace it"
     if not settings.ridge and not kept_prompts(config):
         yield "uce.ridge = 0 with nothing to preserve is singular: raise it, or name other words"
 
