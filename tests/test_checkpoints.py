@@ -72,13 +72,13 @@ def flip(checkpoint: Path) -> str:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    return f"{path.relative_to(checkpoint)} has other content than was written"
+    return f"the content of {path.relative_to(checkpoint)} has changed"
 
 
 def truncate(checkpoint: Path) -> str:
     path = largest(checkpoint)
     os.truncate(path, path.stat().st_size - 1)
-    return f"{path.relative_to(checkpoint)} has {path.stat().st_size} bytes and should have"
+    return f"{path.relative_to(checkpoint)} has {path.stat().st_size} bytes instead of"
 
 
 def lose(checkpoint: Path) -> str:
@@ -89,7 +89,7 @@ def lose(checkpoint: Path) -> str:
 
 def unfinished(checkpoint: Path) -> str:
     (checkpoint / checkpoints.MANIFEST).unlink()
-    return "manifest.json is missing: it was not finished"
+    return "manifest.json is missing: the checkpoint was not finished"
 
 
 def garbled(checkpoint: Path) -> str:
@@ -104,7 +104,7 @@ def test_damage_is_named_and_the_one_before_serves(workdir: Path, damage, capsys
     assert restored(workdir) == 4
     said = capsys.readouterr().err
     assert said.startswith(f"{checkpoint}: {message}")
-    assert "damaged/6, and the one of iteration 4 serves instead" in said
+    assert "damaged/6; continuing from the checkpoint of iteration 4" in said
     assert (workdir / "damaged" / "6").is_dir()
     # The iteration is done again, and its checkpoint damaged again.
     with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
@@ -118,7 +118,7 @@ def test_where_none_is_whole_runs_begin_anew(workdir: Path, capsys):
     for step in checkpoints.steps_in(workdir / CHECKPOINTS):
         flip(workdir / CHECKPOINTS / str(step))
     assert checkpoints.usable(workdir) == 0
-    assert "and the beginning serves instead" in capsys.readouterr().err
+    assert "; continuing from the beginning" in capsys.readouterr().err
     assert not checkpoints.has_checkpoints(workdir)
 
 
@@ -161,7 +161,7 @@ def test_what_another_version_wrote_is_told(workdir: Path):
     shutil.rmtree(path / checkpoints.RECORD)
     checkpoints.seal(path)
     with (
-        pytest.raises(RunError, match=r"checkpoints/6 cannot be read .* --overwrite begins anew"),
+        pytest.raises(RunError, match=r"checkpoints/6 cannot be read .* --overwrite starts again"),
         checkpoints.opened(workdir, Checkpoints()) as manager,
     ):
         checkpoints.restore(manager, 6, every(fresh()))

@@ -106,7 +106,7 @@ def on_two(tiny_folder: str, folder: str) -> None:
 
 def test_without_other_words_nothing_is_compared(methods: Any, tmp_path: Path):
     runs = {name: replace(config, synonyms=()) for name, config in methods["esd"].items()}
-    with pytest.raises(InputError, match=r"run-0: synonyms = \(\): Acc_g is counted with other"):
+    with pytest.raises(InputError, match=r"run-0: synonyms = \(\): Acc_g is measured with"):
         compare.compare({"esd": runs}, tmp_path / "out.json")
 
 
@@ -129,7 +129,7 @@ def test_the_shipped_comparison_can_be_run_by_every_method(preset: str):
 
 def test_without_a_judge_nothing_is_compared(tmp_path: Path):
     config = Config("cat", irrelevant=("dog",))
-    with pytest.raises(InputError, match=r"evaluation\.judge = None: a comparison counts"):
+    with pytest.raises(InputError, match=r"evaluation\.judge = None: a comparison needs"):
         compare.compare({"esd": {"": config}}, tmp_path / "out.json")
     assert not any(tmp_path.iterdir())
 

@@ -81,7 +81,7 @@ def test_two_processes_train_checkpoint_and_resume(config: Path, tiny_folder: Pa
         for process in done:
             assert process.returncode == 0, process.stderr[-3000:]
         # The first one alone speaks.
-        assert "2 of 2 devices work: concept 1 x data 2 x fsdp 1" in done[0].stdout
+        assert "Using 2 of 2 devices: concept 1 x data 2 x fsdp 1" in done[0].stdout
         assert "erasing soccer ball: " in done[0].stderr
         assert "Words of the run" in done[0].stdout
         assert "Words of the run" not in done[1].stdout

@@ -118,7 +118,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarr
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_a_run_that_is_asked_to_stop_is_saved(whole: Any, tmp_path: Path, step: int):
-    message = f"^SIGTERM: stopped and saved after iteration {step} of 6; the same command goes on"
+    message = f"^SIGTERM: stopped and saved after iteration {step} of 6; run the same command to"
     with pytest.raises(PreemptedError, match=message):
         preempted(tmp_path, Stop(), step, iterations=6)
     assert checkpoints.usable(tmp_path) == step

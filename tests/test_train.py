@@ -200,7 +200,7 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
     ):
         (workdir / name).write_text("{}")
     # A run that had not come to its first checkpoint is one too.
-    with pytest.raises(InputError, match=r"other settings: .* --overwrite to lose it"):
+    with pytest.raises(InputError, match=r"other settings: .* --overwrite to replace it"):
         run.run({"": config}, workdir)
     run.run({"": replace(config, iterations=1)}, workdir, overwrite=True)
     assert json.loads((workdir / "config.json").read_text())["concept"] == "soccer ball"
@@ -292,7 +292,7 @@ def test_a_run_from_before_the_packages_is_known(config: Config, tmp_path: Path)
     resume_check.check(tmp_path, now, overwrite=False)
     # It is compared, not waved through.
     (tmp_path / "config.json").write_text(json.dumps(earlier | {"seed": 3}))
-    with pytest.raises(InputError, match=r"--overwrite to lose it.*\n.*seed: 3 there, 0 now"):
+    with pytest.raises(InputError, match=r"--overwrite to replace it.*\n.*seed: 3 there, 0 now"):
         resume_check.check(tmp_path, now, overwrite=False)
 
 

@@ -1,1 +1,1 @@
-"""From configurations to adapters."""
+"""Training: from configurations to adapters."""

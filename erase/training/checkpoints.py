@@ -1,11 +1,11 @@
-"""Checkpoints of runs, through Orbax: written in the background, whole or not at all, and checked.
+"""Checkpoints of runs with Orbax: written in the background, atomically, and verified.
 
-A checkpoint holds the adapters, both optimisers' states, and a record: the iteration, from which
-with the keys follows all that is drawn next, the configurations, what the guard counts, and what it
-was computed on. A run that goes on there ends bit for bit as it would have; with other devices or
-another number of a CPU's cores, which add sums up in another order, up to rounding. With them comes
-a manifest with the size and SHA-256 of every file: what was damaged later is noticed, named and set
-aside, and the checkpoint before it serves.
+A checkpoint contains the adapters, the optimisers' states and a record: the iteration, which with
+the keys determines all later samples, the configurations, the guard's counts, and the hardware it
+was computed on. A resumed run ends bit for bit like an uninterrupted one; on other devices or with
+another number of CPU cores, which sum in a different order, it does so up to rounding. A manifest
+holds the size and SHA-256 of every file: a checkpoint that is damaged later is detected, reported
+and moved aside, and the one before it is used.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS
 from flux_jax.errors import EraseError, RunError
 
 MANIFEST = "manifest.json"
-# What Orbax writes after the manifest: when, and that it did.
+# Files that Orbax writes after the manifest: timestamps and a success marker.
 UNREAD = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
-# Names within a checkpoint, and what checkpoints are compared by.
+# Names of the items in a checkpoint, and of the metric for comparing checkpoints.
 STATE, RECORD, LOSS = "state", "record", "loss"
 
 
 class Record(TypedDict):
-    """What a checkpoint holds besides the state.
+    """Content of a checkpoint besides the state.
 
     Attributes:
-        keys: what the runs' random keys consist of.
-        configs: of the runs, by name.
-        skipped: updates in a row that each run left out, by name.
-        lost: names of the runs that left out too many.
-        place: what it was computed on; records of earlier versions do not say.
+        keys: the integers of the runs' random keys.
+        configs: configurations of the runs, by name.
+        skipped: number of consecutive skipped updates of each run, by name.
+        lost: names of the runs that ended with too many skipped updates.
+        place: hardware that it was computed on; absent in records of earlier versions.
     """
 
     keys: list[list[int]]
@@ -53,13 +53,13 @@ class Record(TypedDict):
 
 @contextlib.contextmanager
 def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in a run's folder; all are written when the context ends.
+    """Open the checkpoints in a run's folder; all are written when the context ends.
 
     Raises:
-        RunError: one could not be written.
+        RunError: a checkpoint could not be written.
     """
     folder = (workdir / CHECKPOINTS).absolute()
-    # Orbax keeps those that come last in their order.
+    # Orbax keeps the last ones in sorted order.
     smallest = managers.BestN(
         get_metric_fn=lambda metrics: metrics[LOSS],
         reverse=True,
@@ -78,7 +78,7 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
     try:
         yield manager
     except BaseException:
-        # Whatever ended the run is what is told, not that a checkpoint failed besides.
+        # Report the error that ended the run, not a checkpoint that failed as well.
         with contextlib.suppress(Exception):
             manager.close()
         raise
@@ -89,10 +89,10 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Says why a checkpoint could not be written.
+    """Turn errors of writing a checkpoint into a `RunError`.
 
     Raises:
-        RunError: it could not.
+        RunError: a checkpoint could not be written.
     """
     try:
         yield
@@ -104,40 +104,40 @@ def _explained(folder: Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()
         raise RunError(
             f"{folder}: a checkpoint could not be written "
-            f"({reason[0] if reason else repr(error)}); make room there, or mend it, and start the "
-            f"same command: it goes on after iteration {steps[-1] if steps else 0}"
+            f"({reason[0] if reason else repr(error)}); free some space or fix the error, and run "
+            f"the same command: it resumes after iteration {steps[-1] if steps else 0}"
         ) from error
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The iterations that a folder has checkpoints of, in order; whether they are whole or not."""
+    """Return the iterations of a folder's checkpoints, in order, intact or not."""
     if not folder.is_dir():
         return []
     return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether a run has come as far as its first checkpoint."""
+    """Whether a run has written a checkpoint."""
     return bool(steps_in(workdir / CHECKPOINTS))
 
 
 class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A checkpoint that appears under its name with its manifest."""
+    """Temporary checkpoint that is renamed only after its manifest is written."""
 
     async def finalize(self) -> None:
-        """Writes the manifest, then gives the folder its name."""
+        """Write the manifest, then rename the folder."""
         seal(Path(self.get()))
         await super().finalize()
 
 
 def seal(checkpoint: Path) -> None:
-    """Writes a checkpoint's manifest."""
+    """Write a checkpoint's manifest."""
     content = {"files": _digests(checkpoint)}
     (checkpoint / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _digests(checkpoint: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file that anything is read from."""
+    """Return the size and SHA-256 of every file that is read when restoring."""
     digests = {}
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
@@ -148,10 +148,10 @@ def _digests(checkpoint: Path) -> dict[str, list[Any]]:
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where nothing is."""
+    """Describe what is wrong with a checkpoint's files; None if it is intact."""
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
-        return f"{MANIFEST} is missing: it was not finished"
+        return f"{MANIFEST} is missing: the checkpoint was not finished"
     try:
         wanted = json.loads(manifest.read_bytes())["files"]
         sizes = {name: (size, digest) for name, (size, digest) in wanted.items()}
@@ -162,16 +162,16 @@ def fault(checkpoint: Path) -> str | None:
         if name not in there:
             return f"{name} is missing"
         if there[name][0] != size:
-            return f"{name} has {there[name][0]} bytes and should have {size}"
+            return f"{name} has {there[name][0]} bytes instead of {size}"
         if there[name][1] != digest:
-            return f"{name} has other content than was written"
+            return f"the content of {name} has changed"
     return None
 
 
 def place() -> dict[str, Any]:
-    """What this process computes on, as far as the last bits of its numbers depend on it."""
+    """Describe this process's hardware, as far as it affects rounding."""
     devices = jax.devices()
-    # XLA's products and sums on a CPU are divided over its cores.
+    # On a CPU, XLA splits products and sums over the cores.
     return {
         "kind": devices[0].device_kind,
         "devices": len(devices),
@@ -180,20 +180,20 @@ def place() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many cores XLA uses on a CPU: those that the process may, unless NPROC says it."""
+    """Return the number of CPU cores that XLA uses: NPROC if set, else those of the process."""
     if (said := os.environ.get("NPROC", "")).isdecimal():
         return int(said)
-    # Some systems do not say.
+    # Not all systems have `sched_getaffinity`.
     allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return len(allowed(0))
 
 
 def moved(record: Mapping[str, Any], now: dict[str, Any]) -> str | None:
-    """What a run that goes on is told where it was computed on something else; None if it was not.
+    """Return a note for a run that resumes on other hardware; None if the hardware is the same.
 
     Args:
-        record: of its checkpoint; those of earlier versions do not say.
-        now: what `place` says.
+        record: record of its checkpoint; those of earlier versions have no `place`.
+        now: the current result of `place`.
     """
     before = record.get("place")
     if not before or before == now:
@@ -204,19 +204,19 @@ def moved(record: Mapping[str, Any], now: dict[str, Any]) -> str | None:
         for each in (before, now)
     )
     return (
-        f"computed on {there} so far, now on {here}: the run will end as it would have there up to "
-        "rounding, not bit for bit"
+        f"computed on {there} so far, now on {here}: the result will be the same up to rounding, "
+        "not bit for bit"
     )
 
 
 def usable(workdir: Path, before: int | None = None) -> int:
-    """The iteration of the newest whole checkpoint, 0 if there is none.
+    """Return the iteration of the newest intact checkpoint, 0 if there is none.
 
-    Newer ones that are not whole are told of and set aside, into the run's folder `damaged`.
+    Newer damaged checkpoints are reported and moved to the folder `damaged` in the run's folder.
 
     Args:
         workdir: the run's folder.
-        before: only earlier ones are looked at.
+        before: only consider checkpoints of earlier iterations.
     """
     folder = workdir / CHECKPOINTS
     steps = [step for step in steps_in(folder) if before is None or step < before]
@@ -231,9 +231,9 @@ def usable(workdir: Path, before: int | None = None) -> int:
             aside = workdir / DAMAGED_CHECKPOINTS / f"{step}-{number}"
         aside.parent.mkdir(exist_ok=True)
         os.replace(folder / str(step), aside)
-        instead = f"the one of iteration {steps[-1]}" if steps else "the beginning"
+        instead = f"the checkpoint of iteration {steps[-1]}" if steps else "the beginning"
         print(
-            f"{folder / str(step)}: {wrong}; it is now in {aside}, and {instead} serves instead",
+            f"{folder / str(step)}: {wrong}; moved to {aside}; continuing from {instead}",
             file=sys.stderr,
         )
     return 0
@@ -242,17 +242,17 @@ def usable(workdir: Path, before: int | None = None) -> int:
 def save(
     manager: ocp.CheckpointManager, step: int, state: State, record: Record, loss: float
 ) -> None:
-    """Saves runs after an iteration; the writing goes on in the background.
+    """Save runs after an iteration; the files are written in the background.
 
     Args:
-        manager: of the folder.
+        manager: checkpoint manager of the folder.
         step: the iteration.
-        state: of all runs.
-        record: what is kept besides, for JSON.
-        loss: what checkpoints are compared by.
+        state: state of all runs.
+        record: further content, for JSON.
+        loss: loss for comparing checkpoints.
 
     Raises:
-        RunError: this one, or the one before, could not be written.
+        RunError: this checkpoint, or the one before, could not be written.
     """
     with _explained(Path(manager.directory)):
         args = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
@@ -260,15 +260,15 @@ def save(
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: State) -> tuple[State, Record]:
-    """The state and record of an iteration.
+    """Restore the state and record of an iteration.
 
     Args:
-        manager: of the folder.
-        step: the iteration, of a whole checkpoint.
-        like: a state of the same shapes, placed as the result should be; on whatever devices.
+        manager: checkpoint manager of the folder.
+        step: the iteration of an intact checkpoint.
+        like: a state of the same shapes, placed on devices as the result should be.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: the checkpoint cannot be read.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = {STATE: ocp.args.StandardRestore(abstract), RECORD: ocp.args.JsonRestore()}
@@ -277,12 +277,12 @@ def restore(manager: ocp.CheckpointManager, step: int, like: State) -> tuple[Sta
     except (ValueError, KeyError, OSError) as error:
         raise RunError(
             f"{manager.directory}/{step} cannot be read ({str(error).splitlines()[0]}): another "
-            "version of this program may have written it; --overwrite begins anew"
+            "version of this program may have written it; --overwrite starts again"
         ) from error
     return cast(State, restored[STATE]), cast(Record, restored[RECORD])
 
 
 def best(manager: ocp.CheckpointManager) -> int:
-    """The iteration of the checkpoint with the smallest loss."""
+    """Return the iteration of the checkpoint with the smallest loss."""
     losses = {step: manager.metrics(step) for step in manager.all_steps()}
     return min(losses, key=lambda step: (losses[step] or {}).get(LOSS, float("inf")))

@@ -1,6 +1,6 @@
-"""Trains the same concepts by several methods, and counts, times and measures each.
+"""Train the same concepts with several methods, and compare erasure, time, memory and size.
 
-`erase.cli.compare` says what is compared, and how.
+`erase.cli.compare` describes what is compared, and how.
 Axis letters: N pictures, F features.
 """
 
@@ -37,14 +37,14 @@ from flux_jax.pipeline import Pipeline
 KEPT = "Acc_ir"
 
 
-# Of a run's pictures of what should stay, before and after erasing.
+# Features of a run's pictures to preserve, before and after erasing.
 Features = tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "N F"]]
-# Of the frozen model by concept: what the judge finds, and features of what should stay.
+# Of the frozen model, by concept: the judge's hits, and features of the pictures to preserve.
 Base = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def seeded(runs: Mapping[str, Config], seeds: int) -> dict[str, Config]:
-    """Each run once for each of the seeds 0, 1, ..., named with it."""
+    """Repeat each run for the seeds 0, 1, ..., with the seed appended to its name."""
     return {
         f"{name or 'run'}-{seed}": replace(config, seed=seed)
         for name, config in runs.items()
@@ -55,25 +55,25 @@ def seeded(runs: Mapping[str, Config], seeds: int) -> dict[str, Config]:
 def compare(
     methods: Mapping[str, Mapping[str, Config]], out: Path, attacks: int = 32
 ) -> Comparison:
-    """Measures methods that the file does not hold yet.
+    """Measure the methods that the file does not contain yet.
 
     Args:
-        methods: by name, each one's runs by name.
+        methods: the runs of each method, by method and run.
         out: JSON file of the results.
-        attacks: pictures of each family of attacks.
+        attacks: number of pictures of each family of attacks.
 
     Returns:
-        What the file holds: the device, and by method what the module's docstring lists, with a
-        row for each run.
+        Content of the file: the device, and the measurements of each method, with a row for each
+        run.
 
     Raises:
-        InputError: there is no judge, a setting cannot be used, or the file holds a comparison of
-            other runs.
+        InputError: there is no judge, a setting cannot be used, or the file contains a comparison
+            of other runs.
     """
     runs = next(iter(methods.values()))
     first = shared_settings(runs)
     if first.evaluation.judge is None:
-        raise InputError("evaluation.judge = None: a comparison counts; name the judge's folder")
+        raise InputError("evaluation.judge = None: a comparison needs a judge; name its folder")
     settings = first.evaluation
     head = {
         "runs": {name: config.concept for name, config in runs.items()},
@@ -87,7 +87,7 @@ def compare(
         configured_judge(config)
     for name, config in runs_with_synonyms(runs).items():
         if not config.synonyms:
-            raise InputError(f"{name}: synonyms = (): Acc_g is counted with other words; name some")
+            raise InputError(f"{name}: synonyms = (): Acc_g is measured with synonyms; name some")
     pipe = open_model(first)
     base: Base = {}
     for name, settings_written in progress.bar(fresh.items(), desc="methods"):
@@ -102,13 +102,13 @@ def compare(
 def measure(
     pipe: Pipeline, configs: Mapping[str, Config], base: Base, attacks: int
 ) -> MethodResult:
-    """Makes a method's adapters, draws and counts.
+    """Train a method's adapters, generate pictures and count the judge's hits.
 
     Args:
         pipe: the frozen model.
-        configs: of the runs, by name, with their synonyms.
-        base: of the frozen model; added to, so that nothing is drawn twice.
-        attacks: pictures of each family.
+        configs: configurations of the runs by name, with their synonyms.
+        base: results of the frozen model; extended in place, so that each is computed only once.
+        attacks: number of pictures of each family of attacks.
     """
     first = shared_settings(configs)
     adapters: Mapping[str, Adapter] = {}
@@ -143,20 +143,20 @@ def measure(
 def count(
     pipe: Pipeline, adapter: Adapter | None, config: Config, base: Base, attacks: int
 ) -> tuple[ComparedRow, Features]:
-    """What the judge finds in a run's pictures, and features of those that should stay.
+    """Count the judge's hits in a run's pictures, and compute features of those to preserve.
 
     Args:
         pipe: the frozen model.
-        adapter: the run's; without one the concept is silenced.
-        config: the run's, with its synonyms.
-        base: of the frozen model, added to.
-        attacks: pictures of each family.
+        adapter: the run's adapter; with None, the concept's tokens are muted instead.
+        config: the run's configuration, with its synonyms.
+        base: results of the frozen model, extended in place.
+        attacks: number of pictures of each family of attacks.
 
     Returns:
-        The run's row; and the features before and after.
+        The run's row, and the features before and after erasing.
     """
     judge, prompts = evaluate.plan_evaluation(config, pipe)
-    assert judge is not None, "compare has made sure"
+    assert judge is not None, "checked by compare"
     kept = [index for index, case in enumerate(prompts) if case.cell == KEPT]
 
     def look(cases: Sequence[EvalPrompt], *, erased: bool) -> np.ndarray:
@@ -172,7 +172,7 @@ def count(
         base[config.concept] = see(look(prompts, erased=False))
     before, features = base[config.concept]
     asked = attack.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
-    # All at once, in few and full batches.
+    # All in one call, for few and full batches.
     pictures = look([*prompts, *asked], erased=True)
     after, changed = see(pictures[: len(prompts)])
     hits = judge_pictures(judge, pictures[len(prompts) :], asked)
@@ -189,7 +189,7 @@ def count(
 
 
 def size_of(adapters: Mapping[str, Adapter], config: Config) -> AdapterSize:
-    """Trainable parameters and bytes on disk of one adapter."""
+    """Return the number of trainable parameters and the bytes on disk of one adapter."""
     if not adapters:
         return {"parameters": 0, "bytes": 0}
     adapter = next(iter(adapters.values()))

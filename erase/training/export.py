@@ -1,4 +1,4 @@
-"""Writes a run's adapter as diffusers loads it."""
+"""Export a run's adapter to a file that diffusers loads."""
 
 import dataclasses
 import importlib.metadata
@@ -18,7 +18,7 @@ PACKAGE = "erase-anything-jax"
 
 
 def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
-    """Writes `adapter/pytorch_lora_weights.safetensors`, which diffusers loads."""
+    """Write `adapter/pytorch_lora_weights.safetensors`, which diffusers loads."""
     try:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:

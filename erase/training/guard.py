@@ -1,7 +1,7 @@
 """Detect non-finite updates and diverging losses.
 
-The updates themselves leave out what is not finite (`erase.methods.parts.step`); here that is
-noticed, counted and written down so that it can be done again (`erase.training.replay`).
+The training step skips non-finite updates (`erase.methods.parts.step`); this module detects and
+counts them, and writes the messages. `erase.training.replay` repeats such an iteration.
 """
 
 import math
@@ -13,20 +13,21 @@ from erase.config.schema import Guard
 from erase.runtime.run_folder import SKIPPED, kind_of
 from erase.training.metrics import named
 
-# Divergence is looked for once a loss has so many values, by the median of the last ones.
+# Divergence is checked after `WARMUP_ITERATIONS` values of a loss, with the median of the last
+# `MEDIAN_WINDOW`.
 WARMUP_ITERATIONS, MEDIAN_WINDOW = 50, 20
 
 
 def non_finite(metrics: Mapping[str, float]) -> list[str]:
-    """Names of the metrics that are not finite."""
+    """Return the names of the non-finite metrics."""
     return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 class Tally:
-    """What is known of the metrics of one run.
+    """History of the metrics of one run.
 
     Attributes:
-        skipped: iterations in a row in which an update was left out.
+        skipped: number of consecutive iterations with a skipped update.
     """
 
     def __init__(self, settings: Guard, skipped: int = 0) -> None:
@@ -36,10 +37,10 @@ class Tally:
         self._reported: set[str] = set()
 
     def count(self, metrics: Mapping[str, float]) -> bool:
-        """Takes an iteration's metrics.
+        """Record an iteration's metrics.
 
         Returns:
-            Whether the run is lost: too many updates in a row were left out.
+            Whether the run must end because too many consecutive updates were skipped.
         """
         self.skipped = self.skipped + 1 if non_finite(metrics) else 0
         for name, value in metrics.items():
@@ -48,7 +49,7 @@ class Tally:
         return self.skipped >= self._settings.skips
 
     def diverging(self) -> list[str]:
-        """Losses whose recent values are far above all, each reported once, with both medians."""
+        """Report losses whose recent median is far above the overall one, each once."""
         messages = []
         for name, values in self._history.items():
             if name in self._reported or len(values) < WARMUP_ITERATIONS:
@@ -63,24 +64,24 @@ class Tally:
 
 
 def no_adapter(names: Sequence[str], settings: Guard) -> str:
-    """The message for runs that lost too many updates in a row.
+    """Return the message for runs with too many consecutive skipped updates.
 
     Args:
-        names: of the runs; empty for one that has none.
-        settings: of all.
+        names: names of the runs; the name of a single run may be empty.
+        settings: guard settings of all runs.
     """
     return named(
         ", ".join(filter(None, names)),
         f"{settings.skips} consecutive updates had a non-finite loss or gradient; no adapter was "
         "written; the last good state is in the newest checkpoint. Reduce "
         "lower.learning_rate and upper.learning_rate, or set lower.clip and upper.clip; "
-        f"{SKIPPED} names the iterations, which --replay shows",
+        f"{SKIPPED} lists the iterations; inspect one with --replay",
     )
 
 
 def skipped_update(step: int, metrics: Sequence[str]) -> str:
-    """The message for an iteration some of whose metrics are not finite."""
+    """Return the message for an iteration with non-finite metrics."""
     return (
-        f"iteration {step}: {', '.join(metrics)} not finite; the update was left out "
-        f"({SKIPPED}); --replay {step} shows why"
+        f"iteration {step}: {', '.join(metrics)} not finite; the update was skipped "
+        f"({SKIPPED}); inspect it with --replay {step}"
     )

@@ -1,8 +1,8 @@
-"""Training: lower and upper updates in turn, for all runs of a command at once.
+"""Training loop: the updates of each iteration, for all runs of a command at once.
 
-Iteration i draws from a run's key folded with i, so a resumed run goes on as it would have gone,
-and a run among others as it would have gone alone, on however many devices: bit for bit on as many
-cores of a CPU, up to rounding on others.
+Iteration i samples with the run's key folded with i. So a resumed run ends like an uninterrupted
+one, and a run trained with others ends like one trained alone, on any number of devices: bit for
+bit with the same number of CPU cores, up to rounding otherwise.
 Axis letter: R runs.
 """
 
@@ -48,16 +48,16 @@ from flux_jax.progress import Bar
 
 @dataclass(frozen=True)
 class Training:
-    """All that the iterations of some runs need, and where they begin.
+    """Inputs of the iterations of all runs, and their initial state.
 
     Attributes:
-        configs: of the runs, by name.
+        configs: configurations of the runs, by name.
         context: static arguments of the training step.
-        state: where fresh runs start, [R, ...].
-        params: the frozen transformer's parameters.
-        bank: what updates draw from.
+        state: initial state of fresh runs, [R, ...].
+        params: parameters of the frozen transformer.
+        bank: precomputed data that updates sample from.
         keys: random keys [R].
-        plans: what the banks were made of, by name; may be empty.
+        plans: plans of the banks, by name; may be empty.
     """
 
     configs: Mapping[str, Config]
@@ -75,23 +75,23 @@ class Training:
 
     @property
     def steps(self) -> Mapping[str, Step]:
-        """The updates of an iteration, in their order."""
+        """The steps of an iteration by name, in their order."""
         return method_of(self.shared).steps(self.shared)
 
     def keys_at(self, step: int, keys: Key[Array, "R"] | None = None) -> dict[str, Key[Array, "R"]]:
-        """Each run's key for each update of an iteration; by default all runs' [R]."""
+        """Return the keys [R] of each update of an iteration, by default for all runs."""
         every = keys_of(self.keys if keys is None else keys, step, max(2, len(self.steps)))
         return {name: every[:, index] for index, name in enumerate(self.steps)}
 
     def iterate(self, state: State, step: int) -> tuple[State, dict[str, np.ndarray]]:
-        """Runs one iteration.
+        """Run one iteration. Donates `state`.
 
         Args:
-            state: of all runs; its buffers are donated.
-            step: the iteration, from 1 on.
+            state: state of all runs.
+            step: the iteration, counted from 1.
 
         Returns:
-            The new state; and losses and norms of gradients [R], by name, on the host.
+            The new state, and losses and norms of gradients [R] by name, on the host.
         """
         by_update, keys = {}, self.keys_at(step)
         for name, each in self.steps.items():
@@ -102,19 +102,19 @@ class Training:
         return state, {name: each for update in values for name, each in update.items()}
 
     def adapter(self, name: str, state: State) -> Adapter:
-        """A run's adapter in a state, on the host: whatever devices draw with it can take it."""
+        """Return a run's adapter in a state, on the host, for use on any devices."""
         row = list(self.configs).index(name)
         lora = sharding.gather(self.context.mesh, jax.tree.map(lambda leaf: leaf[row], state.lora))
         return Adapter(jax.device_get(lora), self.context.alpha)
 
     def numbers(self) -> list[list[int]]:
-        """What the random keys consist of, for JSON."""
+        """Return the integers of the random keys, for JSON."""
         return np.asarray(
             sharding.gather(self.context.mesh, jax.random.key_data(self.keys))
         ).tolist()
 
     def drawn(self, name: str, step: int) -> dict[str, metrics.SampledRecord]:
-        """What a run drew in an iteration: prompts (or rows of its bank) and timesteps."""
+        """Return a run's samples in an iteration: prompts (or rows of its bank) and timesteps."""
         row = list(self.configs).index(name)
         key = jax.random.wrap_key_data(jnp.asarray(self.numbers()[row : row + 1], jnp.uint32))
         keys, bank = self.keys_at(step, key), self.bank
@@ -143,7 +143,7 @@ class Training:
 def keys_of(
     keys: Key[Array, "R"], step: int | Int[Array, ""], count: int
 ) -> Key[Array, "R {count}"]:
-    """Keys [R, count] for so many updates of each run in an iteration."""
+    """Derive keys [R, count] for the updates of each run in an iteration."""
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), count))(keys)
 
 
@@ -153,13 +153,13 @@ def place_on_devices(
     banks: Mapping[str, Bank],
     plans: Mapping[str, Plan] | None = None,
 ) -> Training:
-    """Puts fresh adapters, banks and keys onto the devices.
+    """Place fresh adapters, banks and keys on the devices.
 
     Args:
-        configs: of the runs, by name.
-        pipe: the frozen model, of which the updates need the transformer alone.
-        banks: of the runs.
-        plans: what the banks were made of, for messages.
+        configs: configurations of the runs, by name.
+        pipe: the frozen model; the updates need only its transformer.
+        banks: banks of the runs, by name.
+        plans: plans of the banks, for messages.
     """
     first = shared_settings(configs)
     pipe = place_model(pipe, first, len(configs))
@@ -167,7 +167,7 @@ def place_on_devices(
     keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
     params = pipe.params["transformer"]
     states = [start(key[0], params, first) for key in keys]
-    # Numbers can be sent to other processes' devices, keys cannot.
+    # Integers can be sent to other processes' devices, keys cannot.
     numbers = context.divided(jnp.stack([jax.random.key_data(key[1]) for key in keys]))
     return Training(
         configs=configs,
@@ -182,14 +182,14 @@ def place_on_devices(
 
 @dataclass
 class Progress:
-    """How far some runs have come.
+    """Progress of the runs.
 
     Attributes:
-        step: the last iteration that was done.
-        state: of all runs, [R, ...].
-        active: whether each run goes on [R].
-        lost: names of the runs that lost too many updates in a row.
-        tallies: of the runs' metrics, by name.
+        step: the last completed iteration.
+        state: state of all runs, [R, ...].
+        active: whether each run is still training [R].
+        lost: names of the runs that ended with too many consecutive skipped updates.
+        tallies: histories of the runs' metrics, by name.
         losses: weighted losses of the iterations since the last checkpoint.
     """
 
@@ -204,22 +204,22 @@ class Progress:
 def train(
     training: Training, workdir: Path, erased: Callable[[str, State], bool], stop: Stop
 ) -> tuple[State, list[str]]:
-    """Alternates lower and upper updates (the paper's Algorithm 1) from the latest checkpoint on.
+    """Train from the latest checkpoint (for EraseAnything, the paper's Algorithm 1).
 
-    Runs that have erased enough stop by themselves (`early_stop`), and so do those whose updates
-    keep being left out.
+    Runs that have erased enough stop early (`early_stop`), and so do runs whose updates are
+    repeatedly skipped.
 
     Args:
-        training: what the iterations need.
+        training: inputs of the iterations.
         workdir: folder of the checkpoints, with the runs' folders in it.
         erased: whether the run of a name has erased enough, in a state.
-        stop: whether the system asks for a stop.
+        stop: stop request of the system.
 
     Returns:
-        The last state, and the names of the runs whose numbers were lost.
+        The last state, and the names of the runs that ended with non-finite updates.
 
     Raises:
-        PreemptedError: the system asked for it.
+        PreemptedError: the system requested a stop.
         RunError: a checkpoint could not be written.
     """
     shared, names = training.shared, list(training.configs)
@@ -252,7 +252,7 @@ def train(
     if stopped:
         raise PreemptedError(
             f"{stop.asked or 'another process'}: stopped and saved after iteration "
-            f"{progress.step} of {shared.iterations}; the same command goes on"
+            f"{progress.step} of {shared.iterations}; run the same command to resume"
         )
     return progress.state, progress.lost
 
@@ -266,14 +266,14 @@ def after_iteration(
     bar: Bar,
     erased: Callable[[str, State], bool],
 ) -> None:
-    """Writes and shows an iteration's metrics, and ends the runs that are lost or have erased.
+    """Log an iteration's metrics, and end the runs that failed or have erased enough.
 
     Args:
-        training: what the iterations need.
-        progress: after the iteration; changed.
+        training: inputs of the iterations.
+        progress: progress after the iteration; changed in place.
         values: losses and norms of gradients [R], by name.
-        seconds: that the iteration took.
-        logs: of the runs, by name.
+        seconds: duration of the iteration.
+        logs: logs of the runs, by name.
         bar: the progress bar.
         erased: whether the run of a name has erased enough, in a state.
     """
@@ -312,7 +312,7 @@ def _log(
     log: RunLog,
     bar: Bar,
 ) -> None:
-    """Writes a run's metrics of an iteration, and what is needed to do it again if any is lost."""
+    """Log a run's metrics of an iteration, and its samples if a metric is not finite."""
     lost = guard.non_finite(values)
     finite = {metric: value for metric, value in values.items() if metric not in lost}
     log.add_metrics({"step": step, "metrics": finite, "seconds": seconds})
@@ -332,11 +332,11 @@ def _log(
 def _resumed(
     training: Training, manager: ocp.CheckpointManager, done: int, workdir: Path
 ) -> Progress:
-    """Progress as a checkpoint has it, or none where `done` is 0.
+    """Restore the progress from a checkpoint; fresh progress if `done` is 0.
 
     Raises:
-        InputError: the checkpoint is of runs with other random keys.
-        RunError: it cannot be read.
+        InputError: the checkpoint belongs to runs with other random keys.
+        RunError: the checkpoint cannot be read.
     """
     state, skipped, lost = training.state, dict.fromkeys(training.configs, 0), []
     if done:
@@ -344,7 +344,7 @@ def _resumed(
         if record["keys"] != training.numbers():
             raise InputError(
                 f"{workdir / CHECKPOINTS} holds runs with other random keys: give the same "
-                "seeds and runs, --overwrite to begin anew, or another folder"
+                "seeds and runs, --overwrite to start again, or another folder"
             )
         if message := checkpoints.moved(record, checkpoints.place()):
             print(f"after iteration {done}, {message}", file=sys.stderr)
@@ -359,7 +359,7 @@ def _resumed(
 
 
 def _checkpoint_is_due(shared: Config, progress: Progress) -> bool:
-    """Whether a checkpoint follows an iteration: every so many, and after the last one."""
+    """Whether a checkpoint is due: at each interval and after the last iteration."""
     last = progress.step == shared.iterations or not progress.active.any()
     return last or progress.step % shared.checkpoints.every == 0
 
@@ -370,7 +370,7 @@ def _save(
     manager: ocp.CheckpointManager,
     logs: Mapping[str, RunLog],
 ) -> None:
-    """Writes the logs' lines and a checkpoint."""
+    """Flush the logs and save a checkpoint."""
     for log in logs.values():
         log.flush()
     record: checkpoints.Record = {

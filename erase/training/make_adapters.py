@@ -1,4 +1,4 @@
-"""The adapters of a command's runs, by whatever method: banks, training, closed forms."""
+"""Compute the adapters of a command's runs with any method: banks, training, closed forms."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,12 +24,12 @@ from flux_jax.pipeline import Pipeline
 def banks_of(
     configs: Mapping[str, Config], pipe: Pipeline, plans: Mapping[str, Plan]
 ) -> dict[str, Bank]:
-    """The runs' banks, as their method wants them, on the host.
+    """Compute the runs' banks, completed by their method, on the host.
 
     Args:
-        configs: of the runs, by name.
+        configs: configurations of the runs, by name.
         pipe: the frozen model.
-        plans: what the banks are made of.
+        plans: plans of the banks, by name.
 
     Raises:
         InputError: a closed form cannot be solved.
@@ -44,26 +44,26 @@ def banks_of(
 def make_adapters(
     runs: Mapping[str, PreparedRun], pipe: Pipeline, workdir: Path, stop: Stop | None = None
 ) -> dict[str, Adapter]:
-    """Makes the runs' adapters; what is trained goes on from the latest whole checkpoint.
+    """Compute the runs' adapters; training resumes from the latest intact checkpoint.
 
     Args:
-        runs: by name.
+        runs: the runs, by name.
         pipe: the frozen model.
         workdir: folder of the checkpoints, with the runs' folders in it.
-        stop: whether the system asks for a stop.
+        stop: stop request of the system.
 
     Returns:
-        The adapters, by name; a run whose numbers were lost has none.
+        The adapters, by name; without the runs that ended with non-finite updates.
 
     Raises:
         InputError: a closed form cannot be solved.
-        PreemptedError: the system asked for a stop.
-        RunError: no run kept its numbers, or a checkpoint could not be written.
+        PreemptedError: the system requested a stop.
+        RunError: all runs ended with non-finite updates, or a checkpoint could not be written.
     """
     configs, plans = configs_of(runs), plans_of(runs)
     shared = shared_settings(configs)
     method = method_of(shared)
-    assert method.exports is not None, "refused before"
+    assert method.exports is not None, "checked by run"
     banks: dict[str, Bank] = {}
     if method.steps(shared):
         banks = banks_of(configs, pipe, plans)
@@ -86,22 +86,22 @@ def learn(
     plans: Mapping[str, Plan] | None = None,
     stop: Stop | None = None,
 ) -> dict[str, Adapter]:
-    """Trains all runs at once, from fresh adapters or the latest whole checkpoint.
+    """Train all runs at once, from fresh adapters or the latest intact checkpoint.
 
     Args:
-        configs: of the runs, by name.
+        configs: configurations of the runs, by name.
         pipe: the frozen model.
-        banks: of the runs.
+        banks: banks of the runs, by name.
         workdir: folder of the checkpoints, with the runs' folders in it.
-        plans: what the banks were made of, for messages.
-        stop: whether the system asks for a stop.
+        plans: plans of the banks, for messages.
+        stop: stop request of the system.
 
     Returns:
-        The adapters, by name; a run whose numbers were lost has none.
+        The adapters, by name; without the runs that ended with non-finite updates.
 
     Raises:
-        PreemptedError: the system asked for it.
-        RunError: no run kept its numbers, or a checkpoint could not be written.
+        PreemptedError: the system requested a stop.
+        RunError: all runs ended with non-finite updates, or a checkpoint could not be written.
     """
     training = loop.place_on_devices(configs, pipe, banks, plans)
 

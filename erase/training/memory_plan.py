@@ -1,8 +1,8 @@
-"""What a run needs of each device's memory, found by compiling its programs; nothing is read.
+"""Memory that a run needs per device, measured by compiling its programs without reading weights.
 
-Every program gets shapes in the arrays' places; what it needs are its arguments (weights, bank,
-states), temporaries and results. Programs run one after another, so the largest counts, with what
-stays on the device beside it.
+Every program is compiled for shapes instead of arrays. It needs memory for its arguments (weights,
+bank, states), temporaries and results. Programs run one after another, so the largest one counts,
+with the data that stays on the device besides.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Need:
-    """What a program needs on each device, in bytes.
+    """Memory that a program needs on each device, in bytes.
 
     Attributes:
-        arguments: weights and data that it is given.
-        temporaries: what it computes with.
-        results: that take no argument's place.
-        beside: what stays on the device and is no argument.
+        arguments: weights and data passed to the program.
+        temporaries: intermediate buffers.
+        results: results that do not reuse an argument's buffer.
+        beside: other data that stays on the device and is not an argument.
     """
 
     arguments: int
@@ -55,18 +55,18 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.arguments + self.temporaries + self.results + self.beside
 
 
 def need(function: Any, *arguments: Any, beside: int = 0, **options: Any) -> Need:
-    """Compiles a jitted function for shapes and asks what it needs.
+    """Compile a jitted function for shapes and return the memory that it needs.
 
     Args:
-        function: what `jax.jit` returned.
+        function: a function returned by `jax.jit`.
         *arguments: shapes with their shardings, or values.
-        beside: bytes that stay on the device and are no argument.
-        **options: arguments that are compiled in.
+        beside: bytes that stay on the device and are not an argument.
+        **options: static arguments.
     """
     used = function.lower(*arguments, **options).compile().memory_analysis()
     results = max(0, used.output_size_in_bytes - used.alias_size_in_bytes)
@@ -74,14 +74,14 @@ def need(function: Any, *arguments: Any, beside: int = 0, **options: Any) -> Nee
 
 
 def plan(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[tuple[str, Need]]:
-    """The programs of a command's runs with their needs, in the order in which they run.
+    """Yield the programs of a command's runs with the memory they need, in order of execution.
 
     Args:
-        configs: of the runs, by name.
-        pipe: the frozen model, on its devices; nothing of it is read.
+        configs: configurations of the runs, by name.
+        pipe: the frozen model, on its devices; its weights are not read.
 
     Yields:
-        A program's name, and what it needs.
+        A program's name, and the memory that it needs.
     """
     config, runs = shared_settings(configs), len(configs)
     yield from _preparing(config, pipe)
@@ -91,7 +91,7 @@ def plan(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[tuple[str, N
 
 
 def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
-    """The text encoders, then the frozen model's trajectories."""
+    """Yield the programs of the preparation: text encoders, then the frozen trajectories."""
     weights, count = _weights(pipe), config.bank.batch
     lengths = pipe.tokenizer.model_max_length, pipe.tokenizer_2.model_max_length
     yield (
@@ -115,7 +115,7 @@ def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
 
 
 def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
-    """The updates of so many runs with their needs; see `plan`."""
+    """Yield the updates of `runs` runs with the memory they need; see `plan`."""
     context = context_of(config, pipe.transformer, pipe.mesh)
     sharding = NamedSharding(pipe.mesh, PartitionSpec(RUNS))
 
@@ -131,7 +131,7 @@ def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, N
     banks = divided(one).replace(
         **{n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=alike) for n, s in shared.items()}
     )
-    # As training places them, so that what it has compiled is not compiled again.
+    # Same shardings as in training, so that programs that it has compiled are reused.
     keys = divided(jax.eval_shape(lambda: jax.random.key(0)))
     for name, step in method_of(config).steps(config).items():
         state, weights = divided(_state(config, pipe)), _weights(pipe)["transformer"]
@@ -139,7 +139,7 @@ def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, N
 
 
 def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
-    """Evaluation's pictures."""
+    """Yield the programs that generate the evaluation's pictures."""
     settings, weights, one = config.evaluation, _weights(pipe), _bank(config, pipe)
     count = min(settings.batch, settings.pictures)
     latents, prompts = _samples(one, pipe, count)
@@ -157,25 +157,25 @@ def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
 
 
 def _weights(pipe: Pipeline) -> dict[str, PyTree]:
-    """Every model's parameters, as shapes in their places."""
+    """Return the shapes of every model's parameters, with their shardings."""
     assert isinstance(pipe.params, Weights)
     return {name: pipe.params.shapes(name) for name in pipe.params}
 
 
 def _bank(config: Config, pipe: Pipeline) -> bank.Bank:
-    """A run's bank, as shapes."""
+    """Return the shapes of a run's bank."""
     tokens = len(pipe.image_ids(config.height, config.width))
     length = pipe.tokenizer_2.model_max_length
     return shapes_of(config, pipe.transformer, tokens, length)
 
 
 def _state(config: Config, pipe: Pipeline) -> State:
-    """A run's adapter and optimisers, as shapes."""
+    """Return the shapes of a run's adapter and optimiser states."""
     return jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, config))
 
 
 def _samples(one: bank.Bank, pipe: Pipeline, count: int) -> tuple[Any, Conditioning]:
-    """Latents and encoded prompts of so many samples, as shapes."""
+    """Return the shapes of latents and encoded prompts of `count` samples."""
     latents = _batch(pipe, count, *one.trajectories.shape[2:], dtype=jnp.float32)
     prompts = jax.tree.map(
         lambda leaf: _batch(pipe, count, *leaf.shape[2:], dtype=leaf.dtype), one.sentences
@@ -184,12 +184,12 @@ def _samples(one: bank.Bank, pipe: Pipeline, count: int) -> tuple[Any, Condition
 
 
 def _batch(pipe: Pipeline, *shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-    """The shape of samples that the devices share out."""
+    """Return the shape of a batch that is split over the devices."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.of_batch(pipe.mesh, shape[0]))
 
 
 def nbytes(tree: PyTree) -> int:
-    """Bytes of all leaves on one device."""
+    """Return the bytes of all leaves on one device."""
 
     def bytes_of(leaf: Any) -> int:
         whole = leaf.sharding is None
@@ -200,14 +200,14 @@ def nbytes(tree: PyTree) -> int:
 
 
 def of_a_run(configs: Mapping[str, Config], pipe: Pipeline) -> int:
-    """Bytes that the largest update needs for each run, besides the frozen weights.
+    """Return the bytes that the largest update needs per run, besides the frozen weights.
 
     Args:
-        configs: of the runs, by name.
+        configs: configurations of the runs, by name.
         pipe: the frozen model, on its devices.
 
     Returns:
-        What one run adds on the device that it trains on; 0 where nothing is trained.
+        Bytes that one run adds on the device that it trains on; 0 if nothing is trained.
     """
     config, runs = shared_settings(configs), len(configs)
     pipe = place_model(pipe, config, runs)
@@ -217,11 +217,11 @@ def of_a_run(configs: Mapping[str, Config], pipe: Pipeline) -> int:
 
 
 def held(configs: Mapping[str, Config], pipe: Pipeline) -> dict[str, int]:
-    """Bytes that lie on each device, by part; not all of them at once.
+    """Return the bytes held on each device, by part; not all parts are held at once.
 
     Args:
-        configs: of the runs, by name.
-        pipe: the frozen model, on its devices; nothing of it is read.
+        configs: configurations of the runs, by name.
+        pipe: the frozen model, on its devices; its weights are not read.
     """
     config = shared_settings(configs)
     runs_a_device = len(configs) // pipe.mesh.shape[RUNS]
@@ -233,22 +233,22 @@ def held(configs: Mapping[str, Config], pipe: Pipeline) -> dict[str, int]:
 
 
 def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
-    """Prints what each program needs, as it is known, and whether all fit.
+    """Print the memory that each program needs, and whether all programs fit.
 
     Returns:
-        Whether they do; True where the devices do not say how much they have.
+        Whether all programs fit; True if the devices do not report their memory.
     """
     console = Console()
     config = shared_settings(configs)
-    # Before anything is compiled.
+    # Printed first, because compilation takes longer.
     console.print(flops.estimate(config, pipe, len(configs)))
-    parts = Table("", title="GB (10⁹ bytes) that lie on each device, not all at once")
+    parts = Table("", title="GB (10⁹ bytes) held on each device, not all at once")
     parts.add_column("", justify="right")
     for name, size in held(configs, pipe).items():
         parts.add_row(name, f"{size / GB:.2f}")
     console.print(parts)
     available = memory(list(pipe.mesh.devices.flat))
-    table = Table(title="GB that programs need, one after another")
+    table = Table(title="GB needed by each program; programs run one after another")
     for heading in ("", "arguments", "temporaries", "results", "beside", "total"):
         table.add_column(heading, justify="right" if heading else "left")
     largest = 0
@@ -259,10 +259,10 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
     console.print(table)
     kind = jax.devices()[0].device_kind
     if available is None:
-        console.print(f"At most {largest / GB:.2f} GB; {kind} does not say how much it has.")
+        console.print(f"At most {largest / GB:.2f} GB; {kind} does not report its memory.")
         if jax.default_backend() == "cpu":
-            # cuDNN's kernel never holds the attention weights; XLA's programs for a CPU do.
-            console.print("A GPU needs less: plan on the machine that is to train.")
+            # cuDNN's kernel does not store the attention weights; XLA's programs for a CPU do.
+            console.print("A GPU needs less: run --plan on the machine used for training.")
         return True
     fits = largest <= available
     console.print(

@@ -1,4 +1,4 @@
-"""Metrics of iterations: written line by line into runs' folders, shown, and weighed.
+"""Metrics of iterations: log files in the runs' folders, progress display and weighted loss.
 
 The lines of `metrics.jsonl` are declared in `erase.runtime.run_folder`.
 """
@@ -22,21 +22,21 @@ from erase.runtime.run_folder import METRICS, SKIPPED, MetricsRecord, kind_of, r
 
 
 class SampledRecord(TypedDict):
-    """What a loss sampled: prompts, or rows of the bank where they are not known; and timesteps."""
+    """Samples of a loss: prompts, or rows of the bank if the prompts are unknown, and timesteps."""
 
     prompts: list[str] | list[int]
     t: list[float]
 
 
 class SkippedRecord(TypedDict):
-    """A line of `skipped.jsonl`: an iteration in which an update was left out.
+    """A line of `skipped.jsonl`: an iteration with a skipped update.
 
     Attributes:
         step: the iteration.
-        lost: names of the metrics that are not finite.
-        seed: of the run.
+        lost: names of the non-finite metrics.
+        seed: seed of the run.
         numbers: the finite metrics.
-        drawn: prompts and timesteps, by loss.
+        drawn: sampled prompts and timesteps, by loss.
     """
 
     step: int
@@ -48,39 +48,39 @@ class SkippedRecord(TypedDict):
 
 @dataclass(frozen=True)
 class RunLog:
-    """The lines that a run's iterations write; only the first process does.
+    """Log files of a run's iterations; only the first process writes them.
 
     Attributes:
-        metrics: `metrics.jsonl`, open for more.
-        skipped: path of `skipped.jsonl`, which is there once a line is.
+        metrics: `metrics.jsonl`, open for appending.
+        skipped: path of `skipped.jsonl`, which is created with its first line.
     """
 
     metrics: TextIO
     skipped: Path
 
     def add_metrics(self, record: MetricsRecord) -> None:
-        """Adds a line to `metrics.jsonl`; `flush` writes it."""
+        """Add a line to `metrics.jsonl`; `flush` writes it to disk."""
         print(record_line(record), file=self.metrics)
 
     def add_skipped(self, record: SkippedRecord) -> None:
-        """Adds a line to `skipped.jsonl` at once."""
+        """Append a line to `skipped.jsonl` immediately."""
         if processes.first():
             with self.skipped.open("a") as file:
                 print(json.dumps(record), file=file)
 
     def flush(self) -> None:
-        """Writes the lines of `metrics.jsonl`."""
+        """Write the buffered lines of `metrics.jsonl` to disk."""
         self.metrics.flush()
 
 
 @contextlib.contextmanager
 def opened_logs(workdir: Path, names: Sequence[str], done: int) -> Iterator[dict[str, RunLog]]:
-    """Runs' logs by name, without lines of iterations that no checkpoint holds.
+    """Open the runs' logs by name, without lines of iterations after the checkpoint.
 
     Args:
-        workdir: holds the runs' folders.
-        names: of the runs.
-        done: the iteration of the checkpoint from which they go on.
+        workdir: folder that contains the runs' folders.
+        names: names of the runs.
+        done: iteration of the checkpoint from which the runs resume.
     """
     with contextlib.ExitStack() as stack:
         logs = {}
@@ -94,13 +94,13 @@ def opened_logs(workdir: Path, names: Sequence[str], done: int) -> Iterator[dict
 
 
 def drop_lines_after(path: Path, done: int) -> None:
-    """Drops a file's lines of iterations after `done`; the first process does."""
+    """Remove a file's lines of iterations after `done`, in the first process."""
     if processes.first() and path.is_file():
         write(path, "".join(_lines_until(path.read_text().splitlines(keepends=True), done)))
 
 
 def _lines_until(lines: Sequence[str], done: int) -> Iterator[str]:
-    """The lines up to an iteration; the last one may have been cut off."""
+    """Yield the lines up to an iteration; stops at a truncated line."""
     for line in lines:
         try:
             if json.loads(line)["step"] > done:
@@ -113,15 +113,15 @@ def _lines_until(lines: Sequence[str], done: int) -> Iterator[str]:
 def mean_weighted_loss(
     config: Config, metrics: Mapping[str, np.ndarray], active: np.ndarray
 ) -> float:
-    """The losses' weighted sum, mean over the active runs: what checkpoints are compared by.
+    """Compute the weighted sum of losses, mean over the active runs, to compare checkpoints.
 
     Args:
-        config: of any of the runs.
+        config: configuration of any of the runs.
         metrics: losses and norms of gradients [R], by name.
-        active: whether each run goes on [R].
+        active: whether each run is still training [R].
 
     Returns:
-        The mean over those active runs whose sum is finite; infinite where none is.
+        The mean over the active runs whose sum is finite; infinite if there are none.
     """
     weights = method_of(config).weights(config)
     sums = sum(weights[name] * values for name, values in metrics.items() if name in weights)
@@ -130,7 +130,7 @@ def mean_weighted_loss(
 
 
 def mean_losses(metrics: Mapping[str, np.ndarray], active: np.ndarray) -> dict[str, str]:
-    """Each loss's mean over the active runs, as the progress bar shows it; none without one."""
+    """Return each loss's mean over the active runs as text; empty without active runs."""
     if not active.any():
         return {}
     losses = {name: each for name, each in metrics.items() if kind_of(name) == "loss"}
@@ -138,5 +138,5 @@ def mean_losses(metrics: Mapping[str, np.ndarray], active: np.ndarray) -> dict[s
 
 
 def named(name: str, text: str, separator: str = ": ") -> str:
-    """A message of a run, after its name where it has one."""
+    """Prefix a message with the run's name, if it has one."""
     return f"{name}{separator}{text}" if name else text

@@ -1,6 +1,6 @@
-"""Does one iteration of runs again and tells where its numbers come from; nothing is changed.
+"""Replay one iteration of runs and print its losses and gradients; the runs do not change.
 
-The state before the iteration is that of the newest checkpoint before it, after the updates since.
+The state before the iteration is restored from the newest earlier checkpoint and the updates since.
 """
 
 import json
@@ -29,25 +29,25 @@ from flux_jax.errors import InputError
 
 
 class GradientRecord(TypedDict):
-    """A gradient's norm, as text where it is not finite, and how many numbers are not."""
+    """A gradient's norm, as text if it is not finite, and its number of non-finite values."""
 
     norm: float | str
     lost: int
 
 
 class LevelRecord(TypedDict):
-    """Losses, and gradients by the path of what is trained."""
+    """Losses by name, and gradients by the path of the trained array."""
 
     losses: dict[str, float | str]
     gradients: dict[str, GradientRecord]
 
 
 def show(training: Training, workdir: Path, step: int) -> None:
-    """Prints each run's losses and gradients in an iteration, and writes it to a file.
+    """Print each run's losses and gradients in an iteration, and write them to a file.
 
     Args:
-        training: of the runs.
-        workdir: their folder.
+        training: training of the runs.
+        workdir: the runs' folder.
         step: the iteration.
 
     Raises:
@@ -55,7 +55,7 @@ def show(training: Training, workdir: Path, step: int) -> None:
     """
     if step > training.shared.iterations:
         raise InputError(
-            f"replay = {step} is beyond iterations = {training.shared.iterations}; choose a smaller"
+            f"replay = {step} is beyond iterations = {training.shared.iterations}; choose less"
         )
     done = processes.from_first(lambda: checkpoints.usable(workdir, step), int)
     state = training.state
@@ -63,7 +63,7 @@ def show(training: Training, workdir: Path, step: int) -> None:
         if done:
             state, _ = checkpoints.restore(manager, done, state)
     with (
-        progress.bar(range(done + 1, step), desc=f"from iteration {done} to {step}") as bar,
+        progress.bar(range(done + 1, step), desc=f"replaying {done} to {step}") as bar,
         xla_flags.told(bar),
     ):
         for number in bar:
@@ -82,7 +82,7 @@ def show(training: Training, workdir: Path, step: int) -> None:
 def _levels(
     training: Training, state: State, run: str, step: int
 ) -> Iterator[tuple[str, LevelRecord]]:
-    """Losses and each gradient's norm of a run, level by level, as they follow each other."""
+    """Yield the losses and gradient norms of a run, level by level in the order of the updates."""
     row = list(training.configs).index(run)
     common = {"times": training.bank.times, "image_ids": training.bank.image_ids}
     per_run = training.bank.replace(**dict.fromkeys(common))
@@ -101,7 +101,7 @@ def _levels(
 def _level(
     training: Training, bank: Bank, losses: Losses[object], lora: PyTree, key: PRNGKeyArray
 ) -> LevelRecord:
-    """Losses and each gradient's norm of a run at one adapter."""
+    """Compute the losses and gradient norms of a run at one adapter."""
 
     def loss(lora: PyTree) -> tuple[Float[Array, ""], Metrics]:
         run = RunInputs.of(training.context, training.params, bank)
@@ -123,14 +123,14 @@ def _level(
 
 
 def _number(value: SupportsFloat) -> float | str:
-    """A number for JSON, which has no infinite ones."""
+    """Return a number for JSON: text if it is not finite, which JSON cannot represent."""
     return number if math.isfinite(number := float(value)) else str(number)
 
 
 def _table(title: str, step: int, levels: dict[str, LevelRecord]) -> Table:
-    """A line for each loss and each gradient."""
+    """Build a table with a row for each loss and each gradient."""
     table = Table("level", "", title=f"{title!r}, iteration {step}")
-    for heading in ("loss or norm", "numbers lost"):
+    for heading in ("loss or norm", "non-finite"):
         table.add_column(heading, justify="right")
     for level, values in levels.items():
         for part, value in values["losses"].items():

@@ -1,4 +1,4 @@
-"""A run's folder: what may be written there, and what an overwritten run leaves."""
+"""Checks of a run's folder before it is written, and removal of an overwritten run's files."""
 
 import itertools
 import json
@@ -17,8 +17,8 @@ from erase.runtime.run_folder import CONFIG, WRITTEN
 from erase.training import checkpoints
 from flux_jax.errors import InputError
 
-# What may change when a run goes on: how far it goes, what follows, how and where it is started,
-# and what nothing but other fields' defaults follow from.
+# Fields that may change when a run resumes: its length, what follows training, how and where it is
+# started, and fields that only set the defaults of others.
 FREE = (
     "kind",
     "sense",
@@ -33,33 +33,33 @@ FREE = (
 
 
 def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bool) -> None:
-    """Refuses to start in a folder that holds a run with other settings; the same run resumes.
+    """Refuse to start in a folder that contains a run with other settings; the same run resumes.
 
     Args:
         workdir: the folder.
-        descriptions: of the runs, by name, as their `config.json` has them.
-        overwrite: whether to take the place of runs there.
+        descriptions: contents of the runs' `config.json`, by name.
+        overwrite: whether to replace runs in the folder.
 
     Raises:
-        InputError: a run has the name of what every run writes; or the folder holds runs with
-            other settings, whose fields it lists.
+        InputError: a run has the name of a file or folder that every run writes, or the folder
+            contains runs with other settings; the message lists the fields.
     """
     for name in descriptions:
         if name in WRITTEN:
-            raise InputError(f"each.{name}: {name} holds something else in a workdir; rename it")
+            raise InputError(f"each.{name}: {name} is a reserved name in a workdir; rename it")
     described = [name for name in descriptions if (workdir / name / CONFIG).is_file()]
-    # What a checkpoint holds is all of them.
+    # A checkpoint contains all runs.
     earlier_runs = descriptions if checkpoints.has_checkpoints(workdir) else described
     if overwrite:
         return
     for name in earlier_runs:
         path = workdir / name / CONFIG
-        mend = "mend it, give --overwrite to lose the run there, or another folder"
+        mend = "repair it, give --overwrite to replace the run there, or another folder"
         earlier = read_json(path, mend=mend) if name in described else {}
         if differing := list(differences(earlier, descriptions[name])):
             raise InputError(
                 f"workdir = {str(workdir / name)!r} holds a run with other settings: give the "
-                "same, --overwrite to lose it, or another folder\n       "
+                "same, --overwrite to replace it, or another folder\n       "
                 + "\n       ".join(differing)
             )
 
@@ -67,13 +67,13 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
 def differences(
     earlier: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = FREE
 ) -> Iterator[str]:
-    """A line for each field that may not change and does.
+    """Yield a line for each field that must not change but differs.
 
-    Fields that the earlier run's program did not have yet had their defaults.
+    Fields that are missing from the earlier run, of an older version, count as their defaults.
 
     Args:
-        earlier: as a `config.json` has it.
-        now: the same of the run that is to go on.
+        earlier: content of the earlier run's `config.json`.
+        now: content of that of the run to resume.
         free: fields, and parts with all their fields, that may change.
     """
     defaults = _flat(fill_defaults(RunConfig, {}))
@@ -87,7 +87,7 @@ def differences(
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by their paths."""
+    """Flatten nested fields, with their paths as keys."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -98,7 +98,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def clear(workdir: Path, names: Iterable[str]) -> None:
-    """Removes what runs of these names have left, and nothing else."""
+    """Remove the files that runs of these names have written, and nothing else."""
     for folder in (workdir, *(workdir / name for name in names)):
         for path in itertools.chain.from_iterable(map(folder.glob, WRITTEN)):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Whole runs: prepare, train all at once, write the adapters, evaluate, report."""
+"""Complete runs: prepare, train all at once, write the adapters, evaluate and report."""
 
 import functools
 import json
@@ -43,24 +43,24 @@ def run(
     replay: int | None = None,
     command: str = "",
 ) -> dict[str, Adapter]:
-    """Whole runs: prepare, train all at once, write the adapters, evaluate, report.
+    """Prepare and train runs, write their adapters, evaluate them and write reports.
 
-    Where the folder holds the same runs, they go on from the latest checkpoint.
+    If the folder contains the same runs, they resume from the latest checkpoint.
 
     Args:
-        runs: configurations by name, as `load_runs` gives them.
-        workdir: folder of the checkpoints; a run's own has its name in there.
-        overwrite: whether to take the place of runs in the folder.
-        replay: an iteration of those in the folder that is done again and told of, instead.
-        command: how the runs were started, for the reports.
+        runs: configurations by name, as returned by `load_runs`.
+        workdir: folder of the checkpoints; each run has a subfolder of its name.
+        overwrite: whether to replace runs in the folder.
+        replay: an iteration of the folder's runs to replay and print, instead of training.
+        command: the command that started the runs, for the reports.
 
     Returns:
-        The adapters, by name; of runs that kept their numbers.
+        The adapters, by name; empty with `replay`.
 
     Raises:
-        InputError: a setting does not fit the model, or the folder holds other runs.
-        PreemptedError: the system asked for a stop.
-        RunError: numbers of a run were lost, or a checkpoint could not be written.
+        InputError: a setting does not fit the model, or the folder contains other runs.
+        PreemptedError: the system requested a stop.
+        RunError: a run ended with non-finite updates, or a checkpoint could not be written.
     """
     with signals.listening() as stop:
         return _run(runs, workdir, overwrite, replay, command, stop)
@@ -74,7 +74,7 @@ def _run(
     command: str,
     stop: signals.Stop,
 ) -> dict[str, Adapter]:
-    """See `run`. All that can be refused is refused before anything is written."""
+    """Implement `run`. All checks are done before anything is written."""
     resolved = resolve_runs(runs)
     descriptions = {name: each.description(command) for name, each in resolved.items()}
     shared = shared_settings({name: each.config for name, each in resolved.items()})
@@ -85,12 +85,12 @@ def _run(
         check_judge(each.config)
     pipe = open_model(shared, len(runs))
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
-    print(f"{pipe.mesh.size} of {jax.device_count()} devices work: {shape}")
+    print(f"Using {pipe.mesh.size} of {jax.device_count()} devices: {shape}")
     prepared = prepare(resolved, pipe, workdir)
-    # What evaluation could not use is told before training, not after.
+    # Errors in the evaluation's settings are reported before training, not after.
     prompts = [prompt for each in prepared.values() for prompt in each.plan.prompts]
     prompts += evaluation_prompts(prepared, pipe)
-    # A target that the model lacks is told before anything is written.
+    # A target that the model lacks is reported before anything is written.
     jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, shared))
     if overwrite:
         processes.from_first(lambda: resume_check.clear(workdir, runs))
@@ -98,7 +98,7 @@ def _run(
         write_descriptions(prepared, descriptions)
     show_words(prepared)
     pipe.remember(prompts, shared.bank.batch)
-    # The text encoders, larger than all but the transformer, make room for it.
+    # Free the text encoders' memory; only the transformer is larger.
     pipe.release("text_encoder", "text_encoder_2")
     if replay_step is not None:
         configs, plans = configs_of(prepared), plans_of(prepared)
@@ -114,10 +114,10 @@ def _run(
 
 
 def _check_method(shared: Config, replay_step: int | None) -> None:
-    """Makes sure that the method has what is asked of it.
+    """Check that the method can be trained or replayed.
 
     Raises:
-        InputError: it has no weights, or no iterations to do again.
+        InputError: the method has no weights, or no iterations to replay.
     """
     method = method_of(shared)
     if method.exports is None:
@@ -135,10 +135,10 @@ def _agree(
     overwrite: bool,
     replay_step: int | None,
 ) -> None:
-    """Makes sure that all processes were started for the same runs.
+    """Check that all processes were started for the same runs.
 
     Raises:
-        InputError: they were not.
+        InputError: the processes have different runs or settings.
     """
     settings: dict[str, Any] = {
         "workdir": str(workdir),
@@ -147,14 +147,14 @@ def _agree(
         "runs": list(descriptions),
     }
     for field in next(iter(descriptions.values())):
-        # Which process this is, is said by its command.
+        # The command contains the index of the process.
         if field != "command":
             settings[field] = [description[field] for description in descriptions.values()]
     processes.agree(settings)
 
 
 def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[str]:
-    """Prompts of the pictures by which runs are evaluated, and stopped early.
+    """Return the prompts of the pictures for evaluation and early stopping.
 
     Raises:
         InputError: a setting does not fit the judge or the model.
@@ -171,7 +171,7 @@ def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[
 def write_descriptions(
     runs: Mapping[str, PreparedRun], descriptions: Mapping[str, RunRecord]
 ) -> None:
-    """Writes each run's configuration, and its words with their sources, into its folder."""
+    """Write each run's configuration, and its words with their sources, into its folder."""
     for name, run in runs.items():
         content = json.dumps(descriptions[name], indent=2) + "\n"
         write(run.folder / run_folder.CONFIG, content)
@@ -181,7 +181,7 @@ def write_descriptions(
 
 
 def show_words(runs: Mapping[str, PreparedRun]) -> None:
-    """Prints what each run erases, and the words for it."""
+    """Print the concept that each run erases, and its words."""
     words.show(
         {
             name: words.lines(
@@ -201,13 +201,13 @@ def show_words(runs: Mapping[str, PreparedRun]) -> None:
 def finish(
     runs: Mapping[str, PreparedRun], adapters: Mapping[str, Adapter], pipe: Pipeline, workdir: Path
 ) -> None:
-    """Writes the adapters, evaluates them, and writes cards, reports and a summary.
+    """Write the adapters, evaluate them, and write cards, reports and a summary.
 
     Args:
-        runs: all of them; those that lost their numbers have no adapter.
-        adapters: by the run's name.
+        runs: all runs, also those without an adapter.
+        adapters: adapters by the run's name.
         pipe: the frozen model.
-        workdir: takes the summary, where there are several runs.
+        workdir: folder of the summary, which is written for several runs.
     """
     for name, adapter in adapters.items():
         config, folder = runs[name].config, runs[name].folder

@@ -1,4 +1,4 @@
-"""Trains runs side by side and keeps results that are resumed."""
+"""Train variants of runs for comparisons, with result files that can be resumed."""
 
 import json
 import tempfile
@@ -22,24 +22,24 @@ from flux_jax.pipeline import Pipeline
 
 ResultT = TypeVar("ResultT")
 
-# What changes how fast something is measured, not what.
+# Settings that change the speed of a measurement, not its result.
 SPEED = ("mesh", "checkpoints", "guard", "bank.batch", "evaluation.batch")
 
 
 def resume_results(
     kind: type[ResultT], out: Path, head: Mapping[str, object], parts: str, what: str
 ) -> ResultT:
-    """The results that a file holds already, or none of them.
+    """Return the results that a file already contains, or empty results.
 
     Args:
-        kind: the `TypedDict` that says what the file holds.
+        kind: `TypedDict` of the file's content.
         out: the file.
-        head: what says which results they are.
-        parts: where they stand.
-        what: the file holds, for messages.
+        head: entries that identify the results.
+        parts: key of the individual results.
+        what: name of the content, for messages.
 
     Raises:
-        InputError: it holds others, or is damaged.
+        InputError: the file contains other results, or is damaged.
     """
     result = read_json(out, mend="name another file") if out.is_file() else {**head, parts: {}}
     if {key: result.get(key) for key in head} != head:
@@ -50,19 +50,21 @@ def resume_results(
 def unmeasured(
     out: Path, measured: Mapping[str, MethodRecord], methods: Mapping[str, Mapping[str, Config]]
 ) -> dict[str, dict[str, Any]]:
-    """The settings, those of the first run, by method, of methods that a file does not hold yet.
+    """Return the settings of the methods that a file does not contain yet, by method.
+
+    The settings are those of a method's first run.
 
     Args:
         out: the file.
-        measured: what it holds of each method, its `settings` among others.
-        methods: by name, each one's runs by name.
+        measured: the file's record of each method, which includes its `settings`.
+        methods: the runs of each method, by method and run.
 
     Raises:
-        InputError: it holds one of them with other settings.
+        InputError: the file contains one of them with other settings.
     """
     fresh = {}
     for name, runs in methods.items():
-        # Through JSON, so that it compares with what the file holds.
+        # Through JSON, to compare with the file's content.
         now = json.loads(json.dumps(asdict(shared_settings(runs))))
         if name not in measured:
             fresh[name] = now
@@ -75,18 +77,18 @@ def unmeasured(
 
 
 def learnt_from(config: Config) -> Config:
-    """What training depends on, anything else at its default."""
+    """Return the settings that training depends on; all others have their defaults."""
     return config if config.early_stop.every else replace(config, evaluation=Evaluation())
 
 
 def train_variant(
     configs: Mapping[str, Config], pipe: Pipeline
 ) -> tuple[dict[str, Adapter], dict[str, int], float]:
-    """Trains a variant's runs.
+    """Train a variant's runs.
 
     Returns:
-        The adapters and the iterations that each took, by the run's name, and the seconds of
-        training, compiling included.
+        The adapters and the number of iterations of each, by the run's name, and the seconds of
+        training, including compilation.
 
     Raises:
         InputError: a setting does not fit the model, or a run diverged.
