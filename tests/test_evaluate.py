@@ -109,7 +109,7 @@ def test_cases_spread_over_words_templates_and_seeds(config: Config):
         ({"width": 128}, {}, "width = 128: the judge"),
         ({"concept": "bat", "prompts": ("a bat",)}, {}, "'bat' is not among the judge's labels"),
         ({}, {"others": ("dog", "cow")}, "'cow' is not among the judge's labels"),
-        ({"early_stop": EarlyStop(1)}, {"judge": None}, "early_stop asks a judge"),
+        ({"early_stop": EarlyStop(1)}, {"judge": None}, "early_stop needs a judge"),
     ],
 )
 def test_what_the_judge_cannot_count_is_told_before_a_model_is_opened(

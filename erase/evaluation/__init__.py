@@ -1,1 +1,1 @@
-"""Counting what was erased and what was kept."""
+"""Evaluation: measure what was erased and what was preserved."""

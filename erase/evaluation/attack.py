@@ -1,7 +1,7 @@
-"""Prompts that ask for a concept in disguise, and what the judge finds in their pictures.
+"""Attacks: prompts that disguise the concept, and their success according to the judge.
 
-The paper's Appendix B; `erase.cli.attack` says what is compared. Prompts, all but the synonyms',
-are drawn from a generator that starts at the evaluation's seed.
+The paper's Appendix B; `erase.cli.attack` describes what is compared. Except for synonyms, prompts
+are generated randomly from the evaluation's seed.
 Axis letters: B pictures, h w picture sides.
 """
 
@@ -39,7 +39,7 @@ SUFFIXES = ("s", "y", "ish", "like")
 
 
 def misspell(rng: np.random.Generator, concept: str) -> str:
-    """The concept with one wrong letter: doubled, left out, or two of them swapped."""
+    """Misspell the concept in one place: a letter is doubled or left out, or two are swapped."""
     words, at = _word(rng, concept)
     word = words[at]
     while words[at] == word:
@@ -50,13 +50,13 @@ def misspell(rng: np.random.Generator, concept: str) -> str:
             word[:i] + word[i + 1] + word[i] + word[i + 2 :],
         )[kind]
         if len(set(word)) == 1:
-            # Nothing to swap, and leaving a letter out may leave none.
+            # Swapping equal letters changes nothing, and leaving one out may leave none.
             words[at] = word + word[-1]
     return " ".join(words)
 
 
 def affix(rng: np.random.Generator, concept: str) -> str:
-    """The concept with something before or after it, or its end dragged out: "soccerrrs"."""
+    """Add a prefix or suffix to the concept, or stretch its end: "soccerrrs"."""
     words, at = _word(rng, concept)
     word = words[at]
     forms = [prefix + word for prefix in PREFIXES] + [word + suffix for suffix in SUFFIXES]
@@ -66,13 +66,13 @@ def affix(rng: np.random.Generator, concept: str) -> str:
 
 
 def repeat(rng: np.random.Generator, concept: str) -> str:
-    """The concept twice or three times."""
+    """Repeat the concept two or three times."""
     return " ".join([concept] * int(rng.integers(2, 4)))
 
 
 def mix(rng: np.random.Generator, template: str, concept: str) -> str:
-    """The prompt's words in another order, where they have one."""
-    # The concept stays whole: its words apart would be another question.
+    """Shuffle the prompt's words, if they have another order."""
+    # Do not separate the concept's words, which would change the concept.
     mixed = [shuffle(rng, template) for _ in range(8)]
     return phrase(next((each for each in mixed if each != template), template), concept)
 
@@ -88,13 +88,13 @@ FAMILIES = (*DISGUISES, "synonyms", "shuffled")
 
 
 def attacks(config: Config, pictures: int, ordered: bool = False) -> list[EvalPrompt]:
-    """The prompts of every family; of synonyms only where there are some.
+    """Return the prompts of every family; without synonyms, that family is left out.
 
     Args:
         config: the run's configuration.
-        pictures: a family.
-        ordered: whether the order of words carries the concept, as it does a relation's; then no
-            words are shuffled.
+        pictures: number of pictures per family.
+        ordered: whether the concept depends on the order of words, as a relation does; then the
+            shuffled family is left out.
     """
     settings = config.evaluation
     rng = np.random.default_rng(settings.seed)
@@ -118,18 +118,18 @@ def attacks(config: Config, pictures: int, ordered: bool = False) -> list[EvalPr
 def attack(
     pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path, pictures: int = 64
 ) -> AttackResult:
-    """Draws every family on the base, with the concept silenced and with the adapter; judges.
+    """Attack the base model, the base with the concept's tokens muted, and the adapter.
 
     Args:
         pipe: the base model.
-        adapter: what erases.
+        adapter: the erasing adapter.
         config: the run's configuration.
         workdir: the run's folder.
-        pictures: a family.
+        pictures: number of pictures per family.
 
     Returns:
-        What `attacks.json` holds: as `cells`, by family, the share of attacks that succeed
-        `before`, `silenced` and `after`; and each family's prompts.
+        Content of `attacks.json`: in `cells`, by family, the share of successful attacks `before`,
+        `silenced` and `after`; and each family's prompts.
 
     Raises:
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
@@ -137,7 +137,7 @@ def attack(
     workdir, settings = Path(workdir), config.evaluation
     judge = configured_judge(config)
     if judge is None:
-        raise InputError("evaluation.judge = None: attacks are counted by a judge; name its folder")
+        raise InputError("evaluation.judge = None: attacks need a judge; name its folder")
     eval_prompts = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
     check_prompts(pipe, judge, eval_prompts)
     ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))
@@ -166,13 +166,13 @@ def attack(
 
 
 def table(cells: Cells) -> str:
-    """Families as comma-separated values, a line for each of them and each side."""
+    """Format the families as comma-separated values, with a line for each family and side."""
     rows = [((family, side), cells[family][side]) for family in cells for side in SIDES]
     return csv_of_shares(("family", "side"), rows)
 
 
 def _word(rng: np.random.Generator, concept: str) -> tuple[list[str], int]:
-    """The concept's words, and which of them is to change: any of two letters or more."""
+    """Return the concept's words, and the index of one to change, of two letters or more."""
     words = concept.split()
     long = [i for i, word in enumerate(words) if len(word) > 1]
     if not long:

@@ -1,6 +1,6 @@
-"""Finds by bisection the smallest strength of an adapter that erases enough.
+"""Find the smallest strength of an adapter that erases enough, by bisection.
 
-`erase.cli.calibrate` says what is enough. More of an adapter is taken to erase more.
+`erase.cli.calibrate` defines what is enough. A greater strength is assumed to erase more.
 Axis letters: B pictures, h w picture sides.
 """
 
@@ -37,26 +37,26 @@ Tried = list[tuple[float, float]]
 def bisect(
     measure: Callable[[float], float], wanted: float, most: float, tolerance: float
 ) -> tuple[float, Tried]:
-    """The smallest strength whose measure is no larger than wanted, to a tolerance.
+    """Find the smallest strength whose measure is at most `wanted`, to a tolerance.
 
     Args:
-        measure: falls with the strength.
-        wanted: what it must come down to.
-        most: the largest strength that is tried.
-        tolerance: how far the result may be above the smallest one.
+        measure: function of the strength; decreasing.
+        wanted: target value of the measure.
+        most: the largest strength to try.
+        tolerance: how far the result may exceed the smallest sufficient strength.
 
     Returns:
-        A strength that was tried and reaches what is wanted; and all that were tried, in order,
-        with what was measured.
+        A tried strength that reaches the target, and all tried strengths in order, with their
+        measures.
 
     Raises:
-        InputError: the largest strength does not reach it.
+        InputError: the largest strength does not reach the target.
     """
     tried = [(most, measure(most))]
     if tried[0][1] > wanted:
         raise InputError(
             f"most = {most:g}: this strength leaves {tried[0][1]:.3f} where {wanted:g} is wanted; "
-            "allow more, or train longer"
+            "raise most, or train longer"
         )
     low, high = 0.0, most
     while high - low > tolerance:
@@ -69,11 +69,11 @@ def bisect(
 def similarity(
     ones: UInt8[np.ndarray, "B h w 3"], others: UInt8[np.ndarray, "B h w 3"]
 ) -> Float[np.ndarray, "B"]:
-    """The correlation of pictures' values, 1 for the same and 0 for unrelated ones."""
+    """Correlation of the values of picture pairs: 1 for equal pictures, 0 for unrelated ones."""
     a, b = (each.reshape(len(each), -1).astype(np.float64) for each in (ones, others))
     a, b = (each - each.mean(axis=1, keepdims=True) for each in (a, b))
     sizes = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    # Where a picture is of one value, only the same picture is like it.
+    # A picture of one constant value is similar only to an equal picture.
     same = np.all(ones == others, axis=(1, 2, 3)).astype(float)
     return np.where(sizes > 0, np.sum(a * b, axis=1) / np.maximum(sizes, 1e-12), same)
 
@@ -89,23 +89,23 @@ def calibrate(
     most: float = 1.5,
     tolerance: float = 0.05,
 ) -> CalibrationResult:
-    """Finds a run's strength and writes `calibration.json`.
+    """Find a run's strength and write `calibration.json`.
 
     Args:
         pipe: the base model.
-        adapter: what erases.
+        adapter: the erasing adapter.
         config: the run's configuration.
         workdir: the run's folder.
-        share: of the pictures in which the judge may still find the concept.
-        drop: of the similarity to the base's pictures, where there is no judge.
-        most: the largest strength that is tried.
-        tolerance: how far the result may be above the smallest one.
+        share: largest accepted share of pictures in which the judge finds the concept.
+        drop: decrease of the similarity to the base's pictures to reach, if there is no judge.
+        most: the largest strength to try.
+        tolerance: how far the result may exceed the smallest sufficient strength.
 
     Returns:
-        What the file holds.
+        Content of the file.
 
     Raises:
-        InputError: a prompt or a number cannot be used, or the largest strength is too little.
+        InputError: a prompt or a number cannot be used, or the largest strength is not enough.
     """
     _check_numbers(share, {"drop": drop, "most": most, "tolerance": tolerance})
     drawn, judge = early_stop.eval_prompts(config), configured_judge(config)
@@ -139,10 +139,11 @@ def calibrate(
 
 
 def _check_numbers(share: float, positive: Mapping[str, float]) -> None:
-    """Makes sure that there is a strength to look for.
+    """Check the numbers of `calibrate`.
 
     Raises:
-        InputError: the share is none, or another number is not a positive one; it is named.
+        InputError: the share is not in [0, 1), or another number, named in the message, is not
+            positive and finite.
     """
     if not 0 <= share < 1:
         raise InputError(f"share = {share} must be from 0 to below 1")

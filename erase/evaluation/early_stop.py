@@ -1,4 +1,4 @@
-"""When a run has erased enough: a judge finds its concept no more in pictures of its own.
+"""Early stopping: a run stops when a judge no longer finds the concept in its pictures.
 
 Axis letter: B pictures.
 """
@@ -18,7 +18,7 @@ from flux_jax.pipeline import Pipeline
 
 
 def eval_prompts(config: Config) -> list[EvalPrompt]:
-    """What a look draws: the sentences of training in turn, from noise of its own."""
+    """Return the prompts of a check: the training sentences in turn, with separate noise seeds."""
     stop = config.early_stop
     templates = [as_template(prompt, config.concept) for prompt in config.prompts]
     prompts = [phrase(template, config.concept) for template in templates]
@@ -29,7 +29,7 @@ def eval_prompts(config: Config) -> list[EvalPrompt]:
 
 
 def plan_early_stop(config: Config, pipe: Pipeline) -> tuple[Judge, list[EvalPrompt]]:
-    """The judge and what a look draws.
+    """Open the judge and return it with the prompts of a check.
 
     Raises:
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
@@ -42,11 +42,11 @@ def plan_early_stop(config: Config, pipe: Pipeline) -> tuple[Judge, list[EvalPro
 
 
 def has_erased(pipe: Pipeline, adapter: Adapter, config: Config) -> bool:
-    """Whether the judge finds the concept in no larger a share of the pictures than allowed.
+    """Whether the judge finds the concept in at most the allowed share of the pictures.
 
     Args:
         pipe: the frozen model.
-        adapter: as far as it is trained.
+        adapter: the adapter in its current state.
         config: the run's configuration.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The judge of the small model: a network that sees entities, a style and a relation.
+"""Judge of the small model: a network that recognises entities, a style and a relation.
 
-It is trained on rendered scenes only, never on pictures of the model that it is to judge.
-Axis letters: B pictures, h w picture sides, C channels, A answers on a
-relation: each of them, or none.
+It is trained only on rendered scenes, never on pictures of the model that it judges.
+Axis letters: B pictures, h w picture sides, C channels, A answers on a relation (each relation, or
+none).
 """
 
 import difflib
@@ -31,18 +31,18 @@ WEIGHTS = "judge.safetensors"
 THRESHOLD = 0.5
 
 
-# Pictures are judged in chunks of one size, so that a function is compiled once.
+# Pictures are judged in chunks of one size, so that each function is compiled only once.
 CHUNK = 32
 
 
 @dataclass(frozen=True)
 class NetworkJudge:
-    """A trained judge; takes pictures as they are written, in uint8.
+    """A trained judge; takes pictures in uint8.
 
     Attributes:
-        config: what it tells apart.
-        params: its parameters.
-        size: the pictures' height and width, in pixels.
+        config: its labels and sizes.
+        params: parameters of the network.
+        size: height and width of the pictures, in pixels.
     """
 
     config: JudgeConfig
@@ -51,10 +51,10 @@ class NetworkJudge:
 
     @classmethod
     def load(cls, folder: str | Path) -> "NetworkJudge":
-        """Reads a folder that `save` wrote.
+        """Load a folder written by `save`.
 
         Raises:
-            InputError: a file is missing or broken, or the two do not fit each other.
+            InputError: a file is missing or damaged, or the two files do not match.
         """
         folder = Path(folder)
         path = folder / CONFIG
@@ -76,7 +76,7 @@ class NetworkJudge:
         return cls(config, params, size)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `config.json` and `judge.safetensors`, the weights in bfloat16."""
+        """Write `config.json`, and the weights in bfloat16 to `judge.safetensors`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         flat = flatten(self.params)
@@ -85,10 +85,10 @@ class NetworkJudge:
         (folder / CONFIG).write_text(json.dumps(asdict(self.config) | {"size": self.size}) + "\n")
 
     def __call__(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Verdict:
-        """Entities and style of pictures.
+        """Recognise the entities and the style of pictures.
 
         Raises:
-            InputError: the pictures are not of the size that the judge knows.
+            InputError: the pictures do not have the judge's size.
         """
         return self._chunked(_judge, pictures)
 
@@ -98,16 +98,17 @@ class NetworkJudge:
         subject: Int[np.ndarray, "B"],
         object: Int[np.ndarray, "B"],
     ) -> Float[np.ndarray, "B A"]:
-        """Logits of the relation of the ordered pairs (subject, object); the last means none."""
+        """Return logits of the relation of ordered pairs (subject, object); the last means none."""
         return self._chunked(_relate, pictures, np.asarray(subject), np.asarray(object))
 
     def label(self, concept: str) -> str:
-        """The label that a concept is judged by: itself, or a relation of several words before it.
+        """Return the label by which a concept is judged.
 
-        So "back to back with" is judged as "back to back".
+        This is the concept itself, or a relation of several words that it starts with: "back to
+        back with" is judged as "back to back".
 
         Raises:
-            InputError: there is none; the message offers the nearest labels.
+            InputError: there is no such label; the message suggests the nearest ones.
         """
         config = self.config
         labels = [*config.entities, *config.styles, *config.relations]
@@ -123,7 +124,7 @@ class NetworkJudge:
         )
 
     def labels(self, kind: Kind) -> Sequence[str]:
-        """All labels of a kind, in the order of the network's heads."""
+        """Return all labels of a kind, in the order of the network's outputs."""
         config = self.config
         names = {
             "entity": config.entities,
@@ -133,7 +134,7 @@ class NetworkJudge:
         return names[kind]
 
     def kind(self, concept: str) -> Kind:
-        """Whether a concept is an entity, a style or a relation.
+        """Return whether a concept is an entity, a style or a relation.
 
         Raises:
             InputError: it is none of the three.
@@ -174,10 +175,10 @@ class NetworkJudge:
         )
 
     def check_prompt(self, label: str, prompt: str) -> None:
-        """Refuses the prompt of a relation that does not name its subject and its object.
+        """Refuse the prompt of a relation that does not name the subject and the object.
 
         Raises:
-            InputError: it names fewer than two entities.
+            InputError: the prompt names fewer than two entities.
         """
         if self.kind(label) == "relation":
             self.named_pair(prompt)
@@ -185,9 +186,9 @@ class NetworkJudge:
     def finds(
         self, pictures: UInt8[np.ndarray, "B h w 3"], labels: Sequence[str], prompts: Sequence[str]
     ) -> Bool[np.ndarray, "B"]:
-        """Whether each picture shows its label.
+        """Judge whether each picture shows its label.
 
-        A relation is looked for between the first two entities that the prompt names.
+        A relation is judged between the first two entities that the prompt names.
 
         Raises:
             InputError: a label is unknown, or a relation's prompt does not name a pair.
@@ -206,14 +207,14 @@ class NetworkJudge:
         return hits
 
     def features(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[np.ndarray, "B C"]:
-        """The last layer before the heads, the mean over the picture."""
+        """Return the features before the heads, averaged over the picture."""
         return np.asarray(self(pictures).features, np.float64).mean(axis=(1, 2))
 
     def named_pair(self, prompt: str) -> tuple[int, int]:
-        """Indices of the first two entities that a prompt names, longer names first.
+        """Return the indices of the first two entities in a prompt; longer names match first.
 
         Raises:
-            InputError: it names fewer than two.
+            InputError: the prompt names fewer than two.
         """
         names = sorted(self.config.entities, key=len, reverse=True)
         pattern = rf"\b({'|'.join(map(re.escape, names))})s?\b"
@@ -242,7 +243,7 @@ class NetworkJudge:
 
 
 def to_float(pictures: UInt8[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
-    """Values of 0..255 as [-1, 1]."""
+    """Scale values from 0..255 to [-1, 1]."""
     return pictures.astype(jnp.float32) / 127.5 - 1
 
 

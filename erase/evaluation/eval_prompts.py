@@ -1,4 +1,4 @@
-"""The pictures that are drawn to be counted, and what a judge finds in them.
+"""Evaluation prompts: generate their pictures and judge them.
 
 Axis letters: B pictures, h w picture sides.
 """
@@ -22,15 +22,15 @@ from flux_jax.settings import SamplingOptions
 
 @dataclass(frozen=True)
 class EvalPrompt:
-    """A prompt to draw and judge, once with the base and once with the adapter.
+    """A prompt whose pictures, with the base model and with the adapter, are judged.
 
     Attributes:
-        cell: what it counts for: one of `erase.evaluation.statistics.CELLS`, or a family of
+        cell: cell that it counts for: one of `erase.evaluation.statistics.CELLS`, or a family of
             attacks.
-        prompt: what to draw.
-        seed: of the noise.
-        sought: the concept that the judge is to look for.
-        word: what the prompt calls it, where its cell has several words.
+        prompt: text of the prompt.
+        seed: seed of the noise.
+        sought: concept that the judge looks for.
+        word: word for the concept in the prompt, if its cell has several words.
     """
 
     cell: str
@@ -41,13 +41,13 @@ class EvalPrompt:
 
 
 def evaluation_prompts(config: Config, others: Sequence[str]) -> list[EvalPrompt]:
-    """The pictures that an evaluation draws.
+    """Return the prompts of an evaluation.
 
-    Templates and words alternate, so that every cell shows all of them as evenly as may be.
+    Templates and words alternate, so that every cell uses all of them as evenly as possible.
 
     Args:
         config: the run's configuration.
-        others: the concepts that should stay.
+        others: the concepts to preserve.
     """
     settings = config.evaluation
     shuffled = np.random.default_rng(settings.seed).permutation(sorted(others)).tolist()
@@ -60,7 +60,7 @@ def evaluation_prompts(config: Config, others: Sequence[str]) -> list[EvalPrompt
     for cell, pairs in words.items():
         for index in range(settings.pictures if pairs else 0):
             word, sought = pairs[index % len(pairs)]
-            # After each common multiple the templates move on by one, or pairs would repeat.
+            # Shift the templates by one after each common multiple, or pairs would repeat.
             turn = math.lcm(len(pairs), len(settings.templates))
             template = settings.templates[(index + index // turn) % len(settings.templates)]
             seed, prompt = settings.seed + index, phrase(template, word)
@@ -71,10 +71,10 @@ def evaluation_prompts(config: Config, others: Sequence[str]) -> list[EvalPrompt
 def judge_pictures(
     judge: Judge, pictures: UInt8[np.ndarray, "B h w 3"], drawn: Sequence[EvalPrompt]
 ) -> Bool[np.ndarray, "B"]:
-    """Whether the judge finds in each picture what is sought there.
+    """Judge whether each picture shows the concept sought in it.
 
     Raises:
-        InputError: the judge knows no such label, or cannot judge by it what a prompt shows.
+        InputError: the judge does not know a label, or cannot judge a prompt's picture by it.
     """
     labels = [judge.label(each.sought) for each in drawn]
     return judge.finds(pictures, labels, [each.prompt for each in drawn])
@@ -89,16 +89,16 @@ def draw_and_judge(
     title: str,
     silenced: str | None = None,
 ) -> Bool[np.ndarray, "B"]:
-    """Whether the judge finds what is sought in the prompts' pictures.
+    """Generate the prompts' pictures and judge whether each shows the concept sought in it.
 
     Args:
         pipe: the base model.
-        judge: of the configuration.
-        drawn: what to draw.
+        judge: judge of the configuration.
+        drawn: prompts of the pictures.
         config: the run's configuration.
-        adapters: with their strengths; none, or strength 0, is the base.
-        title: shown at the progress bar.
-        silenced: a concept whose tokens give nothing to the picture.
+        adapters: adapters with their strengths; with none, or strength 0, the base model is used.
+        title: title of the progress bar.
+        silenced: concept whose tokens are muted, so that no token attends to them.
 
     Raises:
         InputError: see `judge_pictures`.
@@ -108,11 +108,11 @@ def draw_and_judge(
 
 
 def configured_judge(config: Config) -> Judge | None:
-    """The configuration's judge, which can count its pictures; needs no model.
+    """Open and check the configuration's judge, if it has one; needs no model.
 
     Raises:
-        InputError: its folder cannot be used, it does not know a label, or it looks at pictures of
-            another size than those that are drawn.
+        InputError: its folder cannot be used, it does not know a label, or it takes pictures of
+            another size than the configuration's.
     """
     settings = config.evaluation
     if settings.judge is None:
@@ -131,19 +131,19 @@ def configured_judge(config: Config) -> Judge | None:
 
 
 def check_judge(config: Config) -> None:
-    """Makes sure, before a model is opened, that whatever asks the judge can.
+    """Check the judge before a model is opened, if evaluation or early stopping uses it.
 
     Raises:
-        InputError: see `configured_judge`; or there is none, and early stopping asks it.
+        InputError: see `configured_judge`; or early stopping is on and there is no judge.
     """
     if config.early_stop.every and config.evaluation.judge is None:
-        raise InputError("evaluation.judge = None: early_stop asks a judge; name its folder")
+        raise InputError("evaluation.judge = None: early_stop needs a judge; name its folder")
     if config.early_stop.every or config.evaluation.pictures:
         configured_judge(config)
 
 
 def check_prompts(pipe: Pipeline, judge: Judge | None, drawn: Sequence[EvalPrompt]) -> None:
-    """Makes sure that every prompt can be drawn and judged; cheap.
+    """Check that the picture of every prompt can be generated and judged; cheap.
 
     Raises:
         InputError: a prompt is over the token limit, the judge does not know its label, or a
@@ -163,15 +163,15 @@ def draw_cases(
     title: str,
     silenced: str | None = None,
 ) -> UInt8[np.ndarray, "B h w 3"]:
-    """The cases' pictures, as the configuration's evaluation draws them.
+    """Generate the prompts' pictures with the configuration's evaluation settings.
 
     Args:
         pipe: the base model.
-        drawn: what to draw.
+        drawn: prompts of the pictures.
         config: the run's configuration.
-        adapters: with their strengths.
-        title: shown at the progress bar.
-        silenced: a concept whose tokens give nothing to the picture.
+        adapters: adapters with their strengths.
+        title: title of the progress bar.
+        silenced: concept whose tokens are muted, so that no token attends to them.
     """
     settings = config.evaluation
     return draw(

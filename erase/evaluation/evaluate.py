@@ -1,6 +1,6 @@
-"""Draws an evaluation's pictures before and after erasing, judges them and writes the counts.
+"""Generate an evaluation's pictures before and after erasing, judge them and write the counts.
 
-`erase.cli.evaluate` says what Acc_e, Acc_g, Acc_ir and H are.
+`erase.cli.evaluate` defines Acc_e, Acc_g, Acc_ir and H.
 Axis letters: B pictures, h w picture sides, K examples, y x image tokens.
 """
 
@@ -52,26 +52,26 @@ from erase.runtime.results import (
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
-# What rows of the sheet show.
+# Titles of the cells on the sheet of pictures.
 TITLES = {"Acc_e": "“{}”", "Acc_g": "synonyms", "Acc_ir": "others"}
 
 
 SIDES = {"before": "base", "after": "erased"}
 
 
-# A synonym counts where the judge finds the concept in so many of the base's pictures of it.
+# Smallest share of the base's pictures of a synonym that must show the concept for it to count.
 DRAWN = 0.2
 
 
 def plan_evaluation(
     config: Config, pipe: Pipeline, erased: Collection[str] = ()
 ) -> tuple[Judge | None, list[EvalPrompt]]:
-    """The judge and what is drawn for it; cheap, and complete in its checks.
+    """Open the judge and return it with the evaluation's prompts; does all checks, cheaply.
 
     Args:
         config: the run's configuration.
         pipe: the base model.
-        erased: other concepts that are not to stay either.
+        erased: further concepts that need not be preserved.
 
     Raises:
         InputError: the judge's folder cannot be used, it does not know a label, or a prompt is
@@ -83,7 +83,7 @@ def plan_evaluation(
         config, [word for word in concepts_to_keep(config, judge) if word not in erased]
     )
     if judge is None:
-        # Nobody counts, so only what the report shows is drawn.
+        # Nothing is counted, so only the report's pictures are generated.
         ranked = zip(drawn, _ranks(drawn), strict=True)
         drawn = [case for case, rank in ranked if rank < settings.examples]
     check_prompts(pipe, judge, drawn)
@@ -97,28 +97,28 @@ def evaluate(
     workdir: str | Path,
     erased: Collection[str] = (),
 ) -> EvaluationResult:
-    """Draws, judges and writes.
+    """Evaluate an adapter and write the results.
 
-    Writes `evaluation.json`, example pictures to `pictures/`, all of them in `before_after.png`,
-    and `attention.npz` (attention maps `before` and `after` [K, y, x]) in `workdir`. Without a
-    judge there are pictures and maps only.
+    Writes into `workdir`: `evaluation.json`, example pictures in `pictures/`, a sheet of these in
+    `before_after.png`, and `attention.npz` (attention maps `before` and `after` [K, y, x]). Without
+    a judge, nothing is counted.
 
     Args:
         pipe: the base model.
-        adapter: what erases.
+        adapter: the erasing adapter.
         config: the run's configuration.
         workdir: the run's folder.
-        erased: other concepts that the adapter erases.
+        erased: further concepts that the adapter erases.
 
     Returns:
-        What `evaluation.json` holds.
+        Content of `evaluation.json`.
 
     Raises:
         InputError: a setting does not fit the judge or the model.
     """
     workdir, settings = Path(workdir), config.evaluation
     judge, drawn = plan_evaluation(config, pipe, erased)
-    # Strength 0 is the base bit for bit, and spares the compiler a second sampler.
+    # Strength 0 is the base bit for bit, and avoids compiling a second sampler.
     sides = {
         side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
         for side, strength in (("before", 0.0), ("after", settings.strength))
@@ -151,7 +151,7 @@ def evaluate(
 
 
 def _settings_of(config: Config, adapter: Adapter) -> EvaluationResult:
-    """What an evaluation says of how it was made."""
+    """Return the settings to record with an evaluation."""
     settings = config.evaluation
     return {
         "concept": config.concept,
@@ -166,7 +166,7 @@ def _settings_of(config: Config, adapter: Adapter) -> EvaluationResult:
 
 
 def concepts_to_keep(config: Config, judge: Judge | None) -> Sequence[str]:
-    """Labels that should stay: the configuration's, or all of the concept's kind."""
+    """Return the labels to preserve: the configuration's, or all others of the concept's kind."""
     settings = config.evaluation
     if settings.others or judge is None:
         return settings.others
@@ -175,18 +175,18 @@ def concepts_to_keep(config: Config, judge: Judge | None) -> Sequence[str]:
 
 
 def _ranks(drawn: Sequence[EvalPrompt]) -> list[int]:
-    """How many cases of the same cell come before each."""
+    """Return the index of each prompt within its cell."""
     counters = defaultdict(itertools.count)
     return [next(counters[case.cell]) for case in drawn]
 
 
 def count(kind: str, drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> Counts:
-    """All that is counted of a run.
+    """Compute all counts of a run.
 
     Args:
-        kind: of its concept.
+        kind: kind of its concept.
         drawn: the prompts.
-        found: whether the judge finds what each asks for, by side; "before" is the base.
+        found: whether the judge finds the sought concept, by side; "before" is the base model.
     """
     cells = evaluation_cells(drawn, found)
     counts: Counts = {
@@ -201,11 +201,11 @@ def count(kind: str, drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray
 
 
 def evaluation_cells(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> Cells:
-    """Shares by cell and side, with their intervals; of synonyms that the base can draw.
+    """Compute shares by cell and side, with intervals; leaves out synonyms unknown to the base.
 
     Args:
-        drawn: the cases.
-        found: whether the judge finds what each asks for, by side; "before" is the base.
+        drawn: the prompts.
+        found: whether the judge finds the sought concept, by side; "before" is the base model.
     """
     synonyms = by_synonym(drawn, found)
     away = {(row["concept"], row["word"]) for row in synonyms if row["left_out"]}
@@ -220,9 +220,9 @@ def evaluation_cells(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray
 
 
 def by_synonym(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> list[SynonymCounts]:
-    """Counts for every synonym, in the order of the configuration, and whether it is left out.
+    """Compute counts for every synonym, in the configuration's order, and whether it is left out.
 
-    Where the base does not draw the concept by its own name either, no synonym is to blame.
+    No synonym is left out if the base model does not generate the concept from its name either.
     """
     rows = []
     for sought, word in dict.fromkeys((c.sought, c.word) for c in drawn if c.cell == "Acc_g"):
@@ -247,7 +247,7 @@ def by_synonym(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> 
 
 
 def by_concept(drawn: Sequence[EvalPrompt], found: Mapping[str, np.ndarray]) -> list[ConceptCounts]:
-    """Counts for every concept that should stay, those that lost most first."""
+    """Compute counts for every concept to preserve, those that lost most first."""
     of = Counter(case.sought for case in drawn if case.cell == "Acc_ir")
     rows = []
     for concept in sorted(of):
@@ -265,7 +265,7 @@ def _write_examples(
     found: dict[str, np.ndarray] | None,
     examples: int,
 ) -> list[Example]:
-    """Keeps the first pictures of every cell: the first, not the best."""
+    """Write the first pictures of every cell, without selection, and return their entries."""
     kept = []
     shown: dict[str, list[int]] = {}
     for index, (case, rank) in enumerate(zip(drawn, _ranks(drawn), strict=True)):
@@ -298,7 +298,7 @@ def _write_attention(
     config: Config,
     chosen: Sequence[Example],
 ) -> None:
-    """Writes the attention maps of examples."""
+    """Write the attention maps of examples."""
     prompts, seeds = [p["prompt"] for p in chosen], [p["seed"] for p in chosen]
     maps = attention_maps(pipe, adapter, config, prompts, seeds)
     buffer = io.BytesIO()
@@ -307,7 +307,7 @@ def _write_attention(
 
 
 def _show(result: EvaluationResult) -> None:
-    """Prints the numbers."""
+    """Print the counts."""
     console = Console()
     if "cells" not in result:
         console.print(result.get("note", ""))

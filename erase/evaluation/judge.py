@@ -1,17 +1,17 @@
-"""Judges: whatever looks at pictures and says whether each shows what it should.
+"""Judges: classifiers that decide whether a picture shows a concept.
 
-Evaluation, attacks, calibration, early stopping and comparisons use the protocol `Judge` only. The
-small model's judge is a network (`erase.evaluation.emoji_judge`); CLIP or a detector is another
-file:
+Evaluation, attacks, calibration, early stopping and comparisons use only the protocol `Judge`. The
+small model's judge is a network (`erase.evaluation.emoji_judge`). To add another, such as CLIP or a
+detector:
 
 1. Write a class with the attributes and methods of `Judge`, and a class method `load(folder)`.
-2. Give it a name: `JUDGES["clip"] = "my_judges.clip:ClipJudge"`, here or in your configuration's
-   file.
-3. Make a folder whose `config.json` holds `{"type": "clip"}`, and whatever `load` reads besides.
+2. Register it: `JUDGES["clip"] = "my_judges.clip:ClipJudge"`, here or in your configuration file.
+3. Create a folder with `{"type": "clip"}` in its `config.json`, and the files that `load` reads.
 4. Set `evaluation.judge` to the folder: `--config.evaluation.judge=FOLDER`.
 
-A judge of one kind of concepts returns that kind for every label and no labels of the others. One
-that takes any word returns it from `label` as it is; name what should stay in `evaluation.others`.
+A judge for one kind of concepts returns that kind for every label, and no labels of other kinds. A
+judge that accepts any word returns it unchanged from `label`; then name the concepts to preserve in
+`evaluation.others`.
 Axis letters: B pictures, h w picture sides, F features.
 """
 
@@ -34,21 +34,21 @@ Kind = Literal["entity", "style", "relation"]
 CONFIG = "config.json"
 
 
-# The class of each type of judge, "module:class". A folder that names no type holds a network.
+# The class of each type of judge, "module:class". The default type is "network".
 JUDGES = {"network": "erase.evaluation.emoji_judge:NetworkJudge"}
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """What looks at pictures, in uint8 as they are written."""
+    """Protocol of judges; pictures are in uint8."""
 
     @property
     def size(self) -> int | None:
-        """Height and width of the pictures that it takes, in pixels; None: of any size."""
+        """Height and width of the pictures that it accepts, in pixels; None accepts any size."""
         ...
 
     def label(self, concept: str) -> str:
-        """The label by which a concept is judged, often the concept itself.
+        """Return the label by which a concept is judged, often the concept itself.
 
         Raises:
             InputError: the judge does not know the concept.
@@ -56,7 +56,7 @@ class Judge(Protocol):
         ...
 
     def kind(self, concept: str) -> Kind:
-        """What sort of concept it is; results are summed up by it.
+        """Return the kind of a concept; results are summarised by kind.
 
         Raises:
             InputError: the judge does not know the concept.
@@ -64,39 +64,39 @@ class Judge(Protocol):
         ...
 
     def labels(self, kind: Kind) -> Sequence[str]:
-        """All labels of a kind: what should stay where `evaluation.others` names nothing."""
+        """Return all labels of a kind, which are preserved if `evaluation.others` is empty."""
         ...
 
     def check_prompt(self, label: str, prompt: str) -> None:
-        """Refuses a prompt whose pictures could not be judged by the label; cheap.
+        """Refuse a prompt whose pictures cannot be judged by the label; cheap.
 
         Raises:
-            InputError: what the prompt lacks.
+            InputError: the message says what the prompt lacks.
         """
         ...
 
     def finds(
         self, pictures: UInt8[np.ndarray, "B h w 3"], labels: Sequence[str], prompts: Sequence[str]
     ) -> Bool[np.ndarray, "B"]:
-        """Whether each picture shows its label.
+        """Judge whether each picture shows its label.
 
         Args:
-            pictures: of `size`, if that is set.
-            labels: one a picture, as `label` gives them.
-            prompts: that the pictures were drawn from, for judges that need them.
+            pictures: pictures of `size`, if that is not None.
+            labels: one label per picture, as returned by `label`.
+            prompts: prompts of the pictures, for judges that need them.
         """
         ...
 
     def features(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[np.ndarray, "B F"]:
-        """A vector for each picture, for Fréchet's distance between sets of pictures."""
+        """Return a feature vector per picture, for the Fréchet distance between picture sets."""
         ...
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """What a judge's `config.json` holds.
+    """Read a judge's `config.json`.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: the file is missing or damaged.
     """
     path = Path(folder) / CONFIG
     if not os.path.isfile(path):
@@ -106,10 +106,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def open_judge(folder: str | Path) -> Judge:
-    """Opens a judge's folder; the last one is kept, since many runs in a row ask the same.
+    """Open a judge's folder; the last one is cached, since consecutive runs often use the same.
 
     Raises:
-        InputError: a file is missing or broken, or the judge's type is unknown.
+        InputError: a file is missing or damaged, or the judge's type is unknown.
     """
     name = read_config(folder).get("type", "network")
     if not isinstance(name, str) or name not in JUDGES:

@@ -1,7 +1,7 @@
-"""The network that judges pictures of the shipped small model.
+"""Network of the judge for pictures of the shipped small model.
 
 Axis letters: B pictures, h w picture sides, y x feature grid, C channels, E entities, Y styles,
-A answers on a relation: each of them, or none.
+A answers on a relation (each relation, or none).
 """
 
 import functools
@@ -20,15 +20,15 @@ ENTITY_BIAS = -4.0
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """What a judge tells apart, and its sizes.
+    """Labels of a judge, and sizes of its network.
 
     Attributes:
         entities: names of the E entities.
         styles: names of the Y styles.
         relations: names of the R relations, such as "to the left of".
         widths: channels at 1/2, 1/4 and 1/8 of the picture's resolution.
-        blocks: residual blocks at each of them.
-        embedding: width of the embeddings of subject and object.
+        blocks: residual blocks at each of these resolutions.
+        embedding: width of the subject and object embeddings.
     """
 
     entities: tuple[str, ...]
@@ -40,12 +40,12 @@ class JudgeConfig:
 
 
 class Verdict(flax.struct.PyTreeNode):
-    """What the judge sees in pictures.
+    """Output of the judge for a batch of pictures.
 
     Attributes:
-        entities: logits; an entity is shown where its sigmoid is above `THRESHOLD`.
-        style: logits; the style is the greatest.
-        features: the grid that the relation is read from.
+        entities: logits; a picture shows an entity if its sigmoid is above `THRESHOLD`.
+        style: logits; the style is the argmax.
+        features: feature grid, the input of the relation head.
     """
 
     entities: Float[Array, "B E"]
@@ -60,13 +60,13 @@ def normalise(channels: int, name: str) -> nn.GroupNorm:
 
 
 class Block(nn.Module):
-    """Two normalised 3 x 3 convolutions around a shortcut."""
+    """Residual block of two normalised 3 x 3 convolutions."""
 
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y x C"]:
-        """Keeps the shape."""
+        """Apply the block; the shape does not change."""
         y = x
         for i in range(2):
             y = nn.silu(normalise(x.shape[-1], f"norm_{i}")(y))
@@ -75,13 +75,13 @@ class Block(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """The network; `relation` reads the features that `__call__` gives."""
+    """The network; `relation` takes the features returned by `__call__`."""
 
     config: JudgeConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        """Names the parts."""
+        """Define the layers."""
         config = self.config
         stages = []
         for width, blocks in zip(config.widths, config.blocks, strict=True):
@@ -89,7 +89,7 @@ class JudgeNetwork(nn.Module):
             stages.extend(Block(self.dtype) for _ in range(blocks))
         self.stages = stages
         self.final_norm = normalise(config.widths[-1], "final_norm")
-        # Few of the many entities are in a picture: begin from that.
+        # Few of the many entities are in a picture, so start with a low probability for each.
         self.entity_head = nn.Dense(
             len(config.entities), bias_init=nn.initializers.constant(ENTITY_BIAS)
         )
@@ -104,7 +104,7 @@ class JudgeNetwork(nn.Module):
         self.relation_head = nn.Dense(len(config.relations) + 1)
 
     def __call__(self, pictures: Float[Array, "B h w 3"]) -> Verdict:
-        """Entities and style.
+        """Recognise entities and style.
 
         Args:
             pictures: values in [-1, 1].
@@ -113,7 +113,7 @@ class JudgeNetwork(nn.Module):
         for stage in self.stages:
             x = stage(x)
         x = nn.silu(self.final_norm(x))
-        # The maximum finds an entity wherever it is, the mean sees what is spread over the picture.
+        # The maximum detects an entity at any place, the mean captures the whole picture.
         pooled = jnp.concatenate([x.max((1, 2)), x.mean((1, 2))], axis=-1)
         return Verdict(self.entity_head(pooled), self.style_head(pooled), x)
 
@@ -123,9 +123,9 @@ class JudgeNetwork(nn.Module):
         subject: Int[Array, "B"],
         object: Int[Array, "B"],
     ) -> Float[Array, "B A"]:
-        """Logits of the relation in which `subject` stands to `object`; the last means none.
+        """Return logits of the relation of `subject` to `object`; the last means none.
 
-        "A left of B" is "B right of A", so the question names the ordered pair.
+        "A left of B" is "B right of A", so the pair is ordered.
         """
         sought = self.seek(features)
         asked = [self.subject(subject), self.object(object)]
@@ -143,13 +143,13 @@ class JudgeNetwork(nn.Module):
     def all_heads(
         self, pictures: Float[Array, "B h w 3"], subject: Int[Array, "B"], object: Int[Array, "B"]
     ) -> tuple[Verdict, Float[Array, "B A"]]:
-        """The verdict and the relation in one pass; touches every parameter."""
+        """Return the verdict and the relation in one pass; uses every parameter."""
         verdict = self(pictures)
         return verdict, self.relation(verdict.features, subject, object)
 
 
 def init(network: JudgeNetwork, key: Array, size: int = 64) -> PyTree:
-    """Fresh parameters for pictures of `size` x `size` pixels."""
+    """Initialise parameters for pictures of `size` x `size` pixels."""
     pair = jnp.zeros(1, jnp.int32)
     pictures = jnp.zeros((1, size, size, 3))
     start = jax.jit(functools.partial(network.init, method="all_heads"))
@@ -163,6 +163,6 @@ def ask(
     subject: Int[Array, "B"],
     object: Int[Array, "B"],
 ) -> tuple[Verdict, Float[Array, "B A"]]:
-    """The verdict on pictures in [-1, 1], and the logits of the relation of an ordered pair."""
+    """Return the verdict on pictures in [-1, 1], and relation logits of an ordered pair."""
     out = network.apply({"params": params}, pictures, subject, object, method="all_heads")
     return cast(tuple[Verdict, Array], out)

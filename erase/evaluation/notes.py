@@ -1,13 +1,13 @@
-"""Notes on an evaluation in which not everything could be counted."""
+"""Notes on evaluations with missing counts."""
 
 from erase.runtime.results import ComparedRow, EvaluationResult, Result, Sums
 
 
 def left_out_note(result: Result | ComparedRow) -> str:
-    """The note on synonyms that are left out of Acc_g; "" where none are.
+    """Return a note on synonyms left out of Acc_g; empty if there are none.
 
     Args:
-        result: an evaluation's; those of earlier versions left none out.
+        result: result of an evaluation; those of earlier versions left none out.
     """
     words = [row for row in result.get("synonyms", ()) if row["left_out"]]
     if not words:
@@ -21,10 +21,10 @@ def left_out_note(result: Result | ComparedRow) -> str:
 
 
 def mean_note(result: EvaluationResult | Sums) -> str:
-    """The note on an H without Acc_g; "" where H includes it, or there is no H.
+    """Return a note on an H without Acc_g; empty if H includes it or there is no H.
 
     Args:
-        result: an evaluation's, or sums over several.
+        result: result of an evaluation, or sums over several.
     """
     if "H" not in result or "Acc_g" in result.get("cells", result):
         return ""

@@ -1,4 +1,7 @@
-"""Shares as text, as tables and as comma-separated values, rounded to a tenth of a percent."""
+"""Format shares as text, tables and comma-separated values.
+
+All shares are rounded to a tenth of a percent.
+"""
 
 import csv
 import io
@@ -10,42 +13,42 @@ from erase.runtime.results import Share
 
 
 def in_percent(value: Share | float) -> float:
-    """A share in percent.
+    """Return a share in percent.
 
     Args:
-        value: from 0 to 1; or a share with its count, from
+        value: a number from 0 to 1, or a result of
             `erase.evaluation.statistics.wilson_interval`.
     """
     return 100 * (value if isinstance(value, int | float) else value["share"])
 
 
 def number(value: Share | float) -> str:
-    """A share in percent without the sign, for columns whose heading has it: "12.5"."""
+    """Format a share in percent without the sign, for tables with it in the heading: "12.5"."""
     return f"{in_percent(value):.1f}"
 
 
 def percent(value: Share | float) -> str:
-    """A share in percent: "12.5 %"."""
+    """Format a share in percent: "12.5 %"."""
     return f"{number(value)} %"
 
 
 def interval(value: Share) -> str:
-    """The interval of a share: "8.3 to 17.0 %"."""
+    """Format the interval of a share: "8.3 to 17.0 %"."""
     return f"{number(value['low'])} to {percent(value['high'])}"
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points: "+1.5"."""
+    """Format the difference of two shares in percentage points: "+1.5"."""
     shown = f"{100 * difference:+.1f}"
     return "+0.0" if shown == "-0.0" else shown
 
 
 def csv_of_shares(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], Share]]) -> str:
-    """Counts with their shares as comma-separated values.
+    """Format counts with their shares as comma-separated values.
 
     Args:
-        headings: of the columns before the numbers.
-        rows: the content of those columns, and the share from
+        headings: headings of the columns before the numbers.
+        rows: values of these columns, and the result of
             `erase.evaluation.statistics.wilson_interval`.
     """
     columns = ("found", "of", "share", "low", "high")
@@ -58,7 +61,7 @@ def csv_of_shares(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], S
 
 
 def number_table(title: str, headings: Sequence[str], left: int = 1) -> Table:
-    """A table for the terminal: text columns aligned to the left, numbers to the right."""
+    """Create a table for the terminal: the first `left` columns left-aligned, numbers right."""
     table = Table(title=title)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right")

@@ -1,6 +1,6 @@
-"""A sheet of pictures with captions: rows are sides, columns are prompts.
+"""Sheets of pictures with captions: rows are sides, columns are prompts.
 
-Axis letters: K columns, h w picture sides, H W the sheet's.
+Axis letters: K columns, h w picture sides, H W sheet sides.
 """
 
 import math
@@ -16,24 +16,24 @@ from PIL import Image, ImageDraw, ImageFont
 from flux_jax.errors import printable
 
 INK, SOFT, PAPER = "#1f2430", "#5b6472", "#ffffff"
-# Pixels that a picture's side has on the sheet at least: smaller ones are repeated so often.
+# Smallest side of a picture on the sheet, in pixels; smaller pictures are enlarged by repetition.
 SMALLEST = 128
-# Of the letters, in pixels: at least, and as a share of a picture's width.
+# Font size: smallest, in pixels, and as a share of a picture's width.
 LETTERS, LETTER = 13, 1 / 24
-# Of a caption; what is longer is cut.
+# Most lines of a caption; longer ones are truncated.
 LINES = 4
-# Letters that could be in them.
+# Most characters of a caption.
 LONGEST = 1000
 CUT = "…"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures of the same prompts, a row for each side.
+    """Pictures of the same prompts, one row per side.
 
     Attributes:
-        title: what the prompts are about.
-        prompts: of the columns, K.
+        title: subject of the prompts.
+        prompts: prompts of the K columns.
         rows: pictures [K, h, w, 3] by the name of their side.
     """
 
@@ -43,13 +43,13 @@ class Group:
 
 
 def captioned(groups: Sequence[Group]) -> UInt8[np.ndarray, "H W 3"]:
-    """Draws groups below each other.
+    """Render groups below each other.
 
-    What a row shows stands at its left, what a column was asked for below the group's rows. Pixels
-    of pictures keep their values; those of small pictures become squares of pixels.
+    The title and side of a row are at its left, the prompt of a column below the group's rows.
+    Pixel values do not change; pixels of small pictures become squares.
 
     Args:
-        groups: of pictures of one size.
+        groups: groups of pictures of one size.
     """
     height, width = next(iter(groups[0].rows.values())).shape[1:3]
     times = math.ceil(SMALLEST / min(height, width))
@@ -60,7 +60,7 @@ def captioned(groups: Sequence[Group]) -> UInt8[np.ndarray, "H W 3"]:
     left = 8 * size
     columns = max(len(group.prompts) for group in groups)
     captions = [[wrapped(prompt, width, font) for prompt in each.prompts] for each in groups]
-    # Of the rows, and of the captions below them.
+    # Height of each group: its rows, and the captions below them.
     heights = [
         len(group.rows) * (height + gap) + line * max(map(len, texts)) + 4 * gap
         for group, texts in zip(groups, captions, strict=True)
@@ -91,7 +91,7 @@ def captioned(groups: Sequence[Group]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """A text in up to `LINES` lines of so many pixels; "…" ends what is cut."""
+    """Wrap a text into up to `LINES` lines of `width` pixels; truncated text ends with "…"."""
     words = printable(" ".join(text[:LONGEST].split())).split()
     lines, cut = [""], len(text) > LONGEST
     for word in words:
@@ -101,7 +101,7 @@ def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
             continue
         if lines[-1]:
             lines.append("")
-        # A word that has no room in a line of its own goes on in the next.
+        # A word that is too long for one line continues on the next.
         for letter in word:
             if lines[-1] and font.getlength(lines[-1] + letter) > width:
                 lines.append("")
@@ -115,6 +115,6 @@ def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib, and has more of the world's letters than Pillow's own."""
+    """Load the font of matplotlib, which covers more scripts than Pillow's default font."""
     path = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)

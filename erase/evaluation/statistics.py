@@ -1,4 +1,4 @@
-"""Shares with their intervals, means over concepts, and the distance between sets of pictures.
+"""Statistics: shares with intervals, means over concepts, and Fréchet distance of picture sets.
 
 Axis letters: N M pictures, F features.
 """
@@ -13,7 +13,7 @@ from erase.runtime.results import Cell, Cells, ComparedRow, Share, Side, Sides, 
 
 
 def wilson_interval(found: int, of: int) -> Share:
-    """A share with its Wilson interval at 95 %."""
+    """Compute a share with its Wilson interval at 95 %."""
     from scipy.stats import binomtest
 
     interval = binomtest(found, of).proportion_ci(method="wilson")
@@ -27,11 +27,11 @@ def wilson_interval(found: int, of: int) -> Share:
 
 
 def count_cells(cells: Sequence[str], found: Mapping[str, Bool[np.ndarray, "N"]]) -> Cells:
-    """Shares by cell and side, cells in the order of their first picture.
+    """Compute shares by cell and side, cells in the order of their first picture.
 
     Args:
-        cells: what each picture counts for.
-        found: whether the judge finds what it looks for in each picture, by side.
+        cells: cell of each picture.
+        found: whether the judge finds the sought concept in each picture, by side.
     """
     counted = {}
     for cell in dict.fromkeys(cells):
@@ -45,7 +45,7 @@ def count_cells(cells: Sequence[str], found: Mapping[str, Bool[np.ndarray, "N"]]
 CELLS: tuple[Cell, ...] = ("Acc_e", "Acc_g", "Acc_ir")
 
 
-# Of the bootstrap.
+# Number of bootstrap samples.
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -53,10 +53,10 @@ SIDES: tuple[Side, ...] = ("before", "after")
 
 
 def harmonic_mean(cells: Mapping[str, Sides], side: str) -> float:
-    """H: the harmonic mean of 1 - Acc_e, Acc_ir and 1 - Acc_g, in [0, 1]; greater is better.
+    """Compute H: the harmonic mean of 1 - Acc_e, Acc_ir and 1 - Acc_g, in [0, 1]; more is better.
 
     Args:
-        cells: shares by side of Acc_e, Acc_ir and, where it was counted, Acc_g; see `has_mean`.
+        cells: shares by side of Acc_e, Acc_ir and, if it was measured, Acc_g; see `has_mean`.
         side: "before" or "after".
     """
     from scipy.stats import hmean
@@ -67,18 +67,19 @@ def harmonic_mean(cells: Mapping[str, Sides], side: str) -> float:
 
 
 def has_mean(cells: Collection[str]) -> bool:
-    """Whether there is enough for H: what is erased and what is kept."""
+    """Whether the cells that H needs are present: Acc_e and Acc_ir."""
     return {"Acc_e", "Acc_ir"} <= set(cells)
 
 
 def pooled(cells: Iterable[Cells]) -> Sums:
-    """Cells of several concepts as one: all pictures together, each concept having as many.
+    """Pool the cells of several concepts, each with the same number of pictures.
 
     Args:
-        cells: of each concept, shares by cell and side; a concept may lack a cell.
+        cells: shares by cell and side, of each concept; a concept may lack a cell.
 
     Returns:
-        Cells of the same form, and `H` by side where an evaluation's are there; see `has_mean`.
+        Cells of the same form, and `H` by side if the cells that it needs are there; see
+        `has_mean`.
     """
     cells = list(cells)
     sums: Cells = {}
@@ -91,7 +92,7 @@ def pooled(cells: Iterable[Cells]) -> Sums:
             )
             for side in counted[0]
         }
-    # Families of attacks are no keys that `Sums` declares.
+    # `Sums` does not declare families of attacks as keys.
     result = cast(Sums, dict(sums))
     if has_mean(sums):
         result["H"] = {side: harmonic_mean(sums, side) for side in SIDES}
@@ -99,29 +100,29 @@ def pooled(cells: Iterable[Cells]) -> Sums:
 
 
 def cells_of(sums: Sums) -> Cells:
-    """The cells or families of attacks among sums, in their order."""
+    """Return the cells or families of attacks in sums, in their order."""
     return cast(Cells, {key: value for key, value in sums.items() if key not in ("H", "concepts")})
 
 
 def over_concepts(rows: Sequence[ComparedRow]) -> dict[str, list[float]]:
-    """How far shares after erasing, and H, would move with other concepts of the same sort.
+    """Compute bootstrap intervals over concepts for the shares after erasing, and H.
 
-    The 2.5th and 97.5th percentiles over bootstrap samples of the concepts, each with all of its
-    runs. Pictures of one concept are much alike, so an interval over pictures would be too small.
+    They estimate the variation with other concepts of the same kind: the 2.5th and 97.5th
+    percentiles over bootstrap samples of the concepts, each with all of its runs. Pictures of one
+    concept are similar, so an interval over pictures would be too small.
 
     Args:
         rows: each run's concept, cells and attacks.
 
     Returns:
-        Two numbers for each cell that was counted, `H` and `attacks`; the same number twice for a
-        single concept.
+        Both ends for each measured cell, `H` and `attacks`; they are equal for a single concept.
     """
     every = list(_by_concept(rows).values())
     total = np.sum(every, axis=0)
     counted = total[:, 1] > 0
 
     def shares(counts: np.ndarray) -> np.ndarray:
-        # A sample may have no concept whose synonyms were counted; all concepts then stand in.
+        # If a sample has no concept with measured synonyms, use all concepts instead.
         counts = np.where(counts[..., 1:] > 0, counts, total)
         *cells, attacked = _shares(counts)[counted]
         return np.stack([*cells, _good(counts), attacked])
@@ -132,16 +133,16 @@ def over_concepts(rows: Sequence[ComparedRow]) -> dict[str, list[float]]:
 
 
 def ahead(rows: Sequence[ComparedRow], others: Sequence[ComparedRow]) -> tuple[float, float, float]:
-    """How much greater H is than with another method, on the same concepts.
+    """Compute how much greater H is than that of another method on the same concepts.
 
-    Concepts differ more than methods do, so this says more than two intervals of H.
+    Concepts differ more than methods do, so this is more informative than two intervals of H.
 
     Args:
         rows: each run's concept, cells and attacks.
-        others: the other method's, of the same concepts.
+        others: rows of the other method, for the same concepts.
 
     Returns:
-        The difference, and its ends by the same bootstrap as `over_concepts`.
+        The difference, and the ends of its interval with the same bootstrap as `over_concepts`.
     """
     one, other = _by_concept(rows), _by_concept(others)
     both = [np.stack([one[concept], other[concept]]) for concept in one]
@@ -154,15 +155,15 @@ def ahead(rows: Sequence[ComparedRow], others: Sequence[ComparedRow]) -> tuple[f
 
 
 def frechet_distance(one: Float[np.ndarray, "N F"], other: Float[np.ndarray, "M F"]) -> float:
-    """Fréchet's distance between normal distributions with both sets' means and covariances.
+    """Compute the Fréchet distance between normal distributions fitted to two sets.
 
-    ‖μ - μ'‖² + tr(Σ + Σ' - 2 (Σ Σ')^½), as in FID, with other features than Inception's.
+    ‖μ - μ'‖² + tr(Σ + Σ' - 2 (Σ Σ')^½), as in FID, but with other features than Inception's.
     """
     from scipy.linalg import eigh
 
     means = one.mean(axis=0), other.mean(axis=0)
     first, second = (np.cov(each, rowvar=False) for each in (one, other))
-    # The trace of (Σ Σ')^½ is that of (Σ^½ Σ' Σ^½)^½, which is symmetric.
+    # (Σ Σ')^½ has the same trace as (Σ^½ Σ' Σ^½)^½, which is symmetric.
     root = _square_root(first)
     shared = np.sqrt(np.maximum(eigh(root @ second @ root, eigvals_only=True), 0)).sum()
     apart = np.sum((means[0] - means[1]) ** 2) + np.trace(first) + np.trace(second) - 2 * shared
@@ -170,7 +171,7 @@ def frechet_distance(one: Float[np.ndarray, "N F"], other: Float[np.ndarray, "M 
 
 
 def _by_concept(rows: Sequence[ComparedRow]) -> dict[str, np.ndarray]:
-    """Found and looked for [4, 2] in the cells and attacks of each concept's runs together."""
+    """Sum hits and pictures [4, 2] of the cells and attacks over each concept's runs."""
     sums: dict[str, np.ndarray] = {}
     for row in rows:
         values = [row["cells"].get(cell, {}).get("after") for cell in CELLS]
@@ -182,7 +183,7 @@ def _by_concept(rows: Sequence[ComparedRow]) -> dict[str, np.ndarray]:
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
-    """Shares [4, ...] of counts [..., 4, 2]; no number where nothing was counted."""
+    """Shares [4, ...] of counts [..., 4, 2]; NaN where nothing was counted."""
     found, of = np.moveaxis(counts, -1, 0)
     return np.moveaxis(np.where(of > 0, found / np.maximum(of, 1), np.nan), -1, 0)
 
@@ -194,19 +195,19 @@ def _good(counts: np.ndarray) -> np.ndarray:
     erased, other_words, others, _ = _shares(counts)
     good = 1 - erased, others
     every = hmean([*good, 1 - np.nan_to_num(other_words)], axis=0)
-    # Where no synonym was counted, the mean is that of the other two.
+    # If no synonym was counted, H is the mean of the other two.
     return np.where(np.isnan(other_words), hmean(good, axis=0), every)
 
 
 def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The interval [..., 2] of a function of concepts' counts [..., 4, 2] summed over samples."""
+    """Bootstrap interval [..., 2] of a function of the concepts' summed counts [..., 4, 2]."""
     from scipy.stats import bootstrap
 
-    # One concept cannot be sampled; twice the same gives no spread.
+    # A single concept cannot be resampled; duplicated, it gives an interval of width 0.
     each = np.stack([*every] * (1 if len(every) > 1 else 2))
 
     def sampled(rows: np.ndarray, axis: int) -> np.ndarray:
-        # Samples stand along the axis before the last, concepts along the last.
+        # Bootstrap samples are on the last axis but one, concepts on the last.
         del axis
         return of(each[rows].sum(axis=rows.ndim - 1))
 
@@ -217,7 +218,7 @@ def _ends(every: Sequence[np.ndarray], of: Callable[[np.ndarray], np.ndarray]) -
 
 
 def _square_root(matrix: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "F F"]:
-    """The symmetric root of a covariance."""
+    """Return the symmetric square root of a covariance."""
     from scipy.linalg import eigh
 
     values, vectors = eigh(matrix)

@@ -1,6 +1,7 @@
-"""Many erased concepts in one table: counts by kind, in the shape of the paper's Table 3.
+"""Summary of many erased concepts: counts by kind, in the layout of the paper's Table 3.
 
-Cells are an evaluation's, or families of attacks. Two files are written beside the runs' folders.
+Cells are those of an evaluation, or families of attacks. Two files are written next to the runs'
+folders.
 """
 
 import json
@@ -22,14 +23,14 @@ COUNTS = ("kind", "concept", "cells", "synonyms", "H", "concepts")
 
 
 def summarise(results: Mapping[str, Result]) -> Summary:
-    """Results of many runs by kind of concept, and all together.
+    """Summarise the results of many runs by kind of concept, and all together.
 
     Args:
-        results: each run's kind, concept and cells, whatever else it holds, by the run's name.
+        results: results by the run's name, with at least kind, concept and cells.
 
     Returns:
-        `kinds` and `all`, pooled; `worst`, for every cell the concept that is furthest from where
-        it should be; and `runs`, each one's kind, concept, cells, H, and counts by other concept.
+        `kinds` and `all`, pooled; `worst`, the worst run of every cell, with its share; and `runs`,
+        each one's kind, concept, cells, H, and counts by other concept.
     """
     runs = {name: _counts(result) for name, result in results.items()}
     by_kind: dict[str, list[Cells]] = {}
@@ -58,7 +59,7 @@ def _counts(result: Mapping[str, object]) -> RunCounts:
 
 
 def table(summary: Summary) -> str:
-    """A summary as comma-separated values: a line for each run, kind, cell and side."""
+    """Format a summary as comma-separated values, with a line for each run, kind, cell and side."""
     rows = [(n, run["kind"], run["concept"], run["cells"]) for n, run in summary["runs"].items()]
     rows += [("", kind, "", cells_of(sums)) for kind, sums in summary["kinds"].items()]
     rows.append(("", "", "", cells_of(summary["all"])))
@@ -72,12 +73,12 @@ def table(summary: Summary) -> str:
 
 
 def write_summary(workdir: Path, results: Mapping[str, Result], stem: str = STEM) -> Summary | None:
-    """Sums up runs that have been counted, on the terminal too; None if none of them has.
+    """Write and print a summary of the runs that were counted; returns None if there are none.
 
     Args:
         workdir: folder with the runs' folders.
-        results: each run's kind, concept and cells, by its name.
-        stem: of the two files, JSON and CSV.
+        results: each run's kind, concept and cells, by the run's name.
+        stem: file name of the two files, JSON and CSV, without the ending.
     """
     results = {name: result for name, result in results.items() if "cells" in result}
     if not results:
@@ -95,7 +96,7 @@ def write_summary(workdir: Path, results: Mapping[str, Result], stem: str = STEM
 
 
 def show(summary: Summary) -> None:
-    """Prints a summary: a line for each kind, and one for all."""
+    """Print a summary: a line for each kind, and one for all."""
     cells = cells_of(summary["all"])
     means = ["H"] if "H" in summary["all"] else []
     sides = " → ".join(next(iter(cells.values())))

@@ -91,7 +91,7 @@ def plan(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[tuple[str, N
 
 
 def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
-    """Yield the programs of the preparation: text encoders, then the frozen trajectories."""
+    """Yield the programs of the preparation: text encoding, then denoising."""
     weights, count = _weights(pipe), config.bank.batch
     lengths = pipe.tokenizer.model_max_length, pipe.tokenizer_2.model_max_length
     yield (
