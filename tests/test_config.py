@@ -131,7 +131,7 @@ def test_without_overrides_absent_values_stay_absent(tmp_path: Path):
         ),
         (
             {"upper": {"folder": "mine", "prompts": ("a cat",)}},
-            r"upper\.folder = 'mine' brings captions of its own",
+            r"upper\.folder = 'mine' has its own captions",
         ),
         ({"upper": {"early": 1.5}}, r"upper\.early = 1\.5 must be at most 1"),
         ({"upper": {"negatives": 4}}, r"fewer than upper\.negatives = 4"),

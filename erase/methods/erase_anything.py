@@ -316,7 +316,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     del pipe
     own = config.method_settings(Settings)
     lower, upper = own.lower, own.upper
-    # Without a synonym, the concept takes its place: L_rsc then only draws it towards other things,
+    # Without a synonym, the concept takes its place: L_rsc then only pulls it towards other things,
     # since it has no gradient away from the concept itself.
     synonyms = config.synonyms or (config.concept,)
     shown = kept_prompts(config, upper.prompts, upper.pictures, upper.without_concept)

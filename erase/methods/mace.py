@@ -1,4 +1,4 @@
-"""MACE: edits the tokens around the concept, then trains an adapter on its own (Lu et al., 2024).
+"""MACE: erases the concept from the tokens around it, then hides its tokens (Lu et al., 2024).
 
 1. In closed form, W' of every target minimises Σ ‖W' f - W g‖² + λ ‖W' - W‖² over the tokens
    around the concept, which are all other tokens of the prompt, with padding: f is the layer's
@@ -150,7 +150,7 @@ def edits(config: Config, pipe: Pipeline) -> PyTree:
         for side, (positions, (prompt, _)) in enumerate(zip(around(*masks), sides, strict=True)):
             tokens[side].append(positions)
             prompts[side].append(prompt)
-    # Every prompt is padded to as many positions by repeating its own; repeats are masked out.
+    # Repeat positions so that all prompts have the same number; repeats are masked out below.
     most = max(len(positions) for positions in tokens[0])
     weights = np.stack([np.arange(most) < len(positions) for positions in tokens[0]])
     filled = [np.stack([np.resize(positions, most) for positions in side]) for side in tokens]

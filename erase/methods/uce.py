@@ -48,7 +48,7 @@ def guides(config: Config) -> list[tuple[str, str]]:
 
 
 def last_tokens(pipe: Pipeline, pairs: list[tuple[str, str]]) -> Int[np.ndarray, "B 1"]:
-    """Return the position of the last token of each prompt's word, or of a prompt without a word."""
+    """Return the position of the last token of each prompt's word, or of a wordless prompt."""
     prompts, words = zip(*pairs, strict=True)
     _, ids = pipe.tokenize(prompts)
     # The last token is the end of text; an empty prompt has no other.

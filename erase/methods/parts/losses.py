@@ -111,7 +111,7 @@ def reverse_contrastive(
     temperature: float,
     form: str = "infonce",
 ) -> Float[Array, ""]:
-    """L_rsc: draws the concept's features towards irrelevant words' and away from its synonym's.
+    """L_rsc: pulls the concept's features towards irrelevant words' and away from its synonym's.
 
     Three forms, each the mean over blocks and batch, with gradients through F only:
 

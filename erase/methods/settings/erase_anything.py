@@ -99,21 +99,21 @@ def problems(config: Config) -> Iterator[str]:
     lower, upper = settings.lower, settings.upper
     if upper.folder and (upper.prompts or upper.without_concept):
         yield (
-            f"upper.folder = {upper.folder!r} brings captions of its own: leave upper.prompts and "
-            "upper.without_concept out"
+            f"upper.folder = {upper.folder!r} has its own captions: remove upper.prompts and "
+            "upper.without_concept"
         )
     for prompt in upper.prompts if upper.without_concept else ():
         try:
             as_template(prompt, config.concept)
         except InputError as error:
-            yield f"upper.{error}, or leave upper.without_concept out"
+            yield f"upper.{error}, or set upper.without_concept to False"
     if upper.rsc and len(set(config.irrelevant)) < upper.negatives and not config.language_model:
         yield (
             f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
             f"{upper.negatives} different words: name more, or set upper.rsc to 0"
         )
     if not (lower.esd or lower.attn):
-        yield "lower.esd = lower.attn = 0: nothing would be erased; make one of them positive"
+        yield "lower.esd = lower.attn = 0: nothing would be erased; set one of them above 0"
 
 
 FIELDS = MethodFields(
