@@ -30,7 +30,7 @@ from erase.evaluation.eval_prompts import configured_judge, draw_and_judge
 from erase.evaluation.percent import number_table, percent
 from erase.model.open import open_model
 from erase.report.tables import cell_side
-from erase.runs import EACH, RunConfig, load_runs, merge_fields
+from erase.runs import EACH, load_runs, merge_fields
 from erase.runtime.files import write
 from erase.training.prepare import runs_with_synonyms, shared_settings
 from erase.training.variants import learnt_from, resume_results, train_variant
@@ -56,7 +56,7 @@ class Study:
     seeds: tuple[int, ...]
 
 
-def _runs_of(study: Study, changes: Mapping[str, Any]) -> dict[str, RunConfig]:
+def _runs_of(study: Study, changes: Mapping[str, Any]) -> dict[str, Config]:
     """A variant's runs: every concept with every seed."""
     each = {
         f"{name}-{seed}": merge_fields(merge_fields(fields, changes), {"seed": seed})
