@@ -1,4 +1,4 @@
-"""From prompts to images: tokenize, encode, denoise, decode.
+"""From prompts to images: tokenise, encode, denoise, decode.
 
 Axis letters: B batch, T text tokens, S image tokens, C packed latent channels, E text width,
 P pooled width.

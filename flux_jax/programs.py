@@ -45,7 +45,7 @@ def encode(
     clip_ids: Int[Array, "B K"],
     t5_ids: Int[Array, "B T"],
 ) -> Conditioning:
-    """Encodes tokenized prompts with both text encoders."""
+    """Encodes tokenised prompts with both text encoders."""
     text = cast(Array, text_encoder_2.apply({"params": t5_params}, t5_ids))
     pooled = cast(Array, text_encoder.apply({"params": clip_params}, clip_ids))
     return Conditioning(text, pooled)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 FORMAT = (
-    "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} gone, "
+    "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, "
     "{remaining} left{postfix}"
 )
 COMPILING = "compiling"

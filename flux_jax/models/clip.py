@@ -153,7 +153,7 @@ class CLIPTextEncoder(nn.Module):
         tokens, positions = ids.shape[1], config.max_position_embeddings
         if tokens > positions:
             raise InputError(
-                f"{tokens} tokens a prompt: max_position_embeddings = {positions} is the most"
+                f"{tokens} tokens a prompt: max_position_embeddings = {positions} is the maximum"
             )
         # In the table's dtype, see `t5`.
         x = nn.Embed(config.vocab_size, config.hidden_size, name="token_embedder")(ids)

@@ -1,6 +1,6 @@
 """DoRA layers: computes their gains from the magnitudes and the model's weights.
 
-The weight of such a layer is m * (W + s A B) / ‖W + s A B‖ for each output (Liu et al. 2024, Eq. 5).
+The weight of such a layer is m * (W + s A B) / ‖W + s A B‖ per output (Liu et al. 2024, Eq. 5).
 With c = m / ‖W + s A B‖ this is W + (c - 1) W + c s A B: a gain of c - 1 on x W, and B times c.
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
@@ -26,7 +26,7 @@ def resolve(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
 
     Args:
         adapter: an adapter fitted to the model.
-        params: the transformer's parameters, quantized to int8 or not.
+        params: the transformer's parameters, quantised to int8 or not.
     """
     leaves, weights = flatten(adapter.lora), flatten(params)
     for path in [path for path in leaves if path.endswith("/M")]:
@@ -48,7 +48,7 @@ def _ratios(
     magnitude: Float[Array, "*L O"],
     scale: Float[Array, ""] | float,
 ) -> Float[Array, "*L O"]:
-    """The factor c of every output, block by block; 1 where the magnitude is NaN (not a DoRA layer)."""
+    """The factor c of every output, block by block; 1 where a layer is not DoRA (M is NaN)."""
 
     def of_block(block: PyTree) -> Array:
         held, added, magnitude = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), block)

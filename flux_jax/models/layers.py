@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int8
 
 from flux_jax.models.attention import compiled_for
 
-# Rematerialization for cheap functions: the backward pass keeps only the arguments and recomputes
+# Rematerialisation for cheap functions: the backward pass keeps only the arguments and recomputes
 # the rest, which is faster than writing it to memory and reading it back.
 light = functools.partial(jax.checkpoint, prevent_cse=False)
 
@@ -70,7 +70,7 @@ def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array
     """Matrix product in x's dtype.
 
     Its gradient keeps the kernel as integers: the kernels of all blocks in x's dtype would take the
-    memory that quantization saves.
+    memory that quantisation saves.
     """
     return x @ kernel.astype(x.dtype)
 
@@ -89,7 +89,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """Normalizes over the last axis; the result has x's dtype."""
+        """Normalises over the last axis; the result has x's dtype."""
         return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
 
 

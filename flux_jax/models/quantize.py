@@ -1,8 +1,8 @@
-"""Int8 quantization of the frozen transformer's large kernels: half of bfloat16's memory.
+"""Int8 quantisation of the frozen transformer's large kernels: half of bfloat16's memory.
 
 Each output channel of a kernel has a scale, its largest absolute value / 127; its entries are
 rounded to multiples of the scale. `flux_jax.models.layers.Dense` multiplies with the integers and
-scales the result. Embedders, norms and biases, a small part, are not quantized.
+scales the result. Embedders, norms and biases, a small part, are not quantised.
 Axis letters: L blocks, I inputs, O outputs.
 """
 
@@ -23,14 +23,14 @@ STEPS = 127
 
 
 class Quantized(NamedTuple):
-    """A quantized kernel, approximately `kernel * scale`."""
+    """A quantised kernel, approximately `kernel * scale`."""
 
     kernel: Int8[Array, "L I O"]
     scale: Float32[Array, "L O"]
 
 
 def check(quantize: str | None) -> None:
-    """Checks the quantization type.
+    """Checks the quantisation type.
 
     Raises:
         InputError: it is neither None nor int8.
@@ -41,7 +41,7 @@ def check(quantize: str | None) -> None:
 
 @jax.jit
 def quantized(kernel: Float[Array, "L I O"]) -> Quantized:
-    """Quantizes a kernel: each entry is off by at most half a scale."""
+    """Quantises a kernel: each entry is off by at most half a scale."""
     kernel = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=-2) / STEPS
     # Any step works for a channel of zeros.
@@ -50,7 +50,7 @@ def quantized(kernel: Float[Array, "L I O"]) -> Quantized:
 
 
 def quantized_params(params: Mapping[str, Any]) -> PyTree:
-    """Quantizes the stacked dense kernels of a transformer's parameters."""
+    """Quantises the stacked dense kernels of a transformer's parameters."""
     kernels = {f"{layer}/kernel": quantized(leaf) for layer, leaf in stacked(params).items()}
     return beside(nest(flatten(params) | kernels))
 

@@ -84,7 +84,7 @@ def relative_position_bucket(
 
 
 class SelfAttention(nn.Module):
-    """Attention with a learned relative position bias; scores are not scaled."""
+    """Attention with a learnt relative position bias; scores are not scaled."""
 
     config: T5Config
     dtype: DTypeLike

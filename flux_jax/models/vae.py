@@ -88,7 +88,7 @@ def conv(features: int, dtype: DTypeLike, name: str, size: int = 3) -> nn.Conv:
 
 
 class ResnetBlock(nn.Module):
-    """Two normalized convolutions with a residual connection (ResnetBlock2D without time)."""
+    """Two normalised convolutions with a residual connection (ResnetBlock2D without time)."""
 
     config: VAEConfig
     features: int
