@@ -106,7 +106,7 @@ def init(
     if unknown or not targets:
         named = unknown[0] if unknown else ""
         raise InputError(
-            f"targets: {named!r} is no layer of the model; {nearest(named, sorted(known))}"
+            f"targets: {named!r} is not a layer of the model; {nearest(named, sorted(known))}"
         )
     flat = {}
     for target, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):

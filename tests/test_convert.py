@@ -182,7 +182,7 @@ def test_whole_numbers_are_no_weights():
     tensors = arrays(tiny.transformer())
     name = "single_transformer_blocks.1.proj_mlp.weight"
     tensors[name] = np.ones_like(tensors[name], np.int8)
-    with pytest.raises(InputError, match=f"whole numbers: {name} is int8"):
+    with pytest.raises(InputError, match=f"integers: {name} is int8"):
         to_flax(TRANSFORMER, tensors, shapes_of(TRANSFORMER, tensors))
 
 

@@ -149,7 +149,7 @@ def test_a_schedule_that_is_guessed_without_guidance_is_told_of_once(
     assert not capsys.readouterr().err
     read_schedule(file, False)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"note: {file}: FLUX.1 [schnell]'s schedule is taken, since the transf")
+    assert line.startswith(f"note: {file}: FLUX.1 [schnell]'s schedule is used, since the transf")
     assert "embeds no guidance" in line
     assert line.endswith("put its scheduler_config.json into scheduler")
     assert len(line) <= 400
@@ -212,11 +212,11 @@ def test_sizes_that_the_file_does_not_tell(tmp_path: Path):
     tensors = rewritten("transformer", model, TRANSFORMER, original.TRANSFORMER)
     plain = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     save_file(plain, tmp_path / "flux.safetensors")
-    with pytest.raises(InputError, match=r"heads are 16 wide and FLUX\.1's 128"):
+    with pytest.raises(InputError, match=r"heads have 16 channels and FLUX\.1's 128"):
         open_source(tmp_path, "transformer")
     del plain["txt_in.weight"], plain["double_blocks.0.img_attn.norm.query_norm.scale"]
     save_file(plain, tmp_path / "flux.safetensors")
-    with pytest.raises(InputError, match=r"query_norm\.scale is missing, which tells a size"):
+    with pytest.raises(InputError, match=r"query_norm\.scale is missing, which determines a size"):
         open_source(tmp_path, "transformer")
 
 

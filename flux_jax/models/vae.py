@@ -55,7 +55,7 @@ class VAEConfig:
             ("up_block_types", "UpDecoderBlock2D"),
         ):
             if any(each != kind for each in config.get(field, ())):
-                raise InputError(f"{FILE}: {field} = {config[field]} may only hold {kind}")
+                raise InputError(f"{FILE}: {field} = {config[field]} may only contain {kind}")
         read = read_fields(cls, config, FILE)
         odd = [c for c in read.block_out_channels if c % read.norm_num_groups]
         if odd:

@@ -42,7 +42,7 @@ def stored_shapes(folder: Path) -> dict[str, Any]:
             return flatten(checkpointer.metadata(path).item_metadata.tree)
     except (ValueError, OSError, AttributeError, KeyError) as error:
         raise InputError(
-            f"{path}: not a whole checkpoint ({type(error).__name__}); convert the model again"
+            f"{path}: not a complete checkpoint ({type(error).__name__}); convert the model again"
         ) from error
 
 

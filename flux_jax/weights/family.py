@@ -13,7 +13,7 @@ from flux_jax.errors import InputError
 
 INDEX = "model_index.json"
 CLASS = "_class_name"
-READ = "only text-to-image models of FLUX.1 are read: take [dev], [schnell], Kontext or the like"
+READ = "only text-to-image models of FLUX.1 are supported: use [dev], [schnell], Kontext or similar"
 # Pipelines that share the transformer and the weights of FluxPipeline.
 PIPELINES = (
     "FluxPipeline",
@@ -25,12 +25,12 @@ PIPELINES = (
 TRANSFORMERS = ("FluxTransformer2DModel", "FluxTransformer2DModelWithMasking")
 # Other models by the beginning of their class names; the first match counts.
 CLASSES = {
-    "FluxFill": "FLUX.1 Fill, which paints into pictures",
+    "FluxFill": "FLUX.1 Fill, which is for inpainting",
     "FluxControlNet": "a ControlNet of FLUX.1",
     "FluxMultiControlNet": "a ControlNet of FLUX.1",
-    "FluxControl": "FLUX.1 Depth or Canny, which follow a control picture",
-    "FluxPriorRedux": "FLUX.1 Redux, which takes pictures as prompts",
-    "Redux": "FLUX.1 Redux, which takes pictures as prompts",
+    "FluxControl": "FLUX.1 Depth or Canny, which need a control image",
+    "FluxPriorRedux": "FLUX.1 Redux, which takes images as prompts",
+    "Redux": "FLUX.1 Redux, which takes images as prompts",
     "Flux2": "FLUX.2",
     "Chroma": "Chroma",
     "SD3": "Stable Diffusion 3",
@@ -51,7 +51,7 @@ CLASSES = {
 NAMES = {
     "distilled_guidance_layer.": "Chroma",
     "double_stream_modulation_img.": "FLUX.2",
-    "redux_up.": "FLUX.1 Redux, which takes pictures as prompts",
+    "redux_up.": "FLUX.1 Redux, which takes images as prompts",
     "controlnet_blocks.": "a ControlNet of FLUX.1",
     "controlnet_x_embedder.": "a ControlNet of FLUX.1",
     "ip_adapter": "an IP-Adapter of FLUX.1",
@@ -62,8 +62,8 @@ NAMES = {
     "input_blocks.0.": "Stable Diffusion",
     "cond_stage_model.": "Stable Diffusion",
     ".smooth_factor": "a model in SVDQuant's four bits",
-    "lora_A.": "an adapter (LoRA) and not a model",
-    "lora_down.": "an adapter (LoRA) and not a model",
+    "lora_A.": "an adapter (LoRA), not a model",
+    "lora_down.": "an adapter (LoRA), not a model",
 }
 _NAMES = re.compile("|".join(map(re.escape, NAMES)))
 
@@ -105,11 +105,11 @@ def check_config(where: Path, config: Mapping[str, Any]) -> None:
     inputs, outputs = config.get("in_channels", 64), config.get("out_channels")
     if outputs not in (None, inputs):
         kind = {
-            6: "FLUX.1 Fill, which paints into pictures",
-            2: "FLUX.1 Depth or Canny, which follow a control picture",
+            6: "FLUX.1 Fill, which is for inpainting",
+            2: "FLUX.1 Depth or Canny, which need a control image",
         }.get(inputs / outputs if _whole(inputs) and _whole(outputs) else 0)
         raise OtherModelError(
-            f"{where}: this is {kind or 'a model that takes more than noise'} (in_channels = "
+            f"{where}: this is {kind or 'a model with inputs besides noise'} (in_channels = "
             f"{_short(inputs)}, out_channels = {_short(outputs)}); {READ}"
         )
 

@@ -73,13 +73,13 @@ def _fetch(name: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"model = {name!r} is neither a path here nor a repository that this account may see "
-            f"on {page}: check the name; for a private one log in with `hf auth login`, or set "
+            f"model = {name!r} is neither a local path nor a repository that this account can "
+            f"see on {page}: check the name; for a private one log in with `hf auth login`, or set "
             "HF_TOKEN"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"model = {name!r} is no path here and could not be fetched from {page} "
+            f"model = {name!r} is not a local path and could not be downloaded from {page} "
             f"({type(error).__name__}: {str(error).splitlines()[0]}): check the network, or give "
             "a folder"
         ) from error

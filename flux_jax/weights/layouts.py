@@ -132,8 +132,8 @@ def models(where: Path, names: Collection[str]) -> dict[str, Held]:
             if layout.model in parts:
                 both = f"{parts[layout.model].prefix!r} and {match[1]!r}"
                 raise InputError(
-                    f"{where} holds two models of the kind {layout.model}, whose tensors' names "
-                    f"begin with {both}; save the wanted one alone"
+                    f"{where} contains two models of the kind {layout.model}, whose tensors' names "
+                    f"begin with {both}; save only one of them"
                 )
             parts[layout.model] = Held(layout, match[1])
     return parts

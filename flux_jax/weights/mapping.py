@@ -112,7 +112,7 @@ class _Parts:
         slot, index = held
         part = slot.row.rule.to_leaf(self.tensors[slot.name], slot.leaf_shapes, index)
         if not is_finite(part):
-            problem = f"not finite: {slot.name} holds infinities or what is no number (NaN)"
+            problem = f"not finite: {slot.name} contains infinities or NaN"
             self.problems.append(problem)
         return part
 
@@ -197,7 +197,7 @@ def _fitting(
     for name in expected:
         if name in tensors and _dtype(tensors[name]).kind in "iub":
             dtype = _dtype(tensors[name])
-            problems.append(f"whole numbers: {name} is {dtype}; take the model in bfloat16")
+            problems.append(f"integers: {name} is {dtype}; take the model in bfloat16")
     refuse(source, mend, problems)
     return slots, tensors
 

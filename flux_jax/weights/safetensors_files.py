@@ -98,8 +98,7 @@ def read_file(path: Path) -> dict[str, Any]:
             tensors[name] = flat.reshape(entry["shape"])
         except ValueError as error:
             raise InputError(
-                f"{path}: {name} is of a shape that no array has ({error}); copy or download the "
-                "file again"
+                f"{path}: {name} has an invalid shape ({error}); copy or download the file again"
             ) from error
     return tensors
 
@@ -161,7 +160,7 @@ def find_weights(folder: Path) -> Path:
         return files[0]
     if files:
         raise InputError(
-            f"{folder}: {shown([file.name for file in files])} may all be the weights; keep one"
+            f"{folder}: {shown([file.name for file in files])} could each be the weights; keep one"
         )
     shards = [file.name for file in there if SHARD.search(file.name)]
     if shards:
@@ -192,7 +191,7 @@ def places_of(index: Path) -> dict[str, str]:
     try:
         places: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
         if not all(isinstance(file, str) for file in places.values()):
-            raise TypeError("shards have names")
+            raise TypeError("shard names must be strings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{index}: not an index of shards ({error!r}); copy or download it again"
@@ -245,7 +244,9 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
     for name in order:
         shape, dtype = tensors[name].shape, np.dtype(tensors[name].dtype)
         if dtype.name not in TYPES:
-            raise InputError(f"{path}: {name} is {dtype.name}, which safetensors files do not hold")
+            raise InputError(
+                f"{path}: {name} is {dtype.name}, which safetensors files cannot store"
+            )
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": TYPES[dtype.name],

@@ -56,8 +56,8 @@ def transformer(file: Path, tensors: Tensors, table: Table) -> dict[str, Any]:
     (head,) = shape("dual_blocks/attn/norm_q/scale", 1)
     if head != sum(ROPE_AXES):
         raise InputError(
-            f"{file}: heads are {head} wide and FLUX.1's {sum(ROPE_AXES)}, so how positions turn "
-            "them is not known; give the model in diffusers' layout, whose config.json tells"
+            f"{file}: heads have {head} channels and FLUX.1's {sum(ROPE_AXES)}, so the rotary axes "
+            "are unknown; use the model in diffusers' layout, whose config.json has axes_dims_rope"
         )
     return {
         "_class_name": "FluxTransformer2DModel",
@@ -95,7 +95,7 @@ def vae(file: Path, tensors: Tensors, block: str) -> dict[str, Any]:
     count = len({level for level, _ in firsts})
     missing = next((level for level in range(count) if (level, 0) not in firsts), None)
     if missing is not None or not count:
-        raise InputError(f"{file}: an encoder's level is missing; fetch the file again")
+        raise InputError(f"{file}: a level of the encoder is missing; fetch the file again")
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [
@@ -129,7 +129,7 @@ def clip(file: Path, tensors: Tensors) -> dict[str, Any]:
     vocabulary, width = _shape(file, plain, "embeddings.token_embedding.weight")
     if width % CLIP_HEAD:
         raise InputError(
-            f"{file}: CLIP is {width} wide, which does not tell its number of heads; put its "
+            f"{file}: CLIP's width {width} does not determine its number of heads; put its "
             "config.json into a folder text_encoder beside the file"
         )
     return {
@@ -179,7 +179,9 @@ def t5(file: Path, tensors: Tensors) -> dict[str, Any]:
 
 def _shape(file: Path, tensors: Tensors, name: str, axes: int = 2) -> tuple[int, ...]:
     if name not in tensors:
-        raise InputError(f"{file}: {name} is missing, which tells a size; fetch the file again")
+        raise InputError(
+            f"{file}: {name} is missing, which determines a size; fetch the file again"
+        )
     shape = tuple(tensors[name].shape)
     if len(shape) != axes or not all(shape):
         raise InputError(

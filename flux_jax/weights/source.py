@@ -137,8 +137,8 @@ def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
         return read_config(file)
     if not guidance:
         note(
-            f"{path}: FLUX.1 [schnell]'s schedule is taken, since the transformer embeds no "
-            f"guidance and no {SCHEDULER} says otherwise; for another, such as [dev]'s for a "
+            f"{path}: FLUX.1 [schnell]'s schedule is used, since the transformer embeds no "
+            f"guidance and there is no {SCHEDULER}; for another, such as [dev]'s for a "
             f"de-distilled [dev], put its {SCHEDULER.name} into {file.parent}"
         )
     return original.schedule_config(guidance)
@@ -175,8 +175,8 @@ def _transformers_file(path: Path, root: Path) -> Path | None:
             raise InputError(f"{path} holds no weights; give its folder {path.parent} instead")
         if path.suffix not in SUFFIXES:
             raise InputError(
-                f"{path} is no file of weights that is read ({', '.join(SUFFIXES)}); pickles can "
-                "run programs, so save it as safetensors with the program that wrote it"
+                f"{path} is not a supported weight file ({', '.join(SUFFIXES)}); pickles can run "
+                "arbitrary code, so save it as safetensors with the program that wrote it"
             )
         return path
     return None if folder.is_dir() else _file_at_top(path, root, "transformer")
@@ -211,7 +211,7 @@ def _file_at_top(path: Path, root: Path, name: str) -> Path:
         return files[0]
     if files:
         names = shown([file.name for file in files])
-        raise InputError(f"{root}: {names} all hold a {name}; give the wanted file itself")
+        raise InputError(f"{root}: {names} all contain a {name}; give the path of one file")
     if others and name == "transformer":
         raise others[0]
     for file in rest:

@@ -78,10 +78,12 @@ class State:
                 float(fields.get("nested_offset", 0.0)),
             )
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ValueError(f"its quant_state lacks or misstates {str(error)[:80]}") from error
+            raise ValueError(
+                f"its quant_state is incomplete or invalid: {str(error)[:80]}"
+            ) from error
         sizes = (len(state.shape), *state.shape, state.block)
         if min(sizes) < 1 or state.block % 2 or state.nested_block < 0:
-            raise ValueError("its quant_state has sizes that cannot be")
+            raise ValueError("its quant_state has invalid sizes")
         return state
 
 
@@ -115,7 +117,7 @@ def four_bits(name: str, suffix: str, tensors: Mapping[str, Any]) -> Lazy:
             sizes[part[1:]] = math.prod(parts[part].shape)
     for part, entries in wanted.items():
         if sizes[part] != entries:
-            raise ValueError(f"its {part} has {sizes[part]} entries, and {entries} are expected")
+            raise ValueError(f"its {part} has {sizes[part]} entries, expected {entries}")
     if state.nested_block and scales.dtype != np.uint8:
         raise ValueError(f"its absmax is {scales.dtype} and must be uint8 in double quantisation")
     row = count // state.shape[0]

@@ -93,7 +93,7 @@ def dequantised(
     """
     if refusal := _refused(tensors):
         stored_as, names = refusal
-        text = f"quantised by {stored_as}, which is not read"
+        text = f"quantised by {stored_as}, which is not supported"
         raise InputError(_message(source, text, names, MEND))
     weights: dict[str, Lazy] = {}
     dropped: set[str] = set()
@@ -151,7 +151,7 @@ def _dequantise(name: str, owner: str, tensors: Mapping[str, Any]) -> Lazy | Non
     if name.endswith(".SCB"):
         order = np.asarray(tensors.get(f"{layer}.weight_format", 0))
         if order.any():
-            raise ValueError("its int8 weights are in an order for one kind of GPU")
+            raise ValueError("its int8 weights are in a GPU-specific order")
         return bitsandbytes.eight_bits(weight, companion)
     if name.endswith(LAYER_FORMAT):
         _described_type(companion)
@@ -163,9 +163,11 @@ def _dequantise(name: str, owner: str, tensors: Mapping[str, Any]) -> Lazy | Non
             # Some programs store the bits of fp8 as integers.
             weight = weight.view(dtype) if weight.dtype == np.uint8 else weight
             if weight.dtype != dtype:
-                raise ValueError(f"it is {weight.dtype} and its comfy_quant says {dtype}")
+                raise ValueError(f"it is {weight.dtype}, but its comfy_quant specifies {dtype}")
         elif weight.dtype.kind in "iu":
-            raise ValueError(f"it is {weight.dtype} with a scale, and nothing tells its format")
+            raise ValueError(
+                f"it is {weight.dtype} with a scale, and no tensor specifies its format"
+            )
         return _scaled(weight, companion)
     return None
 
@@ -184,7 +186,7 @@ def _described_type(described: Any) -> np.dtype:
     turned = [key for key, value in description.items() if key.startswith("convrot") and value]
     if stored_as not in PLAIN_FORMATS or turned:
         shown = " with ".join([str(stored_as)[:40], *turned[:1]])
-        raise ValueError(f"it is in the format {shown}, which is not read")
+        raise ValueError(f"it is in the format {shown}, which is not supported")
     return PLAIN_FORMATS[stored_as]
 
 
@@ -198,10 +200,13 @@ def _scaled(weight: Any, scale: Any) -> Lazy:
     all_of_it = set(sizes) <= {1}
     if not shape or not (all_of_it or (sizes[0] == shape[0] and set(sizes[1:]) <= {1})):
         raise ValueError(
-            f"its scale is {list(sizes)} for {list(shape)}; one, or one a row, is read"
+            f"its scale is {list(sizes)} for {list(shape)}; only one scale, or one per row, is "
+            "supported"
         )
     if scale.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
-        raise ValueError(f"its scale is {scale.dtype}, which is read in float32 or bfloat16 only")
+        raise ValueError(
+            f"its scale is {scale.dtype} and must be float32, bfloat16 or another float type"
+        )
 
     def rows(wanted: slice) -> np.ndarray:
         part = np.asarray(weight[wanted])
