@@ -80,8 +80,8 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
     source = open_source(path, NAME)
     if not isinstance(source, TorchSource):
         raise InputError(
-            f"{source.where} is in this project's own layout, into which nothing is merged; make "
-            f"a folder in diffusers' layout of it first: python -m convert.pipeline {model} DST"
+            f"{source.where} is in this project's own layout, which cannot be merged into; "
+            f"convert it to diffusers' layout first: python -m convert.pipeline {model} DST"
         )
     if path.is_file() and source.where != path:
         raise InputError(
@@ -90,9 +90,8 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
         )
     if stored_as := quantisation(source.tensors):
         raise InputError(
-            f"{source.where} is quantised ({stored_as}), and what is merged gets the file's own "
-            f"types; make plain weights of it first: python -m convert.pipeline {model} DST --to "
-            "diffusers"
+            f"{source.where} is quantised ({stored_as}), and merging keeps the file's types; "
+            f"dequantise it first: python -m convert.pipeline {model} DST --to diffusers"
         )
     changes = changes_of(read)
     slots = _checked_slots(source, read, changes)
@@ -110,8 +109,8 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise InputError(
-                f"{source.where}: after its change not finite: {', '.join(problems[:3])}{more}; "
-                "take smaller strengths, or the model in a wider type; if it fails with any "
+                f"{source.where}: not finite after merging: {', '.join(problems[:3])}{more}; "
+                "use smaller strengths, or the model in a wider type; if it fails with any "
                 "adapter, fetch the model again"
             )
 
@@ -120,23 +119,23 @@ def _refuse_pickles(given: Sequence[str]) -> None:
     pickles = [text for text in given if re.search(PICKLES, text)]
     if pickles:
         raise InputError(
-            f"{', '.join(pickles)}: pickles can run any program when they are read, so none is; "
-            "save as safetensors with the program that wrote them"
+            f"{', '.join(pickles)}: pickles can run arbitrary code when they are read, so they "
+            "are not supported; save as safetensors with the program that wrote them"
         )
 
 
 def _check_target(path: Path, target: Path) -> None:
     if path.is_file() and target.suffix not in WRITTEN:
         raise InputError(
-            f"{target}: {path} is one file and OUT becomes one; end it in {WRITTEN[0]}"
+            f"{target}: {path} is one file, so OUT must be one; end its name in {WRITTEN[0]}"
         )
     if path.is_dir() and target.suffix in WRITTEN:
         raise InputError(
-            f"{target}: {path} is a folder and OUT becomes one; name it without {target.suffix}, "
+            f"{target}: {path} is a folder, so OUT must be one; name it without {target.suffix}, "
             "or give the transformer's single file itself"
         )
     if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
-        raise InputError(f"{target} lies inside MODEL; choose an OUT outside of {path}")
+        raise InputError(f"{target} is inside MODEL; choose an OUT outside of {path}")
 
 
 def _checked_slots(

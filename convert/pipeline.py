@@ -85,7 +85,7 @@ def convert(
     if target.exists():
         raise InputError(f"{target} exists; choose another DST or remove it")
     if target.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{target} lies inside SRC; choose a DST outside of {root}")
+        raise InputError(f"{target} is inside SRC; choose a DST outside of {root}")
     sources = {name: open_source(source, name) for name in COMPONENTS}
     ours = [name for name, each in sources.items() if isinstance(each, FlaxSource)]
     write = WRITERS[to or ("diffusers" if ours else "flax")]

@@ -180,7 +180,7 @@ def test_flax_weights_that_do_not_fit_are_listed(tiny_folder, tmp_path):
 
 
 def test_target_inside_source_is_refused(tiny_folder):
-    with pytest.raises(InputError, match="lies inside SRC"):
+    with pytest.raises(InputError, match="is inside SRC"):
         convert(tiny_folder, tiny_folder / "flax")
     assert not (tiny_folder / "flax").exists()
 

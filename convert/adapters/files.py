@@ -205,7 +205,7 @@ def _existing(path: Path) -> Path:
         return others[0]
     if others:
         names = [file.name for file in others]
-        raise listed(f"{path}: holds several files", names, "give the adapter's own")
+        raise listed(f"{path}: contains several files", names, "give the adapter's path")
     pickles = [file for suffix in PICKLES for file in sorted(path.glob(f"*{suffix}"))]
     if pickles:
         _refuse_pickle(pickles[0])
@@ -215,7 +215,7 @@ def _existing(path: Path) -> Path:
 def _refuse_pickle(path: Path) -> None:
     if path.suffix in PICKLES:
         raise InputError(
-            f"{path}: a {path.suffix} file is a pickle, which can run any program when opened; "
+            f"{path}: a {path.suffix} file is a pickle, which can run arbitrary code when opened; "
             "load it with torch.load(..., weights_only=True) and save its tensors with "
             "safetensors.torch.save_file"
         )
@@ -228,7 +228,7 @@ def _from_flax(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
     except (KeyError, ValueError) as error:
         raise InputError(
             f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number, and "
-            f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a type of floats if it is there; write "
+            f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a float type if present; write "
             "the file again with convert.lora"
         ) from error
     # Before nesting, because a leaf may have the name of another's parent.
@@ -262,10 +262,10 @@ def _dropped(layout: str, layers: Layers) -> str | None:
         for place, each in layers.items()
         if isinstance(each, Full) or each.bias is not None
     ]
-    for lost, what in ((whole, "whole differences and biases"), (outside, "outside the blocks")):
+    for lost, what in ((whole, "full differences and biases"), (outside, "outside the blocks")):
         if lost:
             said = f"diffusers does not apply {counted(len(lost), 'layer')} of this file, {what}"
-            mend = f"ComfyUI does{'' if whole else '; for diffusers take --to diffusers'}"
+            mend = f"ComfyUI does{'' if whole else '; for diffusers use --to diffusers'}"
             return str(listed(said, lost, mend))
     return None
 

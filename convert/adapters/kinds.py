@@ -31,14 +31,14 @@ _FLUX_LAYER = (
 )
 # (pattern of a key, what the file is, what to do), most reliable first.
 _OTHERS = (
-    (r"ip_adapter|image_proj\.|to_[kv]_ip", "an IP adapter", "it needs a picture's encoder"),
+    (r"ip_adapter|image_proj\.|to_[kv]_ip", "an IP adapter", "it needs an image encoder"),
     (
         r"controlnet|input_hint_block|control_add_embedder|control_model\.|zero_convs",
         "a ControlNet",
         "it is a network beside the model",
     ),
     (r"^(first_stage_model|encoder|decoder)\.(encoder|decoder|down|up|mid|conv)", "a VAE", ""),
-    (r"redux_(up|down)", "FLUX.1 Redux", "it needs a picture's encoder"),
+    (r"redux_(up|down)", "FLUX.1 Redux", "it needs an image encoder"),
     (r"distilled_guidance_layer", "of another model, Chroma", ""),
     (
         r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj|\.ff(_context)?\.linear_in"
@@ -89,7 +89,7 @@ _OTHERS = (
     (
         rf"{_WHOLE}{_FLUX_LAYER}.*{_WEIGHT}",
         "a whole model",
-        "give it where a model is asked for",
+        "give it as the model",
     ),
 )
 _OTHERS_FOUND = [(re.compile(text), what, mend) for text, what, mend in _OTHERS]
@@ -99,8 +99,8 @@ _FORMS = (
     (r"\.(oft_blocks|oft_diag|oft_R|vera_lambda_\w+|boft\w*)(\.|$)", "OFT, BOFT or VeRA"),
     (r"\.([ab][12]\.weight|on_input)$", "GLoRA or IA3"),
     (r"\.lora_E$", "AdaLoRA"),
-    (r"\.(set_weight|reshape_weight)$", "weights that take the model's place"),
-    (rf"{_WHOLE}({_WEIGHT}|\.modules_to_save\.)", "whole weights"),
+    (r"\.(set_weight|reshape_weight)$", "weights that replace the model's"),
+    (rf"{_WHOLE}({_WEIGHT}|\.modules_to_save\.)", "full weights"),
     (r"\.lora_A(\.[^.]+)?\.bias$|\.lora_down\.bias$", "biases between the matrices"),
 )
 _FORMS_FOUND = [(re.compile(text), what) for text, what in _FORMS]
@@ -108,11 +108,11 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _CONTENTS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     (
         _PICKLES,
-        "is a pickle, which can run any program when opened; load it with "
+        "is a pickle, which can run arbitrary code when opened; load it with "
         "torch.load(..., weights_only=True) and save its tensors with safetensors.torch.save_file",
     ),
     ((b"GGUF",), "is a GGUF file; give the adapter as safetensors"),
-    ((b"version https://git-lfs",), "is a pointer of Git LFS; fetch the file (git lfs pull)"),
+    ((b"version https://git-lfs",), "is a Git LFS pointer; fetch the file (git lfs pull)"),
     ((b"<", b"\n<"), "is a web page; download the file itself"),
 )
 
@@ -185,13 +185,13 @@ def refuse_unknown(file: Path, unknown: Sequence[str], known: int) -> None:
         raise listed(
             f"{file}: a control LoRA of FLUX.1 (Canny, Depth), or one that changes norms",
             norms,
-            "only changes of dense layers are read",
+            "only changes of dense layers are supported",
         )
     if known:
         for pattern, what in _FORMS_FOUND:
             matches = [name for name in unknown if pattern.search(name)]
             if matches:
-                raise listed(f"{file}: an adapter with {what}", matches, "these are not read")
+                raise listed(f"{file}: an adapter with {what}", matches, "these are not supported")
     for pattern, what, mend in _OTHERS_FOUND:
         matches = [name for name in unknown if pattern.search(name)]
         if matches:
@@ -200,11 +200,14 @@ def refuse_unknown(file: Path, unknown: Sequence[str], known: int) -> None:
     for pattern, what in _FORMS_FOUND:
         matches = [name for name in unknown if pattern.search(name)]
         if matches:
-            raise listed(f"{file}: {what}", matches, "these are not read; give a LoRA of FLUX.1")
+            raise listed(
+                f"{file}: {what}", matches, "these are not supported; give a LoRA of FLUX.1"
+            )
     said = "no known adapter layout"
     if known:
         said = (
-            f"{counted(known, 'key')} {'is' if known == 1 else 'are'} of an adapter and these not"
+            f"{counted(known, 'key')} {'belongs' if known == 1 else 'belong'} to an "
+            "adapter but these do not"
         )
     example = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
     raise listed(f"{file}: {said}", unknown, f"expected keys such as {example}")

@@ -25,7 +25,7 @@ from convert.adapters.peft import Scales
 from flux_jax.weights.mapping import is_finite
 from flux_jax.weights.safetensors_files import is_float
 
-NOT_FINITE = "has infinities or what is no number"
+NOT_FINITE = "has infinities or NaN"
 NO_ALPHA = "it must be a finite number"
 PAIR = {"down", "up"}
 LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
@@ -82,7 +82,7 @@ def change(
         return _pair(parts, name, bias, scales)
     full = _full(parts, name, scales)
     if "bias" in parts:
-        raise UnusableError("has a bias of a pair and no pair")
+        raise UnusableError("has the bias of a pair but no pair")
     if bias is not None and len(bias) != len(full):
         raise UnusableError(f"has a bias of {len(bias)} for {len(full)} outputs")
     magnitude = _magnitude(parts, len(full))
@@ -289,5 +289,5 @@ def product(pair: Pair) -> np.ndarray:
     dtype = np.promote_types(_wide(pair.down), _wide(pair.up))
     scaled = pair.up.astype(np.float64) * float(pair.scale)
     if not math.isfinite(float(np.abs(scaled).max(initial=0))):
-        raise UnusableError("has numbers that no type holds")
+        raise UnusableError("has numbers that overflow every type")
     return (scaled @ pair.down.astype(np.float64)).astype(dtype)

@@ -101,8 +101,8 @@ def _scales(where: str, config: Mapping[str, Any]) -> Scales:
     begun = str(config.get("init_lora_weights")).lower()
     if begun.startswith(REBASED):
         raise InputError(
-            f"{where}: init_lora_weights = {begun[:40]!r} stands on changed weights of the model; "
-            "convert the adapter with PEFT (path_initial_model_for_weight_conversion)"
+            f"{where}: init_lora_weights = {begun[:40]!r} depends on modified weights of the "
+            "model; convert the adapter with PEFT (path_initial_model_for_weight_conversion)"
         )
     lokr = str(kind).upper() in TYPES[1:]
     try:
@@ -143,5 +143,5 @@ def _pattern(text: str) -> re.Pattern[str]:
             practically forever.
     """
     if not re.fullmatch(r"[\w.\\^$*+-]*", text) or len(re.findall(r"[*+]", text)) > 2:
-        raise ValueError(f"a pattern is {text[:40]!r}: write layers' names out")
+        raise ValueError(f"unsupported pattern {text[:40]!r}: write the layer names out")
     return re.compile(rf"(.*\.)?({text})")

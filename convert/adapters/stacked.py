@@ -71,7 +71,7 @@ def stack_evenly(file: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray
     """
     if why := uneven(layers):
         raise InputError(
-            f"{file}: the flax layout holds LoRA layers of one rank, one alpha and one type, in "
+            f"{file}: the flax layout supports only LoRA layers of one rank, alpha and type, in "
             f"every block; {why}: write diffusers', kohya's or the original layout instead"
         )
     return _as_they_are(layers)
@@ -264,4 +264,4 @@ def check(source: Path, flat: Mapping[str, Any]) -> None:
     shapes, _ = _expected(source, seen) if seen else ({}, 0)
     refuse(source, MEND, differences(flat, shapes))
     if not seen:
-        raise InputError(f"{source}: no target at all; {MEND}")
+        raise InputError(f"{source}: no targets; {MEND}")

@@ -92,7 +92,9 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
     notes = []
     if encoders:
         if not rest:
-            raise InputError(f"{file}: holds only {encoders}, and nothing of FLUX.1's transformer")
+            raise InputError(
+                f"{file}: contains only {encoders}, and nothing of FLUX.1's transformer"
+            )
         notes.append(f"left out {encoders}; only the transformer is adapted")
     zeros = [name for name in rest if is_norm(name) and _is_zero_difference(name, tensors[name])]
     if zeros:
@@ -112,7 +114,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
     stems = _by_layer(keys, tensors)
     layers, alphas, unchanged = _changes(file, stems, _part_records(file, metadata), scales)
     if scales.dora and all(each.magnitude is None for each in layers.values()):
-        raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
+        raise InputError(f"{file}: use_dora is set but no layer has magnitudes; save it again")
     if not layers:
         every = f"all {len(stems)} layers have" if len(stems) > 1 else "its only layer has"
         raise InputError(f"{file}: changes nothing: {every} an alpha of 0, or only zeros")
@@ -145,7 +147,7 @@ def _changes(
             else:
                 parts = apart(key.layer, key.block, change_of_layer, records.get(name))
                 if parts.keys() & layers.keys():
-                    raise UnusableError("is changed twice, by itself and by what joins it")
+                    raise UnusableError("is changed twice, on its own and in a joined layer")
                 layers |= parts
                 if isinstance(raw, Pair) and number(raw.alpha) <= 0:
                     alphas |= dict.fromkeys(parts, raw.alpha)
@@ -300,17 +302,17 @@ def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
     lengths = [each for each in layers.values() if each.magnitude is not None]
     biases = any(each.bias is not None for each in layers.values())
     if lengths and layout != "diffusers":
-        held, to = "DoRA's magnitudes", "take --to diffusers"
+        held, to = "DoRA's magnitudes", "use --to diffusers"
     elif lengths and len(lengths) < len(layers):
-        held, to = "DoRA's magnitudes on some layers only", "its programs want all or none"
+        held, to = "DoRA's magnitudes on some layers only", "its programs require all or none"
     elif whole and layout != "original":
-        held, to = "whole differences (of LoKr, LoHa, .diff)", "take --to original, for ComfyUI"
+        held, to = "full differences (of LoKr, LoHa, .diff)", "use --to original, for ComfyUI"
     elif biases and layout == "kohya":
-        held, to = "biases", "take --to original (ComfyUI) or --to diffusers"
+        held, to = "biases", "use --to original (ComfyUI) or --to diffusers"
     else:
         return
     raise InputError(
-        f"{file}: layout {layout} does not hold {held}; {to}, or add the adapter to a model's "
+        f"{file}: layout {layout} does not support {held}; {to}, or add the adapter to a model's "
         "weights with convert.merge"
     )
 
