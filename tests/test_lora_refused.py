@@ -211,7 +211,7 @@ KINDS = {
     "vae": (["encoder.mid_block.attentions.0.to_k.weight"], "a VAE"),
     "textual inversion": (["clip_l", "t5"], "a textual inversion"),
     "gibberish": (["a.b.c"], "no known adapter layout"),
-    "text encoder": (["lora_te1_text_model_x.alpha"], "holds only 1 tensor of the text encoder"),
+    "text encoder": (["lora_te1_text_model_x.alpha"], "contains only 1 tensor of the text encoder"),
     "none": ([], "holds no tensor"),
 }
 
@@ -242,7 +242,7 @@ BESIDES = {
     f"{STEM}.weight": "full weights",
     "diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff": "one that changes norms",
     "diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale": "a control LoRA of FLUX.1",
-    "diffusion_model.double_blocks.0.nothing.lora_A.weight": "2 keys belong to an adapter but these",
+    "diffusion_model.double_blocks.0.nothing.lora_A.weight": "2 keys belong to an adapter but",
 }
 
 
