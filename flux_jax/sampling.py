@@ -110,7 +110,7 @@ class Schedule:
         return self.base_shift + slope * (image_tokens - self.base_image_seq_len)
 
     def sigmas(self, steps: int, image_tokens: int) -> Float[np.ndarray, "{steps}+1"]:
-        """Noise levels from 1 down to 0, float32; with more image tokens they fall more slowly.
+        """Noise levels from 1 down to 0, float32; more image tokens keep them high for longer.
 
         Args:
             steps: Euler steps.
