@@ -298,5 +298,5 @@ def test_what_is_not_finite_is_listed(dtype):
     shapes = {"q": np.empty((3, 3)), "b": np.empty(3)}
     to_flax(table, tensors, shapes)
     tensors["q.1"][2], tensors["b"][0] = np.inf, np.nan
-    with pytest.raises(InputError, match=r"2 tensors .*: q\.1 .*: b holds infinities"):
+    with pytest.raises(InputError, match=r"2 tensors .*: q\.1 .*: b contains infinities"):
         to_flax(table, tensors, shapes)

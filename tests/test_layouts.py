@@ -290,7 +290,7 @@ def test_files_of_other_families_are_named_and_do_not_disturb(
     for path in (other, tmp_path):
         said = refusal(path)
         assert said.startswith(f"{other}: {FAMILIES[name]}")
-        assert "take [dev], [schnell], Kontext" in said
+        assert "use [dev], [schnell], Kontext" in said
     save_file(single("transformer"), tmp_path / "flux1-dev.safetensors")
     assert_reads(tmp_path, "transformer", file=tmp_path / "flux1-dev.safetensors")
 

@@ -100,7 +100,7 @@ def test_models_and_targets_that_do_not_fit_are_refused(tiny_folder, originals, 
     assert "does not exist" in refused(tmp_path / "nowhere", adapter, tmp_path / "new")
     assert "is inside MODEL" in refused(tiny_folder, adapter, tiny_folder / "new")
     file = originals[1] / "flux1.safetensors"
-    assert "end it in .safetensors" in refused(file, adapter, tmp_path / "new")
+    assert "end its name in .safetensors" in refused(file, adapter, tmp_path / "new")
     folder = tmp_path / "new.safetensors"
     assert "name it without .safetensors" in refused(originals[1], adapter, folder)
 

@@ -167,7 +167,7 @@ def test_bundled_names_are_read_and_others_refused(folder: Path, tmp_path: Path)
     assert open_source(tmp_path, "transformer").tensors.keys() == tensors.keys()
 
     shutil.copy(tmp_path / "all.safetensors", tmp_path / "again.safetensors")
-    with pytest.raises(InputError, match=r"again\.safetensors, all\.safetensors all hold a trans"):
+    with pytest.raises(InputError, match=r"again\.safetensors, all\.safetensors all contain a tr"):
         open_source(tmp_path, "transformer")
     with pytest.raises(InputError, match=r"no weights of the vae; expected a folder vae with conf"):
         open_source(tmp_path, "vae")
@@ -199,7 +199,7 @@ def test_offenders_are_named_as_in_the_file(folder: Path, tmp_path: Path):
     broken[name][200, 3] = np.nan
     save_file(broken, tmp_path / "flux.safetensors")
     with pytest.raises(
-        InputError, match=f"1 tensor does .*: not finite: {name} holds infin"
+        InputError, match=f"1 tensor does .*: not finite: {name} contains infin"
     ) as caught:
         read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
     assert "damaged, or was saved with NaN" in str(caught.value)
