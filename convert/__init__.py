@@ -1,4 +1,4 @@
-"""Commands that convert files, and the layouts of adapters."""
+"""Commands that convert files, and the file layouts of adapters."""
 
 from flux_jax import moved
 

@@ -1,4 +1,4 @@
-"""What the commands with positional arguments share: how these are read, shown and refused."""
+"""Argument parser of the commands with positional arguments: help texts and one-line errors."""
 
 import argparse
 import itertools
@@ -10,14 +10,14 @@ from flux_jax.errors import InputError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` that shows a module's docstring and says in a line what cannot be used."""
+    """`argparse` with a module's docstring as help text, and errors of one line."""
 
     def __init__(self, module: str, doc: str | None):
-        """Begins.
+        """Creates a parser without arguments.
 
         Args:
             module: the command's name.
-            doc: its docstring.
+            doc: the module's docstring.
         """
         super().__init__(
             prog=f"python -m {module}",
@@ -29,13 +29,13 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride] (overloaded there)
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> Any:
-        """Reads arguments, by default the command's.
+        """Parses arguments, by default those of the command line.
 
         Raises:
-            InputError: they cannot be used.
+            InputError: they are invalid.
         """
         given = sys.argv[1:] if args is None else list(args)
-        # Before argparse looks at them: of a misspelt flag it would say that the right one lacks.
+        # Before argparse: for a misspelt flag it would report that the correct one is missing.
         for argument in itertools.takewhile(lambda each: each != "--", given):
             name, known = argument.partition("=")[0], self._option_string_actions
             if name.startswith("--") and name not in known:
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"{action.dest} = {value!r} is unknown; {hint}")
 
     def error(self, message: str) -> NoReturn:
-        """Ends it.
+        """Reports an invalid argument.
 
         Raises:
             InputError: always.

@@ -1,16 +1,17 @@
-"""Shows what an adapter file holds, in any layout that `convert.lora` reads.
+"""Shows the contents of an adapter file, in any layout that `convert.lora` reads.
 
     python -m convert.inspect runs/soccer-ball/adapter
 
-A line for each target: its layers' shapes, in how many blocks, the Frobenius norm of the change
-alpha / R * B A over all blocks, and the effective rank: how many singular values of the change are
-over 1 % of the layer's largest, from the least of the blocks to the most. Both come from the Gram
-matrices of A and B, [R, R]; the change itself is never made. A change of zeros has effective rank
-0. Blocks that FLUX.1 does not have are told of on stderr.
+There is one line for each target: its layers' shapes, the number of blocks, the Frobenius norm of
+the change alpha / R * B A over all blocks, and the effective rank: the number of singular values of
+the change above 1 % of the layer's largest, as a range over the blocks. Both are computed from the
+Gram matrices of A and B, [R, R], without the change itself. A change of zeros has effective rank 0.
+Blocks that FLUX.1 does not have are reported on stderr.
 
-A whole difference (of LoKr or LoHa, for instance) has its norm, rank "full" and no alpha. What
-layers have besides is told: "DoRA", whose magnitudes count for no norm, since they set lengths of
-the model's own rows, and "bias", which counts for none either. Long entries of the header are cut.
+A full difference (of LoKr or LoHa, for instance) has its norm, rank "full" and no alpha. Further
+parts of layers are listed: "DoRA", whose magnitudes do not count in the norm, since they set the
+lengths of the model's rows, and "bias", which does not count either. Long header entries are
+shortened.
 
 Axis letters: I inputs, O outputs, R rank.
 """
@@ -34,24 +35,24 @@ from flux_jax.errors import counted, exits_cleanly, note, printable, shortened
 from flux_jax.settings import BLOCKS, MOST_BLOCKS
 
 IN_USE = 0.01
-# Letters of the header's names and values that are shown.
+# Maximum length of the header's names and values in the output.
 SHOWN = 240
 
 
 @dataclass(frozen=True)
 class Line:
-    """What a target's layers have in common, or the values that occur among them.
+    """A target's line: common values of its layers, or the distinct values among them.
 
     Attributes:
         target: path in the Flax tree.
         shapes: inputs and outputs, "32 -> 96".
-        blocks: how many.
-        ranks: of the pairs, in ascending order.
-        alphas: of the pairs, as the file has them.
-        types: of A and B, or of the difference.
+        blocks: number of blocks.
+        ranks: ranks of the pairs, in ascending order.
+        alphas: alphas of the pairs, as stored in the file.
+        types: types of A and B, or of the full difference.
         norm: Frobenius norm of the change, over all blocks.
-        used: least and most effective rank of the pairs, if there are any.
-        besides: "full" if there are whole differences, "DoRA", "bias".
+        used: smallest and largest effective rank of the pairs, if there are any.
+        besides: "full" if there are full differences, "DoRA", "bias".
     """
 
     target: str
@@ -66,11 +67,12 @@ class Line:
 
 
 def singular_values(pair: Pair) -> Float[np.ndarray, "R"]:
-    """The singular values of alpha / R * B A, largest first; at most R of them are not 0.
+    """Singular values of alpha / R * B A, largest first; at most R of them are not 0.
 
-    With S the root of A Aᵀ, those of B A are the roots of the eigenvalues of S Bᵀ B S.
+    With S the square root of A Aᵀ, those of B A are the square roots of the eigenvalues of
+    S Bᵀ B S.
     """
-    # Of size 1, so that no square leaves the range of numbers.
+    # Normalised to maximum 1, so that no square overflows.
     down, up = (matrix.astype(np.float64) for matrix in (pair.down, pair.up))
     sizes = [float(np.abs(matrix).max()) or 1.0 for matrix in (down, up)]
     down, up = down / sizes[0], up / sizes[1]
@@ -82,7 +84,7 @@ def singular_values(pair: Pair) -> Float[np.ndarray, "R"]:
 
 
 def lines(found: LayerFile) -> list[Line]:
-    """A line for each target, in the file's order."""
+    """One line for each target, in the file's order."""
     targets: dict[str, dict[Place, Pair | Full]] = {}
     for place, layer in found.layers.items():
         targets.setdefault(place[0], {})[place] = layer
@@ -95,7 +97,7 @@ def _line(target: str, of: Layers, alphas: Mapping[Place, np.ndarray]) -> Line:
     wholes = [layer for layer in layers if isinstance(layer, Full)]
     values = [singular_values(pair) for pair in pairs]
     used = [int((each > IN_USE * each[0]).sum()) for each in values]
-    # Doubles may hold numbers whose squares they do not hold.
+    # The squares of large float64 numbers may overflow.
     with np.errstate(over="ignore"):
         squares = [(each**2).sum() for each in values]
         squares += [np.square(whole.delta, dtype=np.float64).sum() for whole in wholes]
@@ -131,9 +133,9 @@ def _occurring(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
-    """The header's entries, and what holds for the whole file."""
+    """The header's entries, and the values of the whole file."""
     table = Table("", "", show_header=False)
-    # In the table: a title is folded to its width.
+    # In the table, because a title is wrapped to the table's width.
     table.add_row("file", Text(str(file), overflow="fold"))
     whole = {
         "layout": found.described or found.layout,
@@ -144,24 +146,24 @@ def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
         "norm": f"{math.hypot(*(row.norm for row in rows)):.4g}",
     }
     for name, value in {**found.metadata, **whole}.items():
-        # As text, since square brackets would be taken for markup.
-        # Programs write whole tables of their data there, thousands of lines long.
+        # As Text, since square brackets would be interpreted as markup.
+        # Some programs store whole tables of data in the header, thousands of lines long.
         shown = (shortened(printable(part), SHOWN) for part in (name, value))
         table.add_row(*(Text(part) for part in shown))
     return table
 
 
 def _ranks(rows: Sequence[Line]) -> str:
-    """The ranks that occur, and "full" where whole differences do."""
+    """The ranks that occur, and "full" if there are full differences."""
     ranks = [str(rank) for rank in sorted({rank for row in rows for rank in row.ranks})]
     return ", ".join([*ranks, *(["full"] if any("full" in row.besides for row in rows) else [])])
 
 
 def target_table(rows: Sequence[Line]) -> Table:
-    """A line for each target."""
+    """The table with one line for each target."""
     caption = f"effective rank: singular values over {IN_USE:.0%} of the layer's largest"
     table = Table(title="Changes", caption=caption)
-    # On narrow screens names are folded: nothing is cut off.
+    # On narrow terminals names are wrapped, not truncated.
     for heading in ("target", "inputs -> outputs"):
         table.add_column(heading, overflow="fold")
     for heading in ("blocks", "rank", "alpha", "norm", "effective rank"):
@@ -185,7 +187,7 @@ def target_table(rows: Sequence[Line]) -> Table:
 
 
 def unknown_blocks(layers: Layers) -> list[str]:
-    """A line for each kind of blocks of which the layers name one that FLUX.1 does not have."""
+    """One line for each kind of block whose largest index is beyond FLUX.1's last block."""
     said = []
     for kind, most in MOST_BLOCKS.items():
         last = max(
@@ -198,7 +200,7 @@ def unknown_blocks(layers: Layers) -> list[str]:
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     parser = Parser("convert.inspect", __doc__)
     parser.add_argument("file", metavar="FILE", type=Path, help="adapter file or its folder")
     options = parser.parse_args(arguments)

@@ -1,28 +1,28 @@
-"""Adapter files of FLUX's transformer: converts between four layouts, and reads more.
+"""Converts adapter files of FLUX's transformer between four layouts; reads several more.
 
     python -m convert.lora runs/soccer-ball/adapter soccer-ball.safetensors --to kohya
 
-The layout of SRC shows in its keys; docs/adapters.md lists all that is read. DST is a file if it
-ends in .safetensors or .sft, else a folder. Without --to, diffusers' layout becomes this project's
-(flax), and any other becomes diffusers'.
+The layout of SRC is detected from its keys; docs/adapters.md lists all supported layouts. DST is a
+file if it ends in .safetensors or .sft, else a folder. Without --to, diffusers' layout is converted
+to this project's (flax), and any other to diffusers'.
 
 - diffusers: `transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight` and `.lora_B.weight`.
 - kohya: `lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight`, `.lora_up.weight`, `.alpha`, as
   kohya's scripts write and ComfyUI and diffusers load. Names are those of the original model, which
   joins layers: see `convert.adapters.joined`.
 - original: `diffusion_model.double_blocks.0.txt_attn.qkv.lora_down.weight`, which ComfyUI and
-  diffusers load; the only one that holds whole differences (`.diff`).
-- flax: `dual_blocks/attn/add_q_proj/A`, stacked, of one rank and one alpha.
+  diffusers load; the only one with full differences (`.diff`).
+- flax: `dual_blocks/attn/add_q_proj/A`, stacked, with one rank and one alpha.
 
-A layer's change is alpha / R * B A. Ranks, alphas and types stay as they are, layer by layer. A
-layer without an alpha has its rank for it. Kohya's and the original layout write every alpha;
-diffusers' has `<layer>.alpha` on all layers if any differs from its rank, and on none otherwise:
-its loader gives the commonest alpha to layers without one if others have one. Pipelines of every
-diffusers version and other programs honour these keys.
-(`FluxTransformer2DModel.load_lora_adapter`, called without a pipeline, does not.) The header entry
-that newer diffusers writes instead is understood when reading.
+A layer's change is alpha / R * B A. Every layer keeps its rank, alpha and types. A layer without an
+alpha has its rank as alpha. Kohya's and the original layout store every alpha; diffusers' has
+`<layer>.alpha` on all layers if any differs from its rank, and on none otherwise: its loader
+assigns the most common alpha to layers without one if others have one. Pipelines of every diffusers
+version and other programs read these keys. (`FluxTransformer2DModel.load_lora_adapter`, called
+without a pipeline, does not.) The header entry that newer diffusers versions write instead is
+supported for reading.
 
-A line on stderr says what diffusers will not apply of the file, or not as it says.
+A note on stderr lists what diffusers will not apply, or will apply differently.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ from convert.arguments import Parser
 from flux_jax import moved
 from flux_jax.errors import InputError, exits_cleanly, note
 
-# The library of adapters' files was here.
+# The library for adapter files was in this module.
 __getattr__ = moved.names(__name__, "convert.adapters.files")
 
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     parser = Parser("convert.lora", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="file or folder to read")
     parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")

@@ -1,15 +1,16 @@
-r"""A model's files with adapters added to its weights, for programs that know no adapters.
+r"""Merges adapters into a model's weights, for programs that do not support adapters.
 
     python -m convert.merge models/emoji-flux runs/soccer-ball:0.8 runs/merged
 
 MODEL is a pipeline folder in diffusers' layout, one with Black Forest Labs' own files, the
-transformer's single file, or a name on the hub. OUT gets its layout, types and shards: a complete
-folder of a folder, and a file of a file. What no adapter touches stays the same, byte for byte.
+transformer's single file, or a name on the hub. OUT has the same layout, types and shards: a
+complete folder for a folder, a file for a file. Everything that no adapter changes stays identical,
+byte for byte.
 
-A weight's change is the sum of strength * alpha / R * (B A) over the adapters, or of what their
-full differences or DoRA add; biases that they have are added likewise. It is made and added in
-float32, or in the tensor's own type if that is wider, and the sum is rounded once.
-Tensors are read, changed and written one after the other.
+The change of a weight is the sum over the adapters of strength * alpha / R * (B A), or of what
+their full differences or DoRA add; biases of adapters are added in the same way. It is computed and
+added in float32, or in the tensor's type if that is wider, and the sum is rounded once.
+Tensors are read, changed and written one by one.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ from flux_jax.weights.safetensors_files import (
 from flux_jax.weights.source import TorchSource, open_source
 
 NAME = "transformer"
-# How the files end that are written.
+# Suffixes of the files that can be written.
 WRITTEN = (".safetensors", ".sft")
 # Entry of the written files' headers.
 MERGED = "merged_adapters"
@@ -59,16 +60,16 @@ PICKLES = r"\.(bin|ckpt|pt|pth)(:[^/]*)?$"
 
 
 def merge(model: str, adapters: Sequence[str], target: Path) -> None:
-    """Writes a model with adapters merged; the target appears only when it is complete.
+    """Writes a model with merged adapters; the target appears only when it is complete.
 
     Args:
         model: pipeline folder, the transformer's single file, or a name on the hub.
         adapters: "PATH" or "PATH:STRENGTH" each.
-        target: folder to make, or file if `model` is one.
+        target: folder to create, or file if `model` is one.
 
     Raises:
-        InputError: the target exists, the model or an adapter cannot be used, or a sum is more
-            than its tensor's type can hold.
+        InputError: the target exists, the model or an adapter cannot be used, or a sum overflows
+            its tensor's type.
     """
     if target.exists():
         raise InputError(f"{target} exists; choose another OUT or remove it")
@@ -79,8 +80,8 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
     source = open_source(path, NAME)
     if not isinstance(source, TorchSource):
         raise InputError(
-            f"{source.where} is in this project's own layout, into which nothing is merged; make "
-            f"a folder in diffusers' layout of it first: python -m convert.pipeline {model} DST"
+            f"{source.where} is in this project's own layout, which cannot be merged into; "
+            f"convert it to diffusers' layout first: python -m convert.pipeline {model} DST"
         )
     if path.is_file() and source.where != path:
         raise InputError(
@@ -89,9 +90,8 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
         )
     if stored_as := quantisation(source.tensors):
         raise InputError(
-            f"{source.where} is quantised ({stored_as}), and what is merged gets the file's own "
-            f"types; make plain weights of it first: python -m convert.pipeline {model} DST --to "
-            "diffusers"
+            f"{source.where} is quantised ({stored_as}), and merging keeps the file's types; "
+            f"dequantise it first: python -m convert.pipeline {model} DST --to diffusers"
         )
     changes = changes_of(read)
     slots = _checked_slots(source, read, changes)
@@ -109,8 +109,8 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise InputError(
-                f"{source.where}: after its change not finite: {', '.join(problems[:3])}{more}; "
-                "take smaller strengths, or the model in a wider type; if it fails with any "
+                f"{source.where}: not finite after merging: {', '.join(problems[:3])}{more}; "
+                "use smaller strengths, or the model in a wider type; if it fails with any "
                 "adapter, fetch the model again"
             )
 
@@ -119,32 +119,32 @@ def _refuse_pickles(given: Sequence[str]) -> None:
     pickles = [text for text in given if re.search(PICKLES, text)]
     if pickles:
         raise InputError(
-            f"{', '.join(pickles)}: pickles can run any program when they are read, so none is; "
-            "save as safetensors with the program that wrote them"
+            f"{', '.join(pickles)}: pickles can run arbitrary code when they are read, so they "
+            "are not supported; save as safetensors with the program that wrote them"
         )
 
 
 def _check_target(path: Path, target: Path) -> None:
     if path.is_file() and target.suffix not in WRITTEN:
         raise InputError(
-            f"{target}: {path} is one file and OUT becomes one; end it in {WRITTEN[0]}"
+            f"{target}: {path} is one file, so OUT must be one; end its name in {WRITTEN[0]}"
         )
     if path.is_dir() and target.suffix in WRITTEN:
         raise InputError(
-            f"{target}: {path} is a folder and OUT becomes one; name it without {target.suffix}, "
+            f"{target}: {path} is a folder, so OUT must be one; name it without {target.suffix}, "
             "or give the transformer's single file itself"
         )
     if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
-        raise InputError(f"{target} lies inside MODEL; choose an OUT outside of {path}")
+        raise InputError(f"{target} is inside MODEL; choose an OUT outside of {path}")
 
 
 def _checked_slots(
     source: TorchSource, adapters: Sequence[Adapter], changes: Changes
 ) -> dict[str, Slot]:
-    """What the model's tensors hold, by their names, once it is known that all fits.
+    """Checks that the adapters fit the model; returns the slots of its tensors by name.
 
     Raises:
-        InputError: it does not.
+        InputError: an adapter or the model does not fit.
     """
     from flux_jax.lora import check_extents
     from flux_jax.weights.loading import abstract_params
@@ -168,7 +168,7 @@ def _checked_slots(
 
 
 def _left_behind(root: Path, source: TorchSource) -> Callable[[Path], bool]:
-    """Tells the transformer's weights, in whatever layout, from the rest of a pipeline's folder."""
+    """Makes a predicate: which files of the folder are the transformer's weights, in any layout."""
     index = None if source.found in source.files else source.found
 
     def left_behind(path: Path) -> bool:
@@ -187,17 +187,17 @@ def _holds_transformer(file: Path) -> bool:
 
 
 def _link_or_copy(old: str, new: str) -> None:
-    """Gives a file of weights a second name, if its disk can; copies what may be edited."""
+    """Hard-links a weight file if the file system can; copies all other files."""
     if old.endswith(SUFFIXES):
         with contextlib.suppress(OSError):
-            # On the hub's cache names are links to the files.
+            # In the hub's cache, files are symbolic links.
             os.link(os.path.realpath(old), new)
             return
     shutil.copy2(old, new)
 
 
 def _metadata(file: Path, adapters: Sequence[Adapter]) -> dict[str, str]:
-    """A file's header entries, and what was merged; what had been before stays said."""
+    """A file's header entries and the list of merged adapters, after any merged earlier."""
     metadata = dict(open_safetensors(file).metadata() or {})
     earlier = [metadata[MERGED]] if MERGED in metadata else []
     return metadata | {MERGED: ", ".join([*earlier, *map(str, adapters)])}
@@ -205,14 +205,14 @@ def _metadata(file: Path, adapters: Sequence[Adapter]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Unmade:
-    """A tensor that is made when `np.asarray` reads it."""
+    """A tensor that is computed when `np.asarray` reads it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     make: Callable[[], np.ndarray]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Makes it."""
+        """Computes the tensor."""
         return np.asarray(self.make(), dtype)
 
 
@@ -227,11 +227,11 @@ def _merged_file(
     """A file's tensors, which are changed when they are read.
 
     Args:
-        file: to read.
+        file: file to read.
         names: the table's names by the file's.
-        slots: what each tensor holds, by the table's names.
-        changes: of the model's layers.
-        problems: gets what is not finite after its change.
+        slots: the slot of each tensor, by the table's names.
+        changes: changes of the model's layers.
+        problems: receives the names of tensors that are not finite after their change.
         advance: called with the number of bytes of each tensor that was read.
     """
 
@@ -254,19 +254,18 @@ def _merged_file(
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     parser = Parser("convert.merge", __doc__)
     parser.add_argument("model", metavar="MODEL", help="folder, file or name on the hub")
     parser.add_argument(
         "adapters",
         metavar="ADAPTER[:STRENGTH]",
         nargs="+",
-        help="adapter's file or folder; its strength is 1 if left out",
+        help="an adapter's file or folder; the strength is 1 by default",
     )
-    parser.add_argument("target", metavar="OUT", type=Path, help="folder or file to make")
+    parser.add_argument("target", metavar="OUT", type=Path, help="folder or file to create")
     options = parser.parse_args(arguments)
-    # For JAX, which is not imported yet: only shapes are traced, and an accelerator would be taken
-    # for nothing.
+    # For JAX, which is not imported yet: only shapes are traced, so an accelerator is not needed.
     os.environ["JAX_PLATFORMS"] = "cpu"
     merge(options.model, options.adapters, options.target)
     print(options.target)

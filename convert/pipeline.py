@@ -1,11 +1,11 @@
-"""A FLUX.1 pipeline folder in another layout.
+"""Converts a FLUX.1 pipeline folder to another layout.
 
     python -m convert.pipeline models/emoji-flux runs/emoji-flux-original --to original
 
-Ours (`flax`) has diffusers' folders and `config.json` files, with each model's arrays in an Orbax
-checkpoint, stacked as they are used. "original" has the transformer and the autoencoder as Black
-Forest Labs' single files. By default PyTorch's layouts become ours, and ours diffusers'. Whatever
-is not the four models' weights is copied.
+This project's layout (`flax`) has diffusers' folders and `config.json` files, with each model's
+arrays in an Orbax checkpoint, stacked for use. "original" has the transformer and the autoencoder
+as Black Forest Labs' single files. By default PyTorch's layouts are converted to flax, and flax to
+diffusers'. All files except the four models' weights are copied.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from flux_jax.weights.source import (
 )
 from flux_jax.weights.tables import COMPONENTS
 
-# What diffusers reads to put a pipeline together.
+# The file that describes a pipeline for diffusers.
 MODEL_INDEX = {
     "_class_name": "FluxPipeline",
     "_diffusers_version": "0.42.1",
@@ -53,11 +53,11 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "FluxTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-# Models that the original layout keeps as single files.
+# Models that are single files in the original layout.
 SINGLE = {"transformer": "flux1.safetensors", "vae": "ae.safetensors"}
-# Entry of `config.json` where weights are quantised.
+# Entry of `config.json` for quantised weights.
 QUANTISED = "quantization_config"
-# How files with weights end, and the indices of shards.
+# Suffixes of weight files, and of indices of shards.
 INDICES = (".index.json", ".index.fp32.json", ".index.bf16.json", ".index.fp16.json")
 WEIGHTS = (*SUFFIXES, ".bin", *INDICES)
 
@@ -67,16 +67,16 @@ def convert(
 ) -> None:
     """Converts a pipeline; the target appears only when it is complete.
 
-    The largest of the models must fit into the host's memory.
+    The largest of the models must fit into host memory.
 
     Args:
         source: pipeline folder, or the transformer's folder or single file in it.
-        target: folder to make.
-        to: a key of `WRITERS`; by default the other of Flax's and diffusers'.
-        shard_bytes: most bytes a weight file in diffusers' layout.
+        target: folder to create.
+        to: a key of `WRITERS`; by default diffusers' for a source in Flax's layout, else Flax's.
+        shard_bytes: maximum bytes per weight file in diffusers' layout.
 
     Raises:
-        InputError: the source is no pipeline, is damaged or does not fit its configuration, or
+        InputError: the source is not a pipeline, is damaged or does not fit its configuration, or
             the target exists.
     """
     if not source.exists():
@@ -85,7 +85,7 @@ def convert(
     if target.exists():
         raise InputError(f"{target} exists; choose another DST or remove it")
     if target.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{target} lies inside SRC; choose a DST outside of {root}")
+        raise InputError(f"{target} is inside SRC; choose a DST outside of {root}")
     sources = {name: open_source(source, name) for name in COMPONENTS}
     ours = [name for name, each in sources.items() if isinstance(each, FlaxSource)]
     write = WRITERS[to or ("diffusers" if ours else "flax")]
@@ -104,7 +104,7 @@ def convert(
 
 @contextlib.contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """A path to write a file or folder to, which gets the name `target` if the block succeeds."""
+    """Yields a temporary path to write to, which is renamed to `target` if the block succeeds."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -117,7 +117,7 @@ def whole(target: Path) -> Iterator[Path]:
 
 
 def read_tree(name: str, source: Source) -> dict[str, Any]:
-    """A model's Flax tree in the host's memory, in the files' own types.
+    """Reads a model's Flax tree into host memory, in the files' types.
 
     Raises:
         InputError: the weights are damaged, or do not fit the configuration.
@@ -173,9 +173,9 @@ WRITERS: Mapping[str, Callable[[str, Source, Any, Path, int], None]] = {
 
 
 def write_config(source: Source, folder: Path) -> None:
-    """Writes a model's configuration, as it was where there was one.
+    """Writes a model's configuration, copied from the source if it has a file.
 
-    Only what it says of quantised weights is left out: what is written is not quantised.
+    Settings of quantisation are removed, because the written weights are not quantised.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = source.where / CONFIG
@@ -187,7 +187,7 @@ def write_config(source: Source, folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, making the folder if need be."""
+    """Writes indented JSON; creates the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -198,13 +198,13 @@ def copy_rest(
     left_out: Callable[[Path], bool],
     copy: Callable[[str, str], object] = shutil.copy2,
 ) -> None:
-    """Copies a folder, but for hidden files and what is left out.
+    """Copies a folder without hidden and excluded files.
 
     Args:
         source: the folder.
-        target: where to; may be there.
-        left_out: whether a file or folder of the source stays behind.
-        copy: makes one file from another, by their paths.
+        target: destination; may exist.
+        left_out: whether to exclude a file or folder of the source.
+        copy: copies one file to another, by their paths.
     """
 
     def ignored(folder: str, names: list[str]) -> set[str]:
@@ -214,31 +214,30 @@ def copy_rest(
 
 
 def _copy_all_but_models(source: Path, target: Path) -> None:
-    """Copies all but the models' weights and configurations, and but hidden files."""
+    """Copies all files except the models' weights and configurations, and hidden files."""
     models = {source / name for name in COMPONENTS}
 
     def of_models(path: Path) -> bool:
-        # The top folder may hold checkpoints of the same model in other layouts.
+        # The top folder may contain checkpoints of the same model in other layouts.
         weights = path.parent in {source, *models} and path.name.endswith(WEIGHTS)
         return weights or (path.parent in models and path.name in (FOLDER, CONFIG))
 
     copy_rest(source, target, of_models)
     for name in COMPONENTS:
-        # Nothing is left of those that became single files.
+        # Folders of models that became single files are empty.
         if not any((target / name).iterdir()):
             (target / name).rmdir()
 
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+    """Runs the command; see the module's docstring."""
     parser = Parser("convert.pipeline", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="pipeline to read")
-    parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to create")
     parser.add_argument("--to", choices=WRITERS, help="layout of DST")
     options = parser.parse_args(arguments)
-    # For JAX, which is not imported yet: only shapes are traced, and an accelerator would be taken
-    # for nothing.
+    # For JAX, which is not imported yet: only shapes are traced, so an accelerator is not needed.
     os.environ["JAX_PLATFORMS"] = "cpu"
     convert(options.source, options.target, options.to)
     print(options.target)

@@ -1,6 +1,6 @@
-"""FLUX.1 in Flax: the model, its text encoders, its autoencoder and its sampler.
+"""FLUX.1 in Flax: transformer, text encoders, autoencoder and sampler.
 
-The names below are imported when they are asked for: help and errors need no JAX.
+The names below are imported on first access, so that help texts and errors need no JAX.
 """
 
 import importlib

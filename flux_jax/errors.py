@@ -1,11 +1,11 @@
-"""The errors that are this project's own, and how a command ends on them.
+"""The project's exceptions, and the exit codes of its commands.
 
-| exit code | what it says |
+| exit code | meaning |
 | --- | --- |
-| 0 | done |
-| 1 | failed: the run could not go on (`RunError`; or the system's own, such as a full disk) |
-| 2 | what was given cannot be used (`InputError`) |
-| 75 | stopped from outside, all saved: the same command goes on (`PreemptedError`) |
+| 0 | success |
+| 1 | the run failed (`RunError`; or an error of the system, such as a full disk) |
+| 2 | invalid input (`InputError`) |
+| 75 | interrupted from outside, everything is saved: the same command resumes (`PreemptedError`) |
 """
 
 import difflib
@@ -18,17 +18,17 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The longest line that a command prints, and the longest message behind "error: ".
+# The longest line that a command prints, and the longest message after "error: ".
 LINE = 400
 LONGEST = LINE - len("error: ")
-# Letters of a word, tried one after the other, where a line is too long.
+# Lengths that words are shortened to, in this order, until the line fits.
 WORDS = (160, 120, 80, 60, 40)
-# What may be long in a line: paths and names, and last a path with spaces in it.
+# The long parts of a line: paths and names first, then paths that contain spaces.
 _LONG = (re.compile(r"\S+"), re.compile(r"\S*/[^:;\n]*/\S*"))
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """The text, or its ends where it is longer than `most` letters."""
+    """Returns the text; if it is longer than `most` characters, only its two ends."""
     if len(text) <= most:
         return text
     half = (most - 1) // 2
@@ -36,9 +36,9 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def fitted(message: str, most: int = LONGEST) -> str:
-    """The message with no line over `most` letters: paths and other long words lose their middle.
+    """Shortens lines over `most` characters: paths and other long words lose their middle.
 
-    Lines that are short enough stay as they are. What is still too long loses its own middle.
+    Lines that fit are unchanged. If a line is still too long, its own middle is cut out.
     """
     return "\n".join(_line(line, most) for line in message.split("\n"))
 
@@ -49,23 +49,23 @@ def _line(line: str, most: int) -> str:
             if len(line) <= most:
                 return line
             line = long.sub(lambda match, letters=letters: shortened(match[0], letters), line)
-        # So that what follows takes no time.
+        # Bounds the time that the next pattern takes.
         line = shortened(line, 10 * most)
     return shortened(line, most)
 
 
 def counted(number: int, what: str) -> str:
-    """For instance "1 layer" or "2 layers"."""
+    """Number and noun, for instance "1 layer" or "2 layers"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 class EraseError(Exception):
-    """Any error of this project's own; the message says what to do.
+    """Base class of the project's errors; the message says what to do.
 
-    As text its lines are `fitted`, however long the paths in them.
+    Converted to text, its lines are `fitted`, however long the paths in them are.
 
     Attributes:
-        exit_code: of a command that ends on it.
+        exit_code: exit code of a command that ends with this error.
     """
 
     exit_code = 1
@@ -76,32 +76,32 @@ class EraseError(Exception):
 
 
 class InputError(EraseError, ValueError):
-    """What the user gave cannot be used.
+    """Invalid input from the user.
 
-    The message names the field or file, the value, and the mend.
+    The message names the field or file, the value, and the fix.
     """
 
     exit_code = 2
 
 
 class RunError(EraseError, RuntimeError):
-    """What was given can be used, and yet the run could not go on; nothing saved is lost."""
+    """The input is valid, but the run could not continue; saved files remain usable."""
 
 
 class PreemptedError(EraseError):
-    """The system asked the run to stop (SIGTERM, SIGINT); it has saved all that it had."""
+    """The system asked the run to stop (SIGTERM, SIGINT); its state has been saved."""
 
     # EX_TEMPFAIL of sysexits.h: try again.
     exit_code = 75
 
 
 def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
-    """The mend of a misspelt name: the known ones nearest to it, or all where none is near.
+    """Suggests a fix for a misspelt name: the closest known names, or all if none is close.
 
     Args:
-        name: the name.
-        known: those that there are.
-        also: of them those that may be meant, however they are spelt.
+        name: the misspelt name.
+        known: the valid names.
+        also: valid names to suggest in any case, however they are spelt.
     """
     names = list(known)
     near = list(dict.fromkeys([*difflib.get_close_matches(name, names), *also]))
@@ -109,7 +109,7 @@ def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what a terminal would obey or could not show, but for new lines."""
+    """Escapes characters that a terminal would interpret or cannot display, except newlines."""
     return "".join(
         letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
     )
@@ -117,23 +117,23 @@ def printable(text: str) -> str:
 
 @functools.cache
 def note(line: str) -> None:
-    """Says a line on stderr, once."""
+    """Prints a note on stderr, once for each text."""
     print(f"note: {fitted(printable(line))}", file=sys.stderr)
 
 
 def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
-    """Wraps a command: an error becomes a line on stderr and the exit code of its kind."""
+    """Wraps a command: an error is printed as one line on stderr and sets the exit code."""
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
         except (EraseError, OSError) as error:
-            # Names from files that others made are in it.
+            # The message may contain names from files of unknown origin.
             print(f"error: {fitted(printable(str(error)))}", file=sys.stderr)
             sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
         except KeyboardInterrupt:
-            # Training has its own way to stop, which saves (`erase.runtime.signals`).
+            # Training handles signals itself and saves first (`erase.runtime.signals`).
             print("error: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(1)
 

@@ -1,8 +1,8 @@
-"""Adapters: trees that mirror the base's stacked kernels, for most one A and one B a target.
+"""Adapters: trees that mirror the base's stacked kernels, for most one A and one B per target.
 
-A tree is passed to a model as the variable collection `lora`; the base stays untouched. A target's
-leaves are those of `convert.adapters.stacked`; `flux_jax.models.dora` replaces M by what it comes
-to with the model's weights. All are linear in the strength.
+A tree is passed to a model as the variable collection `lora`; the base is not modified. A target's
+leaves are documented in `convert.adapters.stacked`; `flux_jax.models.dora` replaces M by the gain
+that follows from it and the model's weights. All are linear in the strength.
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
@@ -34,12 +34,14 @@ class Adapter(flax.struct.PyTreeNode):
 
     @property
     def rank(self) -> int:
-        """R, the largest inner width of an A and its B; 1 where there is none."""
+        """R, the largest rank of an A and its B; 1 without any."""
         halves = [leaf for path, leaf in flatten(self.lora).items() if path.endswith("/A")]
         return max((leaf.shape[-1] for leaf in halves), default=1)
 
     def scaled(self, strength: Float[Array, ""] | float = 1.0) -> PyTree:
-        """The tree to apply: every effect times the strength, alpha / R in every B; 0 is the base.
+        """The tree to apply: all effects times the strength, with alpha / R folded into every B.
+
+        At strength 0 the model is the base.
 
         Raises:
             InputError: a layer is DoRA, which depends on the model's weights.
@@ -55,7 +57,7 @@ class Adapter(flax.struct.PyTreeNode):
                 )
             leaf = jnp.asarray(leaf)
             if name != "A":
-                # In bfloat16 the product with a scale would be rounded once more.
+                # In bfloat16 the product with a scale would be rounded a second time.
                 wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
                 leaf = wide * (low_rank if name == "B" else strength)
             leaves[path] = leaf
@@ -63,7 +65,7 @@ class Adapter(flax.struct.PyTreeNode):
 
 
 def kernels(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Kernels of all dense layers, [L, I, O] in blocks and [I, O] outside, by their layers' paths.
+    """Kernels of all dense layers by path, [L, I, O] in blocks and [I, O] outside.
 
     Args:
         params: the transformer's parameters (or their shapes).
@@ -76,7 +78,7 @@ def kernels(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `kernels` that lie in blocks."""
+    """The kernels that are in blocks."""
     return {path: leaf for path, leaf in kernels(params).items() if len(leaf.shape) == 3}
 
 
@@ -86,7 +88,7 @@ def init(
     targets: Sequence[str] = TEXT_QUERY_KEY,
     rank: int = 8,
 ) -> PyTree:
-    """A fresh adapter: A ~ N(0, 1/R²), as PEFT's "gaussian", and B = 0, so that nothing changes.
+    """A fresh adapter: A ~ N(0, 1/R²), as PEFT's "gaussian", and B = 0, so that it has no effect.
 
     Args:
         key: random key.
@@ -104,7 +106,7 @@ def init(
     if unknown or not targets:
         named = unknown[0] if unknown else ""
         raise InputError(
-            f"targets: {named!r} is no layer of the model; {nearest(named, sorted(known))}"
+            f"targets: {named!r} is not a layer of the model; {nearest(named, sorted(known))}"
         )
     flat = {}
     for target, target_key in zip(targets, jax.random.split(key, len(targets)), strict=True):
@@ -115,15 +117,15 @@ def init(
 
 
 def check(lora: PyTree, params: Mapping[str, Any], source: str = "the adapter") -> None:
-    """Makes sure that an adapter's tree fits a model.
+    """Checks that an adapter's tree fits a model.
 
     Args:
         lora: the tree.
         params: the transformer's parameters (or their shapes).
-        source: the adapter, for messages.
+        source: name of the adapter in messages.
 
     Raises:
-        InputError: a layer is missing in the model, lies beyond its blocks, or has another shape.
+        InputError: a layer is missing in the model, is beyond its last block, or has another shape.
     """
     extents: dict[str, tuple[int, ...]] = {}
     leaves = flatten(lora)
@@ -139,16 +141,16 @@ def check(lora: PyTree, params: Mapping[str, Any], source: str = "the adapter") 
 def check_extents(
     extents: Mapping[str, Sequence[int]], params: Mapping[str, Any], source: str = "the adapter"
 ) -> None:
-    """Makes sure that a model has layers of these shapes.
+    """Checks that a model has layers of these shapes.
 
     Args:
-        extents: (blocks up to the last that is changed, inputs, outputs) by target, without blocks
-            outside them.
+        extents: by target, (index of the last changed block + 1, inputs, outputs); outside blocks
+            (inputs, outputs).
         params: the transformer's parameters (or their shapes).
-        source: the adapter, for messages.
+        source: name of the adapter in messages.
 
     Raises:
-        InputError: it has not.
+        InputError: a layer is missing in the model, is beyond its last block, or has another shape.
     """
     known, problems, beyond = kernels(params), [], set()
     for target, extent in sorted(extents.items()):
@@ -175,14 +177,14 @@ def check_extents(
 
 
 def fitted(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
-    """The adapter with as many blocks as the model: those after its last have no change.
+    """Pads the adapter to the model's number of blocks; the blocks that it lacks are unchanged.
 
     Args:
-        adapter: as it was read.
+        adapter: as read from its file.
         params: the transformer's parameters (or their shapes).
 
     Raises:
-        InputError: see `check`.
+        InputError: the adapter does not fit, see `check`.
     """
     check(adapter.lora, params)
     known, leaves = kernels(params), flatten(adapter.lora)
@@ -197,7 +199,7 @@ def fitted(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
 
 
 def unscaled(lora: PyTree) -> Adapter:
-    """An adapter whose change is A B as they are: its alpha is its rank."""
+    """An adapter whose change is exactly A B: its alpha equals its rank."""
     adapter = Adapter(lora, 1.0)
     return Adapter(lora, adapter.rank)
 
@@ -205,14 +207,14 @@ def unscaled(lora: PyTree) -> Adapter:
 def combine(
     adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]], dtype: DTypeLike | None = None
 ) -> PyTree | None:
-    """One tree with the summed effect of several (adapter, strength) pairs; None for none.
+    """One tree with the summed effect of (adapter, strength) pairs; None if there are none.
 
-    Ranks are laid side by side: [A1 A2] [B1; B2] = A1 B1 + A2 B2, so the sum is exact. What else
-    there is of a target is added up.
+    Low-rank factors are concatenated along the rank: [A1 A2] [B1; B2] = A1 B1 + A2 B2, so the sum
+    is exact. All other leaves of a target are added.
 
     Args:
-        adapters: for one model, fitted to it.
-        dtype: of the leaves; by default float32, and of A its own.
+        adapters: adapters fitted to the same model, with their strengths.
+        dtype: of the leaves; by default each A keeps its own and all others are float32.
     """
     trees = [flatten(adapter.scaled(strength)) for adapter, strength in adapters]
     if not trees:

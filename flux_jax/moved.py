@@ -1,4 +1,4 @@
-"""Answers former names of modules and commands: they work, and say in a line what they are now."""
+"""Redirects former names of modules and commands: they work, and print their new name once."""
 
 import functools
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Finds modules by their former names; asked last, for what is nowhere else."""
+    """Finds modules by their former names; the last finder, for modules not found elsewhere."""
 
     def __init__(self, modules: Mapping[str, str]):
         self.modules = modules
@@ -25,13 +25,13 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         )
 
     def exec_module(self, module: ModuleType) -> None:
-        """Gives an imported module the names of those that took its place."""
+        """Gives an imported module the names of the modules that replaced it."""
         former, homes = module.__name__, self.modules[module.__name__].split()
         _tell(former, " and ".join(homes))
         module.__dict__["__getattr__"] = names(former, *homes)
 
     def get_code(self, fullname: str) -> CodeType | None:
-        """The command's code, for `python -m`."""
+        """The code of the command's new module, for `python -m`."""
         home = self._home(fullname)
         _tell(f"python -m {fullname.removesuffix('.__main__')}", f"python -m {home}")
         spec = importlib.util.find_spec(home)
@@ -40,29 +40,29 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return spec.loader.get_code(home)
 
     def get_source(self, fullname: str) -> None:
-        """None: it is where the module is now."""
+        """Returns None: the source belongs to the new module."""
 
     def _home(self, fullname: str) -> str:
         return self.modules[fullname].split()[0]
 
 
 def announce(package: str, modules: Mapping[str, str]) -> None:
-    """Has former names of a package's modules answered.
+    """Redirects the former names of a package's modules.
 
     Args:
-        package: in which they were.
-        modules: where they are, by their former names within the package; where one has become
-            several, all of them with spaces between.
+        package: the package that contained them.
+        modules: new names by former names within the package; if a module was split, all of its
+            new names, separated by spaces.
     """
     sys.meta_path.append(_Moved({f"{package}.{name}": now for name, now in modules.items()}))
 
 
 def names(former: str, *homes: str) -> Callable[[str], Any]:
-    """A module's `__getattr__`, for names that have moved to other modules.
+    """Makes a module's `__getattr__`, for names that have moved to other modules.
 
     Args:
         former: the module.
-        *homes: where its names are now.
+        *homes: the modules that have its names now.
     """
 
     def find(name: str) -> Any:
@@ -77,5 +77,5 @@ def names(former: str, *homes: str) -> Callable[[str], Any]:
 
 @functools.cache
 def _tell(former: str, now: str) -> None:
-    """Says it once."""
+    """Prints the new name, once."""
     print(f"note: {former} is {now} now", file=sys.stderr)

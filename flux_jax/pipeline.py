@@ -1,4 +1,4 @@
-"""From prompts to pictures: tokenise, encode, denoise, decode.
+"""From prompts to images: tokenise, encode, denoise, decode.
 
 Axis letters: B batch, T text tokens, S image tokens, C packed latent channels, E text width,
 P pooled width.
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 class Changes(TypedDict, total=False):
-    """What may be changed of the transformer while it draws.
+    """Optional modifications of the transformer while it generates.
 
     Attributes:
         adapters: adapters with their strengths; their effects add up.
-        silenced: ones where a prompt's T5 token gives nothing to the picture.
+        silenced: 1 where a prompt's T5 token contributes nothing to the image.
     """
 
     adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]
@@ -51,20 +51,20 @@ class Changes(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A FLUX.1 pipeline; every step is callable on its own.
+    """A FLUX.1 pipeline; every step can be called separately.
 
     Attributes:
         params: parameters under the keys transformer, text_encoder, text_encoder_2 and vae; those
-            of a pipeline that was loaded are read when they are first needed.
+            of a loaded pipeline are read from disk on first use.
         mesh: devices that share the weights and the samples of a batch, see `flux_jax.sharding`.
-        remembered: encoded prompts on the host, see `remember`.
+        remembered: encoded prompts in host memory, see `remember`.
     """
 
     transformer: FluxTransformer
     text_encoder: CLIPTextEncoder
     text_encoder_2: T5Encoder
     vae: AutoencoderKL
-    # Not `PyTree`: a checker would look at one, which reads it.
+    # Not `PyTree`: a runtime type checker would inspect the leaves, which reads them from disk.
     params: Mapping[str, Any]
     tokenizer: "PreTrainedTokenizerBase"
     tokenizer_2: "PreTrainedTokenizerBase"
@@ -73,10 +73,10 @@ class Pipeline:
     remembered: dict[str, Conditioning] = field(default_factory=dict)
 
     def on(self, mesh: Mesh) -> "Pipeline":
-        """The same pipeline on other devices; this one stays where it is.
+        """The same pipeline on other devices; this one keeps its devices.
 
-        Weights that it has read are freed, so that they do not take memory twice, and read again by
-        whichever of the two needs them.
+        Weights that this pipeline has read are freed, so that they do not take memory twice;
+        either pipeline reads them again when it needs them.
         """
         if mesh == self.mesh:
             return self
@@ -87,33 +87,33 @@ class Pipeline:
 
     @property
     def pixels_per_token(self) -> int:
-        """Side of the square of pixels that one image token stands for."""
+        """Side in pixels of the square that one image token represents."""
         return 2 * self.vae.config.spatial_factor
 
     @functools.cached_property
     def shapes(self) -> PyTree:
-        """Shapes of the transformer's parameters, as `jax.ShapeDtypeStruct`; needs no memory."""
+        """Shapes of the transformer's parameters, as `jax.ShapeDtypeStruct`; allocates nothing."""
         return abstract_params("transformer", asdict(self.transformer.config))
 
     def check(self, adapter: Adapter, source: str = "the adapter") -> None:
-        """Makes sure that an adapter was made for this transformer.
+        """Checks that an adapter fits this transformer.
 
         Args:
-            adapter: any.
-            source: what messages call it.
+            adapter: the adapter.
+            source: its name in messages.
 
         Raises:
-            InputError: a layer of it is missing here, or has another shape.
+            InputError: one of its layers is missing here, or has another shape.
         """
         check(adapter.lora, self.shapes, source)
 
     def adapted(
         self, adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]]
     ) -> PyTree | None:
-        """The tree that has the summed effect of adapters with their strengths; None for none.
+        """One tree with the summed effect of adapters at their strengths; None without adapters.
 
         Raises:
-            InputError: one was not made for this transformer.
+            InputError: an adapter does not fit this transformer.
         """
         read = []
         for adapter, strength in adapters:
@@ -131,26 +131,26 @@ class Pipeline:
         guidance: Float[Array, ""] | float,
         adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
     ) -> Denoiser:
-        """The transformer with adapters as a velocity field, to be called where `mesh` is set.
+        """The transformer with adapters as a velocity field; call it with `mesh` set.
 
         Args:
             image_ids: positions of the image tokens.
             guidance: distilled guidance scale.
-            adapters: with their strengths.
+            adapters: adapters with their strengths.
 
         Raises:
-            InputError: an adapter was not made for this transformer.
+            InputError: an adapter does not fit this transformer.
         """
         lora = self.adapted(adapters)
         return Denoiser(self.transformer, self.params["transformer"], image_ids, guidance, lora)
 
     def release(self, *names: str) -> None:
-        """Frees the memory of models that were loaded; they are read again if need be."""
+        """Frees the memory of loaded models; they are read again when needed."""
         if isinstance(self.params, Weights):
             self.params.release(*names)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Latent height and width (before 2 x 2 packing) of a picture.
+        """Latent height and width (before 2 x 2 packing) of an image.
 
         Raises:
             InputError: a side is not a positive multiple of `pixels_per_token`.
@@ -166,11 +166,11 @@ class Pipeline:
         return height // factor, width // factor
 
     def image_ids(self, height: int, width: int) -> Float[Array, "S 3"]:
-        """Positions of the image tokens of a picture."""
+        """Positions of an image's tokens."""
         return latent_ids(*self.grid(height, width))
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "B K"], np.ndarray]:
-        """Token ids for CLIP (cut at its limit, as FLUX does) and for T5.
+        """Token ids for CLIP (truncated to its limit, as in FLUX) and for T5.
 
         Raises:
             InputError: a prompt has more T5 tokens than `tokenizer_2.model_max_length`.
@@ -178,7 +178,7 @@ class Pipeline:
         return clip_ids(self.tokenizer, prompts), t5_ids(self.tokenizer_2, prompts)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encodes prompts with both text encoders, unless all are remembered.
+        """Encodes prompts with both text encoders, unless `remember` has encoded all of them.
 
         Raises:
             InputError: a prompt is over the token limit.
@@ -195,10 +195,10 @@ class Pipeline:
         return sharding.gather(self.mesh, encoded)
 
     def remember(self, prompts: Sequence[str], batch: int) -> None:
-        """Encodes prompts ahead, each once, in batches of one size, with a progress bar.
+        """Encodes prompts in advance, each once, in batches of one size, with a progress bar.
 
-        What comes out stays on the host, so that the text encoders can leave the devices before
-        the transformer comes.
+        The results are kept in host memory, so that the text encoders can be freed before the
+        transformer is loaded.
 
         Raises:
             InputError: a prompt is over the token limit, or batch is below 1.
@@ -208,21 +208,21 @@ class Pipeline:
             return
         for rows in batches(len(fresh), batch, "encoding prompts"):
             texts = [fresh[row] for row in rows]
-            # Each size compiles, so that there are no more of them than powers of two.
+            # Every batch size compiles, so pad to powers of two.
             more = min(batch, 1 << (len(texts) - 1).bit_length()) - len(texts)
             encoded = jax.tree.map(np.asarray, self.encode(texts + texts[-1:] * more))
             self.remembered.update((text, encoded[row]) for row, text in enumerate(texts))
 
     def recall(self, prompts: Sequence[str]) -> Conditioning:
-        """The conditioning of prompts that are remembered, on the host."""
+        """The conditioning of remembered prompts, in host memory."""
         rows = [self.remembered[prompt] for prompt in prompts]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Float[Array, "B S C"]:
-        """Packed standard normal latents, one seed a picture, whatever the rest of the batch."""
+        """Packed standard normal latents from one seed per image, independent of the batch."""
         height, width = self.grid(height, width)
         shape = (height // 2 * (width // 2), self.transformer.config.in_channels)
-        # Of a seed, as of any key, 32 bits count.
+        # As in any JAX key, only 32 bits of a seed are used.
         keys = jax.vmap(jax.random.key)(np.asarray(seeds) & 0xFFFFFFFF)
         return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
@@ -235,7 +235,7 @@ class Pipeline:
         guidance: float = 3.5,
         adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
     ) -> Float[Array, "B S C"]:
-        """The transformer's velocity; guidance is left out where the model does not embed it."""
+        """Predicts the velocity; a model without guidance embedding ignores guidance."""
         samples = sharding.share_out(self.mesh, (latents, conditioning, timestep))
         model = self.denoiser(image_ids, guidance, adapters)
         with jax.set_mesh(self.mesh):
@@ -264,14 +264,14 @@ class Pipeline:
     def decode(
         self, latents: Float[Array, "B S C"], height: int, width: int
     ) -> UInt8[np.ndarray, "B h w 3"]:
-        """Pictures of packed latents."""
+        """Decodes packed latents to images."""
         grid = self.grid(height, width)
         latents = sharding.share_out(self.mesh, latents)
         pictures = programs.decode(self.vae, self.params["vae"], latents, grid)
         return np.asarray(sharding.gather(self.mesh, pictures))
 
     def encode_pictures(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[Array, "B S C"]:
-        """Packed latents of pictures, the means of their distributions; undone by `decode`.
+        """Encodes images as packed latents, the means of their distributions; `decode` inverts it.
 
         Raises:
             InputError: a side is not a positive multiple of `pixels_per_token`.
@@ -293,23 +293,23 @@ class Pipeline:
         latents: Float[Array, "B S C"] | None = None,
         **changes: Unpack[Changes],
     ) -> UInt8[np.ndarray, "B h w 3"]:
-        """Draws a picture for every prompt.
+        """Generates an image for every prompt.
 
         Args:
-            prompts: one a picture.
-            seeds: one a picture; 0, 1, ... if neither seeds nor latents are given.
+            prompts: one per image.
+            seeds: one per image; 0, 1, ... if neither seeds nor latents are set.
             steps: Euler steps.
             guidance: distilled guidance scale.
             height: pixels.
             width: pixels.
             latents: packed noise to start from, instead of seeds.
-            **changes: of the transformer meanwhile: `adapters=`, `silenced=`; see `Changes`.
+            **changes: modifications of the transformer: `adapters=`, `silenced=`; see `Changes`.
 
         Raises:
-            InputError: sizes, steps, guidance, seeds or a prompt cannot be used.
-            TypeError: there is no such change.
+            InputError: invalid sizes, steps, guidance, seeds, latents or a prompt.
+            TypeError: an unknown keyword argument.
         """
-        # Before any work, as Python itself refuses other arguments.
+        # Before any work, as Python refuses unknown arguments.
         if unknown := changes.keys() - Changes.__annotations__:
             raise TypeError(f"a pipeline takes no argument {min(unknown)!r}")
         check_sampling(steps, guidance)
@@ -330,9 +330,9 @@ class Pipeline:
 
 
 def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
-    """Row numbers in batches of one size, so that nothing compiles twice, with a progress bar.
+    """Row numbers in batches of one size, so that only one size compiles, with a progress bar.
 
-    The last row fills the last batch up.
+    The last batch is filled up with the last row.
 
     Raises:
         InputError: size is below 1.
@@ -340,7 +340,7 @@ def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
     if size < 1:
         raise InputError(f"batch = {size} must be at least 1")
     size = min(size, count)
-    # Within another bar it vanishes when it is done.
+    # Inside another bar, this one disappears when it is finished.
     with progress.bar(total=count, desc=title, leave=None) as bar, xla_flags.told(bar):
         for start in range(0, count, size or 1):
             yield [min(start + index, count - 1) for index in range(size)]
@@ -350,16 +350,17 @@ def batches(count: int, size: int, title: str) -> Iterator[list[int]]:
 def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None = None) -> Pipeline:
     """Opens a pipeline in diffusers' layout, or one of single files (`flux_jax.weights.source`).
 
-    Its place is the first device; see `Pipeline.on` for others.
+    The weights are placed on the first device; see `Pipeline.on` for others.
 
     Args:
         path: its folder, the transformer's folder or file in it, or its name on the Hugging Face
             hub.
-        dtype: dtype of parameters and products; by default float32 on CPU, else bfloat16.
-        quantize: "int8" keeps the transformer's large kernels so, see `flux_jax.models.quantize`.
+        dtype: dtype of parameters and matrix products; by default float32 on CPU, else bfloat16.
+        quantize: "int8" stores the transformer's large kernels as int8, see
+            `flux_jax.models.quantize`.
 
     Raises:
-        InputError: a file is missing or broken, or does not fit the model, or quantize is unknown.
+        InputError: a file is missing or damaged, or does not fit the model, or quantize is unknown.
     """
     path = find_model(str(path))
     chosen = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)

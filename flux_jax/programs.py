@@ -1,7 +1,7 @@
-"""What is compiled of a pipeline: its steps as jitted functions of modules, parameters and arrays.
+"""The compiled steps of a pipeline, as jitted functions of modules, parameters and arrays.
 
 Axis letters: B batch, K and T tokens for CLIP and T5, G groups of T5's tokens, S image tokens,
-N noise levels, C packed latent channels, E text width, P pooled width, h w picture sides.
+N noise levels, C packed latent channels, E text width, P pooled width, h w image height and width.
 """
 
 import functools
@@ -32,7 +32,7 @@ class Conditioning(flax.struct.PyTreeNode):
     pooled: Float[Array, "*B P"]
 
     def __getitem__(self, rows: Any) -> "Conditioning":
-        """The conditioning of some of the prompts."""
+        """The conditioning of a subset of the prompts."""
         return Conditioning(self.text[rows], self.pooled[rows])
 
 
@@ -45,14 +45,14 @@ def encode(
     clip_ids: Int[Array, "B K"],
     t5_ids: Int[Array, "B T"],
 ) -> Conditioning:
-    """Conditioning of prompts, from both encoders' parameters and the tokens' ids."""
+    """Encodes tokenised prompts with both text encoders."""
     text = cast(Array, text_encoder_2.apply({"params": t5_params}, t5_ids))
     pooled = cast(Array, text_encoder.apply({"params": clip_params}, clip_ids))
     return Conditioning(text, pooled)
 
 
 class Options(TypedDict, total=False):
-    """What `FluxTransformer` may be asked for besides the velocity; see there."""
+    """Optional arguments of `FluxTransformer`; documented there."""
 
     token_masks: Float[Array, "B T G"] | None
     silenced: Float[Array, "B T"] | None
@@ -61,17 +61,17 @@ class Options(TypedDict, total=False):
 
 
 class Denoiser(flax.struct.PyTreeNode):
-    """The transformer as a velocity field, with what all samples and steps have in common.
+    """The transformer as a velocity field, with the inputs that all samples and steps share.
 
-    A pytree, so that jitted functions and gradients take it as it is.
+    A pytree, so that jitted functions and gradients accept it.
 
     Attributes:
-        transformer: the model, compiled in.
+        transformer: the model, static in compiled programs.
         params: its parameters.
         image_ids: positions of the image tokens.
-        guidance: distilled guidance scale, one for all samples or one for each; a model that does
-            not embed it does without.
-        lora: an adapter's tree, its scale folded in (`Adapter.scaled`); None for the base.
+        guidance: distilled guidance scale, one for all samples or one for each; ignored by a model
+            that does not embed it.
+        lora: an adapter's tree, its scale folded in (`Adapter.scaled`); None for the base model.
     """
 
     transformer: FluxTransformer = flax.struct.field(pytree_node=False)
@@ -93,7 +93,7 @@ class Denoiser(flax.struct.PyTreeNode):
             latents: packed latents x_t.
             conditioning: encoded prompts.
             timestep: t, one for all samples or one for each.
-            silenced: ones where a text token gives nothing to the picture.
+            silenced: 1 where a text token contributes nothing to the image.
         """
         predicted, _ = self.predict(latents, conditioning, timestep, silenced=silenced)
         assert predicted is not None, "the transformer was not stopped early"
@@ -106,7 +106,7 @@ class Denoiser(flax.struct.PyTreeNode):
         timestep: Float[Array, "B"] | Float[Array, ""],
         **options: Unpack[Options],
     ) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
-        """Predicts the velocity and what else is asked for, as `FluxTransformer` returns them."""
+        """Predicts the velocity and the requested extras, as `FluxTransformer` returns them."""
         inputs = self._inputs(latents, conditioning, timestep)
         out = self.transformer.apply(self._variables, *inputs, **options)
         return cast(tuple[Array | None, dict[str, Array]], out)
@@ -118,7 +118,7 @@ class Denoiser(flax.struct.PyTreeNode):
         timestep: Float[Array, "B"] | Float[Array, ""],
         collection: str,
     ) -> tuple[Float[Array, "B S C"], PyTree]:
-        """Predicts the velocity; also returns what layers sow into a variable collection."""
+        """Predicts the velocity; also returns what the layers sow into a variable collection."""
         inputs = self._inputs(latents, conditioning, timestep)
         out: Any = self.transformer.apply(self._variables, *inputs, mutable=[collection])
         (predicted, _), sown = out
@@ -148,7 +148,7 @@ def velocity(
     conditioning: Conditioning,
     timestep: Float[Array, "B"],
 ) -> Float[Array, "B S C"]:
-    """The velocity, see `Denoiser.velocity`."""
+    """Predicts the velocity, see `Denoiser.velocity`."""
     return model.velocity(latents, conditioning, timestep)
 
 
@@ -160,7 +160,7 @@ def denoise(
     sigmas: Float[Array, "N"],
     silenced: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B S C"]:
-    """Packed latents at σ = 0 from those at the first of the noise levels."""
+    """Denoises packed latents from the first noise level to the last, σ = 0."""
 
     def field(latents: Array, level: Array) -> Array:
         return model.velocity(latents, conditioning, level, silenced)
@@ -172,7 +172,7 @@ def denoise(
 def decode(
     vae: AutoencoderKL, params: PyTree, latents: Float[Array, "B S C"], grid: tuple[int, int]
 ) -> UInt8[Array, "B h w 3"]:
-    """Pictures of packed latents, grid being the latents' height and width before packing."""
+    """Decodes packed latents to images; grid is the latents' height and width before packing."""
     raw = unscale_latents(vae.config, unpack(latents, *grid))
     pictures = cast(Array, vae.apply({"params": params}, raw, method="decode"))
     pictures = jnp.clip(pictures.astype(jnp.float32) / 2 + 0.5, 0, 1)
@@ -183,7 +183,7 @@ def decode(
 def encode_pictures(
     vae: AutoencoderKL, params: PyTree, pictures: UInt8[Array, "B h w 3"]
 ) -> Float[Array, "B S C"]:
-    """Packed latents of pictures."""
+    """Encodes images as packed latents."""
     signed = pictures.astype(jnp.float32) / 127.5 - 1
     mean, _ = vae.apply({"params": params}, signed, method="encode")
     return pack(scale_latents(vae.config, mean.astype(jnp.float32)))

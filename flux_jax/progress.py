@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, plain lines in a log.
 
-Iterations in which a program is compiled take far longer than the others. So the rate, and with it
-the time that is left, comes from the others; until there is one, both are "?".
+Iterations that compile a program take far longer than the others. So they are left out of the rate
+and of the remaining time; until an iteration counts, both are "?".
 """
 
 import sys
@@ -14,38 +14,38 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 FORMAT = (
-    "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} gone, "
+    "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, "
     "{remaining} left{postfix}"
 )
 COMPILING = "compiling"
 FORMAT_COMPILING = f"{{desc}}: {{n_fmt}} of {{total_fmt}}, {COMPILING}"
-# A line comes after so many seconds; or after this share of the work, but no sooner than that.
+# Print a line after SECONDS, or after this SHARE of the work, but no sooner than SOONEST seconds.
 SECONDS, SHARE, SOONEST = 30.0, 0.1, 2.0
-# How much an iteration counts in the rate, once there is another: the last fifty or so count.
+# Decay of an iteration's weight in the rate with each later one: about the last fifty count.
 KEPT = 0.98
 
 
 class Pace:
-    """How fast work goes, but for iterations in which something was compiled."""
+    """Measures the rate of work, without iterations that compiled something."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        """Begins the first iteration.
+        """Starts the first iteration.
 
         Args:
-            clock: tells the time in seconds.
+            clock: returns the time in seconds.
         """
         self._clock, self._began = clock, clock()
         self._items, self._seconds, self._compiled = 0.0, 0.0, False
 
     def compiles(self) -> None:
-        """Leaves out the iteration that goes on."""
+        """Excludes the current iteration from the rate."""
         self._compiled = True
 
     def iterated(self, items: float) -> None:
-        """Ends an iteration, and begins the next.
+        """Ends an iteration, and starts the next.
 
         Args:
-            items: how many it did.
+            items: number of items that the iteration processed.
         """
         now = self._clock()
         if not self._compiled:
@@ -55,26 +55,26 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Items a second, the last iterations counting most; None if none counts yet."""
+        """Items per second, weighted towards the last iterations; None before the first counts."""
         return self._items / self._seconds if self._items and self._seconds else None
 
 
 class Bar(tqdm):
-    """A bar on a terminal, which says when a program is compiled."""
+    """A bar on a terminal, which shows when a program is being compiled."""
 
     def __init__(self, *args: Any, clock: Callable[[], float] = time.monotonic, **settings: Any):
-        """Takes what `tqdm` takes, and a clock that tells the time in seconds."""
+        """Takes the arguments of `tqdm`, and a clock that returns the time in seconds."""
         self._clock, self._pace, self._compiling = clock, Pace(clock), False
         super().__init__(*args, **settings)
 
     def compiles(self) -> None:
-        """Tells that a program is being compiled."""
+        """Shows that a program is being compiled."""
         self._pace.compiles()
         self._compiling = True
         self.refresh()
 
     def compiled(self) -> None:
-        """Tells that it is."""
+        """Shows that compilation has ended."""
         if self._compiling:
             self._compiling = False
             self.refresh()
@@ -87,9 +87,9 @@ class Bar(tqdm):
 
     @property
     def format_dict(self) -> Any:
-        """What a bar or a line is made of."""
+        """The values that a bar or a line is formatted from."""
         known = super().format_dict
-        # To tqdm None is what it finds itself, on the whole, and 0 is "?".
+        # For tqdm, None means its own average over all iterations, and 0 is displayed as "?".
         over = self.disable or self.n == self.total
         rate = self._pace.rate or (None if over else 0)
         postfixes = [COMPILING if self._compiling else None, known.get("postfix")]
@@ -97,22 +97,22 @@ class Bar(tqdm):
 
 
 class Lines(Bar):
-    """Says how far work is in lines of their own: no carriage returns, no control characters."""
+    """Prints progress as separate lines: no carriage returns, no control characters."""
 
-    # The monitor would refresh bars that stand still, each time with a line.
+    # The monitor would refresh bars without progress, and print a line each time.
     monitor_interval = 0
 
     def __init__(self, *args: Any, clock: Callable[[], float] = time.monotonic, **settings: Any):
-        """Takes what `Bar` takes."""
+        """Takes the arguments of `Bar`."""
         self._said, self._said_at = settings.get("initial", 0), clock()
         self._told = False
         often = {"mininterval": 0, "miniters": 1, "bar_format": FORMAT}
         super().__init__(*args, clock=clock, **settings | often)
-        # With no printer of its own tqdm writes nothing when it closes.
+        # Without a status printer tqdm writes nothing when it closes.
         self.sp = None
 
     def compiles(self) -> None:
-        """Tells that a program is being compiled, once an iteration."""
+        """Prints that a program is being compiled, once an iteration."""
         super().compiles()
         if not self.disable and not self._told:
             self._told = True
@@ -124,17 +124,17 @@ class Lines(Bar):
         return super().update(n)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Writes a line, if it is time for one."""
+        """Prints a line, if it is time for one."""
         waited, more = self._clock() - self._said_at, self.n - self._said
         enough = self.total and more >= SHARE * self.total and waited >= SOONEST
         if more and (enough or waited >= SECONDS):
             self._say()
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """There is nothing to clear: lines stay."""
+        """Does nothing: printed lines stay."""
 
     def close(self) -> None:
-        """Writes the last line, but not that of a part of other work."""
+        """Prints the last line, unless this is a nested bar that leaves nothing behind."""
         leave = self.pos == 0 if self.leave is None else self.leave
         due = not self.disable and leave and self.n != self._said
         super().close()
@@ -146,21 +146,21 @@ class Lines(Bar):
         self._write(str(self))
 
     def _write(self, line: str) -> None:
-        # Rates are padded to stand still on a terminal.
+        # On a terminal, rates are padded to a constant width.
         self.fp.write(f"{' '.join(line.split())}\n")
         self.fp.flush()
 
 
 def kind() -> type[Bar]:
-    """The class of bars that suits stderr."""
+    """The class of progress bar that suits stderr."""
     return Bar if sys.stderr.isatty() else Lines
 
 
 def bar(iterable: Iterable[T] | None = None, **settings: Any) -> Bar:
-    """A bar on a terminal; where stderr is none, lines.
+    """A bar if stderr is a terminal, else lines.
 
     Args:
-        iterable: what to go through.
-        **settings: of tqdm.
+        iterable: the items to iterate over.
+        **settings: arguments of tqdm.
     """
     return kind()(cast(Any, iterable), **settings)

@@ -1,6 +1,6 @@
 """The sampler: Euler steps along the velocity field.
 
-Axis letters: K noise levels, one more than there are steps.
+Axis letters: K noise levels, one more than the number of steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,14 +25,14 @@ def denoise(
     """Integrates dx/dσ = velocity(x, σ) from noise: x_{k+1} = x_k + (σ_{k+1} - σ_k) v(x_k, σ_k).
 
     Args:
-        velocity: the field, given latents and the scalar noise level (which is the timestep).
+        velocity: the field, a function of the latents and the scalar noise level (the timestep).
         noise: latents at σ_0.
-        sigmas: noise levels, falling; the last one is that of the result.
+        sigmas: decreasing noise levels; the last one is that of the result.
         keep_trajectory: whether to return the latents at every noise level.
 
     Returns:
-        The latents at the last noise level or, on request, at all of them (the noise first);
-        float32, whatever dtype the velocity has.
+        The latents at the last noise level or, with `keep_trajectory`, at all of them (the noise
+        first); float32, whatever the dtype of the velocity.
     """
     noise = noise.astype(jnp.float32)
     sigmas = jnp.asarray(sigmas, jnp.float32)
@@ -56,7 +56,7 @@ def euler(
 
     Args:
         x: latents at σ_k, float32.
-        velocity: v there.
+        velocity: v at x and σ_k.
         level: σ_k.
         following: σ_{k+1}.
     """
@@ -68,7 +68,7 @@ FILE = "scheduler/scheduler_config.json"
 
 @dataclass(frozen=True)
 class Schedule:
-    """Settings, under the names (and with the defaults) of a diffusers `scheduler_config.json`."""
+    """Scheduler settings, with the names and defaults of a diffusers `scheduler_config.json`."""
 
     shift: float = 1.0
     use_dynamic_shifting: bool = False
@@ -114,10 +114,10 @@ class Schedule:
 
         Args:
             steps: Euler steps.
-            image_tokens: tokens of the picture; only the dynamic shift depends on it.
+            image_tokens: tokens of the image; only the dynamic shift depends on it.
 
         Raises:
-            InputError: too few steps.
+            InputError: steps is below 1, or below 2 for a schedule with a terminal shift.
         """
         fewest = 2 if self.shift_terminal else 1
         if steps < fewest:

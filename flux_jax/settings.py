@@ -1,27 +1,27 @@
-"""Settings of adapters and of sampling; needs no JAX, so that reading them does not either."""
+"""Settings of adapters and of sampling; free of JAX, so that reading settings needs none."""
 
 import math
 from dataclasses import dataclass
 
 from flux_jax.errors import InputError
 
-# Queries and keys of the text in dual-stream blocks.
+# Query and key projections of the text stream in dual-stream blocks.
 TEXT_QUERY_KEY = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
-# What messages call the blocks of a target, by how its path begins, and FLUX.1's number of them.
+# Names of blocks in messages, by the first part of a target's path, and their number in FLUX.1.
 BLOCKS = {"dual_blocks": "double block", "single_blocks": "single block"}
 MOST_BLOCKS = {"dual_blocks": 19, "single_blocks": 38}
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How pictures are drawn.
+    """Settings for generating images.
 
     Attributes:
         steps: Euler steps.
         guidance: distilled guidance scale.
-        height: pixels; None is the size that the autoencoder was made for.
-        width: pixels; likewise.
-        batch: pictures drawn at once.
+        height: pixels; None is the native size of the autoencoder.
+        width: pixels; None is the native size of the autoencoder.
+        batch: images generated at once.
     """
 
     steps: int = 28
@@ -32,10 +32,10 @@ class SamplingOptions:
 
 
 def check_sampling(steps: int, guidance: float) -> None:
-    """Makes sure that pictures can be drawn so.
+    """Checks the number of steps and the guidance.
 
     Raises:
-        InputError: there are no steps, or guidance is negative or no finite number.
+        InputError: steps is below 1, or guidance is negative or not finite.
     """
     if steps < 1:
         raise InputError(f"steps = {steps} must be at least 1")

@@ -1,7 +1,7 @@
-"""Where arrays lie on a mesh of devices: weights whole or in parts, samples shared out.
+"""Array placement on a mesh of devices: sharded or replicated weights, batches split by sample.
 
 A mesh may have any axes. Weights are split along its axis `fsdp`, if it has one; the samples of a
-batch over all axes together.
+batch along all axes together.
 """
 
 import math
@@ -13,18 +13,18 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Array, PyTree
 
 FSDP = "fsdp"
-# Axes over which kernels split samples; a mesh's others belong to whoever maps over them.
+# Axes over which kernels split samples; code that maps over the mesh's other axes manages those.
 SAMPLES = ("data", FSDP)
-# Weights of fewer numbers are whole on every device: gathering them takes longer than they save.
+# Smaller weights are replicated on every device: gathering them takes longer than it saves.
 WHOLE = 1 << 20
 
 
 def make(shape: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the first devices; the compiler places what is not said (axis type Auto).
+    """Makes a mesh of the first devices; unspecified shardings are up to the compiler (type Auto).
 
     Args:
-        shape: axes with their sizes.
-        devices: by default all.
+        shape: sizes of the axes by name.
+        devices: all devices by default.
     """
     used = (jax.devices() if devices is None else devices)[: math.prod(shape.values())]
     sizes, names = tuple(shape.values()), tuple(shape)
@@ -32,7 +32,7 @@ def make(shape: dict[str, int], devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def of_weight(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
-    """How a weight lies: its longest axis that the devices of `fsdp` share evenly is split.
+    """Sharding of a weight: split along the longest axis that the `fsdp` size divides.
 
     The axis of stacked blocks is far shorter than the others and stays whole, so that a loop over
     blocks gathers one block at a time.
@@ -46,7 +46,7 @@ def of_weight(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
 
 
 def of_batch(mesh: Mesh | AbstractMesh, samples: int) -> NamedSharding:
-    """How an array lies whose first axis is samples: over as many devices as share them evenly."""
+    """Sharding of an array with samples first: split over as many devices as divide the samples."""
     axes, parts = [], 1
     for name, size in mesh.shape.items():
         if samples % (parts * size) == 0:
@@ -56,41 +56,41 @@ def of_batch(mesh: Mesh | AbstractMesh, samples: int) -> NamedSharding:
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """How an array lies of which every device has all."""
+    """Sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place_weights(mesh: Mesh, tree: PyTree) -> PyTree:
-    """A tree of weights as `of_weight` has them; what lies so already is not copied."""
+    """Places a tree of weights by `of_weight`; arrays that are already placed so are not copied."""
     return jax.device_put(tree, jax.tree.map(lambda leaf: of_weight(mesh, leaf.shape), tree))
 
 
 def share_out(mesh: Mesh, tree: PyTree) -> PyTree:
-    """A tree of arrays with a sample's row each, as `of_batch` has them."""
+    """Places a tree of arrays that have one row for each sample by `of_batch`."""
     return jax.device_put(tree, jax.tree.map(lambda leaf: of_batch(mesh, len(leaf)), tree))
 
 
 def by_samples(kernel: Callable[..., Array], *arrays: Array) -> Array:
-    """A kernel's result, of arrays with a sample's row each.
+    """Calls a kernel on arrays that have one row for each sample.
 
-    The compiler cannot split a kernel over devices by itself, or only in some ways. Under a mesh
-    (`jax.set_mesh`, `jax.sharding.use_abstract_mesh`) each device therefore takes the samples that
-    are its own, and all of them where these cannot be shared out.
+    The compiler cannot split a kernel over devices, or only in some ways. Under a mesh
+    (`jax.set_mesh`, `jax.sharding.use_abstract_mesh`) each device therefore runs the kernel on its
+    share of the samples, or on all of them if they cannot be divided evenly.
 
     Args:
-        kernel: a function of arrays, in which no sample's result depends on another.
-        *arrays: what it is given.
+        kernel: a function of arrays that treats every sample independently.
+        *arrays: its arguments.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1 and not mesh.are_all_axes_manual:
         samples = PartitionSpec(axes_that_divide(mesh, len(arrays[0])))
-        # Kernels do not say over which axes their results vary.
+        # Kernels do not declare over which mesh axes their results vary.
         kernel = jax.shard_map(kernel, in_specs=samples, out_specs=samples, check_vma=False)
     return kernel(*arrays)
 
 
 def axes_that_divide(mesh: AbstractMesh, samples: int) -> tuple[str, ...]:
-    """The axes of a mesh that a number of samples can be split over evenly."""
+    """Mesh axes over which a number of samples can be split evenly."""
     axes: tuple[str, ...] = ()
     for axis in SAMPLES:
         if axis in mesh.shape and samples % mesh.shape[axis] == 0:
@@ -99,5 +99,5 @@ def axes_that_divide(mesh: AbstractMesh, samples: int) -> tuple[str, ...]:
 
 
 def gather(mesh: Mesh, tree: PyTree) -> PyTree:
-    """A tree of arrays, whole on every device, so that any process can read them."""
+    """Replicates a tree of arrays on every device, so that any process can read them."""
     return jax.device_put(tree, whole(mesh))

@@ -1,4 +1,4 @@
-"""Nested dictionaries of arrays, and the same with paths as keys."""
+"""Conversion between nested dictionaries of arrays and flat ones with paths as keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ Params = Mapping[str, Any]
 
 
 def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries, under their paths joined by "/"."""
+    """Leaves of nested dictionaries by path, the keys joined by "/"."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -18,7 +18,7 @@ def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")

@@ -1,4 +1,4 @@
-"""What XLA is told before JAX starts its backend, and what is told of its work."""
+"""XLA flags set before JAX starts its backend, and reports of compilation."""
 
 import contextlib
 import os
@@ -6,23 +6,23 @@ from collections.abc import Iterator
 
 from flux_jax import progress
 
-# XLA's Triton products are slow on the shapes of FLUX.1, and products that share an argument are
-# merged at the cost of copying their weights side by side.
+# XLA's Triton matrix products are slow on the shapes of FLUX.1. Merging products that share an
+# argument copies their weights side by side.
 FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_gpu_dot_merger_threshold_mb=0"
-# Share of a GPU's memory that arrays may take. JAX's own, 0.75, is too little at 1024 x 1024.
+# Share of a GPU's memory that arrays may take. JAX's default, 0.75, is too little at 1024 x 1024.
 MEMORY = "0.92"
-# JAX's events, in the order in which they come for each program.
+# JAX's monitoring events, in the order in which they are sent for each program.
 TRACED = "/jax/core/compile/jaxpr_trace_duration"
 LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 COMPILED = "/jax/core/compile/backend_compile_duration"
-# Seconds before XLA's part from which a program is a large one, whose compiling is worth a word.
+# Seconds of tracing and lowering from which a program is large; only compiling these is shown.
 LARGE = 0.1
 
 
 def set_flags() -> None:
-    """Adds `FLAGS` and `MEMORY` to the environment; what the user sets there wins.
+    """Adds `FLAGS` and `MEMORY` to the environment; values that the user has set take precedence.
 
-    To be called before anything is computed.
+    Call it before anything is computed.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY)
     os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
@@ -30,7 +30,7 @@ def set_flags() -> None:
 
 @contextlib.contextmanager
 def told(bar: progress.Bar) -> Iterator[None]:
-    """Lets a progress bar say when a large program is compiled, and leave that out of its rate."""
+    """Lets a progress bar show when a large program is compiled, and leave this out of its rate."""
     from jax import monitoring
 
     seconds = 0.0

@@ -294,7 +294,7 @@ def test_a_run_says_nothing_on_stderr_but_how_far_it_is(tiny_folder: Path, tmp_p
     given = [f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'run'}", model]
     done = command("erase.train", *given)
     assert done.returncode == 0, done.stderr
-    line = r"[\w ]+: \S+ of \S+ \(\d+ %\), \S+, [\d:]+ gone, [\d:?]+ left"
+    line = r"[\w ]+: \S+ of \S+ \(\d+ %\), \S+, [\d:]+ elapsed, [\d:?]+ left"
     compiling = r"[\w ]+: \S+ of \S+, compiling"
     assert re.fullmatch(rf"({compiling}\n|{line}(, \w+=\S+)*\n)+", done.stderr), done.stderr
     assert re.search(r"^erasing cat: 2 of 2 \(100 %\), .* left, attn=\S+, esd=", done.stderr, re.M)

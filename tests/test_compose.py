@@ -244,7 +244,7 @@ def test_what_cannot_be_composed_is_refused_and_nothing_is_written(
     write_lora(tmp_path / "broken", lora, 1.0)
     write_lora(tmp_path / "idle", read_adapter(dog).lora, 0.0)
     refused = {
-        (cat, tmp_path / "broken", "sum"): "no number",
+        (cat, tmp_path / "broken", "sum"): "infinities or NaN",
         (cat, tmp_path / "idle", "sum"): "changes nothing: all 4 layers have an alpha of 0",
         (cat, f"{dog}:-1", "normalized"): "sum up to 0",
         (cat, dog, "fusion"): "does not tell the settings",

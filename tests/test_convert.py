@@ -182,7 +182,7 @@ def test_whole_numbers_are_no_weights():
     tensors = arrays(tiny.transformer())
     name = "single_transformer_blocks.1.proj_mlp.weight"
     tensors[name] = np.ones_like(tensors[name], np.int8)
-    with pytest.raises(InputError, match=f"whole numbers: {name} is int8"):
+    with pytest.raises(InputError, match=f"integers: {name} is int8"):
         to_flax(TRANSFORMER, tensors, shapes_of(TRANSFORMER, tensors))
 
 
@@ -298,5 +298,5 @@ def test_what_is_not_finite_is_listed(dtype):
     shapes = {"q": np.empty((3, 3)), "b": np.empty(3)}
     to_flax(table, tensors, shapes)
     tensors["q.1"][2], tensors["b"][0] = np.inf, np.nan
-    with pytest.raises(InputError, match=r"2 tensors .*: q\.1 .*: b holds infinities"):
+    with pytest.raises(InputError, match=r"2 tensors .*: q\.1 .*: b contains infinities"):
         to_flax(table, tensors, shapes)

@@ -188,7 +188,7 @@ def test_defects_are_told_in_one_line(tmp_path):
         tensors["transformer.transformer_blocks.0.norm.lora_A.weight"] = np.zeros((4, 32), "f4")
 
     message = broken(add, tmp_path)
-    assert "12 keys are of an adapter and these not" in message
+    assert "12 keys belong to an adapter but these do not" in message
     assert "transformer.transformer_blocks.0.norm.lora_A.weight" in message
 
 

@@ -70,9 +70,12 @@ def test_the_licence_gate_is_told_and_a_token_opens_it(hub: Hub, tmp_path: Path)
 
 def test_what_cannot_be_found_is_told(hub: Hub, tmp_path: Path):
     said = find(hub.url, "owner/tinny", tmp_path)
-    assert said.startswith("error: model = 'owner/tinny' is neither a path here nor a repository")
+    assert said.startswith("error: model = 'owner/tinny' is neither a local path nor a repository")
     said = find("http://127.0.0.1:9", "owner/tiny", tmp_path)
-    assert "'owner/tiny' is no path here and could not be fetched from http://127.0.0.1:9" in said
+    assert (
+        "'owner/tiny' is not a local path and could not be downloaded from http://127.0.0.1:9"
+        in said
+    )
     with pytest.raises(InputError, match=r"'no/such/folder' does not exist; check the path"):
         find_model("no/such/folder")
 

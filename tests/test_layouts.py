@@ -181,7 +181,7 @@ def test_a_folder_of_a_file_for_each_model_is_read(tmp_path: Path):
 def test_a_clip_of_a_width_of_its_own_needs_its_configuration(tmp_path: Path):
     state = {k: v.numpy() for k, v in tiny.clip(50).state_dict().items()}
     save_file(state, tmp_path / "clip.safetensors")
-    assert "CLIP is 16 wide, which does not tell its" in refusal(tmp_path, "text_encoder")
+    assert "CLIP's width 16 does not determine its" in refusal(tmp_path, "text_encoder")
     (tmp_path / "text_encoder").mkdir()
     tiny.clip(50).config.save_pretrained(tmp_path / "text_encoder")
     assert open_source(tmp_path, "text_encoder").config["num_attention_heads"] == 2
@@ -215,7 +215,7 @@ def test_the_transformers_folder_and_files_in_it_are_the_pipeline(folder: Path, 
     assert_reads(Path(), "transformer")
     assert "config.json holds no weights; give its folder" in refusal(folder / "config.json")
     (folder / "x.ckpt").touch()
-    assert "x.ckpt is no file of weights that is read (.safetensors, " in refusal(folder / "x.ckpt")
+    assert "x.ckpt is not a supported weight file (.safetensors, " in refusal(folder / "x.ckpt")
 
 
 def test_an_index_goes_before_a_stale_file(folder: Path):
@@ -241,7 +241,7 @@ def test_variants_are_found(tmp_path: Path, name: str):
     (tmp_path / f"._{name}").touch()
     assert find_weights(tmp_path) == tmp_path / name
     (tmp_path / "other.safetensors").touch()
-    with pytest.raises(InputError, match=r"other\.safetensors may all be the weights; keep"):
+    with pytest.raises(InputError, match=r"other\.safetensors could each be the weights; keep"):
         find_weights(tmp_path)
     (tmp_path / "model.safetensors").touch()
     assert find_weights(tmp_path) == tmp_path / "model.safetensors"
@@ -290,7 +290,7 @@ def test_files_of_other_families_are_named_and_do_not_disturb(
     for path in (other, tmp_path):
         said = refusal(path)
         assert said.startswith(f"{other}: {FAMILIES[name]}")
-        assert "take [dev], [schnell], Kontext" in said
+        assert "use [dev], [schnell], Kontext" in said
     save_file(single("transformer"), tmp_path / "flux1-dev.safetensors")
     assert_reads(tmp_path, "transformer", file=tmp_path / "flux1-dev.safetensors")
 
@@ -318,8 +318,8 @@ def test_transformers_that_take_pictures_are_named(tmp_path: Path, times: int, k
         ({"_class_name": "Unheard"}, "this is another model (_class_name 'Unheard')"),
         ({"in_channels": 384, "out_channels": 64}, "this is FLUX.1 Fill"),
         ({"in_channels": 128, "out_channels": 64}, "this is FLUX.1 Depth or Canny"),
-        ({"in_channels": 196, "out_channels": 64}, "this is a model that takes more than noise"),
-        ({"in_channels": "x", "out_channels": []}, "this is a model that takes more than noise"),
+        ({"in_channels": 196, "out_channels": 64}, "this is a model with inputs besides noise"),
+        ({"in_channels": "x", "out_channels": []}, "this is a model with inputs besides noise"),
     ],
 )
 def test_configurations_of_other_families_are_named(folder: Path, change: dict, kind: str):
@@ -358,7 +358,7 @@ def test_formats_that_are_not_read_do_not_disturb(tmp_path: Path):
     other = single("transformer") | {"img_in.weight_scale_2": np.ones(1, "f4")}
     save_file(other, tmp_path / "flux1-dev-nvfp4.safetensors")
     for path in (tmp_path, tmp_path / "flux1-dev-nvfp4.safetensors"):
-        assert "nvfp4.safetensors: quantised by NVFP4, which is not read" in refusal(path)
+        assert "nvfp4.safetensors: quantised by NVFP4, which is not supported" in refusal(path)
     save_file(single("transformer"), tmp_path / "flux1-dev.safetensors")
     assert_reads(tmp_path, "transformer", file=tmp_path / "flux1-dev.safetensors")
 

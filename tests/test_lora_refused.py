@@ -60,7 +60,7 @@ def test_offenders_are_counted_and_three_shown(tmp_path, capsys, layout):
     layers = sum("lora_up" in name or "lora_B" in name for name in tensors)
     assert layers > 3
     assert f"{layers} layers cannot be used" in message
-    shown = message.count("has infinities or what is no number in up")
+    shown = message.count("has infinities or NaN in up")
     assert 1 <= shown <= 3
     assert f"and {layers - shown} more" in message
     assert message.endswith("saved with NaN or infinities in it: fetch it again\n")
@@ -113,7 +113,7 @@ def test_mixed_layouts_are_refused(tmp_path, capsys, other):
         more = written(tmp_path / "other", other)[1]
     save_file(tensors | more, file)
     message = refused(file, capsys)
-    told = f"{len(tensors)} keys are of an adapter and these not: dual_blocks/attn"
+    told = f"{len(tensors)} keys belong to an adapter but these do not: dual_blocks/attn"
     assert (told if other == "flax" else "mixed layouts") in message
 
 
@@ -211,7 +211,7 @@ KINDS = {
     "vae": (["encoder.mid_block.attentions.0.to_k.weight"], "a VAE"),
     "textual inversion": (["clip_l", "t5"], "a textual inversion"),
     "gibberish": (["a.b.c"], "no known adapter layout"),
-    "text encoder": (["lora_te1_text_model_x.alpha"], "holds only 1 tensor of the text encoder"),
+    "text encoder": (["lora_te1_text_model_x.alpha"], "contains only 1 tensor of the text encoder"),
     "none": ([], "holds no tensor"),
 }
 
@@ -234,15 +234,15 @@ def test_what_is_no_adapter_of_flux_1_is_named(tmp_path, capsys, kind):
 STEM = "diffusion_model.double_blocks.0.img_attn.proj"
 MLP = STEM.replace("img", "txt")
 BESIDES = {
-    f"{STEM}.set_weight": "weights that take the model's place",
+    f"{STEM}.set_weight": "weights that replace the model's",
     f"{STEM}.lora_mid.weight": "convolutions' factors",
     f"{STEM}.oft_blocks": "OFT, BOFT or VeRA",
     f"{STEM}.a1.weight": "GLoRA or IA3",
     f"{STEM}.lora_A.bias": "biases between the matrices",
-    f"{STEM}.weight": "whole weights",
+    f"{STEM}.weight": "full weights",
     "diffusion_model.double_blocks.0.img_attn.norm.query_norm.diff": "one that changes norms",
     "diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale": "a control LoRA of FLUX.1",
-    "diffusion_model.double_blocks.0.nothing.lora_A.weight": "2 keys are of an adapter and these",
+    "diffusion_model.double_blocks.0.nothing.lora_A.weight": "2 keys belong to an adapter but",
 }
 
 
@@ -259,7 +259,7 @@ def test_what_is_not_read_of_an_adapter_is_named(tmp_path, capsys, name):
 def test_one_key_and_one_layer_are_no_plurals(tmp_path, capsys):
     file, ones = tmp_path / "a.safetensors", np.ones((WIDTH, WIDTH), np.float32)
     save_file({f"{STEM}.lora_A.weight": ones, "other": ones}, file)
-    assert "1 key is of an adapter and these not: other" in refused(file, capsys)
+    assert "1 key belongs to an adapter but these do not: other" in refused(file, capsys)
     pair = {f"{STEM}.lora_A.weight": ones, f"{STEM}.lora_B.weight": ones}
     save_file(pair | {f"{STEM}.alpha": np.zeros((), np.float32)}, file)
     assert "changes nothing: its only layer has an alpha of 0" in refused(file, capsys)
@@ -331,7 +331,7 @@ def test_two_adapters_and_a_layer_changed_twice_are_refused(tmp_path, capsys):
 CONFIGS = {
     "peft_type": ({"peft_type": "OFT"}, "peft_type = 'OFT' is not supported"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
-    "dora": ({"use_dora": True}, "use_dora is set and no layer has magnitudes"),
+    "dora": ({"use_dora": True}, "use_dora is set but no layer has magnitudes"),
     "damaged": ({"lora_alpha": "x"}, "is damaged"),
 }
 
@@ -356,7 +356,7 @@ CONTENTS = {
     "old pickle": (b"\x80\x02\x8a\nl\xfc\x9cF" + bytes(80), "is a pickle"),
     "gguf": (b"GGUF\x03" + bytes(80), "is a GGUF file"),
     "page": (b"<!DOCTYPE html><html>" + bytes(80), "is a web page"),
-    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
     "cut": (b"\x80" + bytes(7) + b"{", "truncated"),
 }
 
@@ -374,7 +374,7 @@ def test_folders_with_several_files_or_with_pickles_are_refused(tmp_path, capsys
         save_file({"a": np.ones(1, np.float32)}, tmp_path / "several" / name)
     (tmp_path / "pickles").mkdir()
     (tmp_path / "pickles" / "adapter_model.bin").write_bytes(b"PK")
-    assert "holds several files: one.safetensors, two.safetensors" in refused(
+    assert "contains several files: one.safetensors, two.safetensors" in refused(
         tmp_path / "several", capsys
     )
     assert "adapter_model.bin: a .bin file is a pickle" in refused(tmp_path / "pickles", capsys)

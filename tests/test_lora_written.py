@@ -80,12 +80,12 @@ DORA = {(QKV[0], 0): pair(magnitude=noise(WIDTH))}
 FULL = {(QKV[0], 0): Full(noise(WIDTH, WIDTH))}
 BIAS = {(QKV[0], 0): pair(bias=noise(WIDTH))}
 REFUSED = {
-    "dora in kohya": ("kohya", DORA, "take --to diffusers"),
-    "dora in original": ("original", DORA, "take --to diffusers"),
+    "dora in kohya": ("kohya", DORA, "use --to diffusers"),
+    "dora in original": ("original", DORA, "use --to diffusers"),
     "dora on some": ("diffusers", DORA | {(OUT, 0): pair()}, "on some layers only"),
-    "full in kohya": ("kohya", FULL, "take --to original"),
-    "full in diffusers": ("diffusers", FULL, "take --to original"),
-    "bias in kohya": ("kohya", BIAS, "take --to original (ComfyUI) or --to diffusers"),
+    "full in kohya": ("kohya", FULL, "use --to original"),
+    "full in diffusers": ("diffusers", FULL, "use --to original"),
+    "bias in kohya": ("kohya", BIAS, "use --to original (ComfyUI) or --to diffusers"),
 }
 
 
@@ -96,7 +96,7 @@ def test_layouts_refuse_what_they_do_not_hold(tmp_path, kind):
         write_layers(tmp_path / "new", layout, layers)
     message = str(caught.value)
     assert told in message
-    assert f"layout {layout} does not hold" in message
+    assert f"layout {layout} does not support" in message
     assert "convert.merge" in message
     assert len(message.replace(str(tmp_path), "")) <= 400
     assert not (tmp_path / "new").exists()
@@ -112,7 +112,7 @@ def test_a_line_says_what_diffusers_will_not_apply(tmp_path, capsys, layout):
     assert said.out.strip() == str(tmp_path / "b.sft")
     assert said.err.count("\n") == 1
     assert f"diffusers does not apply {len(lost)} layers of this file" in said.err
-    assert "take --to diffusers" in said.err
+    assert "use --to diffusers" in said.err
     assert len(said.err.replace(str(tmp_path), "")) <= 400
     assert_same(read_layers(tmp_path / "b.sft").layers, layers)
     inner = write_layers(tmp_path / "c.safetensors", "diffusers", only(layers, ("to_q",)))

@@ -98,9 +98,9 @@ def test_models_and_targets_that_do_not_fit_are_refused(tiny_folder, originals, 
     (tmp_path / "mine").mkdir()
     assert "mine exists; choose another OUT" in refused(tiny_folder, adapter, tmp_path / "mine")
     assert "does not exist" in refused(tmp_path / "nowhere", adapter, tmp_path / "new")
-    assert "lies inside MODEL" in refused(tiny_folder, adapter, tiny_folder / "new")
+    assert "is inside MODEL" in refused(tiny_folder, adapter, tiny_folder / "new")
     file = originals[1] / "flux1.safetensors"
-    assert "end it in .safetensors" in refused(file, adapter, tmp_path / "new")
+    assert "end its name in .safetensors" in refused(file, adapter, tmp_path / "new")
     folder = tmp_path / "new.safetensors"
     assert "name it without .safetensors" in refused(originals[1], adapter, folder)
 
@@ -114,9 +114,7 @@ def test_sums_beyond_a_type_and_whole_numbers_are_listed_and_leave_nothing(
     save_file(half, tmp_path / "half.safetensors")
     said = refused(tmp_path / "half.safetensors", [f"{adapter}:1e7"], tmp_path / "a.safetensors")
     names = [f"double_blocks.{block}.img_attn.qkv.weight" for block in (0, 1)]
-    assert (
-        f"half.safetensors: after its change not finite: {', '.join(names)}; take smaller" in said
-    )
+    assert f"half.safetensors: not finite after merging: {', '.join(names)}; use smaller" in said
 
     name = "double_blocks.1.img_attn.qkv.weight"
     save_file(half | {name: half[name].astype(np.int8)}, tmp_path / "int.safetensors")

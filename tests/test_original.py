@@ -149,7 +149,7 @@ def test_a_schedule_that_is_guessed_without_guidance_is_told_of_once(
     assert not capsys.readouterr().err
     read_schedule(file, False)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"note: {file}: FLUX.1 [schnell]'s schedule is taken, since the transf")
+    assert line.startswith(f"note: {file}: FLUX.1 [schnell]'s schedule is used, since the transf")
     assert "embeds no guidance" in line
     assert line.endswith("put its scheduler_config.json into scheduler")
     assert len(line) <= 400
@@ -167,7 +167,7 @@ def test_bundled_names_are_read_and_others_refused(folder: Path, tmp_path: Path)
     assert open_source(tmp_path, "transformer").tensors.keys() == tensors.keys()
 
     shutil.copy(tmp_path / "all.safetensors", tmp_path / "again.safetensors")
-    with pytest.raises(InputError, match=r"again\.safetensors, all\.safetensors all hold a trans"):
+    with pytest.raises(InputError, match=r"again\.safetensors, all\.safetensors all contain a tr"):
         open_source(tmp_path, "transformer")
     with pytest.raises(InputError, match=r"no weights of the vae; expected a folder vae with conf"):
         open_source(tmp_path, "vae")
@@ -199,7 +199,7 @@ def test_offenders_are_named_as_in_the_file(folder: Path, tmp_path: Path):
     broken[name][200, 3] = np.nan
     save_file(broken, tmp_path / "flux.safetensors")
     with pytest.raises(
-        InputError, match=f"1 tensor does .*: not finite: {name} holds infin"
+        InputError, match=f"1 tensor does .*: not finite: {name} contains infin"
     ) as caught:
         read_params(open_source(tmp_path, "transformer"), "transformer", jnp.float32, make({}))
     assert "damaged, or was saved with NaN" in str(caught.value)
@@ -212,11 +212,11 @@ def test_sizes_that_the_file_does_not_tell(tmp_path: Path):
     tensors = rewritten("transformer", model, TRANSFORMER, original.TRANSFORMER)
     plain = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
     save_file(plain, tmp_path / "flux.safetensors")
-    with pytest.raises(InputError, match=r"heads are 16 wide and FLUX\.1's 128"):
+    with pytest.raises(InputError, match=r"heads have 16 channels and FLUX\.1's 128"):
         open_source(tmp_path, "transformer")
     del plain["txt_in.weight"], plain["double_blocks.0.img_attn.norm.query_norm.scale"]
     save_file(plain, tmp_path / "flux.safetensors")
-    with pytest.raises(InputError, match=r"query_norm\.scale is missing, which tells a size"):
+    with pytest.raises(InputError, match=r"query_norm\.scale is missing, which determines a size"):
         open_source(tmp_path, "transformer")
 
 

@@ -95,7 +95,7 @@ def test_lines_leave_compiling_out_and_say_it(clock: Clock, capsys: pytest.Captu
     bar.update()
     first = capsys.readouterr().err
     assert first.startswith("erasing: 501 of 1000 (50 %), ?it/s, ")
-    assert first.endswith(" gone, ? left\n")
+    assert first.endswith(" elapsed, ? left\n")
     for _ in range(99):
         clock.now += 0.5
         bar.update()

@@ -146,7 +146,7 @@ def test_other_formats_are_named_and_refused_in_a_line(stored_as: str):
     tensors = dict.fromkeys(names, WEIGHT) | {"img_in.weight": WEIGHT}
     assert quantisation(tensors) == stored_as
     text = refusal(tensors)
-    assert f"quantised by {stored_as}, which is not read (19 tensors: {names[0]}, " in text
+    assert f"quantised by {stored_as}, which is not supported (19 tensors: {names[0]}, " in text
     assert names[2] in text
     assert names[3] not in text
     assert "take the model in bfloat16" in text
@@ -175,32 +175,35 @@ FAULTS = {
     ),
     "few scales": (
         broken("nf4", "nf4.weight.absmax", lambda each: each[:-1]),
-        "its absmax has 3 entries, and 4 are expected",
+        "its absmax has 3 entries, expected 4",
     ),
     "few codes": (
         broken("nf4", "nf4.weight", lambda each: each[:-1]),
-        "its codes has 119 entries, and 120 are expected",
+        "its codes has 119 entries, expected 120",
     ),
     "short table": (
         broken("nf4", "nf4.weight.quant_map", lambda each: each[:-1]),
-        "its quant_map has 15 entries, and 16 are expected",
+        "its quant_map has 15 entries, expected 16",
     ),
     "empty state": (
         broken("nf4", "nf4.weight.quant_state.bitsandbytes__nf4", np.zeros_like),
         "its quant_state is not JSON",
     ),
-    "no shape": (with_state("nf4", shape=None), "its quant_state lacks or misstates"),
-    "no such type": (with_state("nf4", dtype="int3"), "its quant_state lacks or misstates 'int3'"),
-    "endless block": (with_state("nf4", blocksize=float("inf")), "lacks or misstates"),
-    "block of nothing": (with_state("nf4", blocksize=0), "its quant_state has sizes that cannot"),
-    "no axes": (with_state("nf4", shape=[]), "its quant_state has sizes that cannot"),
+    "no shape": (with_state("nf4", shape=None), "its quant_state is incomplete or invalid"),
+    "no such type": (
+        with_state("nf4", dtype="int3"),
+        "its quant_state is incomplete or invalid: 'int3'",
+    ),
+    "endless block": (with_state("nf4", blocksize=float("inf")), "is incomplete or invalid"),
+    "block of nothing": (with_state("nf4", blocksize=0), "its quant_state has invalid sizes"),
+    "no axes": (with_state("nf4", shape=[]), "its quant_state has invalid sizes"),
     "float scales of scales": (
         broken("nf4_double", "nf4_double.weight.absmax", lambda each: each.astype(np.float32)),
         "its absmax is float32 and must be uint8",
     ),
     "order of one GPU": (
         broken("int8", "int8.weight_format", lambda each: each + 1),
-        "its int8 weights are in an order for one kind of GPU",
+        "its int8 weights are in a GPU-specific order",
     ),
     "few rows of int8": (
         broken("int8", "int8.SCB", lambda each: each[:-1]),
@@ -220,7 +223,7 @@ FAULTS = {
     ),
     "int8 of no known format": (
         {"a.weight": WEIGHT.astype(np.int8), "a.weight_scale": np.float32(1)},
-        "it is int8 with a scale, and nothing tells its format",
+        "it is int8 with a scale, and no tensor specifies its format",
     ),
     "format without scale": (
         {
@@ -235,11 +238,11 @@ FAULTS = {
             "a.weight_scale": np.float32(1),
             "a.comfy_quant": as_bytes({"format": "int8_tensorwise", "convrot": True}),
         },
-        "it is in the format int8_tensorwise with convrot, which is not read",
+        "it is in the format int8_tensorwise with convrot, which is not supported",
     ),
     "unknown format": (
         {"a.weight": WEIGHT.astype(np.uint8), "a.comfy_quant": as_bytes({"format": "nvfp4"})},
-        "it is in the format nvfp4, which is not read",
+        "it is in the format nvfp4, which is not supported",
     ),
     "format as text": (
         {"a.weight": WEIGHT, "a.comfy_quant": as_bytes([1])},
@@ -251,7 +254,7 @@ FAULTS = {
             "a.weight_scale": np.float32(1),
             "a.comfy_quant": as_bytes({"format": "float8_e4m3fn"}),
         },
-        "it is float8_e5m2 and its comfy_quant says float8_e4m3fn",
+        "it is float8_e5m2, but its comfy_quant specifies float8_e4m3fn",
     ),
 }
 

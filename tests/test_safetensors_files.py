@@ -148,7 +148,7 @@ def test_files_are_what_the_library_writes_and_reads(name, tmp_path):
 
 
 def test_types_without_a_name_are_refused(tmp_path):
-    with pytest.raises(InputError, match="x is complex64, which safetensors files do not hold"):
+    with pytest.raises(InputError, match="x is complex64, which safetensors files cannot store"):
         write_file(tmp_path / "no.safetensors", {"x": np.ones(2, np.complex64)}, {})
     assert not any(tmp_path.iterdir())
     write_file(tmp_path / "empty.safetensors", {}, {})

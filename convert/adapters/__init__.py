@@ -1,1 +1,1 @@
-"""Layouts of adapter files."""
+"""File layouts of adapters."""

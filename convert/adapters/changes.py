@@ -1,4 +1,4 @@
-"""What adapters change in a model's tensors, in whatever layout these are.
+"""Applies adapters' changes to a model's tensors, in any layout of the model.
 
 Axis letters: I inputs, O outputs, R rank.
 """
@@ -22,8 +22,8 @@ class Adapter:
     """An adapter to merge.
 
     Attributes:
-        name: its file or folder, as given.
-        strength: as given.
+        name: its file or folder, as the user specified it.
+        strength: as the user specified it.
         layers: each layer's change, of any kind.
     """
 
@@ -37,7 +37,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Change:
-    """What one adapter changes in a layer: strength times its change."""
+    """The change of a layer by one adapter: strength times its change."""
 
     strength: float
     layer: Pair | Full
@@ -53,7 +53,7 @@ def read_adapters(given: Sequence[str]) -> list[Adapter]:
         given: "PATH" or "PATH:STRENGTH" each.
 
     Raises:
-        InputError: one cannot be used or comes twice.
+        InputError: an adapter cannot be used, or occurs twice.
     """
     read: list[Adapter] = []
     problems = []
@@ -76,7 +76,7 @@ def read_adapters(given: Sequence[str]) -> list[Adapter]:
 
 
 def _is_same(one: Adapter, other: Adapter) -> bool:
-    """Whether two adapters hold the same numbers, whatever their files' names and layouts."""
+    """Whether two adapters have the same numbers, regardless of file names and layouts."""
     return one.layers.keys() == other.layers.keys() and all(
         type(change) is type(other.layers[place])
         and all(
@@ -88,7 +88,7 @@ def _is_same(one: Adapter, other: Adapter) -> bool:
 
 
 def refuse_all(problems: Sequence[str]) -> None:
-    """Raises one `InputError` with the first adapter's problem, if any, and the others' number."""
+    """Raises one `InputError` with the first problem, if any, and the number of the others."""
     if problems:
         others = len(problems) - 1
         each = "adapter" if others == 1 else "adapters"
@@ -97,7 +97,7 @@ def refuse_all(problems: Sequence[str]) -> None:
 
 
 def changes_of(adapters: Sequence[Adapter]) -> dict[Place, list[Change]]:
-    """What adapters change, by the layers."""
+    """The adapters' changes, by layer."""
     changes: dict[Place, list[Change]] = {}
     for adapter in adapters:
         for place, layer in adapter.layers.items():
@@ -106,7 +106,7 @@ def changes_of(adapters: Sequence[Adapter]) -> dict[Place, list[Change]]:
 
 
 def changes_in(slot: Slot, changes: Changes) -> list[list[Change]]:
-    """The changes of each of a tensor's parts: those of a weight, or those of a bias."""
+    """The changes of each part of a tensor: those of a weight, or those of a bias."""
     arrays = []
     for path in slot.leaves:
         target, _, name = path.rpartition("/")
@@ -122,12 +122,12 @@ def changes_in(slot: Slot, changes: Changes) -> list[list[Change]]:
 
 
 def merged(tensor: np.ndarray, slot: Slot, changes: Changes) -> np.ndarray:
-    """A tensor with its parts' changes; parts without any come as they are.
+    """Applies the changes of a tensor's parts; parts without changes stay as they are.
 
     Args:
-        tensor: as its file holds it.
-        slot: what it holds.
-        changes: of the model's layers.
+        tensor: the tensor in its file.
+        slot: its parts.
+        changes: changes of the model's layers.
     """
     leaves = []
     for index, (path, given) in enumerate(zip(slot.leaves, changes_in(slot, changes), strict=True)):
@@ -138,7 +138,7 @@ def merged(tensor: np.ndarray, slot: Slot, changes: Changes) -> np.ndarray:
 
 
 def _to_bias(leaf: np.ndarray, changes: Sequence[Change]) -> np.ndarray:
-    """A bias [O] with its changes, in its own type."""
+    """Adds changes to a bias [O]; the result has the bias's type."""
     total = leaf.astype(np.promote_types(leaf.dtype, np.float32))
     for change in changes:
         assert change.layer.bias is not None, "left out otherwise"
@@ -147,8 +147,8 @@ def _to_bias(leaf: np.ndarray, changes: Sequence[Change]) -> np.ndarray:
 
 
 def _to_kernel(leaf: np.ndarray, changes: Sequence[Change]) -> np.ndarray:
-    """A kernel [I, O] with its changes, in its own type."""
-    # Turned, and turned back: PyTorch's kernels lie in memory as [O, I].
+    """Adds changes to a kernel [I, O]; the result has the kernel's type."""
+    # Transposed and transposed back: PyTorch's kernels are [O, I] in memory.
     base = leaf.T.astype(np.promote_types(leaf.dtype, np.float32))
     plain = [
         (change.strength * float(change.layer.scale), change.layer)
@@ -168,7 +168,7 @@ def _to_kernel(leaf: np.ndarray, changes: Sequence[Change]) -> np.ndarray:
 
 
 def _difference(base: np.ndarray, layer: Pair | Full) -> np.ndarray:
-    """What a full difference or DoRA adds to a weight [O, I], in the weight's type."""
+    """The change of a weight [O, I] by a full difference or DoRA, in the weight's type."""
     if isinstance(layer, Full):
         added = layer.delta.astype(base.dtype)
     else:
@@ -178,7 +178,7 @@ def _difference(base: np.ndarray, layer: Pair | Full) -> np.ndarray:
         return added
     turned = base + added
     lengths = np.linalg.norm(turned, axis=1)
-    # Where all weights are zero they stay so.
+    # Rows of zeros stay zero.
     ratio = layer.magnitude.astype(base.dtype) / np.where(lengths == 0, 1, lengths)
     return ratio[:, None] * turned - base
 

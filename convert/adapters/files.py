@@ -1,4 +1,4 @@
-"""Adapter files: their layout is recognised, read and written."""
+"""Detects the layout of adapter files, reads and writes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ TORCH_FILE = "pytorch_lora_weights.safetensors"
 FLAX_FILE = "flax_lora.safetensors"
 
 
-# Names in a folder; where it holds several, the first is read.
+# File names in a folder; if there are several, the first is read.
 FILES = {
     "diffusers": TORCH_FILE,
     FLAX: FLAX_FILE,
@@ -43,24 +43,24 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 ALPHA_TYPE = "alpha_type"
 
 
-# The last layer, by a name that layers in blocks have too.
+# The last layer, whose name also occurs in blocks.
 LAST = "proj_out"
 
 
-# Header entries about the layout, which are written anew.
+# Header entries about the layout, which are always written anew.
 OWN = ("format", "alpha", ALPHA_TYPE, *HEADER)
 
 
 @dataclass(frozen=True)
 class LayerFile:
-    """An adapter as a file holds it, layer by layer.
+    """An adapter in a file, layer by layer.
 
     Attributes:
-        layout: one of `LAYOUTS`, or "xlabs", which is only read.
+        layout: one of `LAYOUTS`, or "xlabs", which is supported for reading only.
         layers: each layer's change.
-        metadata: what else the file's header says.
-        described: what the layout is called for people, if not by its name.
-        alphas: those of the file that are not above 0; the layers' own always are.
+        metadata: the other entries of the file's header.
+        described: name of the layout for display, if it differs.
+        alphas: the file's alphas that are not positive; those in `layers` always are.
     """
 
     layout: str
@@ -72,14 +72,15 @@ class LayerFile:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as the model takes it.
+    """An adapter in the form that the model uses.
 
     Attributes:
-        layout: of the file, one of `LAYOUTS`.
-        lora: {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ..., all
-            leaves in `convert.adapters.stacked`; L reaches to the file's last block of a target.
+        layout: layout of the file, one of `LAYOUTS`.
+        lora: {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ..., with
+            all leaves of `convert.adapters.stacked`; L reaches to the target's last block in the
+            file.
         alpha: the change is alpha / R * (x A) B, where R is the largest rank in the tree.
-        metadata: what else the file's header says.
+        metadata: the other entries of the file's header.
     """
 
     layout: str
@@ -89,16 +90,16 @@ class AdapterFile:
 
 
 def read_layers(path: str | Path) -> LayerFile:
-    """Reads an adapter in any layout, layer by layer; see docs/adapters.md for what is read.
+    """Reads an adapter in any layout, layer by layer; docs/adapters.md lists the layouts.
 
-    What is left out, such as text encoders, is said on stderr.
+    Skipped tensors, such as those of text encoders, are reported on stderr.
 
     Args:
         path: a safetensors file, or a folder with one.
 
     Raises:
-        InputError: the file is missing or damaged, of another kind or of mixed layouts, or
-            incomplete, or holds what is no finite number.
+        InputError: the file is missing, damaged, of another kind, of mixed layouts or incomplete,
+            or holds non-finite numbers.
     """
     file = _existing(Path(path))
     refuse_content(file)
@@ -126,7 +127,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
 
 
 def read_lora(path: str | Path) -> tuple[dict[str, Any], float]:
-    """Tree and alpha of an adapter in any layout; see `read_adapter`."""
+    """Reads tree and alpha of an adapter in any layout; see `read_adapter`."""
     adapter = read_adapter(path)
     return adapter.lora, adapter.alpha
 
@@ -174,24 +175,24 @@ def write_lora(
         metadata: entries for the file's header.
 
     Raises:
-        InputError: the tree lacks a partner, mixes ranks or has targets that no layer bears.
+        InputError: an A or B is missing, ranks differ, or a target is not a layer of the model.
     """
     file = named_file(Path(path), "diffusers")
     write_layers(file, "diffusers", unstack(file, lora, alpha), metadata)
 
 
 def named_file(path: Path, layout: str) -> Path:
-    """The file that is meant by a file or by its folder.
+    """The file to write, from its path or that of its folder.
 
     Raises:
-        InputError: the name is that of a pickle.
+        InputError: the suffix is that of a pickle.
     """
     _refuse_pickle(path)
     return path if path.suffix in SUFFIXES else path / FILES[layout]
 
 
 def _existing(path: Path) -> Path:
-    """The file that is meant by a file or by its folder."""
+    """The file to read, from its path or that of its folder."""
     _refuse_pickle(path)
     if not path.is_dir():
         return path
@@ -204,7 +205,7 @@ def _existing(path: Path) -> Path:
         return others[0]
     if others:
         names = [file.name for file in others]
-        raise listed(f"{path}: holds several files", names, "give the adapter's own")
+        raise listed(f"{path}: contains several files", names, "give the adapter's path")
     pickles = [file for suffix in PICKLES for file in sorted(path.glob(f"*{suffix}"))]
     if pickles:
         _refuse_pickle(pickles[0])
@@ -214,7 +215,7 @@ def _existing(path: Path) -> Path:
 def _refuse_pickle(path: Path) -> None:
     if path.suffix in PICKLES:
         raise InputError(
-            f"{path}: a {path.suffix} file is a pickle, which can run any program when opened; "
+            f"{path}: a {path.suffix} file is a pickle, which can run arbitrary code when opened; "
             "load it with torch.load(..., weights_only=True) and save its tensors with "
             "safetensors.torch.save_file"
         )
@@ -227,10 +228,10 @@ def _from_flax(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
     except (KeyError, ValueError) as error:
         raise InputError(
             f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number, and "
-            f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a type of floats if it is there; write "
+            f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a float type if present; write "
             "the file again with convert.lora"
         ) from error
-    # Before they are nested: a leaf may have the name of another's parent.
+    # Before nesting, because a leaf may have the name of another's parent.
     check(file, tensors)
     layers = unstack(file, nest(tensors), alpha, dtype)
     named = {label(place): pair for place, pair in layers.items()}
@@ -245,11 +246,11 @@ def _from_flax(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
 
 
 def _dropped(layout: str, layers: Layers) -> str | None:
-    """What diffusers does not apply of a file in this layout, or not as it says; None if nothing.
+    """What diffusers does not apply of a file in this layout, or applies differently; or None.
 
-    Its converters give layers outside the blocks names that its loader leaves out, and have no
-    names for whole differences. In its own layout it takes the alpha of the last `proj_out` for
-    that of the blocks' too, as PEFT's patterns are ends of names.
+    Its converters give layers outside the blocks names that its loader ignores, and have no names
+    for full differences. In its own layout the alpha of the last `proj_out` is also used for those
+    of the blocks, because PEFT's patterns match the ends of names.
     """
     if layout == "diffusers":
         return _spread_alpha(layers)
@@ -261,16 +262,16 @@ def _dropped(layout: str, layers: Layers) -> str | None:
         for place, each in layers.items()
         if isinstance(each, Full) or each.bias is not None
     ]
-    for lost, what in ((whole, "whole differences and biases"), (outside, "outside the blocks")):
+    for lost, what in ((whole, "full differences and biases"), (outside, "outside the blocks")):
         if lost:
             said = f"diffusers does not apply {counted(len(lost), 'layer')} of this file, {what}"
-            mend = f"ComfyUI does{'' if whole else '; for diffusers take --to diffusers'}"
+            mend = f"ComfyUI does{'' if whole else '; for diffusers use --to diffusers'}"
             return str(listed(said, lost, mend))
     return None
 
 
 def _spread_alpha(layers: Layers) -> str | None:
-    """What diffusers makes of an alpha of the last layer that the blocks' have not."""
+    """Effect in diffusers of the last layer's alpha on blocks with another alpha; or None."""
     last = layers.get((LAST, None))
     inner = [each for (target, _), each in layers.items() if target == f"single_blocks/{LAST}"]
     if not isinstance(last, Pair):

@@ -1,18 +1,18 @@
-"""One low-rank pair for layers that the original model joins (`qkv`, `linear1`), and back.
+"""Joins low-rank pairs of layers that the original model joins (`qkv`, `linear1`), and splits them.
 
-Layers with one down matrix between them, as a trainer of the joined layer leaves them, keep it:
-their ups follow each other. Others become a block-diagonal pair, whose rank is the sum:
+Layers with the same down matrix, as after training the joined layer, keep it: their ups are
+concatenated. Others become a block-diagonal pair, whose rank is the sum:
 
     down = [A_q; A_k]        up = [[B_q, 0], [0, B_k], [0, 0]]
 
-Layers without an adapter have zeros in up. alpha / R of the pair is the one of its layers. Where
-these differ, it is the greatest and the other ups are scaled down, all in a wider type, from which
-the former bits can be recovered.
+Layers without an adapter have zeros in up. The pair has the alpha / R of its layers. If these
+differ, it is the largest one and the other ups are scaled down, all in a wider type, from which the
+original bits can be recovered.
 
-The way back follows the zeros in up. What these do not tell (an up that is zero itself, a type, an
-alpha before scaling) is written beside the tensors, as `PartRecord`. Whatever is written there, a
-pair comes apart only into layers that join to the same bits again; failing that, each layer gets
-all of down and its rows of up, which is always true.
+Splitting follows the zeros in up. What these do not determine (an up that is itself zero, a type,
+an alpha before scaling) is stored in the header, as `PartRecord`. Whatever is stored there, a pair
+is split only into layers that join to the same bits again; otherwise each layer gets all of down
+and its rows of up, which is always correct.
 
 Axis letters: I inputs, O outputs, R rank.
 """
@@ -32,7 +32,7 @@ FLOATS = {name: np.dtype(name) for name in TYPES if "float" in name}
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What a layer was before it was joined."""
+    """Properties of a layer before it was joined."""
 
     rank: int
     alpha: float
@@ -40,13 +40,13 @@ class PartRecord:
 
     @classmethod
     def of(cls, pair: Pair) -> "PartRecord":
-        """What to tell of this layer; types are those of down, up and alpha."""
+        """The record of this layer; types are those of down, up and alpha."""
         types = (pair.down.dtype.name, pair.up.dtype.name, pair.alpha.dtype.name)
         return cls(pair.rank, number(pair.alpha), types)
 
     @classmethod
     def parse(cls, entry: Any) -> "PartRecord | None":
-        """What `as_json` made.
+        """Parses the result of `as_json`.
 
         Raises:
             TypeError, ValueError, KeyError, OverflowError: it is something else.
@@ -60,15 +60,15 @@ class PartRecord:
         return record
 
     def as_json(self) -> dict[str, Any]:
-        """For the file's header."""
+        """The record as JSON, for the file's header."""
         return asdict(self)
 
 
 def join(layers: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
-    """One pair for several layers.
+    """Joins several layers into one pair.
 
     Args:
-        layers: those that are joined, in order; None for one without an adapter; all of I inputs.
+        layers: the layers in order; None for one without an adapter; all with I inputs.
         widths: their numbers of outputs.
     """
     present = [pair for pair in layers if pair is not None]
@@ -98,16 +98,16 @@ def join(layers: Sequence[Pair | None], widths: Sequence[int]) -> Pair:
 def split(
     joined: Pair, widths: Sequence[int], records: Sequence[PartRecord | None] | None = None
 ) -> list[Pair | None]:
-    """The layers of a joined pair; None for one without an adapter.
+    """Splits a joined pair into its layers; None for one without an adapter.
 
     Args:
         joined: the pair.
         widths: numbers of outputs of the joined layers, in order.
-        records: what `records_of_parts` gave when it was made, if anything.
+        records: result of `records_of_parts` when the pair was joined, if any.
     """
     for parts in (records, _by_zeros(joined, widths)):
         if parts is not None and _fits(joined, widths, parts):
-            # The records may be wrong, and then numbers that no type holds come.
+            # Wrong records may cause numbers that no type can represent.
             with np.errstate(over="ignore", invalid="ignore"):
                 layers = _apart(joined, widths, parts)
                 if same(join(layers, widths), joined):
@@ -118,10 +118,10 @@ def split(
 def records_of_parts(
     layers: Sequence[Pair | None], joined: Pair, widths: Sequence[int]
 ) -> list[PartRecord | None] | None:
-    """What must be told of these layers to get them from `joined`; None if the tensors suffice.
+    """Records that `split` needs to recover these layers from `joined`; None if it needs none.
 
     Raises:
-        ValueError: they cannot be had from it, as no type is wide enough for their scaled numbers.
+        ValueError: they cannot be recovered, as no type is wide enough for their scaled numbers.
     """
     if _equal(split(joined, widths), layers):
         return None
@@ -136,7 +136,7 @@ def _equal(one: Sequence[Pair | None], other: Sequence[Pair | None]) -> bool:
 
 
 def _common(arrays: Sequence[np.ndarray], wider: bool) -> np.dtype:
-    """A type that holds all of them, or one with room for scaled numbers besides."""
+    """A type that can represent all of them, or a wider one with room for scaled numbers."""
     types = {array.dtype for array in arrays}
     if len(types) == 1 and not wider:
         return types.pop()
@@ -149,13 +149,13 @@ def _times(up: np.ndarray, ratio: Fraction, dtype: Any) -> np.ndarray:
 
 
 def _by_zeros(joined: Pair, widths: Sequence[int]) -> list[PartRecord | None] | None:
-    """What the zeros in up say: which layers there are and which columns are whose."""
+    """Records derived from the zeros in up: the layers with an adapter and their columns."""
     used = np.stack([part.any(axis=0) for part in _rows(_bits(joined.up), widths)])
     present = used.any(axis=1)
     if (used.sum(axis=0) > 1).any() or present.sum() < 2:
         ranks = np.where(present | (present.sum() == 0), joined.rank, 0).tolist()
     else:
-        # A column without an owner goes with the one before it, or with the first owner.
+        # A zero column belongs to the owner of the previous column, or to the first owner.
         owners = np.where(used.any(axis=0), used.argmax(axis=0), -1)
         owners = np.maximum.accumulate(np.where(owners < 0, present.argmax(), owners))
         ranks = np.bincount(owners, minlength=len(widths)).tolist()
@@ -168,7 +168,7 @@ def _by_zeros(joined: Pair, widths: Sequence[int]) -> list[PartRecord | None] | 
 
 
 def _fits(joined: Pair, widths: Sequence[int], records: Sequence[PartRecord | None]) -> bool:
-    """Whether a pair of this rank can be what these layers became."""
+    """Whether layers with these records can have been joined to a pair of this rank."""
     ranks = [each.rank for each in records if each is not None]
     return len(records) == len(widths) and (
         sum(ranks) == joined.rank or set(ranks) == {joined.rank}
@@ -178,7 +178,7 @@ def _fits(joined: Pair, widths: Sequence[int], records: Sequence[PartRecord | No
 def _apart(
     joined: Pair, widths: Sequence[int], records: Sequence[PartRecord | None]
 ) -> list[Pair | None]:
-    """The layers, if they were as the records say."""
+    """Splits the layers according to the records."""
     present = [each for each in records if each is not None]
     shared = sum(each.rank for each in present) != joined.rank
     scales = [Fraction(repr(each.alpha)) / each.rank for each in present]
@@ -208,5 +208,5 @@ def _rows(up: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """The array as whole numbers, where a negative zero is not zero."""
+    """The array viewed as integers, in which a negative zero is not zero."""
     return array.view(f"u{array.itemsize}")

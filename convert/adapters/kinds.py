@@ -1,6 +1,6 @@
-"""What a file is that holds no adapter of FLUX.1's transformer, or more than one of it.
+"""Identifies files that are not an adapter of FLUX.1's transformer, or contain more than that.
 
-Messages are one line: what the file is, three keys at most and how many there are.
+Messages have one line: what the file is, at most three keys, and the number of keys.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flux_jax.errors import LONGEST, InputError, counted, shortened
 
-# The longest key in a message.
+# Maximum length of a key in a message.
 SHOWN = 80
 EXAMPLES = 3
 
@@ -21,7 +21,7 @@ _ENCODERS = re.compile(
 _T5 = re.compile(r"t5|te[23]|text_encoder_[23]|SelfAttention|DenseReluDense", re.IGNORECASE)
 _EMBEDDINGS = re.compile(r"bundle_emb\.")
 _NORM = re.compile(r"(query_norm|key_norm|norm_(added_)?[qk])([._]|$)")
-# A tensor of a model, and no part of an adapter.
+# Prefix of a pattern for tensors of a model, which are not part of an adapter.
 _WHOLE = r"^(?!.*(lora_[AB]|lora_down|lora_up|\.down\.|\.up\.)).*"
 _WEIGHT = r"\.(weight|bias|scale)$"
 _FLUX_LAYER = (
@@ -29,16 +29,16 @@ _FLUX_LAYER = (
     r"(img|txt|linear|modulation|norm)|img_in|txt_in|time_in|vector_in|guidance_in|final_layer"
     r"|x_embedder|context_embedder|time_text_embed|norm_out|proj_out)"
 )
-# What keys say, the surest first: a pattern that finds one of them, what the file is, what to do.
+# (pattern of a key, what the file is, what to do), most reliable first.
 _OTHERS = (
-    (r"ip_adapter|image_proj\.|to_[kv]_ip", "an IP adapter", "it needs a picture's encoder"),
+    (r"ip_adapter|image_proj\.|to_[kv]_ip", "an IP adapter", "it needs an image encoder"),
     (
         r"controlnet|input_hint_block|control_add_embedder|control_model\.|zero_convs",
         "a ControlNet",
         "it is a network beside the model",
     ),
     (r"^(first_stage_model|encoder|decoder)\.(encoder|decoder|down|up|mid|conv)", "a VAE", ""),
-    (r"redux_(up|down)", "FLUX.1 Redux", "it needs a picture's encoder"),
+    (r"redux_(up|down)", "FLUX.1 Redux", "it needs an image encoder"),
     (r"distilled_guidance_layer", "of another model, Chroma", ""),
     (
         r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj|\.ff(_context)?\.linear_in"
@@ -89,18 +89,18 @@ _OTHERS = (
     (
         rf"{_WHOLE}{_FLUX_LAYER}.*{_WEIGHT}",
         "a whole model",
-        "give it where a model is asked for",
+        "give it as the model",
     ),
 )
 _OTHERS_FOUND = [(re.compile(text), what, mend) for text, what, mend in _OTHERS]
-# Parts of changes that are not read, by the endings of keys.
+# Unsupported parts of changes, by the endings of keys.
 _FORMS = (
     (r"\.(lora_mid\.weight|lokr_t2|hada_t[12])$", "convolutions' factors"),
     (r"\.(oft_blocks|oft_diag|oft_R|vera_lambda_\w+|boft\w*)(\.|$)", "OFT, BOFT or VeRA"),
     (r"\.([ab][12]\.weight|on_input)$", "GLoRA or IA3"),
     (r"\.lora_E$", "AdaLoRA"),
-    (r"\.(set_weight|reshape_weight)$", "weights that take the model's place"),
-    (rf"{_WHOLE}({_WEIGHT}|\.modules_to_save\.)", "whole weights"),
+    (r"\.(set_weight|reshape_weight)$", "weights that replace the model's"),
+    (rf"{_WHOLE}({_WEIGHT}|\.modules_to_save\.)", "full weights"),
     (r"\.lora_A(\.[^.]+)?\.bias$|\.lora_down\.bias$", "biases between the matrices"),
 )
 _FORMS_FOUND = [(re.compile(text), what) for text, what in _FORMS]
@@ -108,20 +108,20 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _CONTENTS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     (
         _PICKLES,
-        "is a pickle, which can run any program when opened; load it with "
+        "is a pickle, which can run arbitrary code when opened; load it with "
         "torch.load(..., weights_only=True) and save its tensors with safetensors.torch.save_file",
     ),
     ((b"GGUF",), "is a GGUF file; give the adapter as safetensors"),
-    ((b"version https://git-lfs",), "is a pointer of Git LFS; fetch the file (git lfs pull)"),
+    ((b"version https://git-lfs",), "is a Git LFS pointer; fetch the file (git lfs pull)"),
     ((b"<", b"\n<"), "is a web page; download the file itself"),
 )
 
 
 def refuse_content(file: Path) -> None:
-    """Refuses a file of which the first bytes show that it is no safetensors file.
+    """Refuses a file whose first bytes show that it is not a safetensors file.
 
     Raises:
-        InputError: says what it is.
+        InputError: the message says what it is.
     """
     if not file.is_file():
         return
@@ -129,7 +129,7 @@ def refuse_content(file: Path) -> None:
         begin = opened.read(64)
     if not begin:
         raise InputError(f"{file}: is empty, not a safetensors file; copy or download it again")
-    # A header's length, of 8 bytes, and the header: the length may begin like anything.
+    # The file starts with the header's length, 8 bytes of any value, and then the header.
     if begin[5:9] == b"\0\0\0{":
         return
     for starts, what in _CONTENTS:
@@ -138,13 +138,13 @@ def refuse_content(file: Path) -> None:
 
 
 def split_encoders(names: Collection[str]) -> tuple[list[str], str]:
-    """The names that are not of text encoders, and what to say of those that are.
+    """Separates tensors of text encoders from the others.
 
     Args:
-        names: of all tensors.
+        names: names of all tensors.
 
     Returns:
-        The names, and a line such as "144 tensors of the text encoder CLIP", or "".
+        The other names, and a line such as "144 tensors of the text encoder CLIP", or "".
     """
     counts = {"the text encoder CLIP": 0, "the text encoder T5": 0, "embeddings of words": 0}
     rest = []
@@ -161,20 +161,20 @@ def split_encoders(names: Collection[str]) -> tuple[list[str], str]:
 
 
 def is_norm(name: str) -> bool:
-    """Whether a key is one of a norm of queries or keys."""
+    """Whether a key belongs to a norm of queries or keys."""
     return bool(_NORM.search(name))
 
 
 def refuse_unknown(file: Path, unknown: Sequence[str], known: int) -> None:
-    """Refuses keys that no layout has, and says what the file is.
+    """Refuses keys that belong to no layout, with a message that says what the file is.
 
     Args:
-        file: where they are.
+        file: the file.
         unknown: the keys.
-        known: how many keys are an adapter's of FLUX.1's transformer.
+        known: number of keys that belong to an adapter of FLUX.1's transformer.
 
     Raises:
-        InputError: there are unknown keys, or no key at all.
+        InputError: there are unknown keys, or no keys at all.
     """
     if not unknown and known:
         return
@@ -185,13 +185,13 @@ def refuse_unknown(file: Path, unknown: Sequence[str], known: int) -> None:
         raise listed(
             f"{file}: a control LoRA of FLUX.1 (Canny, Depth), or one that changes norms",
             norms,
-            "only changes of dense layers are read",
+            "only changes of dense layers are supported",
         )
     if known:
         for pattern, what in _FORMS_FOUND:
             matches = [name for name in unknown if pattern.search(name)]
             if matches:
-                raise listed(f"{file}: an adapter with {what}", matches, "these are not read")
+                raise listed(f"{file}: an adapter with {what}", matches, "these are not supported")
     for pattern, what, mend in _OTHERS_FOUND:
         matches = [name for name in unknown if pattern.search(name)]
         if matches:
@@ -200,24 +200,27 @@ def refuse_unknown(file: Path, unknown: Sequence[str], known: int) -> None:
     for pattern, what in _FORMS_FOUND:
         matches = [name for name in unknown if pattern.search(name)]
         if matches:
-            raise listed(f"{file}: {what}", matches, "these are not read; give a LoRA of FLUX.1")
+            raise listed(
+                f"{file}: {what}", matches, "these are not supported; give a LoRA of FLUX.1"
+            )
     said = "no known adapter layout"
     if known:
         said = (
-            f"{counted(known, 'key')} {'is' if known == 1 else 'are'} of an adapter and these not"
+            f"{counted(known, 'key')} {'belongs' if known == 1 else 'belong'} to an "
+            "adapter but these do not"
         )
     example = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
     raise listed(f"{file}: {said}", unknown, f"expected keys such as {example}")
 
 
 def listed(said: str, items: Sequence[str], mend: str, most: int = SHOWN) -> InputError:
-    """An error of one line, with as many examples as fit it and their number.
+    """An error of one line, with the number of items and as many examples as fit.
 
     Args:
-        said: what is wrong, after the file's name.
-        items: what it is wrong with.
+        said: file name and problem.
+        items: the items that have the problem.
         mend: what to do.
-        most: letters of an example.
+        most: maximum length of an example.
     """
     shown = [shortened(item, most) for item in items[:EXAMPLES]]
     while True:

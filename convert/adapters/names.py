@@ -1,8 +1,8 @@
-"""Names of adapters' layers in every layout, derived from the names of the model's own tensors.
+"""Names of adapters' layers in every layout, derived from the names of the model's tensors.
 
-A key in a file is a naming's prefix, a layer's name and a part: `transformer.` and
-`transformer_blocks.0.attn.add_q_proj` and `.lora_A.weight`. A layout has one naming that is
-written and others that only are read, because some program writes them.
+A key in a file consists of a naming's prefix, a layer's name and a part: `transformer.` and
+`transformer_blocks.0.attn.add_q_proj` and `.lora_A.weight`. A layout has one naming for writing
+and others for reading only, because some programs write them.
 """
 
 import re
@@ -18,27 +18,27 @@ KERNEL = "/kernel"
 MODEL = "transformer."
 
 
-# Width of the hidden layers over the width of the stream, in every FLUX transformer.
+# Width of the hidden layers relative to the stream, in every FLUX transformer.
 HIDDEN = 4
 
 
-# A number after the name of a stack of blocks, without leading zeros. No FLUX has a thousand; more
-# would be a lie that costs memory, since stacks are as deep as their last block says.
+# A number after the name of a stack of blocks, without leading zeros. No FLUX has a thousand;
+# larger numbers would waste memory, since stacks are as deep as their last block's index.
 _BLOCK = re.compile(r"(?<=blocks[._])(0|[1-9][0-9]{0,2})(?=[._])")
 
 
-# A layer of the model: its path in the Flax tree, and which block of it, if it lies in blocks.
+# A layer of the model: its path in the Flax tree, and its block's index if it is in a block.
 Place = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A dense layer as one layout names it.
+    """A dense layer as named by one layout.
 
     Attributes:
         name: for instance `double_blocks.{i}.txt_attn.qkv`.
         targets: paths of the layers in the Flax tree that it joins, in the order of its outputs.
-        swapped: the halves of its outputs stand in the other order than in the Flax tree.
+        swapped: the halves of its outputs are swapped compared with the Flax tree.
     """
 
     name: str
@@ -46,15 +46,15 @@ class Layer:
     swapped: bool
 
     def places(self, block: int | None) -> list[Place]:
-        """The layers of the model that it joins in this block."""
+        """The model's layers that it joins, in this block."""
         return [(target, block) for target in self.targets]
 
     def in_block(self, block: int | None) -> str:
-        """The name with the block's number."""
+        """The name with the block's index."""
         return self.name.format(i=block)
 
     def widths(self, inputs: int) -> list[int]:
-        """How many outputs each of the joined layers has; they all read the stream."""
+        """Number of outputs of each joined layer; the stream is the input of all."""
         hidden = [target.endswith("proj_mlp") for target in self.targets]
         return [HIDDEN * inputs if wide else inputs for wide in hidden]
 
@@ -77,7 +77,7 @@ SPLIT = _layers(TRANSFORMER)
 JOINED = _layers(original.TRANSFORMER)
 
 
-# OneTrainer's: names of the original model, and each part of a joined layer by its number.
+# OneTrainer's: names of the original model, with a number for each part of a joined layer.
 NUMBERED = tuple(
     Layer(
         f"{layer.name}.{number}" if len(layer.targets) > 1 else layer.name, (target,), layer.swapped
@@ -88,7 +88,7 @@ NUMBERED = tuple(
 
 
 def _xlabs() -> tuple[Layer, ...]:
-    """XLabs' attention processors: 1 is the image's stream and 2 the text's."""
+    """XLabs' attention processors: 1 is the image stream and 2 the text stream."""
     joined = {layer.name: layer.targets for layer in JOINED}
     layers = []
     for number, stream in ((1, "img"), (2, "txt")):
@@ -111,9 +111,9 @@ class Naming:
 
     Attributes:
         layout: "diffusers", "kohya", "original" or "xlabs".
-        prefix: stands before each name.
-        layers: all that can have an adapter.
-        flat: underscores stand for the dots in layers' names.
+        prefix: prefix of each name.
+        layers: all layers that can have an adapter.
+        flat: dots in layer names are replaced by underscores.
     """
 
     layout: str
@@ -130,8 +130,8 @@ class Naming:
         return name.replace(".", "_") if self.flat else name
 
 
-# What programs set before names with dots: PEFT, PEFT on a pipeline, programs that keep several
-# models in one file, ComfyUI, diffusers, and those that set nothing.
+# Prefixes of programs before names with dots: PEFT, PEFT on a pipeline, programs that store several
+# models in one file, ComfyUI, diffusers, and none.
 PEFT_PREFIX = "base_model.model."
 
 
@@ -155,7 +155,7 @@ FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", LYCORIS)
 
 
 def _namings() -> tuple[Naming, ...]:
-    """The first one of a layout is written."""
+    """All namings; the first of each layout is the one for writing."""
     written = (
         Naming("diffusers", MODEL, SPLIT),
         Naming("kohya", "lora_unet_", JOINED, flat=True),
@@ -185,7 +185,7 @@ FLAX = "flax"
 LAYOUTS = ("diffusers", "kohya", "original", FLAX)
 
 
-# How A (down) and B (up) are called, in either way; alpha has one name.
+# Endings of A (down) and B (up) in the two spellings; alpha has a single one.
 PEFT_PARTS = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 
 
@@ -211,8 +211,8 @@ FULL = ".diff"
 FULL_BIAS = ".diff_b"
 
 
-# Endings of keys, and which part of a layer's change each is: the pairs' spellings by PEFT (with an
-# adapter's name or without), kohya's scripts, older diffusers and XLabs.
+# Endings of keys, and the part of a layer's change: spellings of pairs by PEFT (with or without an
+# adapter name), kohya's scripts, older diffusers and XLabs.
 _ENDINGS = (
     (r"\.lora_A(\.(?P<adapter>[^.]+))?\.weight", "down"),
     (r"\.lora_B(\.(?P<adapter>[^.]+))?\.weight", "up"),
@@ -242,16 +242,16 @@ _ENDING = [(re.compile(f"(?P<stem>.+?)(?P<ending>{text})"), part) for text, part
 
 @dataclass(frozen=True)
 class Key:
-    """What the key of a tensor says.
+    """A parsed tensor key.
 
     Attributes:
-        naming: how the layer is spelled.
-        layer: which one.
-        block: in which block, if it lies in blocks.
+        naming: spelling of the layer.
+        layer: the layer.
+        block: index of the block, if the layer is in one.
         part: "down", "up", "alpha", "bias", "magnitude", "diff", "diff_b", or the name of one of
             LoKr's or LoHa's factors.
-        ending: how the part is spelled.
-        adapter: its name in PEFT's keys, or "".
+        ending: spelling of the part.
+        adapter: adapter name in PEFT's keys, or "".
     """
 
     naming: Naming
@@ -275,7 +275,7 @@ _SPELLED = {
 
 
 def parse(name: str) -> Key | None:
-    """What a key says, or None if no layout has it."""
+    """Parses a key; None if it belongs to no layout."""
     for ending, part in _ENDING:
         match = ending.fullmatch(name)
         if not match:
@@ -295,7 +295,7 @@ def parse(name: str) -> Key | None:
 
 
 def spell(layout: str, layer: Layer, block: int | None, suffix: str) -> str:
-    """The key that is written for a layer's part."""
+    """The key for writing a layer's part."""
     return WRITTEN[layout].spelled(layer).format(i=block) + suffix
 
 
@@ -309,7 +309,7 @@ def label(place: Place) -> str:
 
 
 def _halves() -> Table:
-    """Names of every layer's A and B."""
+    """The table of names of every layer's A and B."""
     rows = []
     for layer in SPLIT:
         for letter, suffix in zip("AB", PEFT_PARTS.values(), strict=True):
@@ -318,9 +318,9 @@ def _halves() -> Table:
     return Table(tuple(rows))
 
 
-# Diffusers' keys beside the leaves of the Flax tree.
+# Diffusers' keys with the leaves of the Flax tree.
 TABLE = _halves()
 
 
-# Paths of the leaves that stack a layer of all blocks.
+# Paths of the leaves that stack a layer over all blocks.
 STACKED = {row.flax[0] for row in TABLE.rows if placeholders(row.torch)}

@@ -1,14 +1,14 @@
-"""The change that a layer's tensors in an adapter's file mean.
+"""Computes a layer's change from its tensors in an adapter file.
 
 | parts | change of the weight |
 | --- | --- |
 | down, up | alpha / R * up @ down |
 | lokr_w1, lokr_w2 | kron(w1, w2); a factor may come as the product of _a and _b, of rank R |
 | hada_w1_a, _b, hada_w2_a, _b | (w1_a @ w1_b) * (w2_a @ w2_b), entry by entry |
-| diff | itself |
+| diff | diff |
 
-LoKr and LoHa have the scale alpha / R too, but for a LoKr of two whole factors, which has 1. The
-factors' names and scales are those of LyCORIS.
+LoKr and LoHa are multiplied by alpha / R too, except a LoKr with two full factors, which has scale
+1. The factors' names and scales are LyCORIS's.
 
 Axis letters: I inputs, O outputs, R rank.
 """
@@ -25,12 +25,12 @@ from convert.adapters.peft import Scales
 from flux_jax.weights.mapping import is_finite
 from flux_jax.weights.safetensors_files import is_float
 
-NOT_FINITE = "has infinities or what is no number"
+NOT_FINITE = "has infinities or NaN"
 NO_ALPHA = "it must be a finite number"
 PAIR = {"down", "up"}
 LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 LOKR = {f"lokr_w{factor}{half}" for factor in "12" for half in ("", "_a", "_b")}
-# Outputs of a layer over its inputs; all other layers in blocks have as many of each.
+# Outputs of a layer over its inputs; 1 for all other layers in blocks.
 _RATIOS = {
     "norm1/linear": (6, 1),
     "norm1_context/linear": (6, 1),
@@ -45,22 +45,22 @@ _RATIOS = {
 
 
 class UnusableError(ValueError):
-    """A layer's tensors are no change; says why."""
+    """A layer's tensors do not form a valid change; the message says why."""
 
 
 def change(
     parts: Mapping[str, np.ndarray], name: str, targets: tuple[str, ...], scales: Scales
 ) -> Pair | Full | None:
-    """A layer's change, a pair as the file has it; None where it is a difference of zeros only.
+    """Computes a layer's change (pairs as stored); None for a full difference of only zeros.
 
     Args:
         parts: the layer's tensors; see `convert.adapters.names.Key.part`.
-        name: of the layer, for what the header says of it.
-        targets: the layers of the model that it joins.
-        scales: what the header says.
+        name: the layer's name, for the header's scales.
+        targets: the model's layers that it joins.
+        scales: scales in the header.
 
     Raises:
-        UnusableError: parts are missing, do not fit, or hold what is no finite number.
+        UnusableError: parts are missing, do not fit, or hold non-finite numbers.
     """
     for part, tensor in parts.items():
         _check_numbers(part, tensor, parts)
@@ -82,7 +82,7 @@ def change(
         return _pair(parts, name, bias, scales)
     full = _full(parts, name, scales)
     if "bias" in parts:
-        raise UnusableError("has a bias of a pair and no pair")
+        raise UnusableError("has the bias of a pair but no pair")
     if bias is not None and len(bias) != len(full):
         raise UnusableError(f"has a bias of {len(bias)} for {len(full)} outputs")
     magnitude = _magnitude(parts, len(full))
@@ -91,13 +91,13 @@ def change(
 
 
 def settled(pair: Pair) -> Pair | None:
-    """The pair with an alpha above 0: an alpha below 0 goes into up; None where it changes nothing.
+    """The pair with a positive alpha: a negative sign is moved to up; None if it has no effect.
 
-    (Diffusers' reader of kohya's layout does not end at an alpha below 0.)
+    (Diffusers' reader of kohya's layout does not terminate for a negative alpha.)
     """
     alpha = number(pair.alpha)
     if alpha < 0:
-        # Subtracted, which makes no negative zeros.
+        # Subtraction creates no negative zeros.
         up = np.zeros((), pair.up.dtype) - pair.up
         return replace(pair, up=up, alpha=np.asarray(np.abs(pair.alpha)))
     if alpha > 0:
@@ -108,7 +108,7 @@ def settled(pair: Pair) -> Pair | None:
 
 
 def alpha_problem(alpha: np.ndarray) -> str | None:
-    """What is wrong with an alpha, if anything."""
+    """The problem of an alpha, if any."""
     if alpha.size != 1:
         return f"has an alpha of shape {list(alpha.shape)}, expected one number"
     value = number(alpha)
@@ -118,7 +118,7 @@ def alpha_problem(alpha: np.ndarray) -> str | None:
 
 
 def pair_problem(pair: Pair) -> str | None:
-    """What is wrong with a pair's matrices and alpha, if anything."""
+    """The problem of a pair's matrices and alpha, if any."""
     for part, tensor in (("down", pair.down), ("up", pair.up)):
         problem = _numbers_problem(part, tensor)
         if problem:
@@ -137,7 +137,7 @@ def _pair(
         raise UnusableError(f"has no {lost[0]} matrix")
     down, up = parts["down"], parts["up"]
     if {down.shape[2:], up.shape[2:]} == {(1, 1)} and down.ndim == up.ndim == 4:
-        # Dense layers that a program trains as convolutions of one point.
+        # Dense layers that a program trains as 1 x 1 convolutions.
         down, up = down[:, :, 0, 0], up[:, :, 0, 0]
     pair = Pair(down, up, _alpha(parts, down, scales.alpha(name, len(down) if down.ndim else 1)))
     problem = pair_problem(pair)
@@ -152,7 +152,7 @@ def _pair(
 
 
 def _magnitude(parts: Mapping[str, np.ndarray], outputs: int) -> np.ndarray | None:
-    """DoRA's lengths [O], if the layer has them."""
+    """DoRA's magnitudes [O], if the layer has them."""
     if "magnitude" not in parts:
         return None
     magnitude = parts["magnitude"]
@@ -167,7 +167,7 @@ def _magnitude(parts: Mapping[str, np.ndarray], outputs: int) -> np.ndarray | No
 def _alpha(
     parts: Mapping[str, np.ndarray], down: np.ndarray, header_alpha: float | None
 ) -> np.ndarray:
-    """The file's alpha, the header's, or the rank."""
+    """The alpha of the file, else of the header, else the rank."""
     if "alpha" not in parts:
         return implied(down) if header_alpha is None else typed(header_alpha, down.dtype)
     alpha = parts["alpha"]
@@ -213,7 +213,7 @@ def _full(parts: Mapping[str, np.ndarray], name: str, scales: Scales) -> np.ndar
 
 
 def _factor(parts: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, int | None]:
-    """A factor of LoKr, and its rank if it is a product."""
+    """A factor of LoKr, and its rank if it is a product of two matrices."""
     if name in parts:
         return _matrix(parts, name), None
     return _product(parts, name)
@@ -250,7 +250,7 @@ def _vector(array: np.ndarray) -> np.ndarray:
 
 
 def _bias_alone(bias: np.ndarray, targets: tuple[str, ...]) -> Pair:
-    """A change of a bias, as a pair of zeros besides."""
+    """A change of only a bias, as a pair of zeros with that bias."""
     target = targets[0]
     if len(targets) > 1:
         outputs, inputs = sum(HIDDEN if each.endswith("mlp") else 1 for each in targets), 1
@@ -285,9 +285,9 @@ def _numbers_problem(part: str, tensor: np.ndarray) -> str | None:
 
 
 def product(pair: Pair) -> np.ndarray:
-    """The matrix of a pair without magnitudes [O, I], its scale applied, in float32 or wider."""
+    """The matrix [O, I] of a pair without magnitudes, scale applied, in float32 or wider."""
     dtype = np.promote_types(_wide(pair.down), _wide(pair.up))
     scaled = pair.up.astype(np.float64) * float(pair.scale)
     if not math.isfinite(float(np.abs(scaled).max(initial=0))):
-        raise UnusableError("has numbers that no type holds")
+        raise UnusableError("has numbers that overflow every type")
     return (scaled @ pair.down.astype(np.float64)).astype(dtype)

@@ -1,4 +1,4 @@
-"""Adapters as commands name them: "PATH", or "PATH:STRENGTH"."""
+"""Parses adapter arguments of commands: "PATH", or "PATH:STRENGTH"."""
 
 import math
 import os
@@ -8,10 +8,10 @@ from flux_jax.errors import InputError
 
 
 def split_strength(text: str) -> tuple[Path, float]:
-    """Path and strength of "PATH" or "PATH:STRENGTH"; the strength is 1 if left out.
+    """Splits "PATH" or "PATH:STRENGTH" into path and strength; the strength is 1 by default.
 
     Raises:
-        InputError: the strength is no finite number.
+        InputError: the strength is not a finite number.
     """
     path, colon, strength = text.rpartition(":")
     if not colon or os.path.exists(text):
@@ -28,10 +28,10 @@ def split_strength(text: str) -> tuple[Path, float]:
 
 
 def find_adapter(path: str | Path) -> Path:
-    """The file or folder of an adapter, of which the run's folder may be given.
+    """The file or folder of an adapter; the path may also be the run's folder.
 
     Raises:
-        InputError: there is none.
+        InputError: the path does not exist.
     """
     path = Path(path)
     if not os.path.exists(path):

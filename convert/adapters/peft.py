@@ -1,7 +1,7 @@
-"""What PEFT's configuration says of an adapter: alphas, and settings that change its meaning.
+"""Reads PEFT's configuration of an adapter: alphas, and settings that change its meaning.
 
-It comes as `adapter_config.json` beside PEFT's own files, and as an entry of the header of
-diffusers' files: `FluxPipeline.save_lora_weights` sets `transformer.` before its fields, and
+It is stored as `adapter_config.json` beside PEFT's files, and in the header of diffusers' files:
+`FluxPipeline.save_lora_weights` prefixes its fields with `transformer.`, and
 `FluxTransformer2DModel.save_lora_adapter` does not.
 """
 
@@ -18,24 +18,24 @@ from flux_jax.errors import InputError
 PEFT_METADATA = "lora_adapter_metadata"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
-# What JSON of another form than expected gives rise to.
+# Exceptions that JSON of an unexpected structure can cause.
 DAMAGES = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 TYPES = ("LORA", "LOKR", "LOHA")
-# Ways to begin that change the model's own weights, on which the matrices then stand.
+# Initialisations that change the model's weights, on which the adapter then depends.
 REBASED = ("pissa", "olora", "loftq", "corda")
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Alphas and ranks by layers' names; a layer without any has the scale 1.
+    """Alphas and ranks by layer name; a layer without any has scale 1.
 
     Attributes:
-        alphas: patterns of names and their alphas; the first that fits holds.
-        ranks: the same of ranks, for adapters whose matrices do not show theirs.
+        alphas: patterns of names and their alphas; the first match counts.
+        ranks: patterns of names and their ranks, for adapters whose matrices do not show the rank.
         general: alpha of all other layers.
-        rank: of all other layers.
-        root: the scale is alpha over the rank's root (rsLoRA), not over the rank.
-        dora: the layers have DoRA's magnitudes.
+        rank: rank of all other layers.
+        root: the scale is alpha / sqrt(rank) (rsLoRA) instead of alpha / rank.
+        dora: the layers have DoRA magnitudes.
     """
 
     alphas: Mapping[re.Pattern[str], float] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Scales:
     dora: bool = False
 
     def alpha(self, name: str, rank: int) -> float | None:
-        """The alpha with which alpha / R is the layer's scale; None if nothing is said."""
+        """The alpha for which alpha / R is the layer's scale; None if it is not specified."""
         alpha = _first(self.alphas, name, self.general)
         return alpha * rank**0.5 if alpha is not None and self.root else alpha
 
@@ -58,10 +58,10 @@ class Scales:
 
 
 def header_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
-    """What the header of diffusers' files says.
+    """Reads the configuration in the header of diffusers' files.
 
     Raises:
-        InputError: it is damaged, or says what cannot be followed.
+        InputError: it is damaged, or has unsupported settings.
     """
     if PEFT_METADATA not in metadata:
         return Scales()
@@ -76,10 +76,10 @@ def header_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
 
 
 def folder_scales(file: Path) -> Scales | None:
-    """What PEFT's configuration beside its file says; None if there is none.
+    """Reads PEFT's configuration beside its file; None if there is none.
 
     Raises:
-        InputError: it is damaged, or says what cannot be followed.
+        InputError: it is damaged, or has unsupported settings.
     """
     path = file.parent / PEFT_CONFIG
     if file.name != PEFT_FILE or not path.is_file():
@@ -101,8 +101,8 @@ def _scales(where: str, config: Mapping[str, Any]) -> Scales:
     begun = str(config.get("init_lora_weights")).lower()
     if begun.startswith(REBASED):
         raise InputError(
-            f"{where}: init_lora_weights = {begun[:40]!r} stands on changed weights of the model; "
-            "convert the adapter with PEFT (path_initial_model_for_weight_conversion)"
+            f"{where}: init_lora_weights = {begun[:40]!r} depends on modified weights of the "
+            "model; convert the adapter with PEFT (path_initial_model_for_weight_conversion)"
         )
     lokr = str(kind).upper() in TYPES[1:]
     try:
@@ -136,11 +136,12 @@ def _patterns(values: Any) -> dict[re.Pattern[str], float]:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A layer's name as PEFT writes it: a regular expression for the name's end.
+    """Compiles a layer name as PEFT writes it: a regular expression for the end of the name.
 
     Raises:
-        ValueError: it is more than names with a few repetitions; some expressions take for ever.
+        ValueError: it is more than a name with a few repetitions; some expressions would run
+            practically forever.
     """
     if not re.fullmatch(r"[\w.\\^$*+-]*", text) or len(re.findall(r"[*+]", text)) > 2:
-        raise ValueError(f"a pattern is {text[:40]!r}: write layers' names out")
+        raise ValueError(f"unsupported pattern {text[:40]!r}: write the layer names out")
     return re.compile(rf"(.*\.)?({text})")

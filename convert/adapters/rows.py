@@ -1,7 +1,7 @@
-"""Changes of a layout's layers as changes of the model's layers, and back.
+"""Converts changes of a layout's layers to changes of the model's layers, and back.
 
-A layout's layer may join several of the model's, one after the other along its outputs, or hold the
-halves of its outputs in the other order.
+A layout's layer may join several of the model's, concatenated along the outputs, or have the halves
+of its outputs swapped.
 
 Axis letters: I inputs, O outputs, R rank.
 """
@@ -19,10 +19,10 @@ from convert.adapters.parts import UnusableError, product
 def apart(
     layer: Layer, block: int | None, made: Pair | Full, records: list[PartRecord | None] | None
 ) -> dict[Place, Pair | Full]:
-    """The layers of the model that a layout's layer holds.
+    """Splits a change of a layout's layer into changes of the model's layers.
 
     Raises:
-        UnusableError: it has another number of outputs than they have together.
+        UnusableError: its number of outputs is not their sum.
     """
     places = layer.places(block)
     if len(places) == 1:
@@ -56,7 +56,7 @@ def together(
     """The inverse of `apart`.
 
     Raises:
-        ValueError: the layers do not fit each other; says how.
+        ValueError: the layers do not fit each other; the message says why.
     """
     first = next(each for each in parts if each is not None)
     if len(layer.targets) == 1:
@@ -94,7 +94,7 @@ def _delta(each: Pair | Full | None, width: int, inputs: int) -> np.ndarray:
 
 
 def _swapped(each: Pair | Full) -> Pair | Full:
-    """The change with the halves of its outputs in the other order."""
+    """The change with the halves of its outputs swapped."""
 
     def rolled(rows: np.ndarray | None) -> np.ndarray | None:
         return None if rows is None else np.roll(rows, len(rows) // 2, axis=0)

@@ -1,12 +1,12 @@
-"""An adapter's layers stacked along the blocks, as the model takes them, and apart again.
+"""Stacks an adapter's layers along the blocks, as the model uses them, and unstacks them.
 
 A target is a path of the Flax tree; its leaves are
 - A [L, I, R] and B [L, R, O]: x gets alpha / R * (x A) B, where R is the largest rank in the tree;
 - D [L, I, O]: a full difference, x D;
 - b [L, O]: a difference of the bias;
-- M [L, O]: DoRA's length of each output's weights, NaN where a layer keeps its own.
-Outside the blocks there is no L. Layers of one rank and one alpha, in all blocks, are stacked as
-they are. Others are filled up with zeros, in ranks and in blocks, and each scale is put into B.
+- M [L, O]: DoRA's length of each output's weights, NaN where a layer is not DoRA.
+Outside the blocks there is no L. Layers of one rank and one alpha, in all blocks, are stacked
+unchanged. Others are padded with zeros, in ranks and in blocks, and each scale is folded into B.
 
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
@@ -26,7 +26,7 @@ from flux_jax.tree import flatten, nest
 from flux_jax.weights.mapping import differences, refuse, to_torch
 
 MEND = "every target needs A and B of one rank in every block"
-# Numbers in a leaf: more than any FLUX.1 has in the kernels of all blocks.
+# Maximum number of elements in a leaf: more than the kernels of all blocks of any FLUX.1.
 LARGEST_LEAF = 1 << 32
 
 Lora = Mapping[str, Any]
@@ -34,11 +34,11 @@ Shape = tuple[int, ...]
 
 
 def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
-    """The Flax tree of an adapter, and its alpha.
+    """Builds the Flax tree of an adapter, and its alpha.
 
     Args:
         source: the file, for messages.
-        layers: of any kinds, ranks, alphas and blocks.
+        layers: layers of any kind, rank, alpha and blocks.
 
     Returns:
         {"dual_blocks": {"attn": {"add_q_proj": {"A": [L, I, R], "B": [L, R, O]}}}}, ..., where L
@@ -64,21 +64,21 @@ def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def stack_evenly(file: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
-    """As `stack`, of layers that need no filling up: what this project's own layout holds.
+    """Like `stack`, for layers that need no padding, as in this project's layout.
 
     Raises:
-        InputError: they do.
+        InputError: the layers need padding.
     """
     if why := uneven(layers):
         raise InputError(
-            f"{file}: the flax layout holds LoRA layers of one rank, one alpha and one type, in "
+            f"{file}: the flax layout supports only LoRA layers of one rank, alpha and type, in "
             f"every block; {why}: write diffusers', kohya's or the original layout instead"
         )
     return _as_they_are(layers)
 
 
 def uneven(layers: Layers) -> str | None:
-    """Why layers do not stack as they are, with the first example; None if they do."""
+    """Why layers need padding, with the first example; None if they do not."""
     pairs: dict[Place, Pair] = {}
     for place, change in layers.items():
         if not isinstance(change, Pair) or kind(change) != "LoRA":
@@ -111,7 +111,7 @@ def uneven(layers: Layers) -> str | None:
 
 
 def extents(source: Path, layers: Layers) -> dict[str, Shape]:
-    """What each target needs of a model: (blocks, inputs, outputs), without blocks outside them.
+    """Sizes that each target needs: (blocks, inputs, outputs); outside blocks (inputs, outputs).
 
     Raises:
         InputError: a target's layers have different widths.
@@ -147,11 +147,11 @@ def _as_they_are(layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def _padded(shape: Shape, changes: Mapping[int | None, Pair | Full]) -> dict[str, np.ndarray]:
-    """A target's leaves, with zeros where a layer has nothing.
+    """A target's leaves, padded with zeros where a layer has no part.
 
     Args:
-        shape: (blocks, inputs, outputs), without blocks outside them.
-        changes: of one target, by their blocks.
+        shape: (blocks, inputs, outputs), or (inputs, outputs) outside the blocks.
+        changes: changes of one target, by block.
     """
     *blocks, inputs, outputs = shape
     parts: dict[str, dict[int | None, np.ndarray]] = {}
@@ -174,7 +174,7 @@ def _padded(shape: Shape, changes: Mapping[int | None, Pair | Full]) -> dict[str
 
 
 def _parts(change: Pair | Full) -> dict[str, np.ndarray]:
-    """A layer's leaves, its scale in B; A and B of no larger rank than the layer's widths."""
+    """A layer's leaves, scale folded into B; A and B have at most the smaller width as rank."""
     vectors = {"b": change.bias, "M": change.magnitude}
     parts = {name: _wide(part) for name, part in vectors.items() if part is not None}
     if isinstance(change, Full):
@@ -182,9 +182,9 @@ def _parts(change: Pair | Full) -> dict[str, np.ndarray]:
     outputs, inputs = change.shape
     scale = float(change.scale)
     if change.rank <= min(inputs, outputs):
-        # Products of bfloat16 numbers and a scale are rounded in float32 alone.
+        # Products of bfloat16 numbers and a scale are rounded only to float32.
         return parts | {"A": change.down.T, "B": _wide(change.up.T) * scale}
-    # More than the layer can have: filling others up to this rank would take more than the model.
+    # A larger rank than the width: padding other layers to it would take more than the model.
     product = scale * (_wide(change.down.T) @ _wide(change.up.T))
     eye = np.eye(min(inputs, outputs), dtype=product.dtype)
     return parts | ({"A": eye, "B": product} if inputs <= outputs else {"A": product, "B": eye})
@@ -196,16 +196,17 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 
 def unstack(source: Path, lora: Lora, alpha: float, dtype: Any = None) -> dict[Place, Pair]:
-    """The layers of a Flax tree.
+    """Splits a Flax tree into layers.
 
     Args:
         source: the file, for messages.
         lora: tree of A [L, I, R] and B [L, R, O].
-        alpha: of all layers.
-        dtype: alpha's type; by default the matrices' if it holds the number, else float32.
+        alpha: alpha of all layers.
+        dtype: alpha's type; by default that of the matrices if it can represent the number, else
+            float32.
 
     Raises:
-        InputError: the tree lacks a partner, mixes ranks or has targets that no layer bears.
+        InputError: an A or B is missing, ranks differ, or a target is not a layer of the model.
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten(lora).items()}
     check(source, flat)
@@ -224,11 +225,11 @@ def unstack(source: Path, lora: Lora, alpha: float, dtype: Any = None) -> dict[P
 def _expected(
     source: Path, seen: Sequence[tuple[str, tuple[int, ...]]]
 ) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shapes that a complete adapter of these targets has, and its rank, by majority.
+    """Expected shapes of a complete adapter of these targets, and its rank, by majority.
 
     Args:
         source: the file, for messages.
-        seen: paths with stacked shapes, [I, R] and [R, O] outside the blocks; a path may come
+        seen: paths with stacked shapes, [I, R] and [R, O] outside the blocks; a path may occur
             several times, with different L.
     """
     depth: Counter[str] = Counter()
@@ -257,10 +258,10 @@ def _expected(
 
 
 def check(source: Path, flat: Mapping[str, Any]) -> None:
-    """Refuses a stacked tree that is incomplete, uneven, empty or of unknown targets."""
+    """Refuses a stacked tree that is incomplete, uneven or empty, or has unknown targets."""
     known = {row.flax[0] for row in TABLE.rows}
     seen = [(path, tuple(leaf.shape)) for path, leaf in flat.items() if path in known]
     shapes, _ = _expected(source, seen) if seen else ({}, 0)
     refuse(source, MEND, differences(flat, shapes))
     if not seen:
-        raise InputError(f"{source}: no target at all; {MEND}")
+        raise InputError(f"{source}: no targets; {MEND}")

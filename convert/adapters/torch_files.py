@@ -1,4 +1,4 @@
-"""Adapters' tensors in the layouts of PyTorch programs: to layers, and back.
+"""Converts adapter tensors in the layouts of PyTorch programs to layers, and back.
 
 Axis letters: I inputs, O outputs, R rank.
 """
@@ -46,9 +46,9 @@ from flux_jax.errors import InputError, counted, shortened
 from flux_jax.weights.mapping import DAMAGED
 
 JOINED_LAYERS = "joined_layers"
-# Header entries that say something about the tensors.
+# Header entries that affect the tensors' meaning.
 HEADER = (PEFT_METADATA, JOINED_LAYERS)
-# The longest example of what is wrong.
+# Maximum length of an example in an error message.
 PROBLEM = 160
 MEND = "give a file that holds one adapter of FLUX.1's transformer, whole and in one layout"
 
@@ -59,14 +59,14 @@ Stems = dict[str, tuple[Key, dict[str, np.ndarray]]]
 
 @dataclass(frozen=True)
 class Found:
-    """What a file's tensors are.
+    """An adapter read from a file's tensors.
 
     Attributes:
         layout: one of `convert.adapters.names.LAYOUTS`, or "xlabs".
         layers: each layer's change.
-        notes: what was left out or guessed, a line each.
-        described: what the layout is called for people.
-        alphas: those of the file that are not above 0, which `settled` pairs have no more.
+        notes: what was skipped or assumed, one line each.
+        described: name of the layout for display.
+        alphas: the file's alphas that are not positive, which `settled` replaced in the pairs.
     """
 
     layout: str
@@ -77,22 +77,24 @@ class Found:
 
 
 def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Found:
-    """The layers that these tensors hold.
+    """Converts tensors to layers.
 
     Args:
-        file: where they come from, for messages and for PEFT's configuration beside it.
+        file: their file, for messages and for PEFT's configuration beside it.
         tensors: by their names in the file.
         metadata: the file's header.
 
     Raises:
-        InputError: names that no layout has, or of several; changes that are incomplete, do not
-            fit or are not supported; numbers that are not finite.
+        InputError: names of no layout, or of several; changes that are incomplete, do not fit or
+            are not supported; numbers that are not finite.
     """
     rest, encoders = split_encoders(tensors)
     notes = []
     if encoders:
         if not rest:
-            raise InputError(f"{file}: holds only {encoders}, and nothing of FLUX.1's transformer")
+            raise InputError(
+                f"{file}: contains only {encoders}, and nothing of FLUX.1's transformer"
+            )
         notes.append(f"left out {encoders}; only the transformer is adapted")
     zeros = [name for name in rest if is_norm(name) and _is_zero_difference(name, tensors[name])]
     if zeros:
@@ -112,7 +114,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
     stems = _by_layer(keys, tensors)
     layers, alphas, unchanged = _changes(file, stems, _part_records(file, metadata), scales)
     if scales.dora and all(each.magnitude is None for each in layers.values()):
-        raise InputError(f"{file}: use_dora is set and no layer has magnitudes; save it again")
+        raise InputError(f"{file}: use_dora is set but no layer has magnitudes; save it again")
     if not layers:
         every = f"all {len(stems)} layers have" if len(stems) > 1 else "its only layer has"
         raise InputError(f"{file}: changes nothing: {every} an alpha of 0, or only zeros")
@@ -125,7 +127,7 @@ def from_torch(file: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
 def _changes(
     file: Path, stems: Stems, records: Mapping[str, list[PartRecord | None]], scales: Scales
 ) -> tuple[dict[Place, Pair | Full], dict[Place, np.ndarray], int]:
-    """The layers' changes, alphas of those that are not above 0, and how many layers have none.
+    """The layers' changes, their non-positive alphas, and the number of layers without change.
 
     Raises:
         InputError: some layers cannot be used.
@@ -145,7 +147,7 @@ def _changes(
             else:
                 parts = apart(key.layer, key.block, change_of_layer, records.get(name))
                 if parts.keys() & layers.keys():
-                    raise UnusableError("is changed twice, by itself and by what joins it")
+                    raise UnusableError("is changed twice, on its own and in a joined layer")
                 layers |= parts
                 if isinstance(raw, Pair) and number(raw.alpha) <= 0:
                     alphas |= dict.fromkeys(parts, raw.alpha)
@@ -166,16 +168,16 @@ def refuse(file: Path, bad: list[str]) -> None:
 def to_torch(
     file: Path, layout: str, layers: Layers
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors of a layout, and what the file's header must say about them.
+    """Converts layers to the tensors of a layout, with the header entries that they need.
 
     Args:
-        file: where they go, for messages.
+        file: destination, for messages.
         layout: "diffusers", "kohya" or "original".
         layers: each layer's change.
 
     Raises:
-        InputError: the layout does not hold such changes, or layers that it joins do not fit each
-            other.
+        InputError: the layout does not support such changes, or layers that it joins do not fit
+            each other.
     """
     _refuse_unheld(file, layout, layers)
     held: dict[str, Pair | Full] = {}
@@ -223,7 +225,7 @@ def to_torch(
 
 
 def _own_bias(pair: Pair) -> np.ndarray:
-    """A pair's bias before its scale; zeros where it has none, since PEFT wants all or none."""
+    """A pair's bias before its scale; zeros if it has none, since PEFT requires all or none."""
     if pair.bias is None:
         return np.zeros(len(pair.up), pair.up.dtype)
     return pair.bias / pair.bias.dtype.type(pair.scale)
@@ -234,13 +236,13 @@ def _is_zero_difference(name: str, tensor: np.ndarray) -> bool:
 
 
 def _form(parts: Mapping[str, np.ndarray]) -> str:
-    """What kind of adapter a layer's parts make, for messages; "" for a plain one."""
+    """The kind of a layer's adapter, for messages; "" for plain LoRA."""
     forms = {"lokr": "LoKr", "hada": "LoHa", "magnitude": "DoRA", "diff": "full difference"}
     return next((f"({forms[p]}) " for part in parts for p in forms if part.startswith(p)), "")
 
 
 def _described(naming: Naming, layers: Iterable[Mapping[str, np.ndarray]]) -> str:
-    """What a layout is called for people: LyCORIS's files name layers as other programs do."""
+    """Name of a layout for display; LyCORIS's files use the layer names of other programs."""
     names = naming.layout
     if naming.flat and naming.layers is SPLIT:
         names += ", with underscores for dots"
@@ -283,7 +285,7 @@ def _one_layout(file: Path, keys: Mapping[str, Key]) -> str:
 
 
 def _refuse_flux_2(file: Path, stem: str, layer: Layer, parts: Mapping[str, np.ndarray]) -> None:
-    """Refuses FLUX.2's layers that have names of FLUX.1's: their MLPs are gated, hence wider."""
+    """Refuses FLUX.2's layers with names of FLUX.1's: their MLPs are gated, hence wider."""
     if {"down", "up"} <= parts.keys() and parts["down"].ndim == parts["up"].ndim == 2:
         inputs, outputs = parts["down"].shape[1], len(parts["up"])
         gated = {"linear1": 9, "img_mlp.0": 6, "txt_mlp.0": 6}
@@ -295,28 +297,28 @@ def _refuse_flux_2(file: Path, stem: str, layer: Layer, parts: Mapping[str, np.n
 
 
 def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
-    """Refuses changes that a layout has no keys for, or none that its programs read."""
+    """Refuses changes that a layout has no keys for, or only keys that its programs ignore."""
     whole = any(isinstance(each, Full) for each in layers.values())
     lengths = [each for each in layers.values() if each.magnitude is not None]
     biases = any(each.bias is not None for each in layers.values())
     if lengths and layout != "diffusers":
-        held, to = "DoRA's magnitudes", "take --to diffusers"
+        held, to = "DoRA's magnitudes", "use --to diffusers"
     elif lengths and len(lengths) < len(layers):
-        held, to = "DoRA's magnitudes on some layers only", "its programs want all or none"
+        held, to = "DoRA's magnitudes on some layers only", "its programs require all or none"
     elif whole and layout != "original":
-        held, to = "whole differences (of LoKr, LoHa, .diff)", "take --to original, for ComfyUI"
+        held, to = "full differences (of LoKr, LoHa, .diff)", "use --to original, for ComfyUI"
     elif biases and layout == "kohya":
-        held, to = "biases", "take --to original (ComfyUI) or --to diffusers"
+        held, to = "biases", "use --to original (ComfyUI) or --to diffusers"
     else:
         return
     raise InputError(
-        f"{file}: layout {layout} does not hold {held}; {to}, or add the adapter to a model's "
+        f"{file}: layout {layout} does not support {held}; {to}, or add the adapter to a model's "
         "weights with convert.merge"
     )
 
 
 def _part_records(file: Path, metadata: Mapping[str, str]) -> dict[str, list[PartRecord | None]]:
-    """What the header tells of joined layers, by their names."""
+    """Records of joined layers in the header, by layer name."""
     try:
         entries = json.loads(metadata.get(JOINED_LAYERS, "{}"))
         return {name: [PartRecord.parse(each) for each in parts] for name, parts in entries.items()}

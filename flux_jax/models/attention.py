@@ -1,4 +1,4 @@
-"""Joint attention of text and image tokens: rotary positions, kernels, and the weights themselves.
+"""Joint attention of text and image tokens: rotary positions, kernels, and attention weights.
 
 Axis letters: B batch, N tokens (text first, image last), T text, H heads, D head width,
 P = D / 2 channel pairs, G groups of text tokens, A position axes.
@@ -25,10 +25,10 @@ def rope_tables(
 
     Args:
         ids: position of each token on each axis.
-        axes_dims: how many of the D channels each axis turns; their sum is D.
+        axes_dims: how many of the D channels each axis rotates; their sum is D.
 
     Returns:
-        Tables for adjacent channel pairs: pair i of axis a turns by
+        Tables for adjacent channel pairs: pair i of axis a is rotated by
         ids[:, a] * base^(-2i / axes_dims[a]) radians (RoFormer, eq. 15).
     """
     angles = [
@@ -43,7 +43,7 @@ def rope_tables(
 def apply_rope(
     x: Float[Array, "B N H D"], cos: Float[Array, "N P"], sin: Float[Array, "N P"]
 ) -> Float[Array, "B N H D"]:
-    """Turns adjacent channel pairs of queries or keys; float32 inside, x's dtype outside."""
+    """Rotates adjacent channel pairs of queries or keys in float32; the result has x's dtype."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = cos[:, None, :], sin[:, None, :]
@@ -52,10 +52,10 @@ def apply_rope(
 
 
 def compiled_for() -> str:
-    """The platform that a function being traced is for: "cpu", "gpu" or "tpu".
+    """The platform that a traced function is compiled for: "cpu", "gpu" or "tpu".
 
-    That of the mesh it is traced under, since a program for a pod can be compiled on any machine;
-    without one, of the default backend.
+    It is that of the current mesh, since a program for a pod can be compiled on any machine;
+    without a mesh, that of the default backend.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -64,10 +64,10 @@ def compiled_for() -> str:
 def attend(
     q: Float[Array, "B N H D"], k: Float[Array, "B N H D"], v: Float[Array, "B N H V"]
 ) -> Float[Array, "B N H V"]:
-    """softmax(q k^T / sqrt(D)) v, by the fastest exact kernel that the platform has.
+    """softmax(q k^T / sqrt(D)) v, by the fastest exact kernel of the platform.
 
-    cuDNN's flash attention serves half precision on NVIDIA, a Pallas kernel serves TPUs; elsewhere,
-    and for shapes that they do not take, XLA's own, with the softmax in float32.
+    cuDNN's flash attention for half precision on NVIDIA GPUs, a Pallas kernel on TPUs; elsewhere,
+    and for shapes that these do not support, XLA's own, with the softmax in float32.
     """
     platform = compiled_for()
     if platform == "tpu" and splash_attention.takes(k, v):
@@ -83,8 +83,8 @@ def _cudnn(
 ) -> Float[Array, "B N H D"]:
     """Flash attention by cuDNN, for any number of tokens.
 
-    JAX (0.10 to 0.12) refuses its gradient at an odd number of tokens, so one more token is added,
-    which the kernel is told to leave out: the result is exact.
+    JAX (0.10 to 0.12) refuses its gradient at an odd number of tokens, so one token is added, which
+    the kernel masks out through the sequence lengths: the result is exact.
     """
     flash = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     tokens = q.shape[1]
@@ -98,10 +98,10 @@ def _cudnn(
 def silence(
     v: Float[Array, "B N H D"], silenced: Float[Array, "B T"] | None
 ) -> Float[Array, "B N H D"]:
-    """The values, those of silenced text tokens set to zero.
+    """Sets the values of silenced text tokens to zero.
 
-    The same as setting the tokens' columns of the attention matrix to zero after the softmax: what
-    they drew of it is lost, not given to others.
+    This is the same as zeroing the tokens' columns of the attention matrix after the softmax: their
+    share of the attention is lost, not redistributed.
     """
     if silenced is None:
         return v
@@ -112,7 +112,7 @@ def silence(
 def attention_weights(
     q: Float[Array, "B N H D"], k: Float[Array, "B N H D"]
 ) -> Float[Array, "B H N N"]:
-    """The joint attention matrix, softmax(q k^T / sqrt(D)), rows are queries; float32."""
+    """The joint attention matrix, softmax(q k^T / sqrt(D)), with queries as rows; float32."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     return jax.nn.softmax(scores / np.sqrt(q.shape[-1]), axis=-1)
 
@@ -120,15 +120,15 @@ def attention_weights(
 def attention_mass(
     q: Float[Array, "B N H D"], k: Float[Array, "B N H D"], token_masks: Float[Array, "B T G"]
 ) -> Float[Array, "B H N G"]:
-    """How much of each query's attention falls on each group of text tokens, in [0, 1]; float32.
+    """Share of each query's attention on each group of text tokens, in [0, 1]; float32.
 
-    Attention whose values are the masks: the sum of the matrix's columns without the matrix,
-    exact and differentiable for every kernel.
+    Computed as attention with the masks as values: the sum of the matrix's columns without the
+    matrix, exact and differentiable for every kernel.
     """
     batch, tokens, _, width = k.shape
     text, groups = token_masks.shape[1:]
     masses = []
-    # Values as wide as the keys, the one width that all kernels take.
+    # Values as wide as the keys, because all kernels support this width.
     for start in range(0, groups, width):
         some = token_masks[..., start : start + width].astype(k.dtype)
         values = jnp.zeros((batch, tokens, width), k.dtype)

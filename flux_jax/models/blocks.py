@@ -18,7 +18,7 @@ MLP_RATIO = 4
 
 
 class Shared(NamedTuple):
-    """What every block of a pass sees."""
+    """Inputs shared by every block of a forward pass."""
 
     conditioning: Float[Array, "B C"]
     cos: Float[Array, "N P"]
@@ -33,7 +33,7 @@ def split_heads(x: Float[Array, "B N C"], heads: int) -> Float[Array, "B N H D"]
 
 
 class JointAttention(nn.Module):
-    """Attention of a dual-stream block: own projections for text and image, one softmax."""
+    """Attention of a dual-stream block: separate projections for text and image, one softmax."""
 
     heads: int
     attention: Literal["weights"] | None
@@ -43,7 +43,7 @@ class JointAttention(nn.Module):
     def __call__(
         self, image: Float[Array, "B S C"], text: Float[Array, "B T C"], shared: Shared
     ) -> tuple[Float[Array, "B S C"], Float[Array, "B T C"], Array | None]:
-        """Returns the image's part, the text's part, and the weights or masses on request."""
+        """Returns the image's part, the text's part, and weights or masses on request."""
 
         def project(name: str, x: Array) -> Array:
             return split_heads(Dense(x.shape[-1], self.dtype, name=name)(x), self.heads)
@@ -90,7 +90,7 @@ class DualStreamBlock(nn.Module):
     def __call__(
         self, carry: tuple[Float[Array, "B S C"], Float[Array, "B T C"]], shared: Shared
     ) -> tuple[tuple[Float[Array, "B S C"], Float[Array, "B T C"]], Array | None]:
-        """One block; the second output is what `nn.scan` stacks."""
+        """Applies the block; the second output is the one that `nn.scan` stacks."""
         image, text = carry
         width = image.shape[-1]
         of_image = Modulation(6, self.dtype, name="norm1")(shared.conditioning)
@@ -123,7 +123,7 @@ class SingleAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N C"], shared: Shared) -> Float[Array, "B N C"]:
-        """Attention over the joined tokens."""
+        """Attends over the joined tokens."""
         q, k, v = (
             split_heads(Dense(x.shape[-1], self.dtype, name=name)(x), self.heads)
             for name in ("to_q", "to_k", "to_v")
@@ -143,7 +143,7 @@ class SingleStreamBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B N C"], shared: Shared
     ) -> tuple[Float[Array, "B N C"], None]:
-        """One block, in the form that `nn.scan` wants."""
+        """Applies the block; the signature is that of `nn.scan`."""
         width = x.shape[-1]
         shift, scale, gate = Modulation(3, self.dtype, name="norm")(shared.conditioning)
         y = modulate(x, shift, scale)

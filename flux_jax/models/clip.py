@@ -1,6 +1,6 @@
-"""CLIP's text encoder, of which FLUX takes the pooled output.
+"""CLIP's text encoder, of which FLUX uses the pooled output.
 
-Products run in the module's `dtype`, parameters stay as they are given; norms and softmax are
+Matrix products run in the module's `dtype`, parameters keep their dtype; norms and softmax are
 float32.
 Axis letters: B batch, T tokens, P model width, H heads, D head width.
 """
@@ -19,7 +19,7 @@ from flux_jax.errors import InputError
 from flux_jax.models.config import read_fields, require
 
 FILE = "text_encoder/config.json"
-# Configurations older than transformers' fix of the end-of-text token carry this id.
+# Configurations written before transformers fixed the end-of-text token have this id.
 LEGACY_EOS = 2
 
 
@@ -29,7 +29,7 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def exact_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """GELU by the error function."""
+    """GELU with the error function."""
     return nn.gelu(x, approximate=False)
 
 
@@ -38,7 +38,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """Sizes, under the names (and with the defaults) of a transformers `config.json`."""
+    """Sizes, with the names and defaults of a transformers `config.json`."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -71,7 +71,7 @@ class CLIPTextConfig:
 
 
 def layer_norm(config: CLIPTextConfig, name: str) -> nn.LayerNorm:
-    """Layer norm in float32; the two-pass variance, for it must agree with PyTorch's."""
+    """Layer norm in float32 with two-pass variance, which agrees with PyTorch's."""
     return nn.LayerNorm(
         config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name
     )
@@ -110,14 +110,14 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind its norm and around a residual connection."""
+    """Attention and feed-forward, each with pre-norm and residual connection."""
 
     config: CLIPTextConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T P"], _: None) -> tuple[Float[Array, "B T P"], None]:
-        """One block, in the form that `nn.scan` wants."""
+        """Applies the block; the signature is that of `nn.scan`."""
         config = self.config
         y = layer_norm(config, "norm1")(x)
         x = x + SelfAttention(config, self.dtype, name="attn")(y)
@@ -128,7 +128,7 @@ class Block(nn.Module):
 def end_of_text(ids: Int[Array, "B T"], eos_token_id: int) -> Int[Array, "B"]:
     """Position of the first end-of-text token.
 
-    With the legacy id, the position of the largest id: in CLIP's own vocabulary that is the
+    With the legacy id, it is the position of the largest id: in CLIP's vocabulary that is the
     end-of-text token, whatever the configuration says.
     """
     return jnp.argmax(ids if eos_token_id == LEGACY_EOS else ids == eos_token_id, axis=-1)
@@ -139,12 +139,12 @@ class CLIPTextEncoder(nn.Module):
 
     config: CLIPTextConfig
     dtype: DTypeLike = jnp.float32
-    # As in `FluxTransformer`.
+    # See `FluxTransformer`.
     unroll: bool = False
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B P"]:
-        """The final norm's output at the end-of-text token.
+        """Returns the final norm's output at the end-of-text token.
 
         Raises:
             InputError: there are more tokens than positions.
@@ -153,9 +153,9 @@ class CLIPTextEncoder(nn.Module):
         tokens, positions = ids.shape[1], config.max_position_embeddings
         if tokens > positions:
             raise InputError(
-                f"{tokens} tokens a prompt: max_position_embeddings = {positions} is the most"
+                f"{tokens} tokens a prompt: max_position_embeddings = {positions} is the maximum"
             )
-        # In the table's dtype, as in `t5`.
+        # In the table's dtype, see `t5`.
         x = nn.Embed(config.vocab_size, config.hidden_size, name="token_embedder")(ids)
         x = x.astype(self.dtype)
         x += nn.Embed(positions, config.hidden_size, dtype=self.dtype, name="position_embedder")(

@@ -1,4 +1,4 @@
-"""Reading a parsed `config.json` into a frozen dataclass whose fields carry the file's names."""
+"""Reads a parsed `config.json` into a frozen dataclass with the file's field names."""
 
 import types
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
     """Builds the dataclass `cls` from the fields that it shares with `config`.
 
     Args:
-        cls: a dataclass; its defaults stand in for absent fields.
-        config: parsed file; fields that `cls` does not know are passed over, lists become tuples.
+        cls: a dataclass; its defaults replace absent fields.
+        config: parsed file; fields unknown to `cls` are ignored, lists become tuples.
         file: name of the file, for messages.
 
     Raises:
@@ -27,14 +27,14 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         if not _is(value, kinds[name]):
             kind = getattr(kinds[name], "__name__", str(kinds[name]))
             raise InputError(f"{file}: {name} = {str(value)[:80]!r} must be of type {kind}")
-        # Ids of tokens count from 0.
+        # Token ids start at 0.
         if type(value) is int and value < 1 and not name.endswith("_id"):
             raise InputError(f"{file}: {name} = {value} must be at least 1")
     return cls(**values)
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type: a plain one, a tuple of one, or a union."""
+    """Whether a value has an annotated type: a plain type, a tuple of one, or a union."""
     if isinstance(kind, types.UnionType):
         return any(_is(value, each) for each in get_args(kind))
     if get_origin(kind) is tuple:
@@ -45,12 +45,12 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def require(config: Mapping[str, Any], file: str, **wanted: tuple[Any, ...]) -> None:
-    """Refuses settings that the code here does not implement.
+    """Checks that settings have values that are implemented here.
 
     Args:
         config: parsed file.
         file: its name, for messages.
-        **wanted: for a field, the values that are implemented; an absent field passes.
+        **wanted: the implemented values of each field; an absent field is accepted.
 
     Raises:
         InputError: a field has another value.

@@ -1,6 +1,6 @@
-"""DoRA's layers on a model: what their magnitudes come to with its weights.
+"""DoRA layers: computes their gains from the magnitudes and the model's weights.
 
-Such a layer's weight is m * (W + s A B) / ‖W + s A B‖, output by output (Liu et al. 2024, Eq. 5).
+The weight of such a layer is m * (W + s A B) / ‖W + s A B‖ per output (Liu et al. 2024, Eq. 5).
 With c = m / ‖W + s A B‖ this is W + (c - 1) W + c s A B: a gain of c - 1 on x W, and B times c.
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
@@ -17,16 +17,16 @@ from flux_jax.tree import flatten, nest
 
 
 def is_dora(adapter: Adapter) -> bool:
-    """Whether any layer has magnitudes."""
+    """Whether any layer has DoRA magnitudes."""
     return any(path.endswith("/M") for path in flatten(adapter.lora))
 
 
 def resolve(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
-    """The adapter with a gain in the place of each M, and what is added to W times c.
+    """Replaces every M by a gain, and multiplies what is added to W by c.
 
     Args:
-        adapter: fitted to the model.
-        params: the transformer's parameters, rounded to int8 or not.
+        adapter: an adapter fitted to the model.
+        params: the transformer's parameters, quantised to int8 or not.
     """
     leaves, weights = flatten(adapter.lora), flatten(params)
     for path in [path for path in leaves if path.endswith("/M")]:
@@ -48,7 +48,7 @@ def _ratios(
     magnitude: Float[Array, "*L O"],
     scale: Float[Array, ""] | float,
 ) -> Float[Array, "*L O"]:
-    """C of every output, one block after the other; 1 where a layer keeps its lengths."""
+    """The factor c of every output, block by block; 1 where a layer is not DoRA (M is NaN)."""
 
     def of_block(block: PyTree) -> Array:
         held, added, magnitude = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), block)
@@ -58,7 +58,7 @@ def _ratios(
         if "D" in added:
             total += added["D"]
         lengths = jnp.linalg.norm(total, axis=0)
-        # Where all weights are zero, so is the output.
+        # If all weights of an output are zero, so is the output.
         keeps = jnp.isnan(magnitude) | (lengths == 0)
         return jnp.where(keeps, 1.0, magnitude / jnp.where(lengths == 0, 1.0, lengths))
 

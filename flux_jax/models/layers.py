@@ -1,6 +1,6 @@
-"""Layers of the MMDiT: dense with adapter, norms, embedders, modulation.
+"""Layers of the MMDiT: dense layers with adapters, norms, embedders, modulation.
 
-Parameters keep the dtype that they are loaded with; products run in the module's `dtype`;
+Parameters keep the dtype that they are loaded with; matrix products run in the module's `dtype`;
 norms and sinusoids in float32.
 Axis letters: B batch, N tokens, C channels, K modulation vectors, R rank.
 """
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int8
 
 from flux_jax.models.attention import compiled_for
 
-# For functions whose gradient is cheap: it keeps their arguments and computes the rest anew, which
-# takes less time than to write it to memory and read it back.
+# Rematerialisation for cheap functions: the backward pass keeps only the arguments and recomputes
+# the rest, which is faster than writing it to memory and reading it back.
 light = functools.partial(jax.checkpoint, prevent_cse=False)
 
 NORM_EPS = 1e-6
@@ -25,12 +25,12 @@ SINUSOID_CHANNELS = 256
 
 
 class Dense(nn.Module):
-    """x W + b, plus what an adapter changes.
+    """x W + b, plus the changes of an adapter.
 
-    The collection `lora` may hold A [C, R] and B [R, features], which add (x A) B; D [C, features],
-    which adds x D; `gain` [features], which adds gain * (x W); and b [features], a bias's
-    difference. See `flux_jax.lora`.
-    Where the parameters hold a `scale` [features] too, W is kernel * scale, see
+    The collection `lora` may contain A [C, R] and B [R, features], which add (x A) B; D
+    [C, features], which adds x D; `gain` [features], which adds gain * (x W); and b [features],
+    which is added to the bias. See `flux_jax.lora`.
+    If the parameters also contain a `scale` [features], W is kernel * scale, see
     `flux_jax.models.quantize`.
     """
 
@@ -67,19 +67,19 @@ class Dense(nn.Module):
 
 @light
 def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array, "... K"]:
-    """The product in x's dtype.
+    """Matrix product in x's dtype.
 
-    A gradient keeps the kernel as whole numbers: in x's dtype those of all blocks would take the
-    memory that they save.
+    Its gradient keeps the kernel as integers: the kernels of all blocks in x's dtype would take the
+    memory that quantisation saves.
     """
     return x @ kernel.astype(x.dtype)
 
 
 def apart(product: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    """The product, which the compiler for GPUs is to leave alone.
+    """Keeps the GPU compiler from fusing the product with later operations.
 
-    It would add the bias within the product's kernel, and then no longer read a block's weights
-    where they lie among the stacked ones, but copy them first: a fifth of a forward pass.
+    It would add the bias within the product's kernel, which then could not read a block's weights
+    directly from the stacked ones and would copy them first: a fifth of a forward pass.
     """
     return jax.lax.optimization_barrier(product) if compiled_for() == "gpu" else product
 
@@ -89,13 +89,13 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        """Normalises; the result has x's dtype."""
+        """Normalises over the last axis; the result has x's dtype."""
         return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
 
 
 @light
 def rms_norm(x: Float[Array, "... C"], scale: Float[Array, "C"]) -> Float[Array, "... C"]:
-    """RMS norm over the last axis, x / rms(x) * scale, in float32; x's dtype outside."""
+    """RMS norm over the last axis, x / rms(x) * scale, in float32; the result has x's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + NORM_EPS)
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
@@ -103,7 +103,7 @@ def rms_norm(x: Float[Array, "... C"], scale: Float[Array, "C"]) -> Float[Array,
 
 @light
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """GELU, with tanh in the place of the error function."""
+    """GELU with the tanh approximation."""
     return nn.gelu(x, approximate=True)
 
 
@@ -111,7 +111,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def modulate(
     x: Float[Array, "B N C"], shift: Float[Array, "B C"], scale: Float[Array, "B C"]
 ) -> Float[Array, "B N C"]:
-    """LayerNorm without affine part, then (1 + scale) x + shift, in float32; x's dtype outside."""
+    """LayerNorm without affine part, then (1 + scale) x + shift, in float32; returns x's dtype."""
     y = x.astype(jnp.float32)
     mean = jnp.mean(y, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
@@ -121,14 +121,14 @@ def modulate(
 
 
 class Modulation(nn.Module):
-    """AdaLN: K vectors [B, C] from the conditioning vector, each for all tokens of a sample."""
+    """AdaLN: K vectors [B, C] from the conditioning vector, the same for all tokens of a sample."""
 
     vectors: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, conditioning: Float[Array, "B C"]) -> tuple[Float[Array, "B C"], ...]:
-        """linear(silu(conditioning)), split into K."""
+        """linear(silu(conditioning)), split into K vectors."""
         width = conditioning.shape[-1]
         y = Dense(self.vectors * width, self.dtype, name="linear")(nn.silu(conditioning))
         return tuple(jnp.split(y, self.vectors, axis=-1))
@@ -153,12 +153,12 @@ class MLP(nn.Module):
 def sinusoid(value: Float[Array, "B"]) -> Float[Array, "B 256"]:
     """Cosines, then sines, of 1000 * value at 128 geometric frequencies from 1 to 1/10000.
 
-    Timestep (in [0, 1]) and guidance enter like this. Always float32: in bfloat16
+    This embeds the timestep (in [0, 1]) and the guidance. Always float32: in bfloat16
     1000 * value would be off by up to 2.
     """
     half = SINUSOID_CHANNELS // 2
-    # The exponent is rounded to float32 before its power is taken, as PyTorch does: at angles
-    # of 1000 rad the last bit of a frequency shows.
+    # The exponent is rounded to float32 before exponentiation, as PyTorch does: at angles of
+    # 1000 rad the last bit of a frequency makes a difference.
     exponent = np.float32(-np.log(10_000.0)) * np.arange(half, dtype=np.float32) / half
     frequencies = jnp.asarray(np.exp(exponent.astype(np.float64)), jnp.float32)
     angle = (1000.0 * value.astype(jnp.float32))[:, None] * frequencies

@@ -1,4 +1,4 @@
-"""FLUX.1 [dev] and [schnell] as they are published: their sizes, known without their files."""
+"""The published configurations of FLUX.1 [dev] and [schnell], known without their files."""
 
 import os
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# By their names on the hub.
+# Variants by their names on the hub.
 VARIANTS = {f"black-forest-labs/FLUX.1-{variant}": variant for variant in ("dev", "schnell")}
-# Of diffusers, that wrote the published configurations.
+# Version of diffusers that wrote the published configurations.
 VERSION = "0.30.0.dev0"
 CLIP_TOKENS = 77
 T5_TOKENS = {"dev": 512, "schnell": 256}
@@ -74,20 +74,20 @@ T5: Config = {
 
 @dataclass
 class Lengths:
-    """In the place of a tokenizer that is not read: the length of its encoder's input."""
+    """Stands in for a tokenizer that is not read: only the length of its encoder's input."""
 
     model_max_length: int
 
 
 def variant_of(model: str) -> str | None:
-    """Which of them a model is: "dev" or "schnell", for a name on the hub that is no path here."""
+    """The variant of a model, "dev" or "schnell", if it is a name on the hub and no local path."""
     return None if os.path.exists(model) else VARIANTS.get(model)
 
 
 def configs(variant: str) -> Configs:
-    """What the published `config.json` of FLUX.1's models say, by their folders.
+    """Contents of the published `config.json` files of FLUX.1's models, by folder.
 
-    Fields that they leave out have the libraries' defaults: the transformer's `axes_dims_rope`.
+    Fields missing there have the libraries' defaults: the transformer's `axes_dims_rope`.
 
     Args:
         variant: "dev" or "schnell".
@@ -144,12 +144,12 @@ def _vae(variant: str) -> Config:
 
 
 def describe(model: str, dtype: Any = None, quantize: str | None = None) -> Any:
-    """A published pipeline without weights and tokenizers: what memory and time follow from.
+    """A published pipeline without weights and tokenizers, to plan memory and time.
 
     Args:
         model: a key of `VARIANTS`.
-        dtype: as `flux_jax.pipeline.load` takes it.
-        quantize: likewise.
+        dtype: as for `flux_jax.pipeline.load`.
+        quantize: as for `flux_jax.pipeline.load`.
 
     Returns:
         A `flux_jax.pipeline.Pipeline` whose shapes are known and whose weights cannot be read.

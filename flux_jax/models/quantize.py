@@ -1,9 +1,8 @@
-"""The frozen transformer's large kernels as int8 numbers: half of bfloat16's memory.
+"""Int8 quantisation of the frozen transformer's large kernels: half of bfloat16's memory.
 
-Each output channel of a kernel has a scale, its largest absolute value / 127, and each of its
-entries is the nearest whole number of scales. `flux_jax.models.layers.Dense` multiplies with the
-whole numbers and scales what comes out. Embedders, norms and biases, a small part, stay as they
-are.
+Each output channel of a kernel has a scale, its largest absolute value / 127; its entries are
+rounded to multiples of the scale. `flux_jax.models.layers.Dense` multiplies with the integers and
+scales the result. Embedders, norms and biases, a small part, are not quantised.
 Axis letters: L blocks, I inputs, O outputs.
 """
 
@@ -19,19 +18,19 @@ from flux_jax.lora import stacked
 from flux_jax.tree import flatten, nest
 
 TYPE = "int8"
-# As many steps to each side, so that zero stays zero.
+# Symmetric around zero, so that zero is represented exactly.
 STEPS = 127
 
 
 class Quantized(NamedTuple):
-    """A kernel, which is about `kernel * scale`."""
+    """A quantised kernel, approximately `kernel * scale`."""
 
     kernel: Int8[Array, "L I O"]
     scale: Float32[Array, "L O"]
 
 
 def check(quantize: str | None) -> None:
-    """Makes sure that there is such a type.
+    """Checks the quantisation type.
 
     Raises:
         InputError: it is neither None nor int8.
@@ -42,27 +41,27 @@ def check(quantize: str | None) -> None:
 
 @jax.jit
 def quantized(kernel: Float[Array, "L I O"]) -> Quantized:
-    """Rounds a kernel: each entry is at most half a scale off."""
+    """Quantises a kernel: each entry is off by at most half a scale."""
     kernel = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=-2) / STEPS
-    # A channel of zeros has whole numbers of anything.
+    # Any step works for a channel of zeros.
     step = jnp.where(scale > 0, scale, 1.0)
     return Quantized(jnp.round(kernel / step[..., None, :]).astype(jnp.int8), scale)
 
 
 def quantized_params(params: Mapping[str, Any]) -> PyTree:
-    """A transformer's parameters with their stacked dense kernels rounded."""
+    """Quantises the stacked dense kernels of a transformer's parameters."""
     kernels = {f"{layer}/kernel": quantized(leaf) for layer, leaf in stacked(params).items()}
     return beside(nest(flatten(params) | kernels))
 
 
 def shapes(params: Mapping[str, Any]) -> PyTree:
-    """What `quantized_params` would make of parameters of these shapes; needs no memory."""
+    """Shapes of `quantized_params`'s result for parameters of these shapes; allocates nothing."""
     return jax.eval_shape(quantized_params, params)
 
 
 def beside(params: Mapping[str, Any]) -> PyTree:
-    """Parameters whose kernels are `Quantized`, with `scale` in the layer beside `kernel`."""
+    """Splits `Quantized` kernels into the leaves `kernel` and `scale` of their layer."""
     flat: dict[str, Any] = {}
     for path, leaf in flatten(params).items():
         if isinstance(leaf, Quantized):

@@ -1,7 +1,7 @@
 """Flash attention on TPU: JAX's Pallas "splash" kernel without a mask, on one device or a mesh.
 
-Neither its forward nor its backward kernels hold a matrix of N x N.
-Axis letters: B batch, N tokens, H heads, D head width, V values' width.
+Neither its forward nor its backward kernels store an N x N matrix.
+Axis letters: B batch, N tokens, H heads, D head width, V value width.
 """
 
 import functools
@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from flux_jax.sharding import by_samples
 
-# A register's lanes, in multiples of which the kernel takes widths and tokens.
+# Lanes of a register; the kernel needs widths and tokens in multiples of this.
 LANES = 128
-# Tokens a block at most: what fits the vector memory; which is fastest was not measured.
+# Maximum tokens per block: what fits the vector memory; which size is fastest was not measured.
 BLOCK = 640
 BLOCKS = tuple(
     f"block_{name}"
@@ -25,7 +25,7 @@ BLOCKS = tuple(
 
 
 def takes(k: Float[Array, "B N H D"], v: Float[Array, "B N H V"]) -> bool:
-    """Whether the kernel takes keys and values of these shapes."""
+    """Whether the kernel supports keys and values of these shapes."""
     return not any(size % LANES for size in (k.shape[1], k.shape[-1], v.shape[-1]))
 
 
@@ -42,7 +42,7 @@ def attend(
         q: queries.
         k: keys.
         v: values.
-        interpret: whether to run without a TPU, which is slow and good for tests.
+        interpret: whether to run without a TPU, which is slow and meant for tests.
     """
     return by_samples(functools.partial(_attend, interpret=interpret), q, k, v)
 
@@ -57,12 +57,12 @@ def _attend(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
         block_sizes=pallas.BlockSizes(**sizes),
         interpret=interpret,
     )
-    # The kernel does not scale. In float32, so that a half precision query is rounded once.
+    # The kernel does not scale. Scaled in float32, so that half-precision queries are rounded once.
     q = (q.astype(jnp.float32) / math.sqrt(width)).astype(q.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
 
 def _block(tokens: int) -> int:
-    """The largest block that the tokens are a multiple of."""
+    """The largest block size that divides the number of tokens."""
     return next(size for size in range(BLOCK, 0, -LANES) if tokens % size == 0)

@@ -1,7 +1,7 @@
-"""The T5 v1.1 encoder that FLUX reads its prompts with.
+"""The T5 v1.1 encoder, FLUX's second text encoder.
 
-Products run in the module's `dtype`, parameters stay as they are given; norms and softmax are
-float32. No attention mask: in FLUX padding tokens take part.
+Matrix products run in the module's `dtype`, parameters keep their dtype; norms and softmax are
+float32. There is no attention mask: FLUX attends to padding tokens.
 Axis letters: B batch, T tokens, E model width, H heads, D head width, F hidden width.
 """
 
@@ -25,7 +25,7 @@ FILE = "text_encoder_2/config.json"
 
 @dataclass(frozen=True)
 class T5Config:
-    """Sizes, under the names (and with the defaults) of a transformers `config.json`."""
+    """Sizes, with the names and defaults of a transformers `config.json`."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -70,13 +70,13 @@ def relative_position_bucket(
     """Bucket of each offset, key position minus query position (Raffel et al. 2020, section 2.1).
 
     One half of the buckets is for keys at or before the query, the other for keys after it. In
-    each half the nearer half of the buckets holds one distance each; the others grow
-    logarithmically up to `max_distance`, and the last one holds all that is farther.
+    each half the first half of the buckets are for one distance each; the others grow
+    logarithmically up to `max_distance`, and the last one is for all greater distances.
     """
     half = buckets // 2
     exact = half // 2
     distance = np.abs(offset)
-    # float32 in this order, as the published weights were trained: a bucket's edge hangs on it.
+    # float32 in this order, as the published weights were trained: it decides the bucket edges.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     steps = ratio / np.float32(np.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + steps.astype(np.int32), half - 1)
@@ -84,7 +84,7 @@ def relative_position_bucket(
 
 
 class SelfAttention(nn.Module):
-    """Attention with a learnt bias for each relative position; scores are not scaled."""
+    """Attention with a learnt relative position bias; scores are not scaled."""
 
     config: T5Config
     dtype: DTypeLike
@@ -107,7 +107,7 @@ class SelfAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """wo(gelu(wi_0 x) * wi_1 x), GELU by its tanh approximation."""
+    """wo(gelu(wi_0 x) * wi_1 x), GELU with the tanh approximation."""
 
     config: T5Config
     dtype: DTypeLike
@@ -124,7 +124,7 @@ class GatedFeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind its norm and around a residual connection."""
+    """Attention and feed-forward, each with pre-norm and residual connection."""
 
     config: T5Config
     dtype: DTypeLike
@@ -133,7 +133,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B T E"], bias: Float[Array, "1 H T T"]
     ) -> tuple[Float[Array, "B T E"], None]:
-        """One block, in the form that `nn.scan` wants."""
+        """Applies the block; the signature is that of `nn.scan`."""
         y = RMSNorm(name="attn_norm")(x)
         x = x + SelfAttention(self.config, self.dtype, name="attn")(y, bias)
         y = RMSNorm(name="ff_norm")(x)
@@ -145,12 +145,12 @@ class T5Encoder(nn.Module):
 
     config: T5Config
     dtype: DTypeLike = jnp.float32
-    # As in `FluxTransformer`.
+    # See `FluxTransformer`.
     unroll: bool = False
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """The output for every token, padding included."""
+        """Returns the output for every token, padding included."""
         config = self.config
         positions = np.arange(ids.shape[1])
         bucket = relative_position_bucket(
@@ -165,8 +165,8 @@ class T5Encoder(nn.Module):
             name="relative_attention_bias",
         )
         bias = table(jnp.asarray(bucket)).transpose(2, 0, 1)[None]
-        # In the table's dtype, for its gradient sums over tokens, many of them padding: in bfloat16
-        # that loses the small ones, and GPUs have no fast atomic sums of it.
+        # In the table's dtype, because its gradient sums over tokens, many of them padding:
+        # bfloat16 would lose small terms, and GPUs have no fast bfloat16 atomics.
         words = nn.Embed(config.vocab_size, config.d_model, name="token_embedder")
         blocks = nn.scan(
             Block,

@@ -1,7 +1,7 @@
-"""The tokenizers of a pipeline's folder, as transformers of any version saves them; ids of prompts.
+"""Reads a pipeline's tokenizers, as any version of transformers saves them; computes token ids.
 
-All modules take transformers from here, which is imported once a tokenizer is asked for. On import
-it advises to install PyTorch; tokenizers do without it, so here it does not.
+All modules import transformers through this one, which imports it on first use. On import,
+transformers advises to install PyTorch; tokenizers do not need it, so the advice is silenced.
 Axis letters: B prompts, K and T tokens for CLIP and T5.
 """
 
@@ -22,15 +22,15 @@ from flux_jax.models.t5 import T5Config
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
-# Silences advice, but no warnings and no errors.
+# Silences advice, but neither warnings nor errors.
 NO_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-# Who sets this wants to be told what transformers has to say.
+# Users who set this have chosen what transformers prints.
 VERBOSITY = "TRANSFORMERS_VERBOSITY"
 
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """Silences transformers' advice meanwhile, unless the user has said what it is to tell."""
+    """Silences transformers' advice, unless the user has set a verbosity."""
     if NO_ADVICE in os.environ or VERBOSITY in os.environ:
         yield
         return
@@ -55,13 +55,13 @@ __all__ = ["CLIPTokenizer", "PreTrainedTokenizerBase", "T5Tokenizer", "read_toke
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a tokenizer before it is read.
+    """What is known about a tokenizer before it is read.
 
     Attributes:
         reader: name of transformers' class.
-        files: sets of files, of which one must be there: else transformers makes a vocabulary of
-            the special tokens alone.
-        tokens: length of the encoder's input where the folder does not say.
+        files: sets of files, one of which must exist: otherwise transformers creates a vocabulary
+            of the special tokens only.
+        tokens: length of the encoder's input if the folder does not specify it.
     """
 
     reader: str
@@ -73,7 +73,7 @@ KINDS = {
     "tokenizer": Kind("CLIPTokenizer", (("tokenizer.json",), ("vocab.json", "merges.txt")), 77),
     "tokenizer_2": Kind("T5Tokenizer", (("tokenizer.json",), ("spiece.model",)), 512),
 }
-# Longer than any input: transformers' number for "not said" is 1e30.
+# Longer than any input: transformers sets an unspecified length to 1e30.
 UNSAID = 1 << 20
 
 
@@ -85,13 +85,13 @@ def read_tokenizer(
     Args:
         root: the pipeline's folder.
         name: a key of `KINDS`.
-        encoder: of the ids.
+        encoder: configuration of the encoder of the ids.
 
     Returns:
         The tokenizer, whose `model_max_length` is the length of the encoder's input.
 
     Raises:
-        InputError: it is missing, damaged, or has more tokens than the encoder.
+        InputError: it is missing or damaged, or has more tokens than the encoder.
     """
     kind, folder = KINDS[name], root / name
     wanted = " or ".join(" with ".join(files) for files in kind.files)
@@ -102,10 +102,10 @@ def read_tokenizer(
         )
     reader = __getattr__(kind.reader)
     try:
-        # A folder by now: the hub is not asked for what has its name.
+        # The folder exists here, so the hub is not asked for a repository of that name.
         read = reader.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        # The library that parses the files names no class of its own.
+        # The library that parses the files documents no exception class.
         said = " ".join(str(error).split())[:120]
         raise InputError(
             f"{folder}: damaged ({type(error).__name__}: {said}); copy or download {wanted} again"
@@ -124,7 +124,7 @@ def read_tokenizer(
 def clip_ids(
     tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]
 ) -> Int[np.ndarray, "B K"]:
-    """Token ids for CLIP, padded to `model_max_length` and cut there, as FLUX does."""
+    """Token ids for CLIP, padded and truncated to `model_max_length`, as in FLUX."""
     encoded = tokenizer(
         list(prompts),
         padding="max_length",

@@ -1,4 +1,4 @@
-"""FLUX.1's transformer (MMDiT): velocity from latents, text and time, attention on request.
+"""FLUX.1's transformer (MMDiT): velocity from latents, text and time; attention on request.
 
 Axis letters: B batch, N tokens (text first, image last), T text, S image, C latent channels,
 E text width, P pooled width, L dual-stream blocks, H heads, G groups of text tokens.
@@ -22,7 +22,7 @@ from flux_jax.models.layers import MLP, Dense, Modulation, modulate, sinusoid
 
 @dataclass(frozen=True)
 class FluxConfig:
-    """Sizes, under the names (and with the defaults) of a diffusers `transformer/config.json`."""
+    """Sizes, with the names and defaults of a diffusers `transformer/config.json`."""
 
     in_channels: int = 64
     num_layers: int = 19
@@ -62,11 +62,11 @@ class FluxTransformer(nn.Module):
 
     Attributes:
         config: sizes.
-        dtype: of products; parameters stay as they are given.
-        unroll: whether the blocks are compiled one by one instead of as one loop's body: faster
-            where they are narrow, slower to compile.
-        remat: whether a gradient's backward pass computes each block anew from its input, instead
-            of keeping what the forward pass made: less memory, more time.
+        dtype: dtype of matrix products; parameters keep their own.
+        unroll: whether the blocks are compiled one by one instead of as the body of a loop: faster
+            for narrow models, slower to compile.
+        remat: whether the backward pass recomputes each block from its input instead of storing
+            the activations of the forward pass: less memory, more time.
     """
 
     config: FluxConfig
@@ -91,29 +91,29 @@ class FluxTransformer(nn.Module):
     ) -> tuple[Float[Array, "B S C"] | None, dict[str, Array]]:
         """Predicts the velocity ε - x_0.
 
-        An adapter is given as the variable collection `lora` (see `flux_jax.lora`).
+        An adapter is passed as the variable collection `lora` (see `flux_jax.lora`).
 
         Args:
             latents: packed latents x_t.
             text: T5's output.
             pooled: CLIP's pooled output.
             timestep: t in [0, 1]; 1 is noise.
-            image_ids: positions of the image tokens; text tokens stand at 0.
+            image_ids: positions of the image tokens; text tokens are at 0.
             guidance: distilled guidance scale; only for models that embed it.
-            token_masks: ones where a text token belongs to a group.
-            silenced: ones where a text token gives nothing to any token, itself included: its
-                columns of every block's attention are set to zero after the softmax. What
-                `attention` returns is from before.
-            attention: "weights" asks for the whole matrices.
-            stop_after: "dual" leaves the single-stream blocks out; the velocity is then None.
+            token_masks: 1 where a text token belongs to a group.
+            silenced: 1 where a text token contributes nothing to any token, itself included: its
+                columns of every block's attention are set to zero after the softmax. The returned
+                `attention` is computed before that.
+            attention: "weights" returns the full attention matrices.
+            stop_after: "dual" skips the single-stream blocks; the velocity is then None.
 
         Returns:
             The velocity, and a dict: `attention` is [L, B, H, N, N] (all weights) or, with
             token_masks, [L, B, H, N, G] (the mass on each group).
 
         Raises:
-            InputError: guidance is given to a model without it, or is missing; or silenced is not
-                one number for each text token.
+            InputError: guidance is passed to a model without guidance embedding, or is missing; or
+                silenced is not one number for each text token.
         """
         config = self.config
         if config.guidance_embeds != (guidance is not None):
@@ -132,9 +132,9 @@ class FluxTransformer(nn.Module):
 
         def scanned(block: type[nn.Module], length: int) -> Any:
             return nn.scan(
-                # Inside a loop nothing merges the two passes, which is what preventing costs.
+                # In a loop nothing merges the two passes, so preventing this would only cost time.
                 nn.remat(block, prevent_cse=False) if self.remat else block,
-                # "seen" is what callers keep of a layer with `nn.intercept_methods`.
+                # "seen" holds what callers capture from a layer with `nn.intercept_methods`.
                 variable_axes={"params": 0, "lora": 0, "seen": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
@@ -169,7 +169,7 @@ class FluxTransformer(nn.Module):
         joined, _ = single(heads, self.dtype, name="single_blocks")(joined, shared)
         image_stream = joined[:, text.shape[1] :]
 
-        # Here scale comes before shift, as diffusers stores them; in the blocks it comes after.
+        # Scale before shift, as diffusers stores them; in the blocks shift comes first.
         scale, shift = Modulation(2, self.dtype, name="norm_out")(conditioning)
         channels = config.out_channels or config.in_channels
         velocity = Dense(channels, self.dtype, name="proj_out")(

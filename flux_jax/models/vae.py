@@ -1,10 +1,10 @@
-"""The autoencoder between pictures and latents (diffusers' AutoencoderKL), and latents as tokens.
+"""The autoencoder between images and latents (diffusers' AutoencoderKL), and packing into tokens.
 
-Products run in the module's `dtype`, parameters stay as they are given; group norms and the
+Matrix products run in the module's `dtype`, parameters keep their dtype; group norms and the
 attention's softmax are float32.
-Axis letters: B batch, h w picture, y x latent grid (one cell per 2^(levels - 1) pixels),
+Axis letters: B batch, h w image, y x latent grid (one cell per 2^(levels - 1) pixels),
 C channels, Z latent channels, M = 2 Z moments of them, S image tokens (one per 2 x 2 latent
-cells), P = 4 Z channels of one.
+cells), P = 4 Z channels of a token.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ FILE = "vae/config.json"
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes, under the names (and with the defaults) of a diffusers `vae/config.json`."""
+    """Sizes, with the names and defaults of a diffusers `vae/config.json`."""
 
     block_out_channels: tuple[int, ...] = (64,)
     latent_channels: int = 4
@@ -47,7 +47,7 @@ class VAEConfig:
         """Reads the fields from a parsed `config.json`.
 
         Raises:
-            InputError: a value is of the wrong type, or asks for what FLUX's autoencoder has not.
+            InputError: a value is of the wrong type, or requires what FLUX's autoencoder lacks.
         """
         require(config, FILE, act_fn=("silu", "swish"))
         for field, kind in (
@@ -55,7 +55,7 @@ class VAEConfig:
             ("up_block_types", "UpDecoderBlock2D"),
         ):
             if any(each != kind for each in config.get(field, ())):
-                raise InputError(f"{FILE}: {field} = {config[field]} may only hold {kind}")
+                raise InputError(f"{FILE}: {field} = {config[field]} may only contain {kind}")
         read = read_fields(cls, config, FILE)
         odd = [c for c in read.block_out_channels if c % read.norm_num_groups]
         if odd:
@@ -72,7 +72,7 @@ class VAEConfig:
 
 
 def group_norm(config: VAEConfig, name: str) -> nn.GroupNorm:
-    """Group norm in float32; the two-pass variance, for it must agree with PyTorch's."""
+    """Group norm in float32 with two-pass variance, which agrees with PyTorch's."""
     return nn.GroupNorm(
         config.norm_num_groups,
         epsilon=NORM_EPS,
@@ -83,12 +83,12 @@ def group_norm(config: VAEConfig, name: str) -> nn.GroupNorm:
 
 
 def conv(features: int, dtype: DTypeLike, name: str, size: int = 3) -> nn.Conv:
-    """Convolution that keeps height and width."""
+    """Convolution that preserves height and width."""
     return nn.Conv(features, (size, size), padding=size // 2, dtype=dtype, name=name)
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions around a shortcut (diffusers' ResnetBlock2D without time)."""
+    """Two normalised convolutions with a residual connection (ResnetBlock2D without time)."""
 
     config: VAEConfig
     features: int
@@ -96,7 +96,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y x features"]:
-        """One block."""
+        """Applies the block."""
         y = nn.silu(group_norm(self.config, "norm1")(x))
         y = conv(self.features, self.dtype, "conv1")(y)
         y = nn.silu(group_norm(self.config, "norm2")(y))
@@ -107,7 +107,7 @@ class ResnetBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Single-head attention among the cells of a grid, with a residual connection."""
+    """Single-head attention over the cells of a grid, with a residual connection."""
 
     config: VAEConfig
     dtype: DTypeLike
@@ -120,20 +120,20 @@ class SpatialAttention(nn.Module):
         q, k, v = (
             nn.Dense(channels, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v")
         )
-        # One head of up to 512 channels: wider than cuDNN's flash attention allows.
+        # One head of up to 512 channels: wider than cuDNN's flash attention supports.
         y = jax.nn.dot_product_attention(q, k, v, implementation="xla")
         return x + nn.Dense(channels, dtype=self.dtype, name="to_out")(y).reshape(x.shape)
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention if the configuration has it, residual block."""
+    """Residual block, attention if configured, residual block."""
 
     config: VAEConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y x C"]:
-        """Keeps the shape."""
+        """Applies the block; the shape is preserved."""
         x = ResnetBlock(self.config, x.shape[-1], self.dtype, name="resnets_0")(x)
         if self.config.mid_block_add_attention:
             x = SpatialAttention(self.config, self.dtype, name="attentions_0")(x)
@@ -141,31 +141,31 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the grid: stride 2, padded below and on the right only."""
+    """Halves the grid: convolution with stride 2, padded at the bottom and on the right only."""
 
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B y//2 x//2 C"]:
-        """Keeps the channels."""
+        """Applies the layer; the number of channels is preserved."""
         return nn.Conv(
             x.shape[-1], (3, 3), 2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv"
         )(x)
 
 
 class Upsample(nn.Module):
-    """Doubles the grid: nearest neighbour, then a convolution."""
+    """Doubles the grid: nearest-neighbour upsampling, then a convolution."""
 
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B 2*y 2*x C"]:
-        """Keeps the channels."""
+        """Applies the layer; the number of channels is preserved."""
         return conv(x.shape[-1], self.dtype, "conv")(x.repeat(2, axis=1).repeat(2, axis=2))
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then the step to the next one, if there is one.
+    """Residual blocks of one resolution, then the step to the next resolution, if there is one.
 
     Diffusers' DownEncoderBlock2D (`step` "downsamplers_0") and UpDecoderBlock2D
     (`step` "upsamplers_0").
@@ -179,7 +179,7 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B y x C"]) -> Float[Array, "B ... features"]:
-        """One level."""
+        """Applies the blocks and the step."""
         for i in range(self.blocks):
             x = ResnetBlock(self.config, self.features, self.dtype, name=f"resnets_{i}")(x)
         if self.step is None:
@@ -189,14 +189,14 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures to the moments of the latents."""
+    """Encodes images to the moments of their latents."""
 
     config: VAEConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B y x M"]:
-        """Mean and log-variance, joined."""
+        """Returns mean and log-variance, concatenated."""
         config, last = self.config, len(self.config.block_out_channels) - 1
         x = conv(config.block_out_channels[0], self.dtype, "conv_in")(x)
         for i, features in enumerate(config.block_out_channels):
@@ -210,14 +210,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pictures."""
+    """Decodes latents to images."""
 
     config: VAEConfig
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B y x Z"]) -> Float[Array, "B h w C"]:
-        """The mirror of the encoder, with one more residual block a level."""
+        """Mirrors the encoder, with one more residual block per level."""
         config, last = self.config, len(self.config.block_out_channels) - 1
         x = conv(config.block_out_channels[-1], self.dtype, "conv_in")(x)
         x = MidBlock(config, self.dtype, name="mid_block")(x)
@@ -242,7 +242,7 @@ class AutoencoderKL(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        """Names the parts as diffusers does."""
+        """Creates the parts under diffusers' names."""
         config = self.config
         self.encoder = Encoder(config, self.dtype)
         self.decoder = Decoder(config, self.dtype)
@@ -254,7 +254,7 @@ class AutoencoderKL(nn.Module):
     def encode(
         self, pictures: Float[Array, "B h w C"]
     ) -> tuple[Float[Array, "B y x Z"], Float[Array, "B y x Z"]]:
-        """Mean and log-variance of the latents, unscaled; pictures in [-1, 1].
+        """Mean and log-variance of the latents, unscaled; images in [-1, 1].
 
         Raises:
             InputError: height or width is not a multiple of `config.spatial_factor`.
@@ -270,18 +270,18 @@ class AutoencoderKL(nn.Module):
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latents: Float[Array, "B y x Z"]) -> Float[Array, "B h w C"]:
-        """Pictures, in [-1, 1] up to overshoot, from unscaled latents."""
+        """Images, in [-1, 1] up to overshoot, from unscaled latents."""
         if self.config.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)
 
     def __call__(self, pictures: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        """Pictures decoded from the mean of their latents; touches every parameter."""
+        """Decodes images from the mean of their latents; uses every parameter."""
         return self.decode(self.encode(pictures)[0])
 
 
 def scale_latents(config: VAEConfig, latents: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """From the autoencoder's latents to the transformer's: (z - shift) * scaling."""
+    """Converts the autoencoder's latents to the transformer's: (z - shift) * scaling."""
     return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
 
 
@@ -291,7 +291,7 @@ def unscale_latents(config: VAEConfig, latents: Float[Array, "*shape"]) -> Float
 
 
 def pack(latents: Float[Array, "B y x Z"]) -> Float[Array, "B S 4*Z"]:
-    """Joins each 2 x 2 cells into one token, channels ordered (Z, row, column).
+    """Packs each 2 x 2 cells into one token, channels ordered (Z, row, column).
 
     Raises:
         InputError: y or x is odd.
@@ -304,7 +304,7 @@ def pack(latents: Float[Array, "B y x Z"]) -> Float[Array, "B S 4*Z"]:
 
 
 def unpack(tokens: Float[Array, "B S P"], rows: int, columns: int) -> Float[Array, "B y x Z"]:
-    """Inverse of `pack`, given the latent grid's height and width."""
+    """Inverse of `pack`; rows and columns are the latent grid's height and width."""
     cells = tokens.reshape(tokens.shape[0], rows // 2, columns // 2, -1, 2, 2)
     return cells.transpose(0, 1, 4, 2, 5, 3).reshape(tokens.shape[0], rows, columns, -1)
 

@@ -1,1 +1,1 @@
-"""Checkpoints of any layout as Flax trees, and back."""
+"""Conversion between checkpoints of any layout and Flax trees."""

@@ -1,4 +1,4 @@
-"""Our own layout of a model's weights: its Flax tree in an Orbax checkpoint (OCDBT)."""
+"""This project's layout of a model's weights: its Flax tree in an Orbax checkpoint (OCDBT)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ FOLDER = "checkpoint"
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a model's folder holds its weights in this layout."""
+    """Whether a model's folder has its weights in this layout."""
     return (folder / FOLDER).is_dir()
 
 
 def write_params(folder: Path, params: Mapping[str, Any]) -> None:
-    """Writes a model's parameters into its folder."""
+    """Writes a model's parameters to its folder."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
@@ -29,10 +29,10 @@ def write_params(folder: Path, params: Mapping[str, Any]) -> None:
 
 
 def stored_shapes(folder: Path) -> dict[str, Any]:
-    """Shapes and types of the leaves, by their paths joined by "/".
+    """Shapes and types of the leaves by path, joined by "/".
 
     Raises:
-        InputError: the folder holds no whole checkpoint.
+        InputError: the folder has no complete checkpoint.
     """
     import orbax.checkpoint as ocp
 
@@ -42,12 +42,12 @@ def stored_shapes(folder: Path) -> dict[str, Any]:
             return flatten(checkpointer.metadata(path).item_metadata.tree)
     except (ValueError, OSError, AttributeError, KeyError) as error:
         raise InputError(
-            f"{path}: not a whole checkpoint ({type(error).__name__}); convert the model again"
+            f"{path}: not a complete checkpoint ({type(error).__name__}); convert the model again"
         ) from error
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes of all leaves.
+    """Total bytes of all leaves.
 
     Raises:
         InputError: see `stored_shapes`.
@@ -57,10 +57,10 @@ def stored_bytes(folder: Path) -> int:
 
 
 def check(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Makes sure that a model's folder holds what `read_params` is to read.
+    """Checks that a model's folder has the leaves that `read_params` will read.
 
     Raises:
-        InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
+        InputError: leaves are missing, surplus or misshapen, or the checkpoint is incomplete.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(wanted).items()}
     refuse(folder, MEND, differences(stored_shapes(folder), shapes))
@@ -74,14 +74,14 @@ def read_params(
     """Reads a model's parameters from its folder.
 
     Args:
-        folder: the model's.
-        wanted: nested dictionaries of `jax.ShapeDtypeStruct`; those with a sharding come onto the
-            devices as it says. By default all comes as it is, into the host's memory.
-        changes: what becomes of leaves, by their paths; they are read one after the other, so that
-            each can leave before the next one comes, and the rest at once.
+        folder: the model's folder.
+        wanted: nested dictionaries of `jax.ShapeDtypeStruct`; leaves with a sharding are placed on
+            its devices. By default all leaves are read to host memory with their stored types.
+        changes: functions applied to leaves, by path. These leaves are read one by one, so that
+            each can be freed before the next is read; all others are read at once.
 
     Raises:
-        InputError: leaves are missing, surplus or misshapen, or the checkpoint is not whole.
+        InputError: leaves are missing, surplus or misshapen, or the checkpoint is incomplete.
     """
     if wanted is None:
         import jax
@@ -97,7 +97,7 @@ def read_params(
 
 
 def _restored(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Some of the leaves, by their paths.
+    """Reads some of the leaves, by path.
 
     Raises:
         InputError: they cannot be read.
@@ -117,5 +117,5 @@ def _restored(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
             )
             return flatten(restored)
     except Exception as error:
-        # Orbax names no class of its own for files that cannot be read.
+        # Orbax documents no exception class for unreadable files.
         raise InputError(f"{path}: damaged; convert the model again") from error

@@ -1,7 +1,7 @@
-"""Relatives of FLUX.1 that are not read, told by configurations and by tensors' names.
+"""Refuses unsupported relatives of FLUX.1, recognised by their configurations and tensor names.
 
-Kontext, lite and models with other training are read as what they share with [dev]: drawing from
-text. A model whose transformer takes more than noise, or is built differently, is refused by name.
+Kontext, lite and fine-tuned models are read as far as they agree with [dev]: text-to-image. A model
+whose transformer takes inputs besides noise, or has another architecture, is refused by name.
 """
 
 import re
@@ -13,8 +13,8 @@ from flux_jax.errors import InputError
 
 INDEX = "model_index.json"
 CLASS = "_class_name"
-READ = "only text-to-image models of FLUX.1 are read: take [dev], [schnell], Kontext or the like"
-# Pipelines whose transformer and weights are those of FluxPipeline.
+READ = "only text-to-image models of FLUX.1 are supported: use [dev], [schnell], Kontext or similar"
+# Pipelines that share the transformer and the weights of FluxPipeline.
 PIPELINES = (
     "FluxPipeline",
     "FluxImg2ImgPipeline",
@@ -23,14 +23,14 @@ PIPELINES = (
     "FluxKontextInpaintPipeline",
 )
 TRANSFORMERS = ("FluxTransformer2DModel", "FluxTransformer2DModelWithMasking")
-# Other models by how their classes' names begin; the first that fits counts.
+# Other models by the beginning of their class names; the first match counts.
 CLASSES = {
-    "FluxFill": "FLUX.1 Fill, which paints into pictures",
+    "FluxFill": "FLUX.1 Fill, which is for inpainting",
     "FluxControlNet": "a ControlNet of FLUX.1",
     "FluxMultiControlNet": "a ControlNet of FLUX.1",
-    "FluxControl": "FLUX.1 Depth or Canny, which follow a control picture",
-    "FluxPriorRedux": "FLUX.1 Redux, which takes pictures as prompts",
-    "Redux": "FLUX.1 Redux, which takes pictures as prompts",
+    "FluxControl": "FLUX.1 Depth or Canny, which need a control image",
+    "FluxPriorRedux": "FLUX.1 Redux, which takes images as prompts",
+    "Redux": "FLUX.1 Redux, which takes images as prompts",
     "Flux2": "FLUX.2",
     "Chroma": "Chroma",
     "SD3": "Stable Diffusion 3",
@@ -47,11 +47,11 @@ CLASSES = {
     "HiDream": "HiDream",
     "Wan": "Wan",
 }
-# Models by a part of a tensor's name that none of FLUX.1's transformers has.
+# Models by a part of a tensor name that does not occur in FLUX.1's transformers.
 NAMES = {
     "distilled_guidance_layer.": "Chroma",
     "double_stream_modulation_img.": "FLUX.2",
-    "redux_up.": "FLUX.1 Redux, which takes pictures as prompts",
+    "redux_up.": "FLUX.1 Redux, which takes images as prompts",
     "controlnet_blocks.": "a ControlNet of FLUX.1",
     "controlnet_x_embedder.": "a ControlNet of FLUX.1",
     "ip_adapter": "an IP-Adapter of FLUX.1",
@@ -62,18 +62,18 @@ NAMES = {
     "input_blocks.0.": "Stable Diffusion",
     "cond_stage_model.": "Stable Diffusion",
     ".smooth_factor": "a model in SVDQuant's four bits",
-    "lora_A.": "an adapter (LoRA) and not a model",
-    "lora_down.": "an adapter (LoRA) and not a model",
+    "lora_A.": "an adapter (LoRA), not a model",
+    "lora_down.": "an adapter (LoRA), not a model",
 }
 _NAMES = re.compile("|".join(map(re.escape, NAMES)))
 
 
 class OtherModelError(InputError):
-    """What was given is a model that is not read."""
+    """The model is of a kind that is not supported."""
 
 
 def kind_of(names: Collection[str]) -> str | None:
-    """What a file with tensors of these names holds in the place of FLUX.1's transformer."""
+    """The unsupported kind of model that tensors of these names belong to, or None."""
     kinds = {match[0] for name in names if (match := _NAMES.search(name))}
     return next((kind for part, kind in NAMES.items() if part in kinds), None)
 
@@ -82,7 +82,7 @@ def check_names(where: Path, names: Collection[str]) -> None:
     """Refuses tensors of another model.
 
     Raises:
-        OtherModelError: they are; it is named.
+        OtherModelError: they belong to another model; the message names it.
     """
     kind = kind_of(names)
     if kind is not None:
@@ -93,11 +93,11 @@ def check_config(where: Path, config: Mapping[str, Any]) -> None:
     """Refuses another model's transformer.
 
     Args:
-        where: it lies, for messages.
-        config: its sizes, under the names of diffusers' `config.json`.
+        where: its file or folder, for messages.
+        config: its sizes, with the names of diffusers' `config.json`.
 
     Raises:
-        OtherModelError: it is another's, or takes more than noise; it is named.
+        OtherModelError: it is another model, or takes inputs besides noise; the message names it.
     """
     name = config.get(CLASS, TRANSFORMERS[0])
     if name not in TRANSFORMERS:
@@ -105,24 +105,24 @@ def check_config(where: Path, config: Mapping[str, Any]) -> None:
     inputs, outputs = config.get("in_channels", 64), config.get("out_channels")
     if outputs not in (None, inputs):
         kind = {
-            6: "FLUX.1 Fill, which paints into pictures",
-            2: "FLUX.1 Depth or Canny, which follow a control picture",
+            6: "FLUX.1 Fill, which is for inpainting",
+            2: "FLUX.1 Depth or Canny, which need a control image",
         }.get(inputs / outputs if _whole(inputs) and _whole(outputs) else 0)
         raise OtherModelError(
-            f"{where}: this is {kind or 'a model that takes more than noise'} (in_channels = "
+            f"{where}: this is {kind or 'a model with inputs besides noise'} (in_channels = "
             f"{_short(inputs)}, out_channels = {_short(outputs)}); {READ}"
         )
 
 
 def check_index(root: Path, index: Mapping[str, Any]) -> None:
-    """Refuses a folder which says that it is another pipeline.
+    """Refuses a folder whose index names another pipeline.
 
     Args:
         root: the folder.
         index: its parsed `model_index.json`.
 
     Raises:
-        OtherModelError: it says so; the pipeline is named.
+        OtherModelError: it does; the message names the pipeline.
     """
     name = index.get(CLASS, PIPELINES[0])
     if name not in PIPELINES:
@@ -137,7 +137,7 @@ def _named(name: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A file's value for a message."""
+    """A value from a file, shortened for a message."""
     text = repr(value)
     return text if len(text) < 50 else f"{text[:49]}..."
 

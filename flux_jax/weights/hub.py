@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, under the name of their repository."""
+"""Downloads models from the Hugging Face hub by the name of their repository."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from flux_jax.errors import InputError
 from flux_jax.weights.tables import COMPONENTS
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# What a pipeline is read from; the single files of the same model are left out.
+# Files of a pipeline to download, without the single files of the same model.
 WANTED = (
     "model_index.json",
     "scheduler/*.json",
@@ -20,21 +20,21 @@ WANTED = (
 
 
 def check_model(given: str) -> None:
-    """Makes sure that a model is a path that there is, or is named as on the hub; asks nobody.
+    """Checks that a model is an existing path or has the form of a hub name; needs no network.
 
     Raises:
         InputError: it is neither.
     """
-    # Unlike the path's own method this does not raise where no such name can be.
+    # Unlike `Path.exists`, this does not raise for names that no file can have.
     if not os.path.exists(given) and not NAME.fullmatch(given):
         raise InputError(f"model = {given!r} does not exist; check the path")
 
 
 def find_model(given: str) -> Path:
-    """The path of a model; one that is named as on the hub is fetched, or found in its cache.
+    """The path of a model; a model on the hub is downloaded, or read from the local cache.
 
     Args:
-        given: a path, or "owner/name". What exists as a path is one.
+        given: a path, or "owner/name". An existing path takes precedence.
 
     Raises:
         InputError: there is no such path or repository, its licence was not accepted, or the hub
@@ -45,7 +45,7 @@ def find_model(given: str) -> Path:
 
 
 def _fetch(name: str) -> Path:
-    """A repository's files, from the hub or from its cache.
+    """Downloads a repository's files, or finds them in the cache.
 
     Raises:
         InputError: see `find_model`.
@@ -61,9 +61,9 @@ def _fetch(name: str) -> Path:
 
     page = f"{ENDPOINT}/{name}"
     try:
-        # The hub asks for tqdm.auto's class and takes what behaves alike.
+        # The hub expects tqdm.auto's class and accepts any compatible one.
         bars: Any = progress.kind()
-        # The newest of what the user names; weights and settings alone, of which none is run.
+        # The latest revision of the user's choice; only weights and settings, no code to run.
         folder = snapshot_download(name, allow_patterns=list(WANTED), tqdm_class=bars)  # nosec B615
         return Path(folder)
     except GatedRepoError as error:
@@ -73,23 +73,23 @@ def _fetch(name: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"model = {name!r} is neither a path here nor a repository that this account may see "
-            f"on {page}: check the name; for a private one log in with `hf auth login`, or set "
+            f"model = {name!r} is neither a local path nor a repository that this account can "
+            f"see on {page}: check the name; for a private one log in with `hf auth login`, or set "
             "HF_TOKEN"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"model = {name!r} is no path here and could not be fetched from {page} "
+            f"model = {name!r} is not a local path and could not be downloaded from {page} "
             f"({type(error).__name__}: {str(error).splitlines()[0]}): check the network, or give "
             "a folder"
         ) from error
 
 
 def _snapshot(path: Path) -> Path:
-    """A path, or for a repository's folder in the hub's cache the version in it.
+    """The path; for a repository's folder in the hub's cache, the path of its version.
 
     Raises:
-        InputError: there is more than one version.
+        InputError: there are several versions.
     """
     if not path.absolute().name.startswith("models--") or not (path / "snapshots").is_dir():
         return path

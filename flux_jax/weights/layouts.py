@@ -1,8 +1,8 @@
-"""Which models a file holds and under which names, told by the names of its tensors.
+"""Detects the models in a file and their naming schemes from the names of its tensors.
 
-A file may hold one model, or several behind a prefix each (`vae.`), as the checkpoints of ComfyUI
-do. A model is known by one tensor that every file of it has; what stands before that tensor's name
-is the prefix.
+A file may hold one model, or several with a prefix each (`vae.`), like the checkpoints of ComfyUI.
+A model is recognised by one tensor that every file of it has; the part of the name before that
+tensor's own name is the prefix.
 """
 
 import re
@@ -21,15 +21,15 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """How files name one model's tensors.
+    """One naming scheme for the tensors of a model.
 
     Attributes:
         model: a key of `flux_jax.weights.tables.COMPONENTS`.
         marker: regular expression of the name of a tensor that every file of the model has.
-        table: all names, for the sizes of a `config.json`.
-        config: sizes under the names of a `config.json`, told by a file's tensors.
-        dropped: regular expression of tensors that wider checkpoints have besides.
-        renamed: regular expressions of names that some programs write, with those of the table.
+        table: makes the table of all names, from the sizes of a `config.json`.
+        config: derives the sizes, with the names of a `config.json`, from a file's tensors.
+        dropped: regular expression of extra tensors in larger checkpoints, which are ignored.
+        renamed: alternative spellings by some programs (regular expressions), with the table's.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Layout:
     renamed: Mapping[str, str] | None = None
 
     def name(self, tensor: str) -> str | None:
-        """The table's name of a tensor behind its prefix; None for what is dropped."""
+        """The table's name of a tensor without its prefix; None if the tensor is ignored."""
         if re.match(self.dropped, tensor):
             return None
         for old, new in (self.renamed or {}).items():
@@ -91,7 +91,7 @@ LAYOUTS = (
         dropped=r"decoder\.|lm_head\.|logit_scale$|spiece_model$",
     ),
 )
-# How diffusers and transformers name a model's tensors in its folder.
+# Naming schemes of diffusers and transformers in a model's folder.
 FOLDERS = {
     "transformer": LAYOUTS[1],
     "vae": LAYOUTS[3],
@@ -105,8 +105,8 @@ class Held:
     """A model in a file.
 
     Attributes:
-        layout: how its tensors are named.
-        prefix: what stands before each of these names.
+        layout: its naming scheme.
+        prefix: the prefix of its tensors' names.
     """
 
     layout: Layout
@@ -114,14 +114,14 @@ class Held:
 
 
 def models(where: Path, names: Collection[str]) -> dict[str, Held]:
-    """The models in a file, by the keys of `COMPONENTS`.
+    """Finds the models in a file, by the keys of `COMPONENTS`.
 
     Args:
         where: the file, for messages.
-        names: of its tensors.
+        names: names of its tensors.
 
     Raises:
-        InputError: a model is in it twice.
+        InputError: the file holds a model twice.
     """
     parts: dict[str, Held] = {}
     for layout in LAYOUTS:
@@ -132,8 +132,8 @@ def models(where: Path, names: Collection[str]) -> dict[str, Held]:
             if layout.model in parts:
                 both = f"{parts[layout.model].prefix!r} and {match[1]!r}"
                 raise InputError(
-                    f"{where} holds two models of the kind {layout.model}, whose tensors' names "
-                    f"begin with {both}; save the wanted one alone"
+                    f"{where} contains two models of the kind {layout.model}, whose tensors' names "
+                    f"begin with {both}; save only one of them"
                 )
             parts[layout.model] = Held(layout, match[1])
     return parts
@@ -142,12 +142,12 @@ def models(where: Path, names: Collection[str]) -> dict[str, Held]:
 def tables_names(
     names: Collection[str], held: Held, others: Collection[Held] = ()
 ) -> dict[str, str]:
-    """A model's tensors in a file: the file's names, with those that its table has for them.
+    """Maps a model's tensor names in a file to those of its table.
 
     Args:
-        names: of the file's tensors.
+        names: names of the file's tensors.
         held: the model.
-        others: models in the same file, whose tensors are left out.
+        others: models in the same file, whose tensors are skipped.
     """
     longer = [one.prefix for one in others if len(one.prefix) > len(held.prefix)]
     names_of: dict[str, str] = {}
@@ -155,6 +155,6 @@ def tables_names(
         if name.startswith(held.prefix) and not name.startswith(tuple(longer)):
             table_name = held.layout.name(name[len(held.prefix) :])
             if table_name is not None:
-                # A second tensor of that name keeps the file's, which no table has.
+                # A second tensor with this name keeps its file name, which no table contains.
                 names_of[name] = name if table_name in names_of.values() else table_name
     return names_of

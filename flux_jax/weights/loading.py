@@ -1,4 +1,4 @@
-"""Modules from configurations, parameters from files onto the device."""
+"""Builds modules from configurations and loads their parameters onto devices."""
 
 import copy
 import functools
@@ -51,7 +51,7 @@ def _vae_inputs(config: VAEConfig) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Component:
-    """How one folder of a pipeline becomes a module with parameters."""
+    """How to build a module and its parameters from one folder of a pipeline."""
 
     config: Callable[[Mapping[str, Any]], Any]
     module: Callable[..., nn.Module]
@@ -67,7 +67,7 @@ COMPONENTS = {
 
 
 def build(name: str, config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The module of a component.
+    """Builds the module of a component.
 
     Args:
         name: a key of `COMPONENTS`.
@@ -79,10 +79,10 @@ def build(name: str, config: Mapping[str, Any], dtype: DTypeLike = jnp.float32) 
 
 
 def check_widths(configs: Mapping[str, Any]) -> None:
-    """Makes sure that the models are of one pipeline.
+    """Checks that the models belong to one pipeline.
 
     Raises:
-        InputError: what one gives is not as wide as what the transformer takes.
+        InputError: the output width of a model is not the input width of the transformer.
     """
     for name, width, taker in (
         ("text_encoder: hidden_size", configs["text_encoder"].hidden_size, "pooled_projection_dim"),
@@ -98,24 +98,24 @@ def check_widths(configs: Mapping[str, Any]) -> None:
 
 
 def abstract_params(name: str, config: Mapping[str, Any]) -> PyTree:
-    """Shapes of a component's parameters, as a tree of `jax.ShapeDtypeStruct`; needs no memory."""
-    # A tree of its own for each caller.
+    """Shapes of a component's parameters, a tree of `jax.ShapeDtypeStruct`; allocates nothing."""
+    # A new tree for each caller.
     return jax.tree.map(lambda leaf: leaf, _traced(name, COMPONENTS[name].config(config)))
 
 
 @functools.cache
 def _traced(name: str, sizes: Any) -> PyTree:
-    """Shapes of a component's parameters: tracing a model takes a tenth of a second."""
+    """Shapes of a component's parameters, cached: tracing a model takes a tenth of a second."""
     component = COMPONENTS[name]
     inputs = component.inputs(sizes)
     return jax.eval_shape(component.module(sizes).init, jax.random.key(0), *inputs)["params"]
 
 
 class Weights(Mapping[str, Any]):
-    """Parameters of a pipeline's models, each read when it is first asked for.
+    """Parameters of a pipeline's models, each read on first access.
 
-    Every tensor of the files must be in the model and the other way round, which is made sure of at
-    once. Each leaf goes onto its devices as soon as it is read.
+    Every tensor of the files must be in the model and vice versa, which is checked at construction.
+    Each leaf is moved to its devices as soon as it is read.
     """
 
     def __init__(
@@ -129,13 +129,14 @@ class Weights(Mapping[str, Any]):
 
         Args:
             sources: weights by the names in `COMPONENTS`.
-            dtype: that parameters get.
+            dtype: dtype of the loaded parameters.
             mesh: devices, see `flux_jax.sharding`.
-            quantize: "int8" rounds the transformer's large kernels, see `flux_jax.models.quantize`.
+            quantize: "int8" quantises the transformer's large kernels, see
+                `flux_jax.models.quantize`.
 
         Raises:
-            InputError: tensors are missing, surplus or misshapen (lists every one of a model), or
-                there is no such type.
+            InputError: tensors are missing, surplus or misshapen, or the type of quantisation is
+                unknown.
         """
         rounding.check(quantize)
         self._sources, self._dtype, self._mesh = sources, dtype, mesh
@@ -152,7 +153,7 @@ class Weights(Mapping[str, Any]):
         """The parameters of a model.
 
         Raises:
-            InputError: a tensor holds what is no finite number, or a file is damaged.
+            InputError: a tensor holds non-finite numbers, or a file is damaged.
         """
         if name not in self._read:
             self._read[name] = read_params(
@@ -167,7 +168,7 @@ class Weights(Mapping[str, Any]):
         return len(self._sources)
 
     def shapes(self, name: str) -> PyTree:
-        """A model's parameters as `jax.ShapeDtypeStruct`, with their places; reads nothing."""
+        """A model's parameters as `jax.ShapeDtypeStruct`, with their shardings; reads nothing."""
         wanted = _wanted(self._sources[name], name, self._dtype, self._mesh)
         return _in_place(self._mesh, rounding.shapes(wanted)) if self._rounds(name) else wanted
 
@@ -175,13 +176,13 @@ class Weights(Mapping[str, Any]):
         return self._quantize is not None and name == "transformer"
 
     def on(self, mesh: Mesh) -> "Weights":
-        """The same weights, to be read onto other devices."""
+        """The same weights, unread, for other devices."""
         other = copy.copy(self)
         other._mesh, other._read = mesh, {}
         return other
 
     def release(self, *names: str) -> None:
-        """Frees the memory of models, which are read again if they are asked for again."""
+        """Frees the memory of models; they are read again on the next access."""
         for name in names:
             self._read.pop(name, None)
 
@@ -192,10 +193,10 @@ def read_params(
     """Reads the parameters of one model onto its devices, with a progress bar.
 
     Args:
-        source: its weights.
+        source: the weights.
         name: a key of `COMPONENTS`.
-        dtype: that they get.
-        mesh: devices; each is sent its own parts alone.
+        dtype: dtype of the parameters.
+        mesh: devices; each receives only its own shards.
         quantize: whether stacked dense kernels become int8, each before the next one is read.
 
     Raises:
@@ -206,7 +207,7 @@ def read_params(
 
     def rounded(leaf: jax.Array) -> rounding.Quantized:
         placed = meshes.place_weights(mesh, rounding.quantized(leaf))
-        # Until this is done the leaf's memory is not free.
+        # The leaf's memory is not freed before this is done.
         return jax.block_until_ready(placed)
 
     def place(path: str, leaf: np.ndarray) -> Any:
@@ -238,7 +239,7 @@ def _wanted(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
 
 
 def _in_place(mesh: Mesh, shapes: PyTree) -> PyTree:
-    """Shapes of weights with the places that those have."""
+    """Adds the weights' shardings to their shapes."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=meshes.of_weight(mesh, leaf.shape)
@@ -248,7 +249,7 @@ def _in_place(mesh: Mesh, shapes: PyTree) -> PyTree:
 
 
 def _placed(leaf: np.ndarray, dtype: DTypeLike, mesh: Mesh) -> jax.Array:
-    """On its devices. Accelerators transpose faster than the host, so they get it untransposed."""
+    """Moves a leaf to its devices; accelerators transpose it themselves, faster than the host."""
     if mesh.devices.flat[0].platform == "cpu":
         # A copy, since the file's memory may be shared with the array.
         leaf = np.array(leaf, dtype, order="C")

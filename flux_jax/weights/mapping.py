@@ -1,7 +1,7 @@
-"""The walk of a table of names: a Flax tree from PyTorch's tensors, and back.
+"""Converts PyTorch tensors to a Flax tree, and back, by a table of names.
 
-The walk makes one leaf after the other, of all its blocks at once, and hands it on: a model need
-never be whole in the host's memory.
+Leaves are built one after the other, each with all of its blocks, and passed on: a model never has
+to fit into host memory as a whole.
 """
 
 import math
@@ -23,20 +23,20 @@ MEND = "take weights and config.json of one model"
 DAMAGED = "the file is damaged, or was saved with NaN or infinities in it: fetch it again"
 
 
-# Tensors that are read at once, besides the leaf that they fill.
+# Tensors that are read at once, besides the leaf being filled.
 READERS = 8
 
 
-# What a refusal shows of its problems.
+# Number of problems that an error message shows.
 EXAMPLES = 3
 
 
-# Numbers that are looked at together.
+# Numbers that are checked at once.
 PIECE = 1 << 19
 
 
-# Bits that are all set in what is infinite or no number: the exponent's, and in the type that has
-# no infinities all but the sign.
+# Bits that are all set in infinities and NaNs: those of the exponent; in the type without
+# infinities, all but the sign.
 NOT_FINITE = {
     "float8_e4m3fn": 0x7F,
     "float8_e5m2": 0x7C,
@@ -46,7 +46,7 @@ NOT_FINITE = {
 }
 
 
-# The narrowest types that hold all numbers of several others; these hold those of any fp8.
+# Candidates for the common type of several others, narrowest first; all of them hold any fp8.
 WIDER = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -55,12 +55,12 @@ class Slot:
     """One expected PyTorch tensor: its row, the leaves it fills and which block of them.
 
     Attributes:
-        name: the tensor's.
-        shape: the tensor's.
-        row: of the table.
-        leaves: their paths, in the row's order.
-        leaf_shapes: of one block of each.
-        block: which one; None for leaves that are not stacked.
+        name: name of the tensor.
+        shape: shape of the tensor.
+        row: row of the table.
+        leaves: paths of the leaves, in the row's order.
+        leaf_shapes: shapes of one block of each leaf.
+        block: index of the block; None for leaves that are not stacked.
     """
 
     name: str
@@ -71,17 +71,17 @@ class Slot:
     block: int | None
 
 
-# What a tensor gives to the leaf of this number, of those that it holds.
+# A tensor, and the index of one of its leaves.
 Held = tuple[Slot, int]
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Reads what tensors give to leaves.
+    """Reads the tensors' parts for leaves.
 
     Attributes:
         tensors: by the table's names.
-        problems: what is wrong with the parts that were read so far.
+        problems: problems of the parts that were read so far.
     """
 
     tensors: Mapping[str, Any]
@@ -90,14 +90,14 @@ class _Parts:
     def assemble(
         self, held: Sequence[Held], shape: Shape, pool: Executor, advance: Callable[[int], Any]
     ) -> np.ndarray:
-        """A leaf of all its parts."""
+        """Builds a leaf from all its parts."""
         first, *others = held
         part = self._read(first)
         dtype = common_type(_dtype(self.tensors[slot.name]) for slot, _ in held)
         leaf = _lying_like(part, shape, dtype)
 
         def fill(one: Held, part: np.ndarray) -> int:
-            """Writes a part; gives the bytes that it has in its file."""
+            """Writes a part; returns its number of bytes in the file."""
             slot, _ = one
             block = ... if slot.block is None else slot.block
             _bits(leaf)[block] = _bits(part.astype(dtype, copy=False))
@@ -112,7 +112,7 @@ class _Parts:
         slot, index = held
         part = slot.row.rule.to_leaf(self.tensors[slot.name], slot.leaf_shapes, index)
         if not is_finite(part):
-            problem = f"not finite: {slot.name} holds infinities or what is no number (NaN)"
+            problem = f"not finite: {slot.name} contains infinities or NaN"
             self.problems.append(problem)
         return part
 
@@ -131,21 +131,22 @@ def to_flax(
 
     Args:
         table: names of the component.
-        tensors: arrays (of a mapped file, for instance), `flux_jax.weights.quantized.lazy.Lazy`s,
-            or `torch.Tensor`s, by PyTorch name.
+        tensors: arrays (of a memory-mapped file, for instance),
+            `flux_jax.weights.quantized.lazy.Lazy`s, or `torch.Tensor`s, by PyTorch name.
         shapes: nested dictionaries of objects with `.shape`: the tree to fill.
-        source: where the tensors come from, for error messages.
+        source: origin of the tensors, for error messages.
         mend: what the user can do about tensors that do not fit, for error messages.
-        place: what becomes of each leaf, by its path joined by "/", for instance onto a device.
+        place: called with the path of each leaf, joined by "/", and the leaf; for
+            instance moves it to a device.
         advance: called with the number of bytes in the file of each part that was read.
 
     Returns:
-        Nested dictionaries of what `place` made of arrays with the given shapes. Their dtypes are
-        the tensors' own, or the `common_type` of a leaf's blocks. In memory these lie as the
-        tensors do: transposing is left to `place`.
+        Nested dictionaries of the results of `place`, from arrays with the requested shapes. Their
+        dtypes are those of the tensors, or the `common_type` of a leaf's blocks. Their memory
+        layout is that of the tensors: transposing is left to `place`.
 
     Raises:
-        InputError: tensors are missing, surplus or misshapen, or hold what is no finite number.
+        InputError: tensors are missing, surplus or misshapen, or hold non-finite numbers.
     """
     slots, tensors = _fitting(table, tensors, shapes, source, mend)
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
@@ -155,9 +156,9 @@ def to_flax(
         for index, path in enumerate(slot.leaves):
             held.setdefault(path, []).append((slot, index))
     flat: dict[str, Any] = {}
-    # NumPy copies without Python's lock.
+    # NumPy copies without the GIL.
     with ThreadPoolExecutor(READERS) as pool:
-        # The largest first: what placing a leaf takes besides then comes on top of little.
+        # Largest first: the extra memory for placing a leaf then adds to a small total.
         sizes = {path: math.prod(flat_shapes[path]) for path in held}
         for path in sorted(held, key=lambda path: -sizes[path]):
             flat[path] = place(path, parts.assemble(held[path], flat_shapes[path], pool, advance))
@@ -172,7 +173,7 @@ def check(
     *,
     source: str | os.PathLike[str] = "weights",
 ) -> None:
-    """Makes sure that `to_flax` will find each tensor; reads none.
+    """Checks that `to_flax` will find each tensor; reads none.
 
     Raises:
         InputError: tensors are missing, surplus or misshapen.
@@ -187,7 +188,7 @@ def _fitting(
     source: str | os.PathLike[str],
     mend: str,
 ) -> tuple[list[Slot], dict[str, Any]]:
-    """What a tree of these shapes holds, and the tensors under the table's names."""
+    """The slots of a tree of these shapes, and the tensors under the table's names."""
     flat_shapes = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     slots, problems = _slots(table, flat_shapes)
     expected = {slot.name: slot.shape for slot in slots}
@@ -196,7 +197,7 @@ def _fitting(
     for name in expected:
         if name in tensors and _dtype(tensors[name]).kind in "iub":
             dtype = _dtype(tensors[name])
-            problems.append(f"whole numbers: {name} is {dtype}; take the model in bfloat16")
+            problems.append(f"integers: {name} is {dtype}; take the model in bfloat16")
     refuse(source, mend, problems)
     return slots, tensors
 
@@ -207,10 +208,10 @@ def _dtype(tensor: Any) -> np.dtype:
 
 
 def common_type(types: Iterable[np.dtype]) -> np.dtype:
-    """The narrowest type that holds every number of these types of floats."""
+    """The narrowest type that holds every number of these floating-point types."""
     names = {dtype.name for dtype in types}
     if len(names) > 1:
-        # Neither of the two 16-bit types holds the other, nor does either fp8.
+        # Neither 16-bit type holds the other's numbers, nor does either fp8 type.
         both = {"bfloat16", "float16"}
         wide = {name for name in names if name in WIDER} or {"bfloat16"}
         names = {"float32"} if wide == both else {max(wide, key=WIDER.index)}
@@ -218,38 +219,38 @@ def common_type(types: Iterable[np.dtype]) -> np.dtype:
 
 
 def _lying_like(part: np.ndarray, shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An array of one or more parts, whose axes follow each other in memory as the part's do."""
+    """An empty array for one or more parts, with the part's order of axes in memory."""
     stacked = len(shape) - part.ndim
     order = [*range(stacked), *(stacked + np.argsort([-s for s in part.strides], kind="stable"))]
     return np.empty([shape[axis] for axis in order], dtype).transpose(np.argsort(order))
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    """The array as whole numbers, which NumPy copies faster than floats that it does not know."""
+    """The array viewed as integers, which NumPy copies faster than ml_dtypes' floats."""
     return array.view(f"u{array.itemsize}") if array.dtype.name in NOT_FINITE else array
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether nothing in the array is infinite or no number."""
+    """Whether the array has neither infinities nor NaNs."""
     bits = NOT_FINITE.get(array.dtype.name)
     if bits is None:
         return array.dtype.kind != "f" or bool(np.isfinite(array).all())
     mask = np.array(bits, f"u{array.itemsize}")
     flat = _bits(array).transpose(np.argsort([-s for s in array.strides])).reshape(-1)
-    # Pieces that stay in the processor's cache.
+    # Pieces that fit into the processor's cache.
     pieces = np.split(flat, range(PIECE, len(flat), PIECE))
     return not any(((piece & mask) == mask).any() for piece in pieces)
 
 
 def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
-    """Names a Flax tree's contents as PyTorch does; the arrays are views wherever possible.
+    """Converts a Flax tree to tensors with PyTorch's names; the arrays are views where possible.
 
     Args:
         table: names of the component.
         params: nested dictionaries of arrays.
 
     Returns:
-        Arrays of the leaves' dtypes by PyTorch name, in the table's order of leaves.
+        Arrays with the leaves' dtypes by PyTorch name, in the table's order of leaves.
 
     Raises:
         InputError: the table has no name for a leaf.
@@ -265,7 +266,7 @@ def to_torch(table: Table, params: Params) -> dict[str, np.ndarray]:
 
 
 def torch_shapes(table: Table, shapes: Params) -> dict[str, Shape]:
-    """Shapes of the PyTorch tensors that hold a Flax tree of these shapes, by their names.
+    """Shapes of the PyTorch tensors of a Flax tree with these shapes, by their names.
 
     Raises:
         InputError: the table has no name for a leaf.
@@ -274,7 +275,7 @@ def torch_shapes(table: Table, shapes: Params) -> dict[str, Shape]:
 
 
 def slots(table: Table, shapes: Params) -> list[Slot]:
-    """What holds a Flax tree of these shapes: PyTorch's tensors, each with its parts' places.
+    """The PyTorch tensors of a Flax tree with these shapes, each with its leaves and block.
 
     Raises:
         InputError: the table has no name for a leaf.
@@ -287,7 +288,7 @@ def slots(table: Table, shapes: Params) -> list[Slot]:
 
 
 def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[Slot], list[str]]:
-    """The PyTorch tensors that a tree of these shapes holds, and the leaves without a name."""
+    """The PyTorch tensors of a tree with these shapes, and the leaves without a name."""
     slots, problems = [], []
     named = set()
     for path in shapes:
@@ -322,7 +323,7 @@ def _slots(table: Table, shapes: Mapping[str, Shape]) -> tuple[list[Slot], list[
 def _canonical(
     table: Table, tensors: Mapping[str, Any], expected: Container[str]
 ) -> dict[str, Any]:
-    """Tensors under the table's names; those that it does not want keep the file's."""
+    """Tensors under the table's names; tensors that it does not expect keep the file's names."""
     named: dict[str, Any] = {}
     copies: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -342,7 +343,7 @@ def _canonical(
 
 
 def differences(tensors: Mapping[str, Any], expected: Mapping[str, Shape]) -> list[str]:
-    """What is missing, misshapen or surplus among tensors, one line each."""
+    """Lists missing, misshapen and surplus tensors, one line each."""
     problems = [
         f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors
     ]
@@ -356,12 +357,12 @@ def differences(tensors: Mapping[str, Any], expected: Mapping[str, Shape]) -> li
 
 
 def refuse(source: str | os.PathLike[str], mend: str, problems: Sequence[str]) -> None:
-    """Raises one `InputError` if there are problems: a line that counts them and shows some.
+    """Raises one `InputError` if there are problems: one line with their number and examples.
 
     Args:
-        source: where the tensors come from.
+        source: origin of the tensors.
         mend: what the user can do.
-        problems: a text for each, "kind: what"; of every kind the first is shown before others.
+        problems: a text for each, "kind: what"; the first of every kind is shown before others.
     """
     if not problems:
         return
@@ -371,7 +372,7 @@ def refuse(source: str | os.PathLike[str], mend: str, problems: Sequence[str]) -
     text = f"{source}: {counted(len(problems), 'tensor')} {does} not fit: "
     shown: list[str] = []
     for at in order[:EXAMPLES]:
-        # The names in a file may be of any length.
+        # Names in a file may have any length.
         example = problems[at] if len(problems[at]) < LONGEST // 2 else problems[at][:99] + "..."
         if not shown or len("; ".join([text, *shown, example, mend])) < LONGEST - 5:
             shown.append(example)

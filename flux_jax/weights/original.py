@@ -1,8 +1,8 @@
-"""Black Forest Labs' own files: `flux1-dev.safetensors` and the like, and `ae.safetensors`.
+"""Black Forest Labs' layout: `flux1-dev.safetensors` and the like, and `ae.safetensors`.
 
-They bring no configuration: `flux_jax.weights.sizes` tells the sizes by the shapes. Queries, keys
-and values are joined, shift stands before scale in the last modulation, and the autoencoder's
-decoder counts its levels from the picture up.
+These files have no configuration: `flux_jax.weights.sizes` infers the sizes from the shapes.
+Queries, keys and values are joined, shift precedes scale in the last modulation, and the
+autoencoder's decoder counts its levels from the image up.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,14 +21,14 @@ from flux_jax.weights.rules import (
 )
 from flux_jax.weights.sizes import levels
 
-# Programs that keep several models in one file set this before the transformer's names.
+# Programs that store several models in one file put this before the transformer's names.
 BUNDLED = "model.diffusion_model."
 
 
 def _rows(
     torch: str, flax: Iterable[str], matrix: Rule = LINEAR, vector: Rule = VECTOR
 ) -> Iterable[Row]:
-    """A dense layer, or several that the file joins."""
+    """A dense layer, or several that are joined in the file."""
     flax = tuple(flax)
     yield Row(f"{torch}.weight", tuple(f"{name}/kernel" for name in flax), matrix)
     yield Row(f"{torch}.bias", tuple(f"{name}/bias" for name in flax), vector)
@@ -90,13 +90,13 @@ def vae_table(levels: int) -> Table:
     """Names of the autoencoder.
 
     Args:
-        levels: of the picture, each half as high and wide as the one before.
+        levels: number of resolutions, each half as high and wide as the one before.
     """
     return Table(tuple(_vae(levels)), stem="ae")
 
 
 def table(name: str, config: Mapping[str, Any]) -> Table:
-    """Names of a model, "transformer" or "vae", of these sizes."""
+    """Names of a model, "transformer" or "vae", with these sizes."""
     return TRANSFORMER if name == "transformer" else vae_table(levels(config))
 
 
@@ -134,7 +134,7 @@ def _resnet(torch: str, flax: str) -> Iterable[Row]:
 
 
 def schedule_config(guidance: bool) -> dict[str, Any]:
-    """The sampler's settings: [dev], which embeds guidance, shifts; [schnell] does not."""
+    """Settings of the sampler: [dev], which embeds guidance, shifts; [schnell] does not."""
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,

@@ -1,11 +1,12 @@
-"""What a table of names says: which Flax leaves a PyTorch tensor becomes, and how; and back.
+"""Rules of a name table: how PyTorch tensors are converted to Flax leaves and back.
 
-A row ties one PyTorch tensor to one or more Flax leaves. Names hold placeholders in braces. A
-placeholder that stands on both sides is copied ({a}: `resnets.{a}` and `resnets_{a}`); one that
-only the PyTorch name has counts the blocks that Flax stacks along a leading axis L.
+A row maps one PyTorch tensor to one or more Flax leaves. Names contain placeholders in braces. A
+placeholder on both sides is copied ({a}: `resnets.{a}` and `resnets_{a}`); one in the PyTorch name
+only counts the blocks that Flax stacks along a leading axis L.
 
-A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts is another
-table whose rows name several leaves or bring another `Rule`; `flux_jax.weights.mapping` walks all.
+A layout that joins several leaves into one tensor (`qkv`) or reorders a tensor's parts has its own
+table, whose rows name several leaves or use another `Rule`; `flux_jax.weights.mapping` handles all
+tables.
 
 Axis letters: I inputs, O outputs.
 """
@@ -23,14 +24,14 @@ Shape = tuple[int, ...]
 
 @runtime_checkable
 class Rule(Protocol):
-    """How the tensor of a row becomes the leaves of that row (one block of them), and back."""
+    """Converts the tensor of a row to the leaves of that row (for one block), and back."""
 
     def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
         """The PyTorch tensor's shape, from the leaves' shapes."""
         ...
 
     def to_leaf(self, tensor: Any, shapes: Sequence[Shape], index: int) -> np.ndarray:
-        """One of the leaves; of a tensor that is sliced where it lies, no more is read."""
+        """One of the leaves; only the slice that it needs is read from a lazy tensor."""
         ...
 
     def to_torch(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
@@ -40,7 +41,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Permuted:
-    """One leaf, whose axis j is the PyTorch tensor's axis `axes[j]`."""
+    """One leaf, whose axis j is axis `axes[j]` of the PyTorch tensor."""
 
     axes: tuple[int, ...]
 
@@ -59,7 +60,7 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Joined:
-    """Several leaves, one after the other along the tensor's first axis, permuted like `each`."""
+    """Several leaves, concatenated along the tensor's first axis, each permuted like `each`."""
 
     each: Permuted
 
@@ -81,7 +82,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Swapped:
-    """One leaf, permuted like `each`; the halves of the tensor's first axis change places."""
+    """One leaf, permuted like `each`, with the halves of the tensor's first axis swapped."""
 
     each: Permuted
 
@@ -103,7 +104,7 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A dense layer [I, O] that PyTorch keeps as a convolution [O, I, 1, 1]."""
+    """A dense layer [I, O] that PyTorch stores as a convolution [O, I, 1, 1]."""
 
     def torch_shape(self, shapes: Sequence[Shape]) -> Shape:
         """See `Rule`."""
@@ -128,7 +129,7 @@ POINTWISE = Pointwise()
 
 @dataclass(frozen=True)
 class Row:
-    """One PyTorch tensor and the Flax leaves that it holds."""
+    """One PyTorch tensor and the Flax leaves in it."""
 
     torch: str
     flax: tuple[str, ...]
@@ -140,10 +141,10 @@ class Table:
     """All names of one component.
 
     Attributes:
-        rows: the names.
-        prefix: stands before every name in files; files without it are read too.
-        copies: names that files may hold in addition to, or in place of, another name.
-        ignored: names of buffers that some files hold and no model needs.
+        rows: one row for each PyTorch tensor.
+        prefix: prefix of every name in files; files without it are read too.
+        copies: names of tensors that duplicate or replace another name in some files.
+        ignored: names of buffers that some files contain and no model needs.
         stem: name of the files, without suffix.
     """
 
@@ -155,17 +156,17 @@ class Table:
 
 
 def placeholders(name: str) -> set[str]:
-    """The names in braces."""
+    """The placeholders of a name, without braces."""
     return set(re.findall(r"\{(\w+)\}", name))
 
 
 @functools.cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """A regular expression that finds the numbers at a name's placeholders."""
+    """A regular expression that captures the numbers at a name's placeholders."""
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
 
 
 def match(template: str, name: str) -> dict[str, str] | None:
-    """The numbers at a template's placeholders in `name`, or None if it does not fit."""
+    """The numbers at a template's placeholders in `name`; None if it does not match."""
     fields = _pattern(template).fullmatch(name)
     return fields.groupdict() if fields else None

@@ -1,4 +1,4 @@
-"""Weights in files, safetensors above all: one or shards, mapped; written at once or not at all."""
+"""Weight files, mainly safetensors: single or sharded, memory-mapped; written atomically."""
 
 import json
 import math
@@ -16,13 +16,13 @@ from flux_jax.errors import InputError, counted
 from flux_jax.weights.quantized.gguf_files import SUFFIX as GGUF
 from flux_jax.weights.quantized.gguf_files import read_gguf
 
-# How files of weights end; the second is short for the first.
+# Suffixes of weight files; the second is short for the first.
 SUFFIXES = (".safetensors", ".sft", GGUF)
 # File names without suffix: diffusers, transformers.
 STEMS = ("diffusion_pytorch_model", "model")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 SHARD_BYTES = 5_000_000_000
-# Names that the format has for NumPy's types.
+# Safetensors' names of NumPy's types.
 TYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -37,12 +37,12 @@ TYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-# NumPy knows the names of ml_dtypes' once that is imported.
+# NumPy knows the names of ml_dtypes' types once that is imported.
 NUMPY = {theirs: np.dtype(ours) for ours, theirs in TYPES.items()}
 
 
 def is_float(dtype: Any) -> bool:
-    """Whether a type is one of NumPy's or of ml_dtypes' floating-point types; needs no JAX."""
+    """Whether a type is a floating-point type of NumPy or ml_dtypes; needs no JAX."""
     try:
         return ml_dtypes.finfo(dtype).dtype == np.dtype(dtype)
     except ValueError:
@@ -66,21 +66,21 @@ def open_safetensors(path: Path) -> Any:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """All tensors of one file, unread until looked at.
+    """Opens all tensors of one file; they are read on access.
 
     Args:
         path: GGUF by its suffix (see `flux_jax.weights.quantized.gguf_files`), else safetensors.
 
     Returns:
-        Views of the mapped file, or array-likes where those of GGUF are decoded.
+        Views of the memory-mapped file; for GGUF, array-likes that are decoded on access.
 
     Raises:
-        InputError: see `open_safetensors` and `read_gguf`; or a type or a shape is one that NumPy
-            does not know.
+        InputError: see `open_safetensors` and `read_gguf`; or NumPy does not support a type or a
+            shape.
     """
     if path.suffix == GGUF:
         return read_gguf(path)
-    # The library checks what the header says; its own reading holds Python's lock and copies.
+    # The library validates the header; its own reader holds the GIL and copies.
     open_safetensors(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -98,14 +98,13 @@ def read_file(path: Path) -> dict[str, Any]:
             tensors[name] = flat.reshape(entry["shape"])
         except ValueError as error:
             raise InputError(
-                f"{path}: {name} is of a shape that no array has ({error}); copy or download the "
-                "file again"
+                f"{path}: {name} has an invalid shape ({error}); copy or download the file again"
             ) from error
     return tensors
 
 
 def read_component(folder: Path) -> dict[str, Any]:
-    """All tensors of a model's folder, unread: one file, or the shards that an index lists.
+    """Opens all tensors of a model's folder: one file, or the shards of an index.
 
     Raises:
         InputError: no weights, a shard or one of its tensors is missing, a file is damaged.
@@ -114,7 +113,7 @@ def read_component(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(found: Path) -> dict[str, Any]:
-    """All tensors of a file, or of the shards that an index lists; unread.
+    """Opens all tensors of a file, or of the shards of an index; they are read on access.
 
     Raises:
         InputError: a shard or one of its tensors is missing, or a file is damaged.
@@ -123,10 +122,10 @@ def read_weights(found: Path) -> dict[str, Any]:
 
 
 def weight_files(found: Path) -> list[Path]:
-    """The files of weights: one, or the shards that an index lists.
+    """The weight files: one, or the shards that an index lists.
 
     Raises:
-        InputError: shards are missing, or this is no index.
+        InputError: shards are missing, or the index is invalid.
     """
     if found.suffix != ".json":
         return [found]
@@ -136,11 +135,11 @@ def weight_files(found: Path) -> list[Path]:
 def find_weights(folder: Path) -> Path:
     """The file of a model's weights, or the index of its shards.
 
-    Where there are both, diffusers reads the index and transformers the file. Files under other
-    names (`model.fp16.safetensors`, `t5xxl_fp16.safetensors`) are read where they are alone.
+    If both exist, diffusers reads the index and transformers the file. Files with other names
+    (`model.fp16.safetensors`, `t5xxl_fp16.safetensors`) are read if there is only one.
 
     Raises:
-        InputError: there is neither, or more than one file may be meant.
+        InputError: there is neither, or several files match.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -161,7 +160,7 @@ def find_weights(folder: Path) -> Path:
         return files[0]
     if files:
         raise InputError(
-            f"{folder}: {shown([file.name for file in files])} may all be the weights; keep one"
+            f"{folder}: {shown([file.name for file in files])} could each be the weights; keep one"
         )
     shards = [file.name for file in there if SHARD.search(file.name)]
     if shards:
@@ -177,22 +176,22 @@ def find_weights(folder: Path) -> Path:
 
 
 def shown(names: Sequence[str]) -> str:
-    """Names for a message: at most three of them."""
+    """Lists names for a message: at most three of them."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(name[:80] for name in names[:3])}{more}"
 
 
 def places_of(index: Path) -> dict[str, str]:
-    """The names of shards by those of their tensors.
+    """File names of shards by the names of their tensors.
 
     Raises:
-        InputError: this is no index, or shards are missing.
+        InputError: the index is invalid, or shards are missing.
     """
     folder = index.parent
     try:
         places: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
         if not all(isinstance(file, str) for file in places.values()):
-            raise TypeError("shards have names")
+            raise TypeError("shard names must be strings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{index}: not an index of shards ({error!r}); copy or download it again"
@@ -207,8 +206,8 @@ def places_of(index: Path) -> dict[str, str]:
 
 
 def _beside(folder: Path, file: str) -> bool:
-    """Whether this is a file's name, and the file is in the folder."""
-    # Unlike the path's own method this says no to a name that no file can have.
+    """Whether this is a plain file name, and the file is in the folder."""
+    # Unlike `Path.is_file`, this returns False for names that no file can have.
     return file == Path(file).name and os.path.isfile(folder / file)
 
 
@@ -228,24 +227,26 @@ def _read_shards(index: Path) -> dict[str, Any]:
 def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Writes one safetensors file, which appears under its name only when complete.
 
-    One tensor at a time is made contiguous, as the library would need all of them to be.
+    One tensor at a time is made contiguous; the library would need all of them at once.
 
     Args:
-        path: where to; folders are made.
-        tensors: arrays, or what has `.shape` and `.dtype` and is read by `np.asarray`.
-        metadata: entries for the file's header.
+        path: path of the file; missing folders are created.
+        tensors: arrays, or objects with `.shape` and `.dtype` that `np.asarray` can read.
+        metadata: entries of the file's header.
 
     Raises:
-        InputError: the format has no name for a tensor's type.
+        InputError: safetensors has no name for a tensor's type.
     """
-    # What is wider comes first, so that all lies at multiples of its own width.
+    # Wider types first, so that every tensor is aligned to its own width.
     order = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in order:
         shape, dtype = tensors[name].shape, np.dtype(tensors[name].dtype)
         if dtype.name not in TYPES:
-            raise InputError(f"{path}: {name} is {dtype.name}, which safetensors files do not hold")
+            raise InputError(
+                f"{path}: {name} is {dtype.name}, which safetensors files cannot store"
+            )
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": TYPES[dtype.name],
@@ -274,14 +275,14 @@ def write_component(
     metadata: Mapping[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a model's weights as one file, or as shards and an index if they are larger.
+    """Writes a model's weights as one file, or as shards with an index if they are larger.
 
     Args:
-        folder: made if absent; older weights of the same stem in it are replaced.
-        tensors: as `write_file` takes them, with `.nbytes`.
+        folder: created if missing; existing weights of the same stem in it are replaced.
+        tensors: as for `write_file`, with `.nbytes`.
         stem: file name without suffix, for instance `diffusion_pytorch_model`.
-        metadata: the files' metadata; PyTorch's readers want {"format": "pt"}.
-        shard_bytes: most bytes a file, unless one tensor alone is larger.
+        metadata: the files' metadata; PyTorch's readers expect {"format": "pt"}.
+        shard_bytes: maximum bytes per file, unless a single tensor is larger.
     """
     shards = list(_shards(tensors, shard_bytes))
     suffix = ".safetensors"
@@ -304,7 +305,7 @@ def write_component(
 
 
 def _shards(tensors: Mapping[str, Any], limit: int) -> Iterator[list[str]]:
-    """Names, in order, in groups of at most `limit` bytes."""
+    """Groups names, in order, into shards of at most `limit` bytes."""
     group: list[str] = []
     size = 0
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
-"""Sizes of models that come without a `config.json`, told by their tensors' shapes.
+"""Infers the sizes of models without a `config.json` from their tensors' shapes.
 
-What shapes do not tell is as in FLUX.1: how a head's channels turn with positions, the scale of
-latents, and how wide a head of CLIP is.
+Values that shapes do not determine are those of FLUX.1: the channels that each position axis
+rotates, the scale of latents, and the head width of CLIP.
 """
 
 import re
@@ -12,9 +12,9 @@ from typing import Any
 from flux_jax.errors import InputError
 from flux_jax.weights.rules import Table, match
 
-# How FLUX.1 shares the channels of a head among the positions' axes.
+# Channels of a head for each position axis in FLUX.1.
 ROPE_AXES = (16, 56, 56)
-# What the autoencoder's shapes do not tell.
+# Values that the autoencoder's shapes do not determine.
 VAE_FIXED = {
     "scaling_factor": 0.3611,
     "shift_factor": 0.1159,
@@ -23,7 +23,7 @@ VAE_FIXED = {
 }
 # Channels of a head in all of OpenAI's text encoders.
 CLIP_HEAD = 64
-# CLIP's end-of-text token is then the largest id, as in the configuration that FLUX.1 has.
+# With this id CLIP's end-of-text token is the largest id, as in FLUX.1's configuration.
 CLIP_EOS = 2
 
 # Axes of a convolution's kernel.
@@ -33,15 +33,15 @@ Tensors = Mapping[str, Any]
 
 
 def transformer(file: Path, tensors: Tensors, table: Table) -> dict[str, Any]:
-    """Sizes of a transformer, under diffusers' names.
+    """Sizes of a transformer, with diffusers' names.
 
     Args:
         file: for messages.
         tensors: by the table's names.
-        table: either layout's.
+        table: the table of either layout.
 
     Raises:
-        InputError: a tensor that tells a size is missing, or heads are not as wide as FLUX.1's.
+        InputError: a tensor that determines a size is missing, or the head width is not FLUX.1's.
     """
     torch = {row.flax[0]: row.torch for row in table.rows}
 
@@ -56,8 +56,8 @@ def transformer(file: Path, tensors: Tensors, table: Table) -> dict[str, Any]:
     (head,) = shape("dual_blocks/attn/norm_q/scale", 1)
     if head != sum(ROPE_AXES):
         raise InputError(
-            f"{file}: heads are {head} wide and FLUX.1's {sum(ROPE_AXES)}, so how positions turn "
-            "them is not known; give the model in diffusers' layout, whose config.json tells"
+            f"{file}: heads have {head} channels and FLUX.1's {sum(ROPE_AXES)}, so the rotary axes "
+            "are unknown; use the model in diffusers' layout, whose config.json has axes_dims_rope"
         )
     return {
         "_class_name": "FluxTransformer2DModel",
@@ -76,15 +76,16 @@ def transformer(file: Path, tensors: Tensors, table: Table) -> dict[str, Any]:
 
 
 def vae(file: Path, tensors: Tensors, block: str) -> dict[str, Any]:
-    """Sizes of an autoencoder, under diffusers' names.
+    """Sizes of an autoencoder, with diffusers' names.
 
     Args:
         file: for messages.
         tensors: by the layout's names.
-        block: how names of the encoder's blocks begin; with groups for level and block.
+        block: regular expression of the start of the encoder's block names, with groups for level
+            and block.
 
     Raises:
-        InputError: a tensor that tells a size is missing.
+        InputError: a tensor that determines a size is missing.
     """
     firsts: dict[tuple[int, int], str] = {}
     for name in tensors:
@@ -94,7 +95,7 @@ def vae(file: Path, tensors: Tensors, block: str) -> dict[str, Any]:
     count = len({level for level, _ in firsts})
     missing = next((level for level in range(count) if (level, 0) not in firsts), None)
     if missing is not None or not count:
-        raise InputError(f"{file}: an encoder's level is missing; fetch the file again")
+        raise InputError(f"{file}: a level of the encoder is missing; fetch the file again")
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [
@@ -113,21 +114,22 @@ def vae(file: Path, tensors: Tensors, block: str) -> dict[str, Any]:
 
 
 def levels(config: Mapping[str, Any]) -> int:
-    """How many levels an autoencoder of this `config.json` has."""
+    """Number of levels of an autoencoder with this `config.json`."""
     return len(config.get("block_out_channels", [64]))
 
 
 def clip(file: Path, tensors: Tensors) -> dict[str, Any]:
-    """Sizes of CLIP's text encoder, under transformers' names.
+    """Sizes of CLIP's text encoder, with transformers' names.
 
     Raises:
-        InputError: a tensor that tells a size is missing, or the width is no multiple of a head's.
+        InputError: a tensor that determines a size is missing, or the width is not a multiple of
+            the head width.
     """
     plain = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     vocabulary, width = _shape(file, plain, "embeddings.token_embedding.weight")
     if width % CLIP_HEAD:
         raise InputError(
-            f"{file}: CLIP is {width} wide, which does not tell its number of heads; put its "
+            f"{file}: CLIP's width {width} does not determine its number of heads; put its "
             "config.json into a folder text_encoder beside the file"
         )
     return {
@@ -147,10 +149,10 @@ def clip(file: Path, tensors: Tensors) -> dict[str, Any]:
 
 
 def t5(file: Path, tensors: Tensors) -> dict[str, Any]:
-    """Sizes of T5's encoder, under transformers' names.
+    """Sizes of T5's encoder, with transformers' names.
 
     Raises:
-        InputError: a tensor that tells a size is missing.
+        InputError: a tensor that determines a size is missing.
     """
     first = "encoder.block.0.layer"
     table = "shared.weight" if "shared.weight" in tensors else "encoder.embed_tokens.weight"
@@ -177,7 +179,9 @@ def t5(file: Path, tensors: Tensors) -> dict[str, Any]:
 
 def _shape(file: Path, tensors: Tensors, name: str, axes: int = 2) -> tuple[int, ...]:
     if name not in tensors:
-        raise InputError(f"{file}: {name} is missing, which tells a size; fetch the file again")
+        raise InputError(
+            f"{file}: {name} is missing, which determines a size; fetch the file again"
+        )
     shape = tuple(tensors[name].shape)
     if len(shape) != axes or not all(shape):
         raise InputError(
@@ -188,6 +192,6 @@ def _shape(file: Path, tensors: Tensors, name: str, axes: int = 2) -> tuple[int,
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """How many different numbers stand in the names at the pattern's group."""
+    """Number of distinct numbers at the pattern's group in the names."""
     matches = (re.match(pattern, name) for name in tensors)
     return len({match[1] for match in matches if match})

@@ -1,9 +1,9 @@
-"""Where a pipeline's weights lie: finds each model's files and tells their layout.
+"""Locates a pipeline's weights: finds each model's files and detects their layout.
 
 A model is a folder (`transformer/`, `vae/`, ...) with `config.json` and weights in diffusers' or
-transformers' layout, sharded or not, or in our own (`flux_jax.weights.checkpoint`); or a file at
-the top, alone in it or beside others (`flux_jax.weights.layouts`). What the transformer's own file
-holds besides goes before folders, and folders before other files.
+transformers' layout, sharded or not, or in this project's (`flux_jax.weights.checkpoint`); or a
+file at the top level, with one or more models (`flux_jax.weights.layouts`). Other models in the
+transformer's file take precedence over folders, and folders over other files.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from flux_jax.weights.safetensors_files import (
 
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 CONFIG = "config.json"
-# Single files as people have them, for messages.
+# Common names of single files, for messages.
 EXAMPLES = {
     "transformer": "flux1-dev.safetensors",
     "vae": "ae.safetensors",
@@ -46,7 +46,7 @@ class Source:
 
     Attributes:
         where: file or folder.
-        config: its sizes, under the names of diffusers' or transformers' `config.json`.
+        config: sizes, with the names of diffusers' or transformers' `config.json`.
         nbytes: bytes of all tensors in their files.
     """
 
@@ -73,24 +73,24 @@ class TorchSource(Source):
 
     @property
     def files(self) -> list[Path]:
-        """All that hold the weights."""
+        """All files with the weights."""
         return weight_files(self.found)
 
 
 class FlaxSource(Source):
-    """Weights in our own layout."""
+    """Weights in this project's layout."""
 
 
 def open_source(path: Path, name: str) -> Source:
     """Finds a model's weights.
 
     Args:
-        path: the pipeline's folder, `transformer` in it, or a file that holds the transformer.
+        path: the pipeline's folder, `transformer` in it, or a file with the transformer.
         name: a key of `COMPONENTS`.
 
     Raises:
-        InputError: there are no such weights, more than one file may be meant, or they are another
-            model's.
+        InputError: there are no such weights, several files match, or the weights are of another
+            model.
     """
     root = root_of(path)
     if path.is_dir() and name == "transformer" and (root / family.INDEX).is_file():
@@ -99,33 +99,34 @@ def open_source(path: Path, name: str) -> Source:
         single = _transformers_file(path, root)
         return _of_folder(root / name, name) if single is None else _of_file(single, name, root)
     single = None
-    # Without a transformer, or with two, the other models are still those of the folder.
+    # Without a transformer, or with two, the other models are still taken from the folder.
     with contextlib.suppress(InputError):
         single = _transformers_file(path, root)
     if single is not None and name in _held(single, read_file(single)):
         return _of_file(single, name, root)
     folder = root / name
-    # A configuration alone belongs to a file at the top.
+    # A folder with only a configuration belongs to a file at the top level.
     if folder.is_dir() and any(file.name != CONFIG for file in folder.iterdir()):
         return _of_folder(folder, name)
     return _of_file(_file_at_top(path, root, name), name, root)
 
 
 def root_of(path: Path) -> Path:
-    """The pipeline's folder, of which the transformer's folder, or its file, may be given."""
+    """The pipeline's folder; the path may also be the transformer's folder or file in it."""
     folder = path.parent if path.is_file() else path
-    # A pipeline's folder may have that name too.
+    # A pipeline's folder may be called "transformer" too.
     alone = folder.absolute().name == "transformer" and not (folder / "tokenizer").is_dir()
     return folder.absolute().parent if alone else folder
 
 
 def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
-    """The sampler's settings: those beside the weights, else those of [dev] or [schnell].
+    """Reads the sampler's settings; without a file, uses those of [dev] or [schnell].
 
-    The latter are told of on stderr: a [dev] that lost its guidance has them too, and wrongly.
+    If [schnell]'s are assumed, a note is printed on stderr: they would be wrong for a [dev] without
+    guidance embedding.
 
     Args:
-        path: as `open_source` takes it.
+        path: as for `open_source`.
         guidance: whether the transformer embeds guidance.
 
     Raises:
@@ -136,8 +137,8 @@ def read_schedule(path: Path, guidance: bool) -> dict[str, Any]:
         return read_config(file)
     if not guidance:
         note(
-            f"{path}: FLUX.1 [schnell]'s schedule is taken, since the transformer embeds no "
-            f"guidance and no {SCHEDULER} says otherwise; for another, such as [dev]'s for a "
+            f"{path}: FLUX.1 [schnell]'s schedule is used, since the transformer embeds no "
+            f"guidance and there is no {SCHEDULER}; for another, such as [dev]'s for a "
             f"de-distilled [dev], put its {SCHEDULER.name} into {file.parent}"
         )
     return original.schedule_config(guidance)
@@ -163,7 +164,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _transformers_file(path: Path, root: Path) -> Path | None:
-    """The single file that holds the transformer, or None where a folder does.
+    """The single file with the transformer; None if it is in a folder.
 
     Raises:
         InputError: there is none, or more than one.
@@ -174,15 +175,15 @@ def _transformers_file(path: Path, root: Path) -> Path | None:
             raise InputError(f"{path} holds no weights; give its folder {path.parent} instead")
         if path.suffix not in SUFFIXES:
             raise InputError(
-                f"{path} is no file of weights that is read ({', '.join(SUFFIXES)}); pickles can "
-                "run programs, so save it as safetensors with the program that wrote it"
+                f"{path} is not a supported weight file ({', '.join(SUFFIXES)}); pickles can run "
+                "arbitrary code, so save it as safetensors with the program that wrote it"
             )
         return path
     return None if folder.is_dir() else _file_at_top(path, root, "transformer")
 
 
 def _file_at_top(path: Path, root: Path, name: str) -> Path:
-    """The file at the top of a folder that holds a model; one that holds no other goes first.
+    """The file at the top of a folder with this model, preferably without any other model.
 
     Raises:
         InputError: there is none, or more than one.
@@ -203,18 +204,18 @@ def _file_at_top(path: Path, root: Path, name: str) -> Path:
         if held.keys() == {name}:
             alone.append(file)
         elif name in held and "transformer" in held:
-            # Files of Stable Diffusion hold other text encoders and autoencoders.
+            # Stable Diffusion's files contain other text encoders and autoencoders.
             together.append(file)
     files = alone + together if name == "transformer" else alone or together
     if len(files) == 1:
         return files[0]
     if files:
         names = shown([file.name for file in files])
-        raise InputError(f"{root}: {names} all hold a {name}; give the wanted file itself")
+        raise InputError(f"{root}: {names} all contain a {name}; give the path of one file")
     if others and name == "transformer":
         raise others[0]
     for file in rest:
-        # Raises, and says more, where names are those of a format that is not read.
+        # Raises a more specific error for names of an unsupported format.
         dequantised(read_file(file), source=file)
     raise _absent(path, name)
 
@@ -227,10 +228,10 @@ def _absent(path: Path, name: str) -> InputError:
 
 
 def _held(where: Path, tensors: Mapping[str, Any]) -> dict[str, Held]:
-    """The models that a file holds.
+    """The models in a file.
 
     Raises:
-        OtherModelError: it holds what takes the place of FLUX.1's transformer.
+        OtherModelError: it holds another kind of model instead of FLUX.1's transformer.
         InputError: it holds a model twice.
     """
     family.check_names(where, tensors)
@@ -238,34 +239,34 @@ def _held(where: Path, tensors: Mapping[str, Any]) -> dict[str, Held]:
 
 
 def _of_file(file: Path, name: str, root: Path) -> TorchSource:
-    """A model of a single file.
+    """A model in a single file.
 
     Raises:
-        InputError: it is not in it, or is another model.
+        InputError: the file does not hold it, or holds another model.
     """
     tensors = read_file(file)
     held = _held(file, tensors)
     if name not in held:
-        # Raises, and says more, where names are those of a format that is not read.
+        # Raises a more specific error for names of an unsupported format.
         dequantised(tensors, source=file)
         raise _absent(file, name)
     return _source(file, file, name, tensors, held, _config_beside(file, name, root))
 
 
 def _config_beside(file: Path, name: str, root: Path) -> dict[str, Any] | None:
-    """The configuration that belongs to a single file, where there is one."""
+    """The configuration of a model in a single file, if there is one."""
     if name != "transformer" and (root / name / CONFIG).is_file():
         return read_config(root / name / CONFIG)
     beside = file.parent / CONFIG
     if name == "transformer" and beside.is_file():
         config = read_config(beside)
-        # Other programs have files of this name too.
+        # Other programs write files of this name too.
         return config if family.CLASS in config else None
     return None
 
 
 def _of_folder(folder: Path, name: str) -> Source:
-    """A model of a folder of its own.
+    """A model in its own folder.
 
     Raises:
         InputError: there are no weights, or they are another model's.
@@ -278,7 +279,7 @@ def _of_folder(folder: Path, name: str) -> Source:
         return FlaxSource(folder, config, checkpoint.stored_bytes(folder))
     weights = find_weights(folder)
     if config is None and weights.name.startswith(STEMS):
-        # Libraries write it beside files of these names.
+        # Libraries write a configuration beside files of these names.
         config = read_config(folder / CONFIG)
     tensors = read_weights(weights)
     held = _held(folder, tensors) if name == "transformer" else layouts.models(folder, tensors)
@@ -298,7 +299,7 @@ def _source(
     """One of the models in a file.
 
     Raises:
-        InputError: its sizes are not told, or it is another model.
+        InputError: its sizes cannot be determined, or it is another model.
     """
     layout = held[name].layout
     tensors = dequantised(tensors, source=where)

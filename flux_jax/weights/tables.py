@@ -1,4 +1,4 @@
-"""Names of every tensor, diffusers' beside Flax's, in the form that `mapping` beside walks."""
+"""Tables of all tensor names in diffusers' and transformers' layouts, with the Flax leaves."""
 
 from collections.abc import Mapping
 
@@ -142,7 +142,7 @@ def _vae() -> tuple[Row, ...]:
 
 TRANSFORMER = Table(_transformer())
 T5 = Table(_t5(), copies={"encoder.embed_tokens.weight": "shared.weight"}, stem="model")
-# transformers 4 writes the prefix and 5 does not; both read files that have it.
+# transformers 4 writes this prefix and 5 does not; both read files with it.
 CLIP = Table(
     _clip(),
     prefix="text_model.",

@@ -1,1 +1,1 @@
-"""Quantised weights, computed when they are read."""
+"""Quantised weights, dequantised when they are read."""

@@ -1,10 +1,10 @@
-"""Weights that bitsandbytes stored: NF4 and FP4 in four bits, LLM.int8() in eight.
+"""Weights quantised by bitsandbytes: NF4 and FP4 in four bits, LLM.int8() in eight.
 
-Four bits: `NAME` holds two codes in a byte, the first one in the upper half. A code stands for the
-number in `NAME.quant_map` at its place, and each block of B consecutive numbers is multiplied by
-its entry of `NAME.absmax`. What else is known stands as JSON, in bytes, in
-`NAME.quant_state.bitsandbytes__nf4` (or `__fp4`). Double quantisation stores `absmax` itself in
-eight bits, with a table, scales and an offset of its own (`nested_...`).
+Four bits: `NAME` holds two codes per byte, the first one in the upper half. A code is an index into
+the table `NAME.quant_map`, and each block of B consecutive numbers is multiplied by its entry of
+`NAME.absmax`. The remaining parameters are stored as JSON, in bytes, in
+`NAME.quant_state.bitsandbytes__nf4` (or `__fp4`). Double quantisation stores `absmax` in eight
+bits, with its own table, scales and offset (`nested_...`).
 
 Eight bits: row o of `LAYER.weight` is multiplied by `LAYER.SCB[o]` / 127.
 
@@ -23,14 +23,14 @@ from jaxtyping import Float, Int8, UInt8
 
 from flux_jax.weights.quantized.lazy import Lazy
 
-# Names of companions, after the tensor's own name.
+# Suffixes of companion tensors' names, after the tensor's name.
 STATES = {
     ".quant_state.bitsandbytes__nf4": "bitsandbytes NF4",
     ".quant_state.bitsandbytes__fp4": "bitsandbytes FP4",
 }
 TABLES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 INT8 = "bitsandbytes LLM.int8()"
-# Types that a state may name: bitsandbytes rounds what it computes in float32 to one of them.
+# Types that a state may name: bitsandbytes rounds its float32 results to one of them.
 TYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -42,14 +42,14 @@ PER_UNIT = np.float32(1 / 127)
 
 @dataclass(frozen=True)
 class State:
-    """How one tensor lies in four bits.
+    """Parameters of a tensor in four bits.
 
     Attributes:
-        shape: the tensor's.
-        dtype: that the tensor is rounded to.
+        shape: shape of the tensor.
+        dtype: type that the tensor is rounded to.
         block: numbers that share a scale.
-        nested_block: scales that share a scale; 0 where they are float32 themselves.
-        nested_offset: is added to such scales.
+        nested_block: scales that share a scale; 0 if the scales are float32.
+        nested_offset: offset that is added to nested scales.
     """
 
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class State:
         """Reads the JSON of a `quant_state` tensor.
 
         Raises:
-            ValueError: it is not such a text, or its values cannot be.
+            ValueError: it is not such JSON, or its values are invalid.
         """
         try:
             fields = json.loads(text)
@@ -78,10 +78,12 @@ class State:
                 float(fields.get("nested_offset", 0.0)),
             )
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ValueError(f"its quant_state lacks or misstates {str(error)[:80]}") from error
+            raise ValueError(
+                f"its quant_state is incomplete or invalid: {str(error)[:80]}"
+            ) from error
         sizes = (len(state.shape), *state.shape, state.block)
         if min(sizes) < 1 or state.block % 2 or state.nested_block < 0:
-            raise ValueError("its quant_state has sizes that cannot be")
+            raise ValueError("its quant_state has invalid sizes")
         return state
 
 
@@ -89,12 +91,12 @@ def four_bits(name: str, suffix: str, tensors: Mapping[str, Any]) -> Lazy:
     """A tensor in NF4 or FP4.
 
     Args:
-        name: the tensor's.
+        name: name of the tensor.
         suffix: the key of `STATES` that follows its name.
-        tensors: with its companions.
+        tensors: the file's tensors, including its companions.
 
     Raises:
-        ValueError: companions are missing or do not fit; says what.
+        ValueError: companions are missing or do not fit; the message says which.
     """
     state = State.parse(np.asarray(tensors[name + suffix]).tobytes())
     parts = {part: tensors[name + part] for part in TABLES if name + part in tensors}
@@ -115,14 +117,14 @@ def four_bits(name: str, suffix: str, tensors: Mapping[str, Any]) -> Lazy:
             sizes[part[1:]] = math.prod(parts[part].shape)
     for part, entries in wanted.items():
         if sizes[part] != entries:
-            raise ValueError(f"its {part} has {sizes[part]} entries, and {entries} are expected")
+            raise ValueError(f"its {part} has {sizes[part]} entries, expected {entries}")
     if state.nested_block and scales.dtype != np.uint8:
         raise ValueError(f"its absmax is {scales.dtype} and must be uint8 in double quantisation")
     row = count // state.shape[0]
 
     def rows(wanted: slice) -> np.ndarray:
         first, last = wanted.start * row, wanted.stop * row
-        # Whole blocks around the rows.
+        # Extended to whole blocks.
         block, end = first // state.block, -(-last // state.block)
         codes = np.asarray(packed).reshape(-1).view(np.uint8)
         codes = codes[block * state.block // 2 : end * state.block // 2]
@@ -142,9 +144,9 @@ def scale_of_blocks(
     """Scales of some blocks, in float32.
 
     Args:
-        state: the tensor's.
+        state: the tensor's parameters.
         parts: its companions, by `TABLES`.
-        blocks: consecutive ones.
+        blocks: consecutive blocks.
     """
     scales = np.asarray(parts[".absmax"]).reshape(-1)[blocks]
     if not state.nested_block:
@@ -161,7 +163,7 @@ def decode(
     scales: Float[np.ndarray, "K"],
     block: int,
 ) -> Float[np.ndarray, "N"]:
-    """Numbers of consecutive blocks, in float32; the last block may be incomplete."""
+    """Decodes the numbers of consecutive blocks to float32; the last block may be incomplete."""
     table = table.reshape(-1).astype(np.float32)
     # Both numbers of a byte at once.
     pairs = np.stack([np.repeat(table, 16), np.tile(table, 16)], axis=1)
@@ -174,14 +176,14 @@ def decode(
 
 
 def eight_bits(weight: Any, scales: Any) -> Lazy:
-    """A weight [O, I] of LLM.int8().
+    """A weight [O, I] in LLM.int8().
 
     Args:
-        weight: int8.
+        weight: int8 values.
         scales: SCB, the largest magnitude of each row [O].
 
     Raises:
-        ValueError: the two do not fit.
+        ValueError: the two do not fit each other.
     """
     shape = tuple(weight.shape)
     if weight.dtype != np.int8 or not shape or tuple(scales.shape) != shape[:1]:
@@ -199,6 +201,6 @@ def eight_bits(weight: Any, scales: Any) -> Lazy:
 def scaled_rows(
     weight: Int8[np.ndarray, "O ..."], scales: Float[np.ndarray, "O"]
 ) -> Float[np.ndarray, "O ..."]:
-    """Rows times their scales / 127, in float32."""
+    """Multiplies rows by their scales / 127, in float32."""
     scales = scales.astype(np.float32).reshape(-1, *(1,) * (weight.ndim - 1))
     return weight.astype(np.float32) * scales * PER_UNIT

@@ -1,4 +1,4 @@
-"""Quantised weights in PyTorch's files: recognised by their names, computed when they are read.
+"""Quantised weights in PyTorch's files: detected by tensor names, dequantised when they are read.
 
 | format | tensors | weight |
 | --- | --- | --- |
@@ -7,8 +7,8 @@
 | bitsandbytes LLM.int8() | `L.weight`, `L.SCB` | weight * SCB / 127 |
 | GGUF | see `flux_jax.weights.quantized.gguf_files` | by the package `gguf` |
 
-Scales of activations (`scale_input`, `input_scale`) serve products in fp8 and are left out.
-Other formats are recognised and refused.
+Scales of activations (`scale_input`, `input_scale`) are for fp8 matrix products and are ignored.
+Other formats are detected and refused.
 
 Axis letters: O outputs, I inputs.
 """
@@ -31,16 +31,16 @@ SCALED = "scaled fp8 (ComfyUI)"
 SCALES = (".scale_weight", ".weight_scale")
 INPUT_SCALES = (".scale_input", ".input_scale")
 MARKER = "scaled_fp8"
-# Tells the format of a layer, as JSON in bytes.
+# The tensor that describes the format of a layer, as JSON in bytes.
 LAYER_FORMAT = ".comfy_quant"
-# Those that are a weight times a scale of all or of each row, and the weight's type.
+# Formats of weights multiplied by one scale or one per row, with the weight's type.
 PLAIN_FORMATS = {
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e4m3fn_rowwise": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
     "int8_tensorwise": np.dtype(np.int8),
 }
-# How names of tensors end in formats that are not read.
+# Endings of tensor names in unsupported formats.
 REFUSED = {
     "SVDQuant (nunchaku)": r"\.(smooth_factor(_orig)?|wscales|wtscale|smooth|proj_down|wcscales)",
     "NVFP4": r"\.(weight_scale_2|weight_global_scale)",
@@ -58,10 +58,10 @@ MEND = "take the model in bfloat16, plain or scaled fp8, NF4 or GGUF"
 
 
 def quantisation(tensors: Mapping[str, Any]) -> str | None:
-    """Name of the format that tensors are quantised in; None where they are plain.
+    """Name of the format that tensors are quantised in; None if they are not quantised.
 
     Args:
-        tensors: of a file, or what `dequantised` made of them.
+        tensors: tensors of a file, or the result of `dequantised`.
     """
     for tensor in tensors.values():
         if isinstance(tensor, Lazy):
@@ -82,19 +82,18 @@ def quantisation(tensors: Mapping[str, Any]) -> str | None:
 def dequantised(
     tensors: Mapping[str, Any], *, source: str | os.PathLike[str] = "weights"
 ) -> dict[str, Any]:
-    """Tensors by their plain names, the quantised ones as `Lazy`; plain ones stay the same objects.
+    """Replaces quantised tensors by `Lazy` ones under their plain names; others are unchanged.
 
     Args:
-        tensors: of a file.
-        source: where they come from, for error messages.
+        tensors: tensors of a file.
+        source: their origin, for error messages.
 
     Raises:
-        InputError: they are quantised in a way that is not read, or scales are missing or do not
-            fit.
+        InputError: the quantisation format is not supported, or scales are missing or do not fit.
     """
     if refusal := _refused(tensors):
         stored_as, names = refusal
-        text = f"quantised by {stored_as}, which is not read"
+        text = f"quantised by {stored_as}, which is not supported"
         raise InputError(_message(source, text, names, MEND))
     weights: dict[str, Lazy] = {}
     dropped: set[str] = set()
@@ -125,7 +124,7 @@ def _is_marker(name: str) -> bool:
 
 
 def _owner(name: str) -> tuple[str, list[str]]:
-    """The tensor that a companion belongs to, and what is dropped with it; "" of other names."""
+    """The tensor that a companion belongs to, and all companions to drop; "" for other names."""
     for suffix in bitsandbytes.STATES:
         if name.endswith(suffix):
             owner = name.removesuffix(suffix)
@@ -139,10 +138,10 @@ def _owner(name: str) -> tuple[str, list[str]]:
 
 
 def _dequantise(name: str, owner: str, tensors: Mapping[str, Any]) -> Lazy | None:
-    """The tensor that a companion belongs to, or None of companions that add nothing.
+    """Dequantises the tensor that a companion belongs to; None if the companion has no effect.
 
     Raises:
-        ValueError: the two do not fit; says how.
+        ValueError: the two do not fit each other; the message says why.
     """
     companion, weight = tensors[name], tensors[owner]
     layer = owner.removesuffix(".weight")
@@ -152,7 +151,7 @@ def _dequantise(name: str, owner: str, tensors: Mapping[str, Any]) -> Lazy | Non
     if name.endswith(".SCB"):
         order = np.asarray(tensors.get(f"{layer}.weight_format", 0))
         if order.any():
-            raise ValueError("its int8 weights are in an order for one kind of GPU")
+            raise ValueError("its int8 weights are in a GPU-specific order")
         return bitsandbytes.eight_bits(weight, companion)
     if name.endswith(LAYER_FORMAT):
         _described_type(companion)
@@ -161,21 +160,23 @@ def _dequantise(name: str, owner: str, tensors: Mapping[str, Any]) -> Lazy | Non
     if name.endswith(SCALES):
         if layer + LAYER_FORMAT in tensors:
             dtype = _described_type(tensors[layer + LAYER_FORMAT])
-            # Some programs keep the bits of fp8 as whole numbers.
+            # Some programs store the bits of fp8 as integers.
             weight = weight.view(dtype) if weight.dtype == np.uint8 else weight
             if weight.dtype != dtype:
-                raise ValueError(f"it is {weight.dtype} and its comfy_quant says {dtype}")
+                raise ValueError(f"it is {weight.dtype}, but its comfy_quant specifies {dtype}")
         elif weight.dtype.kind in "iu":
-            raise ValueError(f"it is {weight.dtype} with a scale, and nothing tells its format")
+            raise ValueError(
+                f"it is {weight.dtype} with a scale, and no tensor specifies its format"
+            )
         return _scaled(weight, companion)
     return None
 
 
 def _described_type(described: Any) -> np.dtype:
-    """The type of a layer's weight, which its description says is multiplied by a scale.
+    """The type of a layer's weight, from its description, if this is a weight with a scale.
 
     Raises:
-        ValueError: it says something else, or more.
+        ValueError: the description is invalid, or names another format or a rotation.
     """
     try:
         description = json.loads(np.asarray(described).tobytes())
@@ -185,24 +186,27 @@ def _described_type(described: Any) -> np.dtype:
     turned = [key for key, value in description.items() if key.startswith("convrot") and value]
     if stored_as not in PLAIN_FORMATS or turned:
         shown = " with ".join([str(stored_as)[:40], *turned[:1]])
-        raise ValueError(f"it is in the format {shown}, which is not read")
+        raise ValueError(f"it is in the format {shown}, which is not supported")
     return PLAIN_FORMATS[stored_as]
 
 
 def _scaled(weight: Any, scale: Any) -> Lazy:
-    """A weight times a scale of all, or of each row.
+    """A weight times one scale, or one scale per row.
 
     Raises:
-        ValueError: the scale is for other parts of the weight, or is no number.
+        ValueError: the scale has another shape, or is not of a float type.
     """
     shape, sizes = tuple(weight.shape), tuple(scale.shape)
     all_of_it = set(sizes) <= {1}
     if not shape or not (all_of_it or (sizes[0] == shape[0] and set(sizes[1:]) <= {1})):
         raise ValueError(
-            f"its scale is {list(sizes)} for {list(shape)}; one, or one a row, is read"
+            f"its scale is {list(sizes)} for {list(shape)}; only one scale, or one per row, is "
+            "supported"
         )
     if scale.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
-        raise ValueError(f"its scale is {scale.dtype}, which is read in float32 or bfloat16 only")
+        raise ValueError(
+            f"its scale is {scale.dtype} and must be float32, bfloat16 or another float type"
+        )
 
     def rows(wanted: slice) -> np.ndarray:
         part = np.asarray(weight[wanted])
@@ -216,14 +220,14 @@ def _scaled(weight: Any, scale: Any) -> Lazy:
 def scaled_rows(
     weight: Num[np.ndarray, "O ..."], scales: Float[np.ndarray, "S"]
 ) -> Float[np.ndarray, "O ..."]:
-    """Rows times their scales, one of all (S = 1) or one a row (S = O), in float32."""
+    """Multiplies rows by one scale (S = 1) or one scale per row (S = O), in float32."""
     rows = weight.astype(np.float32)
     rows *= scales.astype(np.float32).reshape(-1, *(1,) * (weight.ndim - 1))
     return rows
 
 
 def _refused(tensors: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """A format that is recognised and not read, and the tensors that tell it."""
+    """An unsupported format that was detected, and the tensors that show it."""
     for stored_as, ending in REFUSED.items():
         pattern = re.compile(rf"(?:{ending})$")
         if names := [name for name in tensors if pattern.search(name)]:
@@ -232,7 +236,7 @@ def _refused(tensors: Mapping[str, Any]) -> tuple[str, list[str]] | None:
 
 
 def _message(source: str | os.PathLike[str], text: str, names: Sequence[str], mend: str) -> str:
-    """One line with at most three examples and a count, as many as there is room for."""
+    """One line with the count and as many examples as fit, at most three."""
     for shown in (3, 2, 1, 0):
         examples = ", ".join(names[:shown])
         count = counted(len(names), "tensor")

@@ -1,6 +1,7 @@
-"""GGUF files: llama.cpp's blocks of few bits, decoded by the package `gguf`.
+"""GGUF files: llama.cpp's quantised blocks, decoded by the package `gguf`.
 
-FLUX files keep Black Forest Labs' names. T5 encoders have llama.cpp's, which become transformers'.
+FLUX files have Black Forest Labs' names. T5 encoders have llama.cpp's, which are translated to
+transformers'.
 """
 
 import math
@@ -16,11 +17,11 @@ from flux_jax.errors import InputError
 from flux_jax.weights.quantized.lazy import Lazy
 
 SUFFIX = ".gguf"
-# What may be wrong with a file whose bytes are not what the format says.
+# Exceptions of the reader for files that violate the format.
 DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError, MemoryError)
-# Where a tensor was reshaped into rows that blocks fill, its own shape stands under this key.
+# If a tensor was reshaped so that blocks fill its rows, its original shape has this key.
 SHAPE_KEY = "comfy.gguf.orig_shape."
-# llama.cpp's names of T5's tensors, and what transformers calls them.
+# llama.cpp's names of T5's tensors, and transformers' names for them.
 T5_TOP = {
     "token_embd": "shared",
     "enc.output_norm": "encoder.final_layer_norm",
@@ -40,7 +41,7 @@ T5_BLOCK = {
 
 
 def read_gguf(path: Path) -> dict[str, Lazy]:
-    """All tensors of a GGUF file, decoded when they are read.
+    """Reads all tensors of a GGUF file; they are decoded on access.
 
     Raises:
         InputError: the package is not installed, the file is missing, damaged or in another byte
@@ -81,7 +82,7 @@ def _lazy(gguf: Any, reader: Any, tensor: Any) -> Lazy:
     """One tensor of a file.
 
     Raises:
-        ValueError: its shape does not hold what its data holds.
+        ValueError: its shapes have different numbers of elements.
         NotImplementedError: its blocks cannot be decoded.
     """
     kind = tensor.tensor_type
@@ -96,11 +97,11 @@ def _lazy(gguf: Any, reader: Any, tensor: Any) -> Lazy:
     if data.dtype != np.uint8:
         plain = data.reshape(shape)
         return Lazy(shape, data.dtype, data.nbytes, "GGUF", lambda rows: np.atleast_1d(plain)[rows])
-    # Now, and not after minutes of reading.
+    # Fails now if the format cannot be decoded, not after minutes of reading.
     gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
 
     def rows(wanted: slice) -> np.ndarray:
-        # What is no number in it is found by the reader.
+        # Non-finite values are detected by the reader.
         with np.errstate(all="ignore"):
             if len(shape) > 1 and len(data) == shape[0]:
                 return gguf.dequantize(data[wanted], kind).reshape(-1, *shape[1:])
@@ -110,7 +111,7 @@ def _lazy(gguf: Any, reader: Any, tensor: Any) -> Lazy:
 
 
 def plain_names(tensors: dict[str, Lazy]) -> dict[str, Lazy]:
-    """Tensors under the names that PyTorch's files have: T5's are translated, others stay."""
+    """Renames T5's tensors as in PyTorch's files; other names are unchanged."""
     if not is_t5(tensors):
         return tensors
     return {t5_name(name): tensor for name, tensor in tensors.items()}
@@ -122,7 +123,7 @@ def is_t5(names: Iterable[str]) -> bool:
 
 
 def t5_name(name: str) -> str:
-    """The name of a T5 tensor in transformers, from llama.cpp's; unknown names stay."""
+    """Transformers' name of a T5 tensor, from llama.cpp's; unknown names are unchanged."""
     stem, _, kind = name.rpartition(".")
     if match := re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)", stem):
         block, part = match.groups()

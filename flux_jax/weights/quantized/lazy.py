@@ -1,4 +1,4 @@
-"""A tensor that is computed when it is read: stored in another form than the model wants."""
+"""An array-like that is computed when it is read, for tensors stored in another format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """An array-like that `np.asarray` computes anew at each call, and keeps nothing.
+    """An array-like that `np.asarray` computes at each call, without caching.
 
     Attributes:
         shape: of the computed array.
         dtype: of the computed array.
         nbytes: bytes that it takes in its file, with its scales and tables.
         stored_as: name of the file's format, for messages.
-        rows: computes some rows (entries of the first axis).
+        rows: computes a slice of rows (entries of the first axis).
     """
 
     shape: tuple[int, ...]
@@ -26,7 +26,7 @@ class Lazy:
     rows: Callable[[slice], np.ndarray]
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Part of the array; consecutive rows are computed without the others."""
+        """A part of the array; consecutive rows are computed without the others."""
         if isinstance(key, slice) and self.shape:
             start, stop, step = key.indices(self.shape[0])
             if step == 1:
