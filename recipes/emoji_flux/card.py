@@ -21,7 +21,7 @@ NETWORKS = {
     "transformer": ("text encoders and transformer", ()),
     "distillation": ("distillation of guidance", ()),
 }
-UNITS = {"psnr": "dB PSNR", "kl": "nats of KL per latent value"}
+UNITS = {"psnr": "dB PSNR", "kl": "nats of KL per value"}
 
 
 def write_card(workdir: Path, out: Path) -> None:

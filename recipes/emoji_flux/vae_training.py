@@ -41,7 +41,7 @@ CONFIG: dict[str, Any] = {
 }
 BATCH = 128
 # The latents need not carry imperceptible detail: the larger this weight, the smoother they are and
-# the easier the flow is to learn. The shipped folder's README has the nats per latent value and the
+# the easier the flow is to learn. The shipped folder's README has the nats per value and the
 # error of reconstructions; the judge recognises reconstructions as well as renders.
 KL_WEIGHT = 5e-3
 GRADIENT_WEIGHT = 0.5
