@@ -69,7 +69,7 @@ def measure_exactly(
 
 def open_model(folder: Path, dtype: str) -> FluxTransformer2DModel:
     """Load the pipeline's transformer to the device."""
-    # A folder that `benchmarks.make_checkpoint` or the user wrote, not a download.
+    # A local folder; nothing is downloaded.
     model = FluxTransformer2DModel.from_pretrained(  # nosec B615
         folder, subfolder="transformer", torch_dtype=getattr(torch, dtype)
     )
