@@ -226,7 +226,7 @@ def test_uce_counts_the_last_token_of_a_word(pipe: Pipeline, monkeypatch: pytest
         for prompt, _ in pairs
     ]
     (ball,), (empty,), (tree,) = uce.last_tokens(pipe, pairs)
-    # A prompt without a word has no such token: T5's vocabulary does not have every character.
+    # Only prompts with a word are searched: T5's vocabulary does not have every character.
     assert asked == ["soccer ball"]
     before = "".join(pieces[0][: ball + 1]).replace("▁", " ").strip()
     assert before == "a soccer ball"

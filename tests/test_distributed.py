@@ -1,4 +1,4 @@
-"""Two processes on one machine: they train, checkpoint and resume as one, or say why not."""
+"""Two processes on one machine: they train, checkpoint and resume together, or report an error."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def get_config():
 
 
 def start(workdir: Path, *flags: str) -> list[subprocess.CompletedProcess[str]]:
-    """Runs the command in two processes of one device each, which have found each other."""
+    """Run the command in two connected processes of one device each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -80,7 +80,7 @@ def test_two_processes_train_checkpoint_and_resume(config: Path, tiny_folder: Pa
         done = start(tmp_path / "two", *flags, f"--config.iterations={iterations}", *more)
         for process in done:
             assert process.returncode == 0, process.stderr[-3000:]
-        # The first one alone speaks.
+        # Only the first one prints.
         assert "2 of 2 devices work: concept 1 x data 2 x fsdp 1" in done[0].stdout
         assert "erasing soccer ball: " in done[0].stderr
         assert "the words for it" in done[0].stdout

@@ -31,7 +31,7 @@ def folder(request: pytest.FixtureRequest, tiny_folder: Path) -> Path:
 
 @pytest.fixture
 def any_width(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diffusers splits `linear1` at FLUX.1's widths: here, at those of the model in the folder."""
+    """Diffusers splits `linear1` at FLUX.1's widths: patch in those of the model in the folder."""
     width = shapes_in(folder)["single_blocks/attn/to_q", 0][0]
     source = inspect.getsource(lora_conversion_utils._convert_kohya_flux_lora_to_diffusers)
     assert source.count(FLUX_1) == 1
@@ -62,7 +62,7 @@ def inputs_of(config: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def theirs(folder: Path, file: Path | None = None) -> torch.Tensor:
-    """The velocity that diffusers' pipeline gives after loading the file."""
+    """The velocity of diffusers' pipeline after loading the file."""
     pipeline = FluxPipeline.from_pretrained(folder)
     if file:
         pipeline.load_lora_weights(file)
