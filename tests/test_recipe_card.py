@@ -1,4 +1,4 @@
-"""The shipped folder's README: it says what the recipe measured."""
+"""The shipped folder's README contains the recipe's measurements."""
 
 import json
 from pathlib import Path

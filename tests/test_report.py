@@ -1,4 +1,4 @@
-"""The report: one file that parses, needs nothing else, and says what the run's files say."""
+"""The report: one self-contained file that parses and shows the contents of the run's files."""
 
 import json
 import re
@@ -99,7 +99,7 @@ def read(path: Path) -> Page:
 
 def test_report_is_whole_and_needs_no_other_file(run: Path):
     page = read(report.write(run))
-    # Fragments are SVG's references into itself.
+    # Fragments are SVG's references within the file.
     assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "url(http" not in (run / "report.html").read_text()
     # Before and after: three cells, and one example with picture and map.
@@ -161,7 +161,7 @@ def test_colours_follow_the_value_and_not_the_column(run: Path, cell: str, found
     text = report.write(run).read_text()
     good_before = (found > 0) == (cell == "Acc_ir")
     before, after = (report.colour(float(good)) for good in (good_before, not good_before))
-    # In the cards, and in the table; and the marks of the pictures.
+    # In the cards and in the table; also the marks of the pictures.
     for side, colour in ((found, before), (64 - found, after)):
         shown = f'style="color:{colour}">{percent(side / 64)}<'
         assert text.count(shown) == 2
