@@ -70,7 +70,7 @@ def theirs(folder: Path, file: Path | None = None) -> torch.Tensor:
 
 
 def ours(folder: Path, file: Path) -> np.ndarray:
-    """The velocity that this project gives with the file's adapter."""
+    """The velocity of this project with the file's adapter."""
     pipe = flux_jax.load(folder, dtype=jnp.float32)
     adapter = Adapter(*read_lora(file))
     inputs = {name: value.numpy() for name, value in inputs_of(pipe.transformer.config).items()}
@@ -126,6 +126,6 @@ def test_layers_of_different_ranks_and_alphas_keep_their_change(folder, tmp_path
     for layout in LAYOUTS:
         file = write_layers(tmp_path / layout, layout, layers)
         assert_close(ours(folder, file), expected)
-        # Outside the blocks diffusers reads its own layout alone.
+        # Outside the blocks diffusers reads only its own layout.
         if layout == "diffusers" or None not in blocks:
             assert_close(theirs(folder, file).numpy(), expected)

@@ -1,4 +1,4 @@
-"""Every method as a whole: its run, its settings, what it refuses."""
+"""Every method as a whole: its run, its settings and its refusals."""
 
 import dataclasses
 import itertools
@@ -52,7 +52,7 @@ def test_a_run_of_every_method_ends_with_an_adapter(method: str, tiny_folder: Pa
     assert min(changes) > 0
     pipe = open_model(runs[""])
     pipe.check(read_for_drawing(tmp_path / "run"))
-    # The same command finds all done.
+    # The same command finds everything done.
     again = run.run(runs, tmp_path / "run")[""]
     for a, b in zip(*map(jax.tree.leaves, (made.lora, again.lora)), strict=True):
         np.testing.assert_array_equal(a, b)
