@@ -57,11 +57,7 @@ class Study:
 
 
 def run_study(study: Study, out: Path) -> StudyResult:
-    """Train and evaluate every variant.
-
-    Args:
-        study: the variants.
-        out: JSON file of the results.
+    """Train and evaluate every variant of a study, and write the results to `out`, a JSON file.
 
     Returns:
         The file's contents: the question, the device, and for each variant its changes, its
