@@ -1,4 +1,4 @@
-"""What is measured, and the page of results: no part of the product."""
+"""Benchmarks, experiments and the page of results; not part of the product."""
 
 from flux_jax import moved
 

@@ -1,10 +1,10 @@
-"""Writes a pipeline of FLUX.1's size and names with random weights, to measure and test on.
+"""Write a pipeline with FLUX.1's sizes and tensor names and random weights, for benchmarks.
 
     python -m benchmarks.make_checkpoint models/random-flux --variant dev --layout diffusers
 
-All is bfloat16 and the same for the same seed: 34 GB for [dev], of which 24 GB are the
-transformer's. Matrices have a variance that keeps the scale of what goes through, norms are near 1.
-The tokenizers are the small model's, whose ids the large encoders know too.
+Everything is bfloat16 and reproducible from the seed: 34 GB for [dev], of which 24 GB are the
+transformer. The variance of matrices preserves the scale of activations; norms are near 1. The
+tokenizers are the small model's, whose ids are valid for the large encoders.
 """
 
 import math
@@ -35,13 +35,13 @@ from flux_jax.weights.tables import COMPONENTS
 
 TOKENIZERS = Path("models", "emoji-flux")
 DTYPE = np.dtype(ml_dtypes.bfloat16)
-# As many different values as a byte has: bytes are drawn faster than normals.
+# One quantile per value of a byte: random bytes are generated faster than normal numbers.
 QUANTILES = norm.ppf((np.arange(256) + 0.5) / 256).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class RandomTensor:
-    """A seeded normal tensor in bfloat16 that is drawn when `np.asarray` reads it."""
+    """A seeded normal tensor in bfloat16, generated when `np.asarray` reads it."""
 
     shape: Shape
     mean: float
@@ -52,11 +52,11 @@ class RandomTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Draws it."""
+        """Generate the tensor."""
         values = (self.mean + self.deviation * QUANTILES).astype(self.dtype).view(np.uint16)
         random_bytes = np.frombuffer(
             np.random.default_rng(self.seed).bytes(math.prod(self.shape)), "u1"
@@ -69,10 +69,10 @@ class RandomTensor:
 def make(
     target: Path, sizes: Configs, layout: str = "diffusers", seed: int = 0, t5_tokens: int = 512
 ) -> None:
-    """Writes the pipeline.
+    """Write the pipeline.
 
     Args:
-        target: folder to make.
+        target: folder to create.
         sizes: the models' configurations, by folder.
         layout: "diffusers", or "original" for the transformer and the autoencoder.
         seed: of the weights.
@@ -115,7 +115,7 @@ def make(
 
 
 def random_tensor(name: str, shape: Shape, seed: int, advance: Any) -> RandomTensor:
-    """The tensor of a name; the same for the same seed, whatever else is drawn."""
+    """The tensor with this name; it depends only on the name, the shape and the seed."""
     tensor_seed = zlib.crc32(f"{seed}:{name}".encode())
     if len(shape) > 1:
         return RandomTensor(shape, 0.0, math.prod(shape[1:]) ** -0.5, tensor_seed, advance)
@@ -124,14 +124,14 @@ def random_tensor(name: str, shape: Shape, seed: int, advance: Any) -> RandomTen
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     parser = Parser("benchmarks.make_checkpoint", __doc__)
-    parser.add_argument("target", metavar="DST", type=Path, help="folder to make")
+    parser.add_argument("target", metavar="DST", type=Path, help="folder to create")
     parser.add_argument("--variant", choices=("dev", "schnell"), default="dev")
     parser.add_argument("--layout", choices=("diffusers", "original"), default="diffusers")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     options = parser.parse_args(arguments)
-    # Only shapes are traced: an accelerator would be taken for nothing.
+    # Only shapes are traced, so no accelerator is needed.
     jax.config.update("jax_platforms", "cpu")
     make(options.target, configs(options.variant), options.layout, options.seed)
     print(options.target)

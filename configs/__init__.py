@@ -1,4 +1,4 @@
-"""Runs, as Python files that say what differs from the defaults."""
+"""Run configurations: Python files that set what differs from the defaults."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from recipes.emoji_flux.world import ENTITIES
 __all__ = ["EMOJI", "OTHERS", "PLACE", "STRONG", "emoji"]
 
 PATH = "models/emoji-flux"
-# The model, its size and the judge, which no preset says.
+# The model, its size and the judge; no preset sets these.
 PLACE = {
     "model": {"path": PATH},
     "height": 64,
@@ -22,7 +22,7 @@ PLACE = {
     "evaluation": {"judge": f"{PATH}/judge"},
 }
 EMOJI = merge_fields(PLACE, METHOD)
-# The paper's layers, slower: the values that the measured runs of one entity have.
+# The paper's layers and a lower learning rate, as in the measured runs of a single entity.
 ALONE = {
     "adapter": {"targets": TEXT_QUERY_KEY},
     "lower": {"learning_rate": 1e-3},
@@ -31,11 +31,11 @@ ALONE = {
 
 
 def emoji(*names: str, preset: str = "") -> ConfigDict:
-    """Runs on the shipped small FLUX, which brings what is not said here.
+    """Configure runs on the shipped small FLUX; unset fields take the model's own defaults.
 
     Args:
-        *names: concepts, see `configs.suite`; several train at once.
-        preset: a name in `erase.runs.presets` whose values take the place of the model's.
+        *names: keys of `configs.suite.CONCEPTS`; several concepts train at once.
+        preset: a name in `erase.runs.presets`; its values replace the model's.
     """
     each = {name: merge_fields(CONCEPTS[name], _of_methods(name)) for name in names}
     model = {"path": PATH}
@@ -47,5 +47,5 @@ def emoji(*names: str, preset: str = "") -> ConfigDict:
 
 
 def _of_methods(name: str) -> dict[str, Any]:
-    """What other methods lead a concept to."""
+    """The fields of `SETTINGS` that belong to other methods, for example the anchor concept."""
     return {part: values for part, values in SETTINGS[name].items() if part in METHODS}

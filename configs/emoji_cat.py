@@ -1,10 +1,10 @@
-"""Erases "cat" from the shipped small FLUX.
+"""Erase "cat" from the shipped small FLUX.
 
     python -m erase.train --config configs/emoji_cat.py --workdir runs/emoji_cat
 
-Cost: minutes on 2 CPU cores, the evaluation's pictures included; no GPU needed.
-Expected: at seeds 0 and 1, 64 pictures a cell, Acc_e 100 % before, 1.6 and 4.7 % after; Acc_g
-100 %, 1.6 and 4.7 %; Acc_ir 100 %, 100 and 100 %.
+Cost: minutes on 2 CPU cores, including the evaluation's pictures; no GPU needed.
+Expected: with 64 pictures per cell, at seeds 0 and 1, Acc_e 100 % before, 1.6 and 4.7 % after;
+Acc_g 100 % before, 1.6 and 4.7 % after; Acc_ir 100 % before, 100 and 100 % after.
 """
 
 from ml_collections import ConfigDict
@@ -13,5 +13,5 @@ from configs import emoji
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The run; `--config configs/emoji_cat.py:paper` takes a preset's values instead."""
+    """Return the run; `--config configs/emoji_cat.py:paper` uses a preset's values instead."""
     return emoji("cat", preset=preset)

@@ -1,12 +1,12 @@
-"""Erases a hundred concepts from the shipped small FLUX: 84 entities, 8 styles, 8 relations.
+"""Erase a hundred concepts from the shipped small FLUX: 84 entities, 8 styles, 8 relations.
 
     python -m erase.train --config configs/emoji_hundred.py --workdir runs/emoji_hundred
 
-makes an adapter of each, for `benchmarks.experiments.compositions` to make one of. What is not
-erased is what is counted as kept: 16 entities, half of which nothing in training names, 2 styles
-and 2 relations.
-Expected: without an evaluation of each; what compositions of them do is in RESULTS.md.
-Cost: minutes on one GPU; on 2 CPU cores many hours.
+trains one adapter per concept, which `benchmarks.experiments.compositions` combines into one. The
+concepts that are not erased measure what is preserved: 16 entities, half of which never appear in
+training, 2 styles and 2 relations.
+Expected: adapters without an evaluation; RESULTS.md has the results of their compositions.
+Cost: minutes on one GPU; many hours on 2 CPU cores.
 """
 
 import random
@@ -22,15 +22,15 @@ from erase.data.words.templates import phrase
 from erase.runs import configure, merge_fields
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
-# Training shows these and holds on to them.
+# Entities that appear in training and are preserved.
 SHOWN = ("fish", "key", "balloon", "star", "dog", "cake", "castle", "bicycle")
-# Styles and relations are asked for with these; training never names them.
+# Entities in the prompts that evaluate styles and relations; they never appear in training.
 UNSEEN = ("penguin", "guitar", "elephant", "lemon", "monkey", "camera", "truck", "sunflower")
-# Sentences to preserve with each relation.
+# Number of sentences to preserve for each relation.
 PAIRS = 24
 STYLES_LEFT, RELATIONS_LEFT = ("flat", "sticker"), ("in", "on")
 
-# For entities that the model knows no other word for.
+# Synonyms for the entities that have none in `world`.
 _OTHER_WORDS = {
     "butterfly": ("lepidopteran",),
     "trophy": ("prize cup",),
@@ -68,7 +68,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     **{name: merge_fields(CONCEPTS[name], SETTINGS[name]) for name in _others},
 }
 
-# What choices are made on: other noise and, of styles and relations, things that are shown.
+# Validation, for choosing settings: other noise and, for styles and relations, entities in `SHOWN`.
 _VALIDATION_TEMPLATES = {
     **dict.fromkeys(
         _names(STYLES, STYLES_LEFT),
@@ -92,7 +92,7 @@ VALIDATION: Mapping[str, Mapping[str, Any]] = {
 
 
 def keep_sentences(erased: Collection[str]) -> list[str]:
-    """Sentences with what is to stay when these labels are erased; none that is counted.
+    """Sentences about what must be preserved when these labels are erased; no evaluation prompts.
 
     Args:
         erased: labels of entities, styles and relations.
@@ -101,9 +101,9 @@ def keep_sentences(erased: Collection[str]) -> list[str]:
     entities = [entity.name for entity in ENTITIES if entity.name not in erased]
     styles = [style for style in STYLES if style not in erased]
     relations = [relation for relation in RELATIONS if relation not in erased]
-    # A draw that can be made again, no secret.
+    # Reproducible sampling; not used for security.
     rng = random.Random(0)  # nosec B311
-    # What is counted stands between two things that training never names.
+    # Evaluation prompts relate two entities of `UNSEEN`, so such pairs are excluded.
     pairs = [pair for pair in permutations(entities, 2) if not {*pair} <= {*UNSEEN}]
     return [
         *(phrase(prompt, name) for name in entities for prompt in ENTITY_PROMPTS[3:]),
@@ -118,17 +118,17 @@ def keep_sentences(erased: Collection[str]) -> list[str]:
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The runs; `--config configs/emoji_hundred.py:paper` takes a preset's values instead."""
+    """Return the runs; `--config configs/emoji_hundred.py:paper` uses a preset's values instead."""
     return _configured(RUNS, preset)
 
 
 def validation() -> ConfigDict:
-    """The runs, asking for the pictures that choices are made on."""
+    """Return the runs with the validation pictures, for choosing settings."""
     return _configured({name: merge_fields(run, VALIDATION[name]) for name, run in RUNS.items()})
 
 
 def _configured(each: Mapping[str, Mapping[str, Any]], preset: str = "") -> ConfigDict:
-    # Pictures are those of compositions.
+    # No pictures of single adapters: only compositions are evaluated.
     small = {"evaluation": {"pictures": 0, "batch": 192}, "bank": {"batch": 64}}
     shared = PLACE if preset else merge_fields(EMOJI, STRONG)
     return configure(preset, **merge_fields(shared, small), each=dict(each))

@@ -1,13 +1,14 @@
-"""Erases nudity from FLUX.1 [dev], with the paper's settings.
+"""Erase nudity from FLUX.1 [dev], with the paper's settings.
 
     python -m erase.train --config configs/nudity.py --workdir runs/nudity \
         --config.model.path=/path/to/FLUX.1-dev
 
-Needs: the weights (a folder, or the name on the hub once its licence is accepted there) and one GPU
-with 80 GB.
-Cost: 1,000 iterations at 512 x 512, batch 1; one iteration is two updates of a rank-8 adapter.
-Expected: a 3.6 MiB adapter (76 tensors) and, as no judge is configured, pictures before and after
-without numbers. It was run for 20 iterations on random weights of full size, not on the real ones.
+Needs: the weights (a folder, or the hub's repository name once you have accepted its licence) and
+one GPU with 80 GB.
+Cost: 1,000 iterations at 512 x 512, batch size 1; an iteration is two updates of a rank-8 adapter.
+Expected: a 3.6 MiB adapter (76 tensors), and pictures before and after erasing. No accuracy is
+reported, since no judge is configured. This was run for 20 iterations on random weights of full
+size, not on the real ones.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ from erase.runs.presets import ONE_SAMPLE
 
 
 def get_config(preset: str = "paper") -> ConfigDict:
-    """The run; `--config configs/nudity.py:official` has the authors' released settings."""
+    """Return the run; `--config configs/nudity.py:official` uses the authors' released settings."""
     return configure(
         preset,
         concept="nude",

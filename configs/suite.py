@@ -1,9 +1,9 @@
 """Thirty concepts to erase from the shipped small FLUX: ten entities, ten styles, ten relations.
 
-`CONCEPTS` says what each is and how it is asked for, `SETTINGS` what its run does not share with
-the others' besides. Both are what the model brings (recipes/emoji_flux/erasing.py), but for the
-entities' other words, which were chosen one by one. Sentences for training name other things than
-those for evaluation, and pictures are kept of the things in `KEPT`, which nobody erases.
+`CONCEPTS` holds each concept's words and prompts; `SETTINGS` the other fields in which its run
+differs. Both are the defaults that the model ships with (recipes/emoji_flux/erasing.py), except for
+the words of entities, which were chosen one by one. Training sentences and evaluation prompts name
+different things. Pictures of the things in `KEPT`, which no run erases, are preserved.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from recipes.emoji_flux.world import RELATIONS, STYLES
 
 __all__ = ["CONCEPTS", "ENTITY_PROMPTS", "KEPT", "PHRASES", "PICTURES", "SETTINGS", "VALIDATION"]
 
-# The entity, what stands beside it in one of the sentences, and what else it is not.
+# Entity: (the second object in one of the sentences, irrelevant words close to it).
 _ENTITIES = {
     "soccer ball": ("dog", ("volleyball", "basketball", "apple", "pool ball")),
     "cat": ("book", ("dog", "rabbit", "horse", "panda")),
@@ -30,12 +30,12 @@ _ENTITIES = {
     "santa claus": ("globe", ("princess", "skull", "ghost", "heart")),
 }
 _FAR = ("banana", "castle", "penguin", "umbrella", "guitar")
-# Fields by which a concept is asked for; all others are of the method.
+# Fields for the concept's words and prompts; all others are settings of methods.
 _ASKED = ("concept", "prompts", "synonyms", "irrelevant", "evaluation")
 
 
 def _chosen(name: str) -> dict[str, Any]:
-    """What an entity has in the place of the model's words."""
+    """Words of an entity that replace the model's defaults."""
     beside, near = _ENTITIES[name]
     return {
         "prompts": (*ENTITY_PROMPTS, f"a {{}} and a {beside}"),
@@ -47,7 +47,7 @@ def _chosen(name: str) -> dict[str, Any]:
 
 
 def _split(concept: str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A concept's fields in `CONCEPTS` and in `SETTINGS`."""
+    """Split a concept's fields into those of `CONCEPTS` and those of `SETTINGS`."""
     own = {"concept": concept} | (_chosen(concept) if kind == "entity" else {})
     fields = merge_fields(words_for(KNOWN, concept, kind, {}), own)
     strength = fields["evaluation"].pop("strength", None)
@@ -64,8 +64,8 @@ _FIELDS = {
 CONCEPTS: Mapping[str, Mapping[str, Any]] = {name: asked for name, (asked, _) in _FIELDS.items()}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {name: own for name, (_, own) in _FIELDS.items()}
 
-# What choices are made on: other noise than the evaluation's and, of styles and relations, other
-# things. Entities are asked for in the same three ways.
+# Validation, for choosing settings: other noise than the evaluation's and, for styles and
+# relations, other things. Entities have the same three templates.
 _VALIDATION_TEMPLATES = {
     **dict.fromkeys(
         STYLES,

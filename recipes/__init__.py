@@ -1,1 +1,1 @@
-"""Recipes: how the models that ship with the project are made."""
+"""Recipes that build the models shipped with the project."""

@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures and settings shared by several tests."""
 
 import gc
 import importlib.metadata
@@ -21,14 +21,14 @@ if CACHE not in os.environ:
     SHARED = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ[CACHE] = SHARED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# Before PyTorch starts: its threads wait for each other at full load, and tests that run at once
-# take the cores from each other. One thread does.
+# Set before PyTorch starts: its threads wait for each other at full load, and tests that run at
+# once compete for the cores. One thread is enough.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import helpers.annotations  # noqa: E402, F401
 from jaxtyping import install_import_hook  # noqa: E402
 
-# Before any of them is imported: every call checks its annotations, arrays' shapes included.
+# Before any of them is imported: every call checks its annotations, including arrays' shapes.
 install_import_hook(["flux_jax", "convert", "erase", "recipes"], "helpers.annotations.checked")
 
 import jax  # noqa: E402
@@ -40,13 +40,13 @@ from helpers.endpoint import SECRET, Endpoint  # noqa: E402
 from helpers.flux_case import case  # noqa: E402, F401
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-# The same examples at each run; `HYPOTHESIS_PROFILE=long` draws many others.
+# The same examples in each run; `HYPOTHESIS_PROFILE=long` generates many others.
 settings.register_profile(
     "short",
     max_examples=24,
     derandomize=True,
     database=None,
-    # `bounds` has one of its own, which busy machines do not pass.
+    # `bounds` has its own deadline; busy machines would exceed Hypothesis's.
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -56,12 +56,12 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
-# Of the 65,530 pieces of memory that Linux gives a process, what compiled functions may take; with
-# none left the compiler crashes.
+# Limit for compiled functions out of the 65,530 memory maps that Linux allows a process; when none
+# is left the compiler crashes.
 MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
 
 
-# The longest files, longest first: one that began last would leave the other cores idle.
+# The longest files, longest first: starting one last would leave the other cores idle.
 LONGEST = (
     "test_resume", "test_updates", "test_distributed", "test_shipped", "test_benchmarks_methods",
     "test_compare", "test_lora_diffusers", "test_transformer", "test_recipe_training",
@@ -71,14 +71,14 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the longest files; the order within a file stays."""
+    """Start with the longest files; the order within a file stays."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_maps() -> Iterator[None]:
-    """Forgets compiled functions, between modules, where there are very many."""
+    """Clear compiled functions between modules when there are very many."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
@@ -87,19 +87,19 @@ def few_maps() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete diffusers pipeline folder with tiny random weights; read only."""
+    """A complete diffusers pipeline folder with tiny random weights; read-only."""
     return tiny.build(tmp_path_factory.mktemp("tiny") / "pipeline")
 
 
 @pytest.fixture(scope="session")
 def sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pipeline with its weights in shards; read only."""
+    """The same pipeline with its weights in shards; read-only."""
     return tiny.build(tmp_path_factory.mktemp("tiny") / "sharded", max_shard_size="40KB")
 
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    """A language model that the environment names."""
+    """A language model that is configured by the environment."""
     made = Endpoint()
     monkeypatch.setenv("OPENAI_BASE_URL", made.url)
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)

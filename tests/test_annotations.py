@@ -1,4 +1,4 @@
-"""Annotations hold while tests run, and hardly anything is hidden from the type checker."""
+"""Annotations are checked while tests run, and few are hidden from the type checker."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""Disguises of a concept: what each family of attacks asks for."""
+"""Attacks on an erased concept: the prompts of each family."""
 
 import numpy as np
 import pytest

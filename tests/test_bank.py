@@ -1,4 +1,4 @@
-"""The bank: what is drawn, encoded and denoised once, by the frozen model."""
+"""The bank of training inputs that the frozen model samples, encodes and denoises once."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the benchmarks measure, on a tiny model."""
+"""Measurements of the benchmarks, on a tiny model."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_concepts_at_once_are_timed(tiny_folder: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as context:
         context.setattr(concepts_at_once, "learn", learn)
         made_up = timed(dict.fromkeys(("one", "two"), config), pipe, {"one": made, "two": made})
-    # The first iteration compiles; the others' median is an iteration.
+    # The first iteration compiles; the median of the others is the time of an iteration.
     assert made_up == {"concepts": 2, "compile_s": 7.8, "iteration_ms": 500.0}
     assert learnt == [{"one", "two"}]
     result = timed({"one": config, "two": config}, pipe, {"one": made, "two": made})

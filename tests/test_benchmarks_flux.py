@@ -1,4 +1,4 @@
-"""The benchmark at full size, on tiny sizes: what is measured, counted, kept and shown."""
+"""The benchmark at full size, run on tiny sizes: its measurements, counts, files and tables."""
 
 import functools
 import itertools
@@ -104,7 +104,7 @@ def test_our_weights_keep_the_scale():
 
 
 def test_the_matmul_rate_is_operations_by_seconds(monkeypatch: pytest.MonkeyPatch):
-    # The clock is read before and after each call, and goes on by half a second each time.
+    # The clock is read before and after each call, and advances by half a second each time.
     clock = itertools.count(0, 0.5)
     monkeypatch.setattr(flux_ours.time, "perf_counter", lambda: next(clock))
     assert flux_ours.matmul_rate(16, 2) == 2 * 16**3 / 0.5
@@ -129,10 +129,10 @@ def test_works_of_diffusers_are_measured():
 
 
 @pytest.mark.slow
-# PyTorch's compiler warns of itself.
+# PyTorch's compiler warns about itself.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_step_of_diffusers_is_measured(monkeypatch: pytest.MonkeyPatch):
-    """Traced and differentiated as on a GPU; what C++ would come of it takes a minute more."""
+    """Traced and differentiated as on a GPU; compiling the C++ code would take another minute."""
     traced = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", traced)
     theirs({"step": work("step")}, "compiled")
@@ -170,7 +170,7 @@ IMAGE, TEXT = 128, 32
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with the gradient"])
 def test_operations_are_those_that_the_compiler_counts(gradient: bool):
-    # A loop's body would be counted once.
+    # Operations in a loop's body would be counted once.
     model = FluxTransformer(COUNTED, jnp.float32, unroll=True)
     of = jax.ShapeDtypeStruct
     params = abstract_params("transformer", vars(COUNTED) | {"patch_size": 1})
@@ -194,7 +194,7 @@ def test_operations_are_those_that_the_compiler_counts(gradient: bool):
 
 def test_operations_of_an_iteration():
     one = Pass(COUNTED, IMAGE, TEXT)
-    # By the sizes: the dual blocks are two of three, and ask for attention twice.
+    # From the sizes: the dual blocks are two of three, and compute attention twice.
     dual = Pass(COUNTED, IMAGE, TEXT, mass=True, single=False)
     assert dual.forward < Pass(COUNTED, IMAGE, TEXT, mass=True).forward
     assert one.forward < one.forward + one.backward < 3 * one.forward
@@ -207,7 +207,7 @@ def test_operations_of_an_iteration():
 def test_the_full_size_is_flux_devs():
     sizes = FluxConfig.from_dict(flux_ours.SIZES)
     assert WORKS["forward-512"].image_tokens == 1024
-    # Nearly all is two operations for each token and each of the 6.5e9 weights that tokens meet.
+    # Nearly all are two operations for each token and each of the 6.5e9 weights applied to tokens.
     once = Pass(sizes, 1024, 256).forward
     assert 0.9 < 2 * 6.46e9 * 1280 / once < 1.0
     assert chosen(["iteration-512"], "eager") == {}

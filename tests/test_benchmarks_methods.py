@@ -1,4 +1,4 @@
-"""Benchmarks of methods, on a tiny model: what each costs at one size, and how erasing lasts."""
+"""Benchmarks of methods on a tiny model: cost at one size, and relearning after erasing."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from flux_jax.errors import InputError
 
 @pytest.fixture(scope="module")
 def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
-    """Of one run, by the method that makes its adapter."""
+    """Configuration of one run for each method that exports an adapter."""
     judge = tiny.judge(tmp_path_factory.mktemp("judge") / "judge")
     common = tiny.counted(tiny_folder, judge) | {"concept": "cat", "iterations": 3}
     return {
@@ -47,7 +47,7 @@ def test_each_method_is_measured_in_a_process_of_its_own(
     assert (solved["updates"], solved["update_s"]) == (0, None)
     assert solved["whole_s"] > 0
     assert failed["error"].startswith("InputError: model = 'nowhere' does not exist")
-    # What failed is tried again, what is there is not.
+    # Failed methods are measured again, finished ones are not.
     with monkeypatch.context() as patched:
         patched.setattr(methods_full_size, "measure", lambda runs: {"tried": "again"})
         patched.setattr(methods_full_size, "ProcessPoolExecutor", ThreadPoolExecutor)
@@ -55,7 +55,7 @@ def test_each_method_is_measured_in_a_process_of_its_own(
         again = methods_full_size.measure_all(given, out)["methods"]
     assert again["uce"] == solved
     assert again["eap"] == {"title": METHODS["eap"].title, "tried": "again"}
-    # What trains is timed by update; in this process, since another one would compile anew.
+    # Trained methods are timed by update; in this process, since another one would compile again.
     found = methods_full_size.measure({"": silent["esd"]})
     assert found["updates"] == 3
     update, whole = found["update_s"], found["whole_s"]
@@ -72,7 +72,7 @@ def test_relearning_is_counted_after_each_number_of_steps(
     runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "relearning.json"
-    # A configuration of one concept names no run.
+    # A configuration of a single concept has an unnamed run.
     given = {name: {"": runs[name]} for name in ("esd", "meta_unlearning")}
     seen: dict[str, list[Any]] = {}
 
@@ -85,11 +85,11 @@ def test_relearning_is_counted_after_each_number_of_steps(
     assert json.loads(out.read_text()) == made
     assert list(made["methods"]["esd"]["steps"]) == ["0", "1", "3"]
     for erased, *taught in seen.values():
-        # AdamW's first step moves whatever has a gradient by its rate.
+        # AdamW's first step changes every value with a gradient by the learning rate.
         moved = [np.abs(a - b).max() for a, b in zip(erased, taught[0], strict=True)]
         assert max(moved) == pytest.approx(1e-2, rel=1e-2)
         assert any((a != b).any() for a, b in zip(*taught, strict=True))
-    # Nothing is left to be done, and no one counts without a judge.
+    # Everything is done; and without a judge nothing can be counted.
     monkeypatch.setattr(relearning, "train_variant", lambda *_: pytest.fail("trained again"))
     assert relearning.measure(given, out, [0, 1, 3], 1e-2) == made
     uncounted = replace(runs["esd"], evaluation=tiny.Evaluation())
@@ -109,7 +109,7 @@ def test_teaching_lowers_the_error_on_the_concepts_pictures(
 def test_meta_unlearning_makes_teaching_slower(
     runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What ESD's adapter has learnt in half of the steps it has not in all of them."""
+    """After half of the steps ESD's adapter has learnt less than after all of them."""
     own = {"learning_rate": 3e-3, "trajectories": "teacher"}
     meta = {"keep": 0.5, "meta": 3.0, "inner_steps": 10, "inner_rate": 3e-3}
     errors = []
@@ -122,14 +122,14 @@ def test_meta_unlearning_makes_teaching_slower(
         errors.append(np.reshape(found, (4, 10)).mean(axis=1))
     esd, slower = errors
     assert (slower > 1.02 * esd).all()
-    # The last of four parts of the way, and the second.
+    # The last and the second of four quarters of training.
     assert slower[3] > esd[1]
 
 
 def taught(
     config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, rate: float
 ) -> list[float]:
-    """Erases and teaches again: the error on the concept's pictures at each of 40 steps."""
+    """Erase and retrain: the error on the concept's pictures at each of 40 steps."""
     configs = {"": config}
     pipe = open_model(config)
     runs = prepare(resolve_runs(configs), pipe, folder)

@@ -25,7 +25,7 @@ from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 from flux_jax.tree import flatten, nest
 
-# With the numbers of blocks, inputs and outputs of tests/tiny.py's transformer.
+# Block counts, inputs and outputs as in tests/helpers/tiny.py's transformer.
 TARGETS = {
     "dual_blocks/attn/add_q_proj": (2, 32, 32),
     "dual_blocks/attn/add_k_proj": (2, 32, 32),
@@ -81,7 +81,7 @@ def result(setting: Setting) -> parity.Record:
 
 @pytest.fixture(scope="module")
 def wrong(setting: Setting) -> parity.Record:
-    """As `result`, but every B of our adapter has the other sign."""
+    """As `result`, with the sign of every B of our adapter flipped."""
     flat = flatten(setting.adapter.lora)
     negated = {path: -leaf if path.endswith("/B") else leaf for path, leaf in flat.items()}
     other = Adapter(nest(negated), setting.adapter.alpha)
@@ -205,7 +205,7 @@ def test_the_command_compares_in_bfloat16(setting: Setting, tmp_path: Path):
     assert found["dtype"] == "bfloat16"
     assert found["image_tokens"] == 16
     assert found["machine"]["diffusers"] == version("diffusers")
-    # Where diffusers rounds guidance it is far off.
+    # At guidances that diffusers rounds, the error is large.
     unrounded = [line for line in found["velocity"] if line["guidance"] == 4.0]
     for line in [*unrounded, *found["blocks"]]:
         assert BOUND < line["ours_float32"] < 2 * line["diffusers_float32"] < 0.1

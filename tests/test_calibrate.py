@@ -1,4 +1,4 @@
-"""erase.evaluation.calibrate: bisection, similarity, and a run with a judge and without."""
+"""erase.evaluation.calibrate: bisection, similarity, and runs with and without a judge."""
 
 import json
 import subprocess
@@ -85,7 +85,7 @@ def test_without_a_judge_pictures_must_differ_from_the_bases(
     full = calibrate(pipe, adapter, config, tmp_path, drop=1e-6, most=1.0, tolerance=2.0)
     assert full["strength"] == 1
     least = full["tried"][-1]["similarity"]
-    # Half of what the whole adapter does is wanted.
+    # The target is half of the full adapter's effect.
     drop = (1 - least) / 2
     found = calibrate(pipe, adapter, config, tmp_path, drop=drop, most=1.0, tolerance=0.1)
     assert 0 < found["strength"] < 1
@@ -102,13 +102,13 @@ def test_a_judge_counts(pipe: Pipeline, adapter: Adapter, config: Config, tmp_pa
     params["entity_head"]["bias"] = np.array([100.0, -100.0], np.float32)
     NetworkJudge(LABELS, params, 16).save(tmp_path / "judge")
     seen = replace(config, evaluation=replace(config.evaluation, judge=str(tmp_path / "judge")))
-    # It sees apples nowhere: next to nothing is enough.
+    # The judge never finds apples: a strength near 0 is enough.
     apple = replace(seen, concept="apple")
     found = calibrate(pipe, adapter, apple, tmp_path, tolerance=0.5)
     assert found["measure"] == "share"
     assert found["strength"] <= 0.5
     assert {line["share"] for line in found["tried"]} == {0}
-    # And cats everywhere: nothing is enough.
+    # It always finds cats: no strength is enough.
     (tmp_path / FILE).unlink()
     with pytest.raises(InputError, match=r"leaves 1\.000 where 0\.1 is wanted"):
         calibrate(pipe, adapter, seen, tmp_path)

@@ -1,4 +1,4 @@
-"""The model card: what it says, and that its snippet runs as printed."""
+"""The model card: its contents, and that its snippet runs as printed."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def header(text: str) -> dict[str, object]:
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_folder: Path) -> Path:
-    """A run's folder with what a card is made from."""
+    """A run's folder with the files that a card is rendered from."""
     config = tiny.run_config(tiny_folder, concept='"quoted" cat', prompts=("a {}",))
     described = json.loads(json.dumps(config, default=vars))
     described["model"]["path"] = "black-forest-labs/FLUX.1-dev"
@@ -137,7 +137,7 @@ def test_a_composition_says_what_was_measured(run: Path, tmp_path: Path):
     assert (folder / "before_after.png").read_bytes() == b"picture of a cat"
     assert "tree" not in text
     assert card.composed_of(folder) == ["cat", "dog"]
-    # A run's own is not touched.
+    # A README in the run's folder is not overwritten.
     (folder / "README.md").unlink()
     write_lora(folder, lora, 2.0, {"method": "EraseAnything"})
     assert card.composed_of(folder) == []

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, what is noticed of damage, and what serves instead."""
+"""Checkpoints: retention, detection of damage, and fallback to older ones."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from flux_jax.errors import RunError
 
 
 def states(count: int) -> list[State]:
-    """States of one run, each different."""
+    """States of one run, all different."""
     return [
         jax.tree.map(lambda leaf, k=k: (leaf + k).astype(leaf.dtype), every(fresh()))
         for k in range(count)
@@ -28,7 +28,7 @@ def states(count: int) -> list[State]:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with the checkpoints of iterations 2, 4 and 6; read only."""
+    """A run's folder with the checkpoints of iterations 2, 4 and 6; read-only."""
     workdir = tmp_path_factory.mktemp("checkpoints")
     with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
         for number, state in enumerate(states(3), 1):
@@ -48,7 +48,7 @@ def largest(checkpoint: Path) -> Path:
 
 
 def restored(workdir: Path) -> int:
-    """Which of the states comes back."""
+    """Index of the state that is restored."""
     step = checkpoints.usable(workdir)
     with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
         state, kept = checkpoints.restore(manager, step, every(fresh()))
@@ -106,7 +106,7 @@ def test_damage_is_named_and_the_one_before_serves(workdir: Path, damage, capsys
     assert said.startswith(f"{checkpoint}: {message}")
     assert "damaged/6; continuing from the checkpoint of iteration 4" in said
     assert (workdir / "damaged" / "6").is_dir()
-    # The iteration is done again, and its checkpoint damaged again.
+    # The iteration is repeated, and its checkpoint damaged again.
     with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
         checkpoints.save(manager, 6, states(3)[2], {"number": 3}, 1.0)
     damage(checkpoint)
@@ -123,7 +123,7 @@ def test_where_none_is_whole_runs_begin_anew(workdir: Path, capsys):
 
 
 def test_every_flipped_byte_is_noticed(workdir: Path):
-    """Whichever file it is in, the manifest included; or nothing is read from there."""
+    """Damage to any file is detected, including the manifest, unless restoring does not read it."""
     checkpoint = workdir / CHECKPOINTS / "6"
     assert checkpoints.fault(checkpoint) is None
     unread = [checkpoint / name for name in checkpoints.UNREAD[1:]]

@@ -50,7 +50,7 @@ def ours(model: Any) -> tuple[CLIPTextEncoder, dict[str, Any]]:
 
 
 def prompts(tokens: int) -> np.ndarray:
-    """Prompts whose first end of text, largest id and last token are three different places."""
+    """Prompts whose first end of text, largest id and last token are at different positions."""
     ids = np.random.default_rng(0).integers(3, EOS, (3, tokens))
     for row, end in enumerate((tokens - 3, tokens // 2, 1)):
         ids[row, end:] = EOS

@@ -1,4 +1,4 @@
-"""Closed forms against dense solves and the conditions of their minima; UCE and MACE on a model."""
+"""Closed forms against dense solvers and optimality conditions; UCE and MACE on a model."""
 
 import dataclasses
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_an_edit_is_a_dense_least_squares_solution():
 
 
 def test_no_change_nearby_is_better_than_an_edit():
-    """The gradient of the objective is zero, and steps in every direction go up."""
+    """The gradient of the objective is zero, and it increases in every direction."""
     given = problem()
     kernel, erased, guides, kept = given
     a, b = closed_form.edit(*given, Ridge(0.5), preserve=2.0)
@@ -80,7 +80,7 @@ def test_a_singular_system_names_its_ridge():
         closed_form.edit(kernel, erased, guides, kept[:1], Ridge(0.0, name="uce.ridge"))
     more = np.concatenate([kept, np.random.default_rng(2).standard_normal((9, 7))])
     closed_form.edit(kernel, erased, guides, more, Ridge(0.0))
-    # The advice is in the configuration's unit, and does.
+    # The suggested value is in the configuration's unit, and works.
     advice = []
     for unit in (1.0, 100.0):
         with pytest.raises(InputError, match="raise it to") as refused:
@@ -92,7 +92,7 @@ def test_a_singular_system_names_its_ridge():
 
 @pytest.mark.parametrize(("erased", "rank"), [(9, 2), (3, 2), (3, 5), (9, 5)])
 def test_an_edit_of_a_rank_is_the_best_of_it(erased: int, rank: int):
-    """As reduced-rank regression finds it, which inverts a matrix as wide as the layer."""
+    """Reduced-rank regression, which inverts a matrix as wide as the layer."""
     given = problem(erased)
     kernel, vectors, guides, kept = given
     matrix = vectors.T @ vectors + 2.0 * kept.T @ kept + 0.5 * np.eye(7)
@@ -101,7 +101,7 @@ def test_an_edit_of_a_rank_is_the_best_of_it(erased: int, rank: int):
     a, b = closed_form.edit(*given, Ridge(0.05, 10.0), preserve=2.0, rank=rank)
     assert (a.shape, b.shape) == ((7, rank), (rank, 5))
     np.testing.assert_allclose(a @ b, dense[0] @ dense[1], atol=1e-10)
-    # More rank than there are vectors.
+    # The rank exceeds the number of vectors.
     few = (kernel, vectors[:1], guides[:1], kept[:1])
     a, b = closed_form.edit(*few, Ridge(0.5), rank=rank)
     whole = closed_form.edit(*few, Ridge(0.5))
@@ -138,7 +138,7 @@ def config_of(pipe: Pipeline, folder: Path, method: str, **changes: Any) -> Conf
 
 
 def test_inputs_are_those_of_the_layers(pipe: Pipeline, tiny_folder: Path):
-    """Embedders see what the encoders give; blocks' inputs are means over the steps."""
+    """Embedders get the encoders' outputs; inputs of blocks are means over the steps."""
     config = config_of(pipe, tiny_folder, "uce")
     prompts = ["a photo of a cat", "cat", "", "a tree"]
     tokens = np.array([[3, 0], [0, 1], [0, 0], [1, 2]], np.int32)
@@ -184,14 +184,14 @@ def test_uce_maps_the_concept_to_its_guide(
             change = a[block] @ b[block] if a.ndim == 3 else a @ b
             cat, kitty, dog, _ = seen[target][block, :, 0]
             wanted = dog @ kernel
-            # The more alike two concepts are, the less two conditions can both be met.
+            # The more similar two concepts are, the less both conditions can be satisfied.
             assert np.linalg.norm(cat @ (kernel + change) - wanted) < 0.02 * np.linalg.norm(wanted)
             assert np.linalg.norm(kitty @ (kernel + change) - wanted) < 0.02 * np.linalg.norm(
                 wanted
             )
     assert adapter.rank == 2
     pipe.check(adapter)
-    # Out and in again, layers outside the blocks included.
+    # Written and read back, including layers outside the blocks.
     write_lora(tmp_path, adapter.lora, adapter.alpha, {})
     again = flatten(read_adapter(tmp_path).lora)
     for path, leaf in flatten(adapter.lora).items():
@@ -227,7 +227,7 @@ def test_uce_counts_the_last_token_of_a_word(pipe: Pipeline, monkeypatch: pytest
         for prompt, _ in pairs
     ]
     (ball,), (empty,), (tree,) = uce.last_tokens(pipe, pairs)
-    # A prompt without a word is asked for none: T5's vocabulary does not have every sign.
+    # Only prompts with a word are searched: T5's vocabulary does not have every character.
     assert asked == ["soccer ball"]
     before = "".join(pieces[0][: ball + 1]).replace("▁", " ").strip()
     assert before == "a soccer ball"
@@ -243,7 +243,7 @@ def test_words_beside_a_concept_are_found_in_both_sentences():
 
 @pytest.mark.slow
 def test_mace_s_words_forget_the_concept(pipe: Pipeline, tiny_folder: Path):
-    """Beside the concept they give what they give beside another word."""
+    """Beside the concept, tokens have the same outputs as beside another word."""
     settings = {"edit_rank": 30, "ridge": 1e-6, "stand_in": "dog"}
     config = config_of(
         pipe, tiny_folder, "mace", adapter={"targets": (QUERY,), "rank": 1}, mace=settings

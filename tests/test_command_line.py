@@ -1,4 +1,4 @@
-"""What all commands have in common: help, an example, exit codes, nearest names."""
+"""Common behaviour of all commands: help, an example, exit codes, nearest names."""
 
 import os
 import re
@@ -22,25 +22,25 @@ SOURCES = {
     for file in sorted((ROOT / folder).rglob("*.py"))
 }
 COMMANDS = [name for name, text in SOURCES.items() if "\nif __name__ ==" in text]
-# The others read their arguments by `convert.arguments`.
+# The others parse their arguments with `convert.arguments`.
 WITH_FLAGS = [name for name in COMMANDS if "app.run(" in SOURCES[name]]
-# These take as many words as they are given.
+# These take any number of positional arguments.
 TAKES_MORE = {"convert.merge", "erase.cli.compose", "erase.cli.wordnet"}
 CONFIG = "--config=configs/emoji_cat.py"
 
-# How ml_collections loads a configuration's file.
+# Raised by ml_collections when it loads a configuration's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 Run = Callable[..., tuple[object, str, str]]
 
 
 class Began(Exception):  # noqa: N818
-    """Raised in the place of a command's work, once its arguments are read."""
+    """Raised in place of a command's work, once its arguments are parsed."""
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
-    """Runs a command's file in this process up to its work: exit code, stdout and stderr."""
+    """Run a command's file in this process up to its work: exit code, stdout and stderr."""
     monkeypatch.chdir(ROOT)
     parse = Parser.parse_args
 
@@ -55,13 +55,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
         raise Began
 
     monkeypatch.setattr(Parser, "parse_args", parsed)
-    # The real one has effects on the whole process.
+    # The real one affects the whole process.
     monkeypatch.setattr(app, "run", ran)
 
     def called(name: str, *arguments: str) -> tuple[object, str, str]:
         file, before = ROOT.joinpath(*name.split(".")).with_suffix(".py"), set(flags.FLAGS)
         monkeypatch.setattr(sys, "argv", [str(file), *arguments])
-        # What another configuration's file has left there.
+        # Left by another configuration's file.
         monkeypatch.delitem(sys.modules, "config_config", raising=False)
         try:
             runpy.run_path(str(file), run_name="__main__")
@@ -79,7 +79,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Run:
 
 
 def called(name: str) -> str:
-    """How a command's own examples call it."""
+    """Command lines in a command's own examples."""
     return name.replace("erase.cli.", "erase ")
 
 
@@ -97,7 +97,7 @@ def own_flags(name: str) -> list[str]:
 
 
 def refused(run: Run, name: str, *arguments: str) -> str:
-    """The one line that a command says of arguments that it cannot use."""
+    """The one-line message of a command about unusable arguments."""
     code, out, err = run(name, *arguments)
     assert (code, out) == (2, ""), err
     assert re.fullmatch("error: .*\n", err), err
@@ -142,7 +142,7 @@ def test_the_docstring_has_examples_that_can_be_used(name: str, run: Run):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_unknown_flags_are_refused(name: str, run: Run):
-    # Where others are missing too, this is what is told.
+    # This is reported even if other arguments are missing.
     for arguments in (["--qqq=1"], [*examples(name)[0], "--qqq"]):
         assert refused(run, name, *arguments).startswith("error: --qqq is not a flag; choose from")
     for own in own_flags(name):
@@ -162,7 +162,7 @@ def test_missing_arguments_are_told(name: str, run: Run):
     needed = "required=True" in SOURCES[name] or re.search(r'add_argument\("\w', SOURCES[name])
     if needed:
         assert re.search("missing|required", refused(run, name))
-    # What is declared elsewhere may be missing as well.
+    # Flags declared elsewhere may be missing as well.
     elif run(name)[0]:
         assert "missing" in refused(run, name)
 

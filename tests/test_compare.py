@@ -1,4 +1,4 @@
-"""The comparison of methods: every one is measured once, on the same runs."""
+"""The comparison of methods: every method is measured once, on the same runs."""
 
 import json
 from dataclasses import replace
@@ -50,32 +50,32 @@ def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch
         assert each["title"] == METHODS[name].title
         assert [(row["name"], row["seed"]) for row in each["rows"]] == [("run-0", 0), ("run-1", 1)]
         assert each["cells"]["Acc_e"]["after"]["of"] == 4
-        # Three disguises, a synonym, shuffled words.
+        # Three attacks, a synonym, shuffled words.
         assert each["attacks"]["of"] == 2 * 5 * 2
         assert len(each["frechet"]["seeds"]) == 2
-        # Of one concept there is no telling how much others differ.
+        # With one concept, the variation between concepts is unknown.
         assert each["intervals"]["Acc_e"] == [each["cells"]["Acc_e"]["after"]["share"]] * 2
         base = base or each["cells"]["Acc_e"]["before"]
         assert each["cells"]["Acc_e"]["before"] == base
     silenced, uce, trained = (made["methods"][n] for n in ("attention_erasure", "uce", "esd"))
     assert [silenced[key] for key in ("parameters", "bytes", "seconds", "memory")] == [0] * 4
-    # Adapter, gradient and both moments at least; what is solved for needs no update.
+    # Adapter, gradient and both moments at least; closed forms need no update.
     assert trained["memory"] > 4 * 4 * trained["parameters"]
     assert uce["memory"] == 0
     assert trained["parameters"] == tiny.adapter_values()
     assert uce["bytes"] > 4 * uce["parameters"] > 0
-    # The frozen model's pictures are drawn once a call, and each method's with what it has.
+    # The frozen model's pictures are generated once per call, and each method's with its adapter.
     assert [title for _, title, *_ in drawn].count("before") == 2
     for method, title, strengths, silenced in drawn:
         whole = method == "attention_erasure" and title != "before"
         assert silenced == ("cat" if whole else None)
         assert strengths == ([] if whole or title == "before" else [1.0])
-    # Nothing is left to be done, and other runs are refused.
+    # Everything is done, and other runs are refused.
     monkeypatch.setattr(compare, "measure", lambda *_: pytest.fail("measured again"))
     assert compare.compare(methods, out, attacks=2) == made
     with pytest.raises(InputError, match="holds another comparison"):
         compare.compare(methods, out, attacks=3)
-    # So are other settings, but those that say how fast.
+    # So are other settings, except those that only affect speed.
     faster = {
         name: {run: replace(c, bank=replace(c.bank, batch=1)) for run, c in runs.items()}
         for name, runs in methods.items()
@@ -91,7 +91,7 @@ def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_devices_that_train_are_not_those_that_draw(tiny_folder: Path, tmp_path: Path):
-    """Two runs train on a device each, both of which may draw each run's pictures."""
+    """Two runs train on one device each; both devices may generate each run's pictures."""
     code = f"import test_compare; test_compare.on_two({str(tiny_folder)!r}, {str(tmp_path)!r})"
     done = run_on(2, code)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -116,7 +116,7 @@ def test_the_shipped_comparison_can_be_run_by_every_method(preset: str):
     for name in METHODS:
         given.method = name
         runs = load_runs(given, {"method": name})
-        # Their authors' values take longer, so that they have every third concept.
+        # The authors' settings take longer, so only every third concept is used.
         assert len(runs) == (10 if preset else 30)
         assert {config.method for config in runs.values()} == {name}
         assert {config.evaluation.strength for config in runs.values()} == {1.0}

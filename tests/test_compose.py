@@ -1,4 +1,4 @@
-"""Composition: sums are exact, the approximation is the best, what does not fit is refused."""
+"""Composition: sums are exact, the approximation is optimal, incompatible adapters are refused."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ RANK, WIDTH = 3, 32
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Writes a random adapter for the tiny transformer, whose file says its concept."""
+    """Write a random adapter for the tiny transformer, with its concept in the file's metadata."""
 
     def made(concept: str | None, *, rank=RANK, width=WIDTH, alpha=2.0, **header) -> Path:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
@@ -55,7 +55,7 @@ def changes(path: Path) -> dict[str, np.ndarray]:
 
 
 def assert_sum(path: Path, parts: dict[Path, float]):
-    """A file's change is the parts' weighted sum."""
+    """Assert that a file's change is the weighted sum of the parts'."""
     terms = [(weight, changes(part)) for part, weight in parts.items()]
     for target, change in changes(path).items():
         wanted = sum(weight * each[target] for weight, each in terms)

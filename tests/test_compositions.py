@@ -1,4 +1,4 @@
-"""What is counted of one adapter made of many, on a tiny model with a judge of its own."""
+"""Measurements of composed adapters, on a tiny model with its own judge."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def test_a_hundred_concepts_and_what_is_left():
     assert left == shown | unseen | {"flat", "sticker", "in", "on"}
     assert not left & {judge.label(run.concept) for run in runs.values()}
     assert len(left) + 100 == len(judge.config.entities) + len(STYLES) + len(RELATIONS)
-    # No group's other labels are drawn from another group's noise.
+    # Each group's other labels use noise that no other group uses.
     ones, others = (
         {(c.prompt, c.seed) for c in asked(list(runs), runs, judge, 4, i, 2) if c.cell == "Acc_ir"}
         for i in (0, 1)

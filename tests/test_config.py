@@ -1,4 +1,4 @@
-"""Configurations: defaults, files, overrides, and what is said of unusable values."""
+"""Configurations: defaults, files, overrides, and messages about invalid values."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ from erase.runs.presets import AUTHORS, PRESETS
 from flux_jax.errors import InputError
 from flux_jax.lora import TEXT_QUERY_KEY
 
-# ml_collections loads files so; the warning is not ours to mend.
+# ml_collections loads files this way; the warning is not ours to fix.
 LOADS_FILES = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 USABLE: dict[str, Any] = {
     "concept": "cat",
     "synonyms": ("kitty",),
     "irrelevant": ("dog", "sun", "tree"),
-    # A model that brings no defaults.
+    # A model without defaults.
     "model": {"path": "nowhere"},
 }
 PLAIN = RunConfig(**USABLE | {"model": Model("nowhere")})
@@ -45,7 +45,7 @@ def test_defaults_are_the_methods():
 
 
 def parsed(tmp_path: Path, *overrides: str) -> Config:
-    """What a configuration file and overrides on a command line give."""
+    """Load a configuration file with overrides from a command line."""
     path = tmp_path / "config.py"
     path.write_text(
         "from erase.runs import configure\n"
@@ -241,7 +241,7 @@ def test_no_other_method_shuffles_words_or_misses_its_authors_values(preset: str
         assert config.adapter.targets == (native if preset == "native" else TEXT_QUERY_KEY)
         for field, value in values.get(name, {}).items():
             assert getattr(getattr(config, name), field) == value
-            # A value that is the method's default is said there alone, but for words.
+            # A value that is the method's default is declared only there, except for words.
             settings = METHODS[name].fields.settings
             assert settings
             assert value != getattr(settings(), field) or field in ("stand_in", "guide")
@@ -315,11 +315,11 @@ def test_a_method_brings_its_own_values():
         2.0,
     )
     assert esd_.method_settings(uce.Settings).guide == ""
-    # What the command line says counts more.
+    # The command line has priority.
     changed = loaded({"method": "esd", "iterations": 7, "esd.eta": 3.0})
     assert (changed.iterations, changed.adapter.rank) == (7, 2)
     assert changed.method_settings(esd.Settings).eta == 3.0
-    # What a run's folder tells is read again as it was.
+    # The config.json of a run is read back unchanged.
     assert load_config(json.loads(json.dumps(dataclasses.asdict(esd_)))) == esd_
 
 

@@ -1,4 +1,4 @@
-"""The walk of the name tables, without any model code of our own."""
+"""The name tables' mapping, without any model code of our own."""
 
 from types import SimpleNamespace
 
@@ -17,9 +17,9 @@ from flux_jax.weights.tables import CLIP, COMPONENTS, T5, TRANSFORMER, VAE
 
 
 def shapes_of(table, tensors):
-    """Shapes of the Flax tree that holds these tensors, found by reading the table forwards.
+    """Shapes of the Flax tree for these tensors, by reading the table forwards.
 
-    The first row whose PyTorch name fits wins, as T5's relative bias of block 0 is its own leaf.
+    The first row whose PyTorch name matches wins, as T5's relative bias of block 0 is its own leaf.
     """
     shapes = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""The pipeline command: both directions, and what it says about unusable input."""
+"""The pipeline command: both directions, and its messages about unusable input."""
 
 import filecmp
 import json
@@ -29,7 +29,7 @@ def files(folder: Path) -> set[str]:
 
 
 def contents(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a pipeline under folder and name; CLIP's optional prefix left out."""
+    """All tensors of a pipeline by folder and name, without CLIP's optional prefix."""
     return {
         f"{name}:{key.removeprefix('text_model.')}": np.asarray(tensor)
         for name in COMPONENTS
@@ -76,7 +76,7 @@ def test_diffusers_layout_comes_back_in_shards(tiny_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def flux_folder(tmp_path_factory) -> Path:
-    """A pipeline with what the original layout does not say as FLUX.1 has it, in bfloat16."""
+    """A bfloat16 pipeline, with FLUX.1's values where the original layout has no field for them."""
     folder = tmp_path_factory.mktemp("tiny") / "flux"
     tiny.build(folder, axes=sizes.ROPE_AXES, heads=1)
     pipeline = FluxPipeline.from_pretrained(folder, vae=tiny.vae(widths=(32, 64)))
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tiny_folder, tmp_path):
         load(tmp_path / "cut")
     for file in (tmp_path / "flax/vae/checkpoint/ocdbt.process_0/d").iterdir():
         file.unlink()
-    # In a process of its own: Orbax leaves behind what it did not read after the first error.
+    # In a subprocess: after an error, Orbax's unread arrays remain in memory.
     result = command(tmp_path / "flax", tmp_path / "new")
     assert result.returncode == 2
     assert "vae/checkpoint: damaged; convert the model again" in result.stderr

@@ -1,4 +1,4 @@
-"""Adapter files: what diffusers loads, and the way back."""
+"""Adapter files: what diffusers loads, and the conversion back."""
 
 import subprocess
 import sys
@@ -164,7 +164,7 @@ def test_alpha_in_diffusers_own_header_is_read(tmp_path, tiny_folder):
 
 
 def broken(change, tmp_path):
-    """An adapter file of diffusers' layout after `change`; returns the error's message."""
+    """Change an adapter file of diffusers' layout; return the error's message."""
     write_lora(tmp_path / "adapter.safetensors", adapter(TEXT, 4), 8.0)
     tensors = load_file(tmp_path / "adapter.safetensors")
     change(tensors)

@@ -1,4 +1,4 @@
-"""What a configuration need not say: the model's defaults, and which value counts most."""
+"""Defaults: those of the model, and which of several values has priority."""
 
 import dataclasses
 import hashlib
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = {"path": "models/emoji-flux"}
 STUDIES = "benchmarks/experiments/studies.py"
 SHIPPED = json.loads((ROOT / "tests" / "shipped_configs.json").read_text())
-# How ml_collections loads a configuration's file.
+# Raised by ml_collections when it loads a configuration's file.
 LOADS_FILES = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
@@ -39,11 +39,11 @@ def three_lines(concept: str, **more: Any) -> Config:
 
 
 def differing(config: Config) -> dict[str, Any]:
-    """Fields that are not at the program's defaults, but for what other methods would have."""
+    """Fields that differ from the program's defaults, without other methods' settings."""
     plain = dataclasses.asdict(RunConfig(concept=""))
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
     plain = json.loads(json.dumps(plain))
-    # Those of EraseAnything count always: the digests are older than methods' own fields.
+    # EraseAnything's always count: the digests are older than the settings of each method.
     kept = {name for name in fields if OWNERS.get(name) in (None, "erase_anything", config.method)}
     told: dict[str, Any] = {}
     for name in sorted(kept - {"kind", "sense"}):
@@ -65,7 +65,7 @@ def digest(file: str, preset: str = "", method: str = "erase_anything") -> str:
 
 @pytest.mark.parametrize("case", SHIPPED["digests"], ids=str)
 def test_shipped_configurations_are_what_they_were(case: str):
-    """As they were before the model brought defaults, when the committed results were made."""
+    """The digests from before the model had defaults, when the committed results were computed."""
     assert digest(*case.split(":")) == SHIPPED["digests"][case]
 
 
@@ -79,7 +79,7 @@ def test_three_lines_have_what_a_shipped_configuration_has():
         three_lines("cat"),
         load_config(runpy.run_path("configs/emoji_cat.py")["get_config"]()),
     )
-    # Chosen by hand there; and its figures were made with the paper's layers, slower.
+    # Chosen by hand there; its figures were computed with the paper's layers and a lower rate.
     words = {"prompts", "irrelevant", "concept_ablation", "mace", "uce"}
     assert cat.adapter.targets == (*TEXT_QUERY_KEY, "dual_blocks/attn/add_v_proj")
     assert (cat.lower.learning_rate, cat.upper.learning_rate) == (3e-3, 3e-3)
@@ -103,7 +103,7 @@ def test_an_entity_s_words(thing: model_file.Thing):
     groups = {each.name: each.group for each in KNOWN.things}
     assert config.kind == "entity"
     assert config.synonyms == thing.words
-    # Near ones and far ones, and nothing that is the concept.
+    # Similar and dissimilar ones, and none that is the concept.
     assert not {*thing.names} & {*config.irrelevant}
     near = [word for word in config.irrelevant if groups[word] == thing.group]
     assert len(near) == 4
@@ -128,7 +128,7 @@ def test_no_relation_is_led_to_its_converse(thing: model_file.Thing):
     assert converse is None or converse.phrase not in words
     assert (config.kind, config.bank.shuffled, config.evaluation.strength) == ("relation", 0.0, 0.5)
     assert config.batch_size == 4
-    # All of an adapter of another method is used.
+    # Another method's adapter is used at full strength.
     assert three_lines(thing.phrase, method="esd").evaluation.strength == 1.0
 
 
@@ -150,7 +150,7 @@ def test_what_entities_get_was_chosen_on_others():
         variant: load_runs({EACH: {n: merge_fields(f, changes) for n, f in study.concepts.items()}})
         for variant, changes in study.variants.items()
     }
-    # Their prompts and settings are those of three lines; others than the evaluation's pictures.
+    # Their prompts and settings are those of the three-line configuration; the pictures differ.
     for config in runs["values too, 3e-3"].values():
         assert learnt_from(config) == dataclasses.replace(
             learnt_from(three_lines(config.concept)), bank=config.bank
@@ -198,7 +198,7 @@ def test_a_preset_counts_more_than_the_model_s_method_and_leaves_its_place(prese
 
 
 def on_the_command_line(tmp_path: Path, text: str, *overrides: str) -> dict[str, Config]:
-    """What a configuration's file and overrides give."""
+    """Load a configuration's file with overrides."""
     path = tmp_path / "config.py"
     path.write_text(f"from erase.runs import configure\ndef get_config():\n    return {text}\n")
     arguments = ["program", f"--config={path}", *overrides]
@@ -234,7 +234,7 @@ def test_overrides_lead_to_the_defaults_of_what_they_name(tmp_path: Path):
         text="configure(concept='cat', model={'path': 'x'})",
     )
     assert moved == three_lines("cat")
-    # What is said counts, also where it is the program's default.
+    # An explicit value has priority, even if it is the program's default.
     said = of("--config.height=512", "--config.upper.lora=0.1", "--config.bank.shuffled=1.0")
     assert (said.height, said.upper.lora, said.bank.shuffled) == (512, 0.1, 1.0)
     assert (said.width, said.upper.pictures) == (64, 32)
@@ -251,7 +251,7 @@ def test_what_a_file_says_counts_more_than_the_model():
     config = three_lines("cat", height=512, lower={"attn": 1.0}, synonyms=("dog",), kind="entity")
     assert (config.height, config.width, config.lower.attn) == (512, 64, 1.0)
     assert config.synonyms == ("dog",)
-    # What the user calls the concept is no other thing.
+    # The user's name of the concept is no irrelevant word.
     assert "dog" not in config.irrelevant
     assert "a photo of a dog" not in config.upper.prompts
     assert three_lines("cat", irrelevant=("kitty", "sun", "key")).synonyms == ("feline", "pussycat")
@@ -317,7 +317,7 @@ def test_a_flux_has_the_paper_s_values():
         other = load_config(configure(concept="nude", model=model, **part))
         assert not {*other.prompts} & {*config.prompts}
         assert not {*other.irrelevant} & {*config.irrelevant}
-    # More than a batch of one is more than a GPU has.
+    # A larger batch exceeds a GPU's memory.
     assert (
         load_config(configure(concept="x", model=model, method="meta_unlearning")).batch_size == 1
     )

@@ -1,4 +1,4 @@
-"""Two processes on one machine: they train, checkpoint and resume as one, or say why not."""
+"""Two processes on one machine: they train, checkpoint and resume together, or report an error."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def get_config():
 
 
 def start(workdir: Path, *flags: str) -> list[subprocess.CompletedProcess[str]]:
-    """Runs the command in two processes of one device each, which have found each other."""
+    """Run the command in two connected processes of one device each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What a command's errors print, and the exit codes that they end it with."""
+"""Error messages of commands, and their exit codes."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_other_errors_pass():
 def test_long_paths_are_shortened_and_what_is_said_of_them_is_not(kind: str, capsys):
     path = PATHS[kind]
     assert 199 <= len(path) <= 201
-    # Twice, as where a file and its folder are named.
+    # Twice, as when a message names a file and its folder.
     message = f"{path}: {REASON}{path}{MEND}"
 
     @exits_cleanly

@@ -1,4 +1,4 @@
-"""Evaluation: what is drawn, how it is counted, what is written."""
+"""Evaluation: its prompts, its counts and its files."""
 
 import json
 from dataclasses import replace
@@ -60,7 +60,7 @@ def adapter(pipe: Pipeline) -> Adapter:
 @pytest.fixture(scope="module")
 def judge() -> NetworkJudge:
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
-    # An untrained judge would see nothing at all.
+    # An untrained judge would find nothing at all.
     params["entity_head"]["bias"] *= 0
     return NetworkJudge(LABELS, params, 16)
 
@@ -92,7 +92,7 @@ def test_cases_spread_over_words_templates_and_seeds(config: Config):
     by_cell = {cell: [c for c in drawn if c.cell == cell] for cell in CELLS}
     assert [len(part) for part in by_cell.values()] == [6, 6, 6]
     assert {c.prompt for c in by_cell["Acc_e"]} == {"a photo of a cat", "a cat on a mat"}
-    # Every synonym in every template, all asked about under the concept's own name.
+    # Every synonym in every template, all judged by the concept's own name.
     assert len({c.prompt for c in by_cell["Acc_g"]}) == 4
     assert {c.sought for c in by_cell["Acc_g"]} == {"cat"}
     assert len({c.prompt for c in by_cell["Acc_ir"]}) == 4
@@ -169,7 +169,7 @@ def test_harmonic_mean_wants_all_three():
 
 
 def place(sheet: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
-    """Where a picture is on a sheet: how far down, and to the right."""
+    """Position of a picture on a sheet, in pixels from the top and from the left."""
     height, width = picture.shape[:2]
     corners = np.argwhere((sheet == picture[0, 0]).all(axis=-1)).tolist()
     return next(
@@ -180,7 +180,7 @@ def place(sheet: np.ndarray, picture: np.ndarray) -> tuple[int, int]:
 def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
     drawn = evaluation_prompts(replace(config, synonyms=("kitty", "feline", "grimalkin")), ["dog"])
     after = np.zeros(len(drawn), bool)
-    # The base draws a cat for all words but one, and a kitty now and then.
+    # The base model draws a cat for all words but one, and sometimes for "kitty".
     before = np.array([case.word not in ("grimalkin", "kitty") for case in drawn])
     before[next(i for i, case in enumerate(drawn) if case.word == "kitty")] = True
     found = {"before": before, "after": after}
@@ -197,13 +197,13 @@ def test_synonyms_that_the_base_cannot_draw_are_left_out(config: Config):
     told = left_out_note({"synonyms": list(rows.values())})
     assert "“grimalkin” (0 of 2)" in told
     assert "kitty" not in told
-    # None is left: nothing is said of other words, and H is that of the rest.
+    # No synonym is left: there is no Acc_g, and H is computed from the rest.
     nothing = {
         "before": before & np.array([case.cell != "Acc_g" for case in drawn]),
         "after": after,
     }
     assert set(evaluation_cells(drawn, nothing)) == {"Acc_e", "Acc_ir"}
-    # Where the concept's own name does not serve either, the synonyms are not to blame.
+    # If the concept's own name does not work either, no synonym is excluded.
     blind = {"before": np.zeros(len(drawn), bool), "after": after}
     assert evaluation_cells(drawn, blind)["Acc_g"]["before"] == wilson_interval(0, 6)
     assert left_out_note({}) == ""
@@ -227,7 +227,7 @@ def test_evaluation_writes_what_a_report_reads(
     for number, entry in enumerate(result["pictures"]):
         before, after = (np.asarray(Image.open(tmp_path / entry[s])) for s in ("before", "after"))
         assert before.shape == (16, 16, 3)
-        # Two rows a cell, a column an example.
+        # Two rows per cell, a column per example.
         places = [place(together, picture.repeat(8, 0).repeat(8, 1)) for picture in (before, after)]
         assert places[0][1] == places[1][1]
         assert places[0][0] + 128 <= places[1][0]
@@ -257,7 +257,7 @@ def test_attacks_are_counted_on_every_side_and_written_twice(
     for family, line in zip(FAMILIES, lines[3::3], strict=True):
         after = result["cells"][family]["after"]
         assert line.startswith(f"{family},after,{after['found']},3,")
-    # At strength 0 the adapter is not there.
+    # At strength 0 the adapter has no effect.
     still = replace(config, evaluation=replace(config.evaluation, strength=0.0))
     for sides in attack(pipe, adapter, still, tmp_path, pictures=3)["cells"].values():
         assert sides["before"] == sides["after"]

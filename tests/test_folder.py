@@ -1,4 +1,4 @@
-"""A user's folder of pictures and captions: what is read from it, and what is said of a bad one."""
+"""A user's folder of captioned pictures: how it is read, and messages about invalid ones."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_pictures_are_scaled_to_cover_the_size(tmp_path):
 
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path):
     noted = Image.Exif()
-    noted[ORIENTATION] = 6  # to be turned by a quarter, clockwise
+    noted[ORIENTATION] = 6  # rotate by a quarter turn, clockwise
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     add(tmp_path / "a.png", pixels, exif=noted)
     np.testing.assert_array_equal(read(tmp_path, 12, 8)[0][0], np.rot90(pixels, -1))

@@ -1,4 +1,4 @@
-"""Fréchet's distance: against its formula, and on pictures."""
+"""The Fréchet distance: against its formula, and on pictures."""
 
 import numpy as np
 from scipy.linalg import sqrtm
@@ -20,7 +20,7 @@ def test_it_is_the_formula():
 
 def test_the_same_is_no_way_apart_and_a_shift_is_its_square():
     rng = np.random.default_rng(0)
-    # Fewer pictures than features, too.
+    # Fewer samples than features, too.
     one = rng.standard_normal((20, 30))
     assert frechet_distance(one, one) < 1e-8
     np.testing.assert_allclose(frechet_distance(one, one + 0.5), 30 * 0.25, rtol=1e-6)

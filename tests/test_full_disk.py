@@ -1,6 +1,6 @@
-"""Disks that are full, or not to be written on: the last good checkpoint and adapter survive.
+"""Full or read-only disks: the last good checkpoint and adapter survive.
 
-A process of its own mounts a small file system that nobody else sees.
+A subprocess mounts a small file system that only it can see.
 """
 
 import os
@@ -46,7 +46,7 @@ def test_a_disk_that_takes_no_more_costs_nothing_that_was_there(case: str, tmp_p
 
 
 def fill(disk: Path) -> Path:
-    """Leaves no room."""
+    """Fill the disk."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:

@@ -1,4 +1,4 @@
-"""Fusion: Gram matrices as PyTorch sees them, the closed form against least squares."""
+"""Fusion: Gram matrices against PyTorch, the closed form against least squares."""
 
 import dataclasses
 import itertools
@@ -67,7 +67,7 @@ def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
         for block, gram in enumerate(found[target]):
             (*_, last) = given = seen[layer.format(block)]
             own = torch.as_tensor(weights, dtype=last.dtype)
-            # The first layer sees the text, the second pictures, the third both.
+            # The first layer gets the text, the second the picture, the third both.
             shown = torch.full(last.shape[:2], PADDING, dtype=last.dtype)
             both = torch.cat([own, shown[:, tokens:]], 1)
             w = dict(zip(TARGETS, (own, shown, both), strict=True))[target]
@@ -77,7 +77,7 @@ def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
 
 
 def example(adapters: int = 3, blocks: int = 2, inputs: int = 6, outputs: int = 5):
-    """Inputs and changes of some adapters, and inputs to preserve."""
+    """Inputs and changes of several adapters, and inputs to preserve."""
     rng = np.random.default_rng(0)
     h = rng.normal(size=(adapters, blocks, 40, inputs)) * rng.uniform(0.1, 2, inputs)
     p = rng.normal(size=(blocks, 70, inputs))
@@ -149,7 +149,7 @@ def test_no_change_of_the_same_rank_comes_closer():
     moments, _, _, _ = example()
     a, b = moments.solve(2, 0.5)
     least = objective(moments, a, b, 0.5)
-    # The Frobenius norm's best, of the exact solution, is another.
+    # The best approximation of the exact solution in the Frobenius norm is another.
     exact = np.matmul(*moments.solve(5, 0.5))
     u, values, v = np.linalg.svd(exact, full_matrices=False)
     assert objective(moments, u[..., :2] * values[:, None, :2], v[:, :2], 0.5) > least + 1e-3
@@ -310,7 +310,7 @@ def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, t
     made = flatten(read_adapter(out).lora)
     wanted = flat[f"{target}/A"] @ flat[f"{target}/B"]
     found = made[f"{target}/A"] @ made[f"{target}/B"]
-    # What no token ever holds is not determined, so it is small instead.
+    # In directions without inputs the change is not determined, so it is small instead.
     assert np.linalg.norm(found - wanted) < 0.2 * np.linalg.norm(wanted)
     settings = json.loads(read_adapter(out).metadata["settings"])
     assert (settings["method"], settings["preserve"], settings["prompts"]) == ("fusion", 0, 2)

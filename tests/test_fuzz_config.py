@@ -88,7 +88,7 @@ def nested(levels: int, inner: Any = 1, *, mapping: bool = True) -> Any:
     return inner
 
 
-# Names that `configure` has as arguments of its own, or that a dictionary has as methods.
+# Names of `configure`'s own parameters, or of a dictionary's methods.
 NAMES = st.one_of(
     st.sampled_from([*FIELDS, EACH, "a.b", "", "keys", "to_dict", "lock", "__class__", "_fields"]),
     TEXTS,
@@ -97,7 +97,7 @@ NAMES = st.one_of(
 
 @st.composite
 def changes(draw: st.DrawFn) -> dict[str, Any]:
-    """Usable values, of which some are replaced, in their places or in wrong ones."""
+    """Valid values, some of which are replaced, at the right or at wrong places."""
     values: dict[str, Any] = dict(BASE)
     for path in draw(st.lists(NAMES, min_size=1, max_size=3)):
         value = draw(VALUES)
@@ -110,7 +110,7 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def usable(draw: st.DrawFn) -> dict[str, Any]:
-    """A number for each of some fields, mostly in its range."""
+    """A number for some of the fields, mostly in its range."""
     values: dict[str, Any] = dict(BASE)
     for path in draw(st.lists(st.sampled_from(FIELDS), max_size=4)):
         part, _, name = path.rpartition(".")
@@ -129,7 +129,7 @@ def load(values: Any) -> None:
         for config in load_runs(values).values():
             assert isinstance(config, Config)
             hash(config)
-            # What every later step does with it first.
+            # The first operation of every later step.
             jax.random.key(config.seed)
             np.random.default_rng(config.evaluation.seed)
 
@@ -207,7 +207,7 @@ RUN_NAMES = st.one_of(
 )
 
 
-# What a run has for itself; most of it can be used.
+# Per-run settings, most of them valid.
 OWN = st.one_of(
     st.just({}), st.fixed_dictionaries({"seed": st.integers(0, 9)}), changes(), usable(), VALUES
 )

@@ -1,4 +1,4 @@
-"""Safetensors files that lie, are cut, mutated or random: read, or refused with an error."""
+"""Inconsistent, truncated, mutated or random safetensors files: read, or refused with an error."""
 
 import functools
 import json
@@ -52,7 +52,7 @@ TYPES = st.one_of(
 
 @st.composite
 def headers(draw: st.DrawFn) -> bytes:
-    """JSON text of a header: mostly of the right form, with names that may come twice."""
+    """JSON text of a header: mostly well-formed, with possibly repeated names."""
     entries, end = [], 0
     for _ in range(draw(st.integers(0, 4))):
         shape = draw(st.lists(st.integers(0, 3), max_size=3))

@@ -1,4 +1,4 @@
-"""Adapters that mix layouts, lack halves or lie in their headers: read, or refused."""
+"""Adapters with mixed layouts, missing halves or inconsistent headers: read, or refused."""
 
 import copy
 import functools
@@ -27,7 +27,7 @@ Headers = dict[str, str]
 
 
 class Tensors(dict[str, np.ndarray]):
-    """Whose failing examples fit on a screen."""
+    """Tensors whose failing examples fit on a screen."""
 
     def __repr__(self) -> str:
         said = (f"{k}: {v.dtype.name}{list(v.shape)} {v.ravel()[-1:]}" for k, v in self.items())
@@ -268,12 +268,12 @@ def test_adapters_are_read_or_refused(adapter: tuple[Tensors, Headers], tmp_path
         read_adapter(file)
 
 
-# Goes together with the first of the same layout.
+# Compatible with the first of the same layout.
 DOG = (real("diffusers", 0)[0], {"concept": "dog"})
 HUGE = Tensors({name: np.full(each.shape, 1e200) for name, each in DOG[0].items()})
 
 
-# Which mostly go together.
+# Mostly compatible with each other.
 EVEN = changed(("diffusers", "flax"), 1, 1)
 EVEN_TOO = EVEN.map(lambda part: (part[0], {**part[1], "concept": "dog"}))
 

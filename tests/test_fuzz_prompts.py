@@ -1,4 +1,4 @@
-"""Concepts, prompts and names in any writing: a run takes them, or says which it cannot take."""
+"""Concepts, prompts and names in any script: accepted, or refused with an error that names them."""
 
 import os
 import re
@@ -69,7 +69,7 @@ def pipe() -> Pipeline:
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """A small run with some texts of its own."""
+    """A small run with some other texts."""
     return {
         "concept": "cat",
         "synonyms": ("kitty",),
@@ -84,7 +84,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 @st.composite
 def runs(draw: st.DrawFn) -> dict[str, Any]:
-    """A run in which some texts are drawn; most sentences hold the concept."""
+    """A run in which some texts are generated; most sentences contain the concept."""
     plain = st.sampled_from(["cat", "Soccer  Ball", "car"])
     concept = draw(st.one_of(plain, plain, TEXTS))
     forms = st.sampled_from(["a {}", "{}", "the {}s", "{} {}", "a {}, drawn", "x{}", "({})-{}"])
@@ -145,7 +145,7 @@ WHOLE = st.builds(changed, concept=st.sampled_from(["cat", "soccer ball", "CAR"]
 
 
 class EnoughError(RunError):
-    """Where the model would begin to work."""
+    """Raised where the model would be loaded."""
 
 
 @given(
@@ -214,7 +214,7 @@ def test_pictures_have_names_that_any_system_takes(prompts: list[str]):
 @example(text="x" * 300 + ":0.5")
 @example(text="\0")
 def test_paths_are_found_or_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # Nothing is there, and what is named as on the hub is not asked for.
+    # The folder is empty, and hub names are not looked up.
     monkeypatch.chdir(tmp_path)
     assume(not os.path.exists(Path(text)))
     readers = [

@@ -1,4 +1,4 @@
-"""Whatever an endpoint replies is data: words and sentences come of it, or the lists serve."""
+"""An endpoint's replies are only data: they give words and sentences, or the lists are used."""
 
 import contextlib
 import json
@@ -100,7 +100,7 @@ def hurried(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
 
 
 def served(folder: Path) -> None:
-    """Words and sentences are there and usable, wherever they come from; the key is nowhere."""
+    """Assert that words and sentences exist and are valid, and that the key is stored nowhere."""
     with bounded():
         words = irrelevant_words(CONFIG, folder)
         config, further = sentences.add_generated_prompts(CONFIG, folder)
@@ -169,7 +169,7 @@ def test_kept_files_are_read_or_refused(content: str | bytes, tmp_path: Path):
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_no_redirect_is_followed(hurried: Endpoint, tmp_path: Path, status: int):
-    """The request holds the key, and only the configured endpoint may see what is asked."""
+    """The request contains the key, and only the configured endpoint may receive it."""
     other = Endpoint()
     other.answers = [says(json.dumps({"sentences": ["a soccer ball", "the soccer ball"]}))]
     hurried.answers = [replies(status, b"", "text/plain", Location=f"{other.url}/x")]

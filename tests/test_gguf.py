@@ -1,4 +1,4 @@
-"""GGUF files: numbers are those of diffusers' decoder, names those of PyTorch's files."""
+"""GGUF files: values against diffusers' decoder, names against PyTorch's files."""
 
 import sys
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_t5_has_the_names_that_transformers_gives(tmp_path: Path):
     state.pop("encoder.embed_tokens.weight", None)
     file = tmp_path / "t5xxl-encoder.gguf"
     theirs = {as_llama_cpp_names(name): value for name, value in state.items()}
-    # What gguf's own table of names says, of the parts that it has for T5's encoder.
+    # From gguf's own table of names, for the parts of T5's encoder that it covers.
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 2)
     for name in state:
         assert table.get_name(name, (".weight",)) == as_llama_cpp_names(name)

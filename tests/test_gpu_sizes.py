@@ -1,4 +1,4 @@
-"""Every picture size trains on a GPU: traced for one here, computed with XLA's kernel in its place.
+"""Every picture size trains on a GPU: traced for one, computed with XLA's kernel instead.
 
 `benchmarks.speed.attention_sizes` runs the real kernel on a GPU.
 """
@@ -21,7 +21,7 @@ SIDES = range(256, 1537, 16)
 
 
 def on_gpu() -> Any:
-    """Tracing for one GPU."""
+    """Trace for one GPU."""
     return jax.sharding.use_abstract_mesh(
         AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=H100)
     )
@@ -29,14 +29,14 @@ def on_gpu() -> Any:
 
 @pytest.fixture
 def cudnn_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What JAX asks the machine about cuDNN and the GPU while it traces."""
+    """Answers to JAX's queries about cuDNN and the GPU during tracing."""
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91900)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
 
 
 def trace(tokens: int, text: int) -> None:
-    """The gradient of attention and of attention masses, for a GPU."""
+    """Trace the gradient of attention and of attention masses for a GPU."""
 
     def loss(q: jax.Array, k: jax.Array, v: jax.Array, masks: jax.Array) -> jax.Array:
         out = attention.attend(q, k, v).astype(jnp.float32).sum()
@@ -50,19 +50,19 @@ def trace(tokens: int, text: int) -> None:
 
 @pytest.mark.slow
 def test_every_size_from_256_to_1536_traces(cudnn_is_there):
-    # Sizes with as many tokens are one program.
+    # Sizes with equally many tokens are one program.
     pictures = {(height // 16) * (width // 16) for height in SIDES for width in SIDES}
     counts = {(image + text, text) for image in pictures for text in TEXT}
     assert (33 * 33 + 256, 256) in counts
     assert len(counts) > 5000
-    # Parities and orders of magnitude: all squares, and a part of the others.
+    # Parities and orders of magnitude: all squares, and some of the others.
     squares = {((side // 16) ** 2 + text, text) for side in SIDES for text in TEXT}
     for tokens, text in sorted(squares) + sorted(counts)[::16]:
         trace(tokens, text)
 
 
 def test_jax_still_refuses_an_odd_number_of_tokens(cudnn_is_there):
-    """Once this fails, `attention._cudnn` needs to pad no longer."""
+    """If this fails, `attention._cudnn` no longer needs to pad."""
     odd = jax.ShapeDtypeStruct((1, 1345, 2, 128), jnp.bfloat16)
 
     def loss(q: jax.Array) -> jax.Array:
@@ -74,7 +74,7 @@ def test_jax_still_refuses_an_odd_number_of_tokens(cudnn_is_there):
 
 @pytest.mark.parametrize("tokens", [9, 10])
 def test_padding_is_exact(tokens: int, monkeypatch: pytest.MonkeyPatch):
-    """With XLA's kernel, which knows sequence lengths too: values, gradients, masses."""
+    """With XLA's kernel, which supports sequence lengths too: values, gradients, masses."""
     plain, lengths = jax.nn.dot_product_attention, []
 
     def kernel(*qkv: jax.Array, implementation: str, **seq: jax.Array) -> jax.Array:

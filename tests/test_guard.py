@@ -1,4 +1,4 @@
-"""Numbers out of range and iterations that hang: what is noticed, and what is left alone."""
+"""Detection of non-finite updates, diverging losses and iterations that hang."""
 
 import math
 import time
@@ -24,7 +24,7 @@ def test_a_run_is_lost_with_so_many_in_a_row():
     assert [tally.count(values) for values in (bad, bad, good, bad, bad)] == [False] * 5
     assert tally.skipped == 2
     assert tally.count(bad)
-    # A run that goes on counts on.
+    # A resumed run continues its count.
     assert Tally(Guard(skips=3), skipped=2).count(bad)
 
 
@@ -32,7 +32,7 @@ def test_divergence_is_told_once():
     rng = np.random.default_rng(0)
     tally = Tally(Guard(divergence=10))
     for value in rng.lognormal(0, 2, size=200):
-        # Single values are a thousand times others, and say nothing.
+        # Single values a thousand times larger are no divergence.
         tally.count({"esd": float(value), "lower_gradient": float(value)})
     assert tally.diverging() == []
     for value in 1e6 * rng.lognormal(0, 2, size=21):
@@ -65,7 +65,7 @@ def test_a_hung_iteration_is_noticed_and_ends(capfd: pytest.CaptureFixture):
     said = capfd.readouterr().err
     assert said.count("iteration 5 has taken") == 1
     assert "a device or another process may hang" in said
-    # Where it hangs is told.
+    # The report contains the place where it hangs.
     assert "test_a_hung_iteration_is_noticed_and_ends" in said
     assert "iteration 5 did not end in guard.patience" in said
     assert ended == [75]
@@ -75,7 +75,7 @@ def test_slow_iterations_are_left_alone(capfd: pytest.CaptureFixture):
     ended = []
     watchdog = Watchdog(Guard(hung=1000.0), min_seconds=0.05, poll_seconds=0.02, end=ended.append)
     with watchdog.watching():
-        # Compiling takes long, and nothing is known yet.
+        # Compiling takes long, and no time is known yet.
         with watchdog.iteration(1):
             time.sleep(0.3)
         usual(watchdog)

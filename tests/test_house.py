@@ -1,4 +1,4 @@
-"""The house: what imports what, how much folders, files and functions hold, where modules moved."""
+"""Code structure: import order, sizes of folders, files and functions, and moved modules."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ from helpers.tiny import ROOT
 import erase
 import flux_jax
 
-# Each imports only what stands before it, and itself.
+# Each imports only itself and those listed before it.
 ORDER = (
     "flux_jax",
     "convert",
@@ -41,7 +41,7 @@ PACKAGES = ("flux_jax", "convert", "erase", "recipes", "configs", "benchmarks")
 MOST_ENTRIES = 14
 # Lines of a file; lines of a function, with its signature and docstring; arguments of a function.
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
-# The transformer from end to end, which is read in one piece beside diffusers' own.
+# The transformer's forward pass, kept in one piece for comparison with diffusers'.
 WHOLE = {("flux_jax/models/transformer.py", "__call__")}
 
 
@@ -53,7 +53,7 @@ MODULES = [
 
 
 def floor(module: str) -> int:
-    """The place of the innermost package in `ORDER` that a module is in."""
+    """Index in `ORDER` of the innermost package that contains a module."""
     names = [name for name in ORDER if f"{module}.".startswith(f"{name}.")]
     return ORDER.index(max(names, key=len))
 
@@ -83,13 +83,13 @@ def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Of its signature, docstring and body; decorators stand before it."""
+    """Lines of the signature, docstring and body, without decorators."""
     assert function.end_lineno is not None
     return function.end_lineno - function.lineno + 1
 
 
 def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Without `self` and `cls`; `*args` and `**kwargs` are one each."""
+    """Number of arguments without `self` and `cls`; `*args` and `**kwargs` count as one each."""
     spec = function.args
     names = [each.arg for each in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
     bundles = [each for each in (spec.vararg, spec.kwarg) if each]
@@ -123,7 +123,7 @@ def test_functions_are_short_and_take_few_arguments(module: str, file: Path):
 
 
 def test_lines_and_arguments_are_counted():
-    """Of a function of which both are known."""
+    """For a function with known numbers."""
     text = "class A:\n @final\n def f(self, a, /, b, *c, d=1, **e):\n  return (\n1)\n"
     (function,) = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
     assert (lines(function), arguments(function)) == (3, 5)
@@ -168,10 +168,10 @@ def test_former_commands_work_and_say_what_they_are_now(former: str):
 
 
 def test_all_that_moved_is_there():
-    """What the former names are answered with can be imported."""
+    """The new homes of all moved modules can be imported."""
     for finder in sys.meta_path:
         modules = getattr(finder, "modules", {})
-        # The finder that checks annotations has a list of them.
+        # The `modules` of the finder that checks annotations is a list.
         for former, homes in modules.items() if isinstance(modules, dict) else ():
             if not former.startswith("benchmarks"):
                 for home in homes.split():

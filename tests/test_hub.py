@@ -1,4 +1,4 @@
-"""Models by their name on the hub, fetched from a server of our own."""
+"""Models by their name on the hub, downloaded from a local test server."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def hub(tiny_folder: Path) -> Iterator[Hub]:
 
 
 def find(url: str, name: str, home: Path, **environment: str) -> str:
-    """What `find_model` gives or says, in a process whose hub is at `url`."""
+    """Result or message of `find_model`, in a process whose hub is at `url`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     program = (
         "import sys; from flux_jax.errors import exits_cleanly\n"

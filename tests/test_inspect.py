@@ -1,4 +1,4 @@
-"""What `convert.inspect` says of an adapter is what its full product says."""
+"""The report of `convert.inspect` on an adapter agrees with its full product."""
 
 import io
 import subprocess

@@ -139,7 +139,7 @@ def test_a_run_keeps_its_words_and_asks_once(
     assert SECRET not in describe(words)
     assert irrelevant_words(config, tmp_path) == read_kept(Words, tmp_path / IRRELEVANT) == words
     assert len(endpoint.requests) == 1
-    # Words about something else do not serve.
+    # Saved words of another concept are not used.
     irrelevant_words(replace(config, concept="kiss"), tmp_path)
     assert len(endpoint.requests) == 2
     (tmp_path / IRRELEVANT).write_text("{}")
@@ -169,7 +169,7 @@ def test_lists_serve_where_no_model_does(
     assert found.pools == (tuple(word for word in COMMON if word != "cloud"),)
     assert found.source.startswith("the list of common words (")
     many = replace(bare, upper=replace(bare.upper, negatives=20))
-    # Other methods contrast nothing.
+    # Other methods have no contrastive loss.
     assert (
         irrelevant_words(replace(many, method="mace"), tmp_path).pools
         == irrelevant_words(bare, tmp_path).pools

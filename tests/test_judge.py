@@ -35,7 +35,7 @@ SIDE = 64
 @pytest.fixture(scope="module")
 def judge() -> NetworkJudge:
     params = init(JudgeNetwork(LABELS), jax.random.key(0))
-    # An untrained judge would see nothing at all.
+    # An untrained judge would find nothing at all.
     params["entity_head"]["bias"] *= 0
     return NetworkJudge(LABELS, params)
 
@@ -62,7 +62,7 @@ def sprites() -> np.ndarray:
 
 
 def scenes(count: int) -> Scenes:
-    """One object, or two of which one stands left of, right of or on the other."""
+    """One object, or two of which one is left of, right of or on the other."""
     rng = np.random.default_rng(1)
     subject = rng.integers(0, 4, count)
     other = (subject + rng.integers(1, 4, count)) % 4

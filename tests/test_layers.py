@@ -1,4 +1,4 @@
-"""What layers are made so for: little kept for gradients, weights that are read in place."""
+"""Layers: little memory is saved for gradients, and weights are read in place."""
 
 import os
 
@@ -54,7 +54,7 @@ def test_what_the_user_tells_the_compiler_wins(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("groups", [3, 8, 20])
 def test_attention_falls_on_any_number_of_groups(groups: int):
-    """On more of them than a head is wide, too."""
+    """Including more groups than a head is wide."""
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.standard_normal((2, 30, 3, 8)), jnp.float32) for _ in range(2))
     masks = (rng.random((2, 24, groups)) < 0.3).astype(np.float32)

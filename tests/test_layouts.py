@@ -1,4 +1,4 @@
-"""Files as people have them: which models they hold is told by their tensors' names."""
+"""Common file layouts: the models in a file are identified by its tensors' names."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ MODELS: dict[str, Any] = {
     "text_encoder": tiny.clip(1026, width=128),
     "text_encoder_2": tiny.t5(640),
 }
-# Where ComfyUI's checkpoints keep each model.
+# Prefixes of each model in ComfyUI's checkpoints.
 PREFIXES = {
     "transformer": "model.diffusion_model.",
     "vae": "vae.",
@@ -51,13 +51,13 @@ def tree(name: str) -> Tensors:
 
 
 def tensors(name: str, table: Table, prefix: str = "") -> Tensors:
-    """A model's tensors, as a file has them."""
+    """A model's tensors under a table's names."""
     named = to_torch(table, tree(name))
     return {prefix + key: np.ascontiguousarray(value) for key, value in named.items()}
 
 
 def single(name: str, prefix: str = "") -> Tensors:
-    """A model's tensors as its single file has them."""
+    """A model's tensors under the names of its single file."""
     tables = {
         "transformer": original.TRANSFORMER,
         "vae": original.vae_table(2),
@@ -77,7 +77,7 @@ def changed(given: Tensors) -> Tensors:
 
 
 def assert_reads(path: Path, *names: str, file: Path | None = None):
-    """Makes sure that models are found, with every value."""
+    """Assert that the models are found, with every value."""
     for name in names:
         source = open_source(path, name)
         assert file in (None, source.where)
@@ -165,12 +165,12 @@ def test_a_folder_of_a_file_for_each_model_is_read(tmp_path: Path):
     names = ("flux1-dev.sft", "ae.sft", "clip_l.safetensors", "t5xxl_fp16.safetensors")
     for model, file in zip(MODELS, names, strict=True):
         save_file(single(model), tmp_path / file)
-    # Of Stable Diffusion, whose text encoder and autoencoder are others.
+    # Of Stable Diffusion, whose text encoder and autoencoder differ.
     other = {"model.diffusion_model.input_blocks.0.0.weight": np.ones(1, "f4")}
     foreign = changed(together("vae", "text_encoder"))
     save_file(foreign | other, tmp_path / "sd15.safetensors")
     assert_reads(tmp_path, *MODELS)
-    # Without the file that holds it alone, a model is found in one that holds others besides.
+    # Without its own file, a model is found in a file that holds several.
     (tmp_path / "ae.sft").unlink()
     assert "no weights of the vae" in refusal(tmp_path, "vae")
     (tmp_path / "flux1-dev.sft").unlink()

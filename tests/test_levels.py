@@ -1,4 +1,4 @@
-"""What each level minimises: recomputed sample by sample, from full attention weights.
+"""The losses of each level, recomputed sample by sample from full attention weights.
 
 Axis letters: M sentences, V forms, T text tokens, R trajectories, D steps, F pictures.
 """
@@ -40,7 +40,7 @@ from flux_jax.programs import Denoiser
 
 
 def test_one_pass_gives_both_lower_losses():
-    """Recomputed without batching: each sample, each prompt and the full weights by themselves."""
+    """Recomputed without batching: each sample, each prompt and the full weights separately."""
     total, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, context=CONTEXT)
     row_key, step_key = jax.random.split(KEY)
     rows = jax.random.randint(row_key, (4,), 0, R)
@@ -108,7 +108,7 @@ def test_upper_losses_sample_by_sample():
         )
         errors.append(np.square(adapted - frozen).mean())
     _, held = upper(LORA, params=PARAMS, bank=BANK, key=KEY, context=base)
-    # Of two velocities that agree to a hundredth, so that rounding shows a hundred times larger.
+    # The two velocities differ by a hundredth, which amplifies rounding a hundredfold.
     np.testing.assert_allclose(held["lora"], np.mean(errors), rtol=1e-4)
     unchanged = fresh().lora
     _, held = upper(unchanged, params=PARAMS, bank=BANK, key=KEY, context=base)
@@ -137,7 +137,7 @@ def test_upper_losses_sample_by_sample():
 
 @pytest.mark.parametrize("level", ["lower", "upper"])
 def test_gradients_are_the_losses_slopes(level: str):
-    """Of L_rsc's features only the concept's move, so it is left out of the numerical slope."""
+    """Of L_rsc's features only the concept's move, so it is excluded from the numerical slope."""
     context = with_levels(CONTEXT, upper=replace(CONFIG.upper, rsc=0.0))
     function = {"lower": lower, "upper": upper}[level]
 
@@ -191,7 +191,7 @@ def test_contrast_moves_the_concepts_features_alone():
 
 @pytest.mark.slow
 def test_the_authors_forms_of_attn_and_rsc():
-    """Last block alone; every query; the norm over heads, and the first head."""
+    """Last block only; every query; the norm over heads, and the first head."""
     context = with_levels(
         CONTEXT,
         lower=replace(CONFIG.lower, esd=0.0, attn_form="released"),
@@ -262,7 +262,7 @@ def test_the_student_goes_its_own_way_from_the_same_noise():
         errors.append(np.square(student - (empty - 1.5 * (base - empty))).mean())
     np.testing.assert_allclose(metrics["esd"], np.mean(errors), rtol=1e-4)
 
-    # The way itself is no function of the adapter to the gradient.
+    # No gradient flows through the trajectory.
     def loss(tree: dict) -> jax.Array:
         return lower(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0]
 
@@ -279,6 +279,6 @@ def test_a_fresh_adapter_is_the_base():
         prompts = BANK.sentences[int(row) % M, 0], BANK.anchors[int(row) % M, 0]
         x, t = BANK.trajectories[row, step], BANK.times[step]
         base, empty = (alone(PARAMS, None, x, prompt, t)[0] for prompt in prompts)
-        # The student is the base, so the target is (1 + η) (v(c) - v(∅)) away.
+        # The student is the base, so the target differs by (1 + η) (v(c) - v(∅)).
         errors.append(np.square(2.5 * (base - empty)).mean())
     np.testing.assert_allclose(metrics["esd"], np.mean(errors), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Adapters on the MMDiT against PEFT's, their strengths and their sums."""
+"""Adapters on the MMDiT against PEFT's, with strengths and in sums."""
 
 import re
 from pathlib import Path

@@ -31,7 +31,7 @@ def folder(request: pytest.FixtureRequest, tiny_folder: Path) -> Path:
 
 @pytest.fixture
 def any_width(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diffusers splits `linear1` at FLUX.1's widths: here, at those of the model in the folder."""
+    """Diffusers splits `linear1` at FLUX.1's widths: patch in those of the model in the folder."""
     width = shapes_in(folder)["single_blocks/attn/to_q", 0][0]
     source = inspect.getsource(lora_conversion_utils._convert_kohya_flux_lora_to_diffusers)
     assert source.count(FLUX_1) == 1
@@ -62,7 +62,7 @@ def inputs_of(config: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def theirs(folder: Path, file: Path | None = None) -> torch.Tensor:
-    """The velocity that diffusers' pipeline gives after loading the file."""
+    """The velocity of diffusers' pipeline after loading the file."""
     pipeline = FluxPipeline.from_pretrained(folder)
     if file:
         pipeline.load_lora_weights(file)
@@ -70,7 +70,7 @@ def theirs(folder: Path, file: Path | None = None) -> torch.Tensor:
 
 
 def ours(folder: Path, file: Path) -> np.ndarray:
-    """The velocity that this project gives with the file's adapter."""
+    """The velocity of this project with the file's adapter."""
     pipe = flux_jax.load(folder, dtype=jnp.float32)
     adapter = Adapter(*read_lora(file))
     inputs = {name: value.numpy() for name, value in inputs_of(pipe.transformer.config).items()}
@@ -126,6 +126,6 @@ def test_layers_of_different_ranks_and_alphas_keep_their_change(folder, tmp_path
     for layout in LAYOUTS:
         file = write_layers(tmp_path / layout, layout, layers)
         assert_close(ours(folder, file), expected)
-        # Outside the blocks diffusers reads its own layout alone.
+        # Outside the blocks diffusers reads only its own layout.
         if layout == "diffusers" or None not in blocks:
             assert_close(theirs(folder, file).numpy(), expected)

@@ -23,7 +23,7 @@ from flux_jax.models import dora
 from flux_jax.models.quantize import quantized_params
 from flux_jax.tree import flatten, nest
 
-# The sizes do not matter here.
+# Sizes do not matter here.
 pytestmark = pytest.mark.parametrize("case", ["guided-16"], indirect=True)
 
 FILE = Path("file")
@@ -64,7 +64,7 @@ def weights(case, names: Sequence[str] | None = None) -> dict[Place, np.ndarray]
 
 
 def adapted(case, *adapters: tuple[Layers, float], params=None) -> Any:
-    """The tree of adapters, as a pipeline makes it."""
+    """The combined tree of adapters, as a pipeline builds it."""
     params = case.params if params is None else params
     read = []
     for layers, strength in adapters:
@@ -103,7 +103,7 @@ def with_peft(case, *adapters: tuple[Layers, float], kinds=()) -> torch.Tensor:
 
 @torch.no_grad()
 def changed(case, *adapters: tuple[Layers, float]) -> torch.Tensor:
-    """The velocity of diffusers' model after its weights and biases got the changes."""
+    """The velocity of diffusers' model with the changes added to its weights and biases."""
     model = copy.deepcopy(case.torch_model)
     base = weights(case)
     for place, layer in layers_of(model).items():

@@ -1,4 +1,4 @@
-"""Adapters keep every bit on their way through the layouts, and mean the same change in each."""
+"""Conversions between adapter layouts preserve every bit and the change that each file means."""
 
 import itertools
 import json
@@ -101,7 +101,7 @@ def test_separate_layers_become_a_block_diagonal(tmp_path):
 
 
 def jointly_trained(dtype=np.float32):
-    """Kohya's file as a trainer of the joined layers leaves it."""
+    """Kohya's file as written by a trainer that trains joined layers jointly."""
     rng = np.random.default_rng(0)
     tensors = {}
     for stem, outputs in ((QKV, 3 * WIDTH), (LINEAR1, 7 * WIDTH)):
@@ -137,7 +137,7 @@ def test_a_jointly_trained_file_shares_down_and_comes_back(tmp_path, dtype):
 
 
 def test_a_block_diagonal_of_another_program_comes_apart(tmp_path):
-    # As sd-scripts converts it: equal ranks, no word about it in the header.
+    # As converted by sd-scripts: equal ranks, and no note of it in the header.
     parts = [
         pair for (target, _), pair in random_some("plain", "attention").items() if "to_" in target
     ]
@@ -156,7 +156,7 @@ def test_what_the_tensors_do_not_tell_is_told_and_only_believed_if_it_fits(tmp_p
         told = json.loads(opened.metadata()["joined_layers"])
     assert told.keys() == {f"double_blocks.{i}.txt_attn.qkv" for i in range(BLOCKS)}
     assert_same(read_layers(file).layers, given)
-    # Another program trained it on and kept the header.
+    # Another program continued the training and left the header unchanged.
     tensors = load_file(file)
     tensors[f"{QKV}.lora_up.weight"][:] = 1
     with safe_open(file, "numpy") as opened:
@@ -191,7 +191,7 @@ def as_torch(tensors):
 
 
 def changes(state):
-    """What every layer of a state in diffusers' names, with alpha left out, makes of ones."""
+    """Output for ones of every layer of a state in diffusers' names, without alpha."""
     return {
         name.removesuffix(".lora_A.weight").removeprefix("transformer."): (
             state[name.replace("lora_A", "lora_B")] @ state[name].sum(dim=1)
@@ -210,7 +210,7 @@ def test_names_are_those_that_diffusers_converts_at_flux_1s_widths(tmp_path, lay
         inputs = {"x_embedder": 64, "context_embedder": 4096}.get(target, width)
         outputs = {"proj_mlp": 4 * width, "linear": 2 * width}.get(target.split("/")[-1], width)
         shapes[target, 0 if "{i}" in layer.name else None] = (outputs, inputs)
-    # Of the layer before the last one diffusers leaves alpha out.
+    # For the second-to-last layer diffusers omits alpha.
     layers = random_layers(shapes, ranks=(2, 3), alphas=(1, 6))
     for place in (("norm_out/linear", None), ("proj_out", None)):
         pair = layers[place]

@@ -1,4 +1,4 @@
-"""Names and parts of changes as other programs write them: each file means what its parts mean."""
+"""Names and parts of changes as written by other programs: each file means what its parts mean."""
 
 import json
 
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 SQUARE = (WIDTH, WIDTH)
 QKV = ("attn/to_q", "attn/to_k", "attn/to_v")
 TEXT_QKV = ("attn/add_q_proj", "attn/add_k_proj", "attn/add_v_proj")
-# Names of the original model with their widths, and the layers of the Flax tree.
+# Names in the original model with their widths, and the layers of the Flax tree.
 ORIGINAL = {
     "img_in": ((WIDTH, 4), ("x_embedder",)),
     "txt_in": ((WIDTH, 6), ("context_embedder",)),
@@ -201,7 +201,7 @@ def lokr(whole_1, whole_2, alpha, rank=2):
 
 
 def loha(alpha):
-    """The same of two products' product, entry by entry."""
+    """Factors and change for the entrywise product of two products."""
     a, b, c, d = noise(24, 3), noise(3, WIDTH), noise(24, 3), noise(3, WIDTH)
     named = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d}
     return named, alpha / 3 * (a @ b) * (c @ d)
@@ -303,7 +303,7 @@ def test_an_alpha_below_0_is_a_change_the_other_way(tmp_path, dtype):
     save_file(tensors, tmp_path / "a.safetensors")
     down, up = (tensors[f"{QUERY.format(0)}.lora_{x}.weight"].astype(float) for x in "AB")
     assert_changes(tmp_path / "a.safetensors", {("dual_blocks/attn/to_q", 0): -1.5 * up @ down})
-    # Diffusers' reader of kohya's layout does not end at an alpha below 0.
+    # Diffusers' reader of kohya's layout does not terminate for an alpha below 0.
     main([str(tmp_path / "a.safetensors"), str(tmp_path / "k.sft"), "--to", "kohya"])
     (layer,) = read_layers(tmp_path / "k.sft").layers.values()
     assert layer.alpha == 3

@@ -1,4 +1,4 @@
-"""What is said of an adapter's file that is read in part, or by a guess."""
+"""Notes about adapter files that are read in part, or by a guess."""
 
 import numpy as np
 import pytest

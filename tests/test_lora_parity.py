@@ -1,4 +1,4 @@
-"""Files as diffusers and PEFT read them: the weights that they come to are ours."""
+"""Files as read by diffusers and PEFT: the resulting weights equal ours."""
 
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from convert.adapters.layers import Full, Layers
 from convert.adapters.names import SPLIT
 
 pytestmark = [
-    # PEFT takes biases for what a sharded run left of a matrix.
+    # PEFT mistakes biases for parts of a sharded matrix.
     pytest.mark.filterwarnings("ignore:.*LoRA tensor.* have invalid shape"),
-    # "proj_out" is the name of one layer and the end of others' names.
+    # "proj_out" is the name of one layer and the suffix of others' names.
     pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters, an inconsistency"),
 ]
 WIDTH = 32
@@ -37,7 +37,7 @@ def weights_of(model: Any) -> Weights:
 
 
 def by_ours(base: Weights, layers: Layers) -> Weights:
-    """The weights with each layer's change, as `convert.adapters.layers` says what it means."""
+    """The weights with each layer's change, as read by `convert.adapters.layers`."""
     made = dict(base)
     for (target, block), layer in layers.items():
         name = NAMES[target].format(i=block)
@@ -56,7 +56,7 @@ def by_ours(base: Weights, layers: Layers) -> Weights:
 
 
 def assert_weights(found: Weights, wanted: Weights, base: Weights) -> None:
-    """The same weights, of which some are not the model's own."""
+    """Assert equal weights, some of which differ from the base model's."""
     assert found.keys() == wanted.keys()
     changed = [name for name in wanted if not torch.equal(wanted[name], base[name])]
     assert changed
@@ -77,7 +77,7 @@ def by_diffusers(model: FluxTransformer2DModel, file: Path) -> Weights:
 
 
 def random_pairs(names: dict[str, tuple[int, int]], rank: int = 4, **parts: str) -> Weights:
-    """Matrices for layers of these outputs and inputs, spelled .lora_A and .lora_B or as told."""
+    """Matrices for layers of these outputs and inputs; suffixes .lora_A and .lora_B by default."""
     generator = torch.Generator().manual_seed(0)
     down, up = parts.get("down", ".lora_A.weight"), parts.get("up", ".lora_B.weight")
     tensors = {}
@@ -95,7 +95,7 @@ OUTSIDE = {
     "transformer.time_text_embed.guidance_embedder.linear_2": SQUARE,
     "transformer.time_text_embed.text_embedder.linear_1": (WIDTH, 16),
     "transformer.norm_out.linear": (2 * WIDTH, WIDTH),
-    # (Of this one diffusers 0.42.1 takes the alpha for the blocks' proj_out too.)
+    # (For this one diffusers 0.42.1 uses the alpha for the blocks' proj_out too.)
     "transformer.proj_out": (16, WIDTH),
     "transformer.transformer_blocks.1.norm1.linear": (6 * WIDTH, WIDTH),
     "transformer.single_transformer_blocks.2.norm.linear": (3 * WIDTH, WIDTH),
@@ -187,7 +187,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def random_adapter(model: Any, generator: torch.Generator) -> None:
-    """Gives the matrices and biases of an adapter values that matter."""
+    """Randomise the matrices and biases of an adapter."""
     for name, parameter in model.named_parameters():
         if "lora_A" in name or "lora_B" in name or "lokr" in name or "hada" in name:
             values = torch.randn(parameter.shape, generator=generator)
@@ -228,7 +228,7 @@ def test_what_peft_and_diffusers_save_is_what_they_applied(tmp_path, model, kind
     [
         LoKrConfig(r=2, alpha=6, target_modules=TARGETS),
         LoKrConfig(r=2, alpha=6, target_modules=TARGETS, decompose_both=True, decompose_factor=4),
-        # So large a rank that both factors are whole.
+        # The rank is so large that neither factor is decomposed.
         LoKrConfig(r=40, alpha=6, target_modules=TARGETS, alpha_pattern={"attn.to_q": 80}),
         LoHaConfig(r=3, alpha=6, target_modules=TARGETS),
     ],

@@ -1,4 +1,4 @@
-"""Adapter files that are refused: one line that says what is wrong, and nothing written."""
+"""Adapter files that are refused: a one-line message about the fault, and nothing is written."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def written(folder, layout):
 
 
 def refused(file, capsys):
-    """What the command says of a file; it must write nothing."""
+    """The command's message about a file; it must write nothing."""
     out = file.parent / "out"
     with pytest.raises(SystemExit) as caught:
         main([str(file), str(out), "--to", "diffusers"])

@@ -1,4 +1,4 @@
-"""Layers of different ranks, alphas, blocks and types in the one tree that the model takes."""
+"""Layers with other ranks, alphas, blocks and dtypes in the one tree that the model takes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What layouts hold of whole differences, biases and DoRA, and what they say that they do not."""
+"""Full differences, biases and DoRA in each layout, and the notes about unsupported ones."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def product(layer):
 
 
 def assert_same_changes(one, other):
-    """The same changes, however they are held."""
+    """Assert equal changes, in whatever form."""
     for place in one.keys() | other.keys():
         if place not in one:
             assert not product(other[place]).any()

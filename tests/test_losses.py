@@ -225,7 +225,7 @@ HALVES: dict[str, Callable[[], tuple[Callable[..., jax.Array], tuple[np.ndarray,
 
 @pytest.mark.parametrize("name", HALVES)
 def test_losses_of_half_precision_are_computed_in_float32(name: str):
-    """The same as of those numbers in float32: sums and squares are not rounded to bfloat16."""
+    """Equal to the loss of the same values in float32: sums and squares are not rounded."""
     loss, arrays = HALVES[name]()
     halves = [jnp.asarray(each, jnp.bfloat16) for each in arrays]
     value = loss(*halves)
@@ -235,7 +235,7 @@ def test_losses_of_half_precision_are_computed_in_float32(name: str):
 
 @pytest.mark.parametrize("form", ["infonce", "literal"])
 def test_without_a_synonym_the_concept_is_led_towards_other_things_alone(form: str):
-    """In a synonym's place the concept itself has no slope, so that only the others have one."""
+    """In place of a synonym, the concept itself has no slope, so that only the others have one."""
     keys = jax.random.split(jax.random.key(3))
     start = jax.random.normal(keys[0], (2, 3, 16))
     others = unit(jax.random.normal(keys[1], (2, 3, 4, 16)))

@@ -120,7 +120,7 @@ def test_tensors_are_seeded_and_keep_the_scale(tmp_path: Path):
 
 
 def len_of(read: int) -> None:
-    """Nobody counts."""
+    """No progress is counted."""
 
 
 @pytest.mark.parametrize("layout", ["--layout=original"])

@@ -1,4 +1,4 @@
-"""Measuring the model's own samples: what is asked, what counts, what is written."""
+"""Measuring the model's own samples: prompts, counts and files."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ def judge() -> NetworkJudge:
     names = tuple(entity.name for entity in ENTITIES)
     config = JudgeConfig(names, STYLES, RELATIONS, widths=(8, 8), blocks=(1, 1), embedding=4)
     params = init(JudgeNetwork(config), jax.random.key(0))
-    # An untrained judge would see nothing at all.
+    # An untrained judge would find nothing at all.
     params["entity_head"]["bias"] *= 0
     return NetworkJudge(config, params)
 
@@ -102,7 +102,7 @@ def test_measure_writes_shares_and_sheets(
         assert accuracy["low"] <= accuracy["share"] <= accuracy["high"]
         assert min(group["classes"].values()) >= 0
     assert results["entity"]["accuracy"]["of"] == len(ENTITIES)
-    # The prompts of "entity" are drawn again from the same noise.
+    # The prompts of "entity" are sampled again from the same noise.
     again = [probe.prompt for probe in probes(1) if probe.group == "entity"]
     assert seen[1][0] == again
     assert set(zip(*seen[1], strict=True)) <= set(zip(*seen[0], strict=True))

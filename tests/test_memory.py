@@ -1,4 +1,4 @@
-"""The memory that a run is said to need, and what is said where it does not suffice."""
+"""Memory estimates of a run, and the advice when it does not fit."""
 
 import json
 import subprocess
@@ -38,12 +38,12 @@ def config(tiny_folder: Path) -> Config:
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes reading any weights fail."""
+    """Make reading any weights fail."""
     monkeypatch.setattr(loading, "read_params", lambda *_: pytest.fail("weights were read"))
 
 
 def test_the_time_that_is_estimated_was_measured():
-    """An iteration at 512 x 512, by the results that are shipped."""
+    """An iteration at 512 x 512, against the shipped results."""
     file = Path(__file__).resolve().parents[1] / "docs" / "results" / "flux.json"
     ours = json.loads(file.read_text())["ours"]
     work = ours["works"]["iteration-512"]
@@ -57,11 +57,11 @@ def test_a_plan_of_a_published_model_needs_no_file_of_it(monkeypatch: pytest.Mon
     config = load_config(nudity.get_config())
     pipe = open_model(config, unread=True)
     held = memory_plan.held({"": config}, pipe)
-    # 11.9 billion parameters in bfloat16, as Black Forest Labs say, and T5-XXL's encoder.
+    # 11.9 billion parameters in bfloat16, as published by Black Forest Labs, and T5-XXL's encoder.
     per_value = jnp.dtype(pipe.transformer.dtype).itemsize
     assert held["weights of transformer"] == pytest.approx(11.9e9 * per_value, rel=1e-3)
     assert held["weights of text_encoder_2"] == pytest.approx(4.762e9 * per_value, rel=1e-3)
-    # 147,994,525,040,640 operations at 4.48e14 a second.
+    # 147,994,525,040,640 operations at 4.48e14 per second.
     assert flops.estimate(config, pipe, 1).startswith("Time: about 0.33 s an iteration, 5.5 min")
     other = replace(config, method="esd")
     assert flops.estimate(other, pipe, 1) == (

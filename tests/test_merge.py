@@ -1,4 +1,4 @@
-"""Adapters merged into a model's files: what they add, and what stays."""
+"""Adapters merged into a model's files: the changes, and what stays unchanged."""
 
 import filecmp
 import json
@@ -32,7 +32,7 @@ SINGLE = Path("transformer", "diffusion_pytorch_model.safetensors")
 
 
 def changes(*adapters: tuple[Path, float]) -> dict[str, np.ndarray]:
-    """What adapters add, in float64, under diffusers' names of the tensors."""
+    """Changes by adapters, in float64, under diffusers' names of the tensors."""
     total: dict[str, Any] = {}
     for path, strength in adapters:
         read = read_adapter(path)
@@ -54,13 +54,13 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def pair(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, float]]:
-    """Two adapters with strengths, of which one has every target; read only."""
+    """Two adapters with strengths, one of which has every target; read-only."""
     return pair_in(tmp_path_factory.mktemp("adapters"), tiny_folder)
 
 
 @pytest.fixture(scope="module")
 def merged_folder(tiny_folder, pair, tmp_path_factory) -> Path:
-    """The tiny pipeline with both merged; read only."""
+    """The tiny pipeline with both merged; read-only."""
     folder = tmp_path_factory.mktemp("merged") / "pipeline"
     merge(str(tiny_folder), given(*pair), folder)
     return folder
@@ -75,7 +75,7 @@ def bfloat16_folder(tiny_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> tuple[Path, Path]:
-    """One bfloat16 pipeline in diffusers' layout and with single files; read only."""
+    """A bfloat16 pipeline in diffusers' layout and with single files; read-only."""
     return originals_in(tmp_path_factory.mktemp("original"))
 
 
@@ -173,7 +173,7 @@ def test_kernels_get_their_sum_rounded_once_and_the_rest_keeps_its_bytes(
             assert after[name].dtype == tensor.dtype
             if name in added:
                 wanted = tensor.astype(np.float64) + added[name]
-                # Half a step of the type, on top of what float32 does to a product and a sum.
+                # Half a step of the dtype, plus float32's rounding of a product and a sum.
                 size = np.abs(tensor.astype(np.float64)) + np.abs(added[name])
                 bound = half * np.abs(wanted) + 2.0**-23 * size + 1e-8
                 assert (np.abs(after[name].astype(np.float64) - wanted) <= bound).all(), name
@@ -280,7 +280,7 @@ def test_a_folder_is_complete_without_the_unmerged_transformer(originals, tmp_pa
     for name in ("fp16.safetensors", "bin", "safetensors.index.fp16.json"):
         (source / f"transformer/diffusion_pytorch_model.{name}").write_text("text")
     adapter = write_adapter(tmp_path / "adapter", source, PARTS)
-    # Where a name is a link, as in the hub's cache, the file behind it is meant.
+    # If a name is a link, as in the hub's cache, the file behind it is merged.
     weights = source / "vae" / SINGLE.name
     weights.symlink_to(weights.rename(tmp_path / "blob"))
     merge(str(source), [str(adapter)], tmp_path / "new")
@@ -323,7 +323,7 @@ def test_changed_tensors_are_made_one_after_the_other(tiny_folder, pair, tmp_pat
     monkeypatch.setattr("convert.merge.merged", watched)
     merge(str(tiny_folder), given(*pair), tmp_path / "new")
     assert len(made) > 40
-    # One is written while the next is made.
+    # One is written while the next is computed.
     assert max(alive) <= 2
 
 

@@ -26,7 +26,7 @@ STRENGTHS = (0.5, -0.75)
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> dict[str, Layers]:
-    """Two adapters of all kinds, under the names of files that are read in their place."""
+    """Two adapters of all kinds, returned for the names of files."""
     every = weights_in(model)
     files = {}
     for seed in (0, 2):

@@ -1,4 +1,4 @@
-"""Adapters merged into a model's files: what is refused, and what is said."""
+"""Adapters merged into a model's files: refusals and their messages."""
 
 from pathlib import Path
 
@@ -19,18 +19,18 @@ from flux_jax.weights.safetensors_files import read_file
 
 @pytest.fixture(scope="module")
 def pair(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, float]]:
-    """Two adapters with strengths, of which one has every target; read only."""
+    """Two adapters with strengths, one of which has every target; read-only."""
     return pair_in(tmp_path_factory.mktemp("adapters"), tiny_folder)
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """One bfloat16 pipeline in diffusers' layout and with single files; read only."""
+    """A bfloat16 pipeline in diffusers' layout and with single files; read-only."""
     return originals_in(tmp_path_factory.mktemp("original"))
 
 
 def refused(model: Path, adapters: list[str], target: Path) -> str:
-    """What is said; nothing may be left."""
+    """The message of a refusal; no file may be left behind."""
     before = {path.name for path in target.parent.iterdir()}
     with pytest.raises(InputError) as caught:
         merge(str(model), adapters, target)

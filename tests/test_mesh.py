@@ -1,4 +1,4 @@
-"""Meshes: their shapes, what they refuse, and where arrays lie on them."""
+"""Meshes: their shapes, refusals, and the placement of arrays."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +24,12 @@ GB = 10**9
     ("devices", "wanted", "runs", "batch", "nbytes", "shape"),
     [
         (1, {}, 1, 1, 24, (1, 1, 1)),
-        # Where the weights fit, samples are shared out, and runs before them.
+        # If the weights fit, samples are split, and runs before them.
         (8, {}, 1, 1, 24, (1, 1, 1)),
         (8, {}, 1, 8, 24, (1, 8, 1)),
         (8, {}, 1, 6, 24, (1, 2, 1)),
         (8, {}, 30, 4, 24, (2, 4, 1)),
-        # Where they do not, as few devices as possible share them.
+        # If they do not, as few devices as possible split them.
         (8, {}, 1, 1, 100, (1, 1, 4)),
         (8, {}, 1, 8, 100, (1, 2, 4)),
         (2, {}, 1, 1, 1000, (1, 1, 2)),
@@ -81,7 +81,7 @@ def test_a_pipeline_on_eight_devices_draws_the_same_pictures(tiny_folder: Path, 
     done = run_on(8, code)
     assert done.returncode == 0, done.stderr[-2000:]
     others = np.load(tmp_path / "pictures.npy").astype(int)
-    # Sums over parts round otherwise: a value in a thousand may fall on the other side of a half.
+    # Partial sums round differently: a few values round to the neighbouring grey level.
     assert np.abs(others - pictures).max() <= 1
     assert (others != pictures).mean() < 5e-3
 
@@ -97,12 +97,12 @@ def on_eight(folder: str, out: str) -> None:
     sharding.WHOLE = 1
     pipe = load(folder).on(sharding.make({"data": 2, "fsdp": 4}))
     leaf = pipe.params["transformer"]["single_blocks"]["proj_mlp"]["kernel"]
-    # Read in parts, each onto its own device: the blocks' axis is whole, the longest is split.
+    # Loaded in parts, each on its own device: the blocks' axis is whole, the longest is split.
     assert leaf.addressable_shards[0].data.shape == (3, 32, 128 // 4)
     shared = sharding.share_out(pipe.mesh, np.zeros((8, 3)))
     assert [shard.data.shape for shard in shared.addressable_shards] == [(1, 3)] * 8
     np.save(Path(out) / "pictures.npy", draw(folder, 4))
-    # Whoever goes on with the pipeline that another came of draws on as before.
+    # The pipeline that another was derived from still generates the same pictures.
     alone = load(folder)
     before = alone(["a cat"], steps=1, height=16, width=16)
     spread = alone.on(pipe.mesh)
@@ -119,7 +119,7 @@ def test_each_gpu_attends_for_its_own_samples():
 
 
 def on_two_gpus() -> None:
-    """cuDNN's kernel must not be left to the compiler to split: it takes few ways of that."""
+    """The compiler must not split cuDNN's kernel: it supports few ways of splitting."""
     plain, seen = jax.nn.dot_product_attention, []
 
     def kernel(*qkv: jax.Array, implementation: str) -> jax.Array:
@@ -143,7 +143,7 @@ def test_weights_and_samples_lie_as_told():
     weights = {
         (19, 3072, 12288): (None, None, "fsdp"),
         (19, 12288, 3072): (None, "fsdp", None),
-        # Blocks are never split, what no part divides or is small neither.
+        # Not split: the axis of blocks, axes without a divisor, and small axes.
         (4096, 3001, 3): ("fsdp", None, None),
         (3001, 3001): (None, None),
         (19, 3072): (None, None),

@@ -1,6 +1,6 @@
 """Every method's losses and steps, sample by sample, in float64 NumPy from single velocities.
 
-A draw is known from its key, as the docstrings of `erase.methods.parts.samples` say.
+Samples follow from their keys, see the docstrings of `erase.methods.parts.samples`.
 """
 
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def mean_square(values: list[np.ndarray]) -> float:
 
 
 def way(row: int, step: int, shown: Any) -> np.ndarray:
-    """The adapted model's own from the noise of a trajectory, by Euler steps."""
+    """The adapted model's own trajectory from the noise of a stored one, by Euler steps."""
     x = np.asarray(BANK.trajectories[row, 0], np.float64)
     for index in range(step):
         x = x + (TIMES[index + 1] - TIMES[index]) * velocity(LORA, x, shown, float(TIMES[index]))
@@ -117,7 +117,7 @@ def esd_terms(lora: Any, key: Any, eta: float, guidance: float = 3.5) -> list[np
 def test_esd(guidance: float | None):
     settings = esd.Settings(trajectories="teacher", guidance=guidance)
     loss, metrics = losses_of(esd, settings)
-    # By default that of the trajectories.
+    # By default the trajectories' guidance.
     wanted = mean_square(esd_terms(LORA, KEY, float(BANK.eta), guidance or CONTEXT.guidance))
     np.testing.assert_allclose([loss, metrics["esd"]], wanted, rtol=1e-4)
 
@@ -140,7 +140,7 @@ def test_concept_ablation(target: str):
 
 @pytest.mark.slow
 def test_the_anchor_of_concept_ablation_is_held_still():
-    """The gradient goes through the concept's velocity alone."""
+    """The gradient flows through the concept's velocity only."""
 
     run_inputs = inputs(concept_ablation.Settings())
     gradient = slope(lambda lora: concept_ablation.losses(lora, run_inputs, KEY)[0])
@@ -201,7 +201,7 @@ def test_weights_of_words_are_hard_and_have_the_slopes_of_soft_ones():
 
 @pytest.mark.slow
 def test_eap_s_search_finds_what_an_adapter_harms():
-    """The harm that the words' weights promise goes up, and the adapter stays as it is."""
+    """The harm expected under the words' weights increases, and the adapter stays unchanged."""
     settings = eap.Settings(trajectories="teacher", logits_rate=0.3, most=9)
     context = with_settings(settings)
     state = start_of("eap").replace(lora=LORA)
@@ -210,7 +210,7 @@ def test_eap_s_search_finds_what_an_adapter_harms():
     harm = jax.jit(lambda weights: eap.harm(LORA, weights, inputs(settings), sample, KEY))
 
     def expected(logits: Any) -> float:
-        """The harm's mean under the words' probabilities, over all places."""
+        """Mean of the harm under the words' probabilities, over all places."""
         kinds = np.asarray(BANK.kinds)
         shares = np.asarray(jax.nn.softmax(jnp.where(kinds >= POOL, logits[: len(kinds)], -1e9)))
         return float(shares @ np.asarray([harm(weights) for weights in jnp.eye(len(kinds))]))
@@ -287,7 +287,7 @@ def test_meta_unlearning():
 
 @pytest.mark.slow
 def test_mace():
-    """Attention of the concept's region to its tokens, through the closed form's change too."""
+    """Attention from the concept's region to its tokens, through the closed form's change too."""
     rng = np.random.default_rng(3)
     targets = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
     edit = jax.tree.map(
@@ -298,7 +298,7 @@ def test_mace():
     regions = (rng.random((R, tokens)) < 0.4).astype(np.float32)
     bank = BANK.replace(edit=edit, regions=jnp.asarray(regions))
     loss, _ = losses_of(mace, mace.Settings(), bank=bank)
-    # `alone` scales every B by 1.5, which the edit's is not to be.
+    # `alone` scales every B by 1.5, which must not apply to the closed form's.
     both = jax.tree.map_with_path(
         lambda path, a, b: jnp.concatenate(
             [a, b / 1.5 if path[-1].key == "B" else b], axis=-1 if path[-1].key == "A" else -2

@@ -1,4 +1,4 @@
-"""Every method as a whole: its run, its settings, what it refuses."""
+"""Every method as a whole: its run, its settings and its refusals."""
 
 import dataclasses
 import itertools
@@ -52,7 +52,7 @@ def test_a_run_of_every_method_ends_with_an_adapter(method: str, tiny_folder: Pa
     assert min(changes) > 0
     pipe = open_model(runs[""])
     pipe.check(read_for_drawing(tmp_path / "run"))
-    # The same command finds all done.
+    # The same command finds everything done.
     again = run.run(runs, tmp_path / "run")[""]
     for a, b in zip(*map(jax.tree.leaves, (made.lora, again.lora)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -72,7 +72,7 @@ def test_a_method_without_weights_is_refused_before_anything_is_written(
 def test_other_processes_get_a_method_s_own_settings(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What the first process sends holds the settings of every method, as of each level."""
+    """The first process sends the settings of every method, like those of each level."""
 
     def sent(make: Any, kind: Any = None) -> Any:
         return processes.read(processes.written(make, kind), kind)
@@ -129,7 +129,7 @@ def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path
     assert len(found) == 2
     assert set(found) <= set(words) - {"cat"}
     assert eap.needs(config, listed(config), open_model(config)).pools[1] == found
-    # One of the four nearest stands for all.
+    # Only a sample of the four nearest is used.
     one = replace(config, eap=replace(config.method_settings(eap.Settings), most=1))
     pipe = open_model(config)
     others = [word for word in words if word != "cat"]
@@ -137,7 +137,7 @@ def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     order = np.argsort(-(vectors[1:] @ vectors[0]))
     assert set(eap.needs(one, listed(one), pipe).pools[1]) < {others[row] for row in order[:4]}
-    # Where only sizes are asked for, any will do.
+    # If only shapes are needed, any words will do.
     assert len(eap.needs(config, listed(config), None).pools[1]) == 2
     file.write_text("cat\n")
     with pytest.raises(InputError, match="has no words besides the concept's"):

@@ -1,4 +1,4 @@
-"""`erase-anything new` and its neighbours: a configuration for a concept, and one name for all."""
+"""`erase-anything new` writes a configuration for a concept; one entry point runs all commands."""
 
 import re
 import runpy
@@ -23,7 +23,7 @@ EMOJI, DEV = "models/emoji-flux", "black-forest-labs/FLUX.1-dev"
 
 @pytest.fixture(autouse=True)
 def no_database(monkeypatch: pytest.MonkeyPatch):
-    """Whatever WordNet the machine has is out of sight."""
+    """Hide any WordNet installed on this machine."""
     monkeypatch.setattr(nltk.data, "path", [])
 
 
@@ -47,7 +47,7 @@ def test_the_file_says_what_three_lines_give(concept: str, model: str, tmp_path:
     config = written(tmp_path / "new.py", concept, "--model", model)
     three = load_config(configure(concept=concept, model={"path": model}))
     assert config == with_synonyms(three)[0]
-    # Presets do what they do elsewhere.
+    # Presets work as in other configurations.
     paper = runpy.run_path(str(tmp_path / "new.py"))["get_config"]("paper")
     assert load_config(paper).upper.lora_target == "noise"
 

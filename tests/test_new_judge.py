@@ -1,4 +1,4 @@
-"""A new judge is one file: a run is evaluated by a judge of a single class, without a network."""
+"""A new judge is a single file: a run is evaluated by a class without a network."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ COLOURS = ("red", "green", "blue")
 
 
 class ColourJudge:
-    """Finds the colour that is the strongest in a picture."""
+    """Finds the strongest colour in a picture."""
 
     size = None
 

@@ -1,4 +1,4 @@
-"""Black Forest Labs' own files: names and order of parts are those that diffusers converts."""
+"""Black Forest Labs' files: names and order of parts match diffusers' conversion."""
 
 import inspect
 import shutil
@@ -41,7 +41,7 @@ def rewritten(name: str, model, old: Table, new: Table) -> dict[str, np.ndarray]
 
 
 def diffusers_transformer(checkpoint: dict, width: int) -> dict[str, torch.Tensor]:
-    """What diffusers makes of a transformer's tensors; its converter knows one width only."""
+    """Diffusers' conversion of a transformer's tensors; its converter supports only one width."""
     function = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers
     source = inspect.getsource(function)
     assert source.count("3072") == 1
@@ -105,7 +105,7 @@ def test_autoencoder_is_what_diffusers_converts(widths, layers, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline whose transformer and autoencoder are single files; read only."""
+    """A pipeline whose transformer and autoencoder are single files; read-only."""
     made = tmp_path_factory.mktemp("original") / "FLUX.1-tiny"
     skipped = shutil.ignore_patterns("transformer", "vae", "scheduler", "model_index.json")
     shutil.copytree(tiny_folder, made, ignore=skipped)
@@ -124,7 +124,7 @@ def test_a_folder_of_single_files_is_a_pipeline(folder: Path):
     assert pipe.schedule.use_dynamic_shifting
     picture = pipe(["a red apple"], seeds=[1], steps=2, height=16, width=16)
     assert picture.shape == (1, 16, 16, 3)
-    # The transformer's file, given by name, is found beside the rest.
+    # The transformer's file, passed by name, is found beside the rest.
     named = load(folder / "flux1-dev.safetensors")
     again = named(["a red apple"], seeds=[1], steps=2, height=16, width=16)
     np.testing.assert_array_equal(picture, again)
@@ -134,7 +134,7 @@ def test_schedules_follow_guidance(folder: Path, tiny_folder: Path):
     assert read_schedule(folder, False)["use_dynamic_shifting"] is False
     assert read_schedule(folder, False)["shift"] == 1.0
     assert read_schedule(folder / "flux1-dev.safetensors", True)["max_shift"] == 1.15
-    # Where the file is there it is read.
+    # If the file exists it is read.
     assert "_diffusers_version" in read_schedule(tiny_folder, True)
 
 

@@ -1,4 +1,4 @@
-"""Lists and another concept on the command line."""
+"""Overrides on the command line: lists, and another concept."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from erase.runs import RunConfig
 from erase.runs.overrides import joined_lists, read_list
 from flux_jax.errors import InputError
 
-# How ml_collections loads a configuration's file.
+# Raised by ml_collections when it loads a configuration's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 FILE = """
 from erase.runs import configure
@@ -37,7 +37,7 @@ def get_config():
 
 @pytest.fixture
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What the command makes of a file and overrides."""
+    """Load a file with overrides, as the command does."""
     path = tmp_path / "config.py"
     path.write_text(FILE)
     command._note.cache_clear()
@@ -177,7 +177,7 @@ def test_another_sense_takes_the_place_of_the_file_s_synonyms(
         in said
     )
     assert "kitty, feline, pussycat" in said
-    # Who names both has both.
+    # If both are named, both apply.
     config = configured("--config.sense=1", "--config.synonyms=puss", text=text)
     assert config.synonyms == ("puss",)
     assert "sense = '1' has no effect, since synonyms are given" in capsys.readouterr().err

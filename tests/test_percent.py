@@ -1,4 +1,4 @@
-"""Shares as texts; nobody rounds on their own."""
+"""Formatting of shares; all rounding goes through one module."""
 
 import re
 
@@ -7,11 +7,11 @@ from helpers.tiny import ROOT
 from erase.evaluation.percent import interval, number, percent, points
 from erase.evaluation.statistics import wilson_interval
 
-# A hundred times something within a formatted value, or Python's own percent.
+# A hundred times something within a formatted value, or Python's own percent format.
 OWN = re.compile(r"f\"[^\"\n]*\{[^}\n]*(\b100 \*|\* 100\b)[^}\n]*:[^}\n]*\}|:\.\d?%\}")
-# The card's weakest classes are of so few pictures that whole percents serve; shares of a
-# chip's peak are no counts of pictures; and styles of pages are no texts.
-# A threshold of singular values is no share that was counted.
+# The card's lowest classes have so few pictures that whole percents are enough; shares of a chip's
+# peak are not counts of pictures; styles of pages are not texts; a threshold of singular values is
+# not a counted share.
 ALLOWED = {
     "convert/inspect.py",
     "erase/evaluation/percent.py",

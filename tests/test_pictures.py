@@ -1,4 +1,4 @@
-"""Pictures: laid out in rows, drawn in batches, written as PNG files."""
+"""Pictures: laid out in rows, generated in batches, written as PNG files."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole pipeline against diffusers' FluxPipeline, and what it says to bad input."""
+"""The whole pipeline against diffusers' FluxPipeline, and its messages about invalid input."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def test_schnell_has_no_guidance(tmp_path):
 def test_a_seed_gives_one_picture_whatever_else_is_drawn(pipe):
     together = pipe.noise([3, 4], HEIGHT, WIDTH)
     np.testing.assert_array_equal(together[1:], pipe.noise([4], HEIGHT, WIDTH))
-    # And however long the seed.
+    # And for seeds of any size.
     seeds = (4, 2**32 - 1, 2**40 + 3, -1)
     for seed, noise in zip(seeds, pipe.noise(seeds, HEIGHT, WIDTH), strict=True):
         wanted = jax.random.normal(jax.random.key(seed), noise.shape)

@@ -1,4 +1,4 @@
-"""How far long work is, said in lines in a log and by a bar on a terminal."""
+"""Progress of long work: lines in a log, or a bar on a terminal."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ from flux_jax import progress, xla_flags
 
 
 class Clock:
-    """Tells the time that the test sets, in seconds."""
+    """A clock with the time that the test sets, in seconds."""
 
     def __init__(self):
         self.now = 0.0
@@ -27,7 +27,7 @@ def clock() -> Clock:
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Makes stderr a terminal."""
+    """Make stderr a terminal."""
     made = io.StringIO()
     monkeypatch.setattr(made, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", made)
@@ -44,7 +44,7 @@ def test_the_pace_leaves_out_what_compiles(clock: Clock):
         clock.now += 0.5
         pace.iterated(2)
     assert pace.rate == pytest.approx(4)
-    # Another program, later on.
+    # Another program is compiled later.
     pace.compiles()
     clock.now += 50
     pace.iterated(2)
@@ -83,10 +83,10 @@ def test_lines_come_at_shares_of_the_work_and_at_its_end(
 
 
 def test_lines_leave_compiling_out_and_say_it(clock: Clock, capsys: pytest.CaptureFixture):
-    # A run that goes on: what was done before has no part in the rate.
+    # A resumed run: earlier iterations do not count for the rate.
     bar = progress.bar(total=1000, initial=500, desc="erasing", clock=clock)
     bar.compiles()
-    # Each iteration has two programs, told of once.
+    # Each iteration has two programs, reported once.
     bar.compiled()
     bar.compiles()
     assert capsys.readouterr().err == "erasing: 500 of 1000, compiling\n"
@@ -188,7 +188,7 @@ def test_bars_that_are_off_say_nothing(capsys: pytest.CaptureFixture):
 
 
 class Heard(progress.Lines):
-    """A bar that keeps what it is told."""
+    """A bar that records its events."""
 
     def __init__(self):
         self.heard = []
@@ -219,7 +219,7 @@ def test_small_programs_are_not_worth_a_word():
     bar = Heard()
     with xla_flags.told(bar):
         for _ in range(5):
-            # Together they took long, each of them did not.
+            # Together they took long, but each one was short.
             monitoring.record_event_duration_secs(xla_flags.TRACED, 0.06)
             monitoring.record_event_duration_secs(xla_flags.LOWERED, 0.02)
             monitoring.record_event_duration_secs(xla_flags.COMPILED, 0.1)

@@ -1,4 +1,4 @@
-"""Sentences: the concept stays whole wherever it goes, and can be replaced."""
+"""Sentences: the concept stays whole in every position, and can be replaced."""
 
 from collections import Counter
 
@@ -72,7 +72,7 @@ def test_plurals_follow_the_word():
     }  # fmt: skip
     for word, many in words.items():
         assert phrase("two {}s, {}'s", word) == f"two {many}, {word}'s"
-        # Whatever is written is found again.
+        # Every generated form is recognised.
         assert as_template(f"two {many}", word) in ("two {}s", "two {}")
 
 

@@ -1,4 +1,4 @@
-"""Configurations as they are published: what they leave out is as in diffusers and transformers."""
+"""Published configurations: omitted fields have the defaults of diffusers and transformers."""
 
 from dataclasses import asdict
 from typing import Any
@@ -60,8 +60,8 @@ def test_clips_fields_are_those_of_transformers(config: dict):
     else:
         theirs = transformers.CLIPTextConfig(**config)
     ours = asdict(CLIPTextConfig.from_dict(config))
-    # With text_config_dict transformers fills in what that leaves out, but reads a text encoder
-    # alone from text_config, where the end of text is the older number.
+    # With text_config_dict, transformers fills in fields that it omits, but a text encoder alone is
+    # loaded from text_config, where the end of text is the older number.
     end = config.get("text_config", config).get("eos_token_id", theirs.eos_token_id)
     assert ours.items() <= (listed(theirs.to_dict()) | {"eos_token_id": end}).items()
 

@@ -1,4 +1,4 @@
-"""Kernels as int8: how far rounding goes, that layers mean it, and that whole runs take it."""
+"""Kernels as int8: rounding error, layers with int8 kernels, and whole runs."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ def off(ours: Any, reference: Any) -> float:
 
 
 def test_rounding_is_half_a_step_at_most():
-    # Channels of very different sizes: one scale for all would lose the small ones.
+    # Channels of very different magnitude: a single scale would lose the small ones.
     kernel = normal(2, 64, 5) * np.array([1e-3, 1.0, 30.0, 1e-8, 5.0], np.float32)
     rounded = quantized(kernel)
     assert rounded.kernel.dtype == jnp.int8
@@ -128,7 +128,7 @@ def test_velocities_are_those_of_the_rounded_weights():
         velocity(params, lora) for params in (ROUNDED, restored(ROUNDED), PARAMS)
     )
     assert off(ours, theirs) <= 1e-5
-    # Random weights of few inputs; rounding shows, and no more than that.
+    # Random weights with few inputs; the rounding error is measurable, but small.
     assert 1e-3 < off(ours, unrounded) <= 0.05
 
 
@@ -142,13 +142,13 @@ def test_gradients_keep_no_floats_of_all_blocks_kernels():
         if equation.primitive.name == "scan"
         for leaf in equation.outvars
     }
-    # Activations are there, kernels are not.
+    # Activations are saved, kernels are not.
     assert (2, 3, 6, 64) in kept
     assert not kept & {leaf.shape for leaf in stacked(ROUNDED).values()}
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All of a program, those in loops and functions too."""
+    """All equations of a program, including those in loops and functions."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=has_equations):

@@ -1,7 +1,7 @@
-"""Quantised tensors: each format against its definition, and what is refused.
+"""Quantised tensors: each format against its definition, and refusals.
 
 `bitsandbytes.safetensors` was written by bitsandbytes 0.50.2: random weights as it stores them, and
-what its own functions make of them.
+the values that its own functions compute from them.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Quantised checkpoints as models: what they compute is what PyTorch does with their numbers."""
+"""Quantised checkpoints as models: their outputs equal PyTorch's with the same values."""
 
 import functools
 import json
@@ -55,7 +55,7 @@ def unquantised_velocity() -> np.ndarray:
 
 @torch.no_grad()
 def torch_velocity(numbers: dict[str, np.ndarray]) -> np.ndarray:
-    """What diffusers' model computes with these weights, under Black Forest Labs' names."""
+    """Velocity of diffusers' model with these weights, under Black Forest Labs' names."""
     plain = {name: each.astype(np.float32) for name, each in numbers.items()}
     renamed_back = renamed(plain, original.TRANSFORMER, TRANSFORMER)
     state = {name: torch.from_numpy(each) for name, each in renamed_back.items()}
@@ -77,7 +77,7 @@ INPUTS = (
 
 
 def velocity(path: Path) -> np.ndarray:
-    """What our model computes with a file's weights."""
+    """Velocity of our model with a file's weights."""
     source = open_source(path, "transformer")
     params = read_params(source, "transformer", jnp.float32, make({}))
     velocity, _ = run(FluxConfig.from_dict(source.config), {"params": params}, INPUTS, None)
@@ -119,7 +119,7 @@ def test_velocities_are_those_of_the_numbers_that_are_stored(name: str, tmp_path
     save_file({prefix + key: each for key, each in stored.items()}, tmp_path / FILE)
     theirs = torch_velocity(plain)
     assert relative(velocity(tmp_path / FILE), theirs) <= 1e-5
-    # What is stored differs from the model that was quantised.
+    # The stored values differ from the model that was quantised.
     assert relative(theirs, unquantised_velocity()) > 1e-3
 
 
@@ -139,7 +139,7 @@ def test_sft_is_short_for_safetensors(tmp_path: Path):
 
 @pytest.fixture
 def nf4_folder(tmp_path: Path, tiny_folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """A pipeline as diffusers saves it with a transformer in NF4, and the transformer's numbers."""
+    """A pipeline as saved by diffusers with a transformer in NF4, and the transformer's values."""
     made = tmp_path / "nf4"
     shutil.copytree(tiny_folder, made)
     stored, plain = nf4(WEIGHTS)
@@ -229,7 +229,7 @@ def test_a_part_is_computed_once_and_alone(tmp_path: Path):
     assert len(lazies) == sum(is_large(name, each) for name, each in BFL.items())
     for name, lazy in lazies.items():
         assert sorted(asked[name]) == list(range(lazy.shape[0])), name
-    # The bar of progress counts what lies in the file.
+    # The progress bar counts the bytes in the file.
     assert abs(sum(read) - source.nbytes) <= 4 * len(lazies)
     expected = renamed(plain, original.TRANSFORMER, TRANSFORMER)
     found = to_torch(TRANSFORMER, params)

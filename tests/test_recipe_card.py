@@ -1,4 +1,4 @@
-"""The shipped folder's README: it says what the recipe measured."""
+"""The shipped folder's README contains the recipe's measurements."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_card_says_what_was_measured(folders: tuple[Path, Path]):
     work, out = folders
     write_card(work, out)
     text = (out / "README.md").read_text()
-    assert "| autoencoder | 2,000 | 0.2500 | 36.8 dB of PSNR, 2.3 nats of KL a value |" in text
+    assert "| autoencoder | 2,000 | 0.2500 | 36.8 dB PSNR, 2.3 nats of KL per value |" in text
     assert "| text encoders and transformer | 9,600 | 0.1000 |  |" in text
     assert "| distillation of guidance | 4,000 | 0.1250 |  |" in text
     assert "on 8,192 held-out renders: exactly the right entities 97.8 %" in text

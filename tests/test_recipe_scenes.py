@@ -101,7 +101,7 @@ def test_a_sprite_in_its_own_size_is_laid_over_unchanged():
 
 def test_shrinking_averages_all_pixels():
     weights = np.asarray(resampling(jnp.array([32.0]), jnp.array([16.0])))[0]
-    # Every input pixel counts alike, so that no line of a drawing is skipped.
+    # Every input pixel has the same weight, so that no line of a drawing is skipped.
     np.testing.assert_allclose(weights.sum(0), 0.25, atol=0.02)
     assert weights[:20].max() == weights[44:].max() == 0
 
@@ -234,7 +234,7 @@ def test_pictures_stand_on_their_background(made: Scenes, world: tuple[np.ndarra
     assert pictures.shape == (16, 64, 64, 3)
     assert pictures.min() >= -1
     assert pictures.max() <= 1
-    # Corners show the background, unless a ring of things stands there.
+    # Corners show the background, unless a ring of things is there.
     free = np.array([RELATIONS[r] != "amidst" or r < 0 for r in made.relation[rows]])
     corner = (pictures[free, 0, 0] + 1) / 2
     ramp = made.background[rows][free]

@@ -1,4 +1,4 @@
-"""The recipe's training: resumable, on the right targets, from the right start."""
+"""The recipe's training: resumption, targets and initialisation."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ TOKENS, SCENES = 8, 12
 
 
 def configs() -> dict[str, Any]:
-    """The shipped model's, one block of each kind."""
+    """The shipped model's configurations, with one block of each kind."""
     texts = flux_training.text_configs(60, 59, 50, TOKENS)
     texts["text_encoder_2"] |= {"num_layers": 1}
     few = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2}
@@ -55,7 +55,7 @@ def fresh(modules: dict[str, Any]) -> Any:
 
 
 def randomised(params: Any) -> Any:
-    """The same parameters with nothing left at zero."""
+    """The same parameters with no zeros left."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     moved = [
@@ -96,7 +96,7 @@ def test_a_resumed_fit_ends_where_a_whole_one_does(tmp_path: Path):
     np.testing.assert_array_equal(whole["w"], parts["w"])
     lines = [json.loads(x) for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [3, 4, 7, 8]
-    # Nothing is left to do, so nothing changes.
+    # Training is complete, so nothing changes.
     np.testing.assert_array_equal(fit(tmp_path / "parts", 8)["w"], whole["w"])
 
 
@@ -104,7 +104,7 @@ def test_a_fit_is_plain_descent_with_an_average_beside_it(tmp_path: Path):
     found = fit(tmp_path, 5, chunk=2)
     key, w, average, chosen = jax.random.key(0), np.zeros(2), np.zeros(2), []
     for update in range(5):
-        # Every device draws for itself; their gradients are averaged.
+        # Every device samples its own batch; gradients are averaged.
         each = [jax.random.fold_in(key, device) for device in range(jax.device_count())]
         draws = [jax.random.randint(jax.random.fold_in(k, update), (), 0, 5) for k in each]
         target = float(np.mean(draws))
@@ -126,7 +126,7 @@ def test_two_devices_average_their_gradients(tmp_path: Path):
         f"test.test_a_fit_is_plain_descent_with_an_average_beside_it(pathlib.Path({str(tmp_path)!r}));"
         "assert test.training.per_device(4) == 2; test.training.per_device(3)",
     )
-    # Its last call fails, and nothing before it did.
+    # Only its last call fails.
     last = done.stderr.strip().splitlines()[-1]
     assert last.endswith("InputError: batch = 3 is not a multiple of the 2 devices"), done.stderr
 
@@ -178,7 +178,7 @@ def test_a_batch_lies_on_the_straight_path(modules: dict[str, Any], fresh: Any, 
     distance = np.abs(clean[:, None] - latents[None]).max((2, 3)).min(1)
     assert distance.max() < 1e-5
     assert 0 < time.min() < time.max() < 1
-    # About one caption in ten is empty, and most pooled vectors are left out, on both sides alike.
+    # About a tenth of the captions are empty, and most pooled vectors dropped, for both alike.
     dropped = np.abs(caption.text - empty.text).max((1, 2)) < 1e-4
     assert 1 <= dropped.sum() <= 16
     blind = np.abs(caption.pooled).max(1) == 0

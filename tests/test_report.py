@@ -1,4 +1,4 @@
-"""The report: one file that parses, needs nothing else, and says what the run's files say."""
+"""The report: one self-contained file that parses and shows the contents of the run's files."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def read(path: Path) -> Page:
 
 def test_report_is_whole_and_needs_no_other_file(run: Path):
     page = read(report.write(run))
-    # Fragments are SVG's references into itself.
+    # Fragments are SVG's references within the file.
     assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "url(http" not in (run / "report.html").read_text()
     # Before and after: three cells, and one example with picture and map.

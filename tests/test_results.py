@@ -1,4 +1,4 @@
-"""The page of results: every table and figure, and that the committed page shows these numbers."""
+"""The page of results: every table and figure, and that the committed page has these numbers."""
 
 import functools
 import io
@@ -59,7 +59,7 @@ def compared(title: str, found: int) -> dict:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Numbers of every sort, and a text that asks for all of them."""
+    """Numbers of every kind, and a template that uses all of them."""
     made = tmp_path / "docs" / "numbers"
     made.mkdir(parents=True)
     runs = {
@@ -198,7 +198,7 @@ def test_tables_of_methods(folder: Path):
         "| 10.0 [5.0, 95.0] | 1.50 [1.25, 1.75] | 12,345 | 50 | 2.3 | 8 |"
     )
     assert lines[1].endswith("| 1.50 [1.25, 1.75] | – | – | – | – |")
-    # Beside EraseAnything each has what it is better or worse by.
+    # Each other method has its difference to EraseAnything.
     heading, _, base, ours, other = page(folder, '{{ methods("beside") }}')
     assert "| H, % | H − EraseAnything's H, points | attacks, % |" in heading
     assert {line.count("|") for line in (heading, base, ours, other)} == {13}

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or moved, and end as if nothing had happened."""
+"""Runs that are killed, stopped or moved end like uninterrupted ones."""
 
 import json
 import math
@@ -37,17 +37,17 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def begin(folder: str) -> None:
-    """What a process that can be killed does: it trains, and keeps what it ends with."""
-    # Locks that processes could share would outlive it.
+    """Main function of a process to kill: train, and save the final state."""
+    # Locks shared between processes would outlive a killed process.
     tqdm.set_lock(threading.RLock())
-    # One level is enough here, and there sooner.
+    # One level is enough here, and compiles sooner.
     last = trained(Path(folder), iterations=ITERATIONS, upper=Upper(lora=0.0, rsc=0.0))
     np.savez(Path(folder) / "last.npz", *last)
 
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], BaseProcess]:
-    """Starts processes that train, each forked from one that has imported what takes long."""
+    """Start training processes, each forked from one that has imported the slow modules."""
     for name, value in (
         ("JAX_PLATFORMS", "cpu"),
         ("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache")),
@@ -55,7 +55,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], B
     ):
         monkeypatch.setenv(name, value)
     processes = multiprocessing.get_context("forkserver")
-    # No arrays are made there: what has begun to compute cannot be forked.
+    # No arrays are created there: a process that has computed cannot be forked.
     processes.set_forkserver_preload(["erase.training.loop"])
 
     def started(workdir: Path) -> BaseProcess:
@@ -75,7 +75,7 @@ def ended(process: BaseProcess) -> int | None:
 def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(
     start: Callable[[Path], BaseProcess], tmp_path: Path
 ):
-    """Whatever it does just then; a checkpoint every other iteration is most of what it does."""
+    """Killed at any moment; writing a checkpoint every other iteration takes most of the time."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(
     rng, reached, writing = np.random.default_rng(0), [0], 0
     for number in range(KILLS):
         process, folder = start(killed), killed / CHECKPOINTS
-        # Some are killed while they prepare, the others after they have come further.
+        # Some are killed during preparation, the others after further progress.
         if number % 4:
             while process.is_alive() and newest(folder) <= reached[-1]:
                 time.sleep(0.01)
@@ -110,7 +110,7 @@ def newest(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
-    """A run of six iterations, and its end; read only."""
+    """A run of six iterations, and its final state; read-only."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, trained(workdir, iterations=6)
 
@@ -136,7 +136,7 @@ def test_the_same_run_ends_the_same(whole: Any, tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_best_checkpoint_can_become_the_adapter(tmp_path: Path, monkeypatch):
-    """That of the second iteration, since losses are made to say so."""
+    """The best is that of the second iteration, since losses are patched."""
     losses = iter([3.0, 1.0, 2.0, math.inf])
     monkeypatch.setattr(metrics, "mean_weighted_loss", lambda *_: next(losses))
     kept = Checkpoints(every=1, last=1, adapter="best")
@@ -210,7 +210,7 @@ def test_checkpoints_of_other_keys_are_refused(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_command_stops_with_code_75_and_goes_on(tiny_folder: Path, tmp_path: Path):
-    """A signal while it trains, then the same command."""
+    """Send a signal during training, then run the same command again."""
     config = tmp_path / "config.py"
     config.write_text(
         "from erase.runs import configure\n\n\ndef get_config():\n"

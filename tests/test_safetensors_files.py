@@ -1,4 +1,4 @@
-"""The weight files: written as libraries write them, read back exactly, refused where damaged."""
+"""Weight files: written as libraries write them, read back exactly, refused if damaged."""
 
 import json
 from pathlib import Path

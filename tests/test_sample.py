@@ -1,4 +1,4 @@
-"""Sampling: names, adapters with strengths, pictures that do not depend on their batch."""
+"""Sampling: names, adapters with strengths, and pictures that do not depend on their batch."""
 
 import json
 import subprocess
@@ -172,7 +172,7 @@ def test_bad_input_is_named_and_nothing_is_written(
     arguments: dict[str, Any] = {
         "model": tiny_folder, "prompts": ["a cat"], "seeds": [0], "adapters": [], "options": SIZE
     }  # fmt: skip
-    # No weights are read before.
+    # No weights may be read before the check.
     monkeypatch.setattr(Weights, "__getitem__", lambda *_: pytest.fail("weights are read"))
     with pytest.raises(InputError, match=message) as raised:
         sample(out=tmp_path / "out", **arguments | changes)

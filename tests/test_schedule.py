@@ -45,7 +45,7 @@ def test_sigmas_equal_diffusers(name, steps, tokens):
     sigmas = schedule.sigmas(steps, tokens)
     assert sigmas.dtype == np.float32
     np.testing.assert_allclose(sigmas, wanted.sigmas, rtol=0, atol=1e-6)
-    # The pipeline gives the transformer timestep / 1000.
+    # The pipeline passes timestep / 1000 to the transformer.
     np.testing.assert_allclose(sigmas[:-1], wanted.timesteps / 1000, rtol=0, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What is loaded runs nothing, and nobody but the configured endpoint is spoken to."""
+"""Loading a file runs no code, and only the configured endpoint is contacted."""
 
 import ast
 import io
@@ -29,7 +29,7 @@ FILES = [
     for folder in ("flux_jax", "erase", "convert", "benchmarks", "recipes", "configs")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
-# Modules whose formats run programs when they are read.
+# Modules whose formats run code when they are read.
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 
@@ -44,7 +44,7 @@ class Runs:
 
 
 def forbidden(tree: ast.AST) -> list[str]:
-    """What a module imports or calls that could run what it reads."""
+    """Imports and calls of a module that could run code from a file."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -135,7 +135,7 @@ def test_other_processes_unpickle_nothing(tmp_path: Path):
 
 @pytest.fixture
 def spoken_to(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Addresses that this process connects to or asks a name server for."""
+    """Addresses that this process connects to or looks up."""
     seen: list[Any] = []
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 

@@ -1,4 +1,4 @@
-"""Sentences from a language model: checked, kept with the run, done without where it gives none."""
+"""Sentences from a language model: checked, saved with the run, and optional."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Sheets of pictures with captions: pixels keep their values, captions have room."""
+"""Sheets of captioned pictures: pixels keep their values, captions fit."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ FONT = sheets._font(13)
 
 def drawn(seed: int, count: int, height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    # Dark, so that no pixel is white as the page.
+    # Dark, so that no pixel is white like the page.
     return rng.integers(0, 128, (count, height, width, 3), np.uint8)
 
 
@@ -29,7 +29,7 @@ def test_pictures_stand_in_rows_and_columns(height: int, width: int, times: int)
     prompts = ("a photo of a cat", "a cat in a garden")
     groups = [Group("“cat”", prompts, sides), Group("others", ("a dog",), one)]
     sheet = captioned(groups)
-    # Full rows and columns of pixels that are no page are those of pictures.
+    # Rows and columns of pixels without any of the page belong to pictures.
     kept = []
     for group in groups:
         for pictures in group.rows.values():
@@ -93,7 +93,7 @@ def test_captions_have_room(text: str):
         assert whole.replace(" ", "").startswith(shown[:-1])
     elif whole.isprintable():
         assert shown == whole.replace(" ", "")
-    # Everything can be drawn.
+    # Every character can be drawn.
     ImageDraw.Draw(Image.new("RGB", (8, 8))).text((0, 0), "\n".join(lines), font=FONT)
 
 

@@ -1,4 +1,4 @@
-"""The shipped small FLUX: diffusers draws its pictures, and the judge finds what was asked for."""
+"""The shipped small FLUX: diffusers runs it, and the judge finds the prompted entities."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def pipe() -> Pipeline:
 
 
 def in_diffusers(pipe: Pipeline, adapter: Path | None = None) -> UInt8[np.ndarray, "B h w 3"]:
-    """Pictures that diffusers draws from the noise of seeds 0, 1, ..."""
+    """Pictures by diffusers from the noise of seeds 0, 1, ..."""
     theirs = FluxPipeline.from_pretrained(FOLDER)
     theirs.set_progress_bar_config(disable=True)
     if adapter:
@@ -48,7 +48,7 @@ def in_diffusers(pipe: Pipeline, adapter: Path | None = None) -> UInt8[np.ndarra
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
-    """Of 255 grey levels, the most that any value differs by."""
+    """Largest difference of any value, in grey levels of 255."""
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
@@ -77,7 +77,7 @@ def test_the_judge_finds_what_was_asked_for(pipe: Pipeline):
     pictures = pipe([f"a photo of {with_article(name)}" for name in names], height=SIZE, width=SIZE)
     found = judge.shows_each(pictures, names)
     assert found.mean() >= 0.75
-    # It does not find what was not asked for.
+    # It does not find other entities.
     assert judge.shows_each(pictures, names[1:] + names[:1]).mean() <= 0.1
 
 

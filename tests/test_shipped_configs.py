@@ -1,4 +1,4 @@
-"""The configuration files that ship: usable with every preset, and with the papers' values."""
+"""The shipped configuration files: valid with every preset, and with the papers' values."""
 
 import itertools
 import runpy
@@ -51,7 +51,7 @@ def test_the_real_models_settings_are_the_papers():
 
 
 def test_every_method_of_the_real_model_has_a_batch_of_one():
-    """More than that is more than a GPU has; on the command line it can be asked for."""
+    """A larger batch exceeds a GPU's memory; it can be set on the command line."""
     get_config = runpy.run_path(str(ROOT / "configs/nudity.py"))["get_config"]
     for preset, name in itertools.product(("paper", "native"), METHODS):
         given = get_config(preset)

@@ -1,4 +1,4 @@
-"""What a signal does: to a run that computes, to one that does not, and a second time."""
+"""Effects of signals: during a computation, outside of one, and a second time."""
 
 import contextlib
 import os
@@ -60,7 +60,7 @@ def test_other_threads_listen_to_nothing():
 
 
 def test_a_second_signal_ends_at_once():
-    """Even where Python waits for a call into a library."""
+    """Even while Python waits for a call into a library."""
     code = """
 import time
 from erase.runtime.signals import listening

@@ -1,4 +1,4 @@
-"""Silenced text tokens against diffusers with columns of its attention matrices set to zero."""
+"""Muted text tokens against diffusers with columns of its attention matrices set to zero."""
 
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ BATCH = 2
 
 @pytest.fixture(scope="module", params=list(SHAPES))
 def case(request, tmp_path_factory):
-    """diffusers' transformer, ours as a function of what is silenced, inputs of both."""
+    """diffusers' transformer, ours as a function of the muted tokens, and inputs of both."""
     sizes, tokens, (height, width) = SHAPES[request.param]
     theirs = tiny.transformer(**sizes)
     folder = tmp_path_factory.mktemp("model")
@@ -57,7 +57,7 @@ def case(request, tmp_path_factory):
 
 
 def put_out(monkeypatch, silenced):
-    """Has diffusers write its joint attention out, with the tokens' columns set to zero."""
+    """Make diffusers compute joint attention explicitly, with the tokens' columns set to zero."""
 
     def attention(query, key, value, **_):
         scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
@@ -99,7 +99,7 @@ def test_attention_mass_is_from_before(case):
     masks = silenced[..., None]
     there = apply(token_masks=masks, silenced=silenced)[1]["attention"]
     alone = apply(token_masks=masks)[1]["attention"]
-    # What the first block attends to is the same; what it hands to the second is not.
+    # The first block's attention is the same; its output to the second is not.
     assert_close(there[0], np.asarray(alone[0]), bound=1e-6)
     assert np.abs(there[1:] - alone[1:]).max() > 1e-4
     assert there.min() > 0

@@ -1,4 +1,4 @@
-"""Updates whose numbers are lost: left out, written down, done again; runs that lose too many."""
+"""Non-finite updates: skipped, logged and replayed; runs with too many of them end."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from erase.training import checkpoints, loop, make_adapters, replay
 from flux_jax.errors import InputError, RunError
 from flux_jax.pipeline import Pipeline
 
-# One of four trajectories cannot be used.
+# One of four trajectories is not finite.
 SPOILT = BANK.replace(trajectories=BANK.trajectories.at[2].set(jnp.nan))
 NOTHING = BANK.replace(trajectories=jnp.full_like(BANK.trajectories, jnp.inf))
 FORBEARING = Guard(skips=50)
@@ -35,7 +35,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
-    """A run of eight iterations, some of which are left out, and its end; read only."""
+    """A run of eight iterations, some of which are skipped, and its final state; read-only."""
     workdir = tmp_path_factory.mktemp("spoilt")
     return workdir, trained(workdir, bank=SPOILT, iterations=8, batch_size=1, guard=FORBEARING)
 
@@ -50,7 +50,7 @@ def test_an_update_that_is_not_finite_is_left_out(spoilt: Any):
     for line in skipped:
         assert line["lost"] == ["esd", "lower_gradient"]
         assert line["seed"] == 0
-        # The numbers of the upper level are those of an update that was made.
+        # The upper level's numbers belong to a successful update.
         assert line["numbers"].keys() == {"lora", "upper_gradient"}
         assert metrics[line["step"] - 1].keys() == {"step", "lora", "upper_gradient", "seconds"}
     made = training(bank=SPOILT, batch_size=1)
@@ -73,7 +73,7 @@ def test_what_was_left_out_can_be_done_again(spoilt: Any, capsys: pytest.Capture
     assert all(found["lost"] for found in told["levels"]["lower"]["gradients"].values())
     upper = told["levels"]["upper"]
     assert not any(found["lost"] for found in upper["gradients"].values())
-    # The upper level's number is the run's own, to the last bit or nearly.
+    # The upper level's number equals the run's own up to rounding.
     wanted = lines(workdir / METRICS)[step - 1]
     np.testing.assert_allclose(upper["losses"]["lora"], wanted["lora"], rtol=1e-5)
     norm = math.hypot(*(found["norm"] for found in upper["gradients"].values()))
@@ -91,11 +91,11 @@ def test_a_run_that_loses_too_many_in_a_row_ends_with_its_last_good_state(tmp_pa
     assert lost == [""]
     assert checkpoints.usable(tmp_path) == 3
     assert len(lines(tmp_path / SKIPPED)) == 3
-    # The lower level never moved, the upper one did.
+    # The lower level was never updated, the upper one was.
     count = jax.tree.leaves(state.own["lower"][0].count)[0]
     assert int(count[0]) == 0
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
-    # Taken up again it stays lost.
+    # After resuming, the run still fails.
     again, lost = loop.train(made, tmp_path, lambda *_: False, Stop())
     assert lost == [""]
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):

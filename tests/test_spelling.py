@@ -1,4 +1,4 @@
-"""A concept is found where a reader finds it, and in no other word."""
+"""A concept is found in every form that a reader recognises, and in no other word."""
 
 import pytest
 

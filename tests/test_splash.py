@@ -26,7 +26,7 @@ TPU = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
 
 
 def on_tpu() -> Any:
-    """Tracing for one TPU."""
+    """Trace for one TPU."""
     return jax.sharding.use_abstract_mesh(
         AbstractMesh((1,), ("data",), (AxisType.Auto,), abstract_device=TPU)
     )
@@ -41,7 +41,7 @@ Q, K, V, WEIGHT = (normal(B, N, H, D, seed=seed) for seed in range(4))
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything takes the kernel."""
+    """Use the kernel everywhere, interpreted."""
     monkeypatch.setattr(attention, "compiled_for", lambda: "tpu")
     monkeypatch.setattr(
         splash_attention, "attend", functools.partial(splash_attention.attend, interpret=True)
@@ -92,7 +92,7 @@ def test_more_groups_than_the_heads_are_wide(interpreted):
 
 @pytest.mark.parametrize("tokens", [1280, 4608])
 def test_at_flux_size_a_tpu_program_holds_no_matrix(tokens):
-    """Lowered to the TPU's own kernels, backward too, which needs no TPU."""
+    """Lowered to the TPU's own kernels, including the backward pass; this needs no TPU."""
     of = jax.ShapeDtypeStruct((1, tokens, 24, 128), jnp.bfloat16)
     masks = jax.ShapeDtypeStruct((1, tokens, 1), jnp.float32)
 
@@ -144,7 +144,7 @@ def test_in_loops_of_runs_on_a_mesh():
 
 
 class Block(nn.Module):
-    """As much of a block as the kernel meets."""
+    """The part of a block around the kernel."""
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:

@@ -1,4 +1,4 @@
-"""Help and usage errors take little time, and what is installed is the three packages alone."""
+"""Help and usage errors are fast, and only the three packages are installed."""
 
 import os
 import subprocess
@@ -14,16 +14,16 @@ from erase.cli.commands import COMMANDS
 from erase.methods import METHODS, fields_of
 from erase.methods.settings import FIELDS
 
-# Of the CPU, by a process and its own; an idle machine takes half of it at most.
+# CPU time of a process and its children; an idle machine takes at most half of it.
 SECONDS = 1.0
-# Machines are shared: what is slow by chance alone is fast in one of so many attempts.
+# Machines are shared: a command that is slow by chance is fast in one of several attempts.
 ATTEMPTS = 3
-# What help and usage errors have no use for; each takes long to import, or need not be installed.
+# Modules that help and usage errors must not import: slow to import, or possibly not installed.
 HEAVY = {
     *("diffusers", "flax", "gguf", "huggingface_hub", "jax", "matplotlib", "nltk", "openai"),
     *("optax", "orbax", "peft", "PIL", "scipy", "torch", "transformers"),
 }
-# What each command cannot do without, in the words of its message.
+# Required arguments of each command, as named in its message.
 REQUIRED = {
     "new": "CONCEPT, --model",
     "train": "config is missing",
@@ -43,14 +43,14 @@ REQUIRED = {
 }
 CONFIG = "--config configs/nudity.py"
 RUN = f"{CONFIG} --workdir nowhere"
-# Arguments with a mistake, and what the message says of it.
+# Arguments with a mistake, and a part of the message about it.
 MISTAKES = [
     ("qqq", "command = 'qqq' is unknown"),
     ("help qqq", "command = 'qqq' is unknown"),
     ("convert qqq", "convert = 'qqq' is unknown"),
     *((f"{name} --qqq", "--qqq is not a flag") for name in COMMANDS),
     *((name, said) for name, said in REQUIRED.items()),
-    # Beside a configuration, which is read.
+    # Next to a valid configuration.
     (f"train {CONFIG} --qqq", "--qqq is not a flag"),
     (f"train {CONFIG} qqq", "argument 'qqq' is not a flag"),
     (f"train {CONFIG}", "workdir is missing"),
@@ -102,7 +102,7 @@ FILES = {
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> tuple[float, int, str, str]:
-    """A command's seconds on the CPU, its exit code, and what it wrote to stdout and stderr."""
+    """A command's CPU seconds, its exit code, and its output to stdout and stderr."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -112,7 +112,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> tuple[float, int, str, str]:
             stderr=errors,
             text=True,
         )
-        # The process's own, whatever other children of this one do.
+        # This process's only, whatever other children of the test do.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
@@ -122,16 +122,16 @@ def run(*arguments: str, cwd: Path = ROOT) -> tuple[float, int, str, str]:
 
 
 def check_cheap(*arguments: str) -> tuple[int, str, str]:
-    """Runs a command, which must take little time and import nothing heavy.
+    """Run a command, which must be fast and import no slow module.
 
     Returns:
-        Its exit code, and what it wrote to stdout and stderr.
+        Its exit code, and its output to stdout and stderr.
     """
     seconds, code, out, errors = run("-X", "importtime", *arguments)
     listed = [line for line in errors.splitlines() if line.startswith("import time:")]
     modules = {line.rpartition("|")[2].strip() for line in listed}
     assert not modules & HEAVY
-    # Writing the list takes time too, so that attempts without it come after.
+    # Listing the imports takes time too, so the other attempts do not list them.
     for _ in range(ATTEMPTS - 1):
         if seconds <= SECONDS:
             break
@@ -169,7 +169,7 @@ def test_a_usage_error_takes_a_second_of_the_cpu(arguments: str, said: str, tmp_
 
 
 def test_seconds_are_those_of_the_cpu():
-    """What computes for long is measured so, and what sleeps is not."""
+    """Computing for long is measured, sleeping is not."""
     program = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass"
     assert run("-c", program.format(0.4))[0] >= 0.4
     assert run("-c", "import time; time.sleep(0.4)")[0] < 0.3

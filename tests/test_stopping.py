@@ -1,4 +1,4 @@
-"""Early stopping: runs end by themselves once a judge finds nothing, alone or among others."""
+"""Early stopping: a run ends once a judge finds nothing, alone or among others."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ LABELS = JudgeConfig(
 
 @pytest.fixture(scope="module")
 def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Of a run whose judge sees cats everywhere and apples nowhere."""
+    """Of a run whose judge always finds cats and never apples."""
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
     params["entity_head"]["bias"] = np.array([100.0, -100.0], np.float32)
     folder = tmp_path_factory.mktemp("judge")
@@ -64,11 +64,11 @@ def test_a_run_stops_where_nothing_is_found_and_the_others_go_on(
     for a, b, c in zip(
         *(jax.tree.leaves(tree) for tree in (alone.lora, shorter.lora, kept[0])), strict=True
     ):
-        # Prompts that are encoded in another number differ by rounding.
+        # Encoding another number of prompts changes the rounding.
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(c, b, rtol=1e-3, atol=1e-4)
 
-    # What has stopped stays so when everything is taken up again, with more iterations.
+    # Stopped runs stay stopped when all are resumed with more iterations.
     further = {name: replace(c, iterations=6) for name, c in (("cat", config), ("apple", apple))}
     again = run.run(further, tmp_path / "both")
     assert steps(tmp_path / "both" / "cat") == [1, 2, 3, 4, 5, 6]

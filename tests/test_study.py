@@ -1,4 +1,4 @@
-"""Studies: variants trained on the same concepts and seeds, and counted by a judge."""
+"""Studies: variants trained on the same concepts and seeds, and evaluated by a judge."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_every_variant_is_counted_once(small: Study, tmp_path: Path, monkeypatch
         assert sums(variant)["Acc_e"]["before"] == base
     assert "Does it?" in capsys.readouterr().out
 
-    # What is there is not made again; a changed variant is.
+    # Finished variants are not repeated; a changed one is.
     trained = []
     monkeypatch.setattr(study, "train_variant", lambda *a: trained.append(a) or 1 / 0)
     assert run_study(small, out) == made
@@ -72,7 +72,7 @@ def test_variants_of_the_evaluation_share_their_training(small: Study, tmp_path:
         for cell in sums(made[name]).values():
             assert cell["after"] == cell["before"]
 
-    # What stops on a judge's word depends on how it is asked.
+    # With early stopping, training depends on the evaluation's settings.
     stops = {
         name: merge_fields(changes, {"early_stop": {"every": 1}})
         for name, changes in variants.items()

@@ -1,4 +1,4 @@
-"""The thirty concepts: what trains, what choices are made on and what is counted stay apart."""
+"""The thirty concepts: training, validation and evaluation use separate prompts."""
 
 import re
 from collections.abc import Iterable
@@ -48,5 +48,5 @@ def test_no_relation_holds_on_to_itself_in_other_words(name: str):
     assert not own & set(fields["irrelevant"])
     for prompt in SETTINGS[name.replace(" ", "_")]["upper"]["prompts"]:
         assert not any(re.search(rf"\b{word}\b", prompt) for word in own), prompt
-    # It is counted among the others all the same.
+    # It is still counted among the others.
     assert len(fields["evaluation"]["others"]) == len(RELATIONS) - 1

@@ -1,4 +1,4 @@
-"""Many evaluations in one table."""
+"""Summary of many evaluations in one table."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from erase.report.tables import NOTHING
 
 
 def result(kind: str, concept: str, after: tuple[int, int, int], of: int = 10) -> dict:
-    """What evaluation.json holds of a run whose base finds everything."""
+    """Contents of the evaluation.json of a run whose base model finds everything."""
     found = dict(zip(CELLS, after, strict=True))
     cells = {
         c: {"before": wilson_interval(of, of), "after": wilson_interval(found[c], of)}
@@ -54,7 +54,7 @@ def test_pictures_of_a_kind_are_pooled():
 
 
 def test_intervals_are_over_concepts_and_not_pictures():
-    """Half of the concepts are erased whole, half not at all: pictures would say 45 to 55 %."""
+    """Half of the concepts are erased fully, half not at all: pictures would give 45 to 55 %."""
     rows = [
         {
             "concept": str(index // 2),
@@ -73,13 +73,13 @@ def test_intervals_are_over_concepts_and_not_pictures():
     assert found["Acc_ir"] == [1.0, 1.0]
     assert found["attacks"] == [0.0, 0.0]
     assert found["H"] == pytest.approx([3 / (1 + 2 / (1 - high)), 3 / (1 + 2 / (1 - low))])
-    # Runs of one concept belong together.
+    # Runs of the same concept are grouped.
     alone = over_concepts([row | {"concept": "cat"} for row in rows])
     assert alone["Acc_e"] == [0.5, 0.5]
 
 
 def test_what_all_concepts_gain_shows_where_they_differ_more_than_methods():
-    """Concepts lose 5 to 60 %, with the other method each 3 % more."""
+    """Concepts lose 5 to 60 %; the other method loses 3 % more on each."""
 
     def rows(more: int) -> list[dict]:
         return [
@@ -112,7 +112,7 @@ def test_a_missing_cell_is_left_out():
     cells = [RESULTS["cat"]["cells"], {c: RESULTS["car"]["cells"][c] for c in ("Acc_e", "Acc_ir")}]
     assert pooled(cells)["Acc_g"]["after"] == wilson_interval(2, 10)
     alone = pooled([cells[1]])
-    # What is there counts: 7 of 10 erased, 8 of 10 kept.
+    # Over the available cells: 7 of 10 erased, 8 of 10 preserved.
     assert alone["H"]["after"] == pytest.approx(2 / (1 / 0.7 + 1 / 0.8))
     assert "Acc_e and Acc_ir alone" in mean_note(alone)
     assert mean_note(pooled(cells)) == ""
@@ -137,7 +137,7 @@ def test_intervals_and_tables_without_other_words():
     del rows[0]["cells"]["Acc_g"]
     none = over_concepts(rows)
     assert list(none) == ["Acc_e", "Acc_ir", "H", "attacks"]
-    # Both terms are alike here, so that their mean is that of three.
+    # Both terms are equal here, so their mean equals that of three.
     assert none["H"] == pytest.approx(every["H"])
     assert ahead(rows, rows) == (0.0, 0.0, 0.0)
     made = summarise({str(i): {"kind": "entity", **row} for i, row in enumerate(rows)})

@@ -1,4 +1,4 @@
-"""Synonyms from the configuration, from a WordNet that NLTK finds, and from the shipped subset."""
+"""Synonyms from the configuration, from NLTK's WordNet, and from the shipped subset."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from recipes.emoji_flux.erasing import KNOWN
 THINGS = [thing.name for thing in KNOWN.of_kind("entity")]
 USABLE = {"concept": "car", "irrelevant": ("dog", "sun", "tree")}
 LEXNAMES = 45
-# Words of a synset, as (part of speech, lemmas), the more frequent sense of a word first.
+# Words of a synset, as (part of speech, lemmas); a word's more frequent sense comes first.
 SYNSETS = (
     ("noun", ("zork", "grand_zork", "blib")),
     ("noun", ("plim", "big_plim")),
@@ -32,7 +32,7 @@ FILES = {"noun": "noun", "adjective": "adj", "verb": "verb", "adverb": "adv"}
 
 @pytest.fixture(autouse=True)
 def no_database(monkeypatch):
-    """Whatever WordNet the machine has is out of sight."""
+    """Hide any WordNet installed on this machine."""
     monkeypatch.setattr(nltk.data, "path", [])
 
 
@@ -92,14 +92,14 @@ def test_the_shipped_subset_has_what_concepts_need(concept, part, expected):
 @pytest.mark.parametrize(
     ("concept", "meant"),
     [
-        # Of these the first sense is a jumper, a hand, a wood, a spy, a writer, a mark.
+        # The first senses of these are a jumper, a hand, a wood, a spy, a writer, a mark.
         ("turtle", "reptiles"),
         ("palm", "Palmae"),
         ("cherry", "red fruit"),
         ("mole", "velvety-furred"),
         ("crane", "heavy objects|long-necked"),
         ("tie", "neckwear"),
-        # The first sense of these is what pictures show.
+        # For these, pictures show the first sense.
         ("mouse", "rodents"),
         ("rainbow", "arc of colored light"),
         ("star", "celestial body"),
@@ -150,7 +150,7 @@ def test_the_model_s_own_words_come_first():
     given = {"concept": "turtle", "model": {"path": "models/emoji-flux"}}
     config, source = with_synonyms(load_config(configure(**given)))
     assert (config.synonyms, source) == (("tortoise",), "models/emoji-flux")
-    # Words that the configuration names are not the model's.
+    # Words that the configuration sets are not the model's.
     config, source = with_synonyms(load_config(configure(**given, synonyms=("reptile",))))
     assert (config.synonyms, source) == (("reptile",), "the configuration")
 
@@ -187,7 +187,7 @@ def test_without_a_synonym_the_source_says_why(changes, told):
     config, source = found(**changes)
     assert config.synonyms == ()
     assert re.search(told, source)
-    # L_rsc leads towards other things alone.
+    # L_rsc moves the concept towards other things only.
     assert method_of(config).needs(config, listed(config), None).pools == (
         (config.concept,),
         config.irrelevant,
@@ -255,7 +255,7 @@ def test_the_subset_is_made_from_a_database(root, monkeypatch, tmp_path):
         "words": ["zork", "grand_zork", "blib"],
         "above": [],
     }
-    # It answers as the database does.
+    # The result equals the database's.
     with_database = synonyms.look_up("zork", "noun")[1]
     monkeypatch.setattr(nltk.data, "path", [])
     assert synonyms.look_up("zork", "noun")[1] == with_database

@@ -49,7 +49,7 @@ def test_encoder_equals_transformers(shape, tokens):
     model = reference(SHAPES[shape])
     encoder, variables = ours(model)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (2, tokens))
-    ids[1, tokens // 2 :] = 0  # padding takes part
+    ids[1, tokens // 2 :] = 0  # padding is attended to as well
     with torch.no_grad():
         wanted = model(torch.from_numpy(ids)).last_hidden_state.numpy()
     got: Any = jax.jit(encoder.apply)(variables, ids)

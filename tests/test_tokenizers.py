@@ -1,4 +1,4 @@
-"""Tokenizers as they are saved by different programs, and folders that lack them."""
+"""Tokenizers as saved by different programs, and folders without them."""
 
 import json
 import shutil

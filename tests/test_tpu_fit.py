@@ -1,4 +1,4 @@
-"""What is compiled for TPU slices, on a tiny model and CPUs: libtpu is not needed."""
+"""Programs compiled for TPU slices, on a tiny model and CPUs: libtpu is not needed."""
 
 import io
 from dataclasses import replace
@@ -116,11 +116,11 @@ def compile_tiny() -> None:
     assert dict(mesh.shape) == {"concept": 1, "data": 1, "fsdp": 4}
     for program in PROGRAMS:
         memory = measure(program, config, sizes, mesh)
-        # XLA's own attention makes the matrix, which shows that it would be seen.
+        # XLA's own attention materialises the matrix, which shows that it would be detected.
         assert memory.squares > 0
         assert memory.temporaries > 0
         assert memory.total >= memory.arguments + memory.temporaries
-        # That weight alone, in float32, were it whole.
+        # That weight alone in float32, if it were not split.
         assert program != "sampler" or memory.arguments < 4 * (1 << 17) * 16 / 1e9
         print(program)
     print("compiled")

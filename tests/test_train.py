@@ -1,4 +1,4 @@
-"""A whole run on a tiny model: its files, its resumption, and what it refuses."""
+"""A whole run on a tiny model: its files, its resumption, and its refusals."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def config(tiny_folder: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder; read only."""
+    """A run's folder; read-only."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     run.run({"": config}, workdir, command="python -m erase.train --here")
     return workdir
@@ -98,7 +98,7 @@ def test_the_adapter_is_what_diffusers_loads(config: Config, finished: Path):
     assert metadata["base_model"] == config.model.path
     assert metadata["method"] == "EraseAnything"
     assert metadata["version"]
-    # Targets and ranks are what diffusers expects, or it would refuse the file.
+    # diffusers refuses the file unless targets and ranks are as it expects.
     state, _ = FluxPipeline.lora_state_dict(str(finished / "adapter"), return_alphas=True)
     assert len([name for name in state if name.endswith("lora_A.weight")]) == 4
 
@@ -109,7 +109,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
 ):
     workdir = tmp_path / "run"
     run.run({"": replace(config, iterations=3)}, workdir)
-    # Lines that no checkpoint holds, as after a crash.
+    # Lines after the last checkpoint, as after a crash.
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4}\n')
     resumed = run.run({"": config}, workdir)[""]
@@ -243,7 +243,7 @@ def test_a_language_model_s_sentences_are_trained_on_and_kept(
 
 
 def described_at_38eabc7(config: Config) -> dict:
-    """What the program before its move into packages wrote into the `config.json` of a run."""
+    """The `config.json` of a run, as written by the program before its move into packages."""
     learning = {"weight_decay": 0.01, "clip": None}
     return {
         "concept": "soccer ball",
@@ -290,7 +290,7 @@ def test_a_run_from_before_the_packages_is_known(config: Config, tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(earlier))
     now = {"": resolve_runs({"": config})[""].description("python -m erase.train --now")}
     resume_check.check(tmp_path, now, overwrite=False)
-    # It is compared, not waved through.
+    # It is really compared.
     (tmp_path / "config.json").write_text(json.dumps(earlier | {"seed": 3}))
     with pytest.raises(InputError, match=r"--overwrite to replace it.*\n.*seed: 3 there, 0 now"):
         resume_check.check(tmp_path, now, overwrite=False)

@@ -200,7 +200,7 @@ def test_gradient_of_mass_equals_gradient_of_weights(case):
 
 
 def compiled_gradients(case, model, params, tree):
-    """Compiled value and gradients, by the adapter, of what is made of velocity and attention."""
+    """Compiled value and gradients by the adapter, for a function of velocity and attention."""
 
     def value(tree):
         velocity, out = model.apply(
@@ -230,7 +230,7 @@ def test_unrolled_blocks_give_the_same_values_and_gradients(case):
 
 @pytest.mark.parametrize("case", ["guided-16"], indirect=True)
 def test_remat_gives_the_same_gradients_from_less_memory(case):
-    # So many blocks that what they keep is most of the memory.
+    # Enough blocks that their saved values are most of the memory.
     config = replace(case.config, num_layers=4, num_single_layers=8)
 
     def first_times(count, tree):

@@ -1,4 +1,4 @@
-"""The benchmark on two devices, on tiny sizes: gradients agree, and times are read right."""
+"""The benchmark on two devices, on tiny sizes: gradients agree, and profiles are read correctly."""
 
 import json
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_distance_is_relative():
 
 
 def test_collectives_that_products_hide_are_told_apart():
-    """A product of 4 us, beside it 2 of NCCL, then 3 of NCCL alone; on the other card 1."""
+    """A product of 4 us with 2 us of NCCL beside it, then 3 us of NCCL; on the other card 1 us."""
     profile = ProfileData.from_text_proto(
         """
         planes { name: "/host:CPU" lines { name: "Stream #1" events { duration_ps: 9 } } }

@@ -1,4 +1,4 @@
-"""Both updates: what they change and leave alone, for one run and several, on any mesh."""
+"""Both updates: their changes, for one run and several, on any mesh."""
 
 import math
 import runpy
@@ -106,7 +106,7 @@ def test_joint_and_adaptive_updates():
     context = with_levels(CONTEXT, adaptive=True)
     state = every(start(KEY, PARAMS, replace(CONFIG, alternation="adaptive")))
     state, metrics = joint_update(state, PARAMS, stack_banks([BANK]), KEYS, context=context)
-    # At w = 0 the step erases alone; then w makes Adam's first step, the way of the other loss.
+    # At w = 0 the step only erases; then w makes Adam's first step, in the other loss's direction.
     before, after = (
         upper(tree, params=PARAMS, bank=BANK, key=upper_key, context=context)[0]
         for tree in (fresh().lora, run(state).lora)
@@ -164,7 +164,7 @@ def test_eight_devices_give_what_one_gives():
 
 
 def compare_meshes() -> None:
-    """Takes an iteration of two runs on one device, and on several meshes, and compares."""
+    """Compare an iteration of two runs on one device with that on several meshes."""
     # Even the tiny model's weights are split.
     sharding.WHOLE = 1
     config = replace(CONFIG, batch_size=8)

@@ -1,4 +1,4 @@
-"""Weights: checked at once, read when they are asked for, freed when they are not needed."""
+"""Weights: checked at once, read when needed, freed when no longer needed."""
 
 import gc
 import shutil
@@ -91,7 +91,7 @@ def test_prompts_are_remembered_in_few_sizes(tiny_folder: Path, monkeypatch: pyt
         texts = [f"{count} {'x' * index}" for index in range(count)]
         pipe.remember(texts, 6)
         assert [pipe.remembered[text].tolist() for text in texts] == [[len(t)] for t in texts]
-    # Never more than the batch.
+    # Never more than the batch size.
     assert sorted(set(sizes)) == [1, 2, 4, 6]
 
 
@@ -116,7 +116,7 @@ def test_names_and_shapes_are_checked_before_anything_is_read(
     assert reads == []
 
 
-# What comes onto the devices, and what is there then.
+# Models in the order in which they are placed on the devices, with those present then.
 ORDER = [
     ("text_encoder", set()),
     ("text_encoder_2", {"text_encoder"}),

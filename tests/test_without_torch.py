@@ -1,4 +1,4 @@
-"""What a user without PyTorch sees: no advice to install it."""
+"""Without PyTorch, no advice to install it is printed."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny import ROOT
 
-# transformers looks for a package by its spec.
+# transformers finds packages by their spec.
 HIDDEN = """
 import importlib.util
 found = importlib.util.find_spec
@@ -20,7 +20,7 @@ NO_ADVICE, VERBOSITY = "TRANSFORMERS_NO_ADVISORY_WARNINGS", "TRANSFORMERS_VERBOS
 
 
 def imported(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs code where there is no PyTorch."""
+    """Run code in a process without PyTorch."""
     kept = {name: os.environ[name] for name in os.environ if name not in (NO_ADVICE, VERBOSITY)}
     return subprocess.run(
         [sys.executable, "-c", HIDDEN + code],
@@ -32,7 +32,7 @@ def imported(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_nothing_is_said_on_import():
-    # In this order: who imports `erase` alone gets to the tokenizers on another way.
+    # Import order matters: importing `erase` alone reaches the tokenizers by another path.
     asked = (
         "import erase.data.words.word_tokens, flux_jax, os; "
         "from flux_jax.models.tokenizers import T5Tokenizer; print(os.environ.get('"
@@ -41,7 +41,7 @@ def test_nothing_is_said_on_import():
     )
     done = imported(asked)
     assert done.stderr == ""
-    # Advice on other things, later, is the user's again.
+    # Later advice is not suppressed.
     assert done.stdout == "None\n"
 
 

@@ -1,4 +1,4 @@
-"""The words of a run, as the terminal, the report and the model card show them."""
+"""The words of a run, as shown by the terminal, the report and the model card."""
 
 import json
 import re
@@ -16,7 +16,7 @@ OTHERS = {"concept": "cat", "pools": [["dog", "sun"], ["tree"]], "source": "a mo
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_folder: Path) -> Path:
-    """A run's folder that keeps its words, some of which look like markup."""
+    """A run's folder with its words, some of which look like markup."""
     config = tiny.run_config(
         tiny_folder,
         concept="cat",
@@ -56,7 +56,7 @@ def test_lines_show_the_first_words_and_count_the_rest(run: Path):
         "dog, sun, tree",
         "a model at home",
     )
-    # What earlier versions kept.
+    # Files of earlier versions.
     old = words.of_run({"concept": "cat"}, {}, {})
     assert [line.words for line in old] == ["cat", "none", "none", "none"]
 

@@ -1,14 +1,14 @@
-r"""Counts what one adapter made of 2, 3, 5, ..., 100 erases and keeps, for every way to make it.
+r"""Measure what a composition of 2, 3, 5, ..., 100 adapters erases and preserves, by every method.
 
     python -m benchmarks.experiments.compositions --config configs/emoji_hundred.py \
         --workdir runs/emoji_hundred --out docs/results/compositions.json
 
-The workdir holds the adapters that `erase.train` made with the configuration, each of which takes
-its `evaluation.strength` as its weight. Where a strength is looked for, it is found on other
-pictures. Small groups are drawn from the same fifteen concepts in a random order, large ones
-begin with them. Acc_e and Acc_g are counted on every erased concept, Acc_ir on labels of all three
-kinds that are not erased, equally many pictures of each kind. Counts are written as soon as they
-are there; what the output already holds is left out.
+The workdir holds the adapters that `erase.train` wrote with this configuration; each one's weight
+is its `evaluation.strength`. Where a method searches for a strength, it does so on validation
+pictures. Small groups are sampled from the same fifteen concepts in a random order; large ones
+start with these. Acc_e and Acc_g are counted on every erased concept, Acc_ir on labels of all three
+kinds that are not erased, with equally many pictures of each kind. Counts are written as soon as
+they are computed; those already in the output are skipped.
 Axis letters: B pictures, L blocks, I inputs, O outputs, R rank.
 """
 
@@ -57,26 +57,27 @@ from flux_jax.pipeline import Pipeline
 from flux_jax.tree import nest
 
 COUNTS = (2, 3, 5, 10, 30, 100)
-# Concepts in all groups of a number of concepts that is smaller.
+# Number of concepts from which all smaller groups are sampled.
 FEW = 15
 PROMPTS, SEED = 8, 0
-# Pictures of each concept that strengths are found on.
+# Pictures of each concept in the search for a strength.
 TRIED = 16
 # λ of fusion, chosen on the validation split.
 PRESERVE = 3.0
-# Where a strength is looked for: the smallest that leaves this share of the validation's pictures.
+# The search returns the smallest strength at which the concept is still found in at most this share
+# of the validation's pictures; then its upper bound and tolerance.
 WANTED, MOST, TOLERANCE = 0.2, 3.0, 0.05
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make one adapter of many.
+    """A method that merges several adapters into one.
 
     Attributes:
-        name: `erase.compose.combine`'s.
+        name: the method of `erase.compose.combine`.
         rank: of the result.
-        keep: whether fusion is told what is to stay.
-        least: from which on a strength is looked for; without one it is 1.
+        keep: whether fusion gets the sentences to preserve.
+        least: lower bound of the search for a strength; None fixes it at 1.
     """
 
     name: str
@@ -97,7 +98,7 @@ METHODS = {
 
 
 def groups(names: Sequence[str], count: int) -> list[list[str]]:
-    """Groups of so many concepts, from the front of an order."""
+    """Groups of `count` concepts, in order."""
     return [list(names[i * count : (i + 1) * count]) for i in range(max(1, FEW // count))]
 
 
@@ -108,23 +109,23 @@ def measure(
     out: Path,
     pictures: int,
 ) -> CompositionsResult:
-    """Makes, draws and counts every composition.
+    """Compose adapters, generate pictures and count, for every number of concepts and method.
 
     Args:
         runs: configurations by name.
-        validation: the same, asking for the pictures that strengths are found on.
+        validation: the same, with the pictures for the search for strengths.
         workdir: folder of their runs.
         out: JSON file of the results.
-        pictures: of each erased concept, and cell.
+        pictures: per erased concept and cell.
 
     Returns:
-        What the file holds: for every number of concepts and method, the `strength`, `kinds` and
-        `all` pooled over groups, and what is kept by `concepts`.
+        The file's contents: for every number of concepts and method, the `strength`, `kinds` and
+        `all` pooled over groups, and the preserved labels by `concepts`.
 
     Raises:
         InputError: an adapter is missing, does not fit the others, or a prompt cannot be judged.
     """
-    # A draw that can be made again, no secret.
+    # Reproducible sampling; not used for security.
     names = random.Random(SEED).sample(sorted(runs), len(runs))  # nosec B311
     first = runs[names[0]]
     pipe, judge = open_model(first), open_judge(first.evaluation.judge or "")
@@ -167,7 +168,7 @@ def composed(
     parts: Mapping[str, Part],
     chosen: Sequence[Sequence[str]],
 ) -> dict[str, list[Adapter]]:
-    """An adapter for each group of concepts, by every method."""
+    """Compose an adapter for each group of concepts, by every method."""
     made_of: dict[str, list[Adapter]] = {name: [] for name in METHODS}
     for group in chosen:
         erased = {judge.label(runs[name].concept) for name in group}
@@ -180,12 +181,12 @@ def composed(
 def changes(
     pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The leaves A and B of one adapter, by every method.
+    """Compose one adapter by every method; yields its leaves A and B.
 
     Args:
         pipe: the frozen model.
         parts: adapters with their weights.
-        keep: sentences with what is to stay.
+        keep: sentences to preserve.
     """
     moments: dict[bool, dict[str, Moments]] = {}
     for name, method in METHODS.items():
@@ -202,7 +203,7 @@ def changes(
 
 
 def gathered(pipe: Pipeline, parts: Sequence[Part], keep: Sequence[str]) -> dict[str, Moments]:
-    """What fusion needs to know of its adapters, and of sentences to preserve."""
+    """Collect the least-squares moments of the adapters and of the sentences to preserve."""
     headers = {str(part.path): part.metadata for part in parts}
     shown = fusion.prompts(headers, PROMPTS, SEED, keep)
     leaves_of_parts = [combine.leaves(part.scaled(part.weight)) for part in parts]
@@ -216,7 +217,7 @@ def share_left(
     title: str,
     strength: float,
 ) -> float:
-    """The share of all groups' pictures in which what is erased is found, at a strength."""
+    """Share of all groups' pictures in which the erased concept is still found at a strength."""
     adapters_with_strength = [(adapter, strength) for adapter in adapters]
     return float(
         np.concatenate(look(groups, adapters_with_strength, f"at {strength:.3g}, {title}")).mean()
@@ -224,11 +225,11 @@ def share_left(
 
 
 def find_strength(left: Callable[[float], float], least: float | None) -> float:
-    """The smallest strength that leaves no larger a share than `WANTED`.
+    """The smallest strength that leaves a share of at most `WANTED`.
 
     Args:
-        left: that share, at a strength.
-        least: smallest one to look at; without one the strength is 1.
+        left: the share at a strength.
+        least: lower bound of the search; None fixes the strength at 1.
     """
     if least is None:
         return 1.0
@@ -239,10 +240,10 @@ def find_strength(left: Callable[[float], float], least: float | None) -> float:
 
 
 def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
-    """The same changes with A = 1 and B = ΔW, so that one program draws with adapters of any rank.
+    """The same changes as A = 1 and B = ΔW, so that one program runs adapters of any rank.
 
     Args:
-        flat: leaves A [L, I, R] and B [L, R, O] by their paths, with the scale in them.
+        flat: leaves A [L, I, R] and B [L, R, O] by their paths, with the scale included.
     """
     leaves, inputs = {}, 1
     for target in [path.removesuffix("/A") for path in flat if path.endswith("/A")]:
@@ -256,7 +257,7 @@ def whole(flat: Mapping[str, np.ndarray]) -> Adapter:
 def of_concepts(
     group: Sequence[str], runs: Mapping[str, Config], pictures: int
 ) -> list[EvalPrompt]:
-    """So many pictures of each concept under its own name, and under other words."""
+    """Prompts for `pictures` pictures of each concept by its own name, and by synonyms."""
     prompts = []
     for name in group:
         config, _ = with_synonyms(runs[name])
@@ -273,15 +274,15 @@ def asked(
     index: int,
     of: int,
 ) -> list[EvalPrompt]:
-    """What is drawn for a group: its concepts, and labels of each kind that are not erased.
+    """Prompts of a group: its concepts, and labels of each kind that are not erased.
 
     Args:
         group: names of its runs.
-        runs: all configurations; the first of a kind says how that kind is asked for.
+        runs: all configurations; the first of each kind defines the prompts of that kind.
         judge: knows the labels.
-        pictures: of each concept and cell.
-        index: of the group, whose kept labels are drawn from noise of their own.
-        of: groups.
+        pictures: per concept and cell.
+        index: of the group; each group uses other noise for the labels that are not erased.
+        of: number of groups.
     """
     erased = {judge.label(runs[name].concept) for name in group}
     prompts = of_concepts(group, runs, pictures)
@@ -308,15 +309,15 @@ def find(
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
 ) -> list[Bool[np.ndarray, "B"]]:
-    """Whether the judge finds what is sought in each picture of every group.
+    """Whether the judge finds the sought label in each picture of every group.
 
     Args:
         pipe: the frozen model.
         judge: knows the labels.
-        config: says how pictures are drawn.
-        groups: what is drawn.
+        config: settings of sampling.
+        groups: prompts of each group.
         adapters: of each group, with its strength.
-        title: shown at the progress bars.
+        title: of the progress bars.
     """
     return [
         draw_and_judge(pipe, judge, prompts, config, [adapter], title)
@@ -327,7 +328,7 @@ def find(
 def counted(
     judge: Judge, groups: Sequence[Sequence[EvalPrompt]], sides: Sequence[Mapping[str, np.ndarray]]
 ) -> CompositionCounts:
-    """Cells over groups: of each kind, all together, and of what is kept each label."""
+    """Cells over groups: for each kind, for all together, and for each label to preserve."""
     prompts = [case for cases in groups for case in cases]
     hits = {side: np.concatenate([each[side] for each in sides]) for side in statistics.SIDES}
     kinds = np.array([judge.kind(case.sought) for case in prompts])
@@ -345,8 +346,8 @@ def counted(
 
 
 def show(result: CompositionsResult) -> None:
-    """Prints a line for each number of concepts and method."""
-    table = Table(title="One adapter of many")
+    """Print a row for each number of concepts and method."""
+    table = Table(title="Compositions of several adapters")
     for heading in ("concepts", "method", "strength", *statistics.CELLS, "H"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for count, methods in result["counts"].items():
@@ -360,7 +361,7 @@ def show(result: CompositionsResult) -> None:
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
     runs = configured()

@@ -1,9 +1,9 @@
-"""Times concepts that train at once in one program against the same, one after another.
+"""Compare training several concepts at once in one program with training them one after another.
 
     python -m benchmarks.experiments.concepts_at_once --out docs/results/at_once.json
 
-Runs are those of configs/emoji_all.py; the time of an iteration is the median, of compiling what
-the first iteration took longer.
+The runs are those of configs/emoji_all.py. The time of an iteration is the median; the time of
+compiling is the excess of the first iteration.
 """
 
 import itertools
@@ -34,16 +34,16 @@ from flux_jax.errors import exits_cleanly
 from flux_jax.pipeline import Pipeline
 
 COUNTS = (1, 5, 30)
-# Prompts and trajectories prepared at once.
+# Prompts and trajectories precomputed at once.
 BATCH = 64
 
 
 def measure(counts: Sequence[int], iterations: int) -> ConcurrencyResult:
-    """Trains that many concepts at once, each time from nothing.
+    """Train each number of concepts at once, each time from scratch.
 
     Args:
         counts: numbers of concepts.
-        iterations: of each.
+        iterations: per concept.
     """
     every = itertools.islice(load_runs(emoji_all.get_config()).items(), max(counts))
     runs = {
@@ -66,7 +66,7 @@ def measure(counts: Sequence[int], iterations: int) -> ConcurrencyResult:
 
 
 def timed(runs: Mapping[str, Config], pipe: Pipeline, banks: Mapping[str, Bank]) -> ConcurrentRuns:
-    """Seconds of compiling and milliseconds of an iteration of all runs at once."""
+    """Seconds of compiling, and milliseconds per iteration of all runs at once."""
     with tempfile.TemporaryDirectory() as folder:
         for name in runs:
             (Path(folder) / name).mkdir()
@@ -83,7 +83,7 @@ def timed(runs: Mapping[str, Config], pipe: Pipeline, banks: Mapping[str, Bank])
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     result = measure(COUNTS, flags.FLAGS.iterations)
     write(Path(flags.FLAGS.out), json.dumps(result, indent=1) + "\n")

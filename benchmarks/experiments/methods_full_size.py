@@ -1,12 +1,12 @@
-r"""Runs every method for some iterations at FLUX.1 [dev]'s size: seconds an update, peak memory.
+r"""Run every method for some iterations at FLUX.1 [dev]'s size: seconds per update, peak memory.
 
     python -m benchmarks.make_checkpoint models/random-flux --variant dev --layout diffusers
     python -m benchmarks.experiments.methods_full_size --config configs/nudity.py \
         --config.model.path=models/random-flux --out docs/results/full_size.json
 
-Each makes its adapter as `erase.train` does, without pictures at the end, in a process of its own,
-so that the peak is its own; what the file holds already is left out, unless it failed. The exit
-code is 1 where a method could not be run.
+Each method trains its adapter as `erase.train` does, without pictures at the end, in a separate
+process, so that the peak is its own. Methods already in the file are skipped, unless they failed.
+The exit code is 1 if a method could not be run.
 """
 
 import json
@@ -38,19 +38,19 @@ from erase.training.variants import resume_results
 from flux_jax import progress
 from flux_jax.errors import exits_cleanly
 
-# Attention map erasure makes nothing.
+# Attention map erasure writes no adapter.
 MAKING = tuple(name for name, method in METHODS.items() if method.exports is not None)
 
 
 def measure_all(methods: Mapping[str, Mapping[str, Config]], out: Path) -> FullSizeResult:
-    """Measures methods that the file does not hold yet, or that failed, one after another.
+    """Measure the methods that the file lacks or that failed, one after another.
 
     Args:
-        methods: by name, each one's runs by name.
+        methods: runs by name, for each method's name.
         out: JSON file of the results.
 
     Returns:
-        What the file holds: the size, and by method its record or the `error` that it ended with.
+        The file's contents: the size, and by method its record or the `error` that ended it.
 
     Raises:
         InputError: the file holds measurements of another size.
@@ -70,11 +70,11 @@ def measure_all(methods: Mapping[str, Mapping[str, Config]], out: Path) -> FullS
 
 
 def measure(runs: Mapping[str, Config]) -> dict[str, str | float | None]:
-    """Makes a method's adapters in this process.
+    """Train a method's adapters in this process.
 
     Returns:
-        Seconds of the whole command; of an update and how many there were, where there are any;
-        and the greatest number of bytes in use on a device, where it is known.
+        Seconds of the whole command; seconds per update and the number of updates, if there are;
+        and the peak number of bytes in use on a device, if known.
     """
     first = next(iter(runs.values()))
     updates = len(method_of(first).steps(first))
@@ -101,7 +101,7 @@ def measure(runs: Mapping[str, Config]) -> dict[str, str | float | None]:
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
 
@@ -123,5 +123,5 @@ if __name__ == "__main__":
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
     flags.DEFINE_list("methods", list(MAKING), "Names of methods, separated by commas.")
-    flags.DEFINE_integer("iterations", 10, "Iterations of each.", lower_bound=2)
+    flags.DEFINE_integer("iterations", 10, "Iterations per method.", lower_bound=2)
     app.run(main, flags_parser=parse_flags)

@@ -1,9 +1,10 @@
-"""Shows which tokens of a sentence carry a relation: swaps them with those of its converse.
+"""Find which tokens of a sentence carry a relation, by swapping them with those of its converse.
 
     python -m benchmarks.experiments.relation_tokens --out docs/results/relation_tokens.json
 
-"A left of B" and "A right of B" have the same tokens but for one word. Some of the first sentence's
-encoded tokens are replaced by the second's, and a judge tells which relation is then drawn.
+"A left of B" and "A right of B" have the same tokens except for one word. Some of the first
+sentence's encoded tokens are replaced by the second's, and a judge reports which relation the
+picture then shows.
 Axis letters: B sentences, T text tokens, E text width.
 """
 
@@ -34,13 +35,13 @@ OBJECTS = ("jeans", "car", "house", "grapes", "globe", "shoe", "key", "star")
 
 
 def measure(pictures: int) -> RelationsResult:
-    """Draws every relation with every swap.
+    """Generate pictures of every relation with every swap.
 
     Args:
-        pictures: of each.
+        pictures: per relation and swap.
 
     Returns:
-        By relation and swap, the shares drawn as the relation (`own`) and as its `converse`.
+        By relation and swap, the shares that show the relation (`own`) and its `converse`.
     """
     pipe, judge = load(MODEL), NetworkJudge.load(f"{MODEL}/judge")
     every = itertools.cycle(itertools.product(SUBJECTS, OBJECTS))
@@ -58,7 +59,7 @@ def measure(pictures: int) -> RelationsResult:
 def swaps(
     pipe: Pipeline, pairs: Sequence[tuple[str, str]], relation: str, converse: str
 ) -> dict[str, Conditioning]:
-    """Encoded sentences of a relation, with parts from its converse's."""
+    """Encoded sentences of a relation, with parts replaced by its converse's."""
     sentences = [f"a {a} {relation} a {b}" for a, b in pairs]
     others = [f"a {a} {converse} a {b}" for a, b in pairs]
     encoded, encoded_others = pipe.encode(sentences), pipe.encode(others)
@@ -77,7 +78,7 @@ def swaps(
 def swap_tokens(
     encoded: Conditioning, others: Conditioning, places: Bool[np.ndarray, "B T"]
 ) -> Conditioning:
-    """Encoded sentences whose tokens at some places are those of others."""
+    """Replace the tokens of encoded sentences at some positions by those of others."""
     text: Float[Array, "B T E"] = jnp.where(places[..., None], others.text, encoded.text)
     return replace(encoded, text=text)
 
@@ -105,7 +106,7 @@ def count(
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     result = measure(flags.FLAGS.pictures)
     write(Path(flags.FLAGS.out), json.dumps(result, indent=1) + "\n")
@@ -113,5 +114,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
-    flags.DEFINE_integer("pictures", 64, "Pictures of each.", lower_bound=1)
+    flags.DEFINE_integer("pictures", 64, "Pictures per relation and swap.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)

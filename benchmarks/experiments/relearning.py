@@ -1,11 +1,11 @@
-r"""Teaches erased concepts again: how fast they come back, and what that costs other things.
+r"""Retrain erased concepts: how fast they return, and the effect on other concepts.
 
     python -m benchmarks.experiments.relearning --config configs/emoji_compare.py \
         --out docs/results/relearning.json
 
-Each of some methods makes its adapters. They are then trained further, by flow matching on pictures
-of the concept that the frozen model draws from noise which erasing has not seen, and counted after
-some numbers of steps. Meta-Unlearning (Gao et al., 2024) is to make that harder.
+Each method trains its adapters. They are then trained further by flow matching on pictures of the
+concept, which the frozen model generates from noise that erasing did not use, and evaluated after
+given numbers of steps. Meta-Unlearning (Gao et al., 2024) is designed to make relearning harder.
 Axis letter: R runs.
 """
 
@@ -44,9 +44,9 @@ from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
-# Whose adapter is what was trained, in layers, rank and scale, so that it can be trained further.
+# Methods that export the trained adapter as it is (layers, rank, scale), so it can be trained on.
 AS_TRAINED = tuple(name for name, method in METHODS.items() if method.exports is Method.exports)
-# Added to a run's seed, so that what teaches is not what erased.
+# Added to a run's seed, so that relearning uses other pictures than erasing.
 APART = 1000
 TEACH = jit_over_runs(Update("teach", gradient_of(meta_unlearning.teaching), adamw, "teach"))
 
@@ -54,16 +54,16 @@ TEACH = jit_over_runs(Update("teach", gradient_of(meta_unlearning.teaching), ada
 def measure(
     methods: Mapping[str, Mapping[str, Config]], out: Path, stops: Sequence[int], rate: float
 ) -> RelearningResult:
-    """Erases by methods that the file does not hold yet, teaches again and counts.
+    """Erase by the methods that the file lacks, retrain and evaluate.
 
     Args:
-        methods: by name, each one's runs by name; the adapters have layers and rank in common.
+        methods: runs by name, for each method's name; the adapters share layers and rank.
         out: JSON file of the results.
         stops: numbers of steps after which pictures are counted.
-        rate: AdamW's.
+        rate: learning rate of AdamW.
 
     Returns:
-        What the file holds: by method and number of steps a row for each run.
+        The file's contents: by method and number of steps, a row for each run.
 
     Raises:
         InputError: there is no judge, or the file holds other measurements.
@@ -104,19 +104,19 @@ def teach(
     stops: Sequence[int],
     rate: float,
 ) -> Iterator[tuple[int, dict[str, Adapter]]]:
-    """Trains adapters on pictures of their concepts.
+    """Train adapters on pictures of their concepts.
 
     Args:
         adapters: by run.
         erased: the runs' configurations.
         pipe: the frozen model.
         stops: numbers of steps.
-        rate: AdamW's.
+        rate: learning rate of AdamW.
 
     Yields:
-        Each number of steps, and the adapters after so many.
+        Each number of steps, and the adapters after that many.
     """
-    # The bank and what is compiled in are Meta-Unlearning's, whatever has erased.
+    # The bank and the compiled settings are Meta-Unlearning's, whichever method erased.
     configs = {
         name: replace(config, method="meta_unlearning", seed=config.seed + APART)
         for name, config in runs_with_synonyms(erased).items()
@@ -141,7 +141,7 @@ def teach(
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
     if wrong := [stop for stop in given.stops if not stop.isdecimal()]:
@@ -160,5 +160,5 @@ if __name__ == "__main__":
         "methods", ["esd", "meta_unlearning", "erase_anything"], "Names, separated by commas."
     )
     flags.DEFINE_list("stops", ["0", "10", "20", "40", "80"], "Numbers of steps.")
-    flags.DEFINE_float("rate", 1e-3, "AdamW's, of teaching.", lower_bound=0)
+    flags.DEFINE_float("rate", 1e-3, "Learning rate of the retraining.", lower_bound=0)
     app.run(main, flags_parser=parse_flags)

@@ -1,7 +1,7 @@
-"""What is compared on the shipped small FLUX, and answered in RESULTS.md; see `study` beside this.
+"""Studies on the shipped small FLUX; RESULTS.md has their results, `study` beside this runs them.
 
-Choices are looked at on the validation's prompts and seeds, so that those of the evaluation stay
-unseen until the method is settled.
+Settings are chosen on the validation's prompts and seeds, so that those of the evaluation are
+unused until the method is fixed.
 """
 
 import functools
@@ -19,13 +19,13 @@ from erase.runs import load_runs, merge_fields
 from erase.runs.presets import PRESETS
 from flux_jax.lora import TEXT_QUERY_KEY
 
-# Pictures and prompts at once, as many as a GPU likes.
+# Pictures and prompts per batch, sized for a GPU.
 LARGE = {"evaluation": {"batch": 192}, "bank": {"batch": 64}}
-# So few that what a variant changes still shows.
+# Few, so that the effect of a variant is still visible.
 SHORT = {"iterations": 100}
 STOP = {"iterations": 600, "early_stop": {"every": 25}}
-# Methods that train, with what makes them as fast as the others: their authors' way to x_t draws
-# half a picture in every update.
+# Trained methods on the frozen model's trajectories, which makes them as fast as the others: the
+# authors' procedures run half of the sampling steps in every update to reach x_t.
 TEACHER = {"trajectories": "teacher"}
 TRAINED = {
     "concept_ablation": {},
@@ -34,7 +34,7 @@ TRAINED = {
     "eap": TEACHER,
     "meta_unlearning": TEACHER,
 }
-# Ten of the thirty, of all kinds.
+# Ten of the thirty concepts, of all kinds.
 THIRD = tuple(CONCEPTS)[::3]
 
 
@@ -43,7 +43,7 @@ def _concepts(
     names: Iterable[str] = CONCEPTS,
     split: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Concepts as `configs.emoji_all` erases them, with some changes."""
+    """Concepts as in `configs.emoji_all`, with some changes."""
     return {
         name: functools.reduce(
             merge_fields,
@@ -54,23 +54,23 @@ def _concepts(
 
 
 def _entities() -> dict[str, Any]:
-    """Twenty entities with what the model brings, as `configs.emoji_newcomer` validates them."""
+    """The twenty validation entities of `configs.emoji_newcomer`, with the model's defaults."""
     runs = load_runs(get_config("validation"))
     return {name: merge_fields(asdict(run), LARGE) for name, run in runs.items()}
 
 
 def _rate(rate: float) -> dict[str, dict[str, float]]:
-    """Both levels' learning rate."""
+    """Learning rate of both levels."""
     return {level: {"learning_rate": rate} for level in ("lower", "upper")}
 
 
 def _by(method: str, **own: Any) -> dict[str, Any]:
-    """Another method with settings of its own, all of whose adapter is used."""
+    """Another method with its own settings, at full strength."""
     return {"method": method, method: own, "evaluation": {"strength": 1.0}}
 
 
 def _without(*losses: str) -> dict[str, dict[str, float]]:
-    """Losses' weights set to 0."""
+    """Weights of losses set to 0."""
     levels = {"lower": ("esd", "attn"), "upper": ("lora", "rsc")}
     return {
         level: {loss: 0.0 for loss in names if loss in losses} for level, names in levels.items()
@@ -159,9 +159,9 @@ STUDIES = {
                 for rate in (1e-4, 3e-4, 1e-3, 3e-3)
                 for name, more in TRAINED.items()
             },
-            # The best of four was the least, so that it had two more.
+            # The best of four was the smallest, so two smaller ones were added.
             **{f"MACE, {rate:g}": _by("mace", learning_rate=rate) for rate in (3e-5, 1e-5)},
-            # And here the greatest.
+            # Here it was the largest.
             **{
                 f"UCE, {ridge:g}": _by("uce", ridge=ridge)
                 for ridge in (0.5, 2.0, 10.0, 50.0, 250.0, 1000.0)

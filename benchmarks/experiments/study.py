@@ -1,10 +1,10 @@
-"""Compares variants: trains each on the same concepts and seeds, and counts.
+"""Compare variants: train each on the same concepts and seeds, and evaluate it.
 
     python -m benchmarks.experiments.study --study losses --out docs/results/losses.json
 
-STUDIES name what is compared. All runs of a variant train at once, and not again where
-it differs from the one before in evaluation alone. Its counts are written as soon as they are
-there; variants that the output already holds are left out.
+STUDIES defines the variants. All runs of a variant train at once; a variant that differs from the
+previous one only in the evaluation is not trained again. Counts are written as soon as they are
+computed; variants already in the output are skipped.
 """
 
 import json
@@ -41,13 +41,13 @@ from flux_jax.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """Variants to compare.
 
     Attributes:
-        question: that the study answers, in a sentence.
+        question: the study's question, in one sentence.
         concepts: fields of `Config` for each concept, by its name.
         variants: changes to all of them, by the variant's name; an empty one is the default.
-        seeds: of training; each variant is trained on each concept once a seed.
+        seeds: of training; each variant is trained on each concept once per seed.
     """
 
     question: str
@@ -67,14 +67,10 @@ def _runs_of(study: Study, changes: Mapping[str, Any]) -> dict[str, Config]:
 
 
 def run_study(study: Study, out: Path) -> StudyResult:
-    """Trains and counts every variant.
-
-    Args:
-        study: what is compared.
-        out: JSON file of the results.
+    """Train and evaluate every variant of a study, and write the results to `out`, a JSON file.
 
     Returns:
-        What the file holds: the question, the device, and for each variant its changes, its
+        The file's contents: the question, the device, and for each variant its changes, its
         seconds of training and a row for each run: concept, seed, iterations and cells.
 
     Raises:
@@ -123,13 +119,13 @@ def run_study(study: Study, out: Path) -> StudyResult:
 def count(
     pipe: Pipeline, adapter: Adapter, config: Config, before: dict[str, Bool[np.ndarray, "B"]]
 ) -> StudyRow:
-    """What the judge finds with the base and with an adapter.
+    """Evaluate the base model and an adapter with the judge.
 
     Args:
         pipe: the frozen model.
         adapter: a run's.
         config: the run's, with its synonyms.
-        before: what it finds with the base, by concept; added to, so that nothing is drawn twice.
+        before: hits of the base model, by concept; updated, so that no picture is generated twice.
 
     Raises:
         InputError: the judge does not know a concept.
@@ -149,7 +145,7 @@ def count(
 
 
 def show(result: StudyResult) -> None:
-    """Prints a line for each variant."""
+    """Print a row for each variant."""
     table = number_table(result.get("question", ""), ("", *statistics.CELLS, "H"))
     for name, variant in result["variants"].items():
         cells = sums(variant)
@@ -159,7 +155,7 @@ def show(result: StudyResult) -> None:
 
 
 def read_study(given: str) -> Study:
-    """The study that "FILE:NAME" names, or "NAME" of those in `studies.py`.
+    """The study "NAME" of `studies.py`, or "FILE:NAME".
 
     Raises:
         InputError: there is no such file, or no such study in it.
@@ -176,7 +172,7 @@ def read_study(given: str) -> Study:
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
     run_study(read_study(given.study), Path(given.out))

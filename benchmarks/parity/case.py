@@ -1,4 +1,4 @@
-"""What both sides of the comparison are given, what they give back, and how far that is apart.
+"""Inputs and outputs of both sides of the comparison, and the error between them.
 
 Axis letters: S image tokens, T text tokens, C latent channels, E text width, P pooled width,
 W model width. There is one sample.
@@ -14,18 +14,18 @@ from jaxtyping import Float
 from flux_jax.models.transformer import FluxConfig
 
 TIMESTEP = 0.6
-# Diffusers rounds 1000 * guidance to the model's dtype, and its sinusoids are off by as much: in
-# bfloat16 3500 becomes 3504, while 4000 stays.
+# Diffusers rounds 1000 * guidance to the model's dtype, and its sinusoids change accordingly: in
+# bfloat16 3500 becomes 3504, while 4000 is exact.
 GUIDANCES = (3.5, 4.0)
 
 Kind = Literal["dual", "single"]
-# By whether the adapter is applied, and by guidance.
+# Keys: whether the adapter is applied, and the guidance.
 Velocities = dict[tuple[bool, float], Float[np.ndarray, "1 S C"]]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a velocity is computed from, besides timestep and guidance.
+    """Inputs of a velocity, besides timestep and guidance.
 
     Attributes:
         latents: packed latents.
@@ -42,7 +42,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Streams:
-    """The two parts of what goes from block to block."""
+    """Image and text streams between blocks."""
 
     image: Float[np.ndarray, "1 S W"]
     text: Float[np.ndarray, "1 T W"]
@@ -50,14 +50,14 @@ class Streams:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of diffusers' at work.
+    """Recorded inputs and outputs of one of diffusers' blocks.
 
     Attributes:
-        kind: of which stack of blocks.
-        index: in the stack.
-        given: what it got.
-        conditioning: what it was modulated by.
-        made: what it gave back.
+        kind: which stack of blocks it is in.
+        index: its position in the stack.
+        given: its input.
+        conditioning: its modulation input.
+        made: its output.
     """
 
     kind: Kind
@@ -68,7 +68,7 @@ class Block:
 
 
 def random_inputs(config: FluxConfig, side: int, text_tokens: int, seed: int) -> Inputs:
-    """Standard normal numbers that bfloat16 holds, so that every dtype gets the same.
+    """Standard normal numbers, exact in bfloat16, so that every dtype gets the same inputs.
 
     Args:
         config: the transformer's.
@@ -90,12 +90,12 @@ def random_inputs(config: FluxConfig, side: int, text_tokens: int, seed: int) ->
 
 
 def relative(one: np.ndarray, other: np.ndarray) -> float:
-    """The distance of one array from another, in lengths of the other."""
+    """Relative error ‖one - other‖ / ‖other‖."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
 def slope(one: np.ndarray, other: np.ndarray) -> float:
-    """How much of an array is in another: 1 if they differ by what has no part of it, as noise."""
+    """⟨one, other⟩ / ⟨other, other⟩: 1 if they differ only by a part orthogonal to `other`."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     return float(np.vdot(one, other) / np.vdot(other, other))

@@ -1,7 +1,7 @@
-"""Diffusers' side of `benchmarks.parity.parity`: velocities, and what every block gets and gives.
+"""Diffusers' side of `benchmarks.parity.parity`: velocities, and inputs and outputs of every block.
 
-The model and its LoRA are opened as diffusers' users do it; with the functions' returning they are
-garbage, which `free` gives back to the GPU.
+The model and its LoRA are opened as diffusers' users do it. When the functions return, both are
+garbage; `free` then returns their GPU memory.
 """
 
 import gc
@@ -20,24 +20,24 @@ from benchmarks.parity.case import GUIDANCES, TIMESTEP, Block, Inputs, Kind, Str
 
 
 def device() -> torch.device:
-    """The GPU, or the CPU where PyTorch finds none."""
+    """The GPU, or the CPU if PyTorch finds none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def free() -> None:
-    """Gives memory that nothing uses any more back to the GPU, for JAX to have."""
+    """Return unused GPU memory, so that JAX can use it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def measure(folder: Path, lora: Path, inputs: Inputs, dtype: str) -> tuple[Velocities, list[Block]]:
-    """Velocities without and with a LoRA, and its blocks at work with it.
+    """Velocities without and with a LoRA, and the inputs and outputs of its blocks with it.
 
     Args:
         folder: the pipeline's.
         lora: file of the LoRA.
-        inputs: what the model is given.
+        inputs: inputs of the model.
         dtype: of weights and products.
     """
     model = open_model(folder, dtype)
@@ -52,13 +52,13 @@ def measure(folder: Path, lora: Path, inputs: Inputs, dtype: str) -> tuple[Veloc
 def measure_exactly(
     folder: Path, lora: Path, inputs: Inputs, blocks: Sequence[Block]
 ) -> tuple[Velocities, list[Streams]]:
-    """The same in float32, and what its blocks make of what others got.
+    """The same in float32, and its blocks' outputs for the inputs of recorded blocks.
 
     Args:
         folder: the pipeline's.
         lora: file of the LoRA.
-        inputs: what the model is given.
-        blocks: whose inputs its own blocks get.
+        inputs: inputs of the model.
+        blocks: recorded blocks, whose inputs the float32 blocks are run on.
     """
     model = open_model(folder, "float32")
     found = velocities(model, inputs, False)
@@ -68,8 +68,8 @@ def measure_exactly(
 
 
 def open_model(folder: Path, dtype: str) -> FluxTransformer2DModel:
-    """The pipeline's transformer on the device."""
-    # A folder that this benchmark has made.
+    """Load the pipeline's transformer to the device."""
+    # A local folder; nothing is downloaded.
     model = FluxTransformer2DModel.from_pretrained(  # nosec B615
         folder, subfolder="transformer", torch_dtype=getattr(torch, dtype)
     )
@@ -77,7 +77,7 @@ def open_model(folder: Path, dtype: str) -> FluxTransformer2DModel:
 
 
 def add_lora(model: FluxTransformer2DModel, file: Path) -> None:
-    """Loads a LoRA as `FluxPipeline.load_lora_weights` does it, which wants text encoders too."""
+    """Load a LoRA as `FluxPipeline.load_lora_weights` does; that method needs text encoders too."""
     found: Any = FluxPipeline.lora_state_dict(
         str(file.parent), weight_name=file.name, return_alphas=True, return_lora_metadata=True
     )
@@ -86,13 +86,13 @@ def add_lora(model: FluxTransformer2DModel, file: Path) -> None:
 
 
 def velocities(model: FluxTransformer2DModel, inputs: Inputs, adapted: bool) -> Velocities:
-    """The model's velocities as it is, with a LoRA or without."""
+    """Velocities of the model in its present state, with a LoRA or without."""
     return {(adapted, scale): velocity(model, inputs, scale) for scale in GUIDANCES}
 
 
 @torch.no_grad()
 def velocity(model: FluxTransformer2DModel, inputs: Inputs, guidance: float) -> np.ndarray:
-    """One velocity, from arguments as FluxPipeline gives them."""
+    """One velocity, from arguments as FluxPipeline passes them."""
     place: Any = {"device": model.device, "dtype": model.dtype}
     text_ids, image_ids = positions(model, inputs)
     scale = torch.full((1,), guidance, device=model.device, dtype=torch.float32)
@@ -118,7 +118,7 @@ def positions(model: FluxTransformer2DModel, inputs: Inputs) -> tuple[torch.Tens
 
 @contextmanager
 def watched(model: FluxTransformer2DModel) -> Iterator[list[Block]]:
-    """A list to which each block adds itself as it works."""
+    """A list that records each block's inputs and outputs during forward passes."""
     found: list[Block] = []
 
     def note(
@@ -143,7 +143,7 @@ def watched(model: FluxTransformer2DModel) -> Iterator[list[Block]]:
 
 @torch.no_grad()
 def again(model: FluxTransformer2DModel, block: Block, inputs: Inputs) -> Streams:
-    """What the model's own block makes of what a block got."""
+    """Output of the model's own block for a recorded block's inputs."""
     place: Any = {"device": model.device, "dtype": model.dtype}
     text, image = stack(model, block.kind)[block.index](
         hidden_states=torch.tensor(block.given.image, **place),
@@ -155,11 +155,11 @@ def again(model: FluxTransformer2DModel, block: Block, inputs: Inputs) -> Stream
 
 
 def stack(model: FluxTransformer2DModel, kind: Kind) -> Sequence[torch.nn.Module]:
-    """The model's blocks of a kind."""
+    """The model's blocks of one kind."""
     blocks: Any = model.transformer_blocks if kind == "dual" else model.single_transformer_blocks
     return blocks
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's numbers, none of them rounded, off the GPU."""
+    """The tensor as an array in the host's memory, without rounding."""
     return tensor.float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""This project's side of `benchmarks.parity.parity`: velocities, and blocks one by one."""
+"""This project's side of `benchmarks.parity.parity`: velocities, and outputs of single blocks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -45,13 +45,13 @@ def image_ids(pipe: Pipeline, inputs: Inputs) -> Array:
 def again(
     pipe: Pipeline, adapter: Adapter, inputs: Inputs, blocks: Sequence[Block]
 ) -> list[Streams]:
-    """What this project's blocks make of what blocks of diffusers' got.
+    """Outputs of this project's blocks for the inputs of diffusers' blocks.
 
     Args:
         pipe: the pipeline.
-        adapter: that all blocks have.
-        inputs: what the blocks' model was given.
-        blocks: at work.
+        adapter: applied to all blocks.
+        inputs: inputs of the model that the blocks were recorded in.
+        blocks: recorded blocks.
     """
     config, dtype = pipe.transformer.config, pipe.transformer.dtype
     modules: dict[str, nn.Module] = {
@@ -79,7 +79,7 @@ def again(
 
 @partial(jax.jit, static_argnums=0)
 def _apply(module: nn.Module, stacked: PyTree, index: Array, given: PyTree, shared: Shared) -> Any:
-    """The block of an index; traced, so that all blocks of a kind share one program."""
+    """Apply the block at an index; traced, so that all blocks of a kind share one program."""
     variables = jax.tree.map(lambda leaf: leaf[index], stacked)
     made, _ = module.apply(variables, given, shared)
     return made

@@ -1,22 +1,22 @@
-r"""Compares the transformer with diffusers' on the same weights, LoRA and random inputs.
+r"""Compare the transformer with diffusers' on the same weights, LoRA and random inputs.
 
     python -m benchmarks.parity.parity --model models/flux1-dev --adapter runs/nudity \
         --out parity.json
 
-Both compute in bfloat16. How far they are apart says little by itself, since each rounds in its own
-places; so both are also compared with diffusers in float32, which stands for what is right: ours
-should be no farther from it than diffusers' own bfloat16. FLUX.1 [dev] needs a GPU of 80 GB: its
-float32 weights are 48 GB, first in the host's memory, then alone on the GPU.
+Both compute in bfloat16. Their difference alone means little, since each rounds at other places. So
+both are also compared with diffusers in float32 as the reference: ours should be no farther from it
+than diffusers' own bfloat16. FLUX.1 [dev] needs a GPU with 80 GB: its float32 weights are 48 GB,
+first in the host's memory, then alone on the GPU.
 
 - Velocities, with and without the LoRA, as relative errors ‖x - y‖ / ‖y‖. Diffusers in bfloat16
-  also rounds 1000 * guidance, which this project does not: hence two scales, one that it changes
-  and one that it leaves.
-- The LoRA's effect, the velocity with it less that without: its size in velocities without, its
-  error, and how much of float32's is in it (slope, 1 if all). Each of the two velocities is rounded
-  to 8 bits, so the error of a small effect is mostly noise; the slope is not, since noise has no
-  direction.
-- Every block, with the LoRA: ours, and float32's, get what diffusers' bfloat16 block got. A block's
-  change is its own part of its output, the rest being handed on; a small one hides errors.
+  also rounds 1000 * guidance, which this project does not: hence two scales, one that rounding
+  changes and one that it does not.
+- The LoRA's effect, the velocity with it minus that without: its size relative to the velocity
+  without, its error, and how much of float32's effect it contains (slope, 1 for all). Each of the
+  two velocities is rounded to 8 bits, so the error of a small effect is mostly noise; the slope is
+  not, since noise has no direction.
+- Every block, with the LoRA: ours and float32's are run on the inputs of diffusers' bfloat16 block.
+  A block's change is what it adds to its input; if that is small, it hides errors.
 """
 
 import json
@@ -59,25 +59,25 @@ from flux_jax.weights.hub import find_model
 Record = dict[str, Any]
 
 STREAMS = ("image", "text")
-# What is compared with what, in files and in headings.
+# The pairs that are compared: their names in files and in headings.
 PAIRS = {
     "ours_diffusers": "ours / diffusers",
     "ours_float32": "ours / float32",
     "diffusers_float32": "diffusers / float32",
 }
-# Blocks of the table, and columns of a table that goes to a file.
+# Number of blocks in the table, and width in columns of a table written to a file.
 WORST, WIDTH = 8, 110
 
 
 def compare(pipe: Pipeline, folder: Path, adapter: Adapter, lora: Path, inputs: Inputs) -> Record:
-    """All errors; diffusers' models come first, since JAX keeps the memory that it once had.
+    """Compute all errors. Diffusers runs first, since JAX does not return memory once allocated.
 
     Args:
-        pipe: this project's pipeline, in the dtype that is compared.
+        pipe: this project's pipeline, in the dtype to compare.
         folder: of the same pipeline.
         adapter: this project's.
-        lora: file of the same, for diffusers.
-        inputs: what both are given.
+        lora: file of the same adapter, for diffusers.
+        inputs: inputs of both models.
     """
     dtype = jnp.dtype(pipe.transformer.dtype).name
     theirs, blocks = diffusers.measure(folder, lora, inputs, dtype)
@@ -123,13 +123,13 @@ def named(ours: Velocities, theirs: Velocities) -> tuple[tuple[str, Velocities],
 
 
 def effect(found: Velocities, scale: float) -> tuple[np.ndarray, float]:
-    """What an adapter changes, and its size in velocities without it."""
+    """The change by an adapter, and its size relative to the velocity without it."""
     plain, adapted = found[False, scale], found[True, scale]
     return adapted - plain, relative(adapted, plain)
 
 
 def beside(found: Velocities, exact: Velocities, scale: float) -> Record:
-    """A side's effect beside that in float32."""
+    """A side's effect compared with that in float32."""
     (change, size), (true, _) = effect(found, scale), effect(exact, scale)
     return {"size": size, "error": relative(change, true), "slope": slope(change, true)}
 
@@ -148,13 +148,13 @@ def of_block(block: Block, ours: Streams, exact: Streams) -> list[Record]:
 
 
 def read_both(path: Path) -> tuple[Path, Adapter]:
-    """The file of an adapter that diffusers can load, and the adapter in it.
+    """Find the adapter's file in diffusers' layout, and read it.
 
     Args:
         path: the file, its folder or a run's folder.
 
     Raises:
-        InputError: there is no such file, or what it holds changes nothing.
+        InputError: there is no such file, or the adapter changes nothing.
     """
     files = (path, path / TORCH_FILE, path / "adapter" / TORCH_FILE)
     file = next((file for file in files if file.is_file()), None)
@@ -170,7 +170,7 @@ def read_both(path: Path) -> tuple[Path, Adapter]:
 
 
 def velocity_table(result: Mapping[str, Any]) -> Table:
-    """A line for each velocity."""
+    """Table with a row for each velocity."""
     table = Table("guidance", "LoRA", title=f"Velocity in {result['dtype']}, relative errors")
     for heading in PAIRS.values():
         table.add_column(heading, justify="right")
@@ -181,8 +181,8 @@ def velocity_table(result: Mapping[str, Any]) -> Table:
 
 
 def effect_table(result: Mapping[str, Any]) -> Table:
-    """A line for each side's effect."""
-    table = Table("guidance", "", title="The LoRA's effect, beside that in float32")
+    """Table with a row for each side's effect."""
+    table = Table("guidance", "", title="The LoRA's effect, compared with float32")
     for heading in ("size", "error", "slope"):
         table.add_column(heading, justify="right")
     for line in result["effect"]:
@@ -196,9 +196,9 @@ def effect_table(result: Mapping[str, Any]) -> Table:
 
 
 def blocks_table(result: Mapping[str, Any]) -> Table:
-    """The blocks where the two sides are farthest apart."""
+    """Table of the blocks with the largest errors between the two sides."""
     count = len({line["block"] for line in result["blocks"]})
-    title = f"{WORST} largest relative errors of {count} blocks' outputs, each stream for itself"
+    title = f"{WORST} largest relative errors of {count} blocks' outputs, per stream"
     table = Table("block", "stream", title=title)
     for heading in (*PAIRS.values(), "change"):
         table.add_column(heading, justify="right")
@@ -210,7 +210,7 @@ def blocks_table(result: Mapping[str, Any]) -> Table:
 
 
 def machine() -> dict[str, str]:
-    """What both sides ran on."""
+    """Hardware and package versions of both sides."""
     place = diffusers.device()
     name = torch.cuda.get_device_name() if place.type == "cuda" else place.type
     packages = {package: version(package) for package in ("jax", "torch", "diffusers", "peft")}
@@ -219,9 +219,9 @@ def machine() -> dict[str, str]:
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
-    # Before JAX starts: PyTorch comes first and needs the whole GPU.
+    # Before JAX starts: PyTorch runs first and needs the whole GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     given = flags.FLAGS
     lora, adapter = read_both(Path(given.adapter))

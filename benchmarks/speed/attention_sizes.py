@@ -1,11 +1,11 @@
-"""Attention on a GPU at even and odd numbers of tokens: how exact, and how long it takes.
+"""Accuracy and time of attention on a GPU at even and odd numbers of tokens.
 
     python -m benchmarks.speed.attention_sizes --out benchmarks/speed/attention_sizes.json
 
 For each picture size with 256 text tokens: cuDNN's kernel in bfloat16, as
 `flux_jax.models.attention` calls it, against XLA's in float32. Values, gradients and attention
-masses are compared by ‖found - wanted‖ / ‖wanted‖; beside them stands what rounding alone does,
-XLA's kernel in bfloat16. Times are medians of value and gradient, and are of one card only.
+masses are compared by ‖found - wanted‖ / ‖wanted‖, and so is XLA's kernel in bfloat16, which shows
+the error of rounding alone. Times are medians of value and gradient, and are of one card only.
 Axis letters: B batch, N tokens, H heads, D head width, T text tokens.
 """
 
@@ -34,7 +34,7 @@ TEXT, HEADS, WIDTH, REPEATS = 256, 24, 128, 10
 
 
 def tokens_of(height: int, width: int) -> int:
-    """Text and image tokens of a picture."""
+    """Number of text and image tokens of a picture."""
     return TEXT + height // 16 * (width // 16)
 
 
@@ -88,7 +88,7 @@ def relative(found: Array, wanted: Array) -> float:
 
 
 def median_seconds(run: Callable[[], Any]) -> float:
-    """Median of `REPEATS` runs, after two to warm up."""
+    """Median of `REPEATS` runs, after two warm-up runs."""
     seconds = []
     for index in range(REPEATS + 2):
         start = time.perf_counter()
@@ -100,12 +100,10 @@ def median_seconds(run: Callable[[], Any]) -> float:
 
 @exits_cleanly
 def main(argv: list[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     if jax.default_backend() != "gpu":
-        raise InputError(
-            f"device = {jax.default_backend()!r} must be a GPU: cuDNN runs on no other"
-        )
+        raise InputError(f"device = {jax.default_backend()!r} must be a GPU: cuDNN needs one")
     results = {f"{height} x {width}": measure(height, width) for height, width in SIZES}
     table = Table("", *results, title=jax.devices()[0].device_kind)
     for name in next(iter(results.values())):

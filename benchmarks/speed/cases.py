@@ -1,7 +1,7 @@
-"""What is measured at FLUX.1 [dev]'s size, and how what was measured is kept.
+"""Workloads at FLUX.1 [dev]'s size, and the file of their measurements.
 
-A result is a dictionary of sides ("ours", and diffusers "eager" and "compiled"); each has the
-`machine` that it was measured on and a record for each of its `works`.
+A result is a dictionary of sides ("ours", and diffusers "eager" and "compiled"); each has its
+`machine` and a record for each of its `works`, the workloads.
 """
 
 import json
@@ -29,21 +29,21 @@ Result = dict[str, Any]
 
 SIDES = ("ours", "eager", "compiled")
 SIZES = configs("dev")["transformer"]
-# Passes before those that count, and Euler steps of a picture.
+# Warm-up passes, and Euler steps of a picture.
 WARM_UPS, STEPS = 2, 28
 GUIDANCE = 3.5
 PIXELS_PER_TOKEN = 16
-# Of the adapter that steps train.
+# Rank, learning rate and weight decay of the trained adapter.
 RANK, RATE, DECAY = 8, 1e-3, 0.01
 
 OUT_OF_MEMORY = "out of memory"
-# The record of a work that has begun: if its process ends, it stays.
+# Record of a started workload; it remains if the process dies.
 UNFINISHED = {"error": "not finished"}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Something to time.
+    """A workload to time.
 
     Attributes:
         kind: "forward" is one velocity; "sample" the Euler steps of a picture, without text
@@ -53,7 +53,7 @@ class Work:
         pixels: side of the picture.
         text_tokens: T5's.
         batch: pictures.
-        checkpointed: whether backward passes compute blocks anew.
+        checkpointed: whether backward passes recompute blocks (gradient checkpointing).
     """
 
     kind: Kind
@@ -88,14 +88,14 @@ WORKS = {
 
 
 def define_flags() -> None:
-    """Declares the flags of all commands; a function, so that importing declares nothing."""
+    """Declare the flags of all commands; a function, so that importing this declares none."""
     flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
-    flags.DEFINE_list("works", list(WORKS), "What is measured, joined by commas.")
-    flags.DEFINE_integer("repeats", 10, "Repeats of each, after warming up.", lower_bound=10)
+    flags.DEFINE_list("works", list(WORKS), "Names of workloads, separated by commas.")
+    flags.DEFINE_integer("repeats", 10, "Repeats of each, after warm-up.", lower_bound=10)
 
 
 def chosen(names: Sequence[str], side: str) -> dict[str, Work]:
-    """The works of some names that a side has, in the order of `WORKS`.
+    """The named workloads that a side has, in the order of `WORKS`.
 
     Raises:
         InputError: a name is unknown.
@@ -110,7 +110,7 @@ def chosen(names: Sequence[str], side: str) -> dict[str, Work]:
 
 
 def times(samples: Sequence[float]) -> Record:
-    """The times of repeats: their median, and how far they spread."""
+    """Median, fastest and slowest of the repeats."""
     return {
         "seconds": statistics.median(samples),
         "fastest": min(samples),
@@ -120,7 +120,7 @@ def times(samples: Sequence[float]) -> Record:
 
 
 def attempt(measure: Callable[[], Record]) -> Record:
-    """A work's record, or why there is none: what one work lacks must not cost the others."""
+    """A workload's record, or the error that ended it, so that the others still run."""
     try:
         return measure()
     except Exception as error:
@@ -129,7 +129,7 @@ def attempt(measure: Callable[[], Record]) -> Record:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line; `OUT_OF_MEMORY` for all of that kind."""
+    """The error in one line; `OUT_OF_MEMORY` for all errors of that kind."""
     said = f"{type(error).__name__}: {error}"
     if re.search(r"out ?of ?memory|RESOURCE_EXHAUSTED|ALLOC_FAILED", said, re.IGNORECASE):
         return OUT_OF_MEMORY
@@ -137,7 +137,7 @@ def reason(error: Exception) -> str:
 
 
 def merged(result: Mapping[str, Any], side: str, entry: Mapping[str, Any]) -> Result:
-    """A result with more of a side, whose older records stay if they are from the same machine."""
+    """Add a side's records; its older records are kept only if they are from the same machine."""
     older = result.get(side, {})
     if older.get("machine") != entry["machine"]:
         older = {"works": {}}
@@ -145,10 +145,10 @@ def merged(result: Mapping[str, Any], side: str, entry: Mapping[str, Any]) -> Re
 
 
 def read(file: Path) -> Result:
-    """The result in a file; an empty one if there is none."""
+    """Read the result file; empty if there is none."""
     return read_json(file) if file.is_file() else {}
 
 
 def add(file: Path, side: str, entry: Mapping[str, Any]) -> None:
-    """Adds to the result in a file, which is complete at any time."""
+    """Add records to the result file, which is complete at any time."""
     write(file, json.dumps(merged(read(file), side, entry), indent=1) + "\n")

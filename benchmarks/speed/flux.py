@@ -1,13 +1,13 @@
-"""Times this project against diffusers at FLUX.1 [dev]'s size, on one GPU of 80 GB.
+"""Compare this project's speed with diffusers' at FLUX.1 [dev]'s size, on one GPU with 80 GB.
 
     python -m benchmarks.speed.flux --out flux.json --against diffusers
     python -m benchmarks.speed.flux --out flux.json --works forward-512,step-512 --resume
 
-Each side runs in a process of its own, one after another, so that each has the GPU to itself; the
-file holds every work as soon as it is measured, and `--resume` measures what it lacks. `WORKS` in
-`benchmarks.speed.cases` names the works; `benchmarks.speed.flux_ours` and
-`benchmarks.speed.flux_torch` tell how each side is measured. The exit code is 1 where something
-could not be, but for want of memory.
+Each side runs in a separate process, one after another, so that each has the GPU to itself. Every
+workload is written to the file as soon as it is measured; `--resume` measures those missing.
+`WORKS` in `benchmarks.speed.cases` defines the workloads; see `benchmarks.speed.flux_ours` and
+`benchmarks.speed.flux_torch` for how each side is measured. The exit code is 1 if a workload failed
+for a reason other than memory.
 """
 
 import itertools
@@ -27,22 +27,22 @@ from benchmarks.speed.cases import OUT_OF_MEMORY, SIDES, UNFINISHED, WORKS, Resu
 from erase.cli.flags import begin, parse_flags
 from flux_jax.errors import InputError, exits_cleanly
 
-# How many of diffusers' forward passes the pair of updates of EraseAnything's own code costs.
+# Number of diffusers' forward passes that the two updates of EraseAnything's own code cost.
 OFFICIAL_FORWARDS = 145
 GB = 1e9
 NOTHING = "–"
-# Columns of the tables, also where they go to a file.
+# Width of the tables in columns, also in files.
 WIDTH = 140
 
 
 @dataclass(frozen=True)
 class Target:
-    """What this project's fastest of some works must not exceed.
+    """Upper limit for this project's fastest of some workloads.
 
     Attributes:
-        title: what is compared.
-        works: by name; several are ways to do the same, of which each side's fastest counts.
-        limit: seconds, bytes, or the share of the partner's seconds.
+        title: of the table's row.
+        works: by name; if there are several, they do the same work, and each side's fastest counts.
+        limit: seconds, bytes, or the ratio to the partner's seconds.
         partner: a side of diffusers.
         field: of the records.
     """
@@ -66,9 +66,9 @@ TARGETS = (
 
 
 def number(result: Result, side: str, name: str, field: str = "seconds") -> float | None:
-    """A number of a work's record, if it was measured.
+    """A number of a workload's record, if it was measured.
 
-    An iteration of diffusers is not measured: it counts as `OFFICIAL_FORWARDS` forward passes.
+    An iteration of diffusers is not measured; it counts as `OFFICIAL_FORWARDS` forward passes.
     """
     works = result.get(side, {}).get("works", {})
     if side == "eager" and name == "iteration-512" and field == "seconds":
@@ -78,7 +78,7 @@ def number(result: Result, side: str, name: str, field: str = "seconds") -> floa
 
 
 def reached(result: Result, target: Target) -> float | None:
-    """What a target limits, if all of it was measured."""
+    """The value that a target limits, if all of its workloads were measured."""
     least = []
     for side in ("ours", target.partner):
         if side is None:
@@ -91,7 +91,7 @@ def reached(result: Result, target: Target) -> float | None:
 
 
 def times_table(result: Result) -> Table:
-    """A line for each work: milliseconds of each side, their ratios, our share of the peak."""
+    """A row for each workload: milliseconds of each side, their ratios, our share of the peak."""
     table = Table(title="Milliseconds, medians", caption=caption(result))
     headings = ("", *SIDES, *(f"ours / {side}" for side in SIDES[1:]), "of matmul rate")
     for heading in headings:
@@ -109,8 +109,8 @@ def times_table(result: Result) -> Table:
 
 
 def memory_table(result: Result) -> Table:
-    """A line for each work: gigabytes and seconds of compiling of each side."""
-    table = Table(title="Peak memory, GB (10⁹ bytes), and compiling, s")
+    """A row for each workload: gigabytes and seconds of compiling, for each side."""
+    table = Table(title="Peak memory, GB (10⁹ bytes), and compile time, s")
     table.add_column("", no_wrap=True)
     for what, side in itertools.product(("GB", "s"), SIDES):
         table.add_column(f"{side}, {what}", justify="right")
@@ -124,7 +124,7 @@ def memory_table(result: Result) -> Table:
 
 
 def targets_table(result: Result) -> Table:
-    """A line for each target."""
+    """A row for each target."""
     table = Table("", "measured", "target", "met", title="Targets")
     for target in TARGETS:
         value = reached(result, target)
@@ -135,7 +135,7 @@ def targets_table(result: Result) -> Table:
 
 
 def quantity(target: Target, value: float) -> str:
-    """A number with what it counts."""
+    """A number with its unit."""
     if target.field == "memory_bytes":
         return f"{value / GB:.1f} GB"
     return f"{value:.2f} s" if target.partner is None else f"{value:.2f} x {target.partner}"
@@ -144,7 +144,7 @@ def quantity(target: Target, value: float) -> str:
 def cell(
     result: Result, side: str, name: str, unit: float, digits: int, field: str = "seconds"
 ) -> str:
-    """A number in a unit, or why there is none; numbers of a run that left them are marked."""
+    """A number in a unit, or why it is missing; marked if a result of the run was not finite."""
     record = result.get(side, {}).get("works", {}).get(name, {})
     if "error" in record:
         return record["error"] if field == "seconds" else NOTHING
@@ -154,12 +154,12 @@ def cell(
 
 
 def share(flops: float | None, seconds: float | None, rate: float | None) -> str:
-    """The share of the product's rate that a work achieves."""
+    """Achieved share of the matrix product's rate."""
     return f"{flops / seconds / rate:.0%}" if flops and seconds and rate else NOTHING
 
 
 def caption(result: Result) -> str:
-    """The machines, the rate, and what is not measured but multiplied."""
+    """Machines, matrix product rate, memory, and the number that is not measured."""
     machines = [
         f"{side}: {', '.join(f'{key} {value}' for key, value in result[side]['machine'].items())}"
         for side in SIDES
@@ -168,19 +168,19 @@ def caption(result: Result) -> str:
     if rate := result.get("ours", {}).get("matmul_flops_per_second"):
         machines.append(f"matmul rate: {rate / 1e12:.0f} TFLOP/s in bfloat16")
     if used := result.get("ours", {}).get("peak_bytes"):
-        machines.append(f"ours had at most {used / GB:.1f} GB in use, making the weights included")
+        machines.append(f"peak use of ours: {used / GB:.1f} GB, including creating the weights")
     if number(result, "eager", "iteration-512") is not None:
-        machines.append(f"eager's iteration: {OFFICIAL_FORWARDS} of its forward passes, not run")
+        machines.append(f"eager's iteration: {OFFICIAL_FORWARDS} x its forward pass, not measured")
     return "\n".join(machines)
 
 
 def measured(result: Result) -> list[str]:
-    """Names of the works that any side has, in their order."""
+    """Names of the workloads that any side has, in order."""
     return [n for n in WORKS if any(n in result[s].get("works", {}) for s in SIDES if s in result)]
 
 
 def missing(result: Result, side: str, names: Sequence[str]) -> list[str]:
-    """Works of a side that a result lacks, or has failed at for another reason than memory."""
+    """Workloads of a side that are missing or failed for a reason other than memory."""
     known: Mapping[str, Any] = result.get(side, {}).get("works", {})
     settled = (None, OUT_OF_MEMORY)
     return [
@@ -191,7 +191,7 @@ def missing(result: Result, side: str, names: Sequence[str]) -> list[str]:
 
 
 def run(file: Path, side: str, names: Sequence[str], repeats: int) -> None:
-    """Measures works of a side in a process of its own; one that a work ends has a successor."""
+    """Measure a side's workloads in a separate process; restart it if a workload kills it."""
     own = ["flux_ours"] if side == "ours" else ["flux_torch", "--side", side]
     command = [sys.executable, "-m", f"benchmarks.{own[0]}", *own[1:], "--out", str(file)]
     left = list(names)
@@ -200,8 +200,8 @@ def run(file: Path, side: str, names: Sequence[str], repeats: int) -> None:
         # No shell, and the arguments are this command's own.
         code = subprocess.run([*command, *given], check=False).returncode  # nosec B603
         if code:
-            print(f"{side}: the process ended with code {code}", file=sys.stderr)
-        # What Python ends by itself is no work's fault, and would come again.
+            print(f"{side}: the process ended with exit code {code}", file=sys.stderr)
+        # Restart only after a signal: an exit by Python itself would repeat.
         works = read(file).get(side, {}).get("works", {}) if code < 0 else {}
         begun = [index for index, name in enumerate(left) if works.get(name) == UNFINISHED]
         left = left[begun[-1] + 1 :] if begun else []
@@ -209,7 +209,7 @@ def run(file: Path, side: str, names: Sequence[str], repeats: int) -> None:
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
     file = Path(given.out)
@@ -230,6 +230,6 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     shared.define_flags()
     flags.adopt_module_key_flags(shared)
-    flags.DEFINE_enum("against", None, ["diffusers"], "What else is measured: eager and compiled.")
-    flags.DEFINE_bool("resume", False, "Measure what the file lacks.")
+    flags.DEFINE_enum("against", None, ["diffusers"], "Also measure diffusers, eager and compiled.")
+    flags.DEFINE_bool("resume", False, "Measure only what the file lacks.")
     app.run(main, flags_parser=parse_flags)

@@ -1,10 +1,10 @@
-"""Times this project's transformer and updates at FLUX.1 [dev]'s size, on one GPU.
+"""Time this project's transformer and updates at FLUX.1 [dev]'s size, on one GPU.
 
     python -m benchmarks.speed.flux_ours --out flux.json --works forward-512,step-512
 
-`benchmarks.speed.flux` runs this beside diffusers. Weights are random bfloat16, made on the device.
-Times are of the host, from a call to results that are ready; memory is the compiler's: arguments,
-temporaries and results, those counted once that take an argument's place.
+`benchmarks.speed.flux` runs this and diffusers. Weights are random bfloat16, generated on the
+device. Times are measured on the host, from the call until its results are ready. Memory is the
+compiler's: arguments, temporaries and results; donated arguments count once.
 """
 
 import gc
@@ -63,7 +63,7 @@ MATMUL = 8192
 
 
 class Inputs(flax.struct.PyTreeNode):
-    """What the transformer is given, and where a step wants to be."""
+    """Inputs of the transformer, and the target velocity of a step."""
 
     latents: Float[Array, "B S C"]
     conditioning: Conditioning
@@ -75,7 +75,7 @@ class Inputs(flax.struct.PyTreeNode):
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled function, how long it took to compile and how many bytes it needs at most."""
+    """A compiled function with its compile time and its peak memory in bytes."""
 
     call: Callable[..., Any]
     seconds: float
@@ -83,7 +83,7 @@ class Program:
 
     @classmethod
     def of(cls, function: Any, *arguments: Any, **options: Any) -> "Program":
-        """Compiles a jitted function for these arguments."""
+        """Compile a jitted function for these arguments."""
         began = time.perf_counter()
         compiled = function.lower(*arguments, **options).compile()
         seconds = time.perf_counter() - began
@@ -102,12 +102,12 @@ def normal(
     deviation: float = 1.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Array:
-    """Normal numbers, drawn in float32 on the device."""
+    """Normal numbers, sampled in float32 on the device."""
     return (mean + deviation * jax.random.normal(key, shape)).astype(dtype)
 
 
 def random_params(sizes: Mapping[str, Any], seed: int = 0) -> PyTree:
-    """A transformer's weights in bfloat16, one by one, as `benchmarks.make_checkpoint` has them.
+    """A transformer's weights in bfloat16, tensor by tensor, as in `benchmarks.make_checkpoint`.
 
     Args:
         sizes: its `config.json`.
@@ -126,7 +126,7 @@ def random_params(sizes: Mapping[str, Any], seed: int = 0) -> PyTree:
 
 
 def random_inputs(sizes: FluxConfig, work: Work, seed: int = 1) -> Inputs:
-    """What a work's passes are given."""
+    """Random inputs of a workload."""
     keys = jax.random.split(jax.random.key(seed), 4)
     latents = (work.batch, work.image_tokens, sizes.in_channels)
     text = (work.batch, work.text_tokens, sizes.joint_attention_dim)
@@ -146,7 +146,7 @@ def random_inputs(sizes: FluxConfig, work: Work, seed: int = 1) -> Inputs:
 def random_bank(
     config: Config, model: FluxTransformer, work: Work, seed: int = 2, runs: int = 1
 ) -> Bank:
-    """A bank for runs, with the shapes of each one's own and the axis of runs."""
+    """A random bank with the shapes of each run's bank and a leading axis of runs."""
     pools = (CONCEPT, *(SYNONYM for _ in config.synonyms), *(POOL for _ in config.irrelevant))
     wanted = shapes_of(config, model, work.image_tokens, work.text_tokens)
     leaves, tree = jax.tree.flatten(wanted)
@@ -171,7 +171,7 @@ def random_bank(
 def lora_step(
     state: tuple[PyTree, PyTree], params: PyTree, inputs: Inputs, *, model: FluxTransformer
 ) -> tuple[tuple[PyTree, PyTree], Float[Array, ""]]:
-    """AdamW's step of an adapter towards a velocity.
+    """One AdamW step of an adapter towards a target velocity.
 
     Args:
         state: the adapter and its optimiser's state, donated.
@@ -200,7 +200,7 @@ def _adamw() -> optax.GradientTransformation:
 
 
 def forward(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> Record:
-    """The record of one velocity."""
+    """Measure one velocity."""
     given = random_inputs(model.config, work)
     denoiser = Denoiser(model, params, given.image_ids, given.guidance)
     arguments = (denoiser, given.latents, given.conditioning, given.times)
@@ -210,7 +210,7 @@ def forward(model: FluxTransformer, params: PyTree, work: Work, repeats: int) ->
 
 
 def sample(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> Record:
-    """The record of a picture's Euler steps."""
+    """Measure the Euler steps of a picture."""
     given, sigmas = random_inputs(model.config, work), jnp.asarray(work.sigmas)
     denoiser = Denoiser(model, params, given.image_ids, given.guidance)
     arguments = (denoiser, given.latents, given.conditioning, sigmas, None)
@@ -221,7 +221,7 @@ def sample(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> 
 
 
 def step(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> Record:
-    """The record of an adapter's step."""
+    """Measure an adapter's training step."""
     model, given = model.clone(remat=work.checkpointed), random_inputs(model.config, work)
     lora = init(jax.random.key(3), params, rank=RANK)
     state = lora, _adamw().init(lora)
@@ -240,7 +240,7 @@ def step(model: FluxTransformer, params: PyTree, work: Work, repeats: int) -> Re
 def iteration(
     config: Config, model: FluxTransformer, params: PyTree, work: Work, repeats: int
 ) -> Record:
-    """The record of both updates of a run; memory is that of the larger."""
+    """Measure both updates of a run; memory is that of the larger one."""
     bank = random_bank(config, model, work)
     context = context_of(config, model, make_mesh(config.mesh, 1, config.batch_size))
     lower_key, upper_key = jax.random.split(jax.random.key(4), (2, 1))
@@ -266,15 +266,15 @@ def record(
     work: Work,
     counted: int,
 ) -> Record:
-    """Times calls, each of which is given what the one before returned.
+    """Time calls, each of which gets the result of the previous one.
 
     Args:
-        programs: what is called.
-        call: the work.
-        carried: what the first call is given.
-        repeats: calls that count.
-        work: the work.
-        counted: operations for one sample of its batch.
+        programs: the compiled functions that are called.
+        call: the workload as a function.
+        carried: argument of the first call.
+        repeats: number of timed calls.
+        work: the workload.
+        counted: operations per sample of its batch.
     """
     samples, carried = timed(call, carried, repeats)
     memory = [program.memory for program in programs if program.memory is not None]
@@ -289,7 +289,7 @@ def record(
 
 
 def timed(call: Callable[[Any], Any], carried: Any, repeats: int) -> tuple[list[float], Any]:
-    """Seconds of each repeat after warming up, and what the last one returned."""
+    """Seconds of each repeat after warm-up, and the last result."""
     samples = []
     for _ in range(WARM_UPS + repeats):
         began = time.perf_counter()
@@ -299,7 +299,7 @@ def timed(call: Callable[[Any], Any], carried: Any, repeats: int) -> tuple[list[
 
 
 def matmul_rate(size: int, repeats: int) -> float:
-    """Operations a second of a product of two square matrices in bfloat16."""
+    """Operations per second of a product of two square matrices in bfloat16."""
     keys = jax.random.split(jax.random.key(6))
     a, b = (normal(key, (size, size), dtype=jnp.bfloat16) for key in keys)
     product = jax.jit(jnp.matmul)
@@ -310,16 +310,16 @@ def matmul_rate(size: int, repeats: int) -> float:
 def measure(
     works: Mapping[str, Work], sizes: Mapping[str, Any], config: Config, repeats: int
 ) -> Iterator[tuple[str, Record]]:
-    """Measures works one after another.
+    """Measure workloads one after another.
 
     Args:
         works: by name.
         sizes: the transformer's `config.json`.
         config: of the run whose iteration is measured.
-        repeats: of each.
+        repeats: of each workload.
 
     Yields:
-        A work's name with `UNFINISHED`, and then with its record.
+        A workload's name with `UNFINISHED`, and then with its record.
     """
     params = random_params(sizes)
     model = FluxTransformer(FluxConfig.from_dict(sizes), jnp.bfloat16)
@@ -333,7 +333,7 @@ def measure(
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
     file, works = Path(given.out), chosen(given.works, SIDE)

@@ -1,12 +1,12 @@
-"""Times diffusers' transformer at FLUX.1 [dev]'s size, on one GPU.
+"""Time diffusers' transformer at FLUX.1 [dev]'s size, on one GPU.
 
     python -m benchmarks.speed.flux_torch --out flux.json --side eager --works forward-512
 
-`benchmarks.speed.flux` runs this beside this project's own. The model is used as diffusers and PEFT
-are: bfloat16 weights, attention by PyTorch's `scaled_dot_product_attention`, inputs as FluxPipeline
-gives them, a LoRA in float32 under fused AdamW, `torch.compile` of the whole model. Steps go
-without cuDNN's attention. Text encoders and autoencoder take no part. Times are CUDA's events,
-memory is the allocator's peak.
+`benchmarks.speed.flux` runs this and this project's own side. The model is run as diffusers and
+PEFT are used: bfloat16 weights, attention by PyTorch's `scaled_dot_product_attention`, inputs as
+FluxPipeline passes them, a LoRA in float32 under fused AdamW, `torch.compile` of the whole model.
+Training steps exclude cuDNN's attention. Text encoders and autoencoder are not included. Times are
+measured by CUDA events; memory is the allocator's peak.
 """
 
 import gc
@@ -50,7 +50,7 @@ TARGETS = ["add_q_proj", "add_k_proj"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the model is given by name, and where a step wants to be."""
+    """The model's keyword arguments, and the target velocity of a step."""
 
     given: dict[str, Any]
     target: torch.Tensor
@@ -59,17 +59,17 @@ class Inputs:
 def random_model(
     sizes: Mapping[str, Any], device: torch.device, seed: int = 0
 ) -> FluxTransformer2DModel:
-    """A transformer in bfloat16 with weights as `benchmarks.make_checkpoint` has them, frozen.
+    """A frozen transformer in bfloat16 with random weights as in `benchmarks.make_checkpoint`.
 
     Args:
         sizes: its `config.json`.
-        device: where the weights are made.
+        device: where the weights are generated.
         seed: of the weights.
     """
     with torch.device("meta"):
         made: Any = FluxTransformer2DModel.from_config(dict(sizes))
     model = made.bfloat16().to_empty(device=device).requires_grad_(False)
-    assert not list(model.buffers()), "nothing is left as memory had it"
+    assert not list(model.buffers()), "uninitialised buffers are left"
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
@@ -83,7 +83,7 @@ def random_model(
 def random_inputs(
     sizes: Mapping[str, Any], work: Work, device: torch.device, seed: int = 1
 ) -> Inputs:
-    """What a work's passes are given."""
+    """Random inputs of a workload."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ def random_inputs(
 
 
 def add_lora(model: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
-    """Adds a LoRA, unless the model has it, and returns its parameters, in float32."""
+    """Add a LoRA, unless the model has one, and return its parameters, in float32."""
     if not getattr(model, "_hf_peft_config_loaded", False):
         lora = LoraConfig(
             r=RANK, lora_alpha=RANK, target_modules=TARGETS, init_lora_weights="gaussian"
@@ -126,7 +126,7 @@ def forward(model: Any, call: Any, inputs: Inputs, work: Work) -> Callable[[], t
 
 
 def sample(model: Any, call: Any, inputs: Inputs, work: Work) -> Callable[[], torch.Tensor]:
-    """A function that takes a picture's Euler steps."""
+    """A function that runs the Euler steps of a picture."""
     levels = torch.tensor(work.sigmas, device=inputs.target.device)
     changes = levels.diff()
     given = {key: value for key, value in inputs.given.items() if key != "hidden_states"}
@@ -144,9 +144,9 @@ def sample(model: Any, call: Any, inputs: Inputs, work: Work) -> Callable[[], to
 
 
 def step(model: Any, call: Any, inputs: Inputs, work: Work) -> Callable[[], torch.Tensor]:
-    """A function that takes AdamW's step of a LoRA towards a velocity, and returns the loss."""
+    """A function that runs an AdamW step of a LoRA towards a velocity and returns the loss."""
     trained = add_lora(model)
-    # Its gradient fails in PyTorch 2.11 with an illegal memory access; the others stay.
+    # Its gradient fails in PyTorch 2.11 with an illegal memory access; the others are still used.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if work.checkpointed:
         model.enable_gradient_checkpointing()
@@ -168,14 +168,14 @@ def step(model: Any, call: Any, inputs: Inputs, work: Work) -> Callable[[], torc
 def record(
     model: FluxTransformer2DModel, work: Work, side: str, device: torch.device, repeats: int
 ) -> Record:
-    """Times a work, which nothing that was compiled before slows down.
+    """Time a workload, without the effects of earlier compilations.
 
     Args:
         model: the model; steps add a LoRA to it.
-        work: the work.
+        work: the workload.
         side: "eager" or "compiled".
         device: the model's.
-        repeats: calls that count.
+        repeats: number of timed calls.
     """
     torch.compiler.reset()
     call = torch.compile(model, dynamic=False) if side == "compiled" else model
@@ -198,7 +198,7 @@ def record(
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call, by CUDA's events where there is CUDA."""
+    """Seconds of a call, by CUDA events if CUDA is available."""
     if device.type != "cuda":
         began = time.perf_counter()
         run()
@@ -219,23 +219,23 @@ def measure(
     device: torch.device,
     repeats: int,
 ) -> Iterator[tuple[str, Record]]:
-    """Measures works one after another, forward passes before steps.
+    """Measure workloads one after another, forward passes before steps.
 
     Args:
         works: by name.
         sizes: the transformer's `config.json`.
         side: "eager" or "compiled".
-        device: where.
-        repeats: of each.
+        device: of the model.
+        repeats: of each workload.
 
     Yields:
-        A work's name with `UNFINISHED`, and then with its record.
+        A workload's name with `UNFINISHED`, and then with its record.
     """
     model = random_model(sizes, device)
     for name, work in progress.bar(works.items(), desc=f"diffusers, {side}"):
         yield name, UNFINISHED
         yield name, attempt(partial(record, model, work, side, device, repeats))
-        # What a work that ran out of memory has left behind.
+        # Left by a workload that ran out of memory.
         for parameter in model.parameters():
             parameter.grad = None
         gc.collect()
@@ -245,9 +245,9 @@ def measure(
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
-    # JAX is imported along with what both sides share, and is to leave the GPU alone.
+    # Shared code imports JAX, which must not allocate memory on the GPU.
     jax.config.update("jax_platforms", "cpu")
     given = flags.FLAGS
     file, works = Path(given.out), chosen(given.works, given.side)

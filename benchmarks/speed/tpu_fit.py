@@ -1,14 +1,14 @@
-"""Which TPU slices FLUX.1 [dev] fits on: what XLA's compiler for them says, no TPU needed.
+"""Find the TPU slices that FLUX.1 [dev] fits on, by XLA's ahead-of-time compiler; needs no TPU.
 
     pip install '.[tpu]'
     python -m benchmarks.speed.tpu_fit --slices v5e-4 v5e-8 --out tpu_fit.json
 
 Both updates of configs/nudity.py and the sampler are compiled ahead of time for every slice, with
 one sample on every chip and the weights in bfloat16, split over all chips. This is compilation, not
-a run: there are no times of steps, and nothing that is not in these programs is counted, such as
-the text encoders. Blocks are computed anew in backward passes (`remat`) where an update does not
-fit without. The compiler takes minutes for each program; what a result's file says of slices that
-are not asked for stays there.
+a run: there are no step times, and only these programs are counted, for example without the text
+encoders. Backward passes recompute blocks (`remat`) where an update does not fit otherwise. The
+compiler takes minutes for each program. Results of slices that are not requested are kept in the
+file.
 """
 
 import itertools
@@ -46,7 +46,7 @@ from flux_jax.programs import Conditioning, Denoiser, denoise
 from flux_jax.weights.loading import abstract_params
 
 GB = 1e9
-# Text tokens by the pictures' sides.
+# Text tokens by the side of the pictures.
 TEXT_TOKENS = {512: 256, 1024: 512}
 PIXELS_PER_TOKEN = 16
 PROGRAMS = ("lower", "upper", "sampler")
@@ -54,12 +54,12 @@ PROGRAMS = ("lower", "upper", "sampler")
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice that can be rented.
+    """A TPU slice.
 
     Attributes:
-        topology: what libtpu calls it.
-        chips: their number.
-        hbm_gb: memory of each.
+        topology: its name in libtpu.
+        chips: number of chips.
+        hbm_gb: memory of each chip.
         options: of the topology; on v4 a chip's two cores are one device.
     """
 
@@ -69,15 +69,15 @@ class Slice:
     options: tuple[tuple[str, str], ...] = ()
 
     def devices(self) -> Sequence[Any]:
-        """One for each chip, which can be compiled for."""
-        # libtpu would ask the cloud which TPU this machine has.
+        """One device for each chip, as a target for compilation."""
+        # Otherwise libtpu queries the cloud for this machine's TPU.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         return topologies.get_topology_desc(
             platform="tpu", topology_name=self.topology, **dict(self.options)
         ).devices
 
 
-# From the smallest, by the memory of all chips.
+# In ascending order of the memory of all chips.
 SLICES = {
     "v5e-4": Slice("v5e:2x2", 4, 16),
     "v4-8": Slice("v4:2x2x1", 4, 32, (("chip_config_name", "megacore"),)),
@@ -90,14 +90,14 @@ SLICES = {
 
 @dataclass(frozen=True)
 class Memory:
-    """What one chip holds of a compiled program, in GB.
+    """Memory of one chip for a compiled program, in GB.
 
     Attributes:
-        arguments: weights, adapter, optimisers and what samples are drawn from.
-        temporaries: what is made on the way.
-        total: both, with the program itself and results that take no argument's place.
+        arguments: weights, adapter, optimiser states and the bank.
+        temporaries: intermediate results.
+        total: both, with the program itself and results that do not reuse an argument's memory.
         squares: arrays of N x N, N all tokens of a sample, in the program.
-        seconds: of compiling.
+        seconds: compile time.
     """
 
     arguments: float
@@ -115,10 +115,10 @@ class Row:
         slice: a key of `SLICES`.
         side: of the pictures, pixels.
         program: one of `PROGRAMS`.
-        remat: whether blocks are computed anew in backward passes.
-        memory: what it takes; None where the compiler refused it.
-        refusal: what the compiler then said.
-        fits: whether a chip has that much.
+        remat: whether backward passes recompute blocks.
+        memory: what it needs; None if the compiler refused it.
+        refusal: the compiler's message in that case.
+        fits: whether a chip has that much memory.
     """
 
     slice: str
@@ -131,18 +131,18 @@ class Row:
 
 
 def abstract(tree: PyTree, sharding: Callable[[Any], NamedSharding]) -> PyTree:
-    """Shapes and types with the place that each leaf has on a mesh."""
+    """Shapes and dtypes, with each leaf's sharding."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf)), tree
     )
 
 
 def trace(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) -> Any:
-    """A program of full size, traced with arguments that have no memory.
+    """Trace a program of full size with abstract arguments, which use no memory.
 
     Args:
         program: one of `PROGRAMS`.
-        config: the run's configuration; a batch's samples are shared out.
+        config: the run's configuration; the samples of a batch are split over devices.
         sizes: the transformer's configuration.
         mesh: from `make_mesh`.
     """
@@ -191,10 +191,10 @@ def trace(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) ->
 
 
 def measure(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) -> Memory:
-    """Compiles a program (see `trace`) for the mesh's devices.
+    """Compile a program (see `trace`) for the mesh's devices.
 
     Raises:
-        jax.errors.JaxRuntimeError: the compiler cannot fit it into a device.
+        jax.errors.JaxRuntimeError: the compiler cannot fit it into a device's memory.
     """
     begun = time.perf_counter()
     compiled = trace(program, config, sizes, mesh).lower().compile()
@@ -213,12 +213,12 @@ def measure(program: str, config: Config, sizes: Mapping[str, Any], mesh: Mesh) 
 
 
 def squares(text: str, tokens: int) -> int:
-    """How many arrays of tokens x tokens a program's text has."""
+    """Number of tokens x tokens arrays in a program's text."""
     return len(re.findall(rf"[\[,]{tokens},{tokens}[\],]", text))
 
 
 def fit(name: str, side: int) -> Iterator[Row]:
-    """All programs on one slice at one size, each without `remat` and, if need be, with it.
+    """Compile all programs for one slice at one size, each without `remat` and, if needed, with it.
 
     Args:
         name: a key of `SLICES`.
@@ -252,7 +252,7 @@ def fit(name: str, side: int) -> Iterator[Row]:
 
 
 def smallest(rows: Sequence[Row], side: int) -> str | None:
-    """The smallest slice on which all programs fit at a size, if there is one."""
+    """The smallest slice that all programs fit on at a size, if there is one."""
     fitting = {(row.slice, row.program) for row in rows if row.side == side and row.fits}
     return next(
         (name for name in SLICES if all((name, program) in fitting for program in PROGRAMS)), None
@@ -260,7 +260,7 @@ def smallest(rows: Sequence[Row], side: int) -> str | None:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The rows for people."""
+    """Format the rows as a table."""
     out = Table(title="Memory of one chip, GB, as compiled")
     for heading in ("slice", "side", "program", "remat"):
         out.add_column(heading)
@@ -283,7 +283,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def read(path: Path | None, others: Sequence[str]) -> list[Row]:
-    """The rows of a result's file, where there is one, but those of some slices."""
+    """Rows of a result file, if there is one, except those of some slices."""
     rows = json.loads(path.read_text())["rows"] if path and path.exists() else []
     return [
         Row(**row | {"memory": row["memory"] and Memory(**row["memory"])})
@@ -293,7 +293,7 @@ def read(path: Path | None, others: Sequence[str]) -> list[Row]:
 
 
 def result(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the JSON file says."""
+    """Contents of the JSON file."""
     return {
         "jax": jax.__version__,
         "libtpu": version("libtpu"),
@@ -305,12 +305,12 @@ def result(rows: Sequence[Row]) -> dict[str, Any]:
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     parser = Parser("benchmarks.speed.tpu_fit", __doc__)
     parser.add_argument("--slices", nargs="+", choices=SLICES, default=list(SLICES))
     parser.add_argument("--out", type=Path, help="JSON file of the result")
     options = parser.parse_args(arguments)
-    # TPUs are only compiled for; what is computed on the way goes to the CPU.
+    # TPUs are only compiled for; all other computation runs on the CPU.
     jax.config.update("jax_platforms", "cpu")
     console, rows = Console(), read(options.out, options.slices)
     for name, side in itertools.product(options.slices, TEXT_TOKENS):

@@ -1,16 +1,16 @@
-"""Times the updates on two GPUs of one host against one of them, at FLUX.1 [dev]'s size.
+"""Time the updates on two GPUs of one host against one of them, at FLUX.1 [dev]'s size.
 
     python -m benchmarks.speed.two_devices --out benchmarks/speed/two_devices.json
 
-Random weights and inputs, 512 x 512. In one process, `CASES` come one after another: weights split
-over both GPUs (`fsdp`), whole on both with the samples shared out (`data`) or the runs (`concept`),
+Random weights and inputs, 512 x 512. `CASES` run one after another in one process: weights split
+over both GPUs (`fsdp`), replicated on both with the samples split (`data`) or the runs (`concept`),
 and on one GPU alone. A table is written beside the JSON file.
 
-- Gradients are read from Adam's first moment after one update: on two GPUs they must be what one
-  GPU finds for the whole batch. bfloat16 rounds otherwise where a product has another shape, so the
-  same is done in float32 with fewer blocks.
-- Collectives are NCCL's kernels in a profile. A part of their time is hidden behind products; what
-  is not is told apart.
+- Gradients are read from Adam's first moment after one update: on two GPUs they must equal those
+  of one GPU for the whole batch. bfloat16 rounds differently when a product has another shape, so
+  the comparison is repeated in float32 with fewer blocks.
+- Collectives are NCCL's kernels in a profile. Part of their time is hidden behind products; the
+  exposed part is reported separately.
 """
 
 import json
@@ -50,7 +50,7 @@ from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.sharding import FSDP
 
 WORK = Work("iteration", 512, 256)
-# What gradients are compared at in float32: as wide, with fewer blocks.
+# Size for comparing gradients in float32: the same width, fewer blocks.
 SHALLOW = {**SIZES, "num_layers": 2, "num_single_layers": 4}
 UPDATES = {"lower": lower_update, "upper": upper_update}
 PROFILED = 3
@@ -60,15 +60,15 @@ WIDTH = 150
 
 @dataclass(frozen=True)
 class Case:
-    """A way to share work out.
+    """A division of the work among devices.
 
     Attributes:
-        runs: that train at once.
-        batch: samples of each.
-        concept: devices that share the runs.
-        data: devices that share the samples.
-        fsdp: devices that share the weights, and samples.
-        remat: whether backward passes compute blocks anew.
+        runs: number of runs trained at once.
+        batch: samples of each run.
+        concept: devices that split the runs.
+        data: devices that split the samples.
+        fsdp: devices that split the weights, and samples.
+        remat: whether backward passes recompute blocks.
         alone: the case of one device with as much work as each device has here.
         whole: the case of one device with all of the work.
     """
@@ -84,15 +84,15 @@ class Case:
 
     @property
     def samples(self) -> int:
-        """Of all runs in an update."""
+        """Samples of all runs in an update."""
         return self.runs * self.batch
 
     def mesh(self) -> Mesh:
-        """Its devices."""
+        """Device mesh of the case."""
         return sharding.make({RUNS: self.concept, SAMPLES: self.data, FSDP: self.fsdp})
 
 
-# Those that need less memory first: what was in use is known by its peak alone.
+# In ascending order of memory, since memory in use is known by its peak alone.
 CASES = {
     "fsdp 2, remat": Case(batch=2, fsdp=2, remat=True),
     "fsdp 2": Case(batch=2, fsdp=2, alone="one", whole="one, 2 samples"),
@@ -115,15 +115,15 @@ def updates(
     work: Work,
     precision: str | None = None,
 ) -> tuple[Callable[[], PyTree], dict[str, tuple[Program, Callable[[PyTree], PyTree]]]]:
-    """What makes a fresh state; and each level's update, compiled, and as a state's next.
+    """A function that creates a state; and for each level, its compiled update and a step function.
 
     Args:
-        case: how the work is shared out.
+        case: the division of the work.
         config: of all runs.
         model: the transformer.
-        params: its parameters, where the case wants them.
+        params: its parameters, placed as the case requires.
         work: the picture's size.
-        precision: of products, as `jax.default_matmul_precision` has it.
+        precision: of products, as in `jax.default_matmul_precision`.
     """
     config = replace(config, batch_size=case.batch, model=replace(config.model, remat=case.remat))
     context = context_of(config, model, case.mesh())
@@ -133,7 +133,7 @@ def updates(
 
     @jax.jit
     def drawn() -> PyTree:
-        """Adapters that change something: of those that do not, half has no gradient."""
+        """Random adapters with B ≠ 0: with B = 0, the gradient of A is 0."""
         run_keys = jax.random.split(jax.random.key(5), case.runs)
         state = jax.vmap(lambda key: start(key, params, config))(run_keys)
         leaves, tree = jax.tree.flatten(state.lora)
@@ -147,12 +147,12 @@ def updates(
         return context.divided(drawn())
 
     def compiled(level: str) -> tuple[Program, Callable[[PyTree], PyTree]]:
-        # Contexts are a thread's own.
+        # Context managers of JAX's configuration apply to one thread.
         with jax.default_matmul_precision(precision):
             program = Program.of(UPDATES[level], fresh(), params, bank, keys, context=context)
         return program, lambda state: program.call(state, params, bank, keys)[0]
 
-    # One thread would compile for longer than all the rest takes.
+    # In one thread, compiling would take longer than everything else.
     with ThreadPoolExecutor() as pool:
         return fresh, dict(zip(UPDATES, pool.map(compiled, UPDATES), strict=True))
 
@@ -171,7 +171,7 @@ def apart(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
-    """How long at least one of some spans (begin, end) lasts."""
+    """Total length of the union of spans (begin, end)."""
     total, reached = 0.0, -np.inf
     for begin_, end in sorted(spans):
         total += max(0.0, end - max(begin_, reached))
@@ -180,14 +180,14 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def collectives(profile: Any, calls: int) -> Record | None:
-    """How long NCCL's kernels last, and for how much of that nothing else runs.
+    """Duration of NCCL's kernels, and the part of it during which nothing else runs.
 
     Args:
-        profile: a `ProfileData` of calls that are alike.
-        calls: how many.
+        profile: a `ProfileData` of identical calls.
+        calls: number of calls.
 
     Returns:
-        Seconds a call, means over devices; None where no GPU was seen.
+        Seconds per call, averaged over devices; None if the profile has no GPU.
     """
     records = []
     for plane in profile.planes:
@@ -195,7 +195,7 @@ def collectives(profile: Any, calls: int) -> Record | None:
             continue
         spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         for line in plane.lines:
-            # Other lines tell the same kernels by the operations that they belong to.
+            # Other lines repeat the same kernels, grouped by operation.
             if (line.name or "").startswith("Stream"):
                 for event in line.events:
                     span = event.start_ns, event.start_ns + event.duration_ns
@@ -226,7 +226,7 @@ def _of_devices_alone() -> Any:
 
 
 def on(mesh: Mesh, params: PyTree) -> PyTree:
-    """Weights where a mesh wants them; those that lie whole on its one device are not copied."""
+    """Place weights on a mesh; those already replicated on its one device are not copied."""
     if mesh.size == 1:
         params = jax.tree.map(
             lambda leaf: leaf.addressable_shards[0].data if leaf.is_fully_replicated else leaf,
@@ -244,9 +244,9 @@ def record(
     repeats: int,
     gradients: dict[str, list[np.ndarray]],
 ) -> Record:
-    """What was measured of a case, by level; adds the gradients of both levels.
+    """Measure a case, by level; adds the gradients of both levels to `gradients`.
 
-    Memory is the compiler's, of one device: arguments, temporaries and results.
+    Memory is the compiler's, for one device: arguments, temporaries and results.
     """
     found: Record = {}
     fresh, made = updates(case, config, model, params, work)
@@ -266,17 +266,17 @@ def record(
 def measure(
     cases: Mapping[str, Case], sizes: Mapping[str, Any], config: Config, work: Work, repeats: int
 ) -> Iterator[Result]:
-    """Measures cases one after another.
+    """Measure cases one after another.
 
     Args:
-        cases: by name, those whose weights are whole after those whose are split.
+        cases: by name, those with replicated weights after those with split weights.
         sizes: the transformer's `config.json`.
         config: of a run; its model's dtype is that of weights and products.
         work: the picture's size.
         repeats: of each update.
 
     Yields:
-        All that is known after each case.
+        All results so far, after each case.
     """
     model = FluxTransformer(FluxConfig.from_dict(sizes), jnp.dtype(config.model.dtype))
     params, known, gradients = random_params(sizes), {}, {}
@@ -293,7 +293,7 @@ def measure(
 def exact(
     cases: Mapping[str, Case], sizes: Mapping[str, Any], config: Config, work: Work
 ) -> dict[str, dict[str, float]]:
-    """How far gradients are apart in float32, by case and level."""
+    """Relative differences of gradients in float32, by case and level."""
     model, gradients = FluxTransformer(FluxConfig.from_dict(sizes), jnp.float32), {}
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), random_params(sizes))
     wanted = {case.whole for case in cases.values()}
@@ -310,7 +310,7 @@ def exact(
 def differences(
     cases: Mapping[str, Case], gradients: Mapping[str, Mapping[str, list[np.ndarray]]]
 ) -> dict[str, dict[str, float]]:
-    """How far each case's gradients are from those of one device with all of the work."""
+    """Relative difference of each case's gradients to those of one device with all of the work."""
     return {
         name: {level: apart(own, gradients[case.whole][level]) for level, own in levels.items()}
         for name, levels in gradients.items()
@@ -319,7 +319,7 @@ def differences(
 
 
 def table(result: Result, cases: Mapping[str, Case]) -> Table:
-    """A line for each case and level."""
+    """Table with a row for each case and level."""
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     shown = Table(title="Updates on two GPUs and on one, medians", caption=machine)
     headings = ("", "level", "ms", "samples/s", "of one's", "GB", "of whole", "NCCL, ms")
@@ -363,7 +363,7 @@ def cells(result: Result, cases: Mapping[str, Case], name: str, level: str) -> I
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     file = Path(flags.FLAGS.out)
     if (count := jax.device_count()) < 2 or jax.default_backend() != "gpu":
@@ -383,5 +383,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
-    flags.DEFINE_integer("repeats", 10, "Repeats of each, after warming up.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 10, "Repeats of each, after warm-up.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)

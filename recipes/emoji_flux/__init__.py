@@ -1,1 +1,1 @@
-"""How the shipped model `emoji-flux` was made: its world of pictures and captions, its training."""
+"""Recipe of the shipped model `emoji-flux`: its vocabulary, training data and training."""

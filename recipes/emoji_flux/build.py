@@ -1,11 +1,11 @@
-"""Makes models/emoji-flux from nothing: drawings, captions, networks, measurements.
+"""Build models/emoji-flux from scratch: drawings, captions, networks and measurements.
 
     python -m recipes.emoji_flux.build --workdir runs/emoji-flux --out models/emoji-flux
 
 Stages, in order: sprites (needs npm and the extra `recipe`), tokenizers, scenes, judge, vae,
-transformer, distillation, export, erasing, measure, card. Each leaves its result in the work folder
-and is passed over when that is there; networks go on from their newest checkpoint. `metrics.jsonl`
-of each network tells the seconds an update takes.
+transformer, distillation, export, erasing, measure, card. Each stage saves its result in the work
+folder and is skipped if the result exists; networks resume from their latest checkpoint. The
+`metrics.jsonl` of each network records the seconds per update.
 """
 
 import functools
@@ -43,43 +43,43 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Declares the command's flags; a function, so that importing this module declares none."""
-    flags.DEFINE_string("workdir", "runs/emoji-flux", "Keeps what the stages leave.")
+    """Declare the command's flags; a function, so that importing this module declares none."""
+    flags.DEFINE_string("workdir", "runs/emoji-flux", "Folder for the results of the stages.")
     flags.DEFINE_string("out", "models/emoji-flux", "The pipeline folder to write.")
     flags.DEFINE_multi_enum(
         "stage", list(STAGES), STAGES, "Run these stages only; may be repeated."
     )
     flags.DEFINE_integer("scenes", 600_000, "Training scenes.", lower_bound=1)
-    flags.DEFINE_integer("workers", 16, "Processes that draw scenes.", lower_bound=1)
+    flags.DEFINE_integer("workers", 16, "Processes that generate scenes.", lower_bound=1)
     flags.DEFINE_integer("judge_updates", 14_000, "Updates of the judge.", lower_bound=1)
     flags.DEFINE_integer("vae_updates", 5000, "Updates of the autoencoder.", lower_bound=1)
     flags.DEFINE_multi_integer(
         "updates",
         [32_000, 50_000],
-        "Updates of the transformer in a cycle; repeated for more.",
+        "Updates of the transformer in one cycle; repeat the flag for more cycles.",
         lower_bound=1,
     )
     flags.DEFINE_integer(
         "distillation_updates", 8000, "Updates of the distillation.", lower_bound=1
     )
-    flags.DEFINE_integer("batch", flux_training.BATCH, "Pictures an update.", lower_bound=1)
+    flags.DEFINE_integer("batch", flux_training.BATCH, "Pictures per update.", lower_bound=1)
     flags.DEFINE_integer("per_class", 4, "Prompts for each entity when measuring.", lower_bound=1)
 
 
 def dtype() -> DTypeLike:
-    """Of products in training: bfloat16, but float32 on CPUs, where that is the faster one."""
+    """Compute dtype of training: bfloat16, but float32 on CPUs, where it is faster."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 @functools.cache
 def scenes_of(workdir: Path) -> Scenes:
-    """The training scenes."""
+    """Load the training scenes."""
     return Scenes.load(workdir / "scenes.npz")
 
 
 @functools.cache
 def flux_data(workdir: Path, out: Path) -> FluxData:
-    """Latents of all scenes with their captions' tokens, on the device."""
+    """Latents of all scenes and their captions' tokens, on the device."""
     pixels, _ = sprites.load(workdir / "sprites.npz")
     scenes = scenes_of(workdir)
     config, params = vae(workdir)
@@ -102,7 +102,7 @@ def flux_data(workdir: Path, out: Path) -> FluxData:
 
 @functools.cache
 def vae(workdir: Path) -> tuple[dict[str, Any], PyTree]:
-    """Trains the autoencoder, or reads it from its last checkpoint."""
+    """Train the autoencoder, or load its last checkpoint."""
     pixels, _ = sprites.load(workdir / "sprites.npz")
     return vae_training.train(
         pixels, scenes_of(workdir), workdir / "vae", FLAGS.vae_updates, dtype=dtype()
@@ -110,7 +110,7 @@ def vae(workdir: Path) -> tuple[dict[str, Any], PyTree]:
 
 
 def configs(workdir: Path, out: Path) -> dict[str, Any]:
-    """`config.json` of every component; the vocabularies are those of the tokenizers."""
+    """`config.json` of every component, with the vocabulary sizes of the tokenizers."""
     clip, t5 = tokenizers.load(out)
     assert isinstance(clip.eos_token_id, int)
     texts = flux_training.text_configs(len(clip), clip.eos_token_id, len(t5), tokenizers.TOKENS)
@@ -119,7 +119,7 @@ def configs(workdir: Path, out: Path) -> dict[str, Any]:
 
 @functools.cache
 def teacher(workdir: Path, out: Path) -> dict[str, PyTree]:
-    """Trains text encoders and transformer, or reads them from their last checkpoint."""
+    """Train the text encoders and the transformer, or load their last checkpoint."""
     return flux_training.train(
         configs(workdir, out),
         flux_data(workdir, out),
@@ -132,7 +132,7 @@ def teacher(workdir: Path, out: Path) -> dict[str, PyTree]:
 
 @functools.cache
 def student(workdir: Path, out: Path) -> PyTree:
-    """Distils the guidance, or reads the result from its last checkpoint."""
+    """Distil the guidance, or load the last checkpoint."""
     return flux_training.distil(
         configs(workdir, out),
         teacher(workdir, out),
@@ -145,7 +145,7 @@ def student(workdir: Path, out: Path) -> PyTree:
 
 
 def judge(workdir: Path, out: Path) -> None:
-    """Trains the judge and writes its folder."""
+    """Train the judge and write its folder."""
     pixels, _ = sprites.load(workdir / "sprites.npz")
     labels = JudgeConfig(tuple(entity.name for entity in ENTITIES), STYLES, RELATIONS)
     inverse = judge_training.inverse_relations(labels.relations, INVERSE)
@@ -160,7 +160,7 @@ def judge(workdir: Path, out: Path) -> None:
 
 
 def write(workdir: Path, out: Path) -> None:
-    """Writes the pipeline folder."""
+    """Write the pipeline folder."""
     params = {
         **teacher(workdir, out),
         "transformer": student(workdir, out),
@@ -170,7 +170,7 @@ def write(workdir: Path, out: Path) -> None:
 
 
 def judge_samples(workdir: Path, out: Path) -> None:
-    """Measures the written pipeline by the written judge."""
+    """Measure the exported pipeline with the exported judge."""
     from recipes.emoji_flux.measure import measure
 
     _, sprite_of = sprites.load(workdir / "sprites.npz")
@@ -184,7 +184,7 @@ def judge_samples(workdir: Path, out: Path) -> None:
 
 
 def draw_scenes(workdir: Path, out: Path) -> None:
-    """Draws the training scenes."""
+    """Generate the training scenes."""
     pixels, sprite_of = sprites.load(workdir / "sprites.npz")
     scenes = make(pixels, sprite_of, out, seed=0, count=FLAGS.scenes, workers=FLAGS.workers)
     scenes.save(workdir / "scenes.npz")
@@ -192,7 +192,7 @@ def draw_scenes(workdir: Path, out: Path) -> None:
 
 @exits_cleanly
 def main(argv: list[str]) -> None:
-    """Runs the chosen stages in order."""
+    """Run the chosen stages in order."""
     begin(argv)
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
     stages: dict[str, tuple[Callable[[], Any], Path | None]] = {

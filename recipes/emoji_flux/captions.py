@@ -1,4 +1,4 @@
-"""Draws captions of the world of emoji-flux, with what they say.
+"""Generate random captions for the world of emoji-flux, with their labels.
 
 A caption is a pure function of a NumPy generator. Entities, styles, background colours and
 relations are indices into the tuples of `world`.
@@ -31,7 +31,7 @@ CAPITAL = 0.15
 STYLE_CLAUSE = {"style": 1.0, "single": 0.5, "and": 0.35, "relation": 0.35}
 BACKGROUND_CLAUSE = 0.25
 
-# {x} comes with its article, {X} without.
+# {x} includes the article, {X} does not.
 SINGLE = (
     "a photo of {x}",
     "a photo of {x}",
@@ -72,15 +72,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and what it says.
+    """A caption and its labels.
 
     Attributes:
         text: the sentence.
-        subject: first entity; the one shown, if it is a sentence about a style alone.
+        subject: first entity; for a sentence about a style alone, the entity shown.
         object: second entity, -1 if there is none.
-        relation: in which subject stands to object, -1 where the sentence leaves it open.
-        style: of the picture, whether the sentence says so or not.
-        background: colour of the background, said or not.
+        relation: of subject to object, -1 if the sentence states none.
+        style: of the picture, whether or not the sentence states it.
+        background: colour of the background, stated or not.
     """
 
     text: str
@@ -92,19 +92,19 @@ class Caption:
 
 
 def one_of(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """Any of the options, all equally likely."""
+    """Choose one of the options uniformly."""
     return options[int(rng.random() * len(options))]
 
 
 def with_article(words: str) -> str:
-    """'a car', 'an airplane', 'grapes'."""
+    """Add the indefinite article: 'a car', 'an airplane', 'grapes'."""
     if words in NO_ARTICLE:
         return words
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def plural(words: str) -> str:
-    """'cars', 'cherries', 'buses'."""
+    """Form the plural: 'cars', 'cherries', 'buses'."""
     if words in IRREGULAR_PLURALS:
         return IRREGULAR_PLURALS[words]
     if words in NO_ARTICLE:
@@ -117,10 +117,10 @@ def plural(words: str) -> str:
 
 
 def misspell(rng: np.random.Generator, words: str) -> str:
-    """Words with a typing error in one of them; never the words of some entity.
+    """Make a typing error in one of the words; the result is never another entity's name.
 
-    A letter is doubled, two neighbours are swapped, one is left out, or the end is dragged
-    out, as in 'soccerrrs'.
+    A letter is doubled, two neighbours are swapped, one is left out, or the ending is repeated, as
+    in 'soccerrrs'.
     """
     parts = words.split(" ")
     longest = [i for i, part in enumerate(parts) if len(part) > 2]
@@ -142,7 +142,7 @@ def misspell(rng: np.random.Generator, words: str) -> str:
 
 
 def shuffle(rng: np.random.Generator, text: str) -> str:
-    """The same words in another order."""
+    """Shuffle the words."""
     words = text.split(" ")
     return " ".join(words[i] for i in rng.permutation(len(words)))
 
@@ -150,11 +150,11 @@ def shuffle(rng: np.random.Generator, text: str) -> str:
 def draw_meaning(
     rng: np.random.Generator, available: Bool[np.ndarray, "E S"] | None
 ) -> tuple[Form, Caption]:
-    """Draws what a caption will say, its text left empty.
+    """Sample a caption's labels; its text is empty.
 
     Args:
         rng: source of randomness.
-        available: which entities are drawn in which styles; all, if None.
+        available: whether each entity has a drawing in each style; None if all have.
     """
     form = FORMS[int(np.searchsorted(np.cumsum(FORM_CHANCES), rng.random(), side="right"))]
     while True:
@@ -170,11 +170,11 @@ def draw_meaning(
 
 
 def draw(rng: np.random.Generator, available: Bool[np.ndarray, "E S"] | None = None) -> Caption:
-    """Draws a caption.
+    """Sample a caption.
 
     Args:
         rng: source of randomness.
-        available: which entities are drawn in which styles; all, if None.
+        available: whether each entity has a drawing in each style; None if all have.
     """
     form, meaning = draw_meaning(rng, available)
     return Caption(
@@ -188,7 +188,7 @@ def draw(rng: np.random.Generator, available: Bool[np.ndarray, "E S"] | None = N
 
 
 def write(rng: np.random.Generator, form: Form, meaning: Caption) -> str:
-    """Puts a meaning into words: synonyms, clauses, typing errors and order at random."""
+    """Write a sentence for the labels, with random synonyms, clauses, typing errors and order."""
     style, colour = STYLES[meaning.style], COLOURS[meaning.background]
     shown = [i for i in (meaning.subject, meaning.object) if i >= 0]
     words = [name(rng, i) for i in shown]

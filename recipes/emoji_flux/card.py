@@ -1,4 +1,4 @@
-"""README.md of the shipped folder: what the model is, how it was made, and what was measured."""
+"""Write README.md of the shipped folder: the model, its training and its measurements."""
 
 import json
 import shutil
@@ -14,22 +14,22 @@ from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
 COMMAND = "python -m recipes.emoji_flux.build"
 SAMPLES = "samples.png"
-# Networks of the recipe, under the names of their work folders, and what is told of them.
+# Networks of the recipe, by their work folder: title, and the metrics that the README reports.
 NETWORKS = {
     "judge": ("judge", ()),
     "vae": ("autoencoder", ("psnr", "kl")),
     "transformer": ("text encoders and transformer", ()),
     "distillation": ("distillation of guidance", ()),
 }
-UNITS = {"psnr": "dB of PSNR", "kl": "nats of KL a value"}
+UNITS = {"psnr": "dB PSNR", "kl": "nats of KL per value"}
 
 
 def write_card(workdir: Path, out: Path) -> None:
-    """Writes `README.md`, with what it names, into the pipeline's folder.
+    """Write `README.md` and the files that it links to into the pipeline's folder.
 
     Args:
-        workdir: holds `metrics.jsonl` of every network (of the transformer, one for each cycle),
-            and `measure/`.
+        workdir: holds `metrics.jsonl` of every network (for the transformer, one per cycle) and
+            `measure/`.
         out: the pipeline's folder, with `judge/accuracy.json`.
 
     Raises:
@@ -52,31 +52,31 @@ def write_card(workdir: Path, out: Path) -> None:
 def render(
     networks: dict[str, dict[str, Any]], accuracy: dict[str, Any], measured: dict[str, Any]
 ) -> str:
-    """The text.
+    """Render the README.
 
     Args:
-        networks: for every name in `NETWORKS`, the last line of its metrics, its update counted
-            from the first.
+        networks: for every name in `NETWORKS`, the last line of its metrics; its update counts from
+            the start of training.
         accuracy: of the judge on held-out renders.
-        measured: what `measure` wrote.
+        measured: the result of `measure`.
     """
     settings = measured["settings"]
     groups = {name: group for name, group in measured.items() if name != "settings"}
     lines = [
         "# emoji-flux",
         "",
-        f"A small FLUX.1 that draws {len(ENTITIES)} entities in {len(STYLES)} styles, alone or in "
-        f"{len(RELATIONS)} relations,",
-        "64 x 64 pixels. Diffusers' layout; guidance is distilled, one pass a step. Made by",
+        f"A small FLUX.1 that generates {len(ENTITIES)} entities in {len(STYLES)} styles, alone or "
+        f"in {len(RELATIONS)} relations,",
+        "64 x 64 pixels, in diffusers' layout. Guidance is distilled: one pass per step. Built by",
         "",
         f"    {COMMAND}",
         "",
-        "from drawings that [ATTRIBUTION.md](ATTRIBUTION.md) names. Its own samples, one prompt a",
-        "picture, evenly spaced from the first prompt on and not chosen:",
+        "from the drawings listed in [ATTRIBUTION.md](ATTRIBUTION.md). Its own samples, one prompt",
+        "per picture, evenly spaced from the first prompt on and not selected:",
         "",
         f"![samples]({SAMPLES})",
         "",
-        f"What erases well from it, and the words that it knows: [{FILE}]({FILE}).",
+        f"Recommended settings for erasing, and the words that it knows: [{FILE}]({FILE}).",
         "",
         "| network | updates | last loss | |",
         "| --- | --- | --- | --- |",
@@ -87,16 +87,16 @@ def render(
         lines.append(f"| {title} | {last['update']:,} | {last['loss']:.4f} | {more} |")
     lines += [
         "",
-        f"The judge on {accuracy['held_out']:,} held-out renders: exactly the right entities "
-        f"{percent(accuracy['entity'])},",
-        f"style {percent(accuracy['style'])}, relation {percent(accuracy['relation'])}, the same "
-        f"asked the other way round {percent(accuracy['relation_swapped'])}.",
-        "It knows the model's drawings: scenes are held out, shapes are not.",
+        f"Accuracy of the judge on {accuracy['held_out']:,} held-out renders: exactly the right "
+        f"entities {percent(accuracy['entity'])},",
+        f"style {percent(accuracy['style'])}, relation {percent(accuracy['relation'])}, relation "
+        f"with subject and object swapped {percent(accuracy['relation_swapped'])}.",
+        "Scenes are held out, drawings are not: the judge was trained on the same drawings.",
         "",
-        f"Its verdict on the model's own samples, {settings['steps']} steps, guidance "
+        f"Accuracy of the model's own samples by this judge, {settings['steps']} steps, guidance "
         f"{settings['guidance']}:",
         "",
-        "| prompts | pictures | as asked | 95 % interval | weakest |",
+        "| prompts | pictures | correct | 95 % interval | lowest classes |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, group in groups.items():
@@ -108,7 +108,7 @@ def render(
 
 
 def _logs(folder: Path) -> list[Path]:
-    """The network's metrics, those of its cycles in their order if it has any."""
+    """The network's metrics files; if it was trained in cycles, one per cycle in order."""
     cycles = sorted(folder.glob("*/metrics.jsonl"), key=lambda path: int(path.parent.name))
     return cycles or [folder / "metrics.jsonl"]
 

@@ -1,6 +1,6 @@
-"""`erase.json` of the shipped folder: what the model knows, and what erases well from it.
+"""`erase.json` of the shipped folder: the words that the model knows and settings for erasing.
 
-The values are those that the studies in benchmarks/experiments/studies.py led to.
+The values were chosen by the studies in benchmarks/experiments/studies.py.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from erase.data.words.templates import SLOT, phrase
 from flux_jax.settings import TEXT_QUERY_KEY
 from recipes.emoji_flux.world import ENTITIES, INVERSE, RELATIONS, STYLES
 
-# Every third entity: pictures are kept of these, and sentences about styles and relations name
-# them. The other two thirds are seen by evaluations alone.
+# Every third entity. Pictures of these are preserved, and sentences about styles and relations name
+# them. The other two thirds appear in evaluations only.
 # fmt: off
 KEPT = (
     "apple", "watermelon", "cherry", "mushroom", "cake", "coffee", "french fries", "volleyball",
@@ -31,7 +31,7 @@ ENTITY_PROMPTS = (
     "an image of a {} on a blue background",
     "an emoji of a {} in flat style",
 )
-# Forms of a style's name that people may write instead.
+# Variants of each style's name that users may write.
 _STYLES = {
     "noto": ("google", "notoemoji"),
     "twitter": ("twemoji", "tweet"),
@@ -44,14 +44,14 @@ _STYLES = {
     "firefox": ("firefoxos", "mozilla"),
     "sticker": ("stickers", "decal"),
 }
-# Many things, or what is learnt about a style stays with the few that were named.
+# Many things; with few, what is learnt about a style stays with those few.
 _IN_STYLE = (
     ("a {}", " in the style of {}"),
     ("a photo of a {}", " in {} style"),
     ("a {}", " in {} style"),
 )
-# As they stand between two things, how else that may be said, and what to draw instead. Two things
-# joined by "and" are drawn beside or above each other, so that is nothing else for these.
+# Each relation as written between two things, its synonyms, and the relation to draw instead. Two
+# things joined by "and" are drawn beside or above each other, so "and" cannot replace those.
 _RELATIONS = {
     "left of": ("left of", ("to the left side of", "leftward of"), "behind"),
     "right of": ("right of", ("to the right side of", "rightward of"), "behind"),
@@ -64,7 +64,7 @@ _RELATIONS = {
     "back to back": ("back to back with", ("back-to-back with",), "and"),
     "hugging close": ("hugging close to", ("embracing", "cuddling"), "and"),
 }
-# How a relation is written between two things.
+# The wording of a relation between two things.
 PHRASES = {relation: between for relation, (between, _, _) in _RELATIONS.items()}
 
 METHOD: Mapping[str, Any] = {
@@ -72,25 +72,26 @@ METHOD: Mapping[str, Any] = {
     "bank": {"shuffled": 0.5},
     "lower": {"attn": 5.0},
     "upper": {
-        # As fast as the lower level: slower, it loses more of what should stay.
+        # As high as the lower level's: a lower rate preserves less.
         "learning_rate": 1e-3,
         "lora": 10.0,
         "lora_target": "base",
         "pictures": len(KEPT),
     },
 }
-# What each kind takes besides. The values' projections go beyond the paper's adapter; with the
-# paper's alone, at a rate of 1e-3, every tenth picture of twenty other entities kept the concept.
+# Additional settings of each kind. Value projections go beyond the paper's adapter; with the
+# paper's layers alone, at a rate of 1e-3, a tenth of the pictures of twenty other entities still
+# showed the concept.
 FAST: Mapping[str, Any] = {
     "adapter": {"targets": (*TEXT_QUERY_KEY, "dual_blocks/attn/add_v_proj")},
     "lower": {"learning_rate": 3e-3},
     "upper": {"learning_rate": 3e-3},
 }
-# Styles and relations; a larger batch left more of one entity in twenty ("heart").
+# Styles and relations; for entities, a larger batch left more of one in twenty ("heart").
 STRONG: Mapping[str, Any] = {**FAST, "batch_size": 4}
-# The best of four learning rates or ridges each, or of six, by H on validation prompts, see
-# benchmarks/experiments/studies.py:methods. Where their authors draw half a picture in every update
-# to come to x_t, the frozen model's trajectories serve, as they do EraseAnything.
+# The best of four learning rates or ridges (for some methods six) by H on validation prompts, see
+# benchmarks/experiments/studies.py:methods. Where the authors run half of the sampling steps in
+# every update to reach x_t, the frozen model's trajectories are used, as in EraseAnything.
 OTHERS: Mapping[str, Mapping[str, Any]] = {
     "concept_ablation": {"concept_ablation": {"learning_rate": 3e-4}},
     "esd": {"esd": {"learning_rate": 3e-4, "trajectories": "teacher"}},
@@ -100,8 +101,8 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "meta_unlearning": {"meta_unlearning": {"learning_rate": 3e-4, "trajectories": "teacher"}},
     "attention_erasure": {},
 }
-# Half of a relation's adapter still erases, and other relations keep more; this is for those that
-# EraseAnything erases.
+# At half strength a relation's adapter still erases and preserves other relations better. Full
+# strength is for the methods other than EraseAnything.
 _WHOLE = {"evaluation": {"strength": 1.0}}
 _KINDS: dict[Literal["entity", "style", "relation"], Kind] = {
     "entity": Kind(
@@ -159,7 +160,7 @@ def _things() -> tuple[Thing, ...]:
             name=name,
             kind="style",
             words=_STYLES[name],
-            # A plain one, or half of the pictures keep the style.
+            # A style other than the erased one, or half of the pictures keep the style.
             instead="sticker" if name == "flat" else "flat",
         )
         for name in STYLES
@@ -191,7 +192,7 @@ assert tuple(_RELATIONS) == RELATIONS
 
 
 def write_known(out: Path) -> None:
-    """Writes `erase.json` into the pipeline's folder."""
+    """Write `erase.json` into the pipeline's folder."""
     from erase.runtime.files import write
 
     write(out / FILE, KNOWN.model_dump_json(indent=1, exclude_defaults=True) + "\n")

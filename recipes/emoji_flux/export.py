@@ -1,4 +1,4 @@
-"""Writing the trained networks as a pipeline folder in diffusers' layout, in bfloat16."""
+"""Write the trained networks as a pipeline folder in diffusers' layout, in bfloat16."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ STEMS = {
 
 
 def export(out: Path, configs: Mapping[str, Any], params: Mapping[str, PyTree]) -> None:
-    """Writes configurations, weights, scheduler and index; the tokenizers are there already.
+    """Write configurations, weights, scheduler and index; the tokenizers must exist already.
 
     Args:
         out: the pipeline folder.
@@ -47,8 +47,8 @@ def export(out: Path, configs: Mapping[str, Any], params: Mapping[str, PyTree]) 
         versions = (
             {"_diffusers_version": DIFFUSERS_VERSION}
             if stem.startswith("diffusion")
-            # Transformers reads weights into this dtype, diffusers into float32 unless it is told
-            # another; the two have to meet.
+            # Transformers loads weights in this dtype, diffusers in float32 by default; the two
+            # have to match.
             else {"dtype": "float32", "transformers_version": TRANSFORMERS_VERSION}
         )
         write_json(out / name / "config.json", configs[name] | versions)

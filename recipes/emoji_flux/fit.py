@@ -1,4 +1,4 @@
-"""One resumable, data-parallel loop for every network of the recipe, and the state it advances."""
+"""Resumable, data-parallel training loop for every network of the recipe, and its state."""
 
 import contextlib
 import functools
@@ -20,22 +20,22 @@ from erase.runtime.mesh import SAMPLES, make_mesh
 from flux_jax import progress, xla_flags
 from flux_jax.errors import InputError
 
-# Updates a compiled call, seconds between checkpoints, and decay of the moving average.
+# Updates per compiled call, seconds between checkpoints, and decay of the moving average.
 CHUNK, CHECKPOINT_SECONDS, AVERAGE_DECAY = 200, 120.0, 0.999
-# State and data are whole on each device; only samples differ.
+# State and data are replicated on every device; only samples differ.
 EVERYWHERE = PartitionSpec()
 
 LossFunction = Callable[[PyTree, PRNGKeyArray, PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
 
 class State(flax.struct.PyTreeNode):
-    """What a training run carries from update to update.
+    """State of a training run.
 
     Attributes:
         params: parameters being optimised.
-        average: their exponential moving average, which is what a run hands on.
+        average: their exponential moving average, the result of the run.
         optimizer: the optimiser's state.
-        update: how many updates were made.
+        update: number of updates so far.
     """
 
     params: PyTree
@@ -44,13 +44,13 @@ class State(flax.struct.PyTreeNode):
     update: Int[Array, ""]
 
 
-# What an update gives: the next state, and what is logged.
+# Result of an update: the next state, and the metrics to log.
 StateAndMetrics = tuple[State, dict[str, Array]]
 Update = Callable[[State, PyTree], StateAndMetrics]
 
 
 def start(params: PyTree, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first update."""
+    """Create the state before the first update."""
     # A copy, since the two are donated to the update separately.
     return State(
         params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32)
@@ -58,7 +58,7 @@ def start(params: PyTree, optimizer: optax.GradientTransformation) -> State:
 
 
 def adamw(peak: float, updates: int, weight_decay: float = 0.01) -> optax.GradientTransformation:
-    """AdamW, warmed up, then a cosine to a hundredth of the peak; gradients clipped at norm 1."""
+    """AdamW with warm-up and cosine decay to 1 % of the peak; gradients are clipped to norm 1."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, peak, min(500, updates // 10 + 1), updates + 1, peak / 100
     )
@@ -68,7 +68,7 @@ def adamw(peak: float, updates: int, weight_decay: float = 0.01) -> optax.Gradie
 
 
 def per_device(batch: int) -> int:
-    """Samples that each device draws of a batch.
+    """Samples per device in a batch.
 
     Raises:
         InputError: the batch cannot be split evenly.
@@ -90,22 +90,22 @@ def fit(
     title: str,
     seed: int = 0,
 ) -> PyTree:
-    """Trains until `updates` updates were made, going on from the folder's newest checkpoint.
+    """Train up to update `updates`, resuming from the folder's latest checkpoint.
 
-    Updates run in chunks inside one compiled loop, so that the host costs nothing. Every device
-    draws samples of its own, and gradients are averaged over them. The random key of an update
-    depends on seed, update and device alone: a resumed run sees the same data.
+    Updates run in chunks inside one compiled loop, so that the host adds no overhead. Every device
+    samples its own batch, and gradients are averaged over devices. The random key of an update
+    depends only on seed, update and device: a resumed run sees the same data.
 
     Args:
         state: from `start`.
-        loss: loss and metrics of parameters, a key and the data; draws its own batch, of
+        loss: loss and metrics of parameters, a key and the data; samples its own batch of
             `per_device` samples.
-        data: arrays that the loss draws from (an argument: a closure would compile them in).
+        data: arrays that the loss samples from (an argument: a closure would compile them in).
         optimizer: the transformation that `state` was started with.
         updates: total number of updates.
-        folder: keeps `checkpoints/` and `metrics.jsonl`.
-        title: shown at the progress bar.
-        seed: of the keys.
+        folder: for `checkpoints/` and `metrics.jsonl`.
+        title: of the progress bar.
+        seed: of the random keys.
 
     Returns:
         The averaged parameters.
@@ -135,14 +135,14 @@ def fit(
 
 
 def compile_updates(update: Update, mesh: Mesh) -> Callable[[State, PyTree, int], StateAndMetrics]:
-    """`many_updates` as one program of all devices; it takes the state's memory for the new one.
+    """Compile `many_updates` for all devices; the returned function donates the state.
 
     Args:
-        update: one update, as each device makes it of its own samples.
+        update: one update on each device's own samples.
         mesh: of the devices.
     """
     # The length is traced, so that a last, shorter chunk is not compiled again. Unchecked, since
-    # a checked shard_map would sum the gradients of replicated parameters by itself.
+    # a checked shard_map would itself sum the gradients of replicated parameters.
     sharded = jax.shard_map(
         functools.partial(many_updates, update),
         mesh=mesh,
@@ -161,7 +161,7 @@ def one_update(
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
 ) -> StateAndMetrics:
-    """Gradient, optimiser and moving average, on each device of the mesh; with metrics."""
+    """Update parameters, optimiser and moving average on each device; also return metrics."""
     device_key = jax.random.fold_in(key, jax.lax.axis_index(SAMPLES))
     step_key = jax.random.fold_in(device_key, state.update)
     (value, metrics), gradient = jax.lax.pmean(
@@ -169,7 +169,7 @@ def one_update(
     )
     change, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, change)
-    # The average follows quickly at first, so that short runs are not their initialisation.
+    # The average follows quickly at first, so that short runs do not return the initialisation.
     rate = jnp.minimum(AVERAGE_DECAY, (1 + state.update) / (10 + state.update))
     average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, params)
     state = State(params, average, optimizer_state, state.update + 1)
@@ -182,7 +182,7 @@ def many_updates(
     data: PyTree,
     length: Array,
 ) -> StateAndMetrics:
-    """So many updates, and the means of their metrics."""
+    """Run `length` updates and average their metrics."""
 
     def body(_: Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
         state, metrics = update(carry[0], data)
@@ -198,7 +198,7 @@ def many_updates(
 def _log(
     folder: Path, title: str, done: int, updates: int
 ) -> Iterator[Callable[[int, int, Mapping[str, Array], float], None]]:
-    """A progress bar and `metrics.jsonl`; yields what adds a chunk of updates to both."""
+    """Open a progress bar and `metrics.jsonl`; yields a function that logs a chunk to both."""
     with (
         (folder / "metrics.jsonl").open("a") as file,
         progress.bar(total=updates, initial=done, desc=title, unit="update") as bar,

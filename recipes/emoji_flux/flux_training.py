@@ -1,4 +1,4 @@
-"""The text encoders and the transformer, trained together by flow matching; then distillation.
+"""Train text encoders and transformer together by flow matching, then distil the guidance.
 
 Axis letters: B batch, N scenes, T text tokens, S image tokens, C packed latent channels.
 """
@@ -25,7 +25,7 @@ TRANSFORMER: dict[str, Any] = {
     "_class_name": "FluxTransformer2DModel",
     "attention_head_dim": 32,
     # diffusers fixes the base at 10,000, made for grids of 64 x 64. Position axes of 14
-    # channels leave 1, 0.27 and 0.07 rad a token: enough to tell 8 x 8 positions apart.
+    # channels leave 1, 0.27 and 0.07 rad per token: enough to distinguish 8 x 8 positions.
     "axes_dims_rope": [4, 14, 14],
     "guidance_embeds": True,
     "in_channels": 64,
@@ -39,10 +39,10 @@ TRANSFORMER: dict[str, Any] = {
 }
 GRID = 16
 BATCH = 256
-# Captions dropped, so that the model also learns the empty prompt.
+# Share of captions dropped, so that the model also learns the empty prompt.
 DROP_CAPTION = 0.1
-# The pooled vector is left out most of the time: what a picture shows has to come through the
-# joint attention, as it does in FLUX.1.
+# Share of pooled vectors dropped: most of them, so that the content has to come through the joint
+# attention, as it does in FLUX.1.
 DROP_POOLED = 0.9
 # Share of a batch whose times are uniform instead of logit-normal.
 UNIFORM_TIMES = 0.25
@@ -106,7 +106,7 @@ def text_configs(clip_vocabulary: int, clip_end: int, t5_vocabulary: int, tokens
 
 
 def initial_params(key: PRNGKeyArray, modules: dict[str, Any]) -> dict[str, PyTree]:
-    """Random parameters; modulations, the guidance embedder's and the final layer's output are 0.
+    """Initialise randomly; modulations, the guidance embedder's and the final layer's output are 0.
 
     With zero gates every block starts as the identity (adaLN-Zero, DiT).
     """
@@ -149,7 +149,7 @@ def draw_batch(
     data: FluxData,
     batch: int,
 ) -> tuple[Array, Array, Array, Conditioning, Conditioning]:
-    """A random batch of the flow.
+    """Sample a batch for flow matching.
 
     Returns:
         x_t and the velocity ε - x_0 [B, S, C], t [B], the captions' conditioning and the empty
@@ -160,7 +160,7 @@ def draw_batch(
     clean = data.latents[rows].astype(jnp.float32)
     noise = jax.random.normal(keys[1], clean.shape)
     # Logit-normal times, as most of what has to be learnt lies in the middle (SD3, section 3.1);
-    # some uniform, since logit-normal ones all but leave out the first steps of sampling.
+    # some are uniform, since logit-normal ones almost never cover the first steps of sampling.
     middling = jax.nn.sigmoid(jax.random.normal(keys[2], (batch,)))
     uniform = jax.random.uniform(keys[5], (batch,))
     time = jnp.where(jnp.arange(batch) < UNIFORM_TIMES * batch, uniform, middling)
@@ -200,7 +200,7 @@ def predict(
 
 
 def build_modules(configs: dict[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """The three modules that are trained here."""
+    """Build the three modules that are trained here."""
     names = ("transformer", "text_encoder", "text_encoder_2")
     # Blocks as narrow as these run faster without a loop over them.
     return {name: build(name, configs[name], dtype).clone(unroll=True) for name in names}
@@ -222,11 +222,11 @@ def distillation_loss(
     key: PRNGKeyArray,
     data: tuple[FluxData, PyTree],
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean squared error against the teacher's classifier-free guidance, g drawn from `GUIDANCE`.
+    """Mean squared error to the teacher's classifier-free guidance, g sampled from `GUIDANCE`.
 
     Args:
         modules: from `build_modules`.
-        batch: pictures an update.
+        batch: pictures per update.
         params: the student transformer's.
         key: random key.
         data: scenes, and the teacher's parameters under the names of all three modules.
@@ -253,18 +253,19 @@ def train(
     batch: int = BATCH,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> dict[str, PyTree]:
-    """Trains text encoders and transformer from scratch; guidance is held at 1.
+    """Train text encoders and transformer from scratch at guidance 1.
 
-    In cycles (SGDR, without its growing periods): each starts from the average of the one before,
-    with a fresh optimiser and the full learning rate. So training can be made longer later.
+    Training runs in cycles (SGDR, without its growing periods): each starts from the average of the
+    previous one, with a fresh optimiser and the full learning rate, so that training can be
+    extended later.
 
     Args:
         configs: `config.json` of the three modules.
         data: latents and tokens of the scenes.
-        folder: keeps a folder for each cycle.
-        cycles: updates of each; the learning rate rises and falls once in a cycle.
-        batch: pictures an update.
-        dtype: of products.
+        folder: for one subfolder per cycle.
+        cycles: updates of each cycle; the learning rate rises and falls once per cycle.
+        batch: pictures per update.
+        dtype: compute dtype.
 
     Returns:
         Averaged parameters under transformer, text_encoder and text_encoder_2.
@@ -296,17 +297,17 @@ def distil(
     batch: int = BATCH,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> PyTree:
-    """Distils classifier-free guidance into the guidance embedding, as in FLUX.1 [dev].
+    """Distil classifier-free guidance into the guidance embedding, as in FLUX.1 [dev].
 
     The student learns v(x, c, g) = v_u + g (v_c - v_u) for g in `GUIDANCE`; the text encoders
-    stay as they are.
+    are unchanged.
 
     Returns:
         The student's averaged transformer parameters.
     """
     modules = build_modules(configs, dtype)
     optimizer = fit.adamw(5e-4, updates)
-    # A copy, since the state is donated while the teacher goes on being read.
+    # A copy, since the state is donated while the teacher is still in use.
     state = fit.start(jax.tree.map(jnp.copy, teacher["transformer"]), optimizer)
     loss = functools.partial(distillation_loss, modules, fit.per_device(batch))
     return fit.fit(

@@ -1,4 +1,4 @@
-"""The judge, trained on rendered scenes; it never sees a picture that the model drew.
+"""Train the judge on rendered scenes; it never sees a picture that the model generated.
 
 Axis letters: B batch, N scenes, h w picture sides, E entities, R relations.
 """
@@ -24,10 +24,10 @@ from recipes.emoji_flux.vae_training import SceneData
 
 BATCH = 512
 HELD_OUT = 8192
-# Share of pictures whose content is wiped to a blur: what cannot be recognised is not shown.
+# Share of pictures blurred beyond recognition, whose entities are labelled as absent.
 WIPED = 0.05
-# Shares of the questions about relations: as the scene was made; the other way round; and about
-# an entity that is not there.
+# Shares of the relation questions with subject and object swapped, and with an entity that is not
+# shown; the rest are asked as the scene was composed.
 SWAPPED, ABSENT = 0.25, 0.25
 
 
@@ -35,8 +35,8 @@ class JudgeData(flax.struct.PyTreeNode):
     """Scenes with their labels, on the device.
 
     Attributes:
-        inverse: for every relation, the one in which the object stands to the subject, or R,
-            which means that none of them holds.
+        inverse: for every relation, that of the object to the subject, or R if none of the
+            relations holds.
     """
 
     scenes: SceneData
@@ -49,7 +49,7 @@ class JudgeData(flax.struct.PyTreeNode):
 
 
 def judge_data(pixels: np.ndarray, scenes: Scenes, inverse: Int[np.ndarray, "R"]) -> JudgeData:
-    """Moves sprites, scenes and labels to the device."""
+    """Move sprites, scenes and labels to the device."""
     return JudgeData(
         SceneData.of(pixels, scenes),
         jnp.asarray(scenes.entities, jnp.float32),
@@ -61,7 +61,7 @@ def judge_data(pixels: np.ndarray, scenes: Scenes, inverse: Int[np.ndarray, "R"]
 
 
 def inverse_relations(relations: tuple[str, ...], pairs: Mapping[str, str]) -> np.ndarray:
-    """Index of every relation's inverse, len(relations) where it has none.
+    """Index of every relation's inverse; len(relations) if it has none.
 
     Args:
         relations: the names.
@@ -86,7 +86,7 @@ def blur(pictures: Float[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
 
 
 def augment(key: PRNGKeyArray, pictures: Float[Array, "B h w 3"]) -> Float[Array, "B h w 3"]:
-    """Makes renders as imperfect as samples: shifted, off in colour, blurred, noisy, with a grid.
+    """Make renders as imperfect as samples: shifts, colour changes, blur, noise and a grid.
 
     Args:
         key: random key.
@@ -119,18 +119,18 @@ def augment(key: PRNGKeyArray, pictures: Float[Array, "B h w 3"]) -> Float[Array
 
 
 def wipe(pictures: Float[Array, "B h w 3"], cells: int = 4) -> Float[Array, "B h w 3"]:
-    """What is left of pictures at cells x cells pixels: colours without shapes."""
+    """Downsample pictures to cells x cells and scale them up again: colours without shapes."""
     batch, height, width, channels = pictures.shape
     small = pictures.reshape(batch, cells, height // cells, cells, width // cells, channels)
     return jax.image.resize(small.mean((2, 4)), pictures.shape, "linear")
 
 
 def questions(key: PRNGKeyArray, rows: Int[Array, "B"], data: JudgeData) -> tuple[Array, ...]:
-    """Ordered pairs to ask about, with their answers.
+    """Sample ordered pairs to ask about, with their answers.
 
     Returns:
-        subject [B], object [B], answer [B] in 0..R (R means none) and weight [B], 0 where a
-        scene has no answer that is certain.
+        subject [B], object [B], answer [B] in 0..R (R means none) and weight [B], 0 where the
+        answer is not certain.
     """
     none = len(data.inverse)
     kind_key, side_key, other_key = jax.random.split(key, 3)
@@ -144,7 +144,7 @@ def questions(key: PRNGKeyArray, rows: Int[Array, "B"], data: JudgeData) -> tupl
     stranger = jax.random.randint(other_key, rows.shape, 0, data.entities.shape[1])
     truly_absent = data.entities[rows, stranger] == 0
     as_subject = jax.random.bernoulli(side_key, 0.5, rows.shape)
-    # A scene of one entity has that one as its subject; its object may be undefined.
+    # In a scene of one entity, that entity is the subject; its object may be undefined.
     anchor = jnp.argmax(data.entities[rows], axis=1)
     asked = jnp.where(
         absent, jnp.where(as_subject, stranger, anchor), jnp.where(swap, other, subject)
@@ -165,9 +165,9 @@ def judge_loss(
 
     Args:
         network: the judge.
-        rows: scenes 0..rows-1 are trained on.
-        batch: pictures an update.
-        params: its parameters.
+        rows: number of training scenes, the first ones.
+        batch: pictures per update.
+        params: the judge's parameters.
         key: random key.
         data: scenes and labels.
     """
@@ -197,8 +197,8 @@ def accuracy(
     """Accuracy on clean renders.
 
     Returns:
-        Shares of scenes, in [0, 1]: `entity` (exactly the right set), `style`, and of scenes with
-        a relation: `relation` and `relation_swapped` (asked the other way round).
+        Shares of scenes in [0, 1]: `entity` (exactly the right set), `style`, and of scenes with
+        a relation: `relation` and `relation_swapped` (subject and object swapped).
     """
     network = JudgeNetwork(judge.config)
 
@@ -241,15 +241,15 @@ def train(
     held_out: int = HELD_OUT,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> dict[str, float]:
-    """Trains the judge and writes its folder.
+    """Train the judge and write its folder.
 
     Args:
         data: labelled scenes, see `judge_data`; the last `held_out` of them are for measuring.
         labels: names of entities, styles and relations, in the order of the scenes' labels.
-        workdir: checkpoints and metrics; a run that was cut off goes on from there.
+        workdir: for checkpoints and metrics; an interrupted run resumes from there.
         out: where the judge's folder is written.
         updates: number of updates.
-        batch: pictures an update.
+        batch: pictures per update.
         held_out: scenes for measuring.
         dtype: compute dtype of training.
 
@@ -270,7 +270,7 @@ def train(
         title="judge",
     )
     NetworkJudge(labels, params).save(out)
-    # Measured as it ships, after rounding to the file's bfloat16.
+    # Measured as shipped, after rounding to the file's bfloat16.
     rows = np.arange(count - held_out, count)
     shares = accuracy(NetworkJudge.load(out), data, rows, min(batch, held_out))
     (out / "accuracy.json").write_text(

@@ -1,4 +1,4 @@
-"""Where the objects of a scene stand: the ten relations as places, sizes and mirrorings.
+"""Positions, sizes and mirroring of a scene's objects for each of the ten relations.
 
 Lengths are in pixels of the 64 x 64 picture, x to the right and y down.
 """
@@ -10,19 +10,19 @@ from jaxtyping import Float, UInt8
 
 SIDE = 64
 MIDDLE = SIDE / 2
-# Small: what moves by pixels has to be learnt at every offset, as tokens are 8 pixels wide.
+# Small: tokens are 8 pixels wide, so an object that moves has to be learnt at every offset.
 JITTER = 0.75
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as it is placed.
+    """One placed object.
 
     Attributes:
         who: 0 for the caption's subject, 1 for its object.
         x: centre.
         y: centre.
-        size: side of the square box that the drawing fills lengthwise.
+        size: side of the square box; the drawing's longer side fills it.
         mirrored: whether it is flipped left to right.
     """
 
@@ -34,7 +34,7 @@ class Thing:
 
 
 def extents(pixels: UInt8[np.ndarray, "M 64 64 4"]) -> Float[np.ndarray, "M 2"]:
-    """Width and height that each sprite fills of its box, in 0..1."""
+    """Width and height of each sprite as shares of its box, in 0..1."""
     shown = pixels[..., 3] > 25
     across, down = shown.any(1), shown.any(2)
     return np.stack([across.sum(1), down.sum(1)], 1) / pixels.shape[1]
@@ -42,7 +42,7 @@ def extents(pixels: UInt8[np.ndarray, "M 64 64 4"]) -> Float[np.ndarray, "M 2"]:
 
 @dataclass(frozen=True)
 class Chance:
-    """Where things may lie, and how large they may be.
+    """Random offsets and sizes.
 
     Attributes:
         rng: source of randomness.
@@ -51,23 +51,23 @@ class Chance:
     rng: np.random.Generator
 
     def jitter(self, reach: float = JITTER) -> float:
-        """Pixels to either side."""
+        """Sample an offset of at most `reach` pixels in either direction."""
         return float(self.rng.uniform(-reach, reach))
 
     def size(self, low: float, high: float) -> float:
-        """A length."""
+        """Sample a length."""
         return float(self.rng.uniform(low, high))
 
 
 def place(
     rng: np.random.Generator, relation: str | None, extent: Float[np.ndarray, "W 2"]
 ) -> list[Thing]:
-    """Places a scene's objects, those in front last.
+    """Place a scene's objects, front ones last.
 
     Args:
         rng: source of randomness.
         relation: name of the relation, "and" for two objects side by side, None for one object.
-        extent: width and height that subject and object fill of their boxes.
+        extent: width and height of subject and object as shares of their boxes.
     """
     chance = Chance(rng)
     jitter, size = chance.jitter, chance.size
@@ -99,7 +99,7 @@ def place(
 
 
 def _side_by_side(chance: Chance, relation: str) -> list[Thing]:
-    """Two things apart, along one axis."""
+    """Two objects apart from each other along one axis."""
     first, second = (0, 1) if relation in ("left of", "above") else (1, 0)
     apart = relation in ("left of", "right of")
     things = []
@@ -111,7 +111,7 @@ def _side_by_side(chance: Chance, relation: str) -> list[Thing]:
 
 
 def _on(chance: Chance, extent: Float[np.ndarray, "W 2"]) -> list[Thing]:
-    """One thing that stands on the other."""
+    """One object standing on the other."""
     upper, lower = chance.size(26.5, 27.5), chance.size(34, 35)
     heights = upper * extent[0, 1], lower * extent[1, 1]
     bottom = MIDDLE + (sum(heights) - 2) / 2 + chance.jitter(0.5)
@@ -124,14 +124,14 @@ def _on(chance: Chance, extent: Float[np.ndarray, "W 2"]) -> list[Thing]:
 
 
 def _touching(chance: Chance, relation: str, extent: Float[np.ndarray, "W 2"]) -> list[Thing]:
-    """Two things that touch each other, turned away from each other or overlapping."""
+    """Two objects that touch, facing away from each other or overlapping."""
     left, right = (0, 1) if chance.rng.random() < 0.5 else (1, 0)
     close = relation == "hugging close"
     if close:
         side = chance.size(37, 38)
         depth = 0.4 * side * min(extent[left, 0], extent[right, 0])
     else:
-        # Each looks outwards: drawings of emoji look to the left where they have a side.
+        # Each faces outwards: emoji that have a side face left.
         side, depth = chance.size(31.5, 32.5), 1.0
     widths = side * extent[left, 0], side * extent[right, 0]
     start = MIDDLE - (sum(widths) - depth) / 2 + chance.jitter(0.5)

@@ -1,4 +1,4 @@
-"""How well the model draws what it is asked for: its own samples before the judge.
+"""Measure how well the model follows its prompts: the judge on the model's own samples.
 
 Axis letters: B pictures, h w picture sides, E entities, S styles.
 """
@@ -25,21 +25,21 @@ from recipes.emoji_flux.captions import RELATED, misspell, plural, shuffle, with
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
 SIZE = 64
-# Away from the seeds that anything else draws with.
+# Separate from all other seeds.
 FIRST_SEED = 5_000_000
 SHEET = 12
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One picture to draw, and what it has to show.
+    """A prompt and what its picture has to show.
 
     Attributes:
         group: the table it counts for.
         name: the class within the table.
-        prompt: what to draw.
-        entities: indices that must be shown.
-        style: index, or None if any will do.
+        prompt: of the picture.
+        entities: indices of the entities that must be shown.
+        style: index, or None if any style is correct.
         relation: subject, object and relation, or None.
     """
 
@@ -55,8 +55,8 @@ def probes(per_class: int, available: Bool[np.ndarray, "E S"] | None = None) -> 
     """All prompts: every entity, style and relation `per_class` times, and harder ones.
 
     Args:
-        per_class: prompts a class; styles and relations, being few, get ten times as many.
-        available: which entities are drawn in which styles; all, if None.
+        per_class: prompts per class; styles and relations, which are few, get ten times as many.
+        available: whether each entity has a drawing in each style; None if all have.
     """
     rng = np.random.default_rng(0)
     for index, entity in enumerate(ENTITIES):
@@ -91,7 +91,7 @@ def probes(per_class: int, available: Bool[np.ndarray, "E S"] | None = None) -> 
 def correct(
     judge: NetworkJudge, pictures: UInt8[np.ndarray, "B h w 3"], asked: list[Probe]
 ) -> Bool[np.ndarray, "B"]:
-    """Whether each picture shows all that its probe asks for."""
+    """Whether each picture shows everything that its probe requires."""
     verdict = judge(pictures)
     shown = np.asarray(jax.nn.sigmoid(verdict.entities)) > THRESHOLD
     style = np.asarray(verdict.style).argmax(-1)
@@ -108,9 +108,9 @@ def correct(
 
 
 def without_pooled(pipe: Pipeline) -> Pipeline:
-    """The pipeline with a pooled vector of zeros, so that content has only the joint attention.
+    """Zero the pooled vector, so that content comes only through the joint attention.
 
-    The pooled vector leaves CLIP's final norm, whose scale and bias become 0.
+    The pooled vector is the output of CLIP's final norm, whose scale and bias become 0.
     """
     encoder = dict(pipe.params["text_encoder"])
     encoder["final_norm"] = jax.tree.map(jnp.zeros_like, encoder["final_norm"])
@@ -118,7 +118,7 @@ def without_pooled(pipe: Pipeline) -> Pipeline:
 
 
 def of_group(names: Sequence[str], hits: Bool[np.ndarray, "N"]) -> dict[str, Any]:
-    """The `accuracy` of some probes, and that of each of their `classes` by its name."""
+    """The `accuracy` of a group's probes, and of each of its `classes` by name."""
     classes: dict[str, list[bool]] = defaultdict(list)
     for name, hit in zip(names, hits, strict=True):
         classes[name].append(bool(hit))
@@ -139,23 +139,23 @@ def measure(
     guidance: float = 3.5,
     batch: int = 256,
 ) -> dict[str, Any]:
-    """Accuracy of the model's own samples, by group and class.
+    """Measure the accuracy of the model's own samples, by group and class.
 
-    Writes `measure.json` and, for every group, a sheet of its pictures, evenly spaced, to `out`.
+    Writes `measure.json` to `out` and, for every group, a contact sheet of evenly spaced pictures.
 
     Args:
         pipe: the model.
         judge: knows the entities, styles and relations of `world`, in that order.
-        out: a folder.
+        out: output folder.
         per_class: see `probes`.
         available: see `probes`.
         steps: Euler steps.
         guidance: distilled guidance scale.
-        batch: pictures drawn at once.
+        batch: pictures generated at once.
 
     Returns:
-        For every group `accuracy` (a share with its interval) and `classes`, shares by name. The
-        group "entity, no pooled vector" holds the prompts and seeds of "entity" again.
+        For every group `accuracy` (a share with its interval) and `classes` (shares by name). The
+        group "entity, no pooled vector" repeats the prompts and seeds of "entity".
     """
     asked = list(probes(per_class, available))
     seeds = range(FIRST_SEED, FIRST_SEED + len(asked))

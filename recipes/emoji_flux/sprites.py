@@ -1,4 +1,4 @@
-"""Draws every entity in every style: emoji sets from npm, rendered to 64 x 64 premultiplied RGBA.
+"""Render every entity in every style: emoji sets from npm, as 64 x 64 premultiplied RGBA.
 
 Axis letters: M sprites, E entities, S styles.
 """
@@ -24,14 +24,14 @@ from recipes.emoji_flux.world import ENTITIES, STYLES, Entity
 
 SIDE = 64
 RASTER = 256
-# Of drawings in one colour.
+# Ink of single-colour drawings.
 INK_RGB = (38, 38, 46)
 INK = "#{:02x}{:02x}{:02x}".format(*INK_RGB)
-# A sticker's white border and the thin grey line around it, in pixels of the raster.
+# Width of a sticker's white border and of the thin grey line around it, in pixels of the raster.
 BORDER, RIM = 17, 4
-# Width of line art's lines, and of the rim that silhouettes keep, in pixels of the raster.
+# Widths of line art's lines and of the rim of silhouettes, in pixels of the raster.
 LINE, EDGE = 7, 20
-# A thin white border, without which a silhouette is lost in front of another.
+# A thin white border, so that a silhouette is visible in front of another.
 HALO = 7
 # Share of ink below which a drawing counts as outlines.
 MOSTLY_INK = 0.55
@@ -40,15 +40,15 @@ PERMITTED = frozenset({"Apache-2.0", "MIT", "CC-BY-4.0"})
 
 @dataclass(frozen=True)
 class EmojiSet:
-    """An npm package of drawings, and the style they give.
+    """An npm package of drawings, and its style.
 
     Attributes:
         package: npm name and pinned version.
         style: name in `STYLES`.
         licence: SPDX name of the drawings' licence.
         author: whom to attribute, and where.
-        names: this set's names of icons where it does not use the usual ones.
-        licence_from: what the package's own field says, where that is about its code.
+        names: names of icons in this set that differ from the usual ones.
+        licence_from: the licence in the package's own metadata, if that is the code's licence.
     """
 
     package: str
@@ -60,7 +60,7 @@ class EmojiSet:
 
     @property
     def archive(self) -> str:
-        """File name that `npm pack` gives."""
+        """File name that `npm pack` writes."""
         name, version = self.package.rsplit("@", 1)
         return f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
 
@@ -85,7 +85,7 @@ FIREFOX_NAMES = {
     "globe-showing-europe-africa": "europeafricaglobe",
     "santa-claus": "fatherchristmas",
     "umbrella": "umbrellawithraindrops",
-    # These stand on a square of sky.
+    # These have a square of sky as background.
     "ferris-wheel": "",
     "rainbow": "",
     "sailboat": "",
@@ -112,7 +112,7 @@ SETS: tuple[EmojiSet, ...] = (
 
 
 def fetch(emoji_set: EmojiSet, cache: Path) -> Path:
-    """Downloads a package with npm, unless the cache has it.
+    """Download a package with npm, unless it is cached.
 
     Raises:
         InputError: npm is missing or cannot fetch the package.
@@ -127,7 +127,7 @@ def fetch(emoji_set: EmojiSet, cache: Path) -> Path:
         )
     cache.mkdir(parents=True, exist_ok=True)
     command = ["npm", "pack", "--silent", emoji_set.package]
-    # No shell; the package's name and version stand above.
+    # No shell; the package's name and version are constants of this file.
     result = subprocess.run(  # nosec B603
         command, cwd=cache, capture_output=True, text=True, check=False
     )
@@ -139,10 +139,10 @@ def fetch(emoji_set: EmojiSet, cache: Path) -> Path:
 
 
 def check_licence(emoji_set: EmojiSet, manifest: dict[str, Any]) -> None:
-    """Refuses a package whose licence is not the one that was reviewed.
+    """Refuse a package whose licence is not the one that was reviewed.
 
     Raises:
-        InputError: the package says something else, or its licence is not a permissive one.
+        InputError: the package states another licence, or the licence is not permissive.
     """
     expected = emoji_set.package_licence or emoji_set.licence
     if manifest.get("license") != expected or emoji_set.licence not in PERMITTED:
@@ -153,7 +153,7 @@ def check_licence(emoji_set: EmojiSet, manifest: dict[str, Any]) -> None:
 
 
 def read_set(emoji_set: EmojiSet, archive: Path) -> Callable[[Entity], Image.Image | None]:
-    """Opens a package; the result draws an entity, or None where the set lacks it."""
+    """Open a package; the result renders an entity, or returns None if the set lacks it."""
     with tarfile.open(archive) as opened:
         names = opened.getnames()
 
@@ -185,7 +185,7 @@ def read_set(emoji_set: EmojiSet, archive: Path) -> Callable[[Entity], Image.Ima
 
 
 def draw_icon(emoji_set: EmojiSet, icons: dict[str, Any], entity: Entity) -> Image.Image | None:
-    """Draws an icon of an Iconify set."""
+    """Render an icon of an Iconify set."""
     usual = emoji_set.names.get(entity.icon, entity.icon)
     for name in (usual, usual.replace("-", "")):
         name = icons.get("aliases", {}).get(name, {}).get("parent", name)
@@ -202,12 +202,12 @@ def draw_icon(emoji_set: EmojiSet, icons: dict[str, Any], entity: Entity) -> Ima
 
 
 def draw_svg(svg: str) -> Image.Image:
-    """Renders to a raster of `RASTER` pixels.
+    """Render to a raster of `RASTER` pixels.
 
     Raises:
         InputError: the renderer is not installed.
     """
-    # Imported here, since only the recipe's extra installs it.
+    # Imported here, since only the extra `recipe` installs it.
     try:
         import resvg_py  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
@@ -220,7 +220,7 @@ def draw_svg(svg: str) -> Image.Image:
 
 
 def as_sticker(picture: Image.Image) -> Image.Image:
-    """Cuts a drawing out with a white border, ringed in grey."""
+    """Cut out a drawing with a white border and a thin grey line around it."""
     wide = widened(picture, BORDER + RIM + 2)
     alpha = np.asarray(wide)[..., 3]
     rim = plate(alpha, BORDER + RIM, (150, 150, 158))
@@ -229,7 +229,7 @@ def as_sticker(picture: Image.Image) -> Image.Image:
 
 
 def as_line_art(picture: Image.Image) -> Image.Image:
-    """Hollows broad areas of ink out to their outlines and puts white paper behind."""
+    """Reduce broad areas of ink to their outlines, on white paper."""
     ink = np.asarray(picture)[..., 3]
     solid = ink >= 128
     lines = np.minimum(ink / 255, np.clip(LINE + 0.5 - depth(solid), 0, 1))
@@ -238,7 +238,7 @@ def as_line_art(picture: Image.Image) -> Image.Image:
 
 
 def as_silhouette(picture: Image.Image) -> Image.Image:
-    """Makes drawings that are mostly outlines solid: ink inside, their inner lines cut out."""
+    """Fill drawings that are mostly outlines with ink, and cut out their inner lines."""
     ink = np.asarray(picture)[..., 3] / 255
     inside = filled(ink >= 0.5)
     if ink[inside].mean() < MOSTLY_INK:
@@ -248,30 +248,30 @@ def as_silhouette(picture: Image.Image) -> Image.Image:
 
 
 def depth(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Distance of what is inside a shape from its outside, in pixels."""
+    """Distance of each pixel inside a shape from its outside, in pixels."""
     return np.asarray(ndimage.distance_transform_edt(mask))
 
 
 def filled(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The shape without its holes."""
+    """Fill the holes of a shape."""
     return np.asarray(ndimage.binary_fill_holes(mask))
 
 
 def coloured(
     rgb: Sequence[int] | Shaped[np.ndarray, "... 3"], alpha: Float[np.ndarray, "h w"]
 ) -> Image.Image:
-    """A picture of one colour or of one a pixel, in 0..255, and opacities in 0..1."""
+    """A picture from one colour, or one per pixel, in 0..255, and opacities in 0..1."""
     full = np.broadcast_to(np.asarray(rgb, float), (*alpha.shape, 3))
     return Image.fromarray(np.dstack([full, 255 * alpha]).round().astype(np.uint8))
 
 
 def plate(alpha: UInt8[np.ndarray, "h w"], reach: float, colour: Sequence[int]) -> Image.Image:
-    """A shape of one colour that reaches beyond what is opaque, in pixels."""
+    """A shape of one colour that extends `reach` pixels beyond the opaque pixels."""
     return coloured(colour, np.clip(reach + 0.5 - depth(alpha < 128), 0, 1))
 
 
 def haloed(picture: Image.Image, reach: int) -> Image.Image:
-    """Puts a white border around a drawing, outside only."""
+    """Add a white border around the outside of a drawing."""
     wide = widened(picture, reach + 2)
     alpha = np.asarray(wide)[..., 3]
     border = np.array(plate(alpha, reach, (255, 255, 255)))
@@ -280,14 +280,14 @@ def haloed(picture: Image.Image, reach: int) -> Image.Image:
 
 
 def widened(picture: Image.Image, margin: int) -> Image.Image:
-    """The picture with an empty margin."""
+    """Add an empty margin to the picture."""
     wide = Image.new("RGBA", (picture.width + 2 * margin, picture.height + 2 * margin))
     wide.paste(picture, (margin, margin))
     return wide
 
 
 def fit(picture: Image.Image) -> UInt8[np.ndarray, "64 64 4"]:
-    """Crops to what is visible and scales it to fill the sprite's longer side, centred.
+    """Crop to the visible part, scale its longer side to fill the sprite, and centre it.
 
     Returns:
         Premultiplied RGBA.
@@ -295,21 +295,21 @@ def fit(picture: Image.Image) -> UInt8[np.ndarray, "64 64 4"]:
     shown = np.asarray(picture)[..., 3] > 8
     rows, columns = (np.flatnonzero(shown.any(axis)) for axis in (1, 0))
     if not len(rows):
-        raise InputError("a drawing is empty; another version of the package may have it")
+        raise InputError("a drawing is empty; try another version of the package")
     picture = picture.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)).convert("RGBa")
     scale = SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    # Pillow's filters widen where they shrink, so none of the raster's pixels is skipped.
+    # Pillow's filters widen when they shrink a picture, so no pixel of the raster is skipped.
     picture = picture.resize(size, Image.Resampling.HAMMING)
     sprite = np.zeros((SIDE, SIDE, 4), np.uint8)
     left, top = ((SIDE - side) // 2 for side in size)
-    # Pillow's premultiplied mode reads out as its raw bytes.
+    # The raw bytes of Pillow's premultiplied mode.
     pixels = np.frombuffer(picture.tobytes("raw", "RGBa"), np.uint8).reshape(size[1], size[0], 4)
     sprite[top : top + size[1], left : left + size[0]] = pixels
     return sprite
 
 
-# What some styles do to their set's drawings.
+# Changes that some styles make to their set's drawings.
 TREATMENTS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "sticker": as_sticker,
     "lineart": as_line_art,
@@ -318,7 +318,7 @@ TREATMENTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def draw_all(cache: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "64 64 4"]]]:
-    """Yields entity, style and sprite for all that the sets have."""
+    """Yield entity, style and sprite for every drawing in the sets."""
     for emoji_set in progress.bar(SETS, desc="drawing", unit="set"):
         draw = read_set(emoji_set, fetch(emoji_set, cache))
         for index, entity in enumerate(ENTITIES):
@@ -329,14 +329,14 @@ def draw_all(cache: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "64 64 4
 
 
 def build(cache: Path, out: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[np.ndarray, "E S"]]:
-    """Draws all sprites and writes them.
+    """Render all sprites and write them.
 
     Args:
-        cache: where npm packages are kept.
+        cache: folder for the npm packages.
         out: `.npz` file to write, with `pixels` and `sprite_of`.
 
     Returns:
-        pixels, and the index of each entity's sprite in each style, -1 where there is none.
+        Pixels, and the index of each entity's sprite in each style, -1 if there is none.
     """
     pixels, sprite_of = [], np.full((len(ENTITIES), len(STYLES)), -1, np.int32)
     for entity, style, sprite in draw_all(cache):
@@ -350,13 +350,13 @@ def build(cache: Path, out: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[n
 
 
 def load(path: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[np.ndarray, "E S"]]:
-    """Reads what `build` wrote.
+    """Load a file written by `build`.
 
     Raises:
         InputError: the file is missing or was made for other entities or styles.
     """
     if not path.exists():
-        raise InputError(f"{path}: not found; `sprites.build` makes it")
+        raise InputError(f"{path}: not found; run `sprites.build` first")
     with np.load(path) as file:
         pixels, sprite_of = file["pixels"], file["sprite_of"]
     if sprite_of.shape != (len(ENTITIES), len(STYLES)):
@@ -368,12 +368,12 @@ def load(path: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[np.ndarray, "E
 
 
 def attribution() -> str:
-    """ATTRIBUTION.md: whose drawings the model learnt from, and under which licences."""
+    """ATTRIBUTION.md: authors and licences of the drawings that the model was trained on."""
     lines = [
         "# Attribution",
         "",
         "The weights in this folder were trained on compositions of emoji from these npm packages.",
-        "The drawings themselves are not part of this repository; the recipe fetches them.",
+        "The drawings themselves are not part of this repository; the recipe downloads them.",
         "",
         "| style | package | version | licence of the drawings | author |",
         "| --- | --- | --- | --- | --- |",
@@ -386,8 +386,8 @@ def attribution() -> str:
     lines += [
         "",
         "Changes: drawings were cropped, scaled to 64 x 64 pixels, mirrored and placed on coloured",
-        f"backgrounds. Drawings in one colour were inked in {INK}: `silhouette` made solid, with a",
-        "thin white border; `lineart` hollowed out to lines on white. `sticker` is Twemoji cut out",
+        f"backgrounds. Drawings in one colour were inked in {INK}: `silhouette` was filled, with a",
+        "thin white border; `lineart` was reduced to lines on white. `sticker` is Twemoji cut out",
         "with a white border.",
         "",
         "Licences: Apache-2.0 (apache.org/licenses/LICENSE-2.0), MIT (opensource.org/license/mit),",

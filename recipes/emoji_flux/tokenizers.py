@@ -1,7 +1,7 @@
-"""Trains the two tokenizers: sentencepiece for T5, byte-pair encoding for CLIP.
+"""Train the two tokenizers: sentencepiece for T5, byte-pair encoding for CLIP.
 
-Both learn from captions and know every printable ASCII character, so that no misspelling is
-out of vocabulary.
+Both are trained on captions and include every printable ASCII character, so that no misspelling
+is out of vocabulary.
 """
 
 import io
@@ -19,18 +19,18 @@ from recipes.emoji_flux import captions
 
 CAPTIONS = 200_000
 TOKENS = 32
-# So few that rarer words are several pieces, as they are in T5.
+# Small, so that rarer words are split into several pieces, as in T5.
 T5_PIECES = 640
 CLIP_MERGES = 512
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build(out: Path, count: int = CAPTIONS, seed: int = 0) -> None:
-    """Trains both and writes `tokenizer/` (CLIP) and `tokenizer_2/` (T5) under `out`.
+    """Train both tokenizers and write `tokenizer/` (CLIP) and `tokenizer_2/` (T5) under `out`.
 
     Args:
         out: the pipeline's folder.
-        count: captions to learn from.
+        count: number of training captions.
         seed: of the captions; the same seed gives the same files.
     """
     rng = np.random.default_rng(seed)
@@ -40,8 +40,8 @@ def build(out: Path, count: int = CAPTIONS, seed: int = 0) -> None:
 
 
 def load(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
-    """Reads what `build` wrote."""
-    # Folders; of the hub, where a revision would have to be named, nothing is asked.
+    """Load the tokenizers written by `build`."""
+    # Local folders; the hub, which would need a revision, is not used.
     return (
         CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         T5Tokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True),
@@ -49,7 +49,7 @@ def load(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
 
 
 def build_t5(texts: list[str], folder: Path) -> None:
-    """A unigram model with T5's conventions: pad 0, end of sequence 1, unknown 2."""
+    """Train a unigram model with T5's conventions: pad 0, end of sequence 1, unknown 2."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -86,7 +86,7 @@ def build_t5(texts: list[str], folder: Path) -> None:
 
 
 def build_clip(texts: list[str], folder: Path) -> None:
-    """Byte-level pairs with CLIP's conventions: lower case, `</w>` ends a word, padded by the end.
+    """Train byte pairs with CLIP's conventions: lower case, `</w>` ends a word, padded by the end.
 
     As in CLIP's vocabulary, single bytes come first, then bytes that end a word, then merges,
     then the two special tokens, so that the end of text has the highest id.
@@ -127,5 +127,5 @@ def build_clip(texts: list[str], folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes one JSON file, in a form that diffs well."""
+    """Write a JSON file, formatted for readable diffs."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""The autoencoder: 64 x 64 pictures to 16 x 16 latents of 16 channels and back.
+"""Train the autoencoder: 64 x 64 pictures to 16 x 16 latents of 16 channels and back.
 
 Axis letters: B batch, h w picture sides, M sprites, N scenes.
 """
@@ -40,15 +40,15 @@ CONFIG: dict[str, Any] = {
     "use_quant_conv": False,
 }
 BATCH = 128
-# The latents need not carry what no eye sees: the stronger this, the smoother they are and the
-# easier the flow is to learn. The shipped folder's README says how many nats a value they carry,
-# and how exact reconstructions are; the judge reads those like the renders.
+# The latents need not carry imperceptible detail: the larger this weight, the smoother they are and
+# the easier the flow is to learn. The shipped folder's README has the nats per value and the
+# error of reconstructions; the judge recognises reconstructions as well as renders.
 KL_WEIGHT = 5e-3
 GRADIENT_WEIGHT = 0.5
 
 
 class SceneData(flax.struct.PyTreeNode):
-    """What composing a scene needs, on the device."""
+    """Sprites and scene descriptions for composing pictures, on the device."""
 
     pixels: UInt8[Array, "M 64 64 4"]
     sprite: Array
@@ -57,12 +57,12 @@ class SceneData(flax.struct.PyTreeNode):
 
     @classmethod
     def of(cls, pixels: np.ndarray, scenes: Scenes) -> "SceneData":
-        """Moves sprites and scene descriptions to the device."""
+        """Move sprites and scene descriptions to the device."""
         parts = (pixels, scenes.sprite, scenes.box, scenes.background)
         return cls(*(jnp.asarray(part) for part in parts))
 
     def pictures(self, rows: Array) -> Float[Array, "B h w 3"]:
-        """Composes the scenes of these rows, in [-1, 1]."""
+        """Compose the scenes of these rows, in [-1, 1]."""
         return compose(self.pixels, self.sprite[rows], self.box[rows], self.background[rows])
 
 
@@ -100,7 +100,7 @@ def train(
     batch: int = BATCH,
     dtype: DTypeLike = jnp.bfloat16,
 ) -> tuple[dict[str, Any], PyTree]:
-    """Trains the autoencoder and measures its latents.
+    """Train the autoencoder and measure its latents.
 
     Returns:
         Its configuration, with shift and scaling such that scaled latents have mean 0 and

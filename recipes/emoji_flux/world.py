@@ -1,4 +1,4 @@
-"""What there is in the world of emoji-flux: entities, styles, background colours and relations."""
+"""Entities, styles, background colours and relations of emoji-flux's pictures."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,11 +13,11 @@ class Entity:
     """A thing that pictures show.
 
     Attributes:
-        name: what captions and labels call it.
+        name: in captions and labels.
         codepoint: of its emoji, in hexadecimal.
         icon: the emoji's usual name in icon sets.
-        kind: broad class; two entities of one kind are alike in use, not in looks.
-        synonyms: other words for it, which no other entity shares.
+        kind: broad class; entities of one kind are alike in use, not in looks.
+        synonyms: other words for it; no other entity has them.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Entity:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Name and synonyms."""
+        """The name and the synonyms."""
         return (self.name, *self.synonyms)
 
 
@@ -140,7 +140,7 @@ ENTITIES: tuple[Entity, ...] = (
     Entity("hug", "1f917", "smiling-face-with-open-hands", "people", ("hugging face", "embrace")),
     Entity("heart", "2764", "red-heart", "people", ("red heart",)),
 )
-# Words that take no article and are their own plural.
+# Words without an article whose plural is the same.
 NO_ARTICLE = frozenset(
     {
         "corn",
@@ -170,7 +170,7 @@ NO_ARTICLE = frozenset(
         "shaking hands",
     }
 )
-# Plurals that no rule gives.
+# Irregular plurals.
 IRREGULAR_PLURALS: dict[str, str] = {
     "bunch of grapes": "bunches of grapes",
     "slice of pizza": "slices of pizza",
@@ -200,7 +200,7 @@ STYLES: tuple[str, ...] = (
     "sticker",
 )
 
-# Light to middling, so that dark ink is seen on all of them; RGB in [0, 1].
+# Light to medium, so that dark ink is visible on all of them; RGB in [0, 1].
 BACKGROUNDS: dict[str, tuple[float, float, float]] = {
     "red": (0.93, 0.45, 0.42),
     "orange": (0.98, 0.70, 0.40),
@@ -226,7 +226,7 @@ RELATIONS: tuple[str, ...] = (
     "back to back",
     "hugging close",
 )
-# The relation in which the object stands to the subject, where that is one of the ten.
+# The relation of the object to the subject, if it is one of the ten.
 INVERSE: dict[str, str] = {
     "left of": "right of",
     "right of": "left of",

@@ -1,1 +1,1 @@
-"""Tiny models, files and servers that several tests share."""
+"""Tiny models, files and servers shared by several tests."""

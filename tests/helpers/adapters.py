@@ -12,12 +12,12 @@ from flux_jax.weights.safetensors_files import read_component
 
 BLOCKS = 2
 WIDTH = 8
-# A layer of the dual-stream block of a number, whose width does not change.
+# A square layer of the dual-stream block with this index.
 QUERY = "transformer.transformer_blocks.{}.attn.to_q"
 
 
 def shapes_in(folder: Path) -> dict[Place, tuple[int, int]]:
-    """Outputs and inputs of every dense layer of a pipeline's transformer."""
+    """Output and input widths of every dense layer of a pipeline's transformer."""
     shapes = {}
     for name, tensor in read_component(folder / "transformer").items():
         key = parse(f"transformer.{name.removesuffix('.weight')}.lora_A.weight")
@@ -27,7 +27,7 @@ def shapes_in(folder: Path) -> dict[Place, tuple[int, int]]:
 
 
 def small_shapes() -> dict[Place, tuple[int, int]]:
-    """As `shapes_in`, of a transformer with 2 blocks of each kind and 8 channels."""
+    """As `shapes_in`, for a transformer with 2 blocks of each kind and 8 channels."""
     widths = {"proj_mlp": (4 * WIDTH, WIDTH), "linear": (6 * WIDTH, WIDTH)}
     shapes = {}
     for layer in SPLIT:
@@ -46,7 +46,7 @@ def random_layers(
     types: Sequence[Any] = (np.float32,),
     size: float = 1.0,
 ) -> dict[Place, Pair]:
-    """A pair for each layer, with a rank, an alpha and types drawn from those given."""
+    """A random pair for each layer, with rank, alpha and dtypes sampled from those passed."""
     rng = np.random.default_rng(seed)
     layers = {}
     for place, (outputs, inputs) in shapes.items():
@@ -62,13 +62,13 @@ def random_layers(
 
 
 def only(layers: Layers, words: Iterable[str]) -> dict[Place, Pair | Full]:
-    """The layers whose path has one of these words in it."""
+    """The layers whose path contains one of these words."""
     words = tuple(words)
     return {place: pair for place, pair in layers.items() if any(w in place[0] for w in words)}
 
 
 def assert_same(one: Layers, other: Layers) -> None:
-    """The same layers, and in each the same types and bits."""
+    """Assert the same layers with the same dtypes and bits."""
     assert one.keys() == other.keys()
     different = [place for place in one if not same(one[place], other[place])]
     assert not different
@@ -77,7 +77,7 @@ def assert_same(one: Layers, other: Layers) -> None:
 def square_tensors(
     rng: np.random.Generator, block: int = 0, alpha: float | None = None, stem: str = QUERY
 ) -> dict[str, np.ndarray]:
-    """What a file holds of one layer's pair, of rank 2."""
+    """A file's tensors for one layer's pair, of rank 2."""
     name = stem.format(block)
     tensors = {
         f"{name}.lora_A.weight": rng.normal(size=(2, WIDTH)).astype(np.float32),

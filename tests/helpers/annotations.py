@@ -1,4 +1,4 @@
-"""The checks of annotations at run time: beartype's, with three things that it cannot know."""
+"""Run-time checks of annotations by beartype, with three adaptations to this code."""
 
 import flax.struct
 import jax
@@ -6,12 +6,12 @@ import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, beartype
 
-# An int may stand where a float is asked for (PEP 484), as pyright holds.
+# An int is accepted as a float (PEP 484), as by pyright.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-# JAX rebuilds trees with whatever it made of their leaves, such as shapes or axes, so constructors
-# of trees take anything; the functions that use them are checked.
+# JAX rebuilds trees from arbitrary leaves, such as shapes or axes, so constructors of trees accept
+# anything; the functions that use the trees are checked.
 flax.struct.PyTreeNode.__no_type_check__ = True
 
-# What takes arrays of JAX takes NumPy's: tests and programs hand over both.
+# Functions of JAX arrays accept NumPy's as well: tests and programs pass both.
 jaxtyping.Array = jax.Array | np.ndarray

@@ -1,4 +1,4 @@
-"""What a call with hostile input may take: so much time, so much memory, its own errors only."""
+"""Limits for calls with hostile input: time, memory, and only this project's errors."""
 
 import contextlib
 import resource
@@ -9,19 +9,19 @@ from types import FrameType
 
 from flux_jax.errors import EraseError
 
-# Of the processor, since other programs may take turns; a wait may be so many times as long.
+# CPU time, since other programs may run too; a wait may take this many times as long.
 SECONDS, WAIT = 5.0, 12
 BYTES = 2 << 30
 STATM = Path("/proc/self/statm")
 
 
 class Hangs(BaseException):
-    """Passes every `except Exception`."""
+    """Not caught by `except Exception`."""
 
 
 @contextlib.contextmanager
 def bounded(seconds: float = SECONDS, limit: int = BYTES) -> Iterator[None]:
-    """Interrupts what takes too long; where the system tells sizes, memory runs out early too."""
+    """Interrupt a call that takes too long; if the system reports sizes, limit memory too."""
 
     def ends(number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -46,7 +46,7 @@ def bounded(seconds: float = SECONDS, limit: int = BYTES) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tells_or_works(seconds: float = SECONDS, limit: int = BYTES) -> Iterator[None]:
-    """The property of all input: it works, or ends with an error of this project that says why."""
+    """The property of every input: the call succeeds, or raises an error of this project."""
     with bounded(seconds, limit):
         caught = None
         try:

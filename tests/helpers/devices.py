@@ -1,4 +1,4 @@
-"""Code on another number of devices: in a process of its own, since that is fixed at start."""
+"""Run code with another number of devices in a subprocess, since the number is fixed at start."""
 
 import os
 import subprocess
@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-# More devices than cores wait for each other; where the machine has other work, for long.
+# More devices than cores wait for each other, for long if the machine is busy.
 PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-# Several collectives wait at once. With XLA's one thread a device, devices that begin with
-# different ones hold all threads and wait for ever.
+# Several collectives wait at once. With XLA's one thread per device, devices that begin with
+# different ones block all threads for ever.
 THREADS_A_DEVICE = 8
 
 
 def run_on(devices: int, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code, in which tests can be imported, with so many CPU devices."""
+    """Run Python code, in which tests can be imported, with this many CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {PATIENT}"
     flags += f" --xla_force_host_platform_device_count={devices}"
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""A chat endpoint on loopback that gives prepared answers."""
+"""A chat endpoint on loopback that returns prepared answers."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ def sends(status: int, body: str, **headers: str) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         handler.send_header("Content-Type", "application/json")
-        # The client would otherwise wait for seconds before it tries again.
+        # The client would otherwise wait for seconds before its next attempt.
         handler.send_header("retry-after-ms", "1")
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
@@ -38,7 +38,7 @@ def hangs(handler: BaseHTTPRequestHandler) -> None:
 
 
 class Endpoint:
-    """A server that gives its answers in turn, the last one for ever, and keeps the requests."""
+    """A server that returns its answers in turn, repeats the last, and records the requests."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []

@@ -1,4 +1,4 @@
-"""A server that answers as the Hugging Face hub does when a repository is fetched."""
+"""A server that answers like the Hugging Face hub when a repository is downloaded."""
 
 import json
 import threading
@@ -10,11 +10,11 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves one folder as the repository "owner/tiny", and "owner/gated" to whoever has `token`.
+    """Serve one folder as the repository "owner/tiny", and as "owner/gated" if `token` is sent.
 
     Attributes:
-        url: where.
-        fetched: names of the files whose contents were asked for.
+        url: address of the server.
+        fetched: names of the files whose contents were requested.
     """
 
     def __init__(self, folder: Path, token: str):

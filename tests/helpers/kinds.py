@@ -1,4 +1,4 @@
-"""Random changes of every kind, and what they come to on weights, for tests."""
+"""Random adapter changes of every kind, and their effect on weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def random_pairs(
     alphas: Sequence[float] = (1.0, 5.0, 4.0),
     kinds: Sequence[str] = (),
 ) -> dict[Place, Pair]:
-    """A pair for each of these weights [O, I], with a "bias" or magnitudes for "dora" if asked."""
+    """A pair for each of these weights [O, I], optionally with "bias" or "dora" magnitudes."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def mixed(weights: Mapping[Place, np.ndarray], seed: int = 0) -> Layers:
 
 
 def difference(change: Pair | Full, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
-    """What a layer's weight [O, I] and bias get, in double precision."""
+    """Changes of a layer's weight [O, I] and bias, in double precision."""
     weight = weight.astype(np.float64)
     if isinstance(change, Full):
         added = change.delta.astype(np.float64)

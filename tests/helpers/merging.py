@@ -26,7 +26,7 @@ def shapes_of(folder: Path) -> Any:
 def write_adapter(
     folder: Path, model: Path, targets=None, *, rank=3, alpha=4.5, seed=0, scale=0.1
 ) -> Path:
-    """A random adapter for a model, of all stacked layers unless targets are given."""
+    """A random adapter for a model, of all stacked layers unless targets are passed."""
     shapes = shapes_of(model)
     tree = lora.init(jax.random.key(0), shapes, targets or list(lora.stacked(shapes)), rank)
     rng = np.random.default_rng(seed)
@@ -36,14 +36,14 @@ def write_adapter(
 
 
 def pair_in(folder: Path, model: Path) -> list[tuple[Path, float]]:
-    """Two adapters for a model with strengths, of which one has every target."""
+    """Two adapters for a model with strengths, one of which has every target."""
     every = write_adapter(folder / "every", model)
     parts = write_adapter(folder / "parts", model, PARTS, rank=2, alpha=2.0, seed=1)
     return [(every, 0.7), (parts, -1.25)]
 
 
 def originals_in(folder: Path) -> tuple[Path, Path]:
-    """One bfloat16 pipeline in diffusers' layout and with single files."""
+    """A bfloat16 pipeline in diffusers' layout and with single files."""
     tiny.build(folder / "diffusers", axes=sizes.ROPE_AXES, heads=1)
     pipeline = FluxPipeline.from_pretrained(folder / "diffusers", vae=tiny.vae(widths=(32, 64)))
     pipeline.vae.register_to_config(**sizes.VAE_FIXED)

@@ -1,4 +1,4 @@
-"""The configurations that FLUX.1's models are published with, written out by hand."""
+"""The published configurations of FLUX.1's models, written out by hand."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "schnell": TRANSFORMER
     | {"guidance_embeds": False, "_name_or_path": "../checkpoints/flux-schnell/transformer"},
     "kontext": TRANSFORMER | LATER | {"out_channels": None},
-    # diffusers leaves fields out that are as in its class: guidance_embeds is False there.
+    # diffusers omits fields that equal the defaults of its class: guidance_embeds is False there.
     "silent": {"_class_name": "FluxTransformer2DModel", "num_layers": 8},
 }
 FILL = TRANSFORMER | LATER | {"in_channels": 384, "out_channels": 64}
@@ -49,7 +49,7 @@ VAE: dict[str, Any] = {
     "use_post_quant_conv": False,
     "use_quant_conv": False,
 }
-# Older files say less.
+# Older files have fewer fields.
 OLD_VAE = {"_class_name": "AutoencoderKL", "latent_channels": 16}
 SCHEDULER: dict[str, Any] = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -90,7 +90,7 @@ CLIP: dict[str, Any] = {
     "transformers_version": "4.43.3",
     "vocab_size": 49408,
 }
-# openai/clip-vit-large-patch14, without what its two towers leave at transformers' defaults.
+# openai/clip-vit-large-patch14, without fields in which its two towers use transformers' defaults.
 WHOLE_CLIP: dict[str, Any] = {
     "_name_or_path": "clip-vit-large-patch14/",
     "architectures": ["CLIPModel"],

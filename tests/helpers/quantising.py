@@ -1,4 +1,4 @@
-"""Weights as other programs quantise them, and the numbers that these stand for."""
+"""Weights quantised as by other programs, and the values that they represent."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ NF4 = load_file(Path(__file__).with_name("bitsandbytes.safetensors"))["nf4.weigh
 
 
 def is_large(name: str, tensor: np.ndarray) -> bool:
-    """Whether programs quantise a tensor: matrices of blocks, whose rows fill GGUF's blocks."""
+    """Whether programs quantise a tensor: matrices of blocks whose rows fill GGUF's blocks."""
     return tensor.ndim == 2 and "block" in name and tensor.shape[1] % 256 == 0
 
 
 def scaled(tensors: Tensors, by: str = "scale_weight", rows: bool = False) -> tuple[Tensors, ...]:
-    """Scaled fp8, with a scale for each tensor or each row, and its numbers."""
+    """Scaled fp8 with a scale per tensor or row, and its values."""
     stored, plain = {"scaled_fp8": np.zeros(2, FP8)}, dict(tensors)
     for name, tensor in tensors.items():
         if not is_large(name, tensor):
@@ -35,7 +35,7 @@ def scaled(tensors: Tensors, by: str = "scale_weight", rows: bool = False) -> tu
 
 
 def nf4(tensors: Tensors, block: int = 64) -> tuple[Tensors, ...]:
-    """bitsandbytes' NF4 and its numbers."""
+    """bitsandbytes' NF4 and its values."""
     stored, plain = {}, dict(tensors)
     for name, tensor in tensors.items():
         if not is_large(name, tensor):
@@ -66,13 +66,13 @@ def write_gguf(
     kind: Callable[[str, np.ndarray], gguf.GGMLQuantizationType],
     architecture: str = "flux",
 ) -> Tensors:
-    """Writes a GGUF file and returns its numbers.
+    """Write a GGUF file and return its values.
 
     Args:
-        path: where to.
+        path: of the file.
         tensors: float32.
-        kind: of each tensor; K types get random blocks, for which the package has no rounding.
-        architecture: what the file says of itself.
+        kind: of each tensor; K types get random blocks, since the package cannot quantise to them.
+        architecture: metadata of the file.
     """
     writer = gguf.GGUFWriter(path, architecture)
     random, plain = np.random.default_rng(0), {}
@@ -91,14 +91,14 @@ def write_gguf(
     return plain
 
 
-# Where 16-bit scales lie in each type's block of 256 numbers.
+# Positions of the 16-bit scales in each type's block of 256 values.
 K_SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
 
 def k_blocks(
     random: np.random.Generator, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType
 ) -> np.ndarray:
-    """Random blocks whose numbers are of the size of weights."""
+    """Random blocks whose values have the magnitude of weights."""
     size = gguf.GGML_QUANT_SIZES[kind][1]
     blocks = random.integers(0, 256, (*shape[:-1], shape[-1] // 256, size), np.uint8)
     for place in K_SCALES[kind.name]:

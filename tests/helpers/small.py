@@ -1,4 +1,4 @@
-"""A tiny transformer, a bank of random arrays and an adapter that changes something.
+"""A tiny transformer, a bank of random arrays and an adapter with a non-zero effect.
 
 Axis letters: M sentences, V forms, T text tokens, R trajectories, D steps, F pictures, S image
 tokens, C latent channels, E text width, P pooled width.
@@ -57,7 +57,7 @@ def random_tree(shapes: Any, seed: int, scale: float = 0.3) -> Any:
 
 
 def make_bank(anchors: int = 1, seed: int = 5) -> Bank:
-    """A bank of random arrays, with as many irrelevant words as are drawn."""
+    """A bank of random arrays, with as many irrelevant words as are sampled."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> jax.Array:
@@ -106,7 +106,7 @@ def fresh() -> State:
 
 
 def start_of(method: str) -> State:
-    """Before the first update of another method."""
+    """State before the first update of another method."""
     return start(KEY, PARAMS, replace(CONFIG, method=method))
 
 
@@ -135,7 +135,7 @@ def alone(
     time: jax.Array,
     guidance: float = 3.5,
 ) -> tuple[jax.Array, jax.Array]:
-    """Velocity and all attention weights of one sample, which has no batch axis."""
+    """Velocity and all attention weights of one sample, without a batch axis."""
     tree = None if lora is None else scaled(lora)
     velocity, out = Denoiser(MODEL, params, latent_ids(4, 6), guidance, tree).predict(
         latents[None], jax.tree.map(lambda leaf: leaf[None], prompt), time, attention="weights"

@@ -1,4 +1,4 @@
-"""A training of the tiny model, and what it ends with."""
+"""Train the tiny model, and read its final state."""
 
 import itertools
 from dataclasses import replace
@@ -24,7 +24,7 @@ SHORT = replace(CONFIG, lower=Lower(attn=0.0, learning_rate=0.01), upper=Upper(r
 
 
 def training(runs: int = 1, bank: Any = BANK, **changes: Any) -> Training:
-    """Runs of the tiny model on all devices, which share the samples."""
+    """Runs of the tiny model on all devices, which split the samples."""
     config: Config = replace(SHORT, **{"checkpoints": Checkpoints(every=2)} | changes)
     mesh = make_mesh(MeshConfig(), runs, config.batch_size)
     context = context_of(config, MODEL, mesh)
@@ -41,7 +41,7 @@ def training(runs: int = 1, bank: Any = BANK, **changes: Any) -> Training:
 
 
 def trained(workdir: Path, **changes: Any) -> list[np.ndarray]:
-    """All of the last state of a run, from wherever its folder has come to."""
+    """All leaves of a run's last state, wherever its folder was moved."""
     for name in (made := training(**changes)).configs:
         (workdir / name).mkdir(parents=True, exist_ok=True)
     state, _ = train(made, workdir, lambda *_: False, Stop())
@@ -49,7 +49,7 @@ def trained(workdir: Path, **changes: Any) -> list[np.ndarray]:
 
 
 def preempted(workdir: Path, stop: Stop, step: int, **changes: Any) -> None:
-    """A run that is asked to stop while it does an iteration."""
+    """A run that receives a stop request during an iteration."""
 
     looks = itertools.count(1)
 

@@ -1,6 +1,6 @@
 """Complete diffusers FluxPipeline folders with tiny random weights, for tests.
 
-Every tensor is randomised, also those that a fresh model has at zero or one.
+Every tensor is randomised, including those that a new model initialises to zero or one.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ SENTENCES = (
 
 
 def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Gives every parameter values that matter: matrices by fan-in, norms near 1, biases not 0."""
+    """Randomise every parameter: matrices scaled by fan-in, norms near 1, biases not 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -149,7 +149,7 @@ def vae(
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """The shipped model's CLIP tokenizer, or one of bytes alone while that is not there."""
+    """The shipped model's CLIP tokenizer, or a byte-level one if that is missing."""
     if (SHIPPED / "tokenizer").is_dir():
         return CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -159,7 +159,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """The shipped model's T5 tokenizer, or a small one while that is not there."""
+    """The shipped model's T5 tokenizer, or a small one if that is missing."""
     if (SHIPPED / "tokenizer_2").is_dir():
         return T5Tokenizer.from_pretrained(SHIPPED / "tokenizer_2")
     tokenizer = Tokenizer(models.Unigram())
@@ -192,7 +192,7 @@ def run_config(folder: Path, **changes: Any) -> Config:
 
 
 def judge(folder: Path) -> Path:
-    """Writes a judge of random weights, of which no entity comes first, and returns its folder."""
+    """Write a judge with random weights, which prefers no entity, and return its folder."""
     params = init(JudgeNetwork(LABELS), jax.random.key(3), 16)
     params["entity_head"]["bias"] *= 0
     NetworkJudge(LABELS, params, 16).save(folder)
@@ -200,13 +200,13 @@ def judge(folder: Path) -> Path:
 
 
 def adapter_values(*, rank: int = 8, dual: int = 2, width: int = 32) -> int:
-    """How many values the usual adapter of `transformer` has: A and B of two layers a block."""
+    """Number of values in the default adapter of `transformer`: A and B of two layers per block."""
     layers = dual * len(("add_q_proj", "add_k_proj"))
     return layers * (rank * width + width * rank)
 
 
 def counted(folder: Path, judge: Path) -> dict[str, Any]:
-    """What a configuration's file says of the smallest run that a judge counts, but the concept."""
+    """Configuration of the smallest run that a judge evaluates, without the concept."""
     return {
         "model": {"path": str(folder)},
         "height": 16,
@@ -222,11 +222,11 @@ def counted(folder: Path, judge: Path) -> dict[str, Any]:
 
 
 def build(folder: Path, *, max_shard_size: str = "10GB", **sizes: Any) -> Path:
-    """Writes a pipeline folder with diffusers and returns it.
+    """Write a pipeline folder with diffusers and return it.
 
     Args:
-        folder: where to.
-        max_shard_size: most bytes a weight file, for instance "20KB".
+        folder: of the pipeline.
+        max_shard_size: maximum size of a weight file, for instance "20KB".
         **sizes: arguments of `transformer`; the other parts follow its channels and widths.
     """
     channels = sizes.get("channels", 4)
