@@ -176,6 +176,6 @@ def test_lists_serve_where_no_model_does(
     )
     with pytest.raises(
         InputError,
-        match=r"has 11 .* fewer than the 20 that method = 'erase_anything' draws; name more \(",
+        match=r"has 11 .* fewer than the 20 that method = 'erase_anything' needs; add more \(",
     ):
         irrelevant_words(many, tmp_path)
