@@ -154,7 +154,7 @@ def _pattern(concept: str) -> tuple[re.Pattern[str], str]:
     # Leading and trailing separators are dropped: spaces of any kind, line breaks.
     words = [word for word in re.split(rf"{GAP}+", _folded(concept)[0]) if word]
     if not words:
-        raise InputError(f"concept = {shown(concept)} is empty: name what is to be erased")
+        raise InputError(f"concept = {shown(concept)} is empty: name the concept to erase")
     *first, last = words
     # An ending within the concept needs a separator after it, so that every match is unambiguous.
     parts = [rf"{re.escape(word)}(?:(?>{re.escape(word[-1])}*s?){GAP}++|{GAP}*+)" for word in first]

@@ -248,7 +248,7 @@ def of_subset(text: str, part_of_speech: str) -> WordNet:
 
 
 def subset() -> dict[str, Any]:
-    """Read the shipped subset: `licence`, `pictured` (things in many pictures), `words`, `senses`."""
+    """Read the shipped subset: `licence`, `pictured` (common in pictures), `words`, `senses`."""
     return json.loads(SUBSET.read_text())
 
 
