@@ -32,8 +32,8 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("steps", 28, "Euler steps.")
     flags.DEFINE_float("guidance", 3.5, "Distilled guidance scale.")
-    flags.DEFINE_integer("height", None, "Pixels; by default the model's own size.")
-    flags.DEFINE_integer("width", None, "Pixels; by default the model's own size.")
+    flags.DEFINE_integer("height", None, "Pixels; by default the model's size.")
+    flags.DEFINE_integer("width", None, "Pixels; by default the model's size.")
     flags.DEFINE_integer("batch", 16, "Pictures generated at once.")
     flags.DEFINE_string("out", "pictures", "Folder for the PNG files.")
 

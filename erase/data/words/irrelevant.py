@@ -140,7 +140,7 @@ def check(
         words = _others([word for word, _ in getattr(reply, name)], concept, synonyms)
         words = tuple(word for word in words if word.casefold() not in used)
         if len(words) < count:
-            raise InputError(f"{name}: {len(words)} usable words, {count} were asked for")
+            raise InputError(f"{name}: {len(words)} usable words, {count} were requested")
         used |= {word.casefold() for word in words}
         pools.append(words[:count])
     return tuple(pools)

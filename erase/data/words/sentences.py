@@ -102,5 +102,5 @@ def check(text: str, concept: str, count: int) -> tuple[str, ...]:
     for sentence in sentences:
         as_template(sentence, concept)
     if len(sentences) < count:
-        raise InputError(f"sentences: {len(sentences)} different ones, {count} were asked for")
+        raise InputError(f"sentences: {len(sentences)} different ones, {count} were requested")
     return sentences[:count]
