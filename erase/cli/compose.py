@@ -1,4 +1,4 @@
-"""Combine several adapters into one, so that a single file erases many concepts.
+"""Combine several adapters into one that erases many concepts.
 
     python -m erase compose runs/emoji_all/cat runs/emoji_all/car:0.8 --method fusion --out both
 

@@ -1,4 +1,4 @@
-"""Add words to the subset of WordNet that ships with this package, and write it again.
+"""Add words to the shipped subset of WordNet, and write it again.
 
     NLTK_DATA=~/nltk_data python -m erase wordnet tabby
 

@@ -49,8 +49,7 @@ def sample(
         The files, by prompt and then by seed.
 
     Raises:
-        InputError: there is no prompt or seed, a setting cannot be used, or an adapter does not fit
-            the model.
+        InputError: no prompt or seed, an unusable setting, or an adapter that does not fit.
     """
     options = options or SamplingOptions()
     check_request(prompts, seeds, options)
