@@ -202,7 +202,7 @@ def test_what_is_not_low_rank_is_refused_by_name(make: Make, tmp_path, change, t
         check([part, other])
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'b'}: transformer_blocks.0.attn.add_")
-    assert f"is a {told}, and" in message
+    assert f"is a {told}, but" in message
     assert "convert.merge" in message
     assert "\n" not in message
 
