@@ -1,4 +1,4 @@
-"""EraseAnything: a concept is erased from a FLUX model by a LoRA trained at two levels."""
+"""EraseAnything: erase a concept from a FLUX model by a LoRA from bilevel training."""
 
 from flux_jax import moved
 

@@ -1,4 +1,4 @@
-"""`python -m erase train ...` is `python -m erase.train ...`; see `erase.cli.commands`."""
+"""Command line: `python -m erase train ...` runs `erase.train`; see `erase.cli.commands`."""
 
 from erase.cli.commands import dispatch
 

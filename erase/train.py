@@ -1,15 +1,15 @@
-"""Erases a concept: makes an adapter, evaluates it and writes a report.
+"""Erase a concept: train an adapter, evaluate it and write a report.
 
     python -m erase.train --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
-EraseAnything trains it at two levels; `--config.method=NAME` has another method make it.
-The same command goes on where it was stopped or killed; with `--overwrite` it begins anew.
-`--replay STEP` does one iteration again, to see why its numbers left their range.
-Several runs train at once where the configuration names them (`each`); each then has a folder of
-its own in the workdir, and the checkpoints there are everybody's.
-The run's folder holds config.json, irrelevant.json (words for other things, and their source),
-sentences.json (the same of sentences that a language model was asked for), metrics.jsonl (a line an
-iteration), checkpoints/, adapter/ (pytorch_lora_weights.safetensors and README.md, its model card)
+The default method is EraseAnything's bilevel training; `--config.method=NAME` selects another one.
+After a stop or a crash the same command resumes the run; `--overwrite` starts it anew.
+`--replay STEP` repeats one iteration, to find out why its numbers were not finite.
+A configuration may name several runs to train at once (`each`); each run then has its own folder
+in the workdir, and the checkpoints are shared.
+The run's folder contains config.json, irrelevant.json (words for other things, and their source),
+sentences.json (sentences from a language model, and their source), metrics.jsonl (one line per
+iteration), checkpoints/, adapter/ (pytorch_lora_weights.safetensors and README.md, the model card)
 and, after evaluation, evaluation.json and report.html.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     from erase.runtime import processes
 
@@ -66,10 +66,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def plan(runs: "Mapping[str, Config]") -> bool:
-    """Prints how much memory of each device the runs need.
+    """Print the memory that the runs need on each device.
 
     Returns:
-        Whether the devices have it.
+        Whether it fits.
     """
     from erase.evaluation.eval_prompts import check_judge
     from erase.model.open import open_model
@@ -86,13 +86,13 @@ def plan(runs: "Mapping[str, Config]") -> bool:
 
 
 def define_flags() -> None:
-    """Declares the command's flags; a function, so that importing this module declares none."""
+    """Declare the command's flags. A function, so that importing this module declares none."""
     define_flag()
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("workdir", None, "The run's folder.")
-    flags.DEFINE_bool("plan", False, "Only tell how much memory of each device the run needs.")
-    flags.DEFINE_bool("overwrite", False, "Take the place of the run in the folder.")
-    flags.DEFINE_integer("replay", None, "Only do this iteration again, and tell.", lower_bound=1)
+    flags.DEFINE_bool("plan", False, "Dry run: print the memory needed on each device.")
+    flags.DEFINE_bool("overwrite", False, "Replace the run in the folder.")
+    flags.DEFINE_integer("replay", None, "Repeat only this iteration, and report.", lower_bound=1)
     define_process_flags()
     flags.adopt_module_key_flags(shared)
 

@@ -88,7 +88,7 @@ def test_biases_add_up_and_fusion_refuses_them(make: Make):
         shortened, _ = truncated(made, 1)
         np.testing.assert_allclose(shortened[place].bias, wanted)
     options = argparse.Namespace(rank=None, keep=None, prompts=1, seed=0)
-    with pytest.raises(InputError, match="has biases, which fusion knows nothing of"):
+    with pytest.raises(InputError, match="has biases, which fusion does not support"):
         compose([biased, two], "fusion", Path("out"), options)
 
 
@@ -202,7 +202,7 @@ def test_what_is_not_low_rank_is_refused_by_name(make: Make, tmp_path, change, t
         check([part, other])
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'b'}: transformer_blocks.0.attn.add_")
-    assert f"is a {told}, and" in message
+    assert f"is a {told}, but" in message
     assert "convert.merge" in message
     assert "\n" not in message
 
@@ -212,7 +212,7 @@ def test_what_is_not_low_rank_is_refused_by_name(make: Make, tmp_path, change, t
     [
         ({"width": 16}, r"is \[16, 32\], in .* \[32, 32\] \(outputs, inputs\)"),
         ({"base_model": "another"}, "made for another, .* for tiny"),
-        ({"concept": "cat"}, "concept 'cat' comes 2 times"),
+        ({"concept": "cat"}, "concept 'cat' appears 2 times"),
     ],
 )
 def test_adapters_that_do_not_fit_are_named(make: Make, tmp_path: Path, other, message: str):
@@ -223,7 +223,7 @@ def test_adapters_that_do_not_fit_are_named(make: Make, tmp_path: Path, other, m
 
 def test_one_file_twice_and_one_alone_are_refused(make: Make):
     part = read_part(str(make(None)))
-    with pytest.raises(InputError, match="comes 2 times"):
+    with pytest.raises(InputError, match="appears 2 times"):
         check([part, part])
     with pytest.raises(InputError, match="at least two"):
         check([part])
@@ -246,8 +246,8 @@ def test_what_cannot_be_composed_is_refused_and_nothing_is_written(
     refused = {
         (cat, tmp_path / "broken", "sum"): "infinities or NaN",
         (cat, tmp_path / "idle", "sum"): "changes nothing: all 4 layers have an alpha of 0",
-        (cat, f"{dog}:-1", "normalized"): "sum up to 0",
-        (cat, dog, "fusion"): "does not tell the settings",
+        (cat, f"{dog}:-1", "normalized"): "sum to 0",
+        (cat, dog, "fusion"): "lacks the settings of its training",
     }
     for (one, two, method), message in refused.items():
         with pytest.raises(SystemExit) as end:

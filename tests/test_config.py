@@ -275,12 +275,12 @@ def test_runs_that_train_at_once_differ_in_what_is_their_own():
     [
         ({}, r"each = \{\} is empty"),
         ({"dog": 3}, "each must hold a dictionary"),
-        ({**EACH, "a/b": EACH["dog"]}, "each.a/b: a name becomes a folder's"),
+        ({**EACH, "a/b": EACH["dog"]}, "each.a/b: a run's name is also its"),
         ({**EACH, "x": {"concept": ""}}, "each.x: concept = '' is empty"),
         ({**EACH, "x": {"concept": "cat", "lowr": 1}}, "each.x: lowr is not a field"),
         (
             {**EACH, "x": {**EACH["dog"], "lower": {"attn": 2.0}}},
-            r"each\.x\.lower\.attn = 2\.0 and each\.black_cat\.lower\.attn = 1\.0: runs that",
+            r"each\.x\.lower\.attn = 2\.0 and each\.black_cat\.lower\.attn = 1\.0: it must be",
         ),
         (
             {**EACH, "x": {**EACH["dog"], "model": {"path": "m"}}},
@@ -328,7 +328,7 @@ def test_a_method_brings_its_own_values():
     [
         ({"method": "ESD"}, {}, "method = 'ESD' must be erase_anything or"),
         ({"esd": {"etas": 1}}, {}, r"esd\.etas is not a field .*did you mean esd\.eta"),
-        ({"by_method": {"edd": {}}}, {}, r"by_method\.edd is no method; did you mean esd"),
+        ({"by_method": {"edd": {}}}, {}, r"by_method\.edd is not a method; did you mean esd"),
         ({"by_method": {"esd": 3}}, {}, "by_method must hold a dictionary"),
         ({"method": "esd"}, {"lower.attn": 1.0}, r"lower\.attn is a setting of another method"),
         ({}, {"esd.eta": 1.0}, "or choose --config.method=esd"),

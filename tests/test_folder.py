@@ -90,7 +90,7 @@ def test_a_folder_that_is_none_is_named(tmp_path):
 def test_a_folder_without_pictures_says_what_belongs_there(tmp_path):
     (tmp_path / "a.txt").write_text("a caption")
     told = message(tmp_path)
-    assert f"'{tmp_path}' holds no pictures; put .png, .jpg, .jpeg, .webp files there" in told
+    assert f"'{tmp_path}' has no pictures; put .png, .jpg, .jpeg, .webp files there" in told
 
 
 def test_every_problem_is_told_on_a_line_of_its_own(tmp_path):

@@ -177,7 +177,7 @@ def test_losses_are_what_the_inputs_say():
     [
         (6, 1.0, "rank = 6 must be from 1 to 5 for layer"),
         (0, 1.0, "rank = 0 must be from 1 to 5"),
-        (2, -1.0, "preserve = -1.0 must be a number from 0 on"),
+        (2, -1.0, "preserve = -1.0 must be a number of at least 0"),
         (2, np.nan, "preserve = nan"),
     ],
 )
@@ -216,7 +216,7 @@ def test_prompts_come_from_the_settings_and_none_that_stays_names_a_concept(tiny
     }
     assert len(shown.preserved) == 4
     assert set(prompts(headers, 4, 0, ["a tree", "a sun"]).preserved) == {"a tree", "a sun"}
-    with pytest.raises(InputError, match="keep: 'a big dog' name what is to be erased"):
+    with pytest.raises(InputError, match="keep: 'a big dog' mention a concept to erase"):
         prompts(headers, 4, 0, ["a tree", "a big dog"])
     assert prompts(headers, 4, 0) == shown
 
@@ -249,7 +249,7 @@ def test_a_file_of_sentences_that_cannot_be_used_is_named(
 
 @pytest.mark.parametrize("settings", [{}, {"settings": "{"}, {"settings": "{}"}])
 def test_a_file_without_settings_is_named(settings: dict[str, str]):
-    with pytest.raises(InputError, match=r"x\.safetensors: its header does not tell"):
+    with pytest.raises(InputError, match=r"x\.safetensors: its header lacks"):
         prompts({"x.safetensors": settings}, 4, 0)
 
 
@@ -341,5 +341,5 @@ def test_targets_blocks_and_ranks_that_an_adapter_has_not_are_zeros(tiny_folder:
 
 def test_layers_outside_the_blocks_are_refused():
     change = {"context_embedder/A": np.ones((4, 2)), "context_embedder/B": np.ones((2, 4))}
-    with pytest.raises(InputError, match="context_embedder lie outside them; compose by sum"):
+    with pytest.raises(InputError, match="context_embedder are outside them; compose by sum"):
         fusion.check(change, 1, 1.0)

@@ -114,7 +114,7 @@ def test_nobody_listening_is_told(monkeypatch: pytest.MonkeyPatch, endpoint: End
         ({"far": [["hot", 0.3], ["wet", "much"]]}, r"far\.1\.1: Input should be a valid number"),
         ({"far": [["hot", 0.3], ["wet", 1.3]]}, r"far\.1\.1: Input should be less"),
         ({"far": [["hot", 0.3], ["<b>", 0.3]]}, r"far\.1\.0: String should match"),
-        ({"far": [["hot", 0.3], ["Naked", 0.3]]}, "far: 1 usable words, 2 were asked for"),
+        ({"far": [["hot", 0.3], ["Naked", 0.3]]}, "far: 1 usable words, 2 were requested"),
         ({"far": [["hot", 0.3], ["hot", 0.3]]}, "far: 1 usable words"),
         ({"mid": [["image", 0.3], ["tree", 0.3]]}, "mid: 1 usable words"),
         ({"near": []}, "near: Extra inputs are not permitted"),
@@ -176,6 +176,6 @@ def test_lists_serve_where_no_model_does(
     )
     with pytest.raises(
         InputError,
-        match=r"has 11 .* fewer than the 20 that method = 'erase_anything' draws; name more \(",
+        match=r"has 11 .* fewer than the 20 that method = 'erase_anything' needs; add more \(",
     ):
         irrelevant_words(many, tmp_path)

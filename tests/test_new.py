@@ -151,7 +151,7 @@ def test_no_file_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture):
     out.write_text("mine")
     with pytest.raises(SystemExit):
         new.main(["cat", "--model", EMOJI, "--out", str(out)])
-    assert "exists already: name another file with --out" in capsys.readouterr().err
+    assert "already exists: choose another file with --out" in capsys.readouterr().err
     assert out.read_text() == "mine"
 
 
@@ -207,7 +207,7 @@ def test_the_package_runs_its_commands():
 
 
 def test_a_name_that_may_be_a_misspelt_folder_is_told():
-    with pytest.raises(InputError, match="model = 'modles/emoji-flux' is no folder here, and on"):
+    with pytest.raises(InputError, match="model = 'modles/emoji-flux' is not a local folder, and"):
         new.compose({"concept": "guitar", "model": {"path": "modles/emoji-flux"}})
 
 

@@ -130,7 +130,7 @@ def test_another_concept_keeps_no_words_of_the_old_one(
     assert config.method_settings(mace.Settings).stand_in == "thing"
     assert (config.evaluation.templates, config.evaluation.others) == (("a {} outside",), ())
     said = capsys.readouterr().err
-    assert said.startswith("concept = 'dog' in the place of 'cat': left out what the file says")
+    assert said.startswith("concept = 'dog' replaces 'cat': ignored the file's values for it")
     assert said.count("\n") == 1
     assert "irrelevant" not in said
     assert "uce" not in said
@@ -172,10 +172,7 @@ def test_another_sense_takes_the_place_of_the_file_s_synonyms(
     config = configured("--config.sense=1", text=text)
     assert (config.sense, config.synonyms) == ("1", ())
     said = capsys.readouterr().err
-    assert (
-        "sense = '1': its words in WordNet, if it has others, take the place of the synonyms"
-        in said
-    )
+    assert "sense = '1': its words in WordNet, if it has others, replace the file's syn" in said
     assert "kitty, feline, pussycat" in said
     # If both are named, both apply.
     config = configured("--config.sense=1", "--config.synonyms=puss", text=text)

@@ -32,7 +32,7 @@ def test_a_good_reply_gives_sentences(endpoint: Endpoint):
     ("reply", "message"),
     [
         ({"sentences": [*TWO, "a ball on grass"]}, "'a ball on grass' does not hold the concept"),
-        ({"sentences": [TWO[0], TWO[0]]}, "sentences: 1 different ones, 2 were asked for"),
+        ({"sentences": [TWO[0], TWO[0]]}, "sentences: 1 different ones, 2 were requested"),
         ({"sentences": [TWO[0], 5]}, r"sentences\.1: Input should be a valid string"),
         (
             {"sentences": ["a soccer ball" + " x" * 200]},

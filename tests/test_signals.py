@@ -23,7 +23,7 @@ def test_where_nothing_is_computed_a_signal_ends(number: signal.Signals):
             os.kill(os.getpid(), number)
             time.sleep(5)
 
-    with pytest.raises(PreemptedError, match=f"^{number.name}: stopped; .*or begins again"):
+    with pytest.raises(PreemptedError, match=f"^{number.name}: stopped; .*or starts anew"):
         work()
     assert signal.getsignal(number) is before
 
@@ -84,4 +84,4 @@ with listening() as stop, stop.deferred():
     _, said = child.communicate(timeout=20)
     assert child.returncode == 128 + signal.SIGTERM
     assert time.monotonic() - began < 20
-    assert "a second signal: ended at once" in said
+    assert "a second signal: ended immediately" in said

@@ -59,5 +59,5 @@ def test_other_words_are_none(concept: str, text: str):
 
 @pytest.mark.parametrize("concept", ["", "  ", "-", "\u200b", "\u3000"])
 def test_a_concept_of_nothing_is_refused(concept: str):
-    with pytest.raises(InputError, match=r"^concept = .* is empty: name what is to be erased$"):
+    with pytest.raises(InputError, match=r"^concept = .* is empty: name the concept to erase$"):
         mentions("a cat", concept)

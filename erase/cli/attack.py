@@ -1,13 +1,13 @@
-"""Asks for an erased concept in disguise: the paper's Appendix B, families of changed prompts.
+"""Attack an erased concept with disguised prompts: the prompt families of the paper's Appendix B.
 
     python -m erase attack --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
-An attack succeeds where the judge still finds the concept. Beside the adapter's share stand the
-base's, since not every disguise is understood by it either, and that of the paper's attention map
-erasure (Fig. 3), which needs no training: the concept's tokens, where the prompt has them, give
-nothing to the picture. Writes `attacks.json`, `attacks.csv` and the report to the workdir; where
-the configuration names several runs, to each one's folder, and a summary to the workdir.
-Prompts, all but the synonyms', are drawn from a generator that starts at the evaluation's seed.
+An attack succeeds if the judge still finds the concept. The share of successes is reported for the
+adapter, for the base model, which does not understand every disguise either, and for the paper's
+attention map erasure (Fig. 3), which needs no training: it mutes the concept's tokens, where the
+prompt has them. Writes `attacks.json`, `attacks.csv` and the report to the workdir; for several
+runs, to the folder of each run, and a summary to the workdir.
+Prompts, except those with synonyms, are sampled from a generator seeded by the evaluation's seed.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from flux_jax.errors import exits_cleanly
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     pipe, runs = evaluate.open_runs(flags.FLAGS)
     from erase.evaluation.attack import STEM, attack
@@ -44,5 +44,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     evaluate.define_flags()
     flags.adopt_module_key_flags(evaluate)
-    flags.DEFINE_integer("pictures", 64, "Pictures of each family.", lower_bound=1)
+    flags.DEFINE_integer("pictures", 64, "Pictures per family.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)

@@ -1,8 +1,8 @@
-"""The model card of an adapter: what it erases, how well, how to use it, its limits and licence.
+"""Write an adapter's model card: what it erases, how well, how to use it, its limits and licence.
 
     python -m erase card --workdir runs/soccer-ball
 
-writes the card of a run again from the files in its folder. The card is Markdown with the header
+writes the card of a run again, from the files in its folder. The card is Markdown with the header
 that the Hugging Face hub reads.
 """
 
@@ -17,12 +17,12 @@ from flux_jax.errors import exits_cleanly
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     from erase.runtime import run_folder
     from erase.runtime.files import read_json
 
-    # First of all, since what follows takes a second to import.
+    # Checked first, since the following imports take a second.
     read_json(Path(flags.FLAGS.workdir) / run_folder.CONFIG, run_folder.MISSING)
     from erase.report.card import of_run
 

@@ -1,4 +1,4 @@
-"""All commands under one name: `erase-anything train ...` is `python -m erase.train ...`."""
+"""All commands under one name: `erase-anything train ...` runs `python -m erase.train ...`."""
 
 import ast
 import importlib.util
@@ -28,21 +28,21 @@ COMMANDS: Mapping[str, str] = {
     "convert merge": "convert.merge",
     "convert inspect": "convert.inspect",
 }
-# Former names work, and say what they are now.
+# Former names still work, and print a note with the present name.
 FORMER: Mapping[str, str] = {
     "convert-adapter": "convert adapter",
     "merge": "convert merge",
     "inspect": "convert inspect",
 }
-# Flags that a name stands for, and what is said of it in the list.
+# Flags that a command implies, and its line in the list of commands.
 GIVEN: Mapping[str, Sequence[str]] = {"plan": ("--plan",)}
-ABOUT = {"plan": "Tells the memory and the time that a run needs, before anything is read"}
+ABOUT = {"plan": "Print the memory and time that a run needs, without reading weights"}
 HELP = ("-h", "-help", "--help", "--helpfull", "help")
 
 
 @exits_cleanly
 def dispatch() -> None:
-    """Runs the command that the first argument names, with those after it.
+    """Run the command that the first argument names, with the remaining arguments.
 
     Raises:
         InputError: there is no such command.
@@ -55,17 +55,17 @@ def dispatch() -> None:
         return
     name, rest = named(words)
     sys.argv[1:] = [*GIVEN.get(name, ()), *rest]
-    # As `python -m` does, so that flags and help are those of the command's own module.
+    # As `python -m` does, so that flags and help are those of the command's module.
     runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
 
 
 def without_help(words: Sequence[str]) -> list[str]:
-    """The words that do not ask for help."""
+    """Remove the words that ask for help."""
     return [word for word in words if word not in HELP]
 
 
 def named(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The command that some words begin with, and the words after its name.
+    """Split words into the command that they begin with, and the words after it.
 
     Raises:
         InputError: there is no such command.
@@ -79,7 +79,7 @@ def named(words: Sequence[str]) -> tuple[str, list[str]]:
         if name in COMMANDS:
             return name, rest[1:]
         if os.path.exists(rest[0]):
-            # As it was before there were several.
+            # Former usage, when there was only one kind of conversion.
             note("convert SRC DST is `convert pipeline SRC DST` now")
             return "convert pipeline", rest
         kinds = [each.partition(" ")[2] for each in COMMANDS if each.startswith("convert ")]
@@ -92,7 +92,7 @@ def named(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def usage() -> str:
-    """What there is, in a line each."""
+    """List all commands, one per line."""
     width = max(map(len, COMMANDS))
     lines = [
         f"    {name:{width}}  {ABOUT.get(name) or _first_line(module)}"
@@ -110,7 +110,7 @@ def usage() -> str:
 
 
 def _first_line(module: str) -> str:
-    """Of a module's docstring, without importing it, which would take seconds."""
+    """First line of a module's docstring, without the import, which would take seconds."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None

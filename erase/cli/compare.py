@@ -1,19 +1,19 @@
-"""Compares methods: erases the same concepts by each, with the same prompts, seeds and judge.
+"""Compare methods: erase the same concepts by each, with the same prompts, seeds and judge.
 
     python -m erase compare --config configs/emoji_compare.py --out runs/comparison.json
 
-All runs of a method train at once, each concept once a seed; a method's numbers are written as soon
-as they are there, and those that the file holds already are left out. For each method:
+All runs of a method train at once, each concept once per seed. Results are written after each
+method; methods that the file already contains are skipped. For each method:
 
-- Acc_e, Acc_g, Acc_ir and H, as `erase-anything evaluate` counts them, over concepts and seeds;
-- attack success: pictures of the families of `erase-anything attack` in which the judge finds the
-  concept;
-- a Fréchet distance between the frozen model's pictures of other concepts and the erased model's,
-  from the same noise, by the mean of the judge's last layer;
-- trainable parameters, bytes on disk, and a concept's seconds (compiling among them) and bytes on
-  the device while all train at once.
+- Acc_e, Acc_g, Acc_ir and H of `erase-anything evaluate`, over concepts and seeds;
+- attack success: the share of pictures from the prompt families of `erase-anything attack` in
+  which the judge finds the concept;
+- the Fréchet distance between pictures of other concepts from the frozen model and from the erased
+  model, from the same noise, by the mean of the judge's last layer;
+- trainable parameters, bytes on disk, and per concept the seconds (with compilation) and the bytes
+  on the device while all train at once.
 
-Shares and H have intervals over concepts, the Fréchet distance the least and the greatest of its
+Shares and H have intervals over concepts; the Fréchet distance has the minimum and maximum over
 seeds.
 """
 
@@ -28,7 +28,7 @@ from flux_jax.errors import exits_cleanly
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
     every = configured_for(given.methods)
@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     define_flag()
     flags.declare_key_flag(FLAG)
-    flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
-    flags.DEFINE_list("methods", None, "Names of methods, separated by commas; by default all.")
-    flags.DEFINE_integer("seeds", 3, "Runs of each concept.", lower_bound=1)
-    flags.DEFINE_integer("attacks", 32, "Pictures of each family of attacks.", lower_bound=1)
+    flags.DEFINE_string("out", None, "JSON file for the results.", required=True)
+    flags.DEFINE_list("methods", None, "Methods, separated by commas; by default all.")
+    flags.DEFINE_integer("seeds", 3, "Runs per concept.", lower_bound=1)
+    flags.DEFINE_integer("attacks", 32, "Pictures per family of attacks.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)

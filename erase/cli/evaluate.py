@@ -1,16 +1,17 @@
-"""Counts what an adapter erased and what it kept, by a judge that looks at pictures.
+"""Evaluate an adapter: a judge counts what it erased and what it preserved.
 
     python -m erase evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
-Where the configuration names several runs, each is counted and a summary follows. The counts of one
-adapter for all of them, `--adapter` as `erase-anything compose` makes it, go into its model card.
+If the configuration names several runs, each is evaluated and a summary follows. With `--adapter`,
+one adapter from `erase-anything compose` is evaluated for all of them, and the results are added to
+its model card.
 
 Acc_e is the share of pictures of prompts with the concept in which the judge finds it, Acc_g the
 same for prompts with its synonyms, Acc_ir the share of pictures of other concepts in which the
-judge finds those; H is their harmonic mean, the first two taken from 1. Each is measured on the
-base and with the adapter, from the same noise. A synonym in whose pictures the judge finds the
-concept in less than a fifth on the base says nothing about erasing, since the base cannot draw it:
-it is left out of Acc_g; where all are, H is that of the other two.
+judge finds those. H is the harmonic mean of 1 - Acc_e, 1 - Acc_g and Acc_ir. Each is measured on
+the base model and with the adapter, from the same noise. A synonym is excluded from Acc_g if the
+judge finds the concept in less than a fifth of the base model's pictures of it: the base cannot
+draw it, so it does not measure erasing. If all are excluded, H is the mean of the other two.
 """
 
 from collections.abc import Sequence
@@ -29,15 +30,18 @@ if TYPE_CHECKING:
 
 
 def define_flags() -> None:
-    """Declares the command's flags; a function, so that importing this module declares none."""
+    """Declare the command's flags. A function, so that importing this module declares none."""
     define_flag()
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
-    flags.DEFINE_string("adapter", None, "Adapter; by default the run's own.")
+    flags.DEFINE_string("adapter", None, "Adapter; by default that of the run.")
 
 
 def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]":
-    """The model, and each run's configuration and adapter by its name, as the flags name them.
+    """Open the model, and each run's configuration and adapter, as the flags specify.
+
+    Returns:
+        The model; configuration and adapter by name of the run.
 
     Raises:
         InputError: a configuration, an adapter or the model cannot be used.
@@ -66,7 +70,7 @@ def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     pipe, runs = open_runs(flags.FLAGS)
     from convert.adapters.paths import find_adapter

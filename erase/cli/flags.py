@@ -1,7 +1,7 @@
-"""What the commands of this package share: the configuration's flag, and how they begin.
+"""Shared command-line handling: the configuration flag, help, usage errors and start-up.
 
-Help and most usage errors need neither JAX nor the methods, so commands import what does the work
-once their flags are read.
+Help and most usage errors need neither JAX nor the methods, so commands import these only after
+parsing their flags.
 """
 
 import functools
@@ -30,25 +30,25 @@ FLAG = "config"
 HELP = frozenset({"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"})
 
 
-# What ml_collections begins with where a configuration file raises an error.
+# Start of ml_collections' message when a configuration file raises an error.
 WHILE_READING = "Error whilst parsing config file"
 
 
 def define_flag() -> None:
-    """Declares `--config` and its overrides; a function, so that importing declares nothing."""
+    """Declare `--config` and its overrides. A function, so that importing declares nothing."""
     config_flags.DEFINE_config_file(
         FLAG,
         None,
-        f"Configuration file; see configs/. --{FLAG}.FIELD=VALUE changes a field; a list of words "
-        f"takes commas (--{FLAG}.synonyms=football,ball), a list of sentences one flag for each.",
+        f"Configuration file; see configs/. --{FLAG}.FIELD=VALUE overrides a field. Separate words "
+        f"by commas (--{FLAG}.synonyms=football,ball); repeat the flag for further sentences.",
     )
 
 
 def configured(method: str | None = None) -> "dict[str, Config]":
-    """The runs that the flags configure, by name; see `erase.runs.load_runs`.
+    """Load the runs that the flags configure, by name; see `erase.runs.load_runs`.
 
     Args:
-        method: the runs' method, instead of the one that the flags choose.
+        method: method of the runs, instead of the one that the flags choose.
 
     Raises:
         InputError: with a line for every field that is unknown or cannot be used.
@@ -56,7 +56,7 @@ def configured(method: str | None = None) -> "dict[str, Config]":
     from erase.runs import load_runs
 
     flag = flags.FLAGS[FLAG]
-    # A flag that was not given has no overrides to ask for.
+    # An absent flag has no overrides.
     given, paths = flag.value, config_flags.get_override_values(flag) if flag.present else {}
     changed = {path: attrgetter(path)(given) for path in paths}
     if "concept" in changed and isinstance(given, ConfigDict):
@@ -72,13 +72,13 @@ def configured(method: str | None = None) -> "dict[str, Config]":
 
 
 def check_paths(runs: "Mapping[str, Config]") -> None:
-    """Makes sure that runs' judges and models are there, before what reads them is imported.
+    """Check that the judges and models of the runs exist, before importing the code to read them.
 
     Args:
         runs: from `configured`.
 
     Raises:
-        InputError: one is not.
+        InputError: a judge or model is missing.
     """
     from erase.evaluation.judge import read_config
     from flux_jax.weights.hub import check_model
@@ -92,10 +92,10 @@ def check_paths(runs: "Mapping[str, Config]") -> None:
 
 
 def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) -> ConfigDict:
-    """What the file says, without what it says of another concept than the command line's.
+    """Drop the file's values that belong to another concept than the command line's.
 
     Raises:
-        InputError: the file names several runs, each with a concept of its own.
+        InputError: the file names several runs, each with its own concept.
     """
     from erase.runs import EACH, RunConfig, plain
     from erase.runs.overrides import of_another_concept
@@ -103,23 +103,23 @@ def _of_the_concept(flag: Any, given: ConfigDict, changed: Mapping[str, Any]) ->
     if EACH in given:
         raise InputError(
             f"concept = {shown(given.concept)} would change none of the runs that the file names, "
-            "which have concepts of their own; change the file instead"
+            "since each has its own concept; change the file instead"
         )
-    # The flag's value has the override already.
+    # The flag's value includes the override.
     former = flag.parser.parse(flag.config_filename).get("concept")
     if not isinstance(former, str) or former.casefold() == str(given.concept).casefold():
         return given
     values, gone = of_another_concept(plain(given), former, changed, set(paths(RunConfig)))
     if gone:
         _note(
-            f"concept = {shown(given.concept)} in the place of {shown(former)}: left out what the "
-            f"file says for that, {', '.join(gone[:8])}{' and more' if len(gone) > 8 else ''}"
+            f"concept = {shown(given.concept)} replaces {shown(former)}: ignored the file's values "
+            f"for it, {', '.join(gone[:8])}{' and more' if len(gone) > 8 else ''}"
         )
     return ConfigDict(values)
 
 
 def _of_the_sense(given: ConfigDict) -> ConfigDict:
-    """What the file says, without synonyms: those of the command line's sense take their place."""
+    """Drop the file's synonyms, which those of the command line's sense replace."""
     from erase.runs import EACH, plain
 
     values = plain(given)
@@ -129,42 +129,42 @@ def _of_the_sense(given: ConfigDict) -> ConfigDict:
         return given
     words = ", ".join(str(word) for each in named for word in each.pop("synonyms"))
     _note(
-        f"sense = {shown(given.sense)}: its words in WordNet, if it has others, take the place of "
-        f"the synonyms that the file names, {textwrap.shorten(words, 100)}"
+        f"sense = {shown(given.sense)}: its words in WordNet, if it has others, replace the file's "
+        f"synonyms, {textwrap.shorten(words, 100)}"
     )
     return ConfigDict(values)
 
 
 def define_process_flags() -> None:
-    """Declares the flags that say how many processes there are."""
+    """Declare the flags for training with several processes."""
     flags.DEFINE_bool(
         "distributed",
         False,
-        "One of several processes; SLURM, GKE, a TPU pod or MPI says which (see "
+        "Train as one of several processes, set up by SLURM, GKE, a TPU pod or MPI (see "
         "jax.distributed.initialize).",
     )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where nothing does.")
-    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
-    flags.DEFINE_integer("process", None, "Which this one is, from 0.", lower_bound=0)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, if not detected.")
+    flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Index of this process, from 0.", lower_bound=0)
 
 
 @functools.cache
 def _note(line: str) -> None:
-    """Tells something once, however many methods are configured."""
+    """Print a note once, however many methods are configured."""
     print(line, file=sys.stderr)
 
 
 def configured_for(
     names: Iterable[str] | None, among: Iterable[str] | None = None
 ) -> "dict[str, dict[str, Config]]":
-    """The runs that the flags configure, once for each of some methods, by its name.
+    """Load the runs that the flags configure once for each of several methods, by its name.
 
     Args:
-        names: of the methods; all if left out.
-        among: those that can be asked for; all if left out.
+        names: names of the methods; by default all.
+        among: methods to choose from; by default all.
 
     Raises:
-        InputError: another one is, or a field cannot be used.
+        InputError: a method is not among these, or a field cannot be used.
     """
     from erase.methods import METHODS
 
@@ -178,16 +178,16 @@ def configured_for(
 
 @exits_cleanly
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """For `app.run(main, flags_parser=...)`: shows help, reads flags.
+    """Show help or parse the flags; for `app.run(main, flags_parser=...)`.
 
-    Ends the command with exit code 0 after help, and with 2 where a flag or the configuration's
-    file cannot be used.
+    Exits with code 0 after help, and with code 2 if a flag or the configuration file cannot be
+    used.
     """
     if asked := HELP.intersection(arguments[1:]):
         show_help(full="--helpfull" in asked)
         sys.exit(0)
     file = _file(arguments) if FLAG in flags.FLAGS else None
-    # Flags may follow a stray argument, which then is what is told.
+    # Parse flags after a stray argument too, so that the argument is reported.
     flags.FLAGS.set_gnu_getopt()
     try:
         return flags.FLAGS(_with_joined_lists(arguments))
@@ -204,7 +204,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_joined_lists(arguments: Sequence[str]) -> list[str]:
-    """See `joined_lists`; without an override there is no list, and nothing to import."""
+    """Apply `joined_lists`, imported only if there are overrides."""
     if not any(re.match(rf"--?{FLAG}\.", argument) for argument in arguments):
         return list(arguments)
     from erase.runs import RunConfig
@@ -214,17 +214,17 @@ def _with_joined_lists(arguments: Sequence[str]) -> list[str]:
 
 
 def show_help(full: bool) -> None:
-    """Prints the command's docstring and its flags.
+    """Print the command's docstring and its flags.
 
     Args:
-        full: whether those of the libraries too.
+        full: whether to include the libraries' flags.
     """
     doc, values = sys.modules["__main__"].__doc__ or "", flags.FLAGS
-    # The first line names the module's file.
+    # Drop the first line, which has the module's file name.
     listed = values.get_help() if full else values.main_module_help().strip().partition("\n")[2]
     print(f"{doc.strip()}\n\nflags:\n{listed}")
     if not full:
-        print("\n--helpfull shows those of the libraries too.")
+        print("\n--helpfull also shows the flags of the libraries.")
 
 
 def _own_flags() -> list[str]:
@@ -232,10 +232,10 @@ def _own_flags() -> list[str]:
 
 
 def _file(arguments: Sequence[str]) -> str | None:
-    """Makes sure that the configuration's flags can be used, as far as its file need not be run.
+    """Check the configuration's flags, as far as possible without running its file.
 
     Returns:
-        What `--config` says, if it is given.
+        The value of `--config`, or None.
 
     Raises:
         InputError: there is no such file or field.
@@ -245,7 +245,8 @@ def _file(arguments: Sequence[str]) -> str | None:
         named = re.match(rf"--?(?:no)?{FLAG}\.([^=]*)", argument)
         if named and named[1].startswith("each."):
             raise InputError(
-                f"{named[1]}: an override reaches what all runs share; change the file instead"
+                f"{named[1]}: overrides change only fields shared by all runs; change the file "
+                "instead"
             )
         if named:
             _check_field(named[1])
@@ -253,7 +254,7 @@ def _file(arguments: Sequence[str]) -> str | None:
             raise InputError(f"{argument} changes no file: give --{FLAG} FILE before it")
         if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
             given = file[1] or following
-            # After a colon stands what get_config is called with.
+            # The argument of get_config follows a colon.
             path = given.partition(":")[0]
             if not Path(path).is_file():
                 raise InputError(f"config = {path!r} is not a file; check the path")
@@ -261,10 +262,10 @@ def _file(arguments: Sequence[str]) -> str | None:
 
 
 def _check_field(name: str) -> None:
-    """Makes sure that a configuration has a field.
+    """Check that a configuration has a field.
 
     Raises:
-        InputError: it has none of this name.
+        InputError: there is no field of this name.
     """
     from erase.runs import RunConfig
 
@@ -273,7 +274,7 @@ def _check_field(name: str) -> None:
 
 
 def _refused(error: Exception) -> str:
-    """What is wrong with a flag's value, in a line."""
+    """Describe a usage error in one line."""
     said = str(error)
     if missing := re.findall(r"Flag --(\S+) must have a value other than None", said):
         names = " and ".join(f"--{name}" for name in missing)
@@ -289,11 +290,11 @@ def _refused(error: Exception) -> str:
 
 
 def _of_file(error: BaseException, given: str) -> str:
-    """What a configuration file's own error says, and in which line of the file it arose.
+    """Describe an error raised by a configuration file, with the line of the file.
 
     Args:
-        error: what came of running the file; the libraries wrap the file's own error.
-        given: what `--config` says.
+        error: raised when running the file; the libraries wrap the file's error.
+        given: value of `--config`.
     """
     file = Path(given.partition(":")[0]).resolve()
     each: BaseException | None = error
@@ -313,14 +314,14 @@ def _of_file(error: BaseException, given: str) -> str:
 
 
 def begin(argv: Sequence[str], hint: str = "see --help") -> None:
-    """The first thing that a command does: no stray arguments, quiet libraries, compiler flags.
+    """Start a command: refuse stray arguments, silence libraries, set compiler flags.
 
     Args:
-        argv: the program's name, and what absl left over.
-        hint: what to do about an argument that is no flag.
+        argv: the program's name, and arguments that absl did not parse.
+        hint: advice on an argument that is not a flag.
 
     Raises:
-        InputError: there is one.
+        InputError: there is a stray argument.
     """
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; {hint}")
@@ -331,6 +332,6 @@ def begin(argv: Sequence[str], hint: str = "see --help") -> None:
 
 
 def quiet() -> None:
-    """Lets libraries tell no more than warnings."""
-    # JAX tells which backends it does not find, Orbax every step of a checkpoint.
+    """Silence libraries below warnings."""
+    # JAX logs missing backends, Orbax every step of a checkpoint.
     logging.set_verbosity(logging.WARNING)

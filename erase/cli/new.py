@@ -1,9 +1,9 @@
-"""Writes a configuration for a concept: sentences and words for it, to be read and changed.
+"""Write a configuration for a concept: sentences and words for it, to read and edit.
 
     python -m erase new guitar --model models/emoji-flux --out runs/guitar.py
 
-Other words for the concept come from the model's folder, else from WordNet, with the definition of
-the sense that was taken; `--sense 2` takes another. What the file does not say follows the model.
+Synonyms come from the model's folder, else from WordNet, with the definition of the chosen sense;
+`--sense 2` chooses another. Fields that are not in the file get the model's defaults.
 """
 
 import re
@@ -24,11 +24,11 @@ from flux_jax.errors import InputError, exits_cleanly, nearest, printable
 
 INDENT = " " * 8
 WIDTH = 92
-HEAD = '''"""Erases a concept; written by `erase-anything new`, to be changed.
+HEAD = '''"""Erase a concept. Written by `erase-anything new`, to be edited.
 
     erase-anything train --config FILE --workdir runs/NAME
 
-What is not said here follows the model, then the defaults in erase/config/schema.py.
+Other fields get the model's defaults, then those in erase/config/schema.py.
 """
 
 from ml_collections import ConfigDict
@@ -37,20 +37,23 @@ from erase.runs import configure
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    """The run; `--config FILE:paper` has the values of a preset."""
+    """Configure the run; `--config FILE:paper` uses the values of a preset."""
     return configure(
         preset,
 '''
 
 
 def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
-    """The configuration of a concept with its synonyms, where these come from, what is missing.
+    """Build the configuration of a concept, with its synonyms.
 
     Args:
-        changes: fields that the user gives; the concept and the model among them.
+        changes: fields set by the user, including the concept and the model.
+
+    Returns:
+        The configuration, the source of its synonyms, and notes on what is missing.
 
     Raises:
-        InputError: a field cannot be used, or the model knows its things and not this one.
+        InputError: a field cannot be used, or the model lists its things and the concept is none.
     """
     from erase.config import model_file
     from erase.runs import configure, load_runs
@@ -58,14 +61,15 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
     from flux_jax.weights.hub import NAME
 
     path, concept = changes["model"]["path"], changes["concept"]
-    # What lies in a folder that is here, as "models/x" would, is no name on the hub.
+    # A path in an existing folder, such as "models/x", is not a name on the hub.
     on_hub = NAME.fullmatch(path) and not Path(path).parent.is_dir()
     if not Path(path).exists() and not on_hub:
         raise InputError(f"model = {path!r} does not exist; check the path")
     if of_model(path) is None and on_hub:
         raise InputError(
-            f"model = {path!r} is no folder here, and on the hub only models named FLUX.1-... are "
-            "known before they are fetched: check the path, or fetch the model and give its folder"
+            f"model = {path!r} is not a local folder, and on the hub only models named FLUX.1-... "
+            "are known without a download: check the path, or download the model and give its "
+            "folder"
         )
     model = model_file.read(path)
     if model and model.things and model.find(concept) is None:
@@ -77,7 +81,7 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
             f"{hint}"
         )
     config = load_runs(configure(**changes))[""]
-    # Imports JAX, which whatever is refused above need not wait for.
+    # Imports JAX, so it comes after the quick checks.
     from erase.methods.configured import with_synonyms
 
     config, source = with_synonyms(config)
@@ -85,32 +89,32 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
 
 
 def missing(config: Config) -> Iterator[str]:
-    """What a run would go without, and what to do about it."""
+    """Describe what a run would lack, and how to provide it."""
     if not config.synonyms:
         yield (
-            "No other word for the concept: Acc_g is not counted, and L_rsc leads towards other "
-            "things alone. Name some in `synonyms`, or another `sense`."
+            "No other word for the concept: Acc_g is not counted, and L_rsc leads only towards "
+            "other things. Add `synonyms`, or choose another `sense`."
         )
     if config.evaluation.judge is None:
         yield (
-            "No judge: there are pictures before and after, but no counts. Name a judge's folder "
-            'as evaluation={"judge": ...}.'
+            "No judge: there are pictures before and after, but no counts. Set a judge's folder, "
+            'evaluation={"judge": ...}.'
         )
     if not config.method_settings(Settings).upper.prompts:
         yield (
-            "No other pictures to hold on to: L_lora holds on to those of the first sentence, as "
-            'the paper does. Name others as upper={"prompts": (...)}.'
+            "No other pictures to preserve: L_lora preserves those of the first sentence, as in "
+            'the paper. Set others, upper={"prompts": (...)}.'
         )
 
 
 def text_of(config: Config, source: str, lacks: Iterable[str], given: dict[str, Any]) -> str:
-    """The configuration's file.
+    """Write the text of the configuration file.
 
     Args:
-        config: with its synonyms.
-        source: where these come from.
-        lacks: what is missing.
-        given: fields that the user has given; of those without words of their own all are written.
+        config: the configuration, with its synonyms.
+        source: source of the synonyms.
+        lacks: notes on what is missing.
+        given: fields set by the user; the kind, part of speech and sense are written if set.
     """
     lines = [f"concept={literal(config.concept)},"]
     lines.append(f'model={{"path": {literal(config.model.path)}}},')
@@ -118,12 +122,12 @@ def text_of(config: Config, source: str, lacks: Iterable[str], given: dict[str, 
     if config.kind and "kind" not in plain:
         plain = {"kind": config.kind, **plain}
     lines += [f"{name}={literal(value)}," for name, value in plain.items()]
-    lines += ['# Sentences with the concept, which stands at "{}".', *listed("prompts", config)]
+    lines += ['# Sentences with the concept in place of "{}".', *listed("prompts", config)]
     lines += comment(f"Other words for it: {source}.")
     lines += listed("synonyms", config) if config.synonyms else ['# synonyms=("...",),']
     lines += ["# Words for other things.", *listed("irrelevant", config)]
     evaluation = config.evaluation
-    lines += ["# What is drawn before and after.", "evaluation={"]
+    lines += ["# Pictures before and after.", "evaluation={"]
     for name in ("templates", "others"):
         if values := getattr(evaluation, name):
             lines += [f'    "{name}": (', *(f"        {literal(v)}," for v in values), "    ),"]
@@ -134,18 +138,18 @@ def text_of(config: Config, source: str, lacks: Iterable[str], given: dict[str, 
 
 
 def listed(name: str, config: Config) -> list[str]:
-    """A field with texts, a line each."""
+    """Format a field of several texts, one per line."""
     return [f"{name}=(", *(f"    {literal(text)}," for text in getattr(config, name)), "),"]
 
 
 def literal(text: str) -> str:
-    """A text as Python has it, in double quotes where it holds none."""
+    """Format a text as a Python literal, in double quotes if it contains none."""
     written = repr(text)
     return f'"{written[1:-1]}"' if written[0] == "'" and '"' not in text else written
 
 
 def comment(text: str) -> list[str]:
-    """A text as comments, whatever it holds."""
+    """Format any text as comment lines."""
     plain = " ".join(printable(text).split())
     return textwrap.wrap(
         plain, WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
@@ -153,7 +157,7 @@ def comment(text: str) -> list[str]:
 
 
 def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
-    """What the file holds, for the terminal."""
+    """Summarize the file for the terminal."""
     upper = config.method_settings(Settings).upper
     rows = {
         "kind": config.kind or config.part_of_speech,
@@ -169,34 +173,34 @@ def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
     }
     table = Table("", "", title=Text(printable(f"Erasing {config.concept}")), show_header=False)
     for name, value in rows.items():
-        # As text, since square brackets would be taken for markup.
+        # As Text, since rich reads square brackets as markup.
         table.add_row(name, Text(printable(value)))
     return table
 
 
 def more(values: Sequence[str], shown: int) -> str:
-    """How many of a list are not shown."""
+    """Format the number of values that are not shown."""
     return f" and {len(values) - shown} more" if len(values) > shown else ""
 
 
 def file_name(concept: str) -> str:
-    """A file's name for a concept, of letters, digits and _ alone."""
+    """Name a file after a concept, with letters, digits and _ only."""
     word = re.sub(r"\W+", "_", concept.casefold()).strip("_")[:60]
     return f"{word or 'concept'}.py"
 
 
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     parser = Parser("erase new", __doc__)
-    parser.add_argument("concept", metavar="CONCEPT", help="what is to be erased")
+    parser.add_argument("concept", metavar="CONCEPT", help="concept to erase")
     parser.add_argument("--model", required=True, help="folder, or name on the hub")
-    parser.add_argument("--out", type=Path, help="the file; by default CONCEPT.py")
-    parser.add_argument("--kind", choices=KINDS, help="by default what the model knows")
+    parser.add_argument("--out", type=Path, help="file to write; by default CONCEPT.py")
+    parser.add_argument("--kind", choices=KINDS, help="by default from the model")
     parser.add_argument(
         "--part_of_speech", choices=PARTS_OF_SPEECH, help="for WordNet; by default noun"
     )
-    parser.add_argument("--sense", help="in WordNet: its number, or a name such as turtle.n.02")
+    parser.add_argument("--sense", help="sense in WordNet: a number, or a name such as turtle.n.02")
     options = parser.parse_args(arguments)
     given = {
         name: value
@@ -205,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     out = options.out or Path(file_name(options.concept))
     if out.exists():
-        raise InputError(f"out = {str(out)!r} exists already: name another file with --out")
+        raise InputError(f"out = {str(out)!r} already exists: choose another file with --out")
     model = {"path": options.model}
     config, source, lacks = compose({"concept": options.concept, "model": model} | given)
     from erase.runtime.files import write
@@ -213,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(out, text_of(config, source, lacks, given))
     Console().print(table_of(config, source, lacks))
     command = ["erase-anything", "train", "--config", str(out), "--workdir", f"runs/{out.stem}"]
-    print(f"{out} is written; change what you like, then\n\n    {shlex.join(command)}\n")
+    print(f"Wrote {out}. Edit it as you like, then run\n\n    {shlex.join(command)}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run's report: one HTML file that needs no other file and no network.
+"""Write a run's report: one self-contained HTML file, readable without a network.
 
     python -m erase report --workdir runs/soccer-ball
 
@@ -16,12 +16,12 @@ from flux_jax.errors import exits_cleanly
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv)
     from erase.runtime import run_folder
     from erase.runtime.files import read_json
 
-    # First of all, since what follows takes a second to import.
+    # Checked first, since the following imports take a second.
     read_json(Path(flags.FLAGS.workdir) / run_folder.CONFIG, run_folder.MISSING)
     from erase.report.report import write
 

@@ -1,10 +1,10 @@
-r"""Draws pictures with a model and, if given, adapters.
+r"""Generate pictures with a model and optional adapters.
 
     python -m erase sample --model models/emoji-flux --prompt "a photo of a cat" \
         --seed 0 --seed 1 --adapter runs/soccer-ball:0.8 --out pictures
 
-Every prompt is drawn with every seed; each line printed names a file. A PNG's text entries hold
-what it was made from.
+Every prompt is combined with every seed. The files' names are printed, one per line. The text
+entries of each PNG record the prompt, seed and settings.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from flux_jax.errors import exits_cleanly
 
 
 def define_flags() -> None:
-    """Declares the command's flags; a function, so that importing this module declares none."""
+    """Declare the command's flags. A function, so that importing this module declares none."""
     flags.DEFINE_string("model", "models/emoji-flux", "Pipeline: folder, file or name on the hub.")
-    flags.DEFINE_multi_string("prompt", [], "What to draw; may be repeated.")
+    flags.DEFINE_multi_string("prompt", [], "Text prompt; may be repeated.")
     flags.DEFINE_multi_integer("seed", [0], "Seed of the noise; may be repeated.")
     flags.DEFINE_multi_string(
         "adapter", [], "Adapter file or folder, with :STRENGTH if not 1; may be repeated."
@@ -28,20 +28,19 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "silence",
         None,
-        "Training-free erasure: this word's tokens give nothing to the picture; prompts without it "
-        "are drawn as they are.",
+        "Training-free erasure: mute the tokens of this word; prompts without it are not affected.",
     )
     flags.DEFINE_integer("steps", 28, "Euler steps.")
     flags.DEFINE_float("guidance", 3.5, "Distilled guidance scale.")
-    flags.DEFINE_integer("height", None, "Pixels; by default the model's own size.")
-    flags.DEFINE_integer("width", None, "Pixels; by default the model's own size.")
-    flags.DEFINE_integer("batch", 16, "Pictures drawn at once.")
+    flags.DEFINE_integer("height", None, "Pixels; by default the model's size.")
+    flags.DEFINE_integer("width", None, "Pixels; by default the model's size.")
+    flags.DEFINE_integer("batch", 16, "Pictures generated at once.")
     flags.DEFINE_string("out", "pictures", "Folder for the PNG files.")
 
 
 @exits_cleanly
 def main(argv: Sequence[str]) -> None:
-    """The command; see the module's docstring."""
+    """Run the command; see the module's docstring."""
     begin(argv, "prompts are given with --prompt")
     from erase.model.request import check_request
     from flux_jax.settings import SamplingOptions
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     from erase.model.sample import sample
     from erase.runtime.memory import explains_memory
 
-    with explains_memory("What needs less: a smaller --batch, --height or --width"):
+    with explains_memory("To save memory: a smaller --batch, --height or --width"):
         files = sample(
             given.model,
             given.prompt,

@@ -1,8 +1,8 @@
-"""Writes the subset of WordNet that ships anew: its present words, and those that are given.
+"""Add words to the shipped subset of WordNet, and write it again.
 
     NLTK_DATA=~/nltk_data python -m erase wordnet tabby
 
-NLTK_DATA names the folder that holds corpora/wordnet.
+NLTK_DATA is the folder that contains corpora/wordnet.
 """
 
 import json
@@ -17,24 +17,24 @@ from flux_jax.errors import InputError, exits_cleanly
 
 @exits_cleanly
 def main(words: Sequence[str]) -> None:
-    """Writes the subset anew: its present words, and those that are given."""
+    """Write the subset again, with its present words and the additional ones."""
     from erase.data.words.synonyms import SUBSET, database, lemma, of_database, opened, subset
     from erase.runtime.files import write
 
     quiet()
     place = database()
     if place is None:
-        raise InputError("NLTK_DATA: NLTK finds no WordNet; name the folder that has corpora/")
+        raise InputError("NLTK_DATA: NLTK finds no WordNet; give the folder that has corpora/")
     kept = subset()
     senses: dict[str, Any] = {}
     with opened(place) as reader:
         for speech, present in kept["words"].items():
-            # A plural is asked for as it is written, as the database would find it.
+            # A plural is looked up as written, as the database would.
             net = of_database(reader, sorted({*present, *map(lemma, words[1:])}), speech)
             kept["words"][speech] = net.words
             named = {name for names in net.words.values() for name in names}
             for name, sense in net.senses.items():
-                # Of what is only above others, no more than its place is needed.
+                # Senses that are only hypernyms need no definition or words.
                 text = {"definition": sense.definition, "words": sense.words}
                 senses[name] = (text if name in named else senses.get(name, {})) | {
                     "above": sense.above
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def as_lines(values: Any, depth: int = 2) -> str:
-    """JSON with a line for each entry, down to some depth."""
+    """Format JSON with one line per entry, down to the given depth."""
     if not depth or not isinstance(values, Mapping):
         return json.dumps(values, ensure_ascii=False)
     entries = (f"{json.dumps(name)}: {as_lines(each, depth - 1)}" for name, each in values.items())

@@ -1,8 +1,8 @@
-"""One adapter in the place of several."""
+"""Combine several adapters into one."""
 
 from flux_jax import moved
 
-# Before there were packages these names were here.
+# Former import path of these names.
 __getattr__ = moved.names(__name__, "erase.compose.combine")
 
 METHODS = ("sum", "concat", "normalized", "svd", "fusion")

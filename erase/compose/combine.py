@@ -1,4 +1,4 @@
-"""Changes of several adapters as those of one: exact sums, and their best approximation.
+"""Combine the changes of several adapters into one: exact sums, and low-rank approximations.
 
 `erase.cli.compose` has the equation of each method; fusion is in `erase.compose.fusion`.
 Axis letters: L blocks, I inputs, O outputs, R rank.
@@ -29,7 +29,7 @@ from erase.runtime.memory import explains_memory
 from flux_jax.errors import InputError, printable
 from flux_jax.tree import flatten, nest
 
-MENDS = "What needs less: fewer --prompts"
+MENDS = "To save memory: fewer --prompts"
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Part:
     """An adapter in a composition.
 
     Attributes:
-        path: its file.
+        path: file of the adapter.
         weight: w.
-        layers: the change of a layer is w * alpha / R * up @ down.
-        metadata: of the file.
+        layers: layers, each with the change w * alpha / R * up @ down.
+        metadata: metadata of the file.
     """
 
     path: Path
@@ -50,17 +50,17 @@ class Part:
 
     @property
     def pairs(self) -> dict[Place, Pair]:
-        """The layers, all of them low-rank, with or without biases.
+        """The layers, which must all be low-rank, with or without biases.
 
         Raises:
-            InputError: one is not.
+            InputError: a layer is not low-rank.
         """
         pairs = {}
         for place, layer in self.layers.items():
             if not isinstance(layer, Pair) or layer.magnitude is not None:
                 raise InputError(
-                    f"{self.path}: {label(place)} is a {kind(layer)}, and compositions are of LoRA "
-                    "alone; add the adapters to a model's weights with convert.merge"
+                    f"{self.path}: {label(place)} is a {kind(layer)}, but only LoRA can be "
+                    "composed; add the adapters to a model's weights with convert.merge"
                 )
             pairs[place] = layer
         return pairs
@@ -71,7 +71,7 @@ class Part:
         return max(pair.rank for pair in self.pairs.values())
 
     def scaled(self, weight: float) -> dict[Place, Pair]:
-        """The layers in double precision, weight * alpha / R in every up, the weight in biases."""
+        """The layers in float64, with weight * alpha / R folded into up, and weight into biases."""
         return {
             place: plain(
                 pair.down.astype(np.float64),
@@ -87,15 +87,15 @@ def plain(
     up: Float[np.ndarray, "O R"],
     bias: Float[np.ndarray, "O"] | None = None,
 ) -> Pair:
-    """The change up @ down, and the bias's."""
+    """Layer with the change up @ down of scale 1, and optionally the change of the bias."""
     return Pair(down, up, np.array(len(down), np.float32), bias)
 
 
 def read_part(text: str) -> Part:
-    """Reads "PATH" or "PATH:WEIGHT".
+    """Read a part from "PATH" or "PATH:WEIGHT".
 
     Raises:
-        InputError: there is no adapter, it cannot be used, or the weight is no number.
+        InputError: the adapter is missing or cannot be used, or the weight is not a number.
     """
     path, weight = split_strength(text)
     adapter = read_layers(find_adapter(path))
@@ -103,14 +103,14 @@ def read_part(text: str) -> Part:
 
 
 def check(parts: Sequence[Part]) -> None:
-    """Makes sure that adapters can become one.
+    """Check that adapters can be combined.
 
     Raises:
-        InputError: there are fewer than two, or two have one concept, or they differ in a layer's
-            widths or the base model, or one has layers that are not low-rank.
+        InputError: there are fewer than two, two have the same file or concept, they differ in a
+            layer's widths or the base model, or one has layers that are not low-rank.
     """
     if len(parts) < 2:
-        raise InputError("one adapter is no composition: name at least two")
+        raise InputError("one adapter cannot be composed: name at least two")
     first = parts[0]
     shapes: dict[str, tuple[Path, tuple[int, int]]] = {}
     for part in parts:
@@ -132,27 +132,27 @@ def check(parts: Sequence[Part]) -> None:
         for name, count in counts.items():
             if count > 1 and name is not None:
                 raise InputError(
-                    f"{'concept ' if key else ''}{name!r} comes {count} times; give each once, and "
-                    "its weight after a colon"
+                    f"{'concept ' if key else ''}{name!r} appears {count} times; give each once, "
+                    "with its weight after a colon"
                 )
 
 
 def weights(parts: Sequence[Part], method: str) -> list[float]:
-    """What each adapter's change is multiplied with.
+    """Factor of each adapter's change.
 
     Raises:
-        InputError: weights that are to be normalised sum up to zero.
+        InputError: weights to normalise sum to zero.
     """
     weights_of_parts = [part.weight for part in parts]
     if method != "normalized":
         return weights_of_parts
     if not (total := math.fsum(weights_of_parts)):
-        raise InputError("the weights sum up to 0 and cannot be normalised; change one")
+        raise InputError("the weights sum to 0 and cannot be normalised; change one")
     return [weight / total for weight in weights_of_parts]
 
 
 def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]:
-    """The exact sum of changes: ranks side by side, [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2."""
+    """Exact sum of changes by concatenation: [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2."""
     terms: dict[Place, list[Pair]] = {}
     for part, factor in zip(parts, factors, strict=True):
         for place, pair in part.scaled(factor).items():
@@ -169,13 +169,13 @@ def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]
 
 
 def leaves(layers: Layers) -> dict[str, np.ndarray]:
-    """Layers of `plain` pairs, stacked: A [L, I, R] and B [L, R, O] by their paths."""
+    """Stack layers of `plain` pairs: A [L, I, R] and B [L, R, O] by their paths."""
     lora, _ = stack(Path("composition"), layers)
     return flatten(lora)
 
 
 def apart(flat: Mapping[str, np.ndarray]) -> dict[Place, Pair]:
-    """The inverse of `leaves`, of one rank."""
+    """Inverse of `leaves`, for layers of equal rank."""
     rank = next(leaf.shape[-1] for path, leaf in flat.items() if path.endswith("/A"))
     return unstack(Path("composition"), nest(flat), float(rank))
 
@@ -183,17 +183,17 @@ def apart(flat: Mapping[str, np.ndarray]) -> dict[Place, Pair]:
 def truncated(
     layers: Mapping[Place, Pair], rank: int
 ) -> tuple[dict[Place, Pair], dict[str, float]]:
-    """The best approximation of a lower rank of every layer's change.
+    """Best approximation of every layer's change by a lower rank.
 
     Args:
-        layers: of `plain` pairs.
-        rank: of the result; layers of a lower one keep theirs.
+        layers: layers of `plain` pairs.
+        rank: rank of the result; layers of lower rank keep theirs.
 
     Returns:
-        The layers, and by target how far the change is off: ‖ΔW - ΔW_rank‖ / ‖ΔW‖ over all blocks.
+        The layers, and the relative error by target: ‖ΔW - ΔW_rank‖ / ‖ΔW‖ over all blocks.
 
     Raises:
-        InputError: the rank is below 1 or over what any layer has.
+        InputError: the rank is below 1 or above that of every layer.
     """
     most = max(min(pair.rank, *pair.shape) for pair in layers.values())
     if not 1 <= rank <= most:
@@ -202,7 +202,7 @@ def truncated(
     lost: dict[str, list[np.ndarray]] = {}
     whole: dict[str, list[np.ndarray]] = {}
     for (target, block), pair in layers.items():
-        # The change's singular values are those of a small matrix between orthonormal ones.
+        # By two QR decompositions the SVD of the change reduces to that of a small matrix.
         left, inner = np.linalg.qr(pair.down.T)
         right, outer = np.linalg.qr(pair.up)
         u, values, v = np.linalg.svd(inner @ outer.T, full_matrices=False)
@@ -219,12 +219,12 @@ def truncated(
 
 
 def relative(part: Float[np.ndarray, "..."], whole: Float[np.ndarray, "..."]) -> float:
-    """‖part‖ / ‖whole‖; 0 of nothing."""
+    """‖part‖ / ‖whole‖; 0 if both are zero."""
     return float(np.linalg.norm(part) / (np.linalg.norm(whole) or 1))
 
 
 def table(method: str, shares: Mapping[str, Mapping[str, float]]) -> Table:
-    """A line for each target, a column for each number."""
+    """Table with one row per target and one column per number."""
     out = Table("target", title=f"Composed by {method}")
     for heading in next(iter(shares.values())):
         out.add_column(heading, justify="right")
@@ -236,10 +236,10 @@ def table(method: str, shares: Mapping[str, Mapping[str, float]]) -> Table:
 def write(
     parts: Sequence[Part], layers: Mapping[Place, Pair], method: str, options: Any, out: Path
 ) -> Path:
-    """Writes the adapter, as diffusers loads it, with what it was made of in its header.
+    """Write the adapter in diffusers' layout, with its parts and settings in the header.
 
     Raises:
-        InputError: the type of the file does not hold the numbers.
+        InputError: numbers exceed the range of the file's type.
     """
     pairs, lost = {}, []
     with np.errstate(over="ignore"):
@@ -253,7 +253,7 @@ def write(
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise InputError(
-            f"{', '.join(lost[:3])}{more} would hold numbers beyond float32's: give smaller weights"
+            f"{', '.join(lost[:3])}{more} would exceed float32's range: give smaller weights"
         )
     rank = max(pair.rank for pair in pairs.values())
     settings = {"method": method, "rank": rank, **options}
@@ -273,7 +273,7 @@ def write(
     try:
         config = fusion.settings(str(parts[0].path), parts[0].metadata)
     except InputError as error:
-        # The adapter is none the worse.
+        # The adapter is usable without a card.
         print(f"no model card: {printable(str(error))}")
     else:
         names = [part.metadata.get("concept", str(part.path)) for part in parts]
@@ -282,10 +282,10 @@ def write(
 
 
 def read_lines(file: Path) -> tuple[str, ...]:
-    """The sentences of a file, a line each.
+    """Read the sentences of a file, one per line.
 
     Raises:
-        InputError: it cannot be read, or has none.
+        InputError: the file cannot be read, or has no sentences.
     """
     try:
         lines = (line.strip() for line in file.read_text("utf-8").splitlines())
@@ -295,21 +295,21 @@ def read_lines(file: Path) -> tuple[str, ...]:
             f"keep = {str(file)!r} cannot be read ({error}); check the path"
         ) from error
     if not sentences:
-        raise InputError(f"keep = {str(file)!r} has no sentence; write one a line")
+        raise InputError(f"keep = {str(file)!r} has no sentence; write one per line")
     return sentences
 
 
 def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Namespace) -> Path:
-    """Makes and writes the one adapter, and prints what is lost.
+    """Combine adapters into one, write it, and print the approximation errors.
 
     Args:
-        parts: checked.
+        parts: adapters that passed `check`.
         method: one of `METHODS`.
         out: folder of the adapter.
-        options: of the command.
+        options: options of the command.
 
     Raises:
-        InputError: the method cannot do it with these adapters.
+        InputError: the method cannot combine these adapters.
     """
     factors = weights(parts, method)
     rank = options.rank or max(part.rank for part in parts)
@@ -320,7 +320,7 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
             part for part in parts for pair in part.pairs.values() if pair.bias is not None
         ]:
             raise InputError(
-                f"{biased[0].path} has biases, which fusion knows nothing of; compose by sum or svd"
+                f"{biased[0].path} has biases, which fusion does not support; compose by sum or svd"
             )
         headers = {str(part.path): part.metadata for part in parts}
         keep = read_lines(options.keep) if options.keep else ()

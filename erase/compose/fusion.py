@@ -1,21 +1,25 @@
-"""One change in the place of many: what each adapter does to its own concept, and little else.
+"""Merge adapters by least squares.
 
-For a layer with the changes D_i [I, O] of N adapters, fusion finds the change D of a rank R that
+The merged adapter matches each adapter on its own concept's prompts, and changes nothing on others.
+For a layer with the changes D_i [I, O] of N adapters, fusion finds the change D of rank R that
 minimises
 
     Σ_i w_i E_i ‖h (D - D_i)‖²  +  λ E_p ‖h D‖²  +  ε ‖D‖²
 
-where h are the layer's inputs at all denoising steps: E_i is their mean over tokens of prompts with
-concept i, drawn with adapter i; E_p over those of prompts to preserve, drawn with the frozen model.
-Each concept counts the same, however large its change: w_i is 1 / E_i ‖h D_i‖², over all layers, in
-shares of one. The concept's own tokens count more than the words around them, which many concepts
-share and can agree on nothing but their mean, and words more than padding (`OTHER`, `PADDING`).
-With Gram matrices G = E[h^T h] and M = Σ w_i G_i + λ G_p + ε, D = M^-1 Σ w_i G_i D_i; of all
-changes of rank R the one that is closest to it for the objective comes from the singular vectors of
-C^-1 Σ w_i G_i D_i, where C C^T = M (reduced-rank regression).
+where h are the layer's inputs at all denoising steps. E_i is the mean over tokens of prompts with
+concept i, sampled with adapter i; E_p is the mean over tokens of prompts to preserve, sampled with
+the frozen model. Each concept has equal weight, however large its change: w_i is 1 / E_i ‖h D_i‖²,
+over all layers, normalised to sum to one. The concept's tokens weigh more than the words around
+them, which many concepts share and for which only the mean of their changes can be matched, and
+words weigh more than padding (`OTHER`, `PADDING`).
+With Gram matrices G = E[h^T h] and M = Σ w_i G_i + λ G_p + ε, D = M^-1 Σ w_i G_i D_i. The best
+change of rank R for this objective comes from the singular vectors of C^-1 Σ w_i G_i D_i, where
+C C^T = M (reduced-rank regression).
 
-What is shared out falls short, most where many concepts are to go: a strength above 1 makes up for
-it. Memory does not depend on N: only sums over concepts are kept. Time is linear in the prompts.
+The merged change falls short of the adapters', most of all with many concepts; a strength above 1
+compensates.
+Memory does not depend on N, since only sums over concepts are stored. Time is linear in the number
+of prompts.
 Axis letters: B prompts, L blocks, N tokens, I inputs, O outputs, R rank, T text tokens, S image
 tokens, C latent channels, K noise levels.
 """
@@ -49,9 +53,9 @@ from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.tree import nest
 
-# Layers of dual-stream blocks that see the text.
+# Layers of dual-stream blocks that process the text.
 TEXT_LAYERS = re.compile("add_|context")
-# What tokens count: words besides the concept's, and what is no word.
+# Weights of tokens: words other than the concept's, and padding.
 OTHER, PADDING = 0.1, 0.01
 
 T = TypeVar("T")
@@ -60,12 +64,13 @@ Grams = dict[str, Float[np.ndarray, "L I I"]]
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the model is shown.
+    """Prompts for the model.
 
     Attributes:
-        config: of the first run, which says the model and the pictures' size.
-        erased: for each adapter equally many sentences with the words in them for its concept.
-        preserved: sentences with none of the concepts.
+        config: configuration of the first run, with the model and the pictures' size.
+        erased: for each adapter, the same number of pairs of a sentence and the word in it for its
+            concept.
+        preserved: sentences without any of the concepts.
     """
 
     config: Config
@@ -76,21 +81,21 @@ class Prompts:
 def prompts(
     headers: Mapping[str, Mapping[str, str]], count: int, seed: int, keep: Sequence[str] = ()
 ) -> Prompts:
-    """Sentences from the settings that adapters were trained with, as their files tell.
+    """Sample sentences from the training settings in the adapters' files.
 
-    Those of a concept name no other of the concepts, where there are such. Preserved are, unless
-    they are given, the prompts of L_lora's pictures, the sentences with irrelevant words in the
-    concepts' places, and the empty prompt, unless one of the concepts is named there.
+    A concept's sentences do not mention other concepts, if it has such sentences. By default the
+    preserved sentences are the prompts of L_lora's pictures, the sentences with irrelevant words
+    in place of the concepts, and the empty prompt, except those that mention a concept.
 
     Args:
         headers: metadata by file.
-        count: of each adapter's sentences.
-        seed: of the choice.
-        keep: sentences to preserve, instead of those.
+        count: number of sentences per adapter.
+        seed: seed of the choice.
+        keep: sentences to preserve, instead of the default.
 
     Raises:
-        InputError: a file does not tell its settings, the count is below 1, or a sentence to
-            preserve names a concept.
+        InputError: a file has no training settings, the count is below 1, or a sentence to preserve
+            mentions a concept.
     """
     if count < 1:
         raise InputError(f"prompts = {count} must be at least 1")
@@ -112,31 +117,31 @@ def prompts(
         known += [] if upper.without_concept else upper.prompts
     if naming := [prompt for prompt in keep if concepts.search(prompt)]:
         raise InputError(
-            f"keep: {', '.join(map(repr, naming))} name what is to be erased; leave them out"
+            f"keep: {', '.join(map(repr, naming))} mention a concept to erase; leave them out"
         )
     free = [p for p in dict.fromkeys(keep or known) if not concepts.search(p)]
-    # As many of these as of each concept's would leave most of them out.
+    # Rounded up to a multiple of `count`, since `count` alone would drop most of them.
     preserved = _sample(rng, free, count * math.ceil(len(free) / count))
     return Prompts(configs[0], tuple(erased), preserved)
 
 
 def settings(file: str, header: Mapping[str, str]) -> Config:
-    """The configuration that an adapter was trained with, as its file tells.
+    """Read the configuration that an adapter was trained with from its file's header.
 
     Raises:
-        InputError: it does not.
+        InputError: the header has no settings, or they cannot be used.
     """
     try:
         return load_config(json.loads(header["settings"]))
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{file}: its header does not tell the settings of its training ({error}); fusion "
-            "needs them: train it again with erase.train"
+            f"{file}: its header lacks the settings of its training ({error}), which fusion needs: "
+            "train it again with erase.train"
         ) from error
 
 
 def _sample(rng: np.random.Generator, sentences: Sequence[T], count: int) -> tuple[T, ...]:
-    """So many of the sentences in random order, from the start again if there are fewer."""
+    """Sample `count` sentences in random order, repeating the order if there are fewer."""
     order: list[int] = rng.permutation(len(sentences)).tolist()
     return tuple(sentences[index] for index in itertools.islice(itertools.cycle(order), count))
 
@@ -148,18 +153,18 @@ def fuse(
     preserve: float,
     seed: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-    """The one change, by running the model on all prompts: `gather`, then `solve`.
+    """Merge changes by running the model on all prompts: `gather`, then `solve`.
 
     Args:
-        changes: of each adapter, A [L, I, R] and B [L, R, O] by their paths: the change is A B.
+        changes: for each adapter, A [L, I, R] and B [L, R, O] by their paths; the change is A B.
             Targets and L may differ.
         shown: prompts.
-        rank: of the result.
+        rank: rank of the result.
         preserve: λ.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Returns:
-        The leaves A and B, and for each target how much `Moments.losses` says is lost.
+        The leaves A and B, and for each target the losses from `Moments.losses`.
 
     Raises:
         InputError: an adapter does not fit the model, or the rank or λ cannot be used.
@@ -170,17 +175,17 @@ def fuse(
 
 
 def check(change: Mapping[str, np.ndarray], rank: int, preserve: float) -> None:
-    """Makes sure that `solve` can be asked for a rank and λ.
+    """Check the rank and λ for a change.
 
     Raises:
-        InputError: λ is negative or no number, the rank is below 1 or above what a layer has, or
-            a layer lies outside the blocks.
+        InputError: λ is negative or not finite, the rank is below 1 or above a layer's maximum, or
+            a layer is outside the blocks.
     """
     if not (preserve >= 0 and math.isfinite(preserve)):
-        raise InputError(f"preserve = {preserve} must be a number from 0 on")
+        raise InputError(f"preserve = {preserve} must be a number of at least 0")
     if outside := sorted({p.rpartition("/")[0] for p, leaf in change.items() if leaf.ndim < 3}):
         raise InputError(
-            f"fusion takes layers of blocks alone, and {', '.join(outside)} lie outside them; "
+            f"fusion supports only layers of blocks, and {', '.join(outside)} are outside them; "
             "compose by sum or svd"
         )
     for path in change:
@@ -192,13 +197,13 @@ def check(change: Mapping[str, np.ndarray], rank: int, preserve: float) -> None:
 def gather(
     pipe: Pipeline, changes: Sequence[Mapping[str, np.ndarray]], shown: Prompts, seed: int
 ) -> dict[str, Moments]:
-    """What the objective needs of every target's inputs, by running the model on all prompts.
+    """Compute the moments of every target's inputs by running the model on all prompts.
 
     Args:
         pipe: the frozen model.
-        changes: of each adapter, see `fuse`.
+        changes: changes of each adapter, see `fuse`.
         shown: prompts.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
         InputError: an adapter does not fit the model.
@@ -234,11 +239,11 @@ def gather(
 def completed(
     changes: Sequence[Mapping[str, np.ndarray]], shapes: PyTree
 ) -> list[dict[str, np.ndarray]]:
-    """Changes that all have the same targets, in all of the model's blocks; zeros are added.
+    """Pad changes with zeros, so that all have the same targets in all of the model's blocks.
 
     Args:
-        changes: of each adapter, see `fuse`.
-        shapes: of the transformer's parameters.
+        changes: changes of each adapter, see `fuse`.
+        shapes: shapes of the transformer's parameters.
 
     Raises:
         InputError: an adapter does not fit the model.
@@ -262,7 +267,7 @@ def completed(
 def solve(
     moments: Mapping[str, Moments], rank: int, preserve: float
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-    """The change of each target, and what is lost; see `fuse`."""
+    """Solve for the change of each target, and compute its losses; see `fuse`."""
     flat, losses = {}, {}
     for target, seen in progress.bar(moments.items(), desc="solving"):
         a, b = seen.solve(rank, preserve)
@@ -272,7 +277,7 @@ def solve(
 
 
 def _weights(pipe: Pipeline, sentences: Sequence[str], word: float) -> Float[np.ndarray, "B T"]:
-    """What tokens count: words a number, padding `PADDING`."""
+    """Weights of tokens: `word` for words, `PADDING` for padding."""
     _, ids = pipe.tokenize(sentences)
     return np.where(ids == pipe.tokenizer_2.pad_token_id, PADDING, word).astype(np.float32)
 
@@ -291,16 +296,16 @@ def grams(
     *,
     seed: int,
 ) -> Grams:
-    """Mean Gram matrices of layers' inputs while the adapted model draws.
+    """Mean Gram matrices of layers' inputs while the adapted model generates pictures.
 
     Args:
         pipe: the frozen model.
-        config: says the pictures' size, steps and guidance.
+        config: configuration with the pictures' size, steps and guidance.
         targets: stacked dense layers.
         change: A and B by their paths.
-        sentences: one a picture.
-        weights: what their tokens count in the mean.
-        seed: of the first picture's noise.
+        sentences: one per picture.
+        weights: weights of their tokens in the mean.
+        seed: seed of the first picture's noise.
     """
     noise = pipe.noise(range(seed, seed + len(sentences)), config.height, config.width)
     ids = pipe.image_ids(config.height, config.width)
@@ -327,7 +332,7 @@ def _grams(
 
 
 def _capture_grams(targets: Sequence[str], weights: Float[Array, "B T"]) -> Interceptor:
-    """Captures the weighted mean of h^T h of the inputs of some layers, in float32."""
+    """Capture the weighted mean of h^T h over the inputs h of some layers, in float32."""
 
     def interceptor(
         call: NextGetter, args: tuple[Any, ...], kwargs: dict[str, Any], context: InterceptorContext
@@ -346,16 +351,16 @@ def _capture_grams(targets: Sequence[str], weights: Float[Array, "B T"]) -> Inte
 
 
 def of_tokens(target: str, weights: Float[Array, "B T"], tokens: int) -> Float[Array, "B N"]:
-    """What a layer's tokens count: the text's what is given, all others like padding.
+    """Weights of a layer's tokens: as given for text tokens, `PADDING` for all others.
 
     Args:
-        target: the layer's path; it says which of the two streams it sees, or both.
-        weights: the text's.
+        target: path of the layer, which determines whether it processes text, image or both.
+        weights: weights of the text tokens.
         tokens: N.
     """
     if "norm" in target or (target.startswith("dual_blocks") and not TEXT_LAYERS.search(target)):
         return jnp.full((len(weights), tokens), PADDING)
     if target.startswith("dual_blocks"):
         return weights
-    # Single-stream blocks see the text first.
+    # In single-stream blocks the text tokens come first.
     return jnp.pad(weights, ((0, 0), (0, tokens - weights.shape[1])), constant_values=PADDING)

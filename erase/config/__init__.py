@@ -1,6 +1,6 @@
-"""What a run is configured by: frozen dataclasses and what their fields take."""
+"""Configuration of a run: frozen dataclasses, and the checks of their fields."""
 
 from flux_jax import moved
 
-# Before there were packages these names were here.
+# Former import path of these names.
 __getattr__ = moved.names(__name__, "erase.config.schema")

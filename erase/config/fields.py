@@ -1,6 +1,6 @@
-"""Nested frozen dataclasses from dictionaries: defaults, types, ranges, and what errors say.
+"""Build nested frozen dataclasses from dictionaries: defaults, types, ranges, error messages.
 
-A dataclass's field may carry what it takes in its metadata: `number` and `choice` put it there.
+The range or choices of a field are in its metadata, where `number` and `choice` put them.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from ml_collections import ConfigDict, FieldReference
 
 from flux_jax.errors import nearest
 
-# Devices have no whole numbers beyond this; random seeds are such numbers too.
+# Largest 32-bit integer, as on devices; random seeds have this limit too.
 MAX_INT = 2**31 - 1
-# More than any tokenizer's limit leaves room for, and than any path has.
+# Longer than any tokenizer's limit and any path.
 MAX_TEXT_LENGTH = 4000
-# Of a value that a message quotes.
+# Length of a value quoted in a message.
 MAX_SHOWN_CHARS = 200
 
 
 class Default(FieldReference):
-    """A field's default in a configuration that is open to changes.
+    """Default of a field in a configuration that can still be changed.
 
     Attributes:
-        given: whether somebody has set the field since, be it to the same value.
+        given: whether the field has been set since, even to the same value.
     """
 
     def __init__(self, value: Any, kind: type):
@@ -38,7 +38,7 @@ class Default(FieldReference):
         self.given = False
 
     def set(self, value: Any, type_safe: bool = True) -> None:
-        """Sets the field, as assignments and overrides do."""
+        """Set the field, as assignments and overrides do."""
         super().set(value, type_safe)
         self.given = True
 
@@ -50,30 +50,30 @@ def number(
     most: float | None = None,
     above: float | None = None,
 ) -> Any:
-    """A field for a number that lies in a range."""
+    """Field for a number in a range."""
     return field(default=default, metadata={"least": least, "most": most, "above": above})
 
 
 def choice(default: str | None, *choices: str) -> Any:
-    """A field for one of several words."""
+    """Field for one of several words."""
     return field(default=default, metadata={"choices": choices})
 
 
 def unknown(cls: type, path: str) -> str:
-    """What to say of a field that does not exist: its name and the nearest ones."""
+    """Error message for a field that does not exist: its name and the nearest fields."""
     known = list(paths(cls))
-    # A field under the wrong part, or without one.
+    # A field in the wrong section, or without its section.
     last = path.rpartition(".")[2]
     also = [name for name in known if name.rpartition(".")[2] == last]
     return f"{path} is not a field of the configuration; {nearest(path, known, also)}"
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it, cut where it is long."""
+    """Format a value for a message, truncated if long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
-        # Python writes neither numbers of thousands of digits nor lists in thousands of lists.
+        # repr refuses integers with thousands of digits and lists nested thousands deep.
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
@@ -84,7 +84,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def paths(cls: type, prefix: str = "") -> Iterator[str]:
-    """Names of all fields, parts included, as overrides write them."""
+    """Paths of all fields, including nested ones and their sections, as overrides write them."""
     for name, hint in _hints(cls).items():
         yield prefix + name
         if dataclasses.is_dataclass(hint):
@@ -92,7 +92,7 @@ def paths(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def lists(cls: type, prefix: str = "") -> Iterator[str]:
-    """Names of the fields that hold several texts."""
+    """Paths of the fields that hold several texts."""
     for name, hint in _hints(cls).items():
         if dataclasses.is_dataclass(hint):
             yield from lists(typing.cast(type, hint), f"{prefix}{name}.")
@@ -101,10 +101,10 @@ def lists(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def fill_defaults(cls: type, changes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Defaults under changes, as nested dictionaries; unknown names are kept for later.
+    """Fill in the defaults of unchanged fields, as nested dictionaries; keep unknown names.
 
-    What nobody changes is a `Default`; what is set to None a reference that knows its type, which
-    overrides need.
+    Unchanged fields become a `Default`. Fields set to None become a typed reference, since
+    overrides need the type.
     """
     values = dict(changes)
     for spec in dataclasses.fields(cls):
@@ -117,20 +117,20 @@ def fill_defaults(cls: type, changes: Mapping[Any, Any]) -> dict[Any, Any]:
         kind = _present(hint)
         kind = typing.get_origin(kind) or kind
         if spec.name not in values:
-            # A field without a default is told of where it is still missing when it is read.
+            # A missing field without a default is reported when the configuration is read.
             value = None if spec.default is dataclasses.MISSING else spec.default
             values[spec.name] = Default(value, kind)
         elif values[spec.name] is None:
             values[spec.name] = FieldReference(None, field_type=kind)
         elif kind is float and type(values[spec.name]) is int:
-            # In a file 5 stands for 5.0; left an integer, no fraction could override it.
+            # A file may write 5 for 5.0; an integer could not be overridden by a fraction.
             with contextlib.suppress(OverflowError):
                 values[spec.name] = float(values[spec.name])
     return values
 
 
 def merge_fields(values: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Changes on top of values, both nested dictionaries."""
+    """Merge changes into values, both nested dictionaries."""
     both = dict(values)
     for name, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
@@ -139,7 +139,7 @@ def merge_fields(values: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[
 
 
 def given_values(config: ConfigDict) -> dict[Any, Any]:
-    """What somebody has set in what `fill_defaults` made, as nested dictionaries."""
+    """Fields that were set in a configuration from `fill_defaults`, as nested dictionaries."""
     fields = dict(config.items(preserve_field_references=True))
     values = {}
     for name, value in config.to_dict().items():
@@ -151,7 +151,7 @@ def given_values(config: ConfigDict) -> dict[Any, Any]:
 
 
 def _present(hint: Any) -> Any:
-    """The type in "type | None"."""
+    """The type in `type | None`."""
     if isinstance(hint, types.UnionType):
         return next(part for part in typing.get_args(hint) if part is not type(None))
     return hint
@@ -164,14 +164,14 @@ def build_dataclass(
     prefix: str = "",
     root: type | None = None,
 ) -> Any:
-    """The dataclass `cls` from a dictionary; what is wrong is added to `problems`.
+    """Build the dataclass `cls` from a dictionary; errors are appended to `problems`.
 
     Args:
-        cls: which.
-        values: by field, nested as the dataclass is.
-        problems: a line each; whoever adds none gets an instance, else None.
-        prefix: what stands before a field's name in messages.
-        root: the dataclass that the whole is of; by default `cls`.
+        cls: the dataclass.
+        values: values by field, nested like the dataclass.
+        problems: one line per error. If it is empty at the end, an instance is returned, else None.
+        prefix: prefix of field names in messages.
+        root: the outermost dataclass; by default `cls`.
     """
     root = root or cls
     hints = _hints(cls)
@@ -198,7 +198,11 @@ def build_dataclass(
 
 
 def _checked(hint: Any, value: Any) -> Any:
-    """The value in the type that its field has; a ValueError says what it must be."""
+    """Convert a value to its field's type.
+
+    Raises:
+        ValueError: it has another type; the message completes "must be".
+    """
     if value is None and hint is not _present(hint):
         return None
     kind = _present(hint)
@@ -228,15 +232,23 @@ def _checked(hint: Any, value: Any) -> Any:
 
 
 def _writable(text: str) -> str:
-    """The text, where tokenizers and files can take it; a ValueError says what it must be."""
-    # Surrogates are halves of characters, which UTF-8 does not write.
+    """Return the text if tokenizers and files can represent it.
+
+    Raises:
+        ValueError: they cannot; the message completes "must be".
+    """
+    # Surrogates are halves of characters, which UTF-8 cannot encode.
     if len(text) > MAX_TEXT_LENGTH or re.search("[\0\ud800-\udfff]", text):
         raise ValueError(f"text of at most {MAX_TEXT_LENGTH} whole characters, none of them NUL")
     return text
 
 
 def _allowed(value: Any, limits: Mapping[str, Any]) -> None:
-    """A ValueError says which values the field takes."""
+    """Check a value against its field's range or choices.
+
+    Raises:
+        ValueError: it is outside; the message completes "must be".
+    """
     if value is None:
         return
     if value not in limits.get("choices", (value,)):

@@ -1,12 +1,12 @@
-"""What a model's folder says about it: `erase.json`, which `erase.runs.defaults` makes use of.
+"""Defaults of a model: the file `erase.json` in its folder, which `erase.runs.defaults` applies.
 
     {"place": {"height": 64, "width": 64, "evaluation": {"judge": "judge"}},
      "method": {"iterations": 300, "by_method": {"uce": {"uce": {"ridge": 50.0}}}},
      "kinds": {"entity": {"prompts": ["a photo of a {}"], "templates": ["a {}"], ...}},
      "things": [{"name": "cat", "kind": "entity", "group": "animal", "words": ["kitty"]}]}
 
-`place` and `method` hold fields of a configuration: `place` what any run on the model has, `method`
-what its authors found to erase well, which a preset leaves out.
+`place` and `method` hold configuration fields: `place` those of any run on the model, `method` the
+values that the model's authors found to erase well; a preset ignores `method`.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ Template = Annotated[str, pydantic.Field(pattern=r"^[^{}]*\{\}[^{}]*$", max_leng
 
 
 class _Part(pydantic.BaseModel):
-    # JSON has lists where these have tuples, so that the types are not strict.
+    # Not strict, since JSON has lists where these models have tuples.
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
@@ -32,13 +32,13 @@ class Thing(_Part):
     """Something that the model can draw.
 
     Attributes:
-        name: what the judge calls it.
-        kind: what it is.
-        group: things of one group are alike; "" where that is not known.
-        written: how it stands in a sentence, where that is not its name.
+        name: the judge's name for it.
+        kind: entity, style or relation.
+        group: group of similar things; "" if unknown.
+        written: its words in a sentence, if they differ from its name.
         words: other words for it, which no other thing shares.
-        converse: name of the relation in which the second thing then stands to the first.
-        instead: what to draw in its place; "" where it is left to the sentence.
+        converse: name of the converse relation, of the second thing to the first.
+        instead: what to draw in its place; "" leaves this to the sentence.
     """
 
     name: Text
@@ -51,21 +51,21 @@ class Thing(_Part):
 
     @property
     def phrase(self) -> str:
-        """The words that stand in a sentence."""
+        """Its words in a sentence."""
         return self.written or self.name
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All words for it, that of sentences first."""
+        """All words for it, starting with those used in sentences."""
         return tuple(dict.fromkeys((self.phrase, self.name, *self.words)))
 
 
 class Keep(_Part):
-    """Pictures to hold on to: templates, and what comes into them, both in turn.
+    """Pictures to preserve: templates and the things that fill them, both in turn.
 
     Attributes:
-        templates: of the pictures' prompts.
-        things: names of what they show; by default all others of the erased concept's kind.
+        templates: templates of the pictures' prompts.
+        things: names of the things; by default all others of the erased concept's kind.
     """
 
     templates: tuple[Template, ...] = ()
@@ -73,17 +73,17 @@ class Keep(_Part):
 
 
 class Kind(_Part):
-    """How things of one kind are erased.
+    """Settings for erasing things of one kind.
 
     Attributes:
-        prompts: sentences to train with.
-        beside: a further sentence's second part, for something else that stands beside the thing.
+        prompts: training sentences.
+        beside: second part of a further training sentence, for something else beside the thing.
         templates: prompts of the evaluation.
-        every_other: whether the evaluation looks for all others of the kind, rather than choosing
-            among what the judge knows.
-        keep: pictures to hold on to.
-        shared: fields of a configuration that runs which train at once share; see `method` above.
-        own: fields that each run has for itself.
+        every_other: whether the evaluation covers all others of the kind, instead of a selection
+            from those that the judge knows.
+        keep: pictures to preserve.
+        shared: configuration fields that runs trained at once share; see `method` above.
+        own: configuration fields that may differ between these runs.
     """
 
     prompts: tuple[Template, ...]
@@ -96,13 +96,13 @@ class Kind(_Part):
 
 
 class Known(_Part):
-    """What a model's folder says.
+    """Content of a model's `erase.json`.
 
     Attributes:
-        place: fields of a configuration that any run on the model has; paths in the model's folder.
-        method: fields that suit the model.
-        kinds: how things of each kind are erased.
-        things: that the model can draw.
+        place: configuration fields of any run on the model; paths are relative to its folder.
+        method: configuration fields that erase well on the model.
+        kinds: settings for each kind of thing.
+        things: things that the model can draw.
     """
 
     place: dict[str, Any] = {}
@@ -111,10 +111,10 @@ class Known(_Part):
     things: tuple[Thing, ...] = ()
 
     def find(self, concept: str) -> Thing | None:
-        """The thing that a concept is: by its name, as it stands in sentences, or by other words.
+        """Find a concept among the things: by name, by its words in sentences, then by others.
 
         Args:
-            concept: in any case.
+            concept: in upper or lower case.
         """
         wanted = " ".join(concept.casefold().split())
         for names in (lambda t: (t.name, t.phrase), lambda t: t.words):
@@ -129,7 +129,7 @@ class Known(_Part):
 
 
 def read(model: str) -> Known | None:
-    """What the model's folder says; None where there is no such file.
+    """Read `erase.json` in the model's folder; None if there is no such file.
 
     Args:
         model: the folder, or the transformer's single file in it.
@@ -147,9 +147,9 @@ def read(model: str) -> Known | None:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "file"
         raise InputError(
-            f"{path}: {place}: {first['msg']}; mend the file, or remove it to go without the "
+            f"{path}: {place}: {first['msg']}; fix the file, or remove it to run without the "
             "model's defaults"
         ) from None
     except (OSError, ValueError):
-        # No path of a model; whoever opens the model says so.
+        # Not a model's path; opening the model reports it.
         return None

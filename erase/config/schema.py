@@ -1,7 +1,7 @@
-"""A run's configuration: its fields with their defaults and ranges; see `erase.runs` for reading.
+"""Configuration of a run: fields, defaults and ranges. `erase.runs` reads configuration files.
 
-These are the fields that all methods share. Each method's own settings are in
-`erase.methods.settings`; `erase.runs.RunConfig` has both.
+These fields are shared by all methods. The settings of each method are in
+`erase.methods.settings`; `erase.runs.RunConfig` combines both.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -13,7 +13,7 @@ from flux_jax.settings import TEXT_QUERY_KEY
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 else:
-    # It exists for type checkers alone; those at run time look it up here.
+    # Exists only for static type checkers; run-time checkers look up this name.
     DataclassInstance = object
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
@@ -26,12 +26,12 @@ class Model:
     """The frozen model.
 
     Attributes:
-        path: folder in diffusers' layout or with Black Forest Labs' own files, the transformer's
-            single file there, or the name of a repository on the Hugging Face hub.
-        dtype: of weights and products; by default float32 on CPU, else bfloat16.
-        quantize: type that the large kernels of the transformer's blocks are kept in, to save
-            memory; by default `dtype`.
-        remat: whether backward passes compute each block anew: less memory, more time.
+        path: folder in diffusers' layout or with Black Forest Labs' files, the transformer's
+            single file in such a folder, or the name of a repository on the Hugging Face hub.
+        dtype: type of weights and matrix products; by default float32 on CPU, else bfloat16.
+        quantize: storage type of the large kernels in the transformer's blocks, to save memory; by
+            default `dtype`.
+        remat: whether backward passes recompute each block: less memory, more time.
     """
 
     path: str = "models/emoji-flux"
@@ -42,12 +42,12 @@ class Model:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices share the work; what is not said follows it, see `erase.runtime.mesh.make_mesh`.
+    """Device mesh. Axes left at None are chosen from the workload (`erase.runtime.mesh.make_mesh`).
 
     Attributes:
-        data: devices that share the samples of an update.
-        fsdp: devices that share the frozen weights, each holding a part of every large one; they
-            share samples too, where there are enough.
+        data: devices among which the samples of an update are divided.
+        fsdp: devices over which every large frozen weight is split; they also share the samples
+            where there are enough.
     """
 
     data: int | None = number(None, least=1)
@@ -59,9 +59,9 @@ class AdapterConfig:
     """The LoRA that is trained.
 
     Attributes:
-        rank: R.
-        alpha: the change is alpha / R * (x A) B; by default R.
-        targets: stacked dense layers of the transformer that are adapted.
+        rank: R, the rank.
+        alpha: scales the change, alpha / R * (x A) B; by default R.
+        targets: stacked dense layers of the transformer to adapt.
     """
 
     rank: int = number(8, least=1)
@@ -71,12 +71,12 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class AdamW:
-    """Settings of AdamW; a method's settings inherit them, and give defaults of their own.
+    """Settings of AdamW. A method's settings inherit them and may change the defaults.
 
     Attributes:
-        learning_rate: of the adapter.
-        weight_decay: of the adapter.
-        clip: largest norm of a gradient, longer ones are shortened to it; None shortens none.
+        learning_rate: learning rate of the adapter.
+        weight_decay: weight decay of the adapter.
+        clip: largest norm of a gradient; larger ones are scaled down to it. None does not clip.
     """
 
     learning_rate: float = number(1e-3, above=0)
@@ -86,13 +86,13 @@ class AdamW:
 
 @dataclass(frozen=True)
 class BankConfig:
-    """What is prepared before training, and then drawn from.
+    """Data that is computed once before training, and sampled from during training.
 
     Attributes:
-        sentences: prompts with the concept, each in several forms.
-        shuffled: share of them whose words are put into a random order.
-        trajectories: denoising runs of the frozen model, from noise to picture.
-        batch: prompts encoded, and trajectories made, at once.
+        sentences: number of prompts with the concept, each in several forms.
+        shuffled: share of these prompts whose words are put into random order.
+        trajectories: number of denoising runs of the frozen model, from noise to picture.
+        batch: batch size for encoding prompts and computing trajectories.
     """
 
     sentences: int = number(32, least=1)
@@ -103,13 +103,13 @@ class BankConfig:
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """When a run has erased enough: a judge looks at pictures that evaluation does not draw.
+    """Early stopping by a judge, on pictures that the evaluation does not use.
 
     Attributes:
-        every: iterations between two looks; 0 trains all iterations.
-        pictures: drawn at a look, of `prompts` in turn.
-        share: the run stops where the judge finds the concept in no larger a share of them.
-        seed: of the first picture.
+        every: iterations between two checks; 0 disables early stopping.
+        pictures: pictures generated for a check, from `prompts` in turn.
+        share: training stops when the judge finds the concept in at most this share of them.
+        seed: seed of the first picture.
     """
 
     every: int = number(0, least=0)
@@ -120,13 +120,14 @@ class EarlyStop:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What a run can go on from.
+    """Checkpoints from which a run can resume.
 
     Attributes:
         every: iterations between checkpoints.
-        last: the newest that are kept.
-        best: those that are kept besides, by the mean of the weighted losses since the one before.
-        adapter: which of them becomes the adapter.
+        last: number of newest checkpoints to keep.
+        best: number of further checkpoints to keep, those with the lowest mean of the weighted
+            losses since the previous checkpoint.
+        adapter: whether the last or the best checkpoint becomes the adapter.
     """
 
     every: int = number(100, least=1)
@@ -137,16 +138,16 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Guard:
-    """What is done about numbers that leave their range and iterations that do not end.
+    """Handling of non-finite updates, diverging losses and hanging iterations.
 
     Attributes:
-        skips: updates with a loss or gradient that is no finite number are left out; a run ends
-            with so many in a row.
-        divergence: a warning is given where the median of a loss's last 20 values is so many times
-            that of all.
-        hung: a warning is given where an iteration takes so many times the median of those before,
-            and a minute at least.
-        patience: seconds after which the process then ends, to be started again.
+        skips: updates with a non-finite loss or gradient are skipped; the run ends after this many
+            in a row.
+        divergence: warn when the median of a loss's last 20 values exceeds the median of all its
+            values by this factor.
+        hung: warn when an iteration takes longer than the median of the previous ones by this
+            factor, and at least a minute.
+        patience: seconds after which the process of a hanging iteration ends, to be restarted.
     """
 
     skips: int = number(5, least=1)
@@ -157,20 +158,20 @@ class Guard:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is drawn and counted after training.
+    """Evaluation after training.
 
     Attributes:
-        pictures: pictures a cell; 0 leaves evaluation out.
-        templates: prompts with "{}" where the word goes.
+        pictures: pictures per cell; 0 skips the evaluation.
+        templates: prompts with "{}" in place of the word.
         others: concepts that should stay; by default all others that the judge knows.
-        judge: folder of the judge; without one there are pictures, but no numbers.
-        seed: of the first picture and of the choice of others.
+        judge: folder of the judge; without one there are pictures but no numbers.
+        seed: seed of the first picture and of the choice of other concepts.
         steps: denoising steps.
         guidance: distilled guidance scale.
-        strength: of the adapter.
-        batch: pictures drawn at once.
-        examples: pictures a cell that the report shows.
-        attention_examples: pictures whose attention maps it shows.
+        strength: strength of the adapter.
+        batch: pictures generated at once.
+        examples: pictures per cell in the report.
+        attention_examples: pictures in the report with attention maps.
     """
 
     pictures: int = number(64, least=0)
@@ -191,37 +192,37 @@ class Config:
     """A run.
 
     Attributes:
-        concept: what is erased.
+        concept: the concept to erase.
         prompts: sentences with the concept, or templates with "{}" in its place.
-        more_prompts: sentences with the concept that a language model adds; see
+        more_prompts: number of sentences with the concept that a language model adds; see
             `erase.data.words.sentences`.
-        kind: what the concept is; by default what the model's own words say, see
+        kind: kind of the concept; by default the kind in the model's `erase.json`, see
             `erase.runs.defaults`, else an entity.
-        synonyms: other words for the concept; with none, WordNet's, see
+        synonyms: other words for the concept; if none are given, WordNet's, see
             `erase.data.words.synonyms`.
-        part_of_speech: of the concept, for WordNet.
-        sense: of the concept in WordNet, as a number from 1 on or by its name (`turtle.n.02`); by
-            default the nearest to things that the model draws.
-        irrelevant: words for other things, whose attention the concept's is to resemble.
-        language_model: whether a language model names those words instead; see
+        part_of_speech: part of speech of the concept, for WordNet.
+        sense: sense of the concept in WordNet, by number (from 1) or name (`turtle.n.02`); by
+            default the nearest to things that the model can draw.
+        irrelevant: words for other things; attention to the concept is trained to resemble theirs.
+        language_model: whether a language model names these words instead; see
             `erase.data.words.irrelevant`.
         model: the frozen model.
-        mesh: the devices.
-        height: pixels.
-        width: pixels.
+        mesh: the device mesh.
+        height: height of the pictures in pixels.
+        width: width of the pictures in pixels.
         text_tokens: length of T5's input; by default the tokenizer's limit.
         steps: denoising steps of the trajectories.
         guidance: distilled guidance scale in training.
-        method: how it is erased: a name in `erase.methods`, see `erase.methods.settings`.
-        iterations: each makes the method's updates once.
-        batch_size: samples an update.
-        seed: of everything random in training.
-        adapter: the LoRA.
-        bank: what is prepared.
-        early_stop: when training ends before that.
-        checkpoints: what a run can go on from.
-        guard: what is done about numbers out of range and hung iterations.
-        evaluation: what follows training.
+        method: erasing method, a name in `erase.methods`; see `erase.methods.settings`.
+        iterations: training iterations; each runs every update of the method once.
+        batch_size: samples per update.
+        seed: seed of everything random in training.
+        adapter: the LoRA to train.
+        bank: data computed before training.
+        early_stop: early stopping by a judge.
+        checkpoints: checkpoints from which a run can resume.
+        guard: handling of non-finite updates, diverging losses and hanging iterations.
+        evaluation: evaluation after training.
     """
 
     concept: str
@@ -252,11 +253,11 @@ class Config:
     evaluation: Evaluation = Evaluation()
 
     def method_settings(self, kind: type[Settings]) -> Settings:
-        """A method's settings; their defaults where this is a `Config` without methods' fields.
+        """Settings of a method; the defaults if this is a `Config` without fields of methods.
 
         Args:
-            kind: the method's dataclass of them. `erase.runs.RunConfig` has an instance as one of
-                its fields, or the fields themselves.
+            kind: the method's dataclass of settings. `erase.runs.RunConfig` has either an instance
+                of it as a field, or its fields.
         """
         if isinstance(self, kind):
             return replace(kind(), **{spec.name: getattr(self, spec.name) for spec in fields(kind)})

@@ -1,1 +1,1 @@
-"""What training draws from."""
+"""Training data: prompts, words, trajectories and pictures."""

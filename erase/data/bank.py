@@ -1,6 +1,6 @@
-"""What training draws from: encoded prompts, denoising trajectories, pictures to hold on to.
+"""Precomputed training data: encoded prompts, denoising trajectories, pictures to preserve.
 
-All of it is made once by the frozen model; afterwards the text encoders are no longer needed.
+The frozen model computes it once; afterwards the text encoders are no longer needed.
 Axis letters: M sentences, V forms of a sentence (with the concept, with each synonym, with each
 irrelevant word), T text tokens, E text width, P pooled width, R trajectories, D denoising steps,
 N = D + 1 noise levels, F pictures, A anchors, S image tokens, C latent channels, B batch.
@@ -26,25 +26,25 @@ from flux_jax.weights.loading import abstract_params
 
 
 class Bank(flax.struct.PyTreeNode):
-    """Arrays that the jitted updates index; they are made, and stacked, on the host.
+    """Arrays that the jitted updates index; computed and stacked on the host.
 
     Attributes:
-        sentences: sentences in all their forms, text [M, V, T, E] and pooled [M, V, P].
-        masks: the tokens of the concept, or of the word in its place.
-        kinds: of each form: `CONCEPT`, `SYNONYM`, the first pool of irrelevant words (`POOL`), the
-            next pools, or `FILLER`.
-        anchors: for each sentence what L_esd leads away from the concept to: the empty prompt, or
-            the sentence with a stand-in; then, if there is one, a prompt to lead towards.
-        eta: how far L_esd leads past them.
+        sentences: encoded sentences in all their forms, text [M, V, T, E] and pooled [M, V, P].
+        masks: ones at the tokens of the concept, or of the word in its place.
+        kinds: kind of each form: `CONCEPT`, `SYNONYM`, the first pool of irrelevant words (`POOL`),
+            the next pools, or `FILLER`.
+        anchors: for each sentence, the prompts that L_esd leads the concept to: the empty prompt or
+            the sentence with a stand-in, and optionally a further prompt to lead towards.
+        eta: how far L_esd leads past the anchors.
         trajectories: latents of the frozen model's denoising: before each step, then the picture.
-        trajectory_sentences: the sentence that each trajectory draws.
-        pictures: latents of pictures to hold on to, I_f; None if there are none.
-        picture_prompts: what each of them shows, text [F, T, E] and pooled [F, P].
-        edit: an adapter's tree, its scale folded in, that is part of the adapted model and stays as
-            it is; None if there is none.
-        regions: ones at the image tokens where a trajectory's picture shows the concept; None where
-            nobody asks.
-        times: the timestep t of each denoising step, falling from 1.
+        trajectory_sentences: index of each trajectory's sentence.
+        pictures: latents of pictures to preserve, I_f; None if there are none.
+        picture_prompts: prompts of these pictures, text [F, T, E] and pooled [F, P].
+        edit: tree of an adapter with its scale folded in, a fixed part of the adapted model; None
+            if there is none.
+        regions: ones at the image tokens where a trajectory's picture shows the concept; None if
+            the method does not need them.
+        times: timestep t of each denoising step, falling from 1.
         image_ids: positions of the image tokens.
     """
 
@@ -70,18 +70,18 @@ def bank_shapes(
     text_tokens: int,
     needs: Needs,
 ) -> Bank:
-    """Shapes and types of the bank of one run, as `jax.ShapeDtypeStruct`; needs no memory.
+    """Shapes and types of one run's bank, as `jax.ShapeDtypeStruct`, without allocating memory.
 
     Args:
         config: the run's configuration.
         transformer: the frozen model.
         image_tokens: S.
         text_tokens: T.
-        needs: what the run's method wants.
+        needs: data that the run's method needs.
     """
     forms, shown = needs.forms, len(needs.shown)
     sizes, dtype, count = transformer.config, transformer.dtype, config.bank
-    # Shapes stand where arrays will.
+    # Typed as Any, since shapes replace the arrays here.
     of: Any = jax.ShapeDtypeStruct
     nothing: Any = None
 
@@ -116,13 +116,13 @@ def bank_shapes(
 
 
 def stack_banks(banks: Sequence[Bank]) -> Bank:
-    """One bank for runs that train at once: every leaf gets a leading axis, but what they share.
+    """Stack the banks of runs trained at once: every leaf gets a leading axis, unless shared.
 
-    `times` and `image_ids` are the same for all. Runs with fewer forms get fillers, which are
-    never drawn, and runs with fewer anchors their last one again.
+    `times` and `image_ids` are the same for all runs. Runs with fewer forms are padded with
+    fillers, which are never sampled, and runs with fewer anchors with their last anchor.
 
     Raises:
-        InputError: runs hold on to different numbers of pictures.
+        InputError: runs preserve different numbers of pictures.
     """
     counts = {0 if bank.pictures is None else len(bank.pictures) for bank in banks}
     if len(counts) > 1:
@@ -147,7 +147,7 @@ def stack_banks(banks: Sequence[Bank]) -> Bank:
 
 
 def run_axes() -> Bank:
-    """Which axis of stacked banks is the runs', for `jax.vmap`; None where they share an array."""
+    """Axis of the runs in stacked banks, for `jax.vmap`; None for shared arrays."""
     axes: dict[str, Any] = dict.fromkeys((field.name for field in fields(Bank)), 0)
     axes |= {"times": None, "image_ids": None}
     return Bank(**axes)

@@ -1,6 +1,6 @@
-"""Pictures with captions that the user gives as a folder, laid out as for LoRA trainers.
+"""Read a user's folder of pictures with captions, in the layout of LoRA trainers.
 
-Beside every picture stands a text file of the same stem with its caption: `dog.png`, `dog.txt`.
+Each picture has its caption in a text file of the same stem: `dog.png`, `dog.txt`.
 Axis letters: F pictures, h w picture sides.
 """
 
@@ -16,25 +16,25 @@ from PIL import Image, ImageOps
 from flux_jax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# What Pillow raises for broken files, from their headers to their last pixel.
+# Errors that Pillow raises for damaged files, from header to last pixel.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read(
     folder: Path, height: int, width: int
 ) -> tuple[UInt8[np.ndarray, "F h w 3"], tuple[str, ...]]:
-    """All pictures of a folder, sorted by name, and their captions.
+    """Read all pictures of a folder, sorted by name, and their captions.
 
-    A picture is scaled until it covers height x width and cropped at its centre.
+    Each picture is scaled to cover height x width and centre-cropped.
 
     Args:
-        folder: where the pictures (png, jpg, jpeg, webp) and their captions (txt) are.
-        height: pixels.
-        width: pixels.
+        folder: folder with pictures (png, jpg, jpeg, webp) and captions (txt).
+        height: height in pixels.
+        width: width in pixels.
 
     Raises:
-        InputError: there is no such folder, or no picture in it, or some pictures cannot be read
-            or lack a caption; the message names all of them, a line each.
+        InputError: the folder does not exist or has no pictures, or pictures are unreadable or lack
+            a caption; the message lists all of them, one per line.
     """
     if not os.path.isdir(folder):
         wrong = "is not a folder" if os.path.exists(folder) else "does not exist"
@@ -45,7 +45,7 @@ def read(
     )
     if not paths:
         raise InputError(
-            f"picture folder {str(folder)!r} holds no pictures; put {', '.join(SUFFIXES)} files "
+            f"picture folder {str(folder)!r} has no pictures; put {', '.join(SUFFIXES)} files "
             "there, each with its caption in a .txt file of the same name"
         )
     pictures, captions, problems = [], [], []
@@ -61,7 +61,7 @@ def read(
 
 @contextlib.contextmanager
 def _noted(problems: list[str]) -> Iterator[None]:
-    """Adds an `InputError` to the problems and goes on."""
+    """Append an `InputError` to the problems and continue."""
     try:
         yield
     except InputError as error:
@@ -69,12 +69,12 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 
 def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture the right way up, covering height x width; what is transparent becomes white."""
+    """Load a picture, upright and covering height x width; transparent parts become white."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I"):
-                # Converting it would make nearly all of it white.
-                raise ValueError("16 bits of grey; save it with 8")
+                # A conversion would clip nearly all of it to white.
+                raise ValueError("16-bit grey; save it with 8 bits")
             upright = ImageOps.exif_transpose(image)
             if upright.has_transparency_data:
                 white = Image.new("RGBA", upright.size, "white")
@@ -88,10 +88,10 @@ def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _caption(picture: Path) -> str:
-    """The caption beside a picture, on one line."""
+    """Read the caption of a picture, joined to one line."""
     path = picture.with_suffix(".txt")
     try:
-        # Some editors begin a UTF-8 file with a byte order mark.
+        # Some editors write a byte order mark at the start of UTF-8 files.
         caption = " ".join(path.read_text("utf-8-sig").split())
     except FileNotFoundError:
         raise InputError(f"{path} is missing; write the caption of {picture.name} there") from None

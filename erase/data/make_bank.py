@@ -1,4 +1,4 @@
-"""Makes a run's bank: encodes prompts, draws trajectories and pictures to keep."""
+"""Compute a run's bank: encode prompts, generate trajectories and pictures to preserve."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from flux_jax.programs import Conditioning
 
 
 def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
-    """Runs the frozen model, in batches of one size, with progress bars.
+    """Compute the bank by running the frozen model, in batches of equal size, with progress bars.
 
     Args:
         config: the run's configuration.
-        pipe: the frozen model; what it does not remember of the plan's prompts it encodes.
+        pipe: the frozen model; it encodes those prompts of the plan that it has not cached.
         planned: from `plan_bank`.
 
     Returns:
@@ -50,7 +50,7 @@ def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
             ]
         )[: len(planned.pictures)]
     image_ids = pipe.image_ids(config.height, config.width)
-    # NumPy's arrays stand where the devices' will.
+    # NumPy arrays, until they are moved to the devices.
     arrays: dict[str, Any] = {
         "sentences": sentences,
         "masks": planned.masks,

@@ -1,4 +1,4 @@
-"""What a run's bank is to be made of.
+"""Plan a run's bank: sentences, prompts, pictures and seeds.
 
 Axis letters: V forms of a sentence, T text tokens.
 """
@@ -22,22 +22,22 @@ CONCEPT, SYNONYM, POOL, FILLER = 0, 1, 2, -1
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method wants in its bank, besides the concept's sentences and their trajectories.
+    """Data that a method needs in its bank, besides the concept's sentences and trajectories.
 
     Attributes:
-        pools: words that take the concept's place in further forms of its sentences: synonyms, then
-            pools of others.
-        bare: whether those forms are the words alone.
-        drawn: the form that trajectories draw; 0 has the concept.
-        stand_in: word that takes the concept's place in anchors, "" leaves the place out; None has
+        pools: words that replace the concept in further forms of its sentences: synonyms, then
+            pools of other words.
+        bare: whether these forms are the words alone.
+        drawn: index of the form that trajectories show; 0 is the concept.
+        stand_in: word that replaces the concept in anchors; "" leaves the concept out, None uses
             the empty prompt as anchor.
-        towards: a prompt that becomes a further anchor.
+        towards: prompt of a further anchor; "" for none.
         eta: how far L_esd leads past its anchors.
-        shown: prompts of pictures to hold on to, one a picture; of none if there are none.
-        folder: pictures with captions instead.
-        also: prompts that are encoded besides.
-        edit_rank: of an edit that the method adds to the bank; 0 if it adds none.
-        regions: whether it adds regions.
+        shown: prompts of pictures to preserve, one per picture; empty for no pictures.
+        folder: folder of pictures with captions, instead of these prompts.
+        also: further prompts to encode.
+        edit_rank: rank of an edit that the method adds to the bank; 0 for none.
+        regions: whether the method adds regions.
     """
 
     pools: tuple[tuple[str, ...], ...] = ()
@@ -54,26 +54,26 @@ class Needs:
 
     @property
     def forms(self) -> int:
-        """V: a sentence with the concept, and with every other word."""
+        """V, the number of forms: one with the concept, and one with each other word."""
         return 1 + sum(map(len, self.pools))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a bank is made of, before anything is computed.
+    """Inputs of a bank, before the model is run.
 
     Attributes:
         groups: the sentences.
-        masks: [M, V, T].
-        kinds: of the forms, see `Bank`.
-        drawn: the form that trajectories draw.
+        masks: ones at the concept's tokens, [M, V, T].
+        kinds: kinds of the forms, see `Bank`.
+        drawn: index of the form that trajectories show.
         eta: see `Bank`.
-        anchors: prompts, for each sentence.
-        shown: prompts, one a picture.
-        also: prompts that the method asks for itself.
-        pictures: the user's own, or None where the frozen model draws them.
-        trajectory_seeds: of the noise, one a trajectory.
-        picture_seeds: one a picture.
+        anchors: anchor prompts of each sentence.
+        shown: prompts of the pictures to preserve, one per picture.
+        also: further prompts that the method encodes.
+        pictures: the user's pictures, or None if the frozen model generates them.
+        trajectory_seeds: seeds of the noise, one per trajectory.
+        picture_seeds: seeds of the noise, one per picture.
     """
 
     groups: tuple[Group, ...]
@@ -90,18 +90,18 @@ class Plan:
 
     @property
     def prompts(self) -> list[str]:
-        """Everything that is encoded: sentences form by form, anchors, pictures', all others."""
+        """All prompts to encode: sentences by form, anchors, prompts of pictures, further ones."""
         forms = [prompt for group in self.groups for prompt in group.prompts]
         return [*forms, *itertools.chain.from_iterable(self.anchors), *self.shown, *self.also]
 
 
 def plan_bank(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
-    """Draws sentences and seeds and finds the concept's tokens; cheap, and complete in its checks.
+    """Sample sentences and seeds, and find the concept's tokens. Cheap, and makes all checks.
 
     Args:
         config: the run's configuration.
         pipe: the frozen model.
-        needs: what the run's method wants.
+        needs: data that the run's method needs.
 
     Raises:
         InputError: a concept is not in its prompt, a prompt is over the token limit, or the
@@ -147,7 +147,7 @@ def plan_bank(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
 
 
 def _masks(pipe: Pipeline, group: Group, bare: bool) -> Float[np.ndarray, "V T"]:
-    """The tokens of each form's word; the authors' code looks for all where the concept stood."""
+    """Masks of each form's word; for bare words the concept's, as in the authors' code."""
     if not bare:
         return concept_masks(pipe.tokenizer_2, group.prompts, group.words)
     concept = concept_masks(pipe.tokenizer_2, group.prompts[:1], group.words[0])
@@ -157,13 +157,13 @@ def _masks(pipe: Pipeline, group: Group, bare: bool) -> Float[np.ndarray, "V T"]
 def kept_prompts(
     config: Config, prompts: Sequence[str], count: int, without_concept: bool = False
 ) -> tuple[str, ...]:
-    """Prompts of pictures that the frozen model draws, to be held on to.
+    """Prompts of the pictures to preserve, which the frozen model generates.
 
     Args:
         config: the run's configuration.
-        prompts: what they show, in turn; with none the first sentence, with the concept.
-        count: of the pictures.
-        without_concept: whether its words are left out.
+        prompts: prompts, used in turn; if empty, the first sentence, with the concept.
+        count: number of pictures.
+        without_concept: whether to remove the concept's words.
     """
     templates = prompts or (as_template(config.prompts[0], config.concept),)
     if without_concept:

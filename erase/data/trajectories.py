@@ -1,4 +1,4 @@
-"""The frozen model's way from noise to pictures, every step of it.
+"""Denoising trajectories of the frozen model, from noise to picture, at every step.
 
 Axis letters: B batch, N noise levels, S image tokens, C latent channels.
 """
@@ -20,7 +20,7 @@ from flux_jax.sampling import denoise
 def denoised(
     config: Config, pipe: Pipeline, conditioning: Conditioning, seeds: Sequence[int]
 ) -> Float[np.ndarray, "B N S C"]:
-    """Trajectories of the frozen model, kept on the host until all are there."""
+    """Compute trajectories of the frozen model in batches, collected on the host."""
     image_ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids)))
     parts = []
@@ -41,7 +41,7 @@ def trajectories(
     conditioning: Conditioning,
     sigmas: Float[Array, "N"],
 ) -> Float[Array, "B N S C"]:
-    """The model's latents at all noise levels, the noise first."""
+    """Latents of the model at all noise levels, starting with the noise."""
 
     def field(latents: Array, level: Array) -> Array:
         return model.velocity(latents, conditioning, level)

@@ -1,6 +1,6 @@
-"""The frozen model: opened, drawn with, its attention looked at."""
+"""The frozen model: opening, sampling, attention maps."""
 
 from flux_jax import moved
 
-# Before there were packages these names were here.
+# Former import path of these names.
 __getattr__ = moved.names(__name__, "erase.model.open")

@@ -1,4 +1,4 @@
-"""Adapters that the command line names."""
+"""Read adapters named on the command line."""
 
 from pathlib import Path
 
@@ -8,17 +8,17 @@ from flux_jax.lora import Adapter
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """Reads an adapter from a file, from its folder or from a run's folder.
+    """Read an adapter from a file, its folder or a run's folder.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: the adapter is missing or damaged.
     """
-    # On the host, until it is known to fit the model.
+    # Stays on the host until it is checked against the model.
     return Adapter(*read_lora(find_adapter(path)))
 
 
 def parse_adapter(text: str) -> tuple[Adapter, float]:
-    """Reads "PATH" or "PATH:STRENGTH"; the strength is 1 if left out.
+    """Read an adapter from "PATH" or "PATH:STRENGTH"; the default strength is 1.
 
     Raises:
         InputError: the path or the strength cannot be used.

@@ -1,4 +1,4 @@
-"""Where pictures attend to a concept, with and without an adapter.
+"""Attention maps of a concept, with and without an adapter.
 
 Axis letters: K prompts, y x image tokens, T text tokens, S image tokens, C packed latent channels.
 """
@@ -18,7 +18,7 @@ from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, Denoiser
 
-# Early, where a picture's content is decided, to middling times.
+# Timesteps t from early ones, which decide a picture's content, to the middle.
 TIMES = (0.9, 0.7, 0.5)
 
 
@@ -29,10 +29,10 @@ def attention_maps(
     prompts: Sequence[str],
     seeds: Sequence[int],
 ) -> dict[str, Float[np.ndarray, "K y x"]]:
-    """Attention that image tokens give to the concept's tokens, before and after.
+    """Attention of image tokens to the concept's tokens, before and after erasing.
 
-    Mean over the dual-stream blocks, their heads and `TIMES`. Both look at the same x_t,
-    on the straight line between the noise and what the base draws from it.
+    Mean over the dual-stream blocks, their heads and `TIMES`. Both use the same x_t, on the
+    straight line between the noise and the base model's picture from it.
     """
     settings = config.evaluation
     noise = pipe.noise(seeds, config.height, config.width)
@@ -59,13 +59,13 @@ def concept_mass(
     conditioning: Conditioning,
     masks: Float[np.ndarray, "K T"],
 ) -> Float[np.ndarray, "K S"]:
-    """Attention that image tokens give to a concept's tokens: mean over blocks, heads and `TIMES`.
+    """Attention of image tokens to a concept's tokens: mean over blocks, heads and `TIMES`.
 
     Args:
-        pipe: says the devices.
+        pipe: pipeline with the device mesh.
         model: the base or the adapted model.
-        noise: where x_t is at t = 1.
-        clean: where it is at t = 0.
+        noise: x_t at t = 1.
+        clean: x_t at t = 0.
         conditioning: encoded prompts.
         masks: ones at the concept's tokens.
     """

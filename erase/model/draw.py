@@ -1,4 +1,4 @@
-"""Pictures in bulk: drawn in batches of one size, written so that none is ever half there.
+"""Generate pictures in batches, arrange them in sheets and encode them as PNG.
 
 Axis letters: B pictures, h w picture sides.
 """
@@ -26,21 +26,21 @@ def draw(
     silenced: str | None = None,
     title: str = "pictures",
 ) -> UInt8[np.ndarray, "B h w 3"]:
-    """Draws one picture for every (prompt, seed) pair, with a progress bar.
+    """Generate one picture for each (prompt, seed) pair, with a progress bar.
 
-    All prompts are encoded first; then the text encoders make room for the transformer. All
-    batches have the same size, the last one being filled up, so that nothing is compiled twice; a
-    picture does not depend on its batch.
+    All prompts are encoded first; then the text encoders are released to make room for the
+    transformer. All batches have the same size (the last one is padded), so that the model is
+    compiled only once. A picture does not depend on its batch.
 
     Args:
         pipe: the model.
-        prompts: one a picture.
-        seeds: one a picture.
-        options: how they are drawn.
+        prompts: one per picture.
+        seeds: one per picture.
+        options: sampling options.
         adapters: adapters with their strengths.
-        silenced: a concept whose tokens give nothing to the picture (the paper's attention map
-            erasure, Fig. 3); prompts that do not hold it are drawn as they are.
-        title: shown at the progress bar.
+        silenced: concept whose tokens are muted (the paper's attention map erasure, Fig. 3);
+            prompts that do not contain it are not affected.
+        title: label of the progress bar.
 
     Raises:
         InputError: a prompt, a concept or a size cannot be used, or batch is below 1.
@@ -67,7 +67,7 @@ def draw(
 
 
 def picture_size(pipe: Pipeline, options: SamplingOptions) -> tuple[int, int]:
-    """Height and width in pixels, by default those that the autoencoder was made for."""
+    """Height and width in pixels; by default the autoencoder's sample size."""
     sample_size = pipe.vae.config.sample_size
     return (
         sample_size if options.height is None else options.height,
@@ -76,7 +76,7 @@ def picture_size(pipe: Pipeline, options: SamplingOptions) -> tuple[int, int]:
 
 
 def sheet(pictures: UInt8[np.ndarray, "B h w 3"], columns: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures side by side, in rows; the last row is filled up with white."""
+    """Arrange pictures in rows of `columns`; the last row is padded with white."""
     blank = np.full((-len(pictures) % columns, *pictures.shape[1:]), 255, np.uint8)
     cells = np.concatenate([pictures, blank])
     _, height, width, _ = cells.shape
@@ -85,7 +85,7 @@ def sheet(pictures: UInt8[np.ndarray, "B h w 3"], columns: int) -> UInt8[np.ndar
 
 
 def png(picture: UInt8[np.ndarray, "h w 3"], notes: Mapping[str, str] | None = None) -> bytes:
-    """A picture as a PNG file's bytes; notes become its text entries."""
+    """Encode a picture as PNG; notes become its text entries."""
     info = PngInfo()
     for name, value in (notes or {}).items():
         info.add_itxt(name, value)

@@ -1,4 +1,4 @@
-"""The frozen model as a configuration wants it, on the devices that the configuration says."""
+"""Open the frozen model of a configuration, on the configured devices."""
 
 import jax
 
@@ -11,18 +11,18 @@ from flux_jax.weights.loading import Weights
 
 
 def open_model(config: Config, runs: int = 1, *, unread: bool = False) -> Pipeline:
-    """Opens the frozen model; its weights are read when they are asked for.
+    """Open the frozen model. Its weights are read on first use.
 
     Args:
-        config: of any of the runs.
-        runs: how many train at once.
-        unread: whether the sizes are enough; those of FLUX.1 [dev] and [schnell] are known, so
-            that they are not fetched from the hub.
+        config: configuration of any of the runs.
+        runs: number of runs trained at once.
+        unread: whether only the sizes are needed; those of FLUX.1 [dev] and [schnell] are known,
+            so that nothing is downloaded from the hub.
 
     Raises:
-        InputError: the folder cannot be used, pictures of this size cannot be drawn,
-            text_tokens is over the tokenizer's limit, or the devices cannot be divided as the
-            configuration says.
+        InputError: the folder cannot be used, the model cannot generate pictures of this size,
+            text_tokens is over the tokenizer's limit, or the devices cannot be divided as
+            configured.
     """
     known = unread and variant_of(config.model.path)
     key = config.model.path, config.model.dtype, config.model.quantize
@@ -37,10 +37,10 @@ def open_model(config: Config, runs: int = 1, *, unread: bool = False) -> Pipeli
 
 
 def place_model(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
-    """The frozen model on the devices that train so many runs.
+    """Place the frozen model on the device mesh for a number of runs.
 
     Raises:
-        InputError: the devices cannot be divided as the configuration says.
+        InputError: the devices cannot be divided as configured.
     """
     assert isinstance(pipe.params, Weights), "opened above"
     weights = pipe.params.shapes("transformer")

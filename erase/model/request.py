@@ -1,4 +1,4 @@
-"""What pictures are asked for, checked before JAX is imported."""
+"""Check a request for pictures, before JAX is imported."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from flux_jax.settings import SamplingOptions, check_sampling
 
 
 def check_request(prompts: Sequence[str], seeds: Sequence[int], options: SamplingOptions) -> None:
-    """Makes sure that there is something to draw.
+    """Check that there is at least one prompt and seed, and the sampling options.
 
     Args:
-        prompts: what to draw.
-        seeds: of the noise.
-        options: how it is drawn.
+        prompts: text prompts.
+        seeds: seeds of the noise.
+        options: sampling options.
 
     Raises:
-        InputError: there is not, or a setting cannot be used.
+        InputError: the prompt or the seed is missing, or a setting cannot be used.
     """
     if not prompts or not seeds:
         raise InputError(

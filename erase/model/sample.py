@@ -1,4 +1,4 @@
-"""Draws pictures with a model and adapters, and writes them with what they were made from."""
+"""Generate pictures with a model and adapters, and write them with their prompts and settings."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from flux_jax.settings import SamplingOptions
 
 
 def file_names(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
-    """A name for every (prompt, seed): the prompt's number, its words and the seed."""
+    """Generate a name for each (prompt, seed): the prompt's number, its words and the seed."""
     for number, prompt in enumerate(prompts):
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
         yield from (f"{number:03}-{words}-seed{seed}.png" for seed in seeds)
@@ -34,29 +34,29 @@ def sample(
     silenced: str | None = None,
     options: SamplingOptions | None = None,
 ) -> list[Path]:
-    """Draws every prompt with every seed and writes PNGs.
+    """Generate a picture for every prompt and every seed, and write PNG files.
 
     Args:
-        model: pipeline folder; read only once the other settings are known to be usable.
-        prompts: what to draw.
-        seeds: of the noise.
+        model: pipeline folder; its weights are read only after all other settings are checked.
+        prompts: text prompts.
+        seeds: seeds of the noise.
         adapters: "PATH" or "PATH:STRENGTH" each.
-        out: folder; files of the same names are replaced.
-        silenced: a word whose tokens give nothing to the picture.
-        options: how they are drawn.
+        out: output folder; files of the same names are replaced.
+        silenced: word whose tokens are muted.
+        options: sampling options.
 
     Returns:
-        The files, in the order prompt by prompt, seed by seed.
+        The files, by prompt and then by seed.
 
     Raises:
-        InputError: there is nothing to draw, a setting cannot be used, or an adapter does not fit.
+        InputError: no prompt or seed, an unusable setting, or an adapter that does not fit.
     """
     options = options or SamplingOptions()
     check_request(prompts, seeds, options)
     _note_silence(prompts, silenced)
     read = [parse_adapter(text) for text in adapters]
     pipe = load(model)
-    # All that needs no weights comes before they are read.
+    # Make all checks that need no weights before reading them.
     pipe.grid(*picture_size(pipe, options))
     pipe.tokenize(prompts)
     if silenced is not None:
@@ -87,7 +87,7 @@ def sample(
 
 
 def _note_silence(prompts: Sequence[str], silenced: str | None) -> None:
-    """Says where nothing is silenced, though it was asked for."""
+    """Print a note if the word to silence is in none of the prompts."""
     if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
         print(
             f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",

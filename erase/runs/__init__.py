@@ -1,26 +1,27 @@
-"""Reads runs: what a configuration file says, checked and frozen.
+"""Read configuration files of runs, check them and freeze them.
 
 A configuration file is Python with a function
 
     def get_config():
         return configure(concept="soccer ball", lower={"attn": 5.0})
 
-that names what differs from the defaults, for a concept that the model knows no more than
+that sets the fields that differ from the defaults. For a concept that the model knows, this is
+enough:
 
         return configure(concept="guitar", model={"path": "models/emoji-flux"})
 
-`--config FILE --config.lower.attn=2` changes it from the command line. Several runs that train at
-once share what is named so and differ in
+`--config FILE --config.lower.attn=2` overrides a field on the command line. Several runs trained at
+once share these fields, and differ in
 
     each={"ball": {"concept": "soccer ball"}, "cat": {"concept": "cat", "seed": 1}}
 
-and what only one of the methods is to have stands in
+Fields for only one of the methods are in
 
     by_method={"esd": {"iterations": 200, "esd": {"learning_rate": 1e-3}}}
 
-What a file does not say follows the model (`erase.runs.defaults`), then the program's defaults
-(`erase.config.schema`, `erase.methods.settings`); `erase.runs.presets` lists what counts
-most. `load_runs` checks everything at once.
+Other fields get the model's defaults (`erase.runs.defaults`), then the program's
+(`erase.config.schema`, `erase.methods.settings`); `erase.runs.presets` lists the order of
+precedence. `load_runs` checks everything at once.
 """
 
 import dataclasses
@@ -62,22 +63,22 @@ RunConfig: type[Config] = dataclasses.make_dataclass(
     bases=(*(m.settings for m in _FIELDS.values() if m.settings and m.top_level), Config),
     frozen=True,
     namespace={
-        "__doc__": """A run: `Config` and the settings of all methods, made from `METHODS`.
+        "__doc__": """A run: `Config` and the settings of all methods, built from `METHODS`.
 
-        Settings at the top level are inherited (`config.lower`), others are a part (`config.esd`).
+        Top-level settings are inherited (`config.lower`), others are a section (`config.esd`).
         """,
-        # Where pickle looks for the class, which has no `class` statement.
+        # Module where pickle finds the class, which has no `class` statement.
         "__module__": __name__,
     },
 )
-# Holds what the runs that train at once differ in.
+# Fields that differ between runs trained at once.
 EACH = "each"
-# Holds what methods differ in.
+# Fields that differ between methods.
 BY_METHOD = "by_method"
-# Holds the name of the preset that a configuration starts from.
+# Name of the preset that a configuration starts from.
 PRESET = "preset"
 # Fields that may differ between runs trained together; all others are compile-time constants.
-# Methods name further ones, their `per_run`.
+# Methods add further ones, their `per_run`.
 PER_RUN_FIELDS = (
     "concept",
     "kind",
@@ -95,16 +96,16 @@ PER_RUN_FIELDS = (
 
 
 def configure(preset: str = "", **changes: Any) -> ConfigDict:
-    """Some changes, open to overrides; completed by defaults and checked later, by `load_runs`.
+    """Create a configuration that can be overridden; `load_runs` adds defaults and checks it later.
 
-    Until then fields that are not given show the program's defaults, not yet the model's.
+    Until then unset fields show the program's defaults, not the model's.
 
     Args:
-        preset: a name in `erase.runs.presets`, whose values the changes go on top of.
-        **changes: fields of `Config`; a dictionary for a part, for instance lower={"attn": 5.0}.
+        preset: a name in `erase.runs.presets`; the changes take precedence over its values.
+        **changes: fields of `Config`; a dictionary for a section, such as lower={"attn": 5.0}.
 
     Raises:
-        InputError: there is no such preset, or a name is none that can be overridden.
+        InputError: the preset is unknown, or a name cannot be a field's.
     """
     if preset and preset not in PRESETS:
         raise InputError(f"preset = {preset!r} is unknown; {nearest(preset, PRESETS)}")
@@ -112,31 +113,31 @@ def configure(preset: str = "", **changes: Any) -> ConfigDict:
     try:
         return ConfigDict(fill_defaults(RunConfig, merge_fields(base, changes)))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        # Such names are no fields either; all others are told of later, at once.
+        # Only names that ConfigDict refuses; all other errors are reported later, together.
         raise InputError(
-            f"config: {error}; name fields as erase/config/schema.py does, parts like "
+            f"config: {error}; use the field names of erase/config/schema.py, and sections such as "
             'lower={"attn": 2}'
         ) from error
 
 
 def load_runs(given: object, overrides: Mapping[str, Any] | None = None) -> dict[str, Config]:
-    """Checks a configuration and freezes it.
+    """Check a configuration and freeze it.
 
     Args:
-        given: what a configuration file returned, overrides included; or a dictionary of fields,
-            as a run's folder keeps them, which is not completed by its model's defaults.
-        overrides: fields that the command line changed, by their paths: they count more than what
-            the file has for the method.
+        given: the return value of a configuration file, including overrides; or a dictionary of
+            fields, as saved in a run's folder, which does not get its model's defaults.
+        overrides: fields changed on the command line, by their paths. They take precedence over the
+            file's values for the method.
 
     Returns:
-        A configuration for each run by its name, which is that of its folder; the name is empty
-        where there is only the one run.
+        The configuration of each run, by its name, which is the name of its folder; the name is
+        empty if there is only one run.
 
     Raises:
-        InputError: with a line for every field that is unknown or cannot be used.
+        InputError: with one line per field that is unknown or cannot be used.
     """
     values = plain(given)
-    # Fields that a dictionary lacks are the program's to fill in, whatever model it names.
+    # Fields missing in a dictionary get the program's defaults, whatever its model is.
     follows_model = isinstance(given, ConfigDict)
     preset = values.pop(PRESET, "") if follows_model else ""
     values = _of_method(values, overrides or {})
@@ -153,9 +154,11 @@ def load_runs(given: object, overrides: Mapping[str, Any] | None = None) -> dict
     runs, problems = {}, []
     for name, own in given_runs.items():
         try:
-            # Four bytes a letter at most, and 255 a folder's name.
+            # At most four bytes per letter, and 255 bytes per folder name.
             if not (isinstance(name, str) and re.fullmatch(r"[\w-]{1,60}", name)):
-                raise InputError("a name becomes a folder's: use 1 to 60 letters, digits, _ and -")
+                raise InputError(
+                    "a run's name is also its folder's: use 1 to 60 letters, digits, _ and -"
+                )
             runs[name] = _completed(own, defaults)
         except InputError as error:
             word = name if isinstance(name, str) else shown(name)
@@ -167,10 +170,10 @@ def load_runs(given: object, overrides: Mapping[str, Any] | None = None) -> dict
 
 
 def load_config(given: object) -> Config:
-    """`load_runs` for a configuration of one run.
+    """Check and freeze the configuration of one run, as `load_runs` does.
 
     Raises:
-        InputError: with a line for every field that is unknown or cannot be used.
+        InputError: with one line per field that is unknown or cannot be used.
     """
     values = plain(given)
     preset = values.pop(PRESET, "") if isinstance(given, ConfigDict) else ""
@@ -179,10 +182,10 @@ def load_config(given: object) -> Config:
 
 
 def _completed(values: Mapping[Any, Any], defaults: Defaults | None) -> Config:
-    """A run's configuration: the fields that were given, on top of those that suit its model.
+    """Complete a run's fields with its model's defaults, and build the configuration.
 
     Raises:
-        InputError: with a line for every field that is unknown or cannot be used.
+        InputError: with one line per field that is unknown or cannot be used.
     """
     problems: list[str] = []
     values = _of_method(dict(values), {})
@@ -205,10 +208,11 @@ def _completed(values: Mapping[Any, Any], defaults: Defaults | None) -> Config:
 
 
 def _of_method(values: dict[Any, Any], overrides: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The values of the method that is chosen, and overrides on top.
+    """Apply the values of the chosen method, then the overrides.
 
     Raises:
-        InputError: an override is another method's, or what methods differ in is no dictionary.
+        InputError: an override belongs to another method, or `by_method` is not a dictionary of
+            dictionaries by method.
     """
     by_method = values.pop(BY_METHOD, {})
     method = overrides.get("method", values.get("method", Config.method))
@@ -218,11 +222,11 @@ def _of_method(values: dict[Any, Any], overrides: Mapping[Any, Any]) -> dict[Any
             f"{BY_METHOD} must hold a dictionary of fields for each method, by its name"
         )
     problems = [
-        f"{BY_METHOD}.{name} is no method; {nearest(str(name), METHODS)}"
+        f"{BY_METHOD}.{name} is not a method; {nearest(str(name), METHODS)}"
         for name in by_method
         if name not in METHODS
     ]
-    # What is no name of a method is told of with the other fields.
+    # An unknown method is reported with the other fields.
     if isinstance(method, str) and method in METHODS:
         for path in overrides:
             owner = OWNERS.get(path.partition(".")[0])
@@ -243,7 +247,7 @@ def _of_method(values: dict[Any, Any], overrides: Mapping[Any, Any]) -> dict[Any
 
 
 def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
-    """What keeps runs from training at once."""
+    """Describe differences that prevent runs from training at once."""
     first, *others = runs
     name = runs[first].method
     method = fields_of(name)
@@ -251,7 +255,7 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
     free = (*PER_RUN_FIELDS, *(f"{prefix}{setting}" for setting in method.per_run))
     fields = set(paths(RunConfig))
     for path in sorted(fields - {path.rpartition(".")[0] for path in fields}):
-        # What another method would look at does not matter.
+        # Settings of other methods are not used.
         if path.startswith(free) or OWNERS.get(path.partition(".")[0], name) != name:
             continue
         value = attrgetter(path)
@@ -259,22 +263,22 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
             if value(runs[other]) != value(runs[first]):
                 yield (
                     f"{EACH}.{other}.{path} = {value(runs[other])!r} and {EACH}.{first}.{path} = "
-                    f"{value(runs[first])!r}: runs that train at once share it"
+                    f"{value(runs[first])!r}: it must be the same for runs trained at once"
                 )
 
 
 def plain(given: Any) -> dict[Any, Any]:
-    """What a configuration file returned, as dictionaries."""
+    """Convert the return value of a configuration file to dictionaries."""
     if given is None:
         raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")
     if not isinstance(given, Mapping | ConfigDict):
         try:
-            # What stands for a file that could not be read says why at any use.
+            # The placeholder of an unreadable file raises its error on any access.
             getattr(given, "concept", None)
         except OSError as error:
             raise InputError(f"config: {error}; check the path") from error
         kind = type(given).__name__
-        raise InputError(f"config: get_config() gave a {kind}; return configure(...) from it")
+        raise InputError(f"config: get_config() returned a {kind}; return configure(...) from it")
     try:
         return given_values(given) if isinstance(given, ConfigDict) else dict(given)
     except (RecursionError, TypeError, ValueError) as error:
@@ -282,7 +286,7 @@ def plain(given: Any) -> dict[Any, Any]:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    """What is wrong between fields that are right by themselves."""
+    """Describe fields that contradict each other, though each is valid."""
     for name, words in (
         ("concept", (config.concept,)),
         ("synonyms", config.synonyms),
@@ -311,7 +315,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             )
     if not config.adapter.targets:
         yield "adapter.targets = () is empty: name layers of the transformer"
-    # Other forms, as "cherries" for "cherry", are synonyms like any.
+    # Other forms, such as "cherries" for "cherry", are valid synonyms.
     if config.concept.casefold() in (word.casefold() for word in config.synonyms):
         yield f"synonyms = {shown(config.synonyms)} holds the concept itself: leave it out"
     for word in config.irrelevant:

@@ -1,9 +1,8 @@
-"""What a configuration need not say: the values that suit its model, and words for its concept.
+"""Defaults that depend on the model: values that suit it, and words for the concept.
 
-The model's folder brings them (`erase.config.model_file`); FLUX.1 [dev] and [schnell], whose
-folders have no such file, get the paper's values and sentences that suit any noun, adjective, verb,
-style or relation. Nothing here counts more than what a configuration's file or the command line
-says.
+They come from the model's folder (`erase.config.model_file`). FLUX.1 [dev] and [schnell], whose
+folders have no such file, get the paper's values, and sentences that suit any noun, adjective,
+verb, style or relation. Configuration files and the command line take precedence over all of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +21,9 @@ from flux_jax.errors import InputError
 from flux_jax.weights.source import open_source, read_config, root_of
 
 Fields = dict[str, Any]
-# Irrelevant words of an entity: things of its own group, and one of each of so many others.
+# Irrelevant words of an entity: NEAR things of its group, and one from each of FAR other groups.
 NEAR, FAR = 4, 5
-# Width of T5-XXL's encoding and of a packed latent: a FLUX.1, whatever its depth.
+# Widths of T5-XXL's encoding and of a packed latent identify a FLUX.1 of any depth.
 FLUX = {"joint_attention_dim": 4096, "in_channels": 64}
 _OF_FLUX = Known(
     place={
@@ -32,7 +31,7 @@ _OF_FLUX = Known(
         "height": 512,
         "width": 512,
         "text_tokens": 256,
-        # With no judge these are looked at.
+        # Without a judge, for viewing.
         "evaluation": {"pictures": 8, "batch": 2},
     },
     method=merge_fields(PRESETS["paper"], {"by_method": ONE_SAMPLE}),
@@ -44,7 +43,7 @@ _OF_SCHNELL = _OF_FLUX.model_copy(
         "method": merge_fields(_OF_FLUX.method, {"steps": 4}),
     }
 )
-# Sentences for what no model's folder tells about; two of them ask for pictures in the evaluation.
+# Sentences for concepts without a model file; the evaluation uses the first two.
 _SENTENCES: Mapping[str, tuple[str, ...]] = {
     "noun": (
         "a photo of a {}",
@@ -87,7 +86,7 @@ _SENTENCES: Mapping[str, tuple[str, ...]] = {
         "a bird {} a house",
     ),
 }
-# Words that can stand in those sentences where the common ones, which are nouns, cannot.
+# Irrelevant words for sentences that the common ones, which are nouns, do not fit.
 _OTHERS: Mapping[str, tuple[str, ...]] = {
     "adjective": ("clothed", "smiling", "seated", "elderly", "tall", "famous", "wooden", "distant"),
     "verb": ("walk", "read", "talk", "eat", "sit", "wait", "work", "laugh"),
@@ -97,10 +96,10 @@ _OTHERS: Mapping[str, tuple[str, ...]] = {
 
 
 def of_model(model: str) -> Known | None:
-    """What is known of a model: by its folder's file, or as a FLUX.1; else None.
+    """Defaults of a model: from the file in its folder, or those of FLUX.1; else None.
 
     Args:
-        model: as `Config.model.path` has it.
+        model: as in `Config.model.path`.
 
     Raises:
         InputError: the folder's file is damaged.
@@ -112,10 +111,10 @@ def of_model(model: str) -> Known | None:
 
 
 def _guidance(model: str) -> bool | None:
-    """Whether a FLUX.1 embeds guidance, as [dev] does and [schnell] not; None if it is none."""
+    """Whether a FLUX.1 embeds guidance ([dev] does, [schnell] does not); None for other models."""
     try:
         if not Path(model).exists():
-            # A name on the hub, which need not be asked for this.
+            # A name on the hub, known without a request.
             owner, _, name = model.rpartition("/")
             named = owner and name.casefold().startswith("flux.1-")
             return "schnell" not in name.casefold() if named else None
@@ -123,34 +122,34 @@ def _guidance(model: str) -> bool | None:
         single = open_source(Path(model), "transformer").config if not file.is_file() else None
         config = single or read_config(file)
     except (InputError, OSError, ValueError):
-        # Whoever opens the model says what is wrong with it.
+        # Opening the model reports the error.
         return None
     fits = isinstance(config, Mapping) and all(config.get(n) == size for n, size in FLUX.items())
     return bool(config.get("guidance_embeds", False)) if fits else None
 
 
 class Defaults:
-    """Fields for the runs of one configuration, whose models' files are read once each."""
+    """Default fields for the runs of one configuration. Each model's file is read once."""
 
     def __init__(self, runs: Iterable[Mapping[Any, Any]], preset: str):
-        """Looks at all runs, since those that train at once share most of their fields.
+        """Collect the kinds of all runs, since runs trained at once share most fields.
 
         Args:
-            runs: the fields that each has been given, nested; they may be of any type.
-            preset: whose values take the place of the method's fields; "" has none.
+            runs: nested fields set for each run; values may have any type.
+            preset: preset whose values replace the model's fields for the method; "" for none.
         """
         self._models: dict[str, Known | None] = {}
         self._preset = preset
         self._kinds = [kind for kind in KINDS if kind in {self._kind(run) for run in runs}]
 
     def of(self, run: Mapping[Any, Any]) -> Fields:
-        """The fields of a run that nobody has given, and perhaps some that somebody has.
+        """Default fields of a run; they may include fields that are set.
 
         Args:
-            run: the fields that it has been given.
+            run: the fields set for the run.
 
         Raises:
-            InputError: the model's file is damaged, or it knows the concept by another name.
+            InputError: the model's file is damaged, or knows the concept by another name.
         """
         model = self._model(run)
         if model is None:
@@ -159,7 +158,7 @@ class Defaults:
         concept = _text(run, "concept")
         words = words_for(model, concept, self._kind(run), run) if concept else {}
         if self._preset:
-            # Which words other methods need is no preset's; all else of a method is.
+            # A preset sets all fields of a method except its words.
             return merge_fields(place, without_method(words))
         kinds = (model.kinds[kind].shared for kind in self._kinds if kind in model.kinds)
         values = reduce(merge_fields, (place, model.method, *kinds, words))
@@ -168,9 +167,9 @@ class Defaults:
         return merge_fields(values, by_method.get(method, {}) if isinstance(method, str) else {})
 
     def file(self, run: Mapping[Any, Any]) -> Path:
-        """The file of the run's model, whether there is one or not."""
+        """Path of the run's model file, which may not exist."""
         path = Path(_text(run, "model", "path") or Config.model.path)
-        # What is no path has no folder either.
+        # Only a valid model path has a root folder.
         return (root_of(path) if self._model(run) else path) / model_file.FILE
 
     def _model(self, run: Mapping[Any, Any]) -> Known | None:
@@ -183,7 +182,7 @@ class Defaults:
         return self._models[path]
 
     def _kind(self, run: Mapping[Any, Any]) -> str:
-        """What a run's concept is: as it says, as its model knows it, else an entity."""
+        """Kind of a run's concept: as set, as in its model's file, else an entity."""
         if (kind := run.get("kind")) is not None:
             return kind if kind in KINDS else ""
         model, concept = self._model(run), _text(run, "concept")
@@ -192,13 +191,13 @@ class Defaults:
 
 
 def words_for(model: Known, concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
-    """Sentences and words for a concept, and what of the method's fields depends on it.
+    """Sentences and words for a concept, and the method's fields that depend on it.
 
     Args:
-        model: what is known of the model.
-        concept: what is erased.
-        kind: what it is.
-        run: the fields that the run has been given.
+        model: defaults of the model.
+        concept: concept to erase.
+        kind: kind of the concept.
+        run: the fields set for the run.
 
     Raises:
         InputError: the model knows the concept by another name.
@@ -209,10 +208,10 @@ def words_for(model: Known, concept: str, kind: str, run: Mapping[Any, Any]) -> 
     if kind not in model.kinds:
         return _general(concept, kind if run.get("kind") else "", run)
     if thing and concept != thing.phrase and not run.get("prompts"):
-        # The judge looks for it under that name, and sentences are made for it.
+        # The judge and the sentences use that name.
         raise InputError(
-            f"concept = {concept!r} is what the model knows as {thing.phrase!r}: name it so, or "
-            "give prompts of your own"
+            f"concept = {concept!r} is what the model knows as {thing.phrase!r}: use that name, or "
+            "give your own prompts"
         )
     return _of_kind(model, model.kinds[kind], thing, concept, kind, run)
 
@@ -220,7 +219,7 @@ def words_for(model: Known, concept: str, kind: str, run: Mapping[Any, Any]) -> 
 def _of_kind(
     model: Known, how: Kind, thing: Thing | None, concept: str, kind: str, run: Mapping[Any, Any]
 ) -> Fields:
-    """What a model's file says of a kind, for one concept."""
+    """Fields from the model file's settings of a kind, for one concept."""
     names = (concept, *(thing.names if thing else ()), *_texts(run, "synonyms"))
     apart = {word.casefold() for word in names}
     irrelevant = {word.casefold() for word in _texts(run, "irrelevant")}
@@ -229,11 +228,11 @@ def _of_kind(
         for word in (thing.names if thing else ())
         if word.casefold() != concept.casefold() and word.casefold() not in irrelevant
     ]
-    # A relation's name beside the words that stand for it in sentences is none of those.
+    # The name of a thing with other words in sentences is not one of its synonyms.
     if thing and thing.written:
         synonyms = [word for word in synonyms if word != thing.name]
     every = [each for each in model.of_kind(kind) if not apart.intersection(_folded(each.names))]
-    # What is to the left of something has that to its right: the converse is no other thing.
+    # "left of" and "right of" show the same pictures, so a converse is not another thing.
     others = [each for each in every if not thing or each.name != thing.converse]
     near, words = [], [each.phrase for each in others]
     if any(each.group for each in others):
@@ -244,7 +243,7 @@ def _of_kind(
     values: Fields = {
         "kind": kind,
         "prompts": (*how.prompts, *_beside(how, thing, kept, model)),
-        # Who names a sense asks for WordNet's words.
+        # Setting a sense requests WordNet's synonyms.
         "synonyms": () if run.get("sense") else tuple(synonyms),
         "irrelevant": tuple(words),
         "evaluation": {
@@ -263,7 +262,7 @@ def _of_kind(
 def _near(
     thing: Thing | None, others: Sequence[Thing], model: Known
 ) -> tuple[list[str], list[str]]:
-    """Things of the concept's own group, those after it first, and one of each of some others."""
+    """Things of the concept's group, starting after it, and one thing from each of some others."""
     group = thing.group if thing else ""
     at = model.things.index(thing) if thing else 0
     turned = sorted(others, key=lambda each: model.things.index(each) < at)
@@ -276,34 +275,34 @@ def _near(
 
 
 def _beside(how: Kind, thing: Thing | None, kept: Sequence[str], model: Known) -> Sequence[str]:
-    """The sentence with the concept beside something of another group."""
+    """The sentence with the concept beside a thing of another group."""
     groups = {each.name: each.group for each in model.things}
     apart = [name for name in kept if not thing or groups.get(name) != thing.group]
     if how.beside is None or not apart:
         return ()
-    # Not the same for all.
+    # Varies between concepts.
     at = model.things.index(thing) if thing else 0
     return (f"a {SLOT} {phrase(how.beside, apart[at % len(apart)])}",)
 
 
 def _pairs(templates: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
-    """Every template and every word at least once, both in turn."""
+    """Pair templates and words in turn, so that each occurs at least once."""
     count = max(len(templates), len(words))
     return tuple(phrase(templates[i % len(templates)], words[i % len(words)]) for i in range(count))
 
 
 def _brings_prompts(upper: Any) -> bool:
-    """Whether the preserved pictures are the user's own, or such as only the concept's are."""
+    """Whether `upper` sets its own pictures: a folder, or prompts without the concept."""
     given = upper if isinstance(upper, Mapping) else {}
     return bool(given.get("folder")) or bool(given.get("without_concept"))
 
 
 def _anchors(place: str, instead: str) -> Fields:
-    """What every method leads the concept to.
+    """Fields of every method for what it leads the concept to.
 
     Args:
-        place: words that make sense in the concept's place; "" where none are known.
-        instead: what L_esd has there; "" leaves it at the empty prompt.
+        place: words that can replace the concept; "" if none are known.
+        instead: words that replace it in L_esd; "" keeps the empty prompt.
     """
     values: Fields = {}
     if place:
@@ -319,7 +318,7 @@ def _anchors(place: str, instead: str) -> Fields:
 
 
 def _general(concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
-    """Sentences and words for any concept, where the model's things are not known."""
+    """Sentences and words for any concept of a model whose things are not known."""
     part = run.get("part_of_speech", Config.part_of_speech)
     sort = kind if kind in ("style", "relation") else part
     if not isinstance(sort, str) or sort not in _SENTENCES:
@@ -336,7 +335,7 @@ def _general(concept: str, kind: str, run: Mapping[Any, Any]) -> Fields:
 
 
 def without_method(words: Fields) -> Fields:
-    """Words for a concept without the method's fields that depend on it, which a preset has."""
+    """Remove the method's fields, which a preset sets, from the words for a concept."""
     levels = ("lower", "upper", "bank", "adapter", "batch_size", "iterations")
     shared = {name: value for name, value in words.items() if name not in levels}
     evaluation = {n: v for n, v in shared.get("evaluation", {}).items() if n != "strength"}
@@ -344,7 +343,7 @@ def without_method(words: Fields) -> Fields:
 
 
 def _in_folder(place: Fields, folder: Path) -> Fields:
-    """The fields, their judge in the model's folder."""
+    """Resolve the judge's path relative to the model's folder."""
     judge = place.get("evaluation", {}).get("judge")
     return merge_fields(place, {"evaluation": {"judge": str(folder / judge)}}) if judge else place
 
@@ -354,7 +353,7 @@ def _folded(words: Iterable[str]) -> set[str]:
 
 
 def _text(run: Mapping[Any, Any], *names: str) -> str:
-    """A text among the fields that were given; "" where it is none."""
+    """A text field that is set; "" if it is missing or not text."""
     value: Any = run
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -362,6 +361,6 @@ def _text(run: Mapping[Any, Any], *names: str) -> str:
 
 
 def _texts(run: Mapping[Any, Any], name: str) -> tuple[str, ...]:
-    """Texts among the fields that were given; none where they are no list of texts."""
+    """A field of several texts that is set; empty if it is missing or not a list."""
     value = run.get(name, ())
     return tuple(v for v in value if isinstance(v, str)) if isinstance(value, list | tuple) else ()

@@ -1,8 +1,9 @@
-"""What overrides on the command line say: lists in several ways of writing, and another concept.
+"""Parse overrides on the command line: notations of lists, and a change of the concept.
 
-A list of words takes commas, `--config.synonyms=football,ball`; sentences may hold commas, so that
-`--config.prompts="a {}, drawn"` is one. Both may be repeated, once for each, and both take Python's
-own writing, `--config.synonyms="('football', 'ball')"`; "()" is an empty list.
+Words in a list are separated by commas, `--config.synonyms=football,ball`. Sentences may contain
+commas, so `--config.prompts="a {}, drawn"` is one sentence. Both may be repeated, once per entry,
+and both accept Python's notation, `--config.synonyms="('football', 'ball')"`; "()" is an empty
+list.
 """
 
 import ast
@@ -15,9 +16,9 @@ from erase.config.schema import Config
 from erase.data.words.spelling import mentions
 from flux_jax.errors import InputError
 
-# Fields that hold sentences; all other lists are of words.
+# Fields with sentences; all other lists have words.
 SENTENCES = ("prompts", "templates")
-# What was chosen for a concept, even where it does not name it.
+# Fields that are specific to a concept, even if they do not mention it.
 CHOSEN_FOR = (
     "kind",
     "synonyms",
@@ -27,24 +28,24 @@ CHOSEN_FOR = (
     "evaluation.others",
     "meta_unlearning.related",
 )
-# Sentences or words that may name it.
+# Fields with sentences or words that may mention it.
 MAY_NAME = (*SENTENCES, "erase_to", "stand_in", "anchor", "guide", "keep")
-# Values that fields have where nobody chose any.
+# Values of fields that are not set.
 UNSET = (None, "", (), Config.part_of_speech)
-# In the place of a value that is left out.
+# Marks a removed value.
 _GONE = object()
 
 
 def joined_lists(arguments: Sequence[str], flag: str, config: type) -> list[str]:
-    """The arguments with each list as one override, as Python writes a tuple.
+    """Merge the overrides of each list into one, in Python's notation of a tuple.
 
     Args:
-        arguments: of the command line.
-        flag: the configuration's.
-        config: the dataclass that it fills.
+        arguments: command-line arguments.
+        flag: name of the configuration's flag.
+        config: dataclass of the configuration.
 
     Raises:
-        InputError: a list can be read in two ways, or in none.
+        InputError: a list is ambiguous or cannot be parsed.
     """
     known, kept, values, places = set(lists(config)), [], {}, {}
     rest = iter(arguments)
@@ -67,14 +68,14 @@ def joined_lists(arguments: Sequence[str], flag: str, config: type) -> list[str]
 
 
 def read_list(name: str, text: str) -> tuple[str, ...]:
-    """The words or sentences of one override.
+    """Parse the words or sentences of one override.
 
     Args:
-        name: of the field.
-        text: what follows the equals sign.
+        name: name of the field.
+        text: text after the equals sign.
 
     Raises:
-        InputError: they can be read in two ways, or in none.
+        InputError: the list is ambiguous or cannot be parsed.
     """
     sentences = name.rpartition(".")[2] in SENTENCES
     mend = "give one sentence, and repeat the flag for more" if sentences else "write one,two"
@@ -88,10 +89,10 @@ def read_list(name: str, text: str) -> tuple[str, ...]:
     if isinstance(value, tuple | list):
         if all(isinstance(each, str) for each in value):
             return tuple(value)
-        raise InputError(f"{name} = {shown(text)} holds what is no text: {mend}")
+        raise InputError(f"{name} = {shown(text)} has an entry that is not text: {mend}")
     if not text.strip() or text.strip() in ("None", "True", "False"):
         raise InputError(f"{name} = {shown(text)} names nothing: {mend}")
-    # Begins as Python's writing does, and is none.
+    # Starts like Python's notation, but is not valid.
     broken = r"[(\[]\s*['\"]" if sentences else r"[(\[{]"
     if re.match(broken, text.strip()):
         raise InputError(f"{name} = {shown(text)} cannot be read as a list: {mend}")
@@ -106,27 +107,28 @@ def read_list(name: str, text: str) -> tuple[str, ...]:
 def of_another_concept(
     values: Mapping[Any, Any], former: str, changed: Mapping[Any, Any], known: Collection[str]
 ) -> tuple[dict[Any, Any], list[str]]:
-    """A configuration without the words that were meant for another concept.
+    """Remove the values of a configuration that were meant for another concept.
 
-    What was chosen for the former concept is left out: synonyms, words for other things, concepts
-    that should stay. So are sentences and words that name it, one of its synonyms, or the present
-    concept, where they stood for something else. The defaults follow for what is left out.
+    Removed are the fields specific to the former concept: synonyms, words for other things,
+    concepts that should stay. Sentences and words are removed if they mention the former concept
+    or one of its synonyms, or if they mention the present concept but were meant for other things.
+    Removed fields get their defaults.
 
     Args:
-        values: the file's, with the concept that the command line gives, nested.
+        values: the file's nested values, with the concept of the command line.
         former: the file's concept.
-        changed: fields that the command line changes, by their paths; these stay.
-        known: names of all fields; others are kept, to be told of later.
+        changed: fields changed on the command line, by their paths; these are not removed.
+        known: paths of all fields; values of unknown fields are not removed, and reported later.
 
     Returns:
-        The values, and the paths of what was left out.
+        The values, and the paths of the removed fields.
     """
     synonyms = values.get("synonyms") or ()
     old = [former, *(synonyms if "synonyms" not in changed else ())]
     gone: list[str] = []
 
     def kept(path: str, value: Any) -> Any:
-        """The value, or what is left of it."""
+        """The value, without its removed entries."""
         name = path.rpartition(".")[2]
         belongs = path in CHOSEN_FOR
         if path in changed or not (belongs or name in MAY_NAME) or value in UNSET:
@@ -147,7 +149,7 @@ def of_another_concept(
         for name, value in part.items():
             path = f"{prefix}{name}"
             if isinstance(value, Mapping):
-                # What methods differ in repeats the fields of all.
+                # The sections of `by_method` repeat the top-level fields.
                 below = "" if prefix == "by_method." else f"{path}."
                 made[name] = walked(value, below, f"{place}{name}.")
             else:
@@ -163,7 +165,7 @@ def of_another_concept(
 
 
 def _names(text: Any, words: Sequence[Any]) -> bool:
-    """Whether a text names one of some words; what is no text names none."""
+    """Whether a text mentions one of the words; False if it is not text."""
     if not isinstance(text, str):
         return False
     return any(

@@ -1,22 +1,22 @@
-"""Every value of the methods as others have set it.
+"""Presets: the settings of each method as published by its authors.
 
-`paper` has what EraseAnything's text says; where it is silent (the weights of the losses, the
-batch), what its released code sets. `official` has what that code does, as far as it makes sense:
-its sampler, which moves 0.028 of the way from noise to picture, and its teacher, which is the
-student, do not. There two optimiser steps make an iteration of ours.
+`paper` has the values of EraseAnything's paper and, where it gives none (the weights of the losses,
+the batch), those of its released code. `official` has the values of that code as far as they make
+sense: its sampler, which moves 0.028 of the distance from noise to picture, and its teacher, which
+is the student, do not. One of our iterations corresponds to two optimiser steps of that code.
 
-Other methods have the values of their authors in both `paper` and `native`: in the first they train
-the queries and keys of the text in dual-stream blocks, as the paper has it, in the second the
-layers that their authors train, or FLUX's nearest to them. All train adapters, where most authors
-train the layers themselves.
+Other methods have their authors' values in both `paper` and `native`. In `paper` they train the
+queries and keys of the text in dual-stream blocks, as in the paper; in `native` they train the
+layers that their authors train, or FLUX's nearest equivalent. All train adapters, whereas most
+authors train the layers directly.
 
-A value of a method may be said in several places. Each counts more than those before it:
+A value of a method may be set in several places. Later ones take precedence:
 
 1. the defaults of `erase.methods.settings` and of `erase.config.schema`;
-2. what the model's folder has for it (`erase.json`), or `paper` for a FLUX.1 (see `defaults`);
-   of a configuration that names a preset, nothing but words for the concept;
-3. the preset that a configuration's file names;
-4. the file's fields, then those of its `by_method` for the method that is chosen;
+2. the model's file (`erase.json`), or `paper` for a FLUX.1 (see `defaults`); if the configuration
+   names a preset, only the words for the concept;
+3. the preset that the configuration file names;
+4. the file's fields, then those of its `by_method` for the chosen method;
 5. the command line.
 """
 
@@ -34,16 +34,15 @@ _SAMPLING: Mapping[str, Any] = {
     "evaluation": {"strength": 1.0},
 }
 
-# Of dual-stream blocks, what the text's keys and values are made by: cross-attention's K and V.
+# Projections to the text's keys and values in dual-stream blocks, like cross-attention's K and V.
 TEXT_KEY_VALUE = ("dual_blocks/attn/add_k_proj", "dual_blocks/attn/add_v_proj")
 ATTENTION = (
     *(f"dual_blocks/attn/add_{name}_proj" for name in "qkv"),
     *(f"dual_blocks/attn/to_{name}" for name in ("q", "k", "v", "out", "add_out")),
     *(f"single_blocks/attn/to_{name}" for name in "qkv"),
 )
-# What their authors set otherwise than the defaults in `erase.methods.settings`, and the
-# layers that they train. `stand_in` and `guide` are said even so: a model's words would take their
-# place.
+# The authors' values that differ from the defaults in `erase.methods.settings`, and the layers that
+# they train. `stand_in` and `guide` are always set, since a model's words would replace them.
 AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "concept_ablation": ({"iterations": 100, "batch_size": 8}, TEXT_KEY_VALUE),
     "esd": ({"iterations": 1400, "esd": {"stand_in": None, "guidance": 1.0}}, ATTENTION),
@@ -66,17 +65,17 @@ AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
         ATTENTION,
     ),
 }
-# Their batches of 8 and 10 take more than a GPU has with FLUX.1, without remat.
+# Their batches of 8 and 10 exceed a GPU's memory with FLUX.1, without remat.
 ONE_SAMPLE: Mapping[str, Mapping[str, Any]] = {
     name: {"batch_size": 1} for name in ("concept_ablation", "meta_unlearning")
 }
 
 
 def _by_method(*, native: bool) -> dict[str, dict[str, Any]]:
-    """What each of them sets, with the layers of its authors or those of the paper."""
+    """Values of each method in `AUTHORS`, with its authors' layers (`native`) or the paper's."""
     return {
         name: {
-            # Words are EraseAnything's to shuffle.
+            # Only EraseAnything shuffles words.
             "bank": {"shuffled": 0.0},
             **values,
             "adapter": {
@@ -89,7 +88,7 @@ def _by_method(*, native: bool) -> dict[str, dict[str, Any]]:
 
 
 def _values(level: Lower | Upper) -> dict[str, Any]:
-    """Every value of a level; whose pictures are held on to is no preset's."""
+    """All values of a level, except the folder of pictures, which presets do not set."""
     return {name: value for name, value in asdict(level).items() if name != "folder"}
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON files that are read with a message."""
+"""Write files atomically, and read JSON files with clear error messages."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from flux_jax.errors import InputError
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Writes a file; it appears under its name only when complete.
+    """Write a file atomically: it appears under its name only when complete.
 
-    Where several processes run the same program, the first one writes.
+    If several processes run the same program, only the first one writes.
     """
     if not processes.first():
         return
@@ -25,16 +25,16 @@ def write(path: Path, content: bytes | str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: Path, missing: str = "check the path", mend: str = "make it anew") -> Any:
-    """What a JSON file holds, an object.
+def read_json(path: Path, missing: str = "check the path", mend: str = "create it again") -> Any:
+    """Read a JSON file that contains an object.
 
     Args:
-        path: of the file.
-        missing: what to say where it is not there.
-        mend: what to do where it is damaged.
+        path: the file.
+        missing: advice in the message if it is missing.
+        mend: advice in the message if it is damaged.
 
     Raises:
-        InputError: it is missing or damaged, or holds no object.
+        InputError: the file is missing or damaged, or does not contain an object.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -45,5 +45,5 @@ def read_json(path: Path, missing: str = "check the path", mend: str = "make it 
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); {mend}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object, but {content!r:.30}; {mend}")
+        raise InputError(f"{path} is not a JSON object, but {content!r:.30}; {mend}")
     return content

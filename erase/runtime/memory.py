@@ -1,4 +1,4 @@
-"""How much memory a device has, and what to do where it does not suffice."""
+"""Memory of a device, and advice when it is too small."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import jax
 from flux_jax.errors import RunError
 
 MENDS = (
-    "What needs less: --config.model.remat; --config.model.quantize=int8; more devices for the "
+    "To save memory: --config.model.remat; --config.model.quantize=int8; more devices for the "
     "weights, --config.mesh.fsdp; a smaller --config.batch_size, --config.bank.batch, "
     "--config.bank.sentences, --config.evaluation.batch, --config.height or --config.width"
 )
@@ -17,13 +17,13 @@ MENDS = (
 
 @contextlib.contextmanager
 def explains_memory(mends: str = MENDS) -> Iterator[None]:
-    """Says what helps where a device's memory does not suffice.
+    """Turn out-of-memory errors of a device into a message with advice.
 
     Args:
-        mends: what helps.
+        mends: the advice.
 
     Raises:
-        RunError: it does not.
+        RunError: the device ran out of memory.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def explains_memory(mends: str = MENDS) -> Iterator[None]:
 
 
 def memory(devices: Sequence[Any]) -> int | None:
-    """Bytes that each of the devices offers; None where they do not say, as CPUs."""
-    # Only a process's own devices answer.
+    """Bytes of memory per device; None if the devices do not report it, such as CPUs."""
+    # Only local devices can be queried.
     local_device = next(device for device in devices if device.process_index == jax.process_index())
     return (local_device.memory_stats() or {}).get("bytes_limit")

@@ -1,4 +1,4 @@
-"""The mesh: which devices share samples, runs and weights."""
+"""Device mesh: the division of samples, runs and weights among devices."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from flux_jax import sharding
 from flux_jax.errors import InputError
 from flux_jax.sharding import FSDP
 
-# Axes of the mesh besides `fsdp`: runs that train at once, and the samples of each.
+# Mesh axes besides `fsdp`: runs trained at once, and the samples of each run.
 RUNS, SAMPLES = "concept", "data"
 
 
@@ -25,21 +25,23 @@ def make_mesh(
     nbytes: int = 0,
     devices: Sequence[Any] | None = None,
 ) -> Mesh:
-    """A mesh with the axes `concept`, `data` and `fsdp`.
+    """Create a mesh with the axes `concept`, `data` and `fsdp`.
 
-    What is not said follows the work: weights are split over as few devices as leave half of
-    each one's memory for the rest; the runs, then their samples, share what is left. Where several
-    processes train together each must take part, so devices without work split weights too.
+    Axes left at None are chosen from the workload: the weights are split over the fewest devices
+    that leave half of each device's memory free; the remaining devices are divided among the runs,
+    then among their samples. With several processes each must take part, so devices that would be
+    idle split weights too.
 
     Args:
-        wanted: sizes of axes.
-        runs: how many train at once.
-        batch_size: samples an update.
-        nbytes: of the frozen weights.
+        wanted: sizes of the axes.
+        runs: number of runs trained at once.
+        batch_size: samples per update.
+        nbytes: size of the frozen weights.
         devices: by default all.
 
     Raises:
-        InputError: sizes do not divide the devices, or the samples do not divide over them.
+        InputError: the sizes do not divide the number of devices, or the batch size cannot be
+            divided among them.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -49,8 +51,8 @@ def make_mesh(
             f"mesh.{axis} = {size}" for axis, size in asdict(wanted).items() if size
         )
         raise InputError(
-            f"{said}: the devices ({count}) cannot be divided so; choose sizes whose product is "
-            f"one of {', '.join(map(str, _divisors(count)))}"
+            f"{said}: the devices ({count}) cannot be divided this way; choose sizes whose "
+            f"product is one of {', '.join(map(str, _divisors(count)))}"
         )
     if wanted.data and batch_size % wanted.data:
         raise InputError(
@@ -79,7 +81,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _parts(nbytes: int, memory: int | None, devices: int) -> int:
-    """Over how many devices weights are split."""
+    """Number of devices to split the weights over."""
     if memory is None:
         return 1
     enough = (parts for parts in _divisors(devices) if nbytes / parts <= memory / 2)

@@ -1,7 +1,7 @@
-"""Several processes that train together: how they find each other, agree, and who writes.
+"""Training with several processes: start-up, agreement on settings, output by the first process.
 
-Every process runs the same program on the same global arrays; the first one alone writes files and
-speaks. JAX is imported where it is needed: most that is wrong on a command line is told without it.
+Every process runs the same program on the same global arrays; only the first one writes files and
+prints. JAX is imported where needed, since most usage errors can be reported without it.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ ERRORS = {kind.__name__: kind for kind in (EraseError, InputError, RunError, Pre
 
 
 def initialise(given: Any) -> None:
-    """Joins the other processes; to be called before anything is computed.
+    """Join the other processes. Call this before any computation.
 
     Args:
-        given: the flags' values.
+        given: values of the flags.
 
     Raises:
-        InputError: the flags do not say enough, or the others cannot be reached.
+        InputError: the flags are incomplete, or the other processes cannot be reached.
     """
     named = {name: given[name].value for name in ("coordinator", "processes", "process")}
     missing = [f"--{name}" for name, value in named.items() if value is None]
@@ -35,8 +35,8 @@ def initialise(given: Any) -> None:
         return
     if missing and len(missing) < len(named):
         raise InputError(
-            f"{', '.join(missing)} missing: name coordinator, processes and process, or let "
-            "--distributed find all three"
+            f"{', '.join(missing)} missing: give --coordinator, --processes and --process, or let "
+            "--distributed detect all three"
         )
     if not missing and named["process"] >= named["processes"]:
         raise InputError(
@@ -48,28 +48,29 @@ def initialise(given: Any) -> None:
         jax.distributed.initialize(named["coordinator"], named["processes"], named["process"])
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"cannot join the other processes ({error}): name them with --coordinator HOST:PORT, "
-            "--processes and --process"
+            f"cannot join the other processes ({error}): give --coordinator HOST:PORT, --processes "
+            "and --process"
         ) from error
 
 
 def first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the first process, which writes files."""
     import jax
 
-    # Asking for the index takes an accelerator, which who only writes a report does not need.
+    # Querying the index claims an accelerator, which writing a report does not need.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def from_first(make: Callable[[], T], kind: Any = None) -> T:
-    """What the first process makes, in all of them: it alone asks and looks at the disk.
+    """Compute a value in the first process and broadcast it, so that only one reads files or asks.
 
     Args:
-        make: makes it.
-        kind: its type, of which pydantic makes JSON and back: what other processes send is data.
+        make: computes the value.
+        kind: type of the value, which pydantic converts to JSON and back, so that received values
+            are validated as data.
 
     Raises:
-        EraseError: it raised one; it is raised in all.
+        EraseError: `make` raised one; it is raised in all processes.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -84,7 +85,7 @@ def from_first(make: Callable[[], T], kind: Any = None) -> T:
 
 
 def written(make: Callable[[], Any], kind: Any) -> bytes:
-    """What is made, or the error that it ends with, as JSON."""
+    """Serialize the value of `make`, or the error that it raised, as JSON."""
     try:
         message = {"made": pydantic.TypeAdapter(kind).dump_python(make(), mode="json")}
     except EraseError as error:
@@ -93,10 +94,10 @@ def written(make: Callable[[], Any], kind: Any) -> bytes:
 
 
 def read(content: bytes, kind: Any) -> Any:
-    """The inverse of `written`.
+    """Deserialize the output of `written`.
 
     Raises:
-        EraseError: what was made is one.
+        EraseError: the content is an error.
     """
     message = json.loads(content)
     if "error" in message:
@@ -106,7 +107,7 @@ def read(content: bytes, kind: Any) -> Any:
 
 @contextlib.contextmanager
 def first_speaks() -> Iterator[None]:
-    """Keeps the other processes from printing and from drawing bars; errors pass through."""
+    """Silence the output and progress bars of the other processes; errors pass through."""
     if first():
         yield
         return
@@ -119,13 +120,13 @@ def first_speaks() -> Iterator[None]:
 
 
 def agree(settings: Mapping[str, Any]) -> None:
-    """Makes sure that all processes were given the same.
+    """Check that all processes have the same settings.
 
     Args:
-        settings: by name, of types that JSON knows; the names are the same everywhere.
+        settings: settings by name, of JSON types; the names are the same in all processes.
 
     Raises:
-        InputError: values differ; names them, in every process.
+        InputError: settings differ. Raised in every process, with their names.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -146,7 +147,7 @@ def agree(settings: Mapping[str, Any]) -> None:
 
 
 def any_of(here: bool) -> bool:
-    """Whether something is so in any of the processes."""
+    """Whether a condition holds in any of the processes."""
     import jax
     from jax.experimental import multihost_utils
 

@@ -1,14 +1,14 @@
-"""What JSON files hold: a run's configuration, its words, and results.
+"""Types of the JSON files: a run's configuration, its words, and results.
 
-`erase.runtime.run_folder` names the files. Objects that earlier versions wrote may lack the keys
-that are not required.
+`erase.runtime.run_folder` has the names of the files. In files of earlier versions, keys that are
+not required may be missing.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal, Required, TypedDict
 
 Cell = Literal["Acc_e", "Acc_g", "Acc_ir"]
-# What tables show of an evaluation.
+# Columns of an evaluation in tables.
 Measure = Literal["Acc_e", "Acc_g", "Acc_ir", "H"]
 Side = Literal["before", "after"]
 
@@ -17,11 +17,11 @@ class Share(TypedDict):
     """A share with its Wilson interval at 95 %.
 
     Attributes:
-        found: pictures in which the judge finds what it looks for.
-        of: pictures.
+        found: number of pictures in which the judge finds the concept it looks for.
+        of: number of pictures.
         share: found / of.
-        low: the interval's lower end.
-        high: its upper end.
+        low: lower end of the interval.
+        high: upper end of the interval.
     """
 
     found: int
@@ -31,9 +31,9 @@ class Share(TypedDict):
     high: float
 
 
-# By side: "before" and "after"; of attacks "silenced" too.
+# By side: "before" and "after"; for attacks also "silenced".
 Sides = dict[str, Share]
-# By cell: `Cell`, or families of attacks.
+# By cell: a `Cell`, or a family of attacks.
 Cells = dict[str, Sides]
 # H by side.
 Means = dict[str, float]
@@ -46,14 +46,14 @@ class ModelRecord(TypedDict, total=False):
 
 
 class AdapterRecord(TypedDict):
-    """The layers that a run trains."""
+    """Layers that a run trains."""
 
     rank: int
     targets: list[str]
 
 
 class EvaluationRecord(TypedDict, total=False):
-    """How a run's pictures are drawn."""
+    """Sampling settings of a run's evaluation."""
 
     templates: Required[list[str]]
     strength: Required[float]
@@ -62,11 +62,11 @@ class EvaluationRecord(TypedDict, total=False):
 
 
 class RunRecord(TypedDict, total=False):
-    """What `config.json` holds, as far as reports read it: fields of `Config`, and two more.
+    """Content of `config.json` that reports read: fields of `Config`, and two more.
 
     Attributes:
-        command: how the run was started.
-        synonyms_from: where the synonyms come from, in words.
+        command: command that started the run.
+        synonyms_from: source of the synonyms, in words.
     """
 
     concept: Required[str]
@@ -86,7 +86,7 @@ class RunRecord(TypedDict, total=False):
 
 
 class SentencesRecord(TypedDict, total=False):
-    """What `sentences.json` holds: sentences of a language model, and where they come from."""
+    """Content of `sentences.json`: sentences from a language model, and their source."""
 
     concept: str
     sentences: list[str]
@@ -94,7 +94,7 @@ class SentencesRecord(TypedDict, total=False):
 
 
 class IrrelevantRecord(TypedDict, total=False):
-    """What `irrelevant.json` holds: words for other things, and where they come from."""
+    """Content of `irrelevant.json`: words for other things, and their source."""
 
     concept: str
     pools: list[list[str]]
@@ -102,7 +102,7 @@ class IrrelevantRecord(TypedDict, total=False):
 
 
 class SynonymCounts(TypedDict):
-    """Pictures of a synonym in which the judge finds the concept."""
+    """Number of pictures of a synonym in which the judge finds the concept."""
 
     concept: str
     word: str
@@ -113,7 +113,7 @@ class SynonymCounts(TypedDict):
 
 
 class ConceptCounts(TypedDict):
-    """Pictures of a concept that should stay in which the judge finds it."""
+    """Number of pictures of a concept that should stay in which the judge finds it."""
 
     concept: str
     before: int
@@ -122,12 +122,12 @@ class ConceptCounts(TypedDict):
 
 
 class Counts(TypedDict, total=False):
-    """What a judge adds to an evaluation's result.
+    """Counts that a judge adds to an evaluation's result.
 
     Attributes:
-        kind: of the concept.
+        kind: kind of the concept.
         cells: shares by cell and side.
-        synonyms: counts for each.
+        synonyms: counts for each synonym.
         concepts: counts for each concept that should stay.
         H: by side; see `erase.evaluation.statistics.harmonic_mean`.
     """
@@ -140,17 +140,17 @@ class Counts(TypedDict, total=False):
 
 
 class Example(TypedDict):
-    """A prompt whose pictures are kept: fields of `EvalPrompt`, and by side the file and the hit.
+    """A prompt with saved pictures: fields of `EvalPrompt`, and the file and hit of each side.
 
     Attributes:
-        cell: what it counts for.
-        prompt: what was drawn.
-        seed: of the noise.
-        sought: the concept that the judge looked for.
-        word: what the prompt calls it, where its cell has several words.
-        before: the base's picture, from the run's folder.
+        cell: cell that it counts for.
+        prompt: text prompt.
+        seed: seed of the noise.
+        sought: concept that the judge looks for.
+        word: word for it in the prompt, if the cell has several words.
+        before: path of the base model's picture, relative to the run's folder.
         found_before: whether the judge finds the concept there; None without a judge.
-        after: the picture with the adapter.
+        after: path of the picture with the adapter.
         found_after: whether the judge finds the concept there; None without a judge.
     """
 
@@ -166,7 +166,7 @@ class Example(TypedDict):
 
 
 class AttentionExample(TypedDict):
-    """A prompt whose attention maps are kept, and its pictures' files."""
+    """A prompt with saved attention maps, and the files of its pictures."""
 
     prompt: str
     seed: int
@@ -175,12 +175,12 @@ class AttentionExample(TypedDict):
 
 
 class EvaluationResult(Counts, total=False):
-    """What `evaluation.json` holds; without a judge a note and no counts.
+    """Content of `evaluation.json`; without a judge it has a note instead of counts.
 
     Attributes:
-        pictures: the examples that were written: their prompts, files and hits.
-        attention: those whose attention maps are in `attention.npz`.
-        attention_times: at which they were taken.
+        pictures: the saved examples: prompts, files and hits.
+        attention: the examples with attention maps in `attention.npz`.
+        attention_times: timesteps of the attention maps.
     """
 
     concept: Required[str]
@@ -198,7 +198,7 @@ class EvaluationResult(Counts, total=False):
 
 
 class AttackResult(TypedDict):
-    """What `attacks.json` holds: shares by family and side, and each family's prompts."""
+    """Content of `attacks.json`: shares by family and side, and each family's prompts."""
 
     concept: str
     kind: str
@@ -209,19 +209,19 @@ class AttackResult(TypedDict):
     prompts: dict[str, list[str]]
 
 
-# What a command counts of one run.
+# Result of a command for one run.
 Result = EvaluationResult | AttackResult
 
 
 class CalibrationResult(TypedDict):
-    """What `calibration.json` holds.
+    """Content of `calibration.json`.
 
     Attributes:
-        strength: the smallest that is enough, to the tolerance.
-        measure: what was measured at each strength.
-        wanted: what it must come down to.
-        pictures: that were drawn at each strength.
-        tried: `strength`, in rising order, and under the measure's name what was measured there.
+        strength: the smallest strength that erases enough, within the tolerance.
+        measure: quantity measured at each strength.
+        wanted: value that it must fall to.
+        pictures: pictures generated per strength.
+        tried: each `strength` in rising order, and the value of the measure under its name.
     """
 
     concept: str
@@ -234,16 +234,16 @@ class CalibrationResult(TypedDict):
 
 
 class Sums(TypedDict, total=False):
-    """Cells of several concepts as one; `erase.evaluation.statistics.cells_of` has all of them.
+    """Cells summed over several concepts; `erase.evaluation.statistics.cells_of` has all of them.
 
-    Families of attacks stand beside these keys.
+    Families of attacks are further keys.
 
     Attributes:
-        Acc_e: of the concepts.
-        Acc_g: of their synonyms.
-        Acc_ir: of what should stay.
-        H: by side, where there is what it is the mean of.
-        concepts: how many there are; in summaries.
+        Acc_e: shares for the concepts.
+        Acc_g: shares for their synonyms.
+        Acc_ir: shares for concepts that should stay.
+        H: harmonic mean by side, if the shares that it needs are present.
+        concepts: number of concepts; in summaries.
     """
 
     Acc_e: Sides
@@ -254,7 +254,7 @@ class Sums(TypedDict, total=False):
 
 
 class RunCounts(TypedDict, total=False):
-    """A run in a summary: what is kept of its result."""
+    """A run in a summary: the part of its result that is saved."""
 
     kind: Required[str]
     concept: Required[str]
@@ -265,20 +265,20 @@ class RunCounts(TypedDict, total=False):
 
 
 class Worst(TypedDict):
-    """The run whose cell is furthest from where it should be."""
+    """The run with the worst value of a cell."""
 
     run: str
     share: float
 
 
 class Summary(TypedDict):
-    """What `summary.json` holds.
+    """Content of `summary.json`.
 
     Attributes:
         kinds: sums by kind.
-        all: sums of all kinds together.
-        worst: by cell.
-        runs: what is kept of each run's result, by name.
+        all: sums over all kinds.
+        worst: worst run by cell.
+        runs: the saved part of each run's result, by name.
     """
 
     kinds: dict[str, Sums]
@@ -291,8 +291,8 @@ class ComparedRow(TypedDict, total=False):
     """A run in a comparison of methods.
 
     Attributes:
-        name: of the run, with its seed.
-        attacks: those that succeed.
+        name: name of the run, with its seed.
+        attacks: share of attacks that succeed.
     """
 
     name: str
@@ -305,21 +305,21 @@ class ComparedRow(TypedDict, total=False):
 
 
 class Distances(TypedDict):
-    """Fréchet's distance between pictures before and after, of each seed and their mean."""
+    """Fréchet distance between pictures before and after: of each seed, and the mean."""
 
     mean: float
     seeds: list[float]
 
 
 class AdapterSize(TypedDict):
-    """Trainable parameters of an adapter, and bytes on disk."""
+    """Number of trainable parameters of an adapter, and its bytes on disk."""
 
     parameters: int
     bytes: int
 
 
 class MethodRecord(TypedDict, total=False):
-    """A method in a file of results that is gone on with: the settings of its first run."""
+    """A method in a results file that can be resumed: the settings of its first run."""
 
     settings: Mapping[str, Any]
 
@@ -328,15 +328,15 @@ class MethodResult(MethodRecord, total=False):
     """A method in a comparison.
 
     Attributes:
-        title: what tables call it.
-        cells: of all its runs as one.
+        title: name in tables.
+        cells: cells summed over all its runs.
         intervals: by cell, "H" and "attacks"; see `erase.evaluation.statistics.over_concepts`.
-        attacks: those that succeed.
-        frechet: how far pictures of what should stay have moved.
-        parameters: trainable ones, of one adapter.
-        bytes: on disk, of one adapter.
-        seconds: of training, for a concept.
-        memory: bytes that a device needs.
+        attacks: share of attacks that succeed.
+        frechet: distance between pictures of concepts that should stay, before and after.
+        parameters: trainable parameters of one adapter.
+        bytes: bytes of one adapter on disk.
+        seconds: training time per concept.
+        memory: bytes needed on a device.
         rows: its runs.
     """
 
@@ -353,13 +353,13 @@ class MethodResult(MethodRecord, total=False):
 
 
 class Comparison(TypedDict, total=False):
-    """What a comparison's file holds.
+    """Content of a comparison's file.
 
     Attributes:
-        runs: the concept of each, by name.
-        pictures: of each cell.
-        attacks: pictures of each family.
-        methods: by name.
+        runs: concept of each run, by name.
+        pictures: pictures per cell.
+        attacks: pictures per family of attacks.
+        methods: results by name of the method.
     """
 
     runs: dict[str, str]

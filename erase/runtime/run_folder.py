@@ -1,22 +1,22 @@
-"""What a run's folder holds: the names of its files, and the lines of `metrics.jsonl`.
+"""Names of the files in a run's folder, and the format of `metrics.jsonl`.
 
-A line of `metrics.jsonl` is flat: `step`, each metric that is finite, `seconds`. A metric is a loss
-or, where its name ends with `gradient`, the norm of a gradient.
+A line of `metrics.jsonl` is a flat object: `step`, the finite metrics, `seconds`. A metric is a
+loss or, if its name ends with `gradient`, the norm of a gradient.
 """
 
 import json
 from typing import Any, Literal, TypedDict
 
 CONFIG = "config.json"
-# Said where that is missing.
-MISSING = "a run's folder has it; check the path"
-# Words for other things, and sentences of a language model; each with their source.
+# Advice if it is missing.
+MISSING = "every run's folder has it; check the path"
+# Words for other things, and sentences from a language model, each with their source.
 IRRELEVANT = "irrelevant.json"
 SENTENCES = "sentences.json"
-# A line for each iteration, and for each whose update was left out.
+# One line per iteration, and one per skipped update.
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
-# Of an iteration that was done again.
+# Report on a repeated iteration.
 REPLAY = "replay-{}.json"
 CHECKPOINTS = "checkpoints"
 DAMAGED_CHECKPOINTS = "damaged"
@@ -26,10 +26,10 @@ ATTENTION = "attention.npz"
 PICTURES = "pictures"
 BEFORE_AFTER = "before_after.png"
 REPORT = "report.html"
-# Each as JSON and as CSV.
+# Written both as JSON and as CSV.
 ATTACKS_STEM, SUMMARY_STEM = "attacks", "summary"
 
-# All that the commands write; patterns, of which most are names.
+# Everything that the commands write, as glob patterns.
 WRITTEN = (
     CONFIG,
     IRRELEVANT,
@@ -48,7 +48,7 @@ WRITTEN = (
     *(f"{stem}.{kind}" for stem in (ATTACKS_STEM, SUMMARY_STEM) for kind in ("json", "csv")),
 )
 
-# How the iteration is called in a line, by this version and by earlier ones.
+# Keys of the iteration in a line, in this version and in earlier ones.
 STEP_NAMES = ("step", "update", "iteration")
 
 
@@ -56,9 +56,9 @@ class MetricsRecord(TypedDict):
     """A line of `metrics.jsonl`.
 
     Attributes:
-        step: the iteration, from 1 on; None where the line does not say.
-        metrics: finite losses and norms of gradients, in the order of the updates.
-        seconds: that the iteration took; None where the line does not say.
+        step: number of the iteration, from 1; None if missing.
+        metrics: finite losses and gradient norms, in the order of the updates.
+        seconds: duration of the iteration; None if missing.
     """
 
     step: int | None
@@ -67,24 +67,24 @@ class MetricsRecord(TypedDict):
 
 
 def kind_of(metric: str) -> Literal["loss", "gradient"]:
-    """What a metric of this name is."""
+    """Kind of a metric, by its name."""
     return "gradient" if metric.endswith("gradient") else "loss"
 
 
 def record_line(record: MetricsRecord) -> str:
-    """A record as a line of `metrics.jsonl`."""
+    """Format a record as a line of `metrics.jsonl`."""
     return json.dumps({"step": record["step"], **record["metrics"], "seconds": record["seconds"]})
 
 
 def parse_record(line: str) -> MetricsRecord:
-    """The record of a line of `metrics.jsonl`, of this version or an earlier one.
+    """Parse a line of `metrics.jsonl`, of this version or an earlier one.
 
     Raises:
         ValueError: the line is not a JSON object.
     """
     entry: Any = json.loads(line)
     if not isinstance(entry, dict):
-        raise ValueError(f"{line[:40]!r} is no JSON object")
+        raise ValueError(f"{line[:40]!r} is not a JSON object")
     metrics = {
         name: value
         for name, value in entry.items()

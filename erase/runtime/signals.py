@@ -1,8 +1,9 @@
-"""What a run does when the system asks it to stop: SIGTERM, as schedulers send, and Ctrl-C.
+"""Graceful stop on SIGTERM, which schedulers send, and on Ctrl-C.
 
-The iteration that is being computed is finished and saved, and the command ends with exit code 75:
-the same command goes on. A second signal ends the process at once; the last checkpoint serves then.
-Signals within a second count as one: `timeout` sends its signal to the command and to its group.
+The current iteration is finished and saved, and the command ends with exit code 75: the same
+command resumes the run. A second signal ends the process immediately; the run then resumes from
+the last checkpoint. Signals within a second count as one: `timeout` sends its signal to the command
+and to its process group.
 """
 
 import contextlib
@@ -20,17 +21,17 @@ from flux_jax.errors import PreemptedError
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds within which signals count as one.
 TOGETHER = 1.0
-# Before the first checkpoint there is nothing to go on from.
-GOES_ON = "the same command goes on from the last checkpoint, or begins again where there is none"
+# A run cannot resume before its first checkpoint.
+GOES_ON = "the same command resumes from the last checkpoint, or starts anew if there is none"
 
 
 @dataclass
 class Stop:
-    """Whether a stop was asked for.
+    """State of a requested stop.
 
     Attributes:
-        asked: the signal's name.
-        deferring: whether whoever computes looks at `asked` himself, at a moment that suits.
+        asked: name of the signal, or None.
+        deferring: whether the running code checks `asked` itself, when it can stop.
     """
 
     asked: str | None = None
@@ -38,10 +39,10 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a signal is noted and nothing else.
+        """Defer signals within this context: they are only recorded.
 
         Raises:
-            PreemptedError: one came before, and a library has swallowed the error.
+            PreemptedError: a signal came earlier, and a library suppressed its error.
         """
         if self.asked:
             raise PreemptedError(f"{self.asked}: stopped; {GOES_ON}")
@@ -52,10 +53,10 @@ class Stop:
             self.deferring = False
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Takes the first signal; another one is `_end_at_the_second`'s.
+        """Handle the first signal; `_end_at_the_second` handles later ones.
 
         Raises:
-            PreemptedError: nothing is computed that would have to be saved.
+            PreemptedError: signals are not deferred, so there is nothing to save.
         """
         if self.asked:
             return
@@ -68,10 +69,10 @@ class Stop:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Listens for signals as long as the context lasts; in the main thread only, as Python wants.
+    """Handle signals within this context; only in the main thread, as Python requires.
 
     Yields:
-        Whether a stop was asked for.
+        State of a requested stop.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -80,7 +81,7 @@ def listening() -> Iterator[Stop]:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     handlers = {number: signal.signal(number, stop.note) for number in SIGNALS}
-    # Python's handlers wait for a call into a library to return; this thread does not.
+    # Python's handlers wait until a call into a library returns; this thread does not.
     waker = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_end_at_the_second, args=(reader,), daemon=True)
     thread.start()
@@ -103,10 +104,10 @@ def _end_at_the_second(reader: socket.socket) -> None:
         now = time.monotonic()
         first = now if first is None else first
         if now - first > TOGETHER:
-            _say(f"a second signal: ended at once; {GOES_ON}\n")
+            _say(f"a second signal: ended immediately; {GOES_ON}\n")
             os._exit(128 + received[0])
 
 
 def _say(message: str) -> None:
-    """Writes to stderr; unlike print, it may interrupt one."""
+    """Write to stderr. Unlike print, it is safe to call while a print is interrupted."""
     os.write(2, message.encode())

@@ -1,4 +1,4 @@
-"""Notices an iteration that does not end: a lost device, or a process that others wait for."""
+"""Detect hanging iterations: a lost device, or a process that others wait for."""
 
 import contextlib
 import faulthandler
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from erase.config.schema import Guard
 from flux_jax.errors import PreemptedError
 
-# The first iterations compile, and say nothing of those that follow.
+# The first iterations compile, so their durations are not typical.
 WARMUP_ITERATIONS = 3
 MEDIAN_WINDOW = 50
 MIN_SECONDS = 60.0
@@ -20,11 +20,11 @@ POLL_SECONDS = 1.0
 
 
 class Watchdog:
-    """Looks at the iterations of a run from a thread of its own.
+    """Watch the iterations of a run from a separate thread.
 
     Attributes:
-        min_seconds: seconds that no iteration is suspected before.
-        poll_seconds: seconds between looks.
+        min_seconds: duration below which no iteration is reported.
+        poll_seconds: seconds between checks.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks as long as the context lasts."""
+        """Watch within this context."""
         thread = threading.Thread(target=self._watch, daemon=True)
         thread.start()
         try:
@@ -57,8 +57,8 @@ class Watchdog:
 
     @contextlib.contextmanager
     def iteration(self, step: int) -> Iterator[None]:
-        """What is done within is an iteration."""
-        # The wall clock may be set; this one only goes on.
+        """Time one iteration, the body of this context."""
+        # Monotonic, since the wall clock may be adjusted.
         began = time.monotonic()
         self._running = step, began
         try:
@@ -77,15 +77,15 @@ class Watchdog:
             if seconds > max(self.min_seconds, self.settings.hung * usual) and reported != step:
                 reported = step
                 print(
-                    f"iteration {step} has taken {seconds:.0f} s, those before {usual:.2f} s: a "
-                    "device or another process may hang; this is where it is:",
+                    f"iteration {step} has taken {seconds:.0f} s, previous ones {usual:.2f} s: a "
+                    "device or another process may hang; current stack:",
                     file=sys.stderr,
                 )
                 faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
             if seconds > self.settings.patience and reported == step:
                 print(
                     f"iteration {step} did not end in guard.patience = {seconds:.0f} s: the "
-                    "process ends; the same command goes on from the last checkpoint",
+                    "process ends; the same command resumes from the last checkpoint",
                     file=sys.stderr,
                 )
                 self._end(PreemptedError.exit_code)

@@ -1,1 +1,1 @@
-"""Words and sentences about a concept."""
+"""Words and sentences for a concept."""

@@ -1,21 +1,21 @@
-"""Two rules of English that sentences need: "a" or "an", and a noun's plural."""
+"""Two rules of English for sentences: "a" or "an", and the plural of a noun."""
 
 import re
 import unicodedata
 
 # Letters whose names begin with a vowel, as in "an X-ray".
 SPOKEN_VOWELS = "aefhilmnorsx"
-# Words that begin with the sound of "you" or of "one", though a vowel is written.
+# Words that begin with a vowel but sound like "you" or "one".
 YOU_OR_ONE = re.compile(
     r"eu|ewe|oui|once?\b|one\b|u(?:\W|$)|uni(?!n|m|dent|ghted)|unan|us[aeu]|us$|ut[aeio]|ur[aeio]"
     r"|ubi|ufo|uga|uk|uv|uav"
 )
-# An "h" that is not spoken.
+# Words with a silent "h".
 SILENT_H = re.compile(r"hour|hono|honest|heir")
 NUMBERS = re.compile(r"8|(?:11|18)(?!\d)")
-# Read letter by letter, though they could be spoken.
+# Abbreviations that are spelt out, though some could be read as words.
 SPELT = re.compile(r"[B-DF-HJ-NP-TV-XZ\d]+|[FLMNR][BCDFGHJKMNPQSTVWXZ].*|FBI|LED|MRI|SUV")
-# Plurals of words, and of those that end like them.
+# Irregular plurals, by the end of the noun.
 IRREGULAR = {
     r"child$": "children",
     r"foot$": "feet",
@@ -28,7 +28,7 @@ IRREGULAR = {
     r"tooth$": "teeth",
 }
 UNCHANGED = ("deer", "fish", "sheep", "aircraft", "spacecraft", "species", "series", "moose")
-# Their "f" becomes "ves"; others', as of "roof", does not.
+# Nouns whose "f" becomes "ves"; in others, such as "roof", it does not.
 VES = (
     "calf", "elf", "half", "hoof", "knife", "leaf", "life", "loaf", "scarf", "self", "sheaf",
     "shelf", "thief", "wife", "wolf", "dwarf",
@@ -37,10 +37,10 @@ OES = ("buffalo", "echo", "hero", "mango", "mosquito", "potato", "tomato", "torp
 
 
 def article(word: str) -> str:
-    """The indefinite article by the word's sound: "an apple", "an hour", "a unicorn", "an X-ray".
+    """Indefinite article by sound: "an apple", "an hour", "a unicorn", "an X-ray".
 
     Args:
-        word: what follows it, of one word or several.
+        word: the following words, one or several.
     """
     match = re.search(r"\w+", unicodedata.normalize("NFKD", word))
     if not match:
@@ -57,9 +57,9 @@ def article(word: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """A noun's plural; of several words, that of the last.
+    """Plural of a noun; of several words, the last one changes.
 
-    Words that are plurals already, as "scissors", stay as they are.
+    Words that are already plural, such as "scissors", do not change.
     """
     low = noun.lower()
     if not low[-1:].isalpha() or low.endswith(UNCHANGED):
@@ -81,6 +81,6 @@ def plural(noun: str) -> str:
 
 
 def plurals(noun: str) -> set[str]:
-    """Forms that a reader takes for plurals of a noun in small letters, beside "s" and "es"."""
+    """Plurals of a lower-case noun, besides those that add "s" or "es"."""
     forms = {plural(noun), re.sub(r"(?<=\w{4})us$", "i", noun)}
     return {form for form in forms if not form.startswith(noun)}

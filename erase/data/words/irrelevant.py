@@ -1,6 +1,6 @@
 """Words for other things, c_ir: from a language model (the paper's Table 5), or from lists.
 
-See `erase.data.words.language_model` for how it is asked.
+`erase.data.words.language_model` sends the request.
 """
 
 import json
@@ -18,9 +18,9 @@ from erase.data.words.spelling import same
 from erase.runtime.run_folder import IRRELEVANT
 from flux_jax.errors import InputError
 
-# Words asked for in each category; sentences then draw one from each.
+# Words requested per category; sentences then sample one from each.
 WANTED = 8
-# Serve where neither a language model nor the configuration names words.
+# Used if neither a language model nor the configuration provides words.
 COMMON = (
     "cloud",
     "tree",
@@ -41,7 +41,7 @@ Score = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class Reply(pydantic.BaseModel):
-    """What the language model has to answer: words with their similarity to the concept."""
+    """Schema of the language model's reply: words with their similarity to the concept."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
@@ -52,12 +52,12 @@ class Reply(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Words(Kept):
-    """Irrelevant words, in pools of which sentences draw in turn.
+    """Irrelevant words, in pools that sentences use in turn.
 
     Attributes:
-        concept: what they have nothing to do with.
+        concept: concept that they are unrelated to.
         pools: the categories of a reply, or a single list.
-        source: where they come from, in words.
+        source: source of the words, in words.
     """
 
     pools: tuple[tuple[str, ...], ...]
@@ -65,15 +65,16 @@ class Words(Kept):
 
 
 def gather_irrelevant(config: Config, workdir: Path, needed: int) -> Words:
-    """The words of a run: those that its folder keeps, else from the model, else from lists.
+    """Find the words of a run: saved in its folder, else from a language model, else from lists.
 
     Args:
         config: the run's configuration.
         workdir: the run's folder; only read.
-        needed: how many different ones the run's method draws at least; 0 asks no language model.
+        needed: number of different words that the run's method needs; 0 never asks a language
+            model.
 
     Raises:
-        InputError: the kept file is damaged, or the lists are too short.
+        InputError: the saved file is damaged, or the lists are too short.
     """
     why = ""
     if config.language_model and needed:
@@ -87,23 +88,23 @@ def gather_irrelevant(config: Config, workdir: Path, needed: int) -> Words:
     if len(set(names)) < needed:
         raise InputError(
             f"irrelevant: {whose} has {len(set(names))} different words, fewer than the {needed} "
-            f"that method = {config.method!r} draws; name more{why}"
+            f"that method = {config.method!r} needs; add more{why}"
         )
     return Words(config.concept, (tuple(dict.fromkeys(names)),), whose + why)
 
 
 def listed(config: Config) -> Words:
-    """The words that the configuration lists, whatever a language model would name."""
+    """The words listed in the configuration, without asking a language model."""
     return Words(config.concept, (config.irrelevant,), "the configuration's list")
 
 
 def ask(concept: str, synonyms: Sequence[str], count: int) -> Words:
-    """Asks the language model of the environment for `count` words of each category.
+    """Ask the language model of the environment for `count` words of each category.
 
     Args:
-        concept: what is to be erased.
-        synonyms: other words for it, which are no answers either.
-        count: words a category.
+        concept: concept to erase.
+        synonyms: other words for it, which are excluded too.
+        count: words per category.
 
     Raises:
         InputError: there is no key, the endpoint cannot be used, or no reply was usable.
@@ -115,7 +116,7 @@ def ask(concept: str, synonyms: Sequence[str], count: int) -> Words:
 
 
 def question(concept: str, count: int) -> str:
-    """The paper's Table 5, with lists in the place of its tuples, which JSON does not have."""
+    """The question of the paper's Table 5, with lists instead of tuples, which JSON lacks."""
     return (
         f"Hello, please return {count} English words that you think with Human intuition are "
         f"no_relation/far/mid in the semantic space from the English word: {json.dumps(concept)}, "
@@ -128,10 +129,10 @@ def question(concept: str, count: int) -> str:
 def check(
     text: str, concept: str, synonyms: Sequence[str], count: int
 ) -> tuple[tuple[str, ...], ...]:
-    """The words of a reply, a pool for each category.
+    """Check a reply and return its words, one pool per category.
 
     Raises:
-        InputError: it is not the JSON that was asked for, or has too few usable words.
+        InputError: it is not the requested JSON, or has too few usable words.
     """
     reply = language_model.parse(Reply, text)
     pools, used = [], set()
@@ -139,13 +140,13 @@ def check(
         words = _others([word for word, _ in getattr(reply, name)], concept, synonyms)
         words = tuple(word for word in words if word.casefold() not in used)
         if len(words) < count:
-            raise InputError(f"{name}: {len(words)} usable words, {count} were asked for")
+            raise InputError(f"{name}: {len(words)} usable words, {count} were requested")
         used |= {word.casefold() for word in words}
         pools.append(words[:count])
     return tuple(pools)
 
 
 def _others(words: Sequence[str], concept: str, synonyms: Sequence[str]) -> tuple[str, ...]:
-    """The words that are not the concept, once each."""
+    """Remove duplicates, the concept and its synonyms."""
     names = (concept, *synonyms)
     return tuple(dict.fromkeys(w for w in words if not any(same(w, each) for each in names)))

@@ -1,7 +1,7 @@
-"""Asks a language model over an OpenAI-compatible endpoint, and takes no reply on trust.
+"""Ask a language model at an OpenAI-compatible endpoint, and validate its replies.
 
 Endpoint, key and model come from the environment: OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL.
-Replies are data: checked against a schema, never evaluated. The key is in no message and no file.
+Replies are checked against a schema and never evaluated. The key appears in no message or file.
 """
 
 import json
@@ -19,16 +19,16 @@ from flux_jax.errors import InputError
 
 KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
 DEFAULT_MODEL = "gpt-4o"
-# Replies that may be unusable before something else serves.
+# Number of unusable replies before giving up.
 ATTEMPTS = 3
-# Of one request, in seconds; the client itself retries what may pass, and waits longer each time.
+# Seconds per request. The client retries transient errors, with increasing delays.
 TIMEOUT, RETRIES = 30.0, 4
 SYSTEM = "You are a helpful assistant and a well-established language expert"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run's folder keeps of a reply: words that were asked for about a concept."""
+    """A reply saved in a run's folder: words about a concept."""
 
     concept: str
 
@@ -39,14 +39,14 @@ Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
 def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
-    """Asks the language model of the environment until a reply is usable.
+    """Ask the language model of the environment until a reply is usable.
 
     Args:
         question: the message.
-        check: makes the result of a reply's text; an InputError says what is wrong with it.
+        check: parses a reply's text; raises an InputError if it is unusable.
 
     Returns:
-        The result, and who gave it, in words.
+        The result, and its source in words.
 
     Raises:
         InputError: there is no key, the endpoint cannot be used, or no reply was usable.
@@ -55,7 +55,7 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
         raise InputError(f"{KEY} is not set: give a key in the environment")
     model = os.environ.get(MODEL) or DEFAULT_MODEL
     problem, openai = "", client_library()
-    # Nobody but the endpoint that was named sees the question.
+    # Without redirects, only the configured endpoint sees the question.
     transport = openai.DefaultHttpxClient(follow_redirects=False)
     with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES, http_client=transport) as client:
         host = urlsplit(str(client.base_url)).hostname
@@ -70,7 +70,7 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
                 )
                 return check(answer.choices[0].message.content or ""), f"{model} at {host}"
             except openai.APIStatusError as error:
-                # The body may repeat the key; the status says enough.
+                # Status only, since the body may repeat the key.
                 raise InputError(f"language model at {host}: status {error.status_code}") from None
             except openai.APITimeoutError:
                 raise InputError(f"language model at {host}: no answer in {TIMEOUT:g} s") from None
@@ -82,10 +82,10 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
 
 
 def client_library() -> Any:
-    """The package `openai`, imported only once a language model is asked.
+    """Import the package `openai`, only when a language model is asked.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it cannot be imported.
     """
     try:
         import openai
@@ -97,12 +97,12 @@ def client_library() -> Any:
 
 
 def parse(schema: type[Schema], text: str) -> Schema:
-    """A reply's JSON, checked against a schema.
+    """Parse a reply's JSON and check it against a schema.
 
     Raises:
-        InputError: it is not the JSON that was asked for.
+        InputError: it is not the requested JSON.
     """
-    # Chat models like to fence their JSON.
+    # Chat models often put JSON in a code fence.
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     try:
         return schema.model_validate_json(fenced[1] if fenced else text)
@@ -115,16 +115,16 @@ def parse(schema: type[Schema], text: str) -> Schema:
 def kept_or_asked(
     kind: type[KeptT], path: Path, concept: str, ask: Callable[[], KeptT]
 ) -> tuple[KeptT | None, str]:
-    """What a run's folder keeps about its concept; where it keeps nothing, a new reply.
+    """Return the reply saved in a run's folder for its concept, else a new one.
 
     Args:
         kind: the dataclass that `describe` wrote.
-        path: the file in the folder; only read.
-        concept: the run's.
-        ask: gives the reply; an InputError says why there is none.
+        path: file in the folder; only read.
+        concept: concept of the run.
+        ask: requests a new reply; raises an InputError if there is none.
 
     Returns:
-        The words, or None; and why there are none, in brackets after a space.
+        The words, or None; and the reason if there are none, in brackets after a space.
 
     Raises:
         InputError: the file is damaged.
@@ -138,7 +138,7 @@ def kept_or_asked(
 
 
 def read_kept(kind: type[KeptT], path: Path) -> KeptT:
-    """Reads what a run's folder keeps of a model's reply, so that nobody asks twice.
+    """Read a saved reply, so that the language model is asked only once.
 
     Args:
         kind: the dataclass that `describe` wrote.
@@ -154,5 +154,5 @@ def read_kept(kind: type[KeptT], path: Path) -> KeptT:
 
 
 def describe(reply: Kept) -> str:
-    """The file that a run's folder keeps."""
+    """Format a reply as the file saved in a run's folder."""
     return json.dumps(asdict(reply), indent=2, ensure_ascii=False) + "\n"

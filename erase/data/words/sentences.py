@@ -1,4 +1,4 @@
-"""Further sentences with the concept, written by a language model; see `language_model` beside."""
+"""Further sentences with the concept, from a language model (`erase.data.words.language_model`)."""
 
 import json
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ from flux_jax.errors import InputError
 
 
 class Reply(pydantic.BaseModel):
-    """What the language model has to answer."""
+    """Schema of the language model's reply."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
-    # Braces would make a template of a sentence.
+    # No braces, which would turn a sentence into a template.
     sentences: list[
         Annotated[
             str,
@@ -31,12 +31,12 @@ class Reply(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Sentences(Kept):
-    """Sentences that hold a concept.
+    """Sentences with a concept.
 
     Attributes:
-        concept: which.
-        sentences: beside the configuration's.
-        source: where they come from, in words.
+        concept: the concept.
+        sentences: sentences in addition to those of the configuration.
+        source: source of the sentences, in words.
     """
 
     sentences: tuple[str, ...]
@@ -44,18 +44,18 @@ class Sentences(Kept):
 
 
 def add_generated_prompts(config: Config, workdir: Path) -> tuple[Config, Sentences]:
-    """A run's configuration with its further sentences among the prompts.
+    """Add sentences from a language model to the prompts of a run's configuration.
 
     Args:
-        config: the run's.
-        workdir: its folder, whose sentences serve if it keeps any; only read.
+        config: the run's configuration.
+        workdir: the run's folder, whose saved sentences are used if there are any; only read.
 
     Returns:
-        The configuration; and the sentences: none where none are wanted, or where the language
-        model gave none, which their source then says.
+        The configuration, and the added sentences. These are empty if none are requested, or if
+        the language model gave none; their source then has the reason.
 
     Raises:
-        InputError: the kept file is damaged.
+        InputError: the saved file is damaged.
     """
     generated, why = None, ""
     if config.more_prompts:
@@ -66,11 +66,11 @@ def add_generated_prompts(config: Config, workdir: Path) -> tuple[Config, Senten
 
 
 def ask(concept: str, count: int) -> Sentences:
-    """Asks the language model of the environment for sentences.
+    """Ask the language model of the environment for sentences.
 
     Args:
-        concept: what they all hold.
-        count: how many.
+        concept: concept that all sentences must contain.
+        count: number of sentences.
 
     Raises:
         InputError: there is no key, the endpoint cannot be used, or no reply was usable.
@@ -82,7 +82,7 @@ def ask(concept: str, count: int) -> Sentences:
 
 
 def question(concept: str, count: int) -> str:
-    """What the language model is asked."""
+    """The question for the language model."""
     return (
         f"Please write {count} short and different English captions of pictures. Each must hold "
         f"these words exactly as they are: {json.dumps(concept, ensure_ascii=False)}. Vary what "
@@ -92,15 +92,15 @@ def question(concept: str, count: int) -> str:
 
 
 def check(text: str, concept: str, count: int) -> tuple[str, ...]:
-    """The sentences of a reply.
+    """Check a reply and return its sentences.
 
     Raises:
-        InputError: it is not the JSON that was asked for, a sentence lacks the concept, or there
-            are too few different ones.
+        InputError: it is not the requested JSON, a sentence lacks the concept, or there are too few
+            different sentences.
     """
     sentences = tuple(dict.fromkeys(language_model.parse(Reply, text).sentences))
     for sentence in sentences:
         as_template(sentence, concept)
     if len(sentences) < count:
-        raise InputError(f"sentences: {len(sentences)} different ones, {count} were asked for")
+        raise InputError(f"sentences: {len(sentences)} different ones, {count} were requested")
     return sentences[:count]

@@ -1,18 +1,18 @@
-"""Where a text names a concept: in any case and spelling that a reader takes for it.
+"""Find where a text mentions a concept, in any case and spelling that a reader would recognize.
 
-The concept's words are looked for as whole words. What may differ:
+The concept's words are matched as whole words. These differences are allowed:
 
-- case, and forms of letters that Unicode calls compatible, as T5's tokenizer does: full-width
-  letters, ligatures, accents that are characters of their own;
-- curly quotes, kinds of hyphens, and characters without width;
-- what stands between the words: spaces, line breaks, hyphens, underscores or nothing
-  ("soccer-ball", "soccerball"), in the concept as in the text;
-- the end of the word: a plural ("cats", "boxes", "butterflies", "knives", "women"), a possessive
-  ("cat's"), "like" ("catlike"), a last letter that is doubled or drawn out ("catt", "soccerrrs")
-  and any letter three times or more ("nuderrr");
-- a number that is written together with it ("3cats", "Boeing747").
+- case, and Unicode compatibility forms, as in T5's tokenizer: full-width letters, ligatures,
+  combining accents;
+- curly quotes, kinds of hyphens, and zero-width characters;
+- the separators between words: spaces, line breaks, hyphens, underscores or nothing
+  ("soccer-ball", "soccerball"), both in the concept and in the text;
+- the ending: a plural ("cats", "boxes", "butterflies", "knives", "women"), a possessive ("cat's"),
+  "like" ("catlike"), a last letter that is doubled or repeated ("catt", "soccerrrs"), and any
+  letter three times or more ("nuderrr");
+- an attached number ("3cats", "Boeing747").
 
-All else is another word: "caterpillar", "concatenate" and "bobcat" name no cat.
+Anything else is another word: "caterpillar", "concatenate" and "bobcat" do not mention a cat.
 """
 
 import functools
@@ -27,21 +27,22 @@ from flux_jax.errors import InputError
 
 QUOTES = dict.fromkeys(map(ord, "‘’‛ʼ´`＇"), "'")
 HYPHENS = dict.fromkeys(map(ord, "‐‑‒–−"), "-")
-# T5's tokenizer takes most of them for spaces.
+# T5's tokenizer treats most of them as spaces.
 WIDTHLESS = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 GAP = r"[\s_-]"
 
 
 @dataclass(frozen=True)
 class Mention:
-    """One place where a text names a concept.
+    """One mention of a concept in a text.
 
     Attributes:
-        start: its first character.
-        stop: after the last one of the concept itself; of all where the plural changes the word.
-        end: after the last one of the word, its ending included.
-        plural: whether it is one.
-        ending: "like" or a number that goes on after the concept; most endings say no more.
+        start: index of its first character.
+        stop: index after the concept without its ending; after the whole word if the plural
+            changes the word.
+        end: index after the word, including its ending.
+        plural: whether it is a plural.
+        ending: "like" or a number that follows the concept; "" for other endings.
     """
 
     start: int
@@ -52,18 +53,18 @@ class Mention:
 
 
 def mentions(text: str, concept: str) -> list[Mention]:
-    """All places where a text names a concept, in their order; see the module's docstring.
+    """Find all mentions of a concept in a text, in order; see the module's docstring.
 
     Args:
         text: a prompt.
-        concept: of one word or several.
+        concept: one word or several.
 
     Raises:
         InputError: the concept is empty.
     """
     pattern, last = _pattern(concept)
     found: dict[int, Mention] = {}
-    # Characters without width may part words or stand within one.
+    # Zero-width characters may separate words or be inside one.
     for dropped in (False, True) if set(WIDTHLESS) & set(text) else (False,):
         letters, spans = _folded(text, dropped)
         for start, stop, end, plural in _matches(letters, pattern, last):
@@ -75,7 +76,7 @@ def mentions(text: str, concept: str) -> list[Mention]:
 
 
 def same(word: str, concept: str) -> bool:
-    """Whether a word is nothing but the concept, in any of its forms.
+    """Whether a word is exactly the concept, in any of its forms.
 
     Raises:
         InputError: the concept is empty.
@@ -87,7 +88,7 @@ def same(word: str, concept: str) -> bool:
 def _matches(
     letters: str, pattern: re.Pattern[str], last: str
 ) -> Iterator[tuple[int, int, int, bool]]:
-    """Where the concept starts and stops, where its word ends, and whether it is a plural."""
+    """Matches of the concept: start, stop, end of its word, and whether it is a plural."""
     at = 0
     while match := pattern.search(letters, at):
         start, stop = match.span()
@@ -102,12 +103,12 @@ def _matches(
 
 
 def _letter(character: str) -> bool:
-    """Whether it is a letter, a digit, or an accent on one."""
+    """Whether it is a letter, a digit or a combining accent."""
     return character.isalnum() or unicodedata.category(character)[0] == "M"
 
 
 def _run(letters: str, start: int) -> str:
-    """The letters and digits that follow without a gap."""
+    """The letters and digits that follow immediately."""
     stop = start
     while stop < len(letters) and _letter(letters[stop]):
         stop += 1
@@ -115,7 +116,7 @@ def _run(letters: str, start: int) -> str:
 
 
 def _starts(letters: str, start: int) -> bool:
-    """Whether a word starts there: after no letter, or after nothing but a number."""
+    """Whether a word starts there: not after a letter, except after a separate number."""
     if not _letter(letters[start]):
         return True
     before = start
@@ -125,7 +126,7 @@ def _starts(letters: str, start: int) -> bool:
 
 
 def _may_follow(rest: str, word: str) -> bool:
-    """Whether a word is still itself with these letters after it; none may follow no word."""
+    """Whether letters may follow a word without changing it; an empty word allows none."""
     if not rest:
         return True
     if not word:
@@ -138,35 +139,35 @@ def _may_follow(rest: str, word: str) -> bool:
         return word.endswith(("s", "x", "z", "ch", "sh", "o"))
     if rest == f"{word[-1]}es":
         return word.endswith(("s", "z"))
-    # In words of one or two letters that is another one: "of" and "off", "be" and "bee".
+    # Doubling makes another word of one or two letters: "of" and "off", "be" and "bee".
     drawn = len(word) > 2 and re.fullmatch(rf"{re.escape(word[-1])}+s?", rest)
     return bool(drawn or re.fullmatch(r"(.)\1\1+s?", rest))
 
 
 @functools.lru_cache(maxsize=1000)
 def _pattern(concept: str) -> tuple[re.Pattern[str], str]:
-    """A pattern of a folded text, whose first group is the last word; and that word.
+    """Pattern for folded text, whose first group is the concept's last word; and that word.
 
     Raises:
         InputError: the concept is empty.
     """
-    # Whatever it begins or ends with that is no word is left out: spaces of any sort, line ends.
+    # Leading and trailing separators are dropped: spaces of any kind, line breaks.
     words = [word for word in re.split(rf"{GAP}+", _folded(concept)[0]) if word]
     if not words:
-        raise InputError(f"concept = {shown(concept)} is empty: name what is to be erased")
+        raise InputError(f"concept = {shown(concept)} is empty: name the concept to erase")
     *first, last = words
-    # An ending in the middle needs a gap after it; so each text is read in one way only.
+    # An ending within the concept needs a separator after it, so that every match is unambiguous.
     parts = [rf"{re.escape(word)}(?:(?>{re.escape(word[-1])}*s?){GAP}++|{GAP}*+)" for word in first]
     forms = "|".join(map(re.escape, (last, *sorted(plurals(last)))))
     return re.compile(f"{''.join(parts)}({forms})"), last
 
 
 def _folded(text: str, dropped: bool = False) -> tuple[str, list[tuple[int, int]]]:
-    """The text in its simplest form, and where each of its characters stands in the text.
+    """Normalize a text, and return the span of each result character in the original.
 
     Args:
-        text: any.
-        dropped: whether characters without width are left out; else they are spaces.
+        text: any text.
+        dropped: whether to drop zero-width characters; else they become spaces.
     """
     letters, spans, start = [], [], 0
     while start < len(text):

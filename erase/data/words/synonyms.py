@@ -1,13 +1,13 @@
-"""Other words for the concept, c_syn: the configuration's, the model's, else WordNet's by NLTK.
+"""Synonyms of the concept, c_syn: from the configuration, the model, or WordNet by NLTK.
 
-A word has several senses in WordNet, of which the first need not be what pictures show: that of
-"turtle" is a jumper. The sense is the user's (`Config.sense`), or the one nearest to things that
-the model draws. The whole database is used where NLTK finds one (`NLTK_DATA`); else a subset that
-ships with this package, `wordnet.json`, made from WordNet 3.1 by
+A word may have several senses in WordNet, and the first need not be what pictures show: that of
+"turtle" is a jumper. The sense is chosen by the user (`Config.sense`), or is the nearest to things
+that the model can draw. The whole database is used if NLTK finds one (`NLTK_DATA`); else
+`wordnet.json`, a subset of WordNet 3.1 that ships with this package. The command
 
     NLTK_DATA=~/nltk_data python -m erase wordnet tabby
 
-which adds the words that it is given. WordNet's licence stands in it.
+adds words to it. The file includes WordNet's licence.
 """
 
 import contextlib
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
 SUBSET = Path(__file__).with_name("wordnet.json")
 
 
-# How NLTK calls the parts of speech.
+# NLTK's names of the parts of speech.
 TAGS = {"noun": "n", "adjective": "a", "verb": "v"}
 
 
-# A sense's nearness is the mean likeness to so many of the things that are most like it. It counts
-# more for the word's most frequent sense and less for each rarer one, less where the word is not
-# the sense's first name, and less for what is thought or felt and so in no picture. Chosen on 95
-# nouns with the small model's things: 4 are wrong, where the first sense is wrong for 10.
+# The nearness of a sense is its mean similarity to the NEAREST most similar things. It is weighted
+# up for the word's most frequent sense, and down for each rarer one, if the word is not the sense's
+# first name, and for cognition and feelings, which pictures do not show. Chosen on 95 nouns with
+# the small model's things: 4 senses are wrong, against 10 by always taking the first sense.
 NEAREST, FIRST, RARER, SECOND_NAME, UNSEEN = 5, 1.15, 0.96, 0.9, 0.8
 
 
 THOUGHT = ("cognition.n.01", "feeling.n.01")
 
 
-# Senses in a message, and letters of their definitions.
+# Senses listed in a message, and the length of their definitions.
 SHOWN, LETTERS = 3, 60
 
 
 @dataclass(frozen=True)
 class Sense:
-    """One of a word's senses, a synset.
+    """A sense of a word, WordNet's synset.
 
     Attributes:
-        name: WordNet's for it, such as turtle.n.02.
-        definition: in a few words.
-        words: that have this sense, as WordNet writes them.
-        above: names of the more general senses that are next to it.
+        name: WordNet's name, such as turtle.n.02.
+        definition: short definition.
+        words: words with this sense, in WordNet's spelling.
+        above: names of its direct hypernyms, the next more general senses.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Sense:
 
 @dataclass(frozen=True)
 class WordNet:
-    """A part of WordNet, of one part of speech.
+    """An extract of WordNet for one part of speech.
 
     Attributes:
-        source: where it comes from.
+        source: source of the extract, in words.
         words: names of each word's senses, the most frequent first.
-        senses: by name; all of those words, and all that are above these.
+        senses: senses by name: all senses of these words, and all their hypernyms.
     """
 
     source: str
@@ -85,11 +85,11 @@ class WordNet:
     senses: Mapping[str, Sense]
 
     def of(self, word: str) -> list[Sense]:
-        """A word's senses; none if it is unknown."""
+        """Senses of a word; empty if it is unknown."""
         return [self.senses[name] for name in self.words.get(lemma(word), ())]
 
     def distances(self, sense: str) -> dict[str, int]:
-        """Steps up to each more general sense, itself at 0."""
+        """Number of steps up to each hypernym, with the sense itself at 0."""
         distances, level, steps = {}, {sense}, 0
         while level:
             distances |= dict.fromkeys(level, steps)
@@ -98,7 +98,7 @@ class WordNet:
         return distances
 
     def likeness(self, one: str, other: str) -> float:
-        """Wu and Palmer's: how deep what two senses share lies, against how deep they do; 0..1."""
+        """Wu-Palmer similarity in 0..1: depth of the common hypernym relative to the senses'."""
         ups, others = self.distances(one), self.distances(other)
         best = 0.0
         for name in ups.keys() & others.keys():
@@ -108,13 +108,16 @@ class WordNet:
 
 
 def resolve_synonyms(config: Config, wanted: bool) -> tuple[Config, str]:
-    """The configuration with synonyms, and where they come from, or why there are none.
+    """Fill in the synonyms of a configuration.
 
-    Without any, L_rsc leads towards other things alone, and Acc_g is not counted.
+    Without synonyms, L_rsc leads only towards other things, and Acc_g is not counted.
 
     Args:
-        config: the run's.
-        wanted: whether synonyms are looked up where it names none; its method says that.
+        config: the run's configuration.
+        wanted: whether the run's method needs synonyms, so that missing ones are looked up.
+
+    Returns:
+        The configuration with synonyms, and their source, or the reason why there are none.
 
     Raises:
         InputError: the word has no such sense, or the database that NLTK found is damaged.
@@ -141,16 +144,16 @@ def resolve_synonyms(config: Config, wanted: bool) -> tuple[Config, str]:
 def look_up(
     concept: str, part_of_speech: str, wanted: str | None = None, things: Sequence[str] = ()
 ) -> tuple[WordNet, Sense | None]:
-    """The sense of a word.
+    """Look up the sense of a word.
 
     Args:
         concept: one or more words.
         part_of_speech: a key of `TAGS`.
-        wanted: which sense: a number from 1 on, or its name; None is the nearest to some things.
-        things: these; with none, things that many pictures show.
+        wanted: number (from 1) or name of the sense; None chooses the nearest to `things`.
+        things: names of things; if empty, things that are common in pictures.
 
     Returns:
-        What was looked at, and the sense; None where the word is unknown.
+        The extract of WordNet that was searched, and the sense; None if the word is unknown.
 
     Raises:
         InputError: the word has no such sense, or the database that NLTK found is damaged.
@@ -165,7 +168,7 @@ def look_up(
     if len(senses) < 2 or not noun:
         return net, senses[0] if senses else None
     own = {sense.name for sense in senses}
-    # Things by their most frequent sense; the concept says nothing about itself.
+    # Each thing counts by its most frequent sense; the concept itself is excluded.
     apart = {lemma(concept)}
     beside = [net.of(each)[0].name for each in things if lemma(each) not in apart and net.of(each)]
     beside = [name for name in dict.fromkeys(beside) if name not in own]
@@ -174,7 +177,7 @@ def look_up(
         sense = senses[rank]
         likenesses = sorted(net.likeness(sense.name, other) for other in beside)[-NEAREST:]
         near = sum(likenesses) / max(1, len(likenesses)) * RARER**rank
-        # Not in any case, since names of people are written large.
+        # Case matters, since names of people are capitalized.
         named = sense.words[0] in ("_".join(concept.split()), lemma(concept))
         near *= (FIRST if rank == 0 else 1) if named else SECOND_NAME
         return near * (UNSEEN if net.distances(sense.name).keys() & {*THOUGHT} else 1)
@@ -185,10 +188,10 @@ def look_up(
 def _wanted(
     senses: Sequence[Sense], wanted: str, concept: str, part_of_speech: str, source: str
 ) -> Sense:
-    """The sense that the user names.
+    """Find the sense that the user chose, by number or name.
 
     Raises:
-        InputError: there is none of that number or name.
+        InputError: there is no sense of that number or name.
     """
     named = {sense.name: sense for sense in senses}
     numbered = {str(number): sense for number, sense in enumerate(senses, 1)}
@@ -202,15 +205,15 @@ def _wanted(
     raise InputError(
         f"sense = {wanted[:LETTERS]!r}: {source} has {len(senses)} {senses_of} "
         f"{concept[:LETTERS]!r} as {article(part_of_speech)}"
-        + (f": {listed}; give a number or a name of these" if listed else "; name synonyms instead")
+        + (f": {listed}; give a number or a name of these" if listed else "; give synonyms instead")
     )
 
 
 def part(words: Iterable[str], part_of_speech: str) -> WordNet:
-    """What WordNet knows of some words.
+    """Extract the entries of some words from WordNet.
 
     Args:
-        words: each one or more words.
+        words: entries to look up, each of one or more words.
         part_of_speech: a key of `TAGS`.
 
     Raises:
@@ -232,7 +235,7 @@ def part(words: Iterable[str], part_of_speech: str) -> WordNet:
 
 @functools.lru_cache(maxsize=4)
 def of_subset(text: str, part_of_speech: str) -> WordNet:
-    """The subset, from its file's text."""
+    """Parse the subset from its file's text."""
     kept = json.loads(text)
     senses = {
         name: Sense(
@@ -245,16 +248,16 @@ def of_subset(text: str, part_of_speech: str) -> WordNet:
 
 
 def subset() -> dict[str, Any]:
-    """The subset that ships: `licence`; `pictured`, what many pictures show; `words`, `senses`."""
+    """Read the shipped subset: `licence`, `pictured` (common in pictures), `words`, `senses`."""
     return json.loads(SUBSET.read_text())
 
 
 def database() -> Any | None:
-    """Where NLTK finds WordNet: a pointer to its folder or zip file, or None."""
+    """NLTK's pointer to WordNet's folder or zip file; None if NLTK does not find it."""
     try:
         import nltk
     except ImportError:
-        # Without its library there is no database either; the subset needs none.
+        # Without NLTK the subset is used.
         return None
     for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
         try:
@@ -266,17 +269,17 @@ def database() -> Any | None:
 
 @contextlib.contextmanager
 def opened(place: Any) -> "Iterator[WordNetCorpusReader]":
-    """The database at a place that `database` gave; reading its indices takes seconds."""
+    """Open the database at a location from `database`; reading its indices takes seconds."""
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     with warnings.catch_warnings():
-        # Only English is asked for.
+        # Only English is used.
         warnings.filterwarnings("ignore", message="The multilingual functions")
         reader = WordNetCorpusReader(place, None)
     try:
         yield reader
     finally:
-        # The reader has no way to close what it opened.
+        # The reader has no method to close its files.
         for file in reader._data_file_map.values():
             file.close()
 
@@ -284,7 +287,7 @@ def opened(place: Any) -> "Iterator[WordNetCorpusReader]":
 def of_database(
     reader: "WordNetCorpusReader", words: Iterable[str], part_of_speech: str
 ) -> WordNet:
-    """Some words' senses, and those above them, from the whole database."""
+    """Extract the senses of some words, and their hypernyms, from the whole database."""
     known_words, senses, noun = {}, {}, part_of_speech == "noun"
     for word in dict.fromkeys(map(lemma, words)):
         synsets: list[Any] = list(reader.synsets(word, TAGS[part_of_speech]))
@@ -292,7 +295,7 @@ def of_database(
         while synsets:
             synset = synsets.pop()
             if synset.name() not in senses:
-                # Likeness is asked for among nouns alone.
+                # Similarity is only computed between nouns.
                 above = [*synset.hypernyms(), *synset.instance_hypernyms()] if noun else []
                 names = tuple(each.name() for each in above)
                 lemmas = tuple(synset.lemma_names())
@@ -302,12 +305,13 @@ def of_database(
 
 
 def clean(names: Iterable[str], concept: str, others: Sequence[str] = ()) -> tuple[str, ...]:
-    """Words that can stand in a sentence in the concept's place, once each.
+    """Select words that can replace the concept in a sentence, without duplicates.
 
     Args:
-        names: as WordNet writes them.
-        concept: no synonym may be or hold it, as "nude painting" holds "nude".
-        others: words that mean what is to be kept.
+        names: words in WordNet's spelling.
+        concept: the concept; synonyms that contain it are excluded, such as "nude painting" for
+            "nude".
+        others: words for things to preserve, which are excluded too.
     """
     kept = {word.casefold() for word in others}
     words = (name.replace("_", " ") for name in names)
@@ -316,10 +320,10 @@ def clean(names: Iterable[str], concept: str, others: Sequence[str] = ()) -> tup
 
 
 def lemma(words: str) -> str:
-    """Words as WordNet's index has them."""
+    """Words in the spelling of WordNet's index."""
     return "_".join(words.casefold().split())
 
 
 def article(part_of_speech: str) -> str:
-    """A part of speech with its article."""
+    """A part of speech with its indefinite article."""
     return f"{'an' if part_of_speech[0] in 'aeiou' else 'a'} {part_of_speech}"

@@ -1,6 +1,6 @@
-"""Sentences about a concept: templates, word shuffles, and other words in the concept's place.
+"""Sentences about a concept: templates, word shuffles, and replacements of the concept.
 
-Everything random is a pure function of a NumPy generator.
+All randomness comes from a NumPy generator passed as an argument.
 """
 
 import re
@@ -16,16 +16,16 @@ from flux_jax.errors import InputError
 
 SLOT = "{}"
 SLOT_PATTERN = re.escape(SLOT)
-# What may stand between an article and its word.
+# Characters allowed between an article and its word.
 OPENING = r"[\"'(“‘]*"
-# "{}" with what makes one word with it, as in "{}s", "{}'s" and "{}-like".
+# "{}" with attached quotes or endings, as in "{}s", "{}'s" and "{}-like".
 ATTACHED = rf"(?:[\"'(“‘]{SLOT_PATTERN}[\"')”’]|{SLOT_PATTERN}(?:['’]?s\b['’]?|-?like\b)?)"
-# They go where their noun goes.
+# Removed together with their noun.
 DETERMINERS = (
     "(?:an?|the|this|that|these|those|one|two|three|four|five|six|seven|eight|nine|ten|some|many|"
     "several|few)"
 )
-# No article can stand before one of these.
+# Words that no article can precede.
 CONNECTING = (
     "(?:and|or|but|with|of|in|on|at|by|for|from|to|into|onto|over|under|above|below|behind|beside|"
     "between|near|next|inside|outside|is|are|was|were|that|who|which|as)"
@@ -34,31 +34,31 @@ CONNECTING = (
 
 @dataclass(frozen=True)
 class Group:
-    """One sentence with different words in the same place.
+    """Forms of one sentence, with different words in the same place.
 
     Attributes:
-        prompts: the sentence with the concept, then with others in its place.
-        words: the word that each of them holds.
+        prompts: the sentence with the concept, then with other words in its place.
+        words: the word in each of these prompts.
     """
 
     prompts: tuple[str, ...]
     words: tuple[str, ...]
 
     def first(self, count: int) -> "Group":
-        """The first forms alone."""
+        """Keep only the first `count` forms."""
         return Group(self.prompts[:count], self.words[:count])
 
 
 def as_template(sentence: str, concept: str) -> str:
-    """Puts "{}" in the concept's place, at every occurrence; "{}s" in that of its plural.
+    """Replace the concept by "{}" at every occurrence, and its plural by "{}s".
 
     Args:
         sentence: a sentence with the concept, in any form that `erase.data.words.spelling` lists,
-            or a template that has "{}" already.
+            or a template that already has "{}".
         concept: one word or several.
 
     Raises:
-        InputError: the sentence has neither.
+        InputError: the sentence has neither the concept nor "{}".
     """
     template, done = "", 0
     for each in mentions(sentence, concept):
@@ -68,22 +68,22 @@ def as_template(sentence: str, concept: str) -> str:
     if SLOT not in template:
         raise InputError(
             f"prompts: {shown(sentence)} does not hold the concept {shown(concept)}; "
-            f'name it there or write "{SLOT}" in its place'
+            f'add it, or write "{SLOT}" in its place'
         )
     return template
 
 
 def shuffle(rng: np.random.Generator, template: str) -> str:
-    """The same words in another order; "{}" is one of them, so a concept moves as a whole."""
+    """Put the words in random order. "{}" counts as one word, so the concept moves as a whole."""
     words = template.split()
     return " ".join(words[i] for i in rng.permutation(len(words)))
 
 
 def phrase(template: str, word: str) -> str:
-    """Puts a word at a template's "{}", and its plural at "{}s".
+    """Fill a template: the word replaces "{}", its plural "{}s".
 
-    An article before it follows the word: "a {}" and "an {}" give "an owl" and "a cat". An empty
-    word leaves the place out.
+    A preceding article is adapted to the word: "a {}" and "an {}" give "an owl" and "a cat". An
+    empty word removes "{}".
     """
     if not word:
         return leave_out(template, "")
@@ -98,12 +98,12 @@ def phrase(template: str, word: str) -> str:
 
 
 def leave_out(template: str, part_of_speech: str = "noun") -> str:
-    """The sentence without the concept: "a photo of {}" without its noun, or its adjective.
+    """Remove the concept from a sentence: the noun, or adjective, at "{}".
 
     Args:
         template: a sentence with "{}".
-        part_of_speech: of the concept; a noun takes its article along, or a number. Any other word
-            leaves its article to the noun after it.
+        part_of_speech: part of speech of the concept. A noun is removed together with its article,
+            determiner or number. Any other word leaves its article to the following noun.
     """
     if part_of_speech == "noun":
         return _closed(re.sub(rf"(?:\b{DETERMINERS}\s+)?{ATTACHED}", " ", template, flags=re.I))
@@ -117,12 +117,12 @@ def leave_out(template: str, part_of_speech: str = "noun") -> str:
 
 
 def _article(letter: str, word: str) -> str:
-    """The article before a word, its first letter as given."""
+    """Article of a word, starting with the given letter to preserve its case."""
     return letter + article(word)[1:]
 
 
 def _closed(text: str) -> str:
-    """A sentence that something was left out of, without the gaps."""
+    """Clean up spaces and punctuation after removing words from a sentence."""
     text = re.sub(r"\s+([,.;:!?])", r"\1", " ".join(text.split())).lstrip(" ,;:")
     return text if re.search(r"\w", text) else ""
 
@@ -136,15 +136,15 @@ def draw_groups(
     count: int,
     shuffled: float,
 ) -> list[Group]:
-    """Draws sentences with the concept, each also with other words in its place.
+    """Generate sentences with the concept, each also with other words in its place.
 
     Args:
-        rng: source of randomness.
-        prompts: sentences or templates, taken in turn.
-        concept: what they are about.
-        others: words to stand in for it.
-        count: sentences to draw.
-        shuffled: share of the sentences whose words are put into a random order.
+        rng: random number generator.
+        prompts: sentences or templates, used in turn.
+        concept: the concept.
+        others: words to replace it in further forms.
+        count: number of sentences.
+        shuffled: probability that a sentence's words are put into random order.
 
     Raises:
         InputError: a prompt lacks the concept.

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt name a concept: those that hold its characters.
+"""Find the tokens of a concept in a prompt: those that contain its characters.
 
 Axis letters: B prompts, T text tokens.
 """
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 def concept_masks(
     tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], words: str | Sequence[str]
 ) -> Float[np.ndarray, "B T"]:
-    """What `marks` finds, where every prompt has to hold its concept.
+    """Mark the tokens of a concept, as `marks` does, in prompts that must all contain it.
 
     Raises:
-        InputError: what `marks` raises, or a concept is not in its prompt.
+        InputError: as for `marks`, or a prompt does not contain its concept.
     """
     masks = marks(tokenizer, prompts, words)
     words = [words] * len(prompts) if isinstance(words, str) else words
     for row, prompt, word in zip(masks, prompts, words, strict=True):
         if not row.any():
             raise InputError(
-                f"prompt = {shown(prompt)} does not hold the concept {shown(word)}; name the "
-                "concept there as a word of its own"
+                f"prompt = {shown(prompt)} does not hold the concept {shown(word)}; add the "
+                "concept as a separate word"
             )
     return masks
 
@@ -40,22 +40,22 @@ def concept_masks(
 def marks(
     tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], words: str | Sequence[str]
 ) -> Float[np.ndarray, "B T"]:
-    """Marks the tokens of a concept in every prompt.
+    """Mark the tokens of a concept in every prompt.
 
-    The concept is found in the prompt's text, in every form that `erase.data.words.spelling` lists.
-    However the tokenizer cuts the text, each token is marked that has one of the concept's
-    characters, a token that has its neighbours' too among them, and no other is.
+    The concept is searched in the prompt's text, in every form that `erase.data.words.spelling`
+    lists. A token is marked if and only if it contains at least one of the concept's characters,
+    even if it also contains neighbouring characters.
 
     Args:
-        tokenizer: T5's, with `model_max_length` tokens.
-        prompts: texts.
+        tokenizer: T5's tokenizer, with `model_max_length` tokens.
+        prompts: the prompts.
         words: the concept, or one for each prompt.
 
     Returns:
-        Ones and zeros; a row is all zeros where the prompt does not hold the concept.
+        Ones and zeros; a row is all zeros if the prompt does not contain the concept.
 
     Raises:
-        InputError: a concept is empty or is unknown to the vocabulary, or a prompt is too long.
+        InputError: a concept is empty or not in the vocabulary, or a prompt is too long.
     """
     words = [words] * len(prompts) if isinstance(words, str) else words
     limit = tokenizer.model_max_length
@@ -78,17 +78,17 @@ def marks(
 
 @functools.lru_cache(maxsize=10_000)
 def _places(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[tuple[int, int], ...]:
-    """The first character of each token, and the one after its last."""
+    """Start and stop of each token in the text, in characters."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return tuple(map(tuple, encoded.offset_mapping))
 
 
 @functools.lru_cache(maxsize=10_000)
 def _check_known(tokenizer: "PreTrainedTokenizerBase", word: str) -> None:
-    """Makes sure that the vocabulary tells a concept from others.
+    """Check that the vocabulary has the characters of a concept.
 
     Raises:
-        InputError: it lacks some of its characters.
+        InputError: it lacks some of them.
     """
     spellings = (word, word.lower(), word.replace("’", "'"))
     if all(
@@ -97,5 +97,5 @@ def _check_known(tokenizer: "PreTrainedTokenizerBase", word: str) -> None:
     ):
         raise InputError(
             f"concept = {shown(word)} has characters that the tokenizer's vocabulary lacks; "
-            "write it in letters that it knows"
+            "write it in characters that it has"
         )
