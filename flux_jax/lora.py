@@ -207,7 +207,7 @@ def combine(
 ) -> PyTree | None:
     """One tree with the summed effect of several (adapter, strength) pairs; None for none.
 
-    Ranks are laid side by side: [A1 A2] [B1; B2] = A1 B1 + A2 B2, so the sum is exact. What else
+    Ranks are laid side by side: [A1 A2] `[B1; B2]` = A1 B1 + A2 B2, so the sum is exact. What else
     there is of a target is added up.
 
     Args:
