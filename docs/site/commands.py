@@ -5,7 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,22 @@ def docstring(module: str) -> str:
     return ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""
 
 
-def read_flags(module: str) -> list[dict[str, Any]]:
-    """Flags of a command's module, from a process of its own.
+def read_flags(modules: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Flags of commands' modules, from a process that imports no more than they do.
 
     Raises:
-        RuntimeError: the command's module cannot be run.
+        RuntimeError: a command's module cannot be run.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "docs.site.flags", module],
+        [sys.executable, "-m", "docs.site.flags", *dict.fromkeys(modules)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{module}: {done.stderr.strip()[-400:]}")
-    return json.loads(done.stdout)
+        raise RuntimeError(done.stderr.strip()[-400:])
+    return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
 def cell(text: str) -> str:
@@ -76,8 +76,6 @@ def section(name: str, module: str, flags: Sequence[dict[str, Any]]) -> str:
 
 def page() -> str:
     """The whole page."""
-    flags = {module: read_flags(module) for module in dict.fromkeys(commands.COMMANDS.values())}
-    sections = [
-        section(name, module, flags[module]) for name, module in commands.COMMANDS.items()
-    ]
+    flags = read_flags(commands.COMMANDS.values())
+    sections = [section(name, home, flags[home]) for name, home in commands.COMMANDS.items()]
     return HEAD + "\n".join(sections)

@@ -1,15 +1,17 @@
-"""Print the flags of one command as JSON: `python -m docs.site.flags MODULE`.
+"""Print the flags of commands as JSON: `python -m docs.site.flags MODULE ...`.
 
-The command's module runs up to the point where it would read its arguments, so that flags,
-defaults and help texts are those that `--help` shows. Each command needs a process of its own,
+Each command's module runs up to the point where it would read its arguments, so that flags,
+defaults and help texts are those that `--help` shows. It does so in a forked process of its own,
 since absl's flags are global.
 """
 
 import argparse
+import importlib
 import json
+import os
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import app
@@ -20,18 +22,36 @@ class Done(BaseException):
     """Ends the command once its flags are declared; no command catches it."""
 
 
-def main(module: str) -> None:
-    """Print the flags of a command's module, a dictionary each."""
-    read: list[dict[str, Any]] = []
+def main(modules: Sequence[str]) -> None:
+    """Print one line of JSON for each command's module: its name, and a dictionary for each flag."""
+    # What most commands import, once for all of their processes.
+    importlib.import_module("erase.cli.flags")
+    importlib.import_module("convert.arguments")
+    for module in modules:
+        if process := os.fork():
+            if os.waitpid(process, 0)[1]:
+                raise SystemExit(f"{module}: its flags cannot be read")
+        else:
+            print(json.dumps([module, read(module)]), flush=True)
+            os._exit(0)
+
+
+def read(module: str) -> list[dict[str, Any]]:
+    """Flags of a command's module, which runs in this process.
+
+    Raises:
+        RuntimeError: it reads none.
+    """
+    found: list[dict[str, Any]] = []
 
     def from_absl(*args: Any, **kwargs: Any) -> None:
         del args, kwargs
-        read.extend(of_absl(absl_flags.FLAGS))
+        found.extend(of_absl(absl_flags.FLAGS))
         raise Done
 
     def from_argparse(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
         del args, kwargs
-        read.extend(of_argparse(parser))
+        found.extend(of_argparse(parser))
         raise Done
 
     app.run = from_absl
@@ -40,9 +60,8 @@ def main(module: str) -> None:
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Done:
-        print(json.dumps(read))
-        return
-    raise SystemExit(f"{module} reads no flags")
+        return found
+    raise RuntimeError(f"{module} reads no flags")
 
 
 def of_absl(values: absl_flags.FlagValues) -> Iterator[dict[str, Any]]:
@@ -73,4 +92,4 @@ def of_argparse(parser: argparse.ArgumentParser) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
