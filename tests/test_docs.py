@@ -1,4 +1,4 @@
-"""The documentation: pages of every command and field, links, commands and messages that it names."""
+"""The documentation: pages of commands and fields, links, commands and messages that it names."""
 
 import argparse
 import ast
@@ -61,7 +61,7 @@ def test_every_module_has_its_place_in_the_python_reference():
     shown = "\n".join(python.pages().values())
     named = re.findall(r"^::: ([\w.]+)$", shown, re.MULTILINE)
     assert sorted(named) == sorted(python.modules())
-    assert python.page_of("erase.methods.levels") == "reference/python/erase.methods.md"
+    assert python.page_of("erase.methods.esd") == "reference/python/erase.methods.md"
     assert python.page_of("erase.methods") == "reference/python/erase.methods.md"
 
 
@@ -93,10 +93,10 @@ def test_links_of_pages_lead_to_files():
 
 
 def test_a_link_to_a_file_becomes_a_link_to_its_page():
-    text = "[a](../../erase/methods/levels.py) [b](../../configs/emoji_cat.py#x) [c](../adapters.md)"
+    text = "[a](../../erase/methods/esd.py) [b](../../configs/emoji_cat.py#x) [c](../adapters.md)"
     text += "\n```\n[d](../../erase/train.py)\n```\n[e](https://x.org/y.py) [f](../../RESULTS.md#z)"
     made = links.resolved(text, "tutorials/page.md")
-    assert "[a](../reference/python/erase.methods.md#erase.methods.levels)" in made
+    assert "[a](../reference/python/erase.methods.md#erase.methods.esd)" in made
     assert "[b](../source/configs/emoji_cat.py.md#x)" in made
     assert "[c](../adapters.md)" in made
     assert "[d](../../erase/train.py)" in made
@@ -107,9 +107,10 @@ def test_a_link_to_a_file_becomes_a_link_to_its_page():
 
 def test_source_pages_follow_links_and_keep_text():
     made = links.source_pages([("page.md", "[a](../models/emoji-flux/README.md)")])
-    assert {"source/models/emoji-flux/README.md.md", "source/models/emoji-flux/measure.json.md"} <= set(
-        made
-    )
+    assert {
+        "source/models/emoji-flux/README.md.md",
+        "source/models/emoji-flux/measure.json.md",
+    } <= set(made)
     text = made["source/models/emoji-flux/measure.json.md"]
     assert (ROOT / "models/emoji-flux/measure.json").read_text().strip() in text
 

@@ -14,7 +14,7 @@ from erase.cli import commands
 ROOT = Path(__file__).parents[2]
 HEAD = """# Commands
 
-Every command is `erase-anything COMMAND ...`; `erase-anything help COMMAND` prints what stands here.
+Every command is `erase-anything COMMAND ...`; `erase-anything help COMMAND` prints this text.
 The same commands run without being installed as `python -m MODULE ...`.
 This page is generated from the commands' own flags.
 
@@ -68,7 +68,9 @@ def section(name: str, module: str, flags: Sequence[dict[str, Any]]) -> str:
     if given:
         # The name stands for another command with some flags.
         other = next(each for each, home in commands.COMMANDS.items() if home == module)
-        about = f"{commands.ABOUT[name]}.\n\nThe same as `{other} {' '.join(given)}`; see its flags."
+        about = (
+            f"{commands.ABOUT[name]}.\n\nThe same as `{other} {' '.join(given)}`; see its flags."
+        )
         return f"## {name}\n\n    erase-anything {name} --config FILE\n\n{about}\n"
     usage = f"`erase-anything {name}`, or `python -m {module}`."
     return f"## {name}\n\n{usage}\n\n{docstring(module)}\n\n{table(flags)}\n"

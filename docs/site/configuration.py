@@ -11,11 +11,13 @@ from typing import Any
 
 from docs.site.commands import cell
 from erase.methods import METHODS
+from erase.methods.settings import FIELDS
 from erase.runs import PER_RUN_FIELDS, PRESETS, RunConfig
 
 HEAD = """# Configuration
 
-A configuration file is Python with a function `get_config`. It names what differs from the defaults:
+A configuration file is Python with a function `get_config`. It names what differs from the
+defaults:
 
 ```python
 from erase.runs import configure
@@ -30,8 +32,8 @@ def get_config():
 ```
 
 On the command line a field is `--config.FIELD=VALUE`, a part's field `--config.PART.FIELD=VALUE`.
-[How a configuration is completed](../configuring.md) says which value counts where several are given.
-This page is generated from the dataclasses that check the values.
+[How a configuration is completed](../configuring.md) says which value counts where several are
+given. This page is generated from the dataclasses that check the values.
 
 """
 
@@ -43,9 +45,7 @@ def documented(cls: type) -> dict[str, str]:
         doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
         _, _, attributes = doc.partition("Attributes:\n")
         # A field's text goes on in lines that are indented further.
-        entries = re.findall(
-            r"^(\w+): (.+(?:\n +.+)*)", textwrap.dedent(attributes), re.MULTILINE
-        )
+        entries = re.findall(r"^(\w+): (.+(?:\n +.+)*)", textwrap.dedent(attributes), re.MULTILINE)
         found |= {name: " ".join(text.split()) for name, text in entries}
     return found
 
@@ -58,9 +58,8 @@ def kind(hint: Any) -> str:
         return "None"
     if typing.get_origin(hint) is tuple:
         return "texts"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "True or False"}.get(
-        hint.__name__, hint.__name__
-    )
+    words = {str: "text", int: "whole number", float: "number", bool: "True or False"}
+    return words[hint]
 
 
 def values(hint: Any, limits: Any) -> str:
@@ -98,7 +97,11 @@ def parts(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
 def section(prefix: str, cls: type) -> str:
     """A table of a part's fields."""
     title = prefix.rstrip(".") or "Fields of a run"
-    doc = "" if cls is RunConfig else inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")[0].strip()
+    doc = (
+        ""
+        if cls is RunConfig
+        else inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")[0].strip()
+    )
     head = "| field | values | default | |\n| --- | --- | --- | --- |"
     about = [f"{doc}\n"] if doc else []
     return "\n".join([f"## {title}\n", *about, head, *rows(cls, prefix), ""])
@@ -107,7 +110,7 @@ def section(prefix: str, cls: type) -> str:
 def page() -> str:
     """The whole page."""
     sections = [section(prefix, cls) for prefix, cls in parts(RunConfig)]
-    own = (path for method in METHODS.values() for path in method.per_run)
+    own = (path for fields in FIELDS.values() for path in fields.per_run)
     alone = ", ".join(f"`{name}`" for name in (*PER_RUN_FIELDS, *own))
     methods = "\n".join(f"| `{name}` | {each.title} |" for name, each in METHODS.items())
     tail = f"""## Runs that train together

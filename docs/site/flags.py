@@ -23,7 +23,7 @@ class Done(BaseException):
 
 
 def main(modules: Sequence[str]) -> None:
-    """Print one line of JSON for each command's module: its name, and a dictionary for each flag."""
+    """Print one line of JSON for each module: its name, and a dictionary for each flag."""
     # What most commands import, once for all of their processes.
     importlib.import_module("erase.cli.flags")
     importlib.import_module("convert.arguments")
@@ -55,7 +55,7 @@ def read(module: str) -> list[dict[str, Any]]:
         raise Done
 
     app.run = from_absl
-    argparse.ArgumentParser.parse_args = from_argparse
+    setattr(argparse.ArgumentParser, "parse_args", from_argparse)  # noqa: B010
     sys.argv[1:] = []
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -72,7 +72,7 @@ def of_absl(values: absl_flags.FlagValues) -> Iterator[dict[str, Any]]:
         yield {
             "name": f"--{'[no]' if flag.boolean else ''}{flag.name}",
             "values": " or ".join(choices) if choices else kind,
-            "default": None if flag.default is None else flag.default_as_str.strip("'"),
+            "default": flag.default_as_str.strip("'") if flag.default_as_str else None,
             "help": flag.help,
         }
 
@@ -84,7 +84,9 @@ def of_argparse(parser: argparse.ArgumentParser) -> Iterator[dict[str, Any]]:
             continue
         name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
         yield {
-            "name": f"{name} {action.metavar}" if action.option_strings and action.metavar else name,
+            "name": f"{name} {action.metavar}"
+            if action.option_strings and action.metavar
+            else name,
             "values": " or ".join(map(str, action.choices)) if action.choices else "",
             "default": None if action.default in (None, False) else str(action.default),
             "help": action.help or "",

@@ -39,7 +39,7 @@ def is_external(target: str) -> bool:
 
 
 def relocated(text: str, folder: str, page: str) -> str:
-    """A Markdown text of some folder as a page of the site elsewhere: its relative links are changed.
+    """A Markdown text of some folder as a page elsewhere: its relative links are changed.
 
     Args:
         text: of a file in `folder`.
@@ -145,6 +145,4 @@ def source_pages(pages: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def images(pages: Iterable[tuple[str, str]]) -> set[str]:
     """Paths of the repository's images that pages show and that are not in docs/."""
-    return {
-        path for page, text in pages for path in targets(text, page) if path.endswith(IMAGES)
-    }
+    return {path for page, text in pages for path in targets(text, page) if path.endswith(IMAGES)}

@@ -1,13 +1,14 @@
-"""Equations as MathML, made while the site is built: no script and no font is loaded to show them."""
+"""Equations as MathML, made while the site is built: they need no script and no font."""
 
 import html
 import re
 
-from latex2mathml.converter import convert
+from latex2mathml.converter import convert  # pyright: ignore[reportMissingImports]
 
 # What `pymdownx.arithmatex` writes with `generic: true`.
 EQUATION = re.compile(
-    r'<(?P<tag>span|div) class="arithmatex">\\(?:\(|\[)(?P<latex>.*?)\\(?:\)|\])</(?P=tag)>', re.DOTALL
+    r'<(?P<tag>span|div) class="arithmatex">\\(?:\(|\[)(?P<latex>.*?)\\(?:\)|\])</(?P=tag)>',
+    re.DOTALL,
 )
 
 

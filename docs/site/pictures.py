@@ -1,7 +1,8 @@
-"""Pictures of the tutorials, made with the shipped small model on a CPU: `python -m docs.site.pictures OUT`.
+"""Make the pictures of the tutorials: `python -m docs.site.pictures OUT`.
 
-A short training run on two concepts, its report, and pictures at several strengths. The run is far
-shorter than the measured ones, so that a build takes about a minute; RESULTS.md has the figures.
+On a CPU, with the shipped small model: a short training run on two concepts, its report, and
+pictures at several strengths. The run is far shorter than the measured ones, so that a build takes
+about a minute; RESULTS.md has the figures.
 Axis letters: K columns, h w picture sides.
 """
 
@@ -75,7 +76,9 @@ def pictures() -> dict[str, Path]:
             )
             if done.returncode:
                 raise RuntimeError(f"the tutorials' pictures: {done.stderr.strip()[-600:]}")
-            screenshot(Path(unfinished, "run", "cat", "report.html"), Path(unfinished, "report.png"))
+            screenshot(
+                Path(unfinished, "run", "cat", "report.html"), Path(unfinished, "report.png")
+            )
             ready = Path(unfinished, "ready")
             ready.mkdir()
             for file in Path(unfinished).glob("*.png"):
@@ -111,7 +114,9 @@ def screenshot(page: Path, out: Path) -> None:
             check=False,
         )
     if done.returncode or not out.is_file():
-        raise RuntimeError(f"{BROWSER} took no picture of {page.name}: {done.stderr.strip()[-400:]}")
+        raise RuntimeError(
+            f"{BROWSER} took no picture of {page.name}: {done.stderr.strip()[-400:]}"
+        )
 
 
 def make(out: Path) -> None:
@@ -146,7 +151,7 @@ def draw_rows(out: Path) -> None:
     from erase.model.adapters import read_adapter
     from erase.model.draw import draw, png
     from flux_jax.pipeline import load
-    from flux_jax.sampling import SamplingOptions
+    from flux_jax.settings import SamplingOptions
 
     pipe = load(MODEL)
     options = SamplingOptions(steps=4, batch=len(PROMPTS))

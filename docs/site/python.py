@@ -9,8 +9,8 @@ FOLDER = "reference/python"
 HEAD = """# Python
 
 Public functions and classes, with their shapes. `Float[Array, "B S C"]` is a float array with the
-axes B, S and C ([jaxtyping](https://docs.kidger.site/jaxtyping/)); each module's first lines say what
-the letters are. Tests check these shapes at every call.
+axes B, S and C ([jaxtyping](https://docs.kidger.site/jaxtyping/)); each module's first lines
+say what the letters are. Tests check these shapes at every call.
 
 """
 
