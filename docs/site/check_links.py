@@ -81,7 +81,7 @@ def problems(site: Path) -> Iterator[str]:
 def main(folder: str) -> None:
     """Print what is wrong, and exit with 1 if anything is."""
     site = Path(folder)
-    if not site.is_dir():
+    if not (site / "index.html").is_file():
         raise SystemExit(f"{site} is missing: build it with `make docs`")
     found = list(problems(site))
     pages = len(list(site.rglob("*.html")))
