@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/soccer-ball
 
-.PHONY: demo test test-fast matrix lint audit
+.PHONY: demo test test-fast matrix lint docs audit
 
 demo: .venv/demo
 	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO)
@@ -27,6 +27,11 @@ lint: .venv/test
 	$(BIN)/codespell
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive flux_jax erase convert benchmarks recipes configs
 
+# The documentation site, in build/site; its pictures need Chromium (apt-get install chromium).
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m docs.site.check_links build/site
+
 # Asks for known faults of what is installed; needs the network, so that it is no part of `lint`.
 audit: .venv/test
 	$(BIN)/pip install --quiet pip-audit
@@ -41,4 +46,8 @@ audit: .venv/test
 
 .venv/test: .venv/demo
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+.venv/docs: .venv/demo
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@

@@ -145,8 +145,8 @@ def test_near_words_are_taken_from_a_long_list(tiny_folder: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_readme_s_method_runs_as_printed(tiny_folder: Path, tmp_path: Path, monkeypatch):
-    text = (tiny.ROOT / "README.md").read_text()
+def test_the_documentation_s_method_runs_as_printed(tiny_folder: Path, tmp_path: Path, monkeypatch):
+    text = (tiny.ROOT / "docs" / "tutorials" / "add-method.md").read_text()
     (code,) = [
         block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "METHOD" in block
     ]

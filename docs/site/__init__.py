@@ -1,0 +1,1 @@
+"""Generators of the documentation site: pages and pictures that `make docs` makes."""
