@@ -209,8 +209,8 @@ def combine(
 ) -> PyTree | None:
     """One tree with the summed effect of (adapter, strength) pairs; None if there are none.
 
-    Low-rank factors are concatenated along the rank: [A1 A2] [B1; B2] = A1 B1 + A2 B2, so the sum
-    is exact. All other leaves of a target are added.
+    Low-rank factors are concatenated along the rank: `[A1 A2] [B1; B2] = A1 B1 + A2 B2`, so the
+    sum is exact. All other leaves of a target are added.
 
     Args:
         adapters: adapters fitted to the same model, with their strengths.

@@ -152,7 +152,7 @@ def weights(parts: Sequence[Part], method: str) -> list[float]:
 
 
 def summed(parts: Sequence[Part], factors: Sequence[float]) -> dict[Place, Pair]:
-    """Exact sum of changes by concatenation: [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2."""
+    """Exact sum of changes by concatenation: `[B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2`."""
     terms: dict[Place, list[Pair]] = {}
     for part, factor in zip(parts, factors, strict=True):
         for place, pair in part.scaled(factor).items():
