@@ -298,7 +298,9 @@ def run_matrix(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = Parser("benchmarks.matrix", __doc__)
-    parser.add_argument("tests", nargs="*", help="Only these files of tests; nothing is recorded.")
+    parser.add_argument(
+        "--tests", nargs="+", default=[], help="Only these test files; nothing is recorded."
+    )
     parser.add_argument("--python", help="Only this version, such as 3.13.")
     parser.add_argument("--jax", help="Only the lowest or the highest dependencies.")
     parser.add_argument("--workers", default="auto", help="Processes that test at once.")

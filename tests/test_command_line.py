@@ -181,7 +181,11 @@ def test_missing_arguments_are_told(name: str, run: Run):
         ("erase.train", [CONFIG, "--config.seed=x"], "config.seed = 'x' must be an integer"),
         ("erase.train", [CONFIG, "--config.lowr.attn=2"], "lowr.attn is not a field"),
         ("erase.train", [CONFIG, "--config.lower.esdd", "2"], "did you mean lower.esd"),
-        ("erase.train", [CONFIG, "--config.each.cat.seed=2"], "each.cat.seed: an override reaches"),
+        (
+            "erase.train",
+            [CONFIG, "--config.each.cat.seed=2"],
+            "each.cat.seed: overrides change only",
+        ),
         ("erase.train", ["--config=nowhere.py"], "config = 'nowhere.py' is not a file"),
         ("erase.train", ["--config", "nowhere.py"], "config = 'nowhere.py' is not a file"),
         ("erase.train", ["--config"], "config = '' is not a file"),

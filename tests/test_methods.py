@@ -160,4 +160,4 @@ def test_the_documentation_s_method_runs_as_printed(tiny_folder: Path, tmp_path:
     assert [set(line) for line in lines] == [{"step", "forget", "forget_gradient", "seconds"}] * 3
     assert max(np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(adapter.lora)) > 0
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert "Made by Forget: 3 iterations at 16 x 16" in card
+    assert "Method: Forget, 3 iterations at 16 × 16 pixels" in card

@@ -107,7 +107,7 @@ def test_an_unknown_type_is_told(tmp_path: Path, name: str):
 
 
 def test_a_damaged_folder_is_told(tmp_path: Path):
-    for content, told in (("{", "is not JSON"), ("[1]", r"no JSON object, but \[1\]")):
+    for content, told in (("{", "is not JSON"), ("[1]", r"is not a JSON object, but \[1\]")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(InputError, match=told):
             open_judge(str(tmp_path))

@@ -57,6 +57,6 @@ def test_json_files_that_cannot_be_read_are_named(tmp_path: Path):
             read_json(path, mend="mend it")
         assert len(str(raised.value)) < 400
     path.write_text(str(list(range(1000))))
-    with pytest.raises(InputError, match=r"no JSON object, but \[0, 1") as raised:
+    with pytest.raises(InputError, match=r"is not a JSON object, but \[0, 1") as raised:
         read_json(path)
     assert len(str(raised.value)) < 400

@@ -88,7 +88,10 @@ def test_a_look_takes_the_sentences_in_turn_from_noise_of_its_own(config: Config
 
 def test_what_a_judge_could_not_answer_is_told_before_training(config: Config, tmp_path: Path):
     for changes, message in (
-        ({"evaluation": Evaluation(pictures=0)}, r"evaluation\.judge = None: early_stop asks"),
+        (
+            {"evaluation": Evaluation(pictures=0)},
+            r"evaluation\.judge = None: early_stop needs a judge",
+        ),
         ({"concept": "dog", "prompts": ("a {}",)}, "'dog' is not among the judge's labels"),
     ):
         with pytest.raises(InputError, match=message):

@@ -142,7 +142,7 @@ def test_a_sense_that_is_none_is_refused(wanted: str):
         "sense = .*2 senses of 'turtle' as a noun: 1 is turtleneck.n.01 .*; 2 is .*; give a number",
         told,
     )
-    with pytest.raises(InputError, match="0 senses of 'qqq' as a noun; name synonyms"):
+    with pytest.raises(InputError, match="0 senses of 'qqq' as a noun; give synonyms"):
         synonyms.look_up("qqq", "noun", wanted)
 
 
