@@ -52,8 +52,8 @@ def losses_of(method: Any, settings: Any, *more: Any, bank: Any = BANK) -> Any:
     return jax.jit(lambda lora: method.losses(lora, inputs(settings, bank), KEY, *more))(LORA)
 
 
-def slope(loss: Any, lora: Any = LORA) -> Any:
-    return jax.jit(jax.grad(loss))(lora)
+def slope(loss: Any) -> Any:
+    return jax.jit(jax.grad(loss))
 
 
 def velocity(
@@ -62,6 +62,17 @@ def velocity(
     latents, at = jnp.asarray(latents, jnp.float32), jnp.float32(time)
     found, _ = alone(PARAMS, lora, latents, prompt, at, guidance)
     return np.asarray(found, np.float64)
+
+
+@jax.jit
+def squared_error(lora: Any, x: Any, prompts: Any, times: Any, wanted: Any) -> jax.Array:
+    """Mean over samples of the velocity's squared error, each sample from `alone`."""
+
+    def predicted(x: Any, shown: Any, time: Any) -> jax.Array:
+        return alone(PARAMS, lora, x, shown, time)[0]
+
+    found = jax.vmap(predicted)(jnp.asarray(x, jnp.float32), prompts, jnp.float32(times))
+    return jnp.mean(jnp.square(found - wanted))
 
 
 def places(key: Any) -> list[tuple[int, int]]:
@@ -82,7 +93,14 @@ def noisy(key: Any, pictures: Any) -> Iterator[tuple[int, float, np.ndarray, np.
         yield row, float(TIMES[step]), np.asarray(pictures[row], np.float64), each
 
 
-def prompt(sentence: int, form: int = 0) -> Any:
+def noisy_samples(key: Any, pictures: Any) -> tuple[np.ndarray, ...]:
+    """All of `noisy`: x_t, rows, t and the velocity ε - x_0."""
+    rows, times, clean, noise = map(np.array, zip(*noisy(key, pictures), strict=True))
+    t = times[:, None, None]
+    return (1 - t) * clean + t * noise, rows, times, noise - clean
+
+
+def prompt(sentence: Any, form: int = 0) -> Any:
     return BANK.sentences[sentence, form]
 
 
@@ -143,22 +161,15 @@ def test_the_anchor_of_concept_ablation_is_held_still():
     """The gradient flows through the concept's velocity only."""
 
     run_inputs = inputs(concept_ablation.Settings())
-    gradient = slope(lambda lora: concept_ablation.losses(lora, run_inputs, KEY)[0])
-    fixed = []
-    for row, t, clean, noise in noisy(KEY, BANK.trajectories[:, -1]):
-        x = (1 - t) * clean + t * noise
-        fixed.append((x, t, row % M, velocity(LORA, x, prompt(row % M, 1), t)))
+    gradient = slope(lambda lora: concept_ablation.losses(lora, run_inputs, KEY)[0])(LORA)
+    x, rows, times, _ = noisy_samples(KEY, BANK.trajectories[:, -1])
+    anchors = [
+        velocity(LORA, each, prompt(row % M, 1), time)
+        for each, row, time in zip(x, rows, times, strict=True)
+    ]
 
-    def loss(lora: Any) -> jax.Array:
-        terms = []
-        for x, t, sentence, anchor in fixed:
-            predicted, _ = alone(
-                PARAMS, lora, jnp.asarray(x, jnp.float32), prompt(sentence), jnp.float32(t)
-            )
-            terms.append(jnp.mean(jnp.square(predicted - anchor)))
-        return jnp.mean(jnp.stack(terms))
-
-    for a, b in zip(*map(jax.tree.leaves, (gradient, slope(loss))), strict=True):
+    wanted = slope(squared_error)(LORA, x, prompt(rows % M), times, np.array(anchors))
+    for a, b in zip(*map(jax.tree.leaves, (gradient, wanted)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
 
 
@@ -194,7 +205,7 @@ def test_weights_of_words_are_hard_and_have_the_slopes_of_soft_ones():
     weights = eap.chosen(logits, BANK, KEY, 2.0)
     np.testing.assert_allclose(weights, np.eye(len(kinds))[soft.argmax()], atol=1e-6)
     worth = np.random.default_rng(0).standard_normal(len(kinds))
-    gradient = slope(lambda each: jnp.asarray(worth) @ eap.chosen(each, BANK, KEY, 2.0), logits)
+    gradient = slope(lambda each: jnp.asarray(worth) @ eap.chosen(each, BANK, KEY, 2.0))(logits)
     wanted = soft * (worth - soft @ worth) / 2
     np.testing.assert_allclose(gradient, np.pad(wanted, (0, 3)), atol=1e-5)
 
@@ -234,34 +245,23 @@ def test_meta_unlearning():
     )
     context, state = with_settings(settings), start_of("meta_unlearning").replace(lora=LORA)
     keep_key, teach_key = (jax.random.fold_in(KEY, index) for index in (1, 2))
-
-    def keep(lora: Any, samples: Any, shown: Any) -> jax.Array:
-        terms = []
-        for row, t, clean, noise in samples:
-            x = jnp.asarray((1 - t) * clean + t * noise, jnp.float32)
-            predicted, _ = alone(PARAMS, lora, x, shown(row), jnp.float32(t))
-            terms.append(jnp.mean(jnp.square(predicted - (noise - clean))))
-        return jnp.mean(jnp.stack(terms))
-
-    kept_samples = list(noisy(keep_key, BANK.pictures))
-
-    def kept(lora: Any) -> jax.Array:
-        return keep(lora, kept_samples, lambda row: BANK.picture_prompts[row])
+    error_slope = slope(squared_error)
+    x, rows, times, target = noisy_samples(keep_key, BANK.pictures)
+    kept = (x, BANK.picture_prompts[rows], times, target)
 
     # AdamW by hand, on the concept's own pictures.
-    copy, first, second = LORA, None, None
+    copy = jax.device_get(LORA)
+    first = second = jax.tree.map(np.zeros_like, copy)
     for index in range(2):
-        taught = list(noisy(jax.random.fold_in(teach_key, index), BANK.trajectories[:, -1]))
-        gradient = slope(
-            lambda lora, taught=taught: keep(lora, taught, lambda row: prompt(row % M)), copy
-        )
-        zeros = jax.tree.map(jnp.zeros_like, gradient)
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first or zeros, gradient)
-        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second or zeros, gradient)
+        key = jax.random.fold_in(teach_key, index)
+        x, rows, times, target = noisy_samples(key, BANK.trajectories[:, -1])
+        gradient = jax.device_get(error_slope(copy, x, prompt(rows % M), times, target))
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, gradient)
         down = (1 - 0.9 ** (index + 1), 1 - 0.999 ** (index + 1))
         copy = jax.tree.map(
             lambda p, m, v, down=down: (
-                p - 1e-4 * (m / down[0] / (jnp.sqrt(v / down[1]) + 1e-8) + 1e-4 * p)
+                p - 1e-4 * (m / down[0] / (np.sqrt(v / down[1]) + 1e-8) + 1e-4 * p)
             ),
             copy,
             first,
@@ -269,18 +269,20 @@ def test_meta_unlearning():
         )
     erase = slope(
         lambda lora: esd.losses(lora, inputs(esd.Settings(trajectories="teacher")), KEY)[0]
-    )
+    )(LORA)
     total = jax.tree.map(
-        lambda e, k, f: e + 0.3 * k - 0.2 * f, erase, slope(kept), slope(kept, copy)
+        lambda e, k, f: e + 0.3 * k - 0.2 * f,
+        *jax.device_get((erase, error_slope(LORA, *kept), error_slope(copy, *kept))),
     )
     after, metrics = meta_unlearning.STEP.update(
         every(state), PARAMS, stack_banks([BANK]), KEYS, context=context
     )
-    norm = np.sqrt(sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(total)))
+    norm = np.sqrt(sum(np.vdot(g, g) for g in jax.tree.leaves(total)))
     np.testing.assert_allclose(metrics["meta_gradient"], norm, rtol=2e-3)
-    np.testing.assert_allclose(metrics["keep"], kept(LORA), rtol=1e-4)
-    np.testing.assert_allclose(metrics["keep_taught"], kept(copy), rtol=1e-4)
-    for old, new, g in zip(*map(jax.tree.leaves, (LORA, run(after).lora, total)), strict=True):
+    np.testing.assert_allclose(metrics["keep"], squared_error(LORA, *kept), rtol=1e-4)
+    np.testing.assert_allclose(metrics["keep_taught"], squared_error(copy, *kept), rtol=1e-4)
+    trees = (*jax.device_get((LORA, run(after).lora)), total)
+    for old, new, g in zip(*map(jax.tree.leaves, trees), strict=True):
         sure = np.abs(g) > 1e-4
         np.testing.assert_allclose((old - new)[sure], 1e-5 * np.sign(g[sure]), rtol=1e-2)
 

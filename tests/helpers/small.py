@@ -111,12 +111,12 @@ def start_of(method: str) -> State:
 
 
 def every(*trees: Any) -> Any:
-    """Trees of runs, as the updates take them."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    """Trees of runs, as the updates take them; stacked by NumPy, which compiles nothing."""
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
 
 
 def run(tree: Any, index: int = 0) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[index]), tree)
 
 
 def scaled(lora: dict) -> dict:
