@@ -28,7 +28,7 @@ from erase.training import checkpoints, metrics
 from erase.training.loop import train
 from flux_jax.errors import InputError, PreemptedError
 
-KILLS, ITERATIONS = 20, 200
+KILLS, ITERATIONS = 8, 100
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def ended(process: BaseProcess) -> int | None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_twenty_times_ends_as_one_that_is_not(
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     start: Callable[[Path], BaseProcess], tmp_path: Path
 ):
     """Killed at any moment; writing a checkpoint every other iteration takes most of the time."""
