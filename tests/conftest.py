@@ -58,7 +58,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 # Limit for compiled functions out of the 65,530 memory maps that Linux allows a process; when none
 # is left the compiler crashes.
-MAPS, MOST_MAPS = Path("/proc/self/maps"), 45_000
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
 
 
 # The longest files, longest first: starting one last would leave the other cores idle.

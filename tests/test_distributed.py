@@ -33,7 +33,8 @@ def get_config():
         batch_size=2,
         checkpoints={"every": 2},
         bank={"sentences": 3, "trajectories": 3, "batch": 4},
-        upper={"negatives": 2, "pictures": 2},
+        lower={"attn": 0.0},
+        upper={"negatives": 2, "pictures": 2, "rsc": 0.0},
         evaluation={"pictures": 1, "steps": 2, "batch": 2, "others": ("cat",)},
     )
 """

@@ -10,7 +10,15 @@ from mkdocs.exceptions import PluginError  # pyright: ignore[reportMissingImport
 from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
 from mkdocs.structure.pages import Page  # pyright: ignore[reportMissingImports]
 
-from docs.site import commands, configuration, links, mathematics, pictures, python
+from docs.site import (
+    commands,
+    configuration,
+    links,
+    mathematics,
+    notebook,
+    pictures,
+    python,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +46,9 @@ def generated() -> Iterator[tuple[str, str]]:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages and pictures that no file of docs/ holds."""
     made = dict(generated())
+    made[notebook.PAGE], drawn = notebook.page()
+    for place, content in drawn.items():
+        files.append(File.generated(config, place, content=content))
     written = ((file.src_uri, file.content_string) for file in files.documentation_pages())
     made |= links.source_pages([*written, *made.items()])
     for place, text in made.items():

@@ -27,10 +27,7 @@ CONCEPTS = ("cat", "car")
 PROMPTS = ("a photo of a cat", "a photo of a car", "a photo of a dog", "a picture of a house")
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 # Compiling better than this takes longer than it saves in so short a run.
-XLA_FLAGS = (
-    "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
-)
+XLA_FLAGS = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 
 
 def missing() -> str | None:
@@ -43,14 +40,14 @@ def missing() -> str | None:
     )
 
 
-def key() -> str:
-    """A digest of what the pictures are made from: code, templates and the model."""
+def key(content: Sequence[str]) -> str:
+    """A digest of the code, templates, notebooks and models in files and folders."""
     digest = hashlib.sha256()
-    for name in CONTENT:
+    for name in content:
         path = ROOT / name
         files = [path] if path.is_file() else sorted(each for each in path.rglob("*.*"))
         for file in files:
-            if file.is_file() and file.suffix in (".py", ".j2", ".json", ".safetensors"):
+            if file.is_file() and file.suffix in (".py", ".j2", ".json", ".safetensors", ".ipynb"):
                 digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -61,7 +58,7 @@ def pictures() -> dict[str, Path]:
     Raises:
         RuntimeError: they cannot be made.
     """
-    folder = CACHE / key()
+    folder = CACHE / key(CONTENT)
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as unfinished:
