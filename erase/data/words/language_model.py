@@ -6,24 +6,25 @@ Replies are checked against a schema and never evaluated. The key appears in no 
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 import pydantic
 
+from erase.data.words import endpoint
 from flux_jax.errors import InputError
 
 KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
-DEFAULT_MODEL = "gpt-4o"
+DEFAULT_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-4o"
 # Number of unusable replies before giving up.
 ATTEMPTS = 3
-# Seconds per request. The client retries transient errors, with increasing delays.
-TIMEOUT, RETRIES = 30.0, 4
-SYSTEM = "You are a helpful assistant and a well-established language expert"
+# Seconds of a try, and of all tries; further tries after errors that may pass.
+TIMEOUT, TOTAL, RETRIES = 30.0, 120.0, 4
+# Bytes of a reply.
+SIZE = 2**20
+FENCE = "```"
 
 
 @dataclass(frozen=True)
@@ -51,49 +52,18 @@ def ask(question: str, check: Callable[[str], Result]) -> tuple[Result, str]:
     Raises:
         InputError: there is no key, the endpoint cannot be used, or no reply was usable.
     """
-    if not os.environ.get(KEY):
+    key = os.environ.get(KEY)
+    if not key:
         raise InputError(f"{KEY} is not set: give a key in the environment")
-    model = os.environ.get(MODEL) or DEFAULT_MODEL
-    problem, openai = "", client_library()
-    # Without redirects, only the configured endpoint sees the question.
-    transport = openai.DefaultHttpxClient(follow_redirects=False)
-    with openai.OpenAI(timeout=TIMEOUT, max_retries=RETRIES, http_client=transport) as client:
-        host = urlsplit(str(client.base_url)).hostname
-        for _ in range(ATTEMPTS):
-            try:
-                answer = client.chat.completions.create(
-                    model=model,
-                    messages=[
-                        {"role": "system", "content": SYSTEM},
-                        {"role": "user", "content": question},
-                    ],
-                )
-                return check(answer.choices[0].message.content or ""), f"{model} at {host}"
-            except openai.APIStatusError as error:
-                # Status only, since the body may repeat the key.
-                raise InputError(f"language model at {host}: status {error.status_code}") from None
-            except openai.APITimeoutError:
-                raise InputError(f"language model at {host}: no answer in {TIMEOUT:g} s") from None
-            except openai.OpenAIError as error:
-                raise InputError(f"language model at {host}: {type(error).__name__}") from None
-            except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
-                problem = str(error) if isinstance(error, InputError) else "not a chat completion"
-    raise InputError(f"language model at {host}: {ATTEMPTS} unusable replies, the last: {problem}")
-
-
-def client_library() -> Any:
-    """Import the package `openai`, only when a language model is asked.
-
-    Raises:
-        InputError: it cannot be imported.
-    """
-    try:
-        import openai
-    except ImportError as error:
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
         raise InputError(
-            f"language model: the package openai cannot be imported ({error}); pip install openai"
-        ) from error
-    return openai
+            f"{KEY} has a space, a line break or a letter that no key has; set it again"
+        )
+    asked = endpoint.Endpoint(
+        os.environ.get(URL) or DEFAULT_URL, os.environ.get(MODEL) or DEFAULT_MODEL, key
+    )
+    limits = endpoint.Limits(TIMEOUT, TOTAL, SIZE, RETRIES, ATTEMPTS)
+    return endpoint.ask(asked, question, check, limits)
 
 
 def parse(schema: type[Schema], text: str) -> Schema:
@@ -102,14 +72,21 @@ def parse(schema: type[Schema], text: str) -> Schema:
     Raises:
         InputError: it is not the requested JSON.
     """
-    # Chat models often put JSON in a code fence.
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     try:
-        return schema.model_validate_json(fenced[1] if fenced else text)
+        return schema.model_validate_json(unfenced(text))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "reply"
         raise InputError(f"{place}: {first['msg']}") from None
+
+
+def unfenced(text: str) -> str:
+    """Remove the code fence that chat models often put around JSON."""
+    # A regular expression would take quadratic time for some texts.
+    inner = text.strip()
+    if len(inner) < 2 * len(FENCE) or not (inner.startswith(FENCE) and inner.endswith(FENCE)):
+        return text
+    return inner[len(FENCE) : -len(FENCE)].removeprefix("json").strip()
 
 
 def kept_or_asked(
