@@ -23,7 +23,7 @@ from scipy.stats import norm
 from convert.arguments import Parser
 from convert.pipeline import INDEX, MODEL_INDEX, SINGLE, write_json
 from flux_jax import progress
-from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.errors import InputError, exits_cleanly, say
 from flux_jax.models.published import VERSION, Configs, configs
 from flux_jax.weights import original
 from flux_jax.weights.loading import abstract_params
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Only shapes are traced, so no accelerator is needed.
     jax.config.update("jax_platforms", "cpu")
     make(options.target, configs(options.variant), options.layout, options.seed)
-    print(options.target)
+    say(options.target)
 
 
 if __name__ == "__main__":

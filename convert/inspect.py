@@ -23,14 +23,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from convert.adapters.files import LayerFile, read_layers
 from convert.adapters.layers import Full, Layers, Pair, text
 from convert.adapters.names import Place
 from convert.arguments import Parser
+from convert.tables import Table, show
 from flux_jax.errors import counted, exits_cleanly, note, printable, shortened
 from flux_jax.settings import BLOCKS, MOST_BLOCKS
 
@@ -134,9 +132,10 @@ def _occurring(words: Iterable[str]) -> tuple[str, ...]:
 
 def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
     """The header's entries, and the values of the whole file."""
-    table = Table("", "", show_header=False)
+    table = Table("", show_header=False)
+    table.add_column("", overflow="fold")
     # In the table, because a title is wrapped to the table's width.
-    table.add_row("file", Text(str(file), overflow="fold"))
+    table.add_row("file", str(file))
     whole = {
         "layout": found.described or found.layout,
         "layers": str(len(found.layers)),
@@ -146,10 +145,8 @@ def header_table(file: Path, found: LayerFile, rows: Sequence[Line]) -> Table:
         "norm": f"{math.hypot(*(row.norm for row in rows)):.4g}",
     }
     for name, value in {**found.metadata, **whole}.items():
-        # As Text, since square brackets would be interpreted as markup.
         # Some programs store whole tables of data in the header, thousands of lines long.
-        shown = (shortened(printable(part), SHOWN) for part in (name, value))
-        table.add_row(*(Text(part) for part in shown))
+        table.add_row(*(shortened(printable(part), SHOWN) for part in (name, value)))
     return table
 
 
@@ -206,9 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     adapter = read_layers(options.file)
     rows = lines(adapter)
-    console = Console()
-    console.print(header_table(options.file, adapter, rows))
-    console.print(target_table(rows))
+    show(header_table(options.file, adapter, rows), target_table(rows))
     for line in unknown_blocks(adapter.layers):
         note(f"{options.file}: {line}")
 

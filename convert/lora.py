@@ -32,7 +32,7 @@ from convert.adapters.files import _dropped, named_file, read_layers, write_laye
 from convert.adapters.names import FLAX, LAYOUTS
 from convert.arguments import Parser
 from flux_jax import moved
-from flux_jax.errors import InputError, exits_cleanly, note
+from flux_jax.errors import InputError, exits_cleanly, note, say
 
 # The library for adapter files was in this module.
 __getattr__ = moved.names(__name__, "convert.adapters.files")
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = named_file(options.target, layout)
     if file.exists():
         raise InputError(f"{file} exists; choose another DST or remove it")
-    print(write_layers(file, layout, adapter.layers, adapter.metadata))
+    say(write_layers(file, layout, adapter.layers, adapter.metadata))
     dropped = _dropped(layout, adapter.layers)
     if dropped:
         note(f"{file}: {dropped}")

@@ -37,7 +37,7 @@ from convert.adapters.stacked import extents
 from convert.arguments import Parser
 from convert.pipeline import WEIGHTS, copy_rest, whole
 from flux_jax import progress
-from flux_jax.errors import InputError, counted, exits_cleanly
+from flux_jax.errors import InputError, counted, exits_cleanly, say
 from flux_jax.weights import layouts, mapping
 from flux_jax.weights.hub import find_model
 from flux_jax.weights.mapping import Slot
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # For JAX, which is not imported yet: only shapes are traced, so an accelerator is not needed.
     os.environ["JAX_PLATFORMS"] = "cpu"
     merge(options.model, options.adapters, options.target)
-    print(options.target)
+    say(options.target)
 
 
 if __name__ == "__main__":

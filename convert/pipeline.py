@@ -20,7 +20,7 @@ import numpy as np
 
 from convert.arguments import Parser
 from flux_jax import progress
-from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.errors import InputError, exits_cleanly, say
 from flux_jax.tree import flatten
 from flux_jax.weights import original
 from flux_jax.weights.checkpoint import FOLDER, read_params, write_params
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # For JAX, which is not imported yet: only shapes are traced, so an accelerator is not needed.
     os.environ["JAX_PLATFORMS"] = "cpu"
     convert(options.source, options.target, options.to)
-    print(options.target)
+    say(options.target)
 
 
 if __name__ == "__main__":

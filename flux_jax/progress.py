@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
+from flux_jax.errors import fitted, printable, shortened
+
 T = TypeVar("T")
 
 FORMAT = (
@@ -23,6 +25,8 @@ FORMAT_COMPILING = f"{{desc}}: {{n_fmt}} of {{total_fmt}}, {COMPILING}"
 SECONDS, SHARE, SOONEST = 30.0, 0.1, 2.0
 # Decay of an iteration's weight in the rate with each later one: about the last fifty count.
 KEPT = 0.98
+# Characters of a bar's title.
+LONGEST_TITLE = 80
 
 
 class Pace:
@@ -64,6 +68,9 @@ class Bar(tqdm):
 
     def __init__(self, *args: Any, clock: Callable[[], float] = time.monotonic, **settings: Any):
         """Takes the arguments of `tqdm`, and a clock that returns the time in seconds."""
+        if settings.get("desc"):
+            # A concept, or the name of a file.
+            settings["desc"] = shortened(printable(settings["desc"]), LONGEST_TITLE)
         self._clock, self._pace, self._compiling = clock, Pace(clock), False
         super().__init__(*args, **settings)
 
@@ -72,6 +79,11 @@ class Bar(tqdm):
         self._pace.compiles()
         self._compiling = True
         self.refresh()
+
+    @classmethod
+    def write(cls, s: str, *args: Any, **settings: Any) -> None:
+        """Prints a line above the bar, as it is."""
+        super().write(fitted(printable(s)), *args, **settings)
 
     def compiled(self) -> None:
         """Shows that compilation has ended."""

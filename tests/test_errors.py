@@ -1,5 +1,12 @@
 """Error messages of commands, and their exit codes."""
 
+import logging
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+
 import pytest
 
 from flux_jax.errors import (
@@ -9,6 +16,8 @@ from flux_jax.errors import (
     RunError,
     counted,
     exits_cleanly,
+    messages,
+    names_file,
     note,
 )
 
@@ -47,13 +56,106 @@ def test_errors_end_a_command_with_a_line(error: BaseException, code: int, capsy
     assert said.count("\n") == 1
 
 
-def test_other_errors_pass():
+def saved_by(said: str) -> str:
+    """The file that a message names."""
+    return Path(said.split(": ")[-1].strip()).read_text()
+
+
+def test_other_errors_end_a_command_with_a_line_and_a_saved_traceback(capsys):
+    fault = "a fault of our own\x1b[1m"
+
     @exits_cleanly
     def main() -> None:
-        raise KeyError("a fault of our own")
+        raise KeyError(fault + "\nmore\n" * 400)
 
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as ended:
         main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: KeyError: 'a fault of our own")
+    assert said.count("\n") == 1
+    assert len(said) <= 600
+    assert "Traceback" not in said
+    assert said.isprintable() or said[:-1].isprintable()
+    saved = saved_by(said)
+    assert "Traceback (most recent call last)" in saved
+    assert "a fault of our own" in saved
+    assert "\x1b" not in saved
+
+
+def test_messages_of_many_lines_are_in_a_file(capsys):
+    lines = [f"field_{i} = {i} is wrong; take another" for i in range(100)]
+
+    @exits_cleanly
+    def main() -> None:
+        raise InputError("\n".join(lines))
+
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert len(said) <= 600
+    assert said.startswith(f"error: {lines[0]}\n{lines[1]}\n")
+    assert "the whole message: " in said.splitlines()[-1]
+    assert "\n".join(lines) in saved_by(said)
+
+
+def test_a_message_is_bounded_without_a_file(capsys, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    messages._file.cache_clear()
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+
+    @exits_cleanly
+    def main() -> None:
+        raise RuntimeError("wrong " * 10_000)
+
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert len(said) <= 600
+    assert said.endswith("traceback: not saved\n")
+
+
+def test_libraries_print_short_lines_without_tracebacks(capsys):
+    output = logging.StreamHandler(sys.stderr)
+    logging.root.addHandler(output)
+    try:
+
+        @exits_cleanly
+        def main() -> None:
+            log = logging.getLogger("a.library")
+            try:
+                raise ValueError("deep \x1b[1m inside")
+            except ValueError:
+                log.exception("it failed")
+            log.warning("red \x1b[1m %s", "x" * 10_000)
+            log.error("two\nlines")
+            text = warnings.formatwarning("w\x1b[1m" * 1000, UserWarning, "file.py", 1)
+            print(text, end="", file=sys.stderr)
+            sys.excepthook(ValueError, ValueError("of a callback"), None)
+            thread = threading.Thread(target=lambda: 1 / 0, name="saving")
+            thread.start()
+            thread.join()
+
+        main()
+    finally:
+        logging.root.removeHandler(output)
+    said = capsys.readouterr().err.splitlines()
+    assert [line[:12] for line in said] == ["red \\x1b[1m ", "two", "UserWarning:", "note: thread"]
+    assert all(len(line) <= 400 and line.isprintable() for line in said)
+    saved = saved_by(said[-1])
+    for part in ("it failed\nTraceback", "deep ", "x" * 10_000, "two\nlines", "of a callback"):
+        assert part in saved
+    assert "ZeroDivisionError: division by zero" in saved
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path: Path):
+    file = tmp_path / "adapter"
+    with pytest.raises(OSError, match=r"No space left on device: '.*adapter"), names_file(file):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="'other'"), names_file(tmp_path):
+        raise OSError(28, "No space left on device", "other")
 
 
 @pytest.mark.parametrize("kind", PATHS)

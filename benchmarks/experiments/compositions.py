@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jaxtyping import Bool
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.results.schemas import CompositionCounts, CompositionsResult
 from benchmarks.results.tables import KINDS
 from configs import emoji_hundred
+from convert.tables import Table
+from convert.tables import show as show_table
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
 from erase.compose import combine, fusion
 from erase.compose.combine import Part
@@ -356,7 +356,7 @@ def show(result: CompositionsResult) -> None:
             shares = [cell_side(composition["all"], cell, "after") for cell in cells]
             texts = [NOTHING if share is None else percent(share) for share in shares]
             table.add_row(count, name, f"{composition['strength']:.2f}", *texts)
-    Console().print(table)
+    show_table(table)
 
 
 @exits_cleanly

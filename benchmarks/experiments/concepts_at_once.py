@@ -30,7 +30,7 @@ from erase.runs import load_runs
 from erase.runtime.files import write
 from erase.runtime.run_folder import METRICS, parse_record
 from erase.training.make_adapters import learn
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import exits_cleanly, say
 from flux_jax.pipeline import Pipeline
 
 COUNTS = (1, 5, 30)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     result = measure(COUNTS, flags.FLAGS.iterations)
     write(Path(flags.FLAGS.out), json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    say(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

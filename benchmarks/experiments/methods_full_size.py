@@ -36,7 +36,7 @@ from erase.runtime.run_folder import METRICS, parse_record
 from erase.training import run as run_module
 from erase.training.variants import resume_results
 from flux_jax import progress
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import exits_cleanly, say
 
 # Attention map erasure writes no adapter.
 MAKING = tuple(name for name, method in METHODS.items() if method.exports is not None)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         for name, runs in configured_for(given.methods, MAKING).items()
     }
     result = measure_all(methods, Path(given.out))
-    print(full_size(result))
+    say(full_size(result))
     sys.exit(1 if any("error" in each for each in result["methods"].values()) else 0)
 
 

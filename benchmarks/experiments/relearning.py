@@ -40,7 +40,7 @@ from erase.training import loop
 from erase.training.make_adapters import banks_of
 from erase.training.prepare import runs_with_synonyms
 from erase.training.variants import resume_results, train_variant, unmeasured
-from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.errors import InputError, exits_cleanly, say
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> None:
     stops = sorted(set(map(int, given.stops)))
     methods = configured_for(given.methods, AS_TRAINED)
     with explains_memory():
-        print(relearning(measure(methods, Path(given.out), stops, given.rate)))
+        say(relearning(measure(methods, Path(given.out), stops, given.rate)))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from absl import app, flags
 from jaxtyping import Bool
-from rich.console import Console
 
 from benchmarks.results.schemas import StudyResult, StudyRow
 from benchmarks.results.tables import sums
+from convert import tables
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.evaluation import evaluate, statistics
@@ -151,7 +151,7 @@ def show(result: StudyResult) -> None:
         cells = sums(variant)
         shares = [cell_side(cells, cell, "after") for cell in (*statistics.CELLS, "H")]
         table.add_row(name, *("" if s is None else percent(s) for s in shares))
-    Console().print(table)
+    tables.show(table)
 
 
 def read_study(given: str) -> Study:

@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from absl import app, flags
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.parity import diffusers
 from benchmarks.parity import ours as parity_ours
@@ -48,6 +47,7 @@ from benchmarks.parity.case import (
     slope,
 )
 from convert.adapters.files import TORCH_FILE, read_adapter
+from convert.tables import Table, show
 from erase.cli.flags import begin, parse_flags
 from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly
@@ -238,7 +238,7 @@ def main(argv: Sequence[str]) -> None:
     console = Console()
     console.width = max(console.width, WIDTH)
     for table in (velocity_table(result), effect_table(result), blocks_table(result)):
-        console.print(table)
+        show(table, console=console)
 
 
 if __name__ == "__main__":

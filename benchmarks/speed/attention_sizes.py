@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jaxtyping import Array
-from rich.console import Console
-from rich.table import Table
 
+from convert.tables import Table, show
 from erase.cli.flags import begin, parse_flags
 from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly
@@ -108,7 +107,7 @@ def main(argv: list[str]) -> None:
     table = Table("", *results, title=jax.devices()[0].device_kind)
     for name in next(iter(results.values())):
         table.add_row(name, *(f"{row[name]:.4g}" for row in results.values()))
-    Console().print(table)
+    show(table)
     device = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     write(Path(flags.FLAGS.out), json.dumps({**device, "sizes": results}, indent=1) + "\n")
 

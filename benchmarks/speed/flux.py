@@ -20,12 +20,12 @@ from typing import Any
 
 from absl import app, flags
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.speed import cases as shared
 from benchmarks.speed.cases import OUT_OF_MEMORY, SIDES, UNFINISHED, WORKS, Result, chosen, read
+from convert.tables import Table, show
 from erase.cli.flags import begin, parse_flags
-from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.errors import InputError, exits_cleanly, say
 
 # Number of diffusers' forward passes that the two updates of EraseAnything's own code cost.
 OFFICIAL_FORWARDS = 145
@@ -200,7 +200,7 @@ def run(file: Path, side: str, names: Sequence[str], repeats: int) -> None:
         # No shell, and the arguments are this command's own.
         code = subprocess.run([*command, *given], check=False).returncode  # nosec B603
         if code:
-            print(f"{side}: the process ended with exit code {code}", file=sys.stderr)
+            say(f"{side}: the process ended with exit code {code}", sys.stderr)
         # Restart only after a signal: an exit by Python itself would repeat.
         works = read(file).get(side, {}).get("works", {}) if code < 0 else {}
         begun = [index for index, name in enumerate(left) if works.get(name) == UNFINISHED]
@@ -222,7 +222,7 @@ def main(argv: Sequence[str]) -> None:
     result, console = read(file), Console()
     console.width = max(console.width, WIDTH)
     for table in (times_table(result), memory_table(result), targets_table(result)):
-        console.print(table)
+        show(table, console=console)
     if any(missing(result, side, given.works) for side in sides):
         sys.exit(1)
 

@@ -27,12 +27,11 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.make_checkpoint import configs
 from configs import nudity
 from convert.arguments import Parser
+from convert.tables import Table, show
 from erase.config.schema import Config, MeshConfig
 from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import lower_update, upper_update
@@ -312,16 +311,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # TPUs are only compiled for; all other computation runs on the CPU.
     jax.config.update("jax_platforms", "cpu")
-    console, rows = Console(), read(options.out, options.slices)
+    rows = read(options.out, options.slices)
     for name, side in itertools.product(options.slices, TEXT_TOKENS):
         for row in fit(name, side):
             print(*asdict(row).values(), flush=True)
             rows.append(row)
             if options.out:
                 write(options.out, json.dumps(result(rows), indent=1) + "\n")
-    console.print(table(rows))
+    show(table(rows))
     for side, name in result(rows)["smallest"].items():
-        console.print(f"{side} x {side}: " + (f"smallest is {name}" if name else "none of these"))
+        show(f"{side} x {side}: " + (f"smallest is {name}" if name else "none of these"))
 
 
 if __name__ == "__main__":

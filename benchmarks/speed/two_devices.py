@@ -31,12 +31,12 @@ from jax.profiler import ProfileData
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.speed.cases import SIZES, Record, Result, Work, attempt, times
 from benchmarks.speed.flux_ours import Program, random_bank, random_params, timed
 from configs import nudity
+from convert.tables import Table, show
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.methods.configured import context_of, start
@@ -377,7 +377,7 @@ def main(argv: Sequence[str]) -> None:
     write(file, json.dumps(result, indent=1) + "\n")
     console = Console(record=True)
     console.width = max(console.width, WIDTH)
-    console.print(table(result, CASES))
+    show(table(result, CASES), console=console)
     write(file.with_suffix(".txt"), console.export_text())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags
 
 from erase.cli.flags import begin, parse_flags
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import exits_cleanly, say
 
 
 @exits_cleanly
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     read_json(Path(flags.FLAGS.workdir) / run_folder.CONFIG, run_folder.MISSING)
     from erase.report.card import of_run
 
-    print(of_run(flags.FLAGS.workdir))
+    say(of_run(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flux_jax.errors import InputError, exits_cleanly, nearest, note
+from flux_jax.errors import InputError, exits_cleanly, nearest, note, say
 
 COMMANDS: Mapping[str, str] = {
     "new": "erase.cli.new",
@@ -51,7 +51,7 @@ def dispatch() -> None:
     if words[:1] == ["help"] and words[1:]:
         words = [*words[1:], "--help"]
     if not words or words[0] in HELP or (words[0] == "convert" and not without_help(words[1:])):
-        print(usage())
+        say(usage())
         return
     name, rest = named(words)
     sys.argv[1:] = [*GIVEN.get(name, ()), *rest]

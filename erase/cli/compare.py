@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import app, flags
 
 from erase.cli.flags import FLAG, begin, check_paths, configured_for, define_flag, parse_flags
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import exits_cleanly, say
 
 
 @exits_cleanly
@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> None:
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
     with explains_memory():
         result = compare(methods, Path(given.out), given.attacks)
-    print(tables.methods(result))
+    say(tables.methods(result))
     rows = [row for each in result["methods"].values() for row in each["rows"]]
     for line in dict.fromkeys(f"{r['concept']}: {left_out_note(r)}" for r in rows):
         if not line.endswith(": "):
-            print(line)
+            say(line)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from convert.adapters.paths import find_adapter, split_strength
 from convert.arguments import Parser
 from erase.cli.flags import begin
 from erase.compose import METHODS
-from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.errors import InputError, exits_cleanly, say
 
 
 @exits_cleanly
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"{file} exists; choose another --out or remove it")
     parts = [read_part(text) for text in options.adapters]
     check(parts)
-    print(compose(parts, options.method, options.out, options))
+    say(compose(parts, options.method, options.out, options))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from erase.cli.flags import FLAG, begin, check_paths, configured, define_flag, parse_flags
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import exits_cleanly, say
 
 if TYPE_CHECKING:
     from erase.config.schema import Config
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
         if (workdir / name / "config.json").is_file():
             if not given:
                 card.of_run(workdir / name)
-            print(report.write(workdir / name))
+            say(report.write(workdir / name))
     if given:
         config, _ = next(iter(runs.values()))
         card.of_evaluated(find_adapter(given), config, results, workdir)

@@ -19,7 +19,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from erase.config.fields import paths, shown, unknown
-from flux_jax.errors import InputError, exits_cleanly, nearest
+from flux_jax.errors import InputError, exits_cleanly, fitted, nearest, say
 
 if TYPE_CHECKING:
     from erase.config.schema import Config
@@ -151,7 +151,7 @@ def define_process_flags() -> None:
 @functools.cache
 def _note(line: str) -> None:
     """Print a note once, however many methods are configured."""
-    print(line, file=sys.stderr)
+    say(fitted(line), sys.stderr)
 
 
 def configured_for(
@@ -222,9 +222,9 @@ def show_help(full: bool) -> None:
     doc, values = sys.modules["__main__"].__doc__ or "", flags.FLAGS
     # Drop the first line, which has the module's file name.
     listed = values.get_help() if full else values.main_module_help().strip().partition("\n")[2]
-    print(f"{doc.strip()}\n\nflags:\n{listed}")
+    say(f"{doc.strip()}\n\nflags:\n{listed}")
     if not full:
-        print("\n--helpfull also shows the flags of the libraries.")
+        say("\n--helpfull also shows the flags of the libraries.")
 
 
 def _own_flags() -> list[str]:

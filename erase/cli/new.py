@@ -13,14 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from convert.arguments import Parser
+from convert.tables import Table, show
 from erase.config.schema import KINDS, PARTS_OF_SPEECH, Config
 from erase.methods.settings.erase_anything import Settings
-from flux_jax.errors import InputError, exits_cleanly, nearest, printable
+from flux_jax.errors import InputError, exits_cleanly, nearest, printable, say
 
 INDENT = " " * 8
 WIDTH = 92
@@ -171,10 +168,9 @@ def table_of(config: Config, source: str, lacks: Iterable[str]) -> Table:
         "judge": config.evaluation.judge or "none",
         "missing": "\n".join(lacks) or "nothing",
     }
-    table = Table("", "", title=Text(printable(f"Erasing {config.concept}")), show_header=False)
+    table = Table("", "", title=f"Erasing {config.concept}", show_header=False)
     for name, value in rows.items():
-        # As Text, since rich reads square brackets as markup.
-        table.add_row(name, Text(printable(value)))
+        table.add_row(name, value)
     return table
 
 
@@ -215,9 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from erase.runtime.files import write
 
     write(out, text_of(config, source, lacks, given))
-    Console().print(table_of(config, source, lacks))
+    show(table_of(config, source, lacks))
     command = ["erase-anything", "train", "--config", str(out), "--workdir", f"runs/{out.stem}"]
-    print(f"Wrote {out}. Edit it as you like, then run\n\n    {shlex.join(command)}\n")
+    say(f"Wrote {out}. Edit it as you like, then run\n\n    {shlex.join(command)}\n")
 
 
 if __name__ == "__main__":

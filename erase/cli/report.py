@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags
 
 from erase.cli.flags import begin, parse_flags
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import exits_cleanly, say
 
 
 @exits_cleanly
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     read_json(Path(flags.FLAGS.workdir) / run_folder.CONFIG, run_folder.MISSING)
     from erase.report.report import write
 
-    print(write(flags.FLAGS.workdir))
+    say(write(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from absl import app, flags
 
 from convert.adapters.paths import find_adapter, split_strength
 from erase.cli.flags import begin, parse_flags
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import exits_cleanly, say
 
 
 def define_flags() -> None:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
             options=options,
         )
     for file in files:
-        print(file)
+        say(file)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
-from rich.table import Table
 
 from convert.adapters.files import TORCH_FILE, read_layers, write_layers
 from convert.adapters.layers import Layers, Pair, kind
 from convert.adapters.names import Place, label
 from convert.adapters.paths import find_adapter, split_strength
 from convert.adapters.stacked import stack, unstack
+from convert.tables import Table, show
 from erase.compose import fusion
 from erase.report import card
 from erase.runtime.memory import explains_memory
-from flux_jax.errors import InputError, printable
+from flux_jax.errors import InputError, say
 from flux_jax.tree import flatten, nest
 
 MENDS = "To save memory: fewer --prompts"
@@ -274,7 +273,7 @@ def write(
         config = fusion.settings(str(parts[0].path), parts[0].metadata)
     except InputError as error:
         # The adapter is usable without a card.
-        print(f"no model card: {printable(str(error))}")
+        say(f"no model card: {error}")
     else:
         names = [part.metadata.get("concept", str(part.path)) for part in parts]
         card.of_composition(out, names, method, config)
@@ -313,7 +312,6 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
     """
     factors = weights(parts, method)
     rank = options.rank or max(part.rank for part in parts)
-    console = Console()
     if method == "fusion":
         changes = [leaves(part.scaled(f)) for part, f in zip(parts, factors, strict=True)]
         if biased := [
@@ -327,12 +325,12 @@ def compose(parts: Sequence[Part], method: str, out: Path, options: argparse.Nam
         prompts = fusion.prompts(headers, options.prompts, options.seed, keep)
         with explains_memory(MENDS):
             flat, shares = fusion.fuse(changes, prompts, rank, options.preserve, options.seed)
-        console.print(table(method, shares))
+        show(table(method, shares))
         used = {"prompts": options.prompts, "preserve": options.preserve, "seed": options.seed}
         used |= {"keep": keep} if keep else {}
         return write(parts, apart(flat), method, used, out)
     layers = summed(parts, factors)
     if method == "svd":
         layers, errors = truncated(layers, rank)
-        console.print(table(method, {t: {"error": error} for t, error in errors.items()}))
+        show(table(method, {t: {"error": error} for t, error in errors.items()}))
     return write(parts, layers, method, {}, out)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
+from convert.tables import show
 from erase.config.schema import Config
 from erase.data.words.templates import phrase, shuffle
 from erase.evaluation.eval_prompts import (
@@ -188,4 +188,4 @@ def _show(result: AttackResult) -> None:
         after = sides["after"]
         shares = [percent(sides[side]) for side in SIDES]
         shown.add_row(family, str(after["of"]), *shares, interval(after))
-    Console().print(shown)
+    show(shown)

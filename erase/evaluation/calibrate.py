@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from rich.console import Console
 
+from convert.tables import show
 from erase.config.schema import Config
 from erase.evaluation import early_stop
 from erase.evaluation.eval_prompts import (
@@ -160,4 +160,4 @@ def _show(result: CalibrationResult) -> None:
     table = number_table(title, headings, left=0)
     for line in result["tried"]:
         table.add_row(f"{line['strength']:g}", shown(line[kind]))
-    Console().print(table)
+    show(table)

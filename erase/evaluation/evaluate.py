@@ -15,8 +15,8 @@ from typing import cast
 
 import jax
 import numpy as np
-from rich.console import Console
 
+from convert.tables import show
 from erase.config.schema import Config
 from erase.evaluation.eval_prompts import (
     EvalPrompt,
@@ -308,9 +308,8 @@ def _write_attention(
 
 def _show(result: EvaluationResult) -> None:
     """Print the counts."""
-    console = Console()
     if "cells" not in result:
-        console.print(result.get("note", ""))
+        show(result.get("note", ""))
         return
     title = f"Erasing {result['concept']!r}: pictures in which the judge detects the concept"
     headings = ("measure", "pictures", "before", "95 % interval", "after", "95 % interval")
@@ -323,7 +322,4 @@ def _show(result: EvaluationResult) -> None:
     if "H" in result:
         before, after = (percent(result["H"][side]) for side in ("before", "after"))
         table.add_row("H", "", before, "", after, "")
-    console.print(table)
-    for note in (left_out_note(result), mean_note(result)):
-        if note:
-            console.print(note, markup=False)
+    show(table, *filter(None, (left_out_note(result), mean_note(result))))

@@ -3,13 +3,16 @@
 All shares are rounded to a tenth of a percent.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 
-from rich.table import Table
-
+from convert.tables import Table
 from erase.runtime.results import Share
+from flux_jax.errors import printable
+
+# What begins a formula, in the usual letters and in those of full width.
+FORMULAS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+# Separators of cells and of lines, and quotes; spreadsheets of some languages separate by ";".
+SEPARATORS = frozenset(',;"\n|')
 
 
 def in_percent(value: Share | float) -> float:
@@ -52,12 +55,23 @@ def csv_of_shares(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], S
             `erase.evaluation.statistics.wilson_interval`.
     """
     columns = ("found", "of", "share", "low", "high")
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow((*headings, *columns))
+    lines = [[*map(csv_cell, (*headings, *columns))]]
     for named, value in rows:
-        lines.writerow((*named, *(value[column] for column in columns)))
-    return text.getvalue()
+        lines.append([*map(csv_cell, named), *(str(value[column]) for column in columns)])
+    return "".join(",".join(line) + "\n" for line in lines)
+
+
+def csv_cell(text: str) -> str:
+    """Format a text as a cell of comma-separated values that spreadsheets take for text.
+
+    A cell that begins like a formula, also after spaces, gets an apostrophe before it. Control
+    characters are escaped. Cells with a separator of any kind are in quotes.
+    """
+    text = printable(text)
+    if text.lstrip()[:1] in FORMULAS:
+        text = f"'{text}"
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"' if SEPARATORS & set(text) else text
 
 
 def number_table(title: str, headings: Sequence[str], left: int = 1) -> Table:

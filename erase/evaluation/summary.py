@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from rich.console import Console
-
+from convert import tables
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import csv_of_shares, number_table, percent
 from erase.evaluation.statistics import cells_of, pooled
@@ -89,9 +88,9 @@ def write_summary(workdir: Path, results: Mapping[str, Result], stem: str = STEM
     show(summary)
     for name, result in results.items():
         if note := left_out_note(result):
-            Console().print(f"{name}: {note}", markup=False)
+            tables.show(f"{name}: {note}")
     if note := mean_note(summary["all"]):
-        Console().print(note, markup=False)
+        tables.show(note)
     return summary
 
 
@@ -107,4 +106,4 @@ def show(summary: Summary) -> None:
         texts = [" → ".join(map(percent, counted.get(cell, {}).values())) for cell in cells]
         texts += [" → ".join(map(percent, sums.get("H", {}).values())) for _ in means]
         lines.add_row(kind, str(sums.get("concepts")), *texts)
-    Console().print(lines)
+    tables.show(lines)

@@ -13,6 +13,7 @@ from erase.model.adapters import parse_adapter
 from erase.model.draw import draw, picture_size, png
 from erase.model.request import check_request
 from erase.runtime.files import write
+from flux_jax.errors import say
 from flux_jax.pipeline import load
 from flux_jax.settings import SamplingOptions
 
@@ -89,7 +90,7 @@ def sample(
 def _note_silence(prompts: Sequence[str], silenced: str | None) -> None:
     """Print a note if the word to silence is in none of the prompts."""
     if silenced is not None and not any(mentions(prompt, silenced) for prompt in prompts):
-        print(
+        say(
             f"silence = {shown(silenced)} is in none of the prompts: nothing is silenced",
-            file=sys.stderr,
+            sys.stderr,
         )

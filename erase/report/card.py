@@ -3,15 +3,12 @@
 The card is Markdown with the header that the Hugging Face hub reads.
 """
 
-import json
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jinja2
 import pydantic
 
 from convert.adapters.files import read_layers
@@ -21,6 +18,7 @@ from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
 from erase.evaluation.statistics import SIDES
 from erase.methods import METHODS
+from erase.report.plain_text import Markdown, code, markdown, markdown_environment
 from erase.report.report import WORDS, words_of
 from erase.runtime import run_folder
 from erase.runtime.files import read_json, write
@@ -80,11 +78,11 @@ class CompositionHeader(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Card:
-    """The values of the card's template.
+    """The values of the card's template, which escapes all strings but Markdown.
 
     Attributes:
-        title: the first heading, in Markdown.
-        concepts: the erased ones, in quotes, in Markdown.
+        title: the first heading.
+        concepts: the erased ones, in quotes.
         how: how the adapter was made, in sentences.
         results: rows of the table of shares.
         notes: sentences below it.
@@ -102,10 +100,10 @@ class Card:
 
     title: str
     concepts: str
-    how: str
-    results: Sequence[str]
-    notes: Sequence[str]
-    words: Sequence[str]
+    how: Markdown
+    results: Sequence[Markdown]
+    notes: Sequence[Markdown]
+    words: Sequence[Markdown]
     picture: str | None
     prompt: str
     strength: float
@@ -139,29 +137,26 @@ def of_run(workdir: str | Path) -> Path:
         write(folder / run_folder.BEFORE_AFTER, (workdir / run_folder.BEFORE_AFTER).read_bytes())
     adapter, settings = config["adapter"], config["evaluation"]
     method = METHODS[config.get("method", Config.method)]
-    targets = ", ".join(f"`{target}`" for target in adapter["targets"])
+    targets = ", ".join(map(code, adapter["targets"]))
     training = "in closed form"
     if method.steps(Config(config["concept"])):
         training = (
             f"{counted(config['iterations'], 'iteration')} at {config['height']} × "
             f"{config['width']} pixels, rank {adapter['rank']}"
         )
-    how = (
-        f"Method: {method.title}, {training}, on the layers {targets}. The header of the adapter's "
-        "file has all settings under `settings`."
+    how = Markdown(
+        f"Method: {markdown(method.title)}, {markdown(training)}, on the layers {targets}. The "
+        "header of the adapter's file has all settings under `settings`."
     )
     template = (settings["templates"] or ["a photo of a {}"])[0]
-    notes = [left_out_note(evaluation), mean_note(evaluation)] if evaluation else []
+    notes = [left_out_note(evaluation, markdown), mean_note(evaluation)] if evaluation else []
     card = Card(
-        title=f"{escaped(config['concept'])}, erased",
-        concepts=f"“{escaped(config['concept'])}”",
+        title=f"{config['concept']}, erased",
+        concepts=f"“{config['concept']}”",
         how=how,
         results=_rows(config["concept"], evaluation.get("cells", {})) if evaluation else [],
-        notes=[note for note in notes if note],
-        words=[
-            " | ".join(map(escaped, (line.name, line.words, line.source)))
-            for line in words_of(workdir, config)
-        ],
+        notes=[Markdown(note) for note in notes if note],
+        words=[row(line.name, line.words, line.source) for line in words_of(workdir, config)],
         picture=run_folder.BEFORE_AFTER if (folder / run_folder.BEFORE_AFTER).is_file() else None,
         prompt=phrase(template, config["concept"]),
         strength=settings["strength"],
@@ -195,17 +190,20 @@ def of_composition(
     """
     if pictures is not None and pictures.is_file():
         write(folder / run_folder.BEFORE_AFTER, pictures.read_bytes())
-    named = ", ".join(f"“{escaped(concept)}”" for concept in concepts)
+    named = ", ".join(f"“{concept}”" for concept in concepts)
     settings = config.evaluation
     card = Card(
         title=f"{len(concepts)} concepts, erased",
         concepts=named,
-        how=f"Composed of {len(concepts)} adapters with `erase-anything compose --method {method}`."
-        " The header of the adapter's file lists them under `settings`.",
+        how=Markdown(
+            f"Composed of {len(concepts)} adapters with "
+            f"{code(f'erase-anything compose --method {method}')}. The header of the adapter's "
+            "file lists them under `settings`."
+        ),
         results=[
-            row for each in evaluated for row in _rows(each["concept"], each.get("cells", {}))
+            line for each in evaluated for line in _rows(each["concept"], each.get("cells", {}))
         ],
-        notes=[note for each in evaluated if (note := left_out_note(each))],
+        notes=[Markdown(note) for each in evaluated if (note := left_out_note(each, markdown))],
         words=[],
         picture=run_folder.BEFORE_AFTER if (folder / run_folder.BEFORE_AFTER).is_file() else None,
         prompt=phrase("a photo of a {}", concepts[0]),
@@ -282,37 +280,32 @@ def of_evaluated(
 def _write(folder: Path, card: Card) -> Path:
     model = card.model
     hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not os.path.exists(model)
-    # The hub shows no scripts in Markdown; escapes for HTML would be shown as they are.
-    environment = jinja2.Environment(  # nosec B701
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # Characters stay as they are, within Python's and YAML's quotes as well.
-    environment.filters |= {
-        "tojson": lambda text: json.dumps(text, ensure_ascii=False),
-        "shell": shlex.quote,
-    }
-    text = environment.from_string(TEMPLATE.read_text()).render(
-        asdict(card),
-        base_model=model if hub else None,
-        licence=BASE_LICENCES.get(model),
-        folder=str(folder),
+    text = (
+        markdown_environment()
+        .from_string(TEMPLATE.read_text())
+        .render(
+            asdict(card),
+            base_model=model if hub else None,
+            licence=BASE_LICENCES.get(model),
+            folder=str(folder),
+        )
     )
     write(folder / FILE, text)
     return folder / FILE
 
 
-def escaped(text: str) -> str:
-    """A text in one line, with the characters that mean something in Markdown escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(text.split()))
+def row(*cells: object) -> Markdown:
+    """The cells of a row of a table."""
+    return Markdown(" | ".join(map(markdown, cells)))
 
 
-def _rows(concept: str, cells: Cells) -> list[str]:
-    """A line of the table for each cell of an evaluation."""
+def _rows(concept: str, cells: Cells) -> list[Markdown]:
+    """A row of the table for each cell of an evaluation."""
     return [
-        " | ".join([f"{cell}: {text.format(escaped(concept))} ({better})", *_cells(cells[cell])])
+        row(
+            Markdown(f"{cell}: {text.format(markdown(concept))} ({better})"),
+            *_cells(cells[cell]),
+        )
         for cell, (better, text) in WORDS.items()
         if cell in cells
     ]

@@ -3,6 +3,7 @@
 Axis letters: K iterations.
 """
 
+import html
 import io
 import re
 from pathlib import Path
@@ -13,6 +14,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from erase.report import plain_text
+from erase.report.plain_text import one_line
 from erase.runtime import run_folder
 from flux_jax.errors import InputError
 
@@ -57,7 +60,7 @@ def smoothed(values: Float[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
 
 def _chart(name: str, points: Float[np.ndarray, "K 2"]) -> str:
     """A metric's values and their moving average against the iteration."""
-    (steps, values), title = points.T, name.replace("_", " ")
+    (steps, values), title = points.T, one_line(name.replace("_", " "))
     means, kind = smoothed(values), run_folder.kind_of(name)
     style = {
         "svg.fonttype": "none",
@@ -73,7 +76,7 @@ def _chart(name: str, points: Float[np.ndarray, "K 2"]) -> str:
         axis = figure.subplots()
         axis.plot(steps, values, color=RAW, linewidth=0.8)
         axis.plot(steps, means, color=MEAN, linewidth=1.8)
-        axis.set_title(title, fontsize=11, loc="left", color=INK)
+        axis.set_title(plain_text.label(title), fontsize=11, loc="left", color=INK)
         axis.set(xlabel="iteration", ylabel=AXES[kind])
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axis.spines[["top", "right"]].set_visible(False)
@@ -106,8 +109,4 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{_escaped(label)}" ', 1)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import TypedDict, cast
 
-import jinja2
-
 from erase.evaluation.notes import left_out_note, mean_note
 from erase.evaluation.percent import interval, percent
 from erase.evaluation.statistics import SIDES
@@ -13,6 +11,7 @@ from erase.report import words
 from erase.report.charts import loss_charts
 from erase.report.colours import goodness, tones
 from erase.report.pictures import example_groups, gradient, heat_maps
+from erase.report.plain_text import page_environment
 from erase.runtime import files as files_module
 from erase.runtime import run_folder
 from erase.runtime.files import read_json
@@ -85,7 +84,7 @@ def write(workdir: str | Path) -> Path:
     evaluation = cast(EvaluationResult, read_json(path) if path.is_file() else {})
     concept = evaluation.get("concept") or config.get("concept", "")
     heat, heat_top = heat_maps(workdir, evaluation)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = page_environment()
     environment.filters |= {"percent": percent, "interval": interval, "tones": tones}
     metrics, attacks = workdir / run_folder.METRICS, workdir / f"{run_folder.ATTACKS_STEM}.json"
     page = environment.from_string(TEMPLATE.read_text()).render(

@@ -3,10 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from convert import tables
 from erase.runtime.results import IrrelevantRecord, RunRecord, SentencesRecord
 from flux_jax.errors import counted
 
@@ -84,19 +81,17 @@ def show(runs: Mapping[str, Sequence[Line]]) -> None:
     Args:
         runs: their lines by name; the name of a single run is empty.
     """
-    table = Table(title="Words of the run" if len(runs) == 1 else "Words of the runs")
+    table = tables.Table(title="Words of the run" if len(runs) == 1 else "Words of the runs")
     for heading in ("use", "words", "source"):
         table.add_column(heading, overflow="fold")
     for name in list(runs)[:RUNS]:
         for line in runs[name]:
             what = f"{name}: {line.name}" if name and line.name == "concept" else line.name
-            # Words may look like markup.
-            table.add_row(Text(what), Text(line.words), Text(line.source))
+            table.add_row(what, line.words, line.source)
         table.add_section()
-    console = Console()
-    console.print(table)
+    tables.show(table)
     if len(runs) > RUNS:
-        console.print(
+        tables.show(
             f"... and {counted(len(runs) - RUNS, 'more run')}: see the config.json of each."
         )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from erase.config.schema import Guard
-from flux_jax.errors import PreemptedError
+from flux_jax.errors import PreemptedError, say
 
 # The first iterations compile, so their durations are not typical.
 WARMUP_ITERATIONS = 3
@@ -76,17 +76,17 @@ class Watchdog:
             usual, seconds = statistics.median(self._took), time.monotonic() - began
             if seconds > max(self.min_seconds, self.settings.hung * usual) and reported != step:
                 reported = step
-                print(
+                say(
                     f"iteration {step} has taken {seconds:.0f} s, previous ones {usual:.2f} s: a "
                     "device or another process may hang; current stack:",
-                    file=sys.stderr,
+                    sys.stderr,
                 )
                 faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
             if seconds > self.settings.patience and reported == step:
-                print(
+                say(
                     f"iteration {step} did not end in guard.patience = {seconds:.0f} s: the "
                     "process ends; the same command resumes from the last checkpoint",
-                    file=sys.stderr,
+                    sys.stderr,
                 )
                 self._end(PreemptedError.exit_code)
                 return

@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from erase.config.schema import Checkpoints
 from erase.methods.parts.step import State
 from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS
-from flux_jax.errors import EraseError, RunError
+from flux_jax.errors import EraseError, RunError, say
 
 MANIFEST = "manifest.json"
 # Files that Orbax writes after the manifest: timestamps and a success marker.
@@ -232,9 +232,9 @@ def usable(workdir: Path, before: int | None = None) -> int:
         aside.parent.mkdir(exist_ok=True)
         os.replace(folder / str(step), aside)
         instead = f"the checkpoint of iteration {steps[-1]}" if steps else "the beginning"
-        print(
+        say(
             f"{folder / str(step)}: {wrong}; moved to {aside}; continuing from {instead}",
-            file=sys.stderr,
+            sys.stderr,
         )
     return 0
 

@@ -40,7 +40,7 @@ from erase.training.metrics import RunLog, named
 from erase.training.prepare import shared_settings
 from flux_jax import progress as bars
 from flux_jax import sharding, xla_flags
-from flux_jax.errors import InputError, PreemptedError
+from flux_jax.errors import InputError, PreemptedError, say
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 from flux_jax.progress import Bar
@@ -347,7 +347,7 @@ def _resumed(
                 "seeds and runs, --overwrite to start again, or another folder"
             )
         if message := checkpoints.moved(record, checkpoints.place()):
-            print(f"after iteration {done}, {message}", file=sys.stderr)
+            say(f"after iteration {done}, {message}", sys.stderr)
         skipped, lost = record["skipped"], list(record["lost"])
     return Progress(
         step=done,

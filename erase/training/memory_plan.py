@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
-from rich.console import Console
-from rich.table import Table
 
+from convert import tables
 from erase.config.schema import Config
 from erase.data import bank
 from erase.data.trajectories import trajectories
@@ -238,17 +237,16 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
     Returns:
         Whether all programs fit; True if the devices do not report their memory.
     """
-    console = Console()
     config = shared_settings(configs)
     # Printed first, because compilation takes longer.
-    console.print(flops.estimate(config, pipe, len(configs)))
-    parts = Table("", title="GB (10⁹ bytes) held on each device, not all at once")
+    tables.show(flops.estimate(config, pipe, len(configs)))
+    parts = tables.Table("", title="GB (10⁹ bytes) held on each device, not all at once")
     parts.add_column("", justify="right")
     for name, size in held(configs, pipe).items():
         parts.add_row(name, f"{size / GB:.2f}")
-    console.print(parts)
+    tables.show(parts)
     available = memory(list(pipe.mesh.devices.flat))
-    table = Table(title="GB needed by each program; programs run one after another")
+    table = tables.Table(title="GB needed by each program; programs run one after another")
     for heading in ("", "arguments", "temporaries", "results", "beside", "total"):
         table.add_column(heading, justify="right" if heading else "left")
     largest = 0
@@ -256,16 +254,16 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
         sizes = (*dataclasses.astuple(program), program.total)
         table.add_row(name, *(f"{size / GB:.2f}" for size in sizes))
         largest = max(largest, program.total)
-    console.print(table)
+    tables.show(table)
     kind = jax.devices()[0].device_kind
     if available is None:
-        console.print(f"At most {largest / GB:.2f} GB; {kind} does not report its memory.")
+        tables.show(f"At most {largest / GB:.2f} GB; {kind} does not report its memory.")
         if jax.default_backend() == "cpu":
             # cuDNN's kernel does not store the attention weights; XLA's programs for a CPU do.
-            console.print("A GPU needs less: run --plan on the machine used for training.")
+            tables.show("A GPU needs less: run --plan on the machine used for training.")
         return True
     fits = largest <= available
-    console.print(
+    tables.show(
         f"At most {largest / GB:.2f} of {available / GB:.2f} GB on each {kind}: "
         + ("fits." if fits else f"does not fit. {MENDS}")
     )

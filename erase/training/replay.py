@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from rich.console import Console
-from rich.table import Table
 
+from convert import tables
 from erase.data.bank import Bank
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.step import Losses, Metrics, State
@@ -25,7 +24,7 @@ from erase.runtime.run_folder import REPLAY
 from erase.training import checkpoints
 from erase.training.loop import Training
 from flux_jax import progress, sharding, xla_flags
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, say
 
 
 class GradientRecord(TypedDict):
@@ -73,10 +72,10 @@ def show(training: Training, workdir: Path, step: int) -> None:
         samples = training.drawn(name, step)
         content = {"step": step, "from": done, "drawn": samples, "levels": levels}
         write(workdir / name / REPLAY.format(step), json.dumps(content, indent=1) + "\n")
-        Console().print(_table(name or training.configs[name].concept, step, levels))
+        tables.show(_table(name or training.configs[name].concept, step, levels))
         for part, rows in samples.items():
             for prompt, t in zip(rows["prompts"], rows["t"], strict=True):
-                print(f"{part}: {prompt!r} at t = {t}")
+                say(f"{part}: {prompt!r} at t = {t}")
 
 
 def _levels(
@@ -127,9 +126,9 @@ def _number(value: SupportsFloat) -> float | str:
     return number if math.isfinite(number := float(value)) else str(number)
 
 
-def _table(title: str, step: int, levels: dict[str, LevelRecord]) -> Table:
+def _table(title: str, step: int, levels: dict[str, LevelRecord]) -> tables.Table:
     """Build a table with a row for each loss and each gradient."""
-    table = Table("level", "", title=f"{title!r}, iteration {step}")
+    table = tables.Table("level", "", title=f"{title!r}, iteration {step}")
     for heading in ("loss or norm", "non-finite"):
         table.add_column(heading, justify="right")
     for level, values in levels.items():

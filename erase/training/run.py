@@ -30,7 +30,7 @@ from erase.training.prepare import (
     resolve_runs,
     shared_settings,
 )
-from flux_jax.errors import InputError, RunError
+from flux_jax.errors import InputError, RunError, say
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -85,7 +85,7 @@ def _run(
         check_judge(each.config)
     pipe = open_model(shared, len(runs))
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
-    print(f"Using {pipe.mesh.size} of {jax.device_count()} devices: {shape}")
+    say(f"Using {pipe.mesh.size} of {jax.device_count()} devices: {shape}")
     prepared = prepare(resolved, pipe, workdir)
     # Errors in the evaluation's settings are reported before training, not after.
     prompts = [prompt for each in prepared.values() for prompt in each.plan.prompts]
@@ -219,6 +219,6 @@ def finish(
             results[name] = evaluate.evaluate(pipe, adapter, config, folder)
         if processes.first():
             card.of_run(folder)
-            print(report.write(folder))
+            say(report.write(folder))
     if len(runs) > 1:
         summary.write_summary(workdir, results)

@@ -41,7 +41,7 @@ class Limits:
     """
 
     seconds: float = 30.0
-    total: float = 120.0
+    total: float = 115.0
     size: int = 2**20
     retries: int = 4
     unusable: int = 3

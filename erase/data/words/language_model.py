@@ -20,8 +20,9 @@ KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
 DEFAULT_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-4o"
 # Number of unusable replies before giving up.
 ATTEMPTS = 3
-# Seconds of a try, and of all tries; further tries after errors that may pass.
-TIMEOUT, TOTAL, RETRIES = 30.0, 120.0, 4
+# Seconds of a try, and of all tries (2 minutes with the ends of the last one); further tries after
+# errors that may pass.
+TIMEOUT, TOTAL, RETRIES = 30.0, 115.0, 4
 # Bytes of a reply.
 SIZE = 2**20
 FENCE = "```"

@@ -1,0 +1,172 @@
+"""The project's exceptions, and the exit codes of its commands.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | success |
+| 1 | the run failed (`RunError`; or an error of the system, such as a full disk) |
+| 2 | invalid input (`InputError`) |
+| 75 | interrupted from outside, everything is saved: the same command resumes (`PreemptedError`) |
+"""
+
+import contextlib
+import difflib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from flux_jax.errors.libraries import bounded_messages
+from flux_jax.errors.messages import (
+    LONGEST,
+    bounded,
+    fitted,
+    note,
+    printable,
+    saved_error,
+    say,
+    shortened,
+)
+
+__all__ = [
+    "LONGEST",
+    "EraseError",
+    "InputError",
+    "PreemptedError",
+    "RunError",
+    "counted",
+    "exits_cleanly",
+    "fitted",
+    "names_file",
+    "nearest",
+    "note",
+    "printable",
+    "say",
+    "shortened",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def counted(number: int, what: str) -> str:
+    """Number and noun, for instance "1 layer" or "2 layers"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+class EraseError(Exception):
+    """Base class of the project's errors; the message says what to do.
+
+    Converted to text, its lines are `fitted`, however long the paths in them are.
+
+    Attributes:
+        exit_code: exit code of a command that ends with this error.
+    """
+
+    exit_code = 1
+
+    @property
+    def whole(self) -> str:
+        """The message with lines of any length."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        """The message."""
+        return fitted(self.whole)
+
+
+class InputError(EraseError, ValueError):
+    """Invalid input from the user.
+
+    The message names the field or file, the value, and the fix.
+    """
+
+    exit_code = 2
+
+
+class RunError(EraseError, RuntimeError):
+    """The input is valid, but the run could not continue; saved files remain usable."""
+
+
+class PreemptedError(EraseError):
+    """The system asked the run to stop (SIGTERM, SIGINT); its state has been saved."""
+
+    # EX_TEMPFAIL of sysexits.h: try again.
+    exit_code = 75
+
+
+def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """Suggests a fix for a misspelt name: the closest known names, or all if none is close.
+
+    Args:
+        name: the misspelt name.
+        known: the valid names.
+        also: valid names to suggest in any case, however they are spelt.
+    """
+    names = list(known)
+    near = list(dict.fromkeys([*difflib.get_close_matches(name, names), *also]))
+    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
+
+
+@contextlib.contextmanager
+def names_file(path: Path | str) -> Iterator[None]:
+    """Adds a file's name to errors of the system that have none, such as that of a full disk.
+
+    Raises:
+        OSError: within this context.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
+    """Wraps a command: an error is printed in a few lines on stderr and sets the exit code.
+
+    The traceback of an error that no part of the program expects is saved in a file, which the
+    message names.
+    """
+
+    @functools.wraps(main)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with bounded_messages():
+                result = main(*args, **kwargs)
+                with names_file("stdout"):
+                    sys.stdout.flush()
+                return result
+        except KeyboardInterrupt:
+            # Training handles signals itself and saves first (`erase.runtime.signals`).
+            print("error: stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(1)
+        except Exception as error:
+            _close_stdout()
+            print(bounded(_message(error)), file=sys.stderr)
+            sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
+
+    return guarded
+
+
+def _message(error: Exception) -> str:
+    """The message of an error; it may have names from files of unknown origin."""
+    if isinstance(error, EraseError):
+        return f"error: {error.whole}"
+    if isinstance(error, OSError):
+        return f"error: {error}"
+    file = saved_error(error)
+    # Libraries' messages may have hundreds of lines.
+    said = str(error).strip().split("\n")[0]
+    what = shortened(": ".join(filter(None, (type(error).__name__, said))), 240)
+    return f"error: {what}; the program does not expect this; traceback: {file or 'not saved'}"
+
+
+def _close_stdout() -> None:
+    """Closes a stdout that cannot be written, so that Python does not report it a second time."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
