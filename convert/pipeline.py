@@ -20,7 +20,7 @@ import numpy as np
 
 from convert.arguments import Parser
 from flux_jax import progress
-from flux_jax.errors import InputError, exits_cleanly, say
+from flux_jax.errors import InputError, exits_cleanly, names_file, say
 from flux_jax.tree import flatten
 from flux_jax.weights import original
 from flux_jax.weights.checkpoint import FOLDER, read_params, write_params
@@ -107,8 +107,9 @@ def whole(target: Path) -> Iterator[Path]:
     """Yields a temporary path to write to, which is renamed to `target` if the block succeeds."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        os.rename(partial, target)
+        with names_file(target):
+            yield partial
+            os.rename(partial, target)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 from flux_jax import progress
+from flux_jax.errors import InputError
 
 # XLA's Triton matrix products are slow on the shapes of FLUX.1. Merging products that share an
 # argument copies their weights side by side.
@@ -23,7 +24,12 @@ def set_flags() -> None:
     """Adds `FLAGS` and `MEMORY` to the environment; values that the user has set take precedence.
 
     Call it before anything is computed.
+
+    Raises:
+        InputError: XLA_FLAGS has control characters, which XLA would print.
     """
+    if not os.environ.get("XLA_FLAGS", "").isprintable():
+        raise InputError("XLA_FLAGS has control characters; set it again or unset it")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY)
     os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 

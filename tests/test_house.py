@@ -76,6 +76,33 @@ def test_nothing_imports_upwards(module: str, file: Path):
             assert floor(name) <= floor(module), f"{module} imports {name}"
 
 
+# The modules that print, and those that format text for spreadsheets, pages and figures.
+SINKS = {
+    "print": {"flux_jax.errors", "flux_jax.errors.messages", "flux_jax.errors.libraries"},
+    "rich": {"convert.tables"},
+    "csv": set(),
+    "jinja2": {"erase.report.plain_text", "benchmarks.results.page"},
+}
+# Files that are printed to, and widths of tables.
+PRINTS_ELSEWHERE = {"erase.training.metrics"}
+
+
+@pytest.mark.parametrize(("module", "file"), MODULES)
+def test_text_reaches_a_terminal_or_a_file_through_one_place(module: str, file: Path):
+    if module.partition(".")[0] not in ("flux_jax", "convert", "erase"):
+        return
+    module = module.removesuffix(".__init__")
+    names = {name.partition(".")[0] for name in imported(file)}
+    names |= {
+        node.func.id
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    for name, homes in SINKS.items():
+        allowed = homes | (PRINTS_ELSEWHERE | {"flux_jax.moved"} if name == "print" else set())
+        assert name not in names or module in allowed, f"{module}: {name}; use {homes}"
+
+
 def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

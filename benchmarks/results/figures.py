@@ -10,6 +10,7 @@ from benchmarks.results.schemas import CompositionsResult, StudyResult
 from benchmarks.results.tables import sums
 from erase.evaluation.percent import in_percent, percent
 from erase.evaluation.statistics import cells_of
+from erase.report.plain_text import label as plain
 from erase.report.tables import by_rank, cell_side
 from erase.runtime.results import Cell, Comparison, Share, Summary
 
@@ -32,10 +33,10 @@ def composed(result: CompositionsResult) -> Figure:
         for number, name in enumerate(next(iter(counts.values()))):
             values = [cell_side(methods[name]["all"], cell, "after") for methods in counts.values()]
             heights = [math.nan if v is None else in_percent(v) for v in values]
-            axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=label(name))
+            axis.plot(numbers, heights, "o-", ms=4, color=f"C{number}", label=plain(label(name)))
         axis.set(title=f"{cell} ({DIRECTIONS[cell]} is better)", xscale="log", ylim=(-3, 103))
         axis.set(xlabel="concepts in one adapter (log scale)", ylabel=f"{cell}, %")
-        axis.set_xticks(numbers, counts)
+        axis.set_xticks(numbers, [*map(plain, counts)])
         axis.minorticks_off()
     labels = axes[0].get_legend_handles_labels()
     figure.legend(*labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
@@ -58,7 +59,7 @@ def methods(result: Comparison) -> Figure:
         axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=colour, lw=0.8, zorder=1)
         success = each["attacks"]["share"]
         axis.scatter(x, y, _area(success), color=colour, alpha=0.75, zorder=2)
-        title = f"{each['title']}, {percent(success)}"
+        title = plain(f"{each['title']}, {percent(success)}")
         axis.plot([], [], "o", color=colour, alpha=0.75, label=title)
     before = [in_percent(cells_of(every[0]["cells"])[cell]["before"]) for cell in PLANE]
     axis.plot(*before, "k+", ms=10, label="base model")
@@ -98,14 +99,14 @@ def curve(study: StudyResult, along: str) -> Figure:
             axis.plot(
                 steps, [in_percent(s) for s in shares], line, color=colour, label=f"{kind} {cell}"
             )
-    axis.set(xlabel=along, ylabel=SHARE, ylim=(-2, 102))
+    axis.set(xlabel=plain(along), ylabel=SHARE, ylim=(-2, 102))
     axis.legend(ncols=3, frameon=False, fontsize=8, loc="center right")
     return _plain(figure)
 
 
 def dots(study: StudyResult) -> Figure:
     """A row for each variant, a panel for each kind: every cell with its interval."""
-    names = list(map(label, study["variants"]))
+    names = [plain(label(name)) for name in study["variants"]]
     figure = Figure(figsize=(10, 1.1 + 0.28 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(COLOURS), sharey=True)
     for axis, (kind, colour) in zip(axes, COLOURS.items(), strict=True):
@@ -147,7 +148,7 @@ def attack_bars(summary: Summary) -> Figure:
             label=name,
             capsize=2,
         )
-    axis.set_xticks(range(len(cells)), list(cells))
+    axis.set_xticks(range(len(cells)), [*map(plain, cells)])
     axis.set(xlabel="change of the prompt", ylabel="concept detected,\n% of pictures")
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return _plain(figure)

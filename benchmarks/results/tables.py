@@ -4,6 +4,7 @@ Shares are in percent, with 95 % intervals in brackets: Wilson's, or in comparis
 bootstrap's over concepts.
 """
 
+import re
 from collections.abc import Mapping
 
 from benchmarks.results.labels import label
@@ -18,6 +19,7 @@ from benchmarks.results.schemas import (
 )
 from erase.evaluation.percent import number
 from erase.evaluation.statistics import CELLS, SIDES, cells_of, pooled, wilson_interval
+from erase.report.plain_text import markdown as markdown_text
 from erase.report.tables import (
     BASE,
     NOTHING,
@@ -37,6 +39,12 @@ KINDS = ("entity", "style", "relation")
 ITERATIONS = 300
 
 
+def named(name: str) -> str:
+    """The label of a variant or method in Markdown."""
+    # Underscores within words mean nothing there.
+    return re.sub(r"(?<=\w)\\_(?=\w)", "_", markdown_text(label(name)))
+
+
 def kinds(summary: Summary) -> str:
     """The paper's Table 3: a row for each kind and one for all; before → after."""
     rows = []
@@ -45,7 +53,7 @@ def kinds(summary: Summary) -> str:
         pairs = [[counted.get(cell, {}).get(side) for side in SIDES] for cell in CELLS]
         shares = [f"{shown_share(before)} → {interval(after)}" for before, after in pairs]
         h = " → ".join(shown_share(cell_side(sums_of_kind, "H", side)) for side in SIDES)
-        rows.append([kind, str(sums_of_kind.get("concepts")), *shares, h])
+        rows.append([named(kind), str(sums_of_kind.get("concepts")), *shares, h])
     return markdown(["kind", "concepts", *percent_headings(*CELLS, "H")], rows)
 
 
@@ -56,7 +64,7 @@ def runs(summary: Summary) -> str:
         # A concept without synonyms has no Acc_g.
         sides = [run["cells"].get(cell, {}) for cell in CELLS]
         shares = [" → ".join(number(side[s]) for s in SIDES) if side else NOTHING for side in sides]
-        rows.append([run["concept"], run["kind"], *shares])
+        rows.append([named(run["concept"]), named(run["kind"]), *shares])
     return markdown(["erased concept", "kind", *percent_headings(*CELLS)], rows)
 
 
@@ -92,7 +100,7 @@ def variants(study: StudyResult) -> str:
         counts = [row.get("iterations", 0) for row in variant["rows"]]
         rows.append(
             [
-                label(name),
+                named(name),
                 *(_triple(each, "after") for each in every),
                 _range(min(counts), max(counts)),
             ]
@@ -108,7 +116,7 @@ def intervals(study: StudyResult) -> str:
     for name, variant in study["variants"].items():
         cells = sums(variant)
         row = [
-            label(name),
+            named(name),
             *(interval(cells.get(cell, {}).get("after")) for cell in CELLS),
             shown_share(cell_side(cells, "H", "after")),
         ]
@@ -131,7 +139,7 @@ def attacks(summary: Summary) -> str:
             shares = [number(sides[side]) for side in sides if side != "after"]
             as_text = interval if group is summary["all"] else number
             texts.append(" / ".join([*shares, as_text(sides["after"])]) if sides else NOTHING)
-        rows.append([family, *texts])
+        rows.append([named(family), *texts])
     return markdown(["change of the prompt", *percent_headings(*groups)], rows)
 
 
@@ -170,7 +178,7 @@ def swaps(result: RelationsResult) -> str:
     for swap in next(iter(relations.values())):
         sides = [relations[name][swap] for name in relations]
         rows.append(
-            [label(swap), *(f"{number(s['own'])} / {number(s['converse'])}" for s in sides)]
+            [named(swap), *(f"{number(s['own'])} / {number(s['converse'])}" for s in sides)]
         )
     return markdown(["tokens of the converse", *percent_headings(*relations)], rows)
 
@@ -186,7 +194,7 @@ def compositions(result: CompositionsResult) -> str:
             erased = [interval(cells.get(cell, {}).get("after")) for cell in ("Acc_e", "Acc_g")]
             h = shown_share(cell_side(composition["all"], "H", "after"))
             strength = f"{composition['strength']:.2f}"
-            rows.append([count, label(name), strength, *erased, f"{before} → {after}", h])
+            rows.append([named(count), named(name), strength, *erased, f"{before} → {after}", h])
     return markdown(["concepts", "method", "strength", *percent_headings(*CELLS, "H")], rows)
 
 
@@ -195,13 +203,13 @@ def full_size(result: FullSizeResult) -> str:
     rows = []
     for each in result["methods"].values():
         if "error" in each:
-            rows.append([each["title"], each["error"], *[NOTHING] * 4])
+            rows.append([named(each["title"]), named(each["error"]), *[NOTHING] * 4])
             continue
         updates, update = each.get("updates"), each.get("update_s")
         memory = each.get("memory")
         rows.append(
             [
-                each["title"],
+                named(each["title"]),
                 str(updates) if updates else NOTHING,
                 NOTHING if update is None else f"{update:.3f}",
                 f"{memory / 1e9:.1f}" if memory else NOTHING,
@@ -223,7 +231,7 @@ def relearning(result: RelearningResult) -> str:
             [shown_share(cell_side(cells, cell, "after")) for cell in ("Acc_e", "Acc_ir")]
             for cells in every
         ]
-        rows.append([each["title"], *(" / ".join(pair) for pair in shares)])
+        rows.append([named(each["title"]), *(" / ".join(pair) for pair in shares)])
     return markdown(["method", *percent_headings(*(f"{count} steps" for count in steps))], rows)
 
 
@@ -235,7 +243,7 @@ def composed_kinds(result: CompositionsResult, count: str) -> str:
             " / ".join(shown_share(cells.get(cell, {}).get("after")) for cell in CELLS)
             for cells in composition["kinds"].values()
         ]
-        rows.append([label(name), *texts])
+        rows.append([named(name), *texts])
     return markdown(["method", *percent_headings(*result["counts"][count]["sum"]["kinds"])], rows)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from erase.evaluation.percent import number, points
 from erase.evaluation.statistics import CELLS, ahead
+from erase.report.plain_text import markdown as markdown_text
 from erase.runtime.results import Comparison, Measure, MethodResult, Share, Side, Sums
 
 NOTHING = "–"
@@ -67,7 +68,7 @@ def methods(result: Comparison) -> str:
         }
         rows.append(
             [
-                each["title"],
+                markdown_text(each["title"]),
                 *texts,
                 f"{each['frechet']['mean']:.2f} [{min(seeds):.2f}, {max(seeds):.2f}]",
                 *(text if each[name] else NOTHING for name, text in sizes.items()),

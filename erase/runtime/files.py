@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.runtime import processes
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, names_file
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -19,8 +19,9 @@ def write(path: Path, content: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(partial, path)
+        with names_file(path):
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

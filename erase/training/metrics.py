@@ -19,6 +19,7 @@ from erase.methods import method_of
 from erase.runtime import processes
 from erase.runtime.files import write
 from erase.runtime.run_folder import METRICS, SKIPPED, MetricsRecord, kind_of, record_line
+from flux_jax.errors import names_file
 
 
 class SampledRecord(TypedDict):
@@ -60,17 +61,19 @@ class RunLog:
 
     def add_metrics(self, record: MetricsRecord) -> None:
         """Add a line to `metrics.jsonl`; `flush` writes it to disk."""
-        print(record_line(record), file=self.metrics)
+        with names_file(self.metrics.name):
+            print(record_line(record), file=self.metrics)
 
     def add_skipped(self, record: SkippedRecord) -> None:
         """Append a line to `skipped.jsonl` immediately."""
         if processes.first():
-            with self.skipped.open("a") as file:
+            with names_file(self.skipped), self.skipped.open("a") as file:
                 print(json.dumps(record), file=file)
 
     def flush(self) -> None:
         """Write the buffered lines of `metrics.jsonl` to disk."""
-        self.metrics.flush()
+        with names_file(self.metrics.name):
+            self.metrics.flush()
 
 
 @contextlib.contextmanager
@@ -89,8 +92,18 @@ def opened_logs(workdir: Path, names: Sequence[str], done: int) -> Iterator[dict
             for path in (metrics, skipped):
                 drop_lines_after(path, done)
             file = (metrics if processes.first() else Path(os.devnull)).open("a")
-            logs[name] = RunLog(stack.enter_context(file), skipped)
+            logs[name] = RunLog(stack.enter_context(_closing(file)), skipped)
         yield logs
+
+
+@contextlib.contextmanager
+def _closing(file: TextIO) -> Iterator[TextIO]:
+    """Close a file, which writes its last lines; an error has the file's name."""
+    try:
+        yield file
+    finally:
+        with names_file(file.name):
+            file.close()
 
 
 def drop_lines_after(path: Path, done: int) -> None:

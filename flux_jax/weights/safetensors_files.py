@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from flux_jax.errors import InputError, counted
+from flux_jax.errors import InputError, counted, names_file
 from flux_jax.weights.quantized.gguf_files import SUFFIX as GGUF
 from flux_jax.weights.quantized.gguf_files import read_gguf
 
@@ -258,7 +258,7 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with names_file(path), partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
                 contiguous = np.ascontiguousarray(tensors[name])
@@ -297,7 +297,8 @@ def write_component(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         names.append(f"{stem}{suffix}.index.json")
         partial = folder / f".{names[-1]}.partial"
-        partial.write_text(json.dumps(index, indent=2) + "\n")
+        with names_file(folder / names[-1]):
+            partial.write_text(json.dumps(index, indent=2) + "\n")
         os.replace(partial, folder / names[-1])
     for stale in (*folder.glob(f"{stem}-*-of-*{suffix}"), *folder.glob(f"{stem}{suffix}*")):
         if stale.name not in names:
