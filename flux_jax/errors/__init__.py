@@ -15,15 +15,19 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from flux_jax.errors.libraries import bounded_messages
 from flux_jax.errors.messages import (
     LONGEST,
+    MESSAGE,
     bounded,
+    file_since,
     fitted,
     note,
     printable,
+    saved_count,
     saved_error,
     say,
     shortened,
@@ -45,6 +49,9 @@ __all__ = [
     "say",
     "shortened",
 ]
+
+# Characters of the line that names the file of libraries' messages.
+LONGEST_FILE = 120
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,41 +134,61 @@ def names_file(path: Path | str) -> Iterator[None]:
 def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
     """Wraps a command: an error is printed in a few lines on stderr and sets the exit code.
 
-    The traceback of an error that no part of the program expects is saved in a file, which the
-    message names.
+    Errors that no part of the program expects pass; if they end the process, it prints a line too,
+    and saves the traceback in a file that the line names.
     """
 
     @functools.wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        count = saved_count()
         try:
             with bounded_messages():
                 result = main(*args, **kwargs)
                 with names_file("stdout"):
                     sys.stdout.flush()
                 return result
+        except (EraseError, OSError) as error:
+            _close_stdout()
+            _print(f"error: {error.whole if isinstance(error, EraseError) else error}", count)
+            sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
         except KeyboardInterrupt:
             # Training handles signals itself and saves first (`erase.runtime.signals`).
             print("error: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(1)
-        except Exception as error:
-            _close_stdout()
-            print(bounded(_message(error)), file=sys.stderr)
-            sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
+        except Exception:
+            sys.excepthook = _print_unexpected
+            raise
 
     return guarded
 
 
-def _message(error: Exception) -> str:
-    """The message of an error; it may have names from files of unknown origin."""
-    if isinstance(error, EraseError):
-        return f"error: {error.whole}"
-    if isinstance(error, OSError):
-        return f"error: {error}"
+def _print(message: str, count: int) -> None:
+    """Prints a message on stderr, and the file of libraries' messages.
+
+    Args:
+        message: it may have names from files of unknown origin.
+        count: number of texts in the file that have nothing to do with the error.
+    """
+    message = bounded(message, MESSAGE - LONGEST_FILE - 1)
+    file = file_since(count)
+    if file and str(file) not in message:
+        message += f"\nmessages of libraries: {printable(str(file))}"[:LONGEST_FILE]
+    print(message, file=sys.stderr)
+
+
+def _print_unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an error that ends the process in one line."""
+    del trace
     file = saved_error(error)
     # Libraries' messages may have hundreds of lines.
-    said = str(error).strip().split("\n")[0]
-    what = shortened(": ".join(filter(None, (type(error).__name__, said))), 240)
-    return f"error: {what}; the program does not expect this; traceback: {file or 'not saved'}"
+    first = str(error).strip().split("\n")[0]
+    what = shortened(": ".join(filter(None, (kind.__name__, first))), 240)
+    _print(
+        f"error: {what}; the program does not expect this; traceback: {file or 'not saved'}",
+        saved_count(),
+    )
 
 
 def _close_stdout() -> None:

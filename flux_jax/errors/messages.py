@@ -23,6 +23,8 @@ LIBRARY = 200
 WORDS = (160, 120, 80, 60, 40)
 # The long parts of a line: paths and names first, then paths that contain spaces.
 _LONG = (re.compile(r"\S+"), re.compile(r"\S*/[^:;\n]*/\S*"))
+# Texts that this process saved, by their number of characters.
+_saved: list[int] = []
 # Zero-width non-joiner and joiner, which Persian and Indian scripts and emoji need.
 JOINERS = "\u200c\u200d"
 
@@ -121,7 +123,18 @@ def saved(text: str) -> Path | None:
     # A message matters more than its rest.
     except OSError:
         return None
+    _saved.append(len(text))
     return file
+
+
+def saved_count() -> int:
+    """The number of texts that this process saved."""
+    return len(_saved)
+
+
+def file_since(count: int) -> Path | None:
+    """The file of saved texts; None if there are not more than so many."""
+    return _file() if saved_count() > count else None
 
 
 def saved_error(error: BaseException, said: str = "") -> Path | None:
