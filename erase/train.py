@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from erase.cli import flags as shared
+from erase.cli.ending import ends
 from erase.cli.flags import (
     FLAG,
     begin,
@@ -99,4 +100,5 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=parse_flags)
+    with ends():
+        app.run(main, flags_parser=parse_flags)

@@ -16,11 +16,13 @@ from pathlib import Path
 from absl import app, flags
 
 from erase.cli import evaluate
+from erase.cli.ending import ends
 from erase.cli.flags import begin, parse_flags
 from flux_jax.errors import exits_cleanly
 
 
 @exits_cleanly
+@evaluate.locks_folders
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)
@@ -45,4 +47,5 @@ if __name__ == "__main__":
     evaluate.define_flags()
     flags.adopt_module_key_flags(evaluate)
     flags.DEFINE_integer("pictures", 64, "Pictures per family.", lower_bound=1)
-    app.run(main, flags_parser=parse_flags)
+    with ends():
+        app.run(main, flags_parser=parse_flags)

@@ -17,11 +17,13 @@ from typing import Any
 from absl import app, flags
 
 from erase.cli import evaluate
+from erase.cli.ending import ends
 from erase.cli.flags import begin, parse_flags
 from flux_jax.errors import exits_cleanly
 
 
 @exits_cleanly
+@evaluate.locks_folders
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)
@@ -45,4 +47,5 @@ if __name__ == "__main__":
     flags.DEFINE_float("drop", 0.3, "Without a judge: required drop in similarity.")
     flags.DEFINE_float("most", 1.5, "Largest strength to try.")
     flags.DEFINE_float("tolerance", 0.05, "Tolerance of the result, above the smallest strength.")
-    app.run(main, flags_parser=parse_flags)
+    with ends():
+        app.run(main, flags_parser=parse_flags)

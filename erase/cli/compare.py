@@ -22,6 +22,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from erase.cli.ending import ends
 from erase.cli.flags import FLAG, begin, check_paths, configured_for, define_flag, parse_flags
 from flux_jax.errors import exits_cleanly, say
 
@@ -36,11 +37,12 @@ def main(argv: Sequence[str]) -> None:
         check_paths(runs)
     from erase.evaluation.notes import left_out_note
     from erase.report import tables
+    from erase.runtime import lock
     from erase.runtime.memory import explains_memory
     from erase.training.compare import compare, seeded
 
     methods = {name: seeded(runs, given.seeds) for name, runs in every.items()}
-    with explains_memory():
+    with explains_memory(), lock.locked([lock.of_file(Path(given.out))]):
         result = compare(methods, Path(given.out), given.attacks)
     say(tables.methods(result))
     rows = [row for each in result["methods"].values() for row in each["rows"]]
@@ -56,4 +58,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("methods", None, "Methods, separated by commas; by default all.")
     flags.DEFINE_integer("seeds", 3, "Runs per concept.", lower_bound=1)
     flags.DEFINE_integer("attacks", 32, "Pictures per family of attacks.", lower_bound=1)
-    app.run(main, flags_parser=parse_flags)
+    with ends():
+        app.run(main, flags_parser=parse_flags)

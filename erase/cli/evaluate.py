@@ -14,12 +14,14 @@ judge finds the concept in less than a fifth of the base model's pictures of it:
 draw it, so it does not measure erasing. If all are excluded, H is the mean of the other two.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
+from erase.cli.ending import ends
 from erase.cli.flags import FLAG, begin, check_paths, configured, define_flag, parse_flags
 from flux_jax.errors import exits_cleanly, say
 
@@ -35,6 +37,22 @@ def define_flags() -> None:
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
     flags.DEFINE_string("adapter", None, "Adapter; by default that of the run.")
+
+
+def locks_folders(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    """Wrap a command that writes to the folders of the configured runs: they are locked."""
+
+    @functools.wraps(main)
+    def locking(argv: Sequence[str]) -> None:
+        begin(argv)
+        from erase.runtime import lock
+
+        runs = configured()
+        check_paths(runs)
+        with lock.locked(lock.of_runs(Path(flags.FLAGS.workdir), runs)):
+            main(argv)
+
+    return locking
 
 
 def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]":
@@ -69,6 +87,7 @@ def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]
 
 
 @exits_cleanly
+@locks_folders
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)
@@ -98,4 +117,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=parse_flags)
+    with ends():
+        app.run(main, flags_parser=parse_flags)

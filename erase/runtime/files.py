@@ -1,29 +1,23 @@
 """Write files atomically, and read JSON files with clear error messages."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from erase.runtime import processes
-from flux_jax.errors import InputError, names_file
+from flux_jax.errors import InputError
+from flux_jax.weights.safetensors_files import replacing
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file atomically: it appears under its name only when complete.
+    """Write a file atomically: it appears under its name only when complete and on disk.
 
     If several processes run the same program, only the first one writes.
     """
     if not processes.first():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with names_file(path):
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def read_json(path: Path, missing: str = "check the path", mend: str = "create it again") -> Any:

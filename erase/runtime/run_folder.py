@@ -25,6 +25,8 @@ EVALUATION = "evaluation.json"
 ATTENTION = "attention.npz"
 PICTURES = "pictures"
 BEFORE_AFTER = "before_after.png"
+# While a command writes to the folder; see `erase.runtime.lock`.
+LOCK = ".erase.lock"
 REPORT = "report.html"
 # Written both as JSON and as CSV.
 ATTACKS_STEM, SUMMARY_STEM = "attacks", "summary"

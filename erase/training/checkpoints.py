@@ -1,11 +1,11 @@
 """Checkpoints of runs with Orbax: written in the background, atomically, and verified.
 
-A checkpoint contains the adapters, the optimisers' states and a record: the iteration, which with
-the keys determines all later samples, the configurations, the guard's counts, and the hardware it
-was computed on. A resumed run ends bit for bit like an uninterrupted one; on other devices or with
-another number of CPU cores, which sum in a different order, it does so up to rounding. A manifest
-holds the size and SHA-256 of every file: a checkpoint that is damaged later is detected, reported
-and moved aside, and the one before it is used.
+A checkpoint contains the adapters, the optimisers' states, its loss and a record: the iteration,
+which with the keys determines all later samples, the configurations, the guard's counts, and the
+hardware it was computed on. A resumed run ends bit for bit like an uninterrupted one; on other
+devices or with another number of CPU cores, which sum in a different order, it does so up to
+rounding. A manifest holds the size and SHA-256 of every file: a checkpoint that is damaged later is
+detected, reported and moved aside, and the one before it is used.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -24,13 +26,19 @@ from orbax.checkpoint import checkpoint_managers as managers
 from erase.config.schema import Checkpoints
 from erase.methods.parts.step import State
 from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS
-from flux_jax.errors import EraseError, RunError, say
+from flux_jax.errors import EraseError, RunError, note, say
+from flux_jax.weights.safetensors_files import sync
 
 MANIFEST = "manifest.json"
 # Files that Orbax writes after the manifest: timestamps and a success marker.
 UNREAD = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
-# Names of the items in a checkpoint, and of the metric for comparing checkpoints.
-STATE, RECORD, LOSS = "state", "record", "loss"
+# Names of the items in a checkpoint.
+STATE, RECORD = "state", "record"
+# Names of its metrics: the loss for comparing checkpoints, and whether it is one of an interval.
+# Those that are not, of a run that was stopped, would not be there if it had not been stopped.
+LOSS, OF_INTERVAL = "loss", "of_interval"
+# Seconds for the checkpoint that is being written when a run ends with an error.
+CLOSING = 60.0
 
 
 class Record(TypedDict):
@@ -42,6 +50,8 @@ class Record(TypedDict):
         skipped: number of consecutive skipped updates of each run, by name.
         lost: names of the runs that ended with too many skipped updates.
         place: hardware that it was computed on; absent in records of earlier versions.
+        losses: weighted losses of the iterations since the last interval's end; absent in records
+            of earlier versions.
     """
 
     keys: list[list[int]]
@@ -49,6 +59,34 @@ class Record(TypedDict):
     skipped: dict[str, int]
     lost: list[str]
     place: NotRequired[dict[str, Any]]
+    losses: NotRequired[list[float]]
+
+
+@dataclass(frozen=True)
+class Preserved(managers.PreservationPolicy):
+    """Which checkpoints to keep: the newest, and those with the smallest losses.
+
+    Attributes:
+        last: number of newest ones.
+        best: number of those with the smallest losses, of intervals only; of equal losses, the
+            first.
+    """
+
+    last: int
+    best: int
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[managers.PolicyCheckpointInfo],
+        *,
+        context: managers.PreservationContext,
+    ) -> list[bool]:
+        """Return whether to keep each checkpoint; they are in the order of their iterations."""
+        losses = {c.step: c.metrics for c in checkpoints if c.metrics is not None}
+        of_interval = [step for step, metrics in losses.items() if metrics.get(OF_INTERVAL, 1)]
+        best = sorted(of_interval, key=lambda step: losses[step][LOSS])[: self.best]
+        newest = [c.step for c in checkpoints][-self.last :] + of_interval[-self.last :]
+        return [c.step in (*best, *newest) for c in checkpoints]
 
 
 @contextlib.contextmanager
@@ -59,18 +97,13 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
         RunError: a checkpoint could not be written.
     """
     folder = (workdir / CHECKPOINTS).absolute()
-    # Orbax keeps the last ones in sorted order.
-    smallest = managers.BestN(
-        get_metric_fn=lambda metrics: metrics[LOSS],
-        reverse=True,
-        n=settings.best,
-        keep_checkpoints_without_metrics=False,
-    )
-    policy = managers.AnyPreservationPolicy([managers.LatestN(settings.last), smallest])
     options = ocp.CheckpointManagerOptions(
         create=True,
         cleanup_tmp_directories=True,
-        preservation_policy=policy,
+        # Without this function, Orbax writes no metrics.
+        best_fn=lambda metrics: metrics[LOSS],
+        best_mode="min",
+        preservation_policy=Preserved(settings.last, settings.best),
         temporary_path_class=Sealed,
     )
     with _explained(folder):
@@ -78,13 +111,23 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
     try:
         yield manager
     except BaseException:
-        # Report the error that ended the run, not a checkpoint that failed as well.
-        with contextlib.suppress(Exception):
-            manager.close()
+        _close_after_error(manager)
         raise
     with _explained(folder):
         manager.wait_until_finished()
         manager.close()
+
+
+def _close_after_error(manager: ocp.CheckpointManager) -> None:
+    """Report the error that ended the run, not a checkpoint that failed, or hangs, as well."""
+
+    def close() -> None:
+        with contextlib.suppress(Exception):
+            manager.close()
+
+    thread = threading.Thread(target=close, daemon=True)
+    thread.start()
+    thread.join(CLOSING)
 
 
 @contextlib.contextmanager
@@ -128,12 +171,15 @@ class Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
         """Write the manifest, then rename the folder."""
         seal(Path(self.get()))
         await super().finalize()
+        sync(Path(self.get_final()).parent)
 
 
 def seal(checkpoint: Path) -> None:
-    """Write a checkpoint's manifest."""
+    """Write a checkpoint's manifest, and all its files to disk."""
     content = {"files": _digests(checkpoint)}
     (checkpoint / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    for path in (*checkpoint.rglob("*"), checkpoint):
+        sync(path)
 
 
 def _digests(checkpoint: Path) -> dict[str, list[Any]]:
@@ -240,7 +286,12 @@ def usable(workdir: Path, before: int | None = None) -> int:
 
 
 def save(
-    manager: ocp.CheckpointManager, step: int, state: State, record: Record, loss: float
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: State,
+    record: Record,
+    loss: float,
+    of_interval: bool = True,
 ) -> None:
     """Save runs after an iteration; the files are written in the background.
 
@@ -250,13 +301,15 @@ def save(
         state: state of all runs.
         record: further content, for JSON.
         loss: loss for comparing checkpoints.
+        of_interval: whether it is written at the end of an interval.
 
     Raises:
         RunError: this checkpoint, or the one before, could not be written.
     """
     with _explained(Path(manager.directory)):
         args = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
-        manager.save(step, args=ocp.args.Composite(**args), metrics={LOSS: loss})
+        metrics = {LOSS: loss, OF_INTERVAL: of_interval}
+        manager.save(step, args=ocp.args.Composite(**args), metrics=metrics)
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: State) -> tuple[State, Record]:
@@ -282,7 +335,37 @@ def restore(manager: ocp.CheckpointManager, step: int, like: State) -> tuple[Sta
     return cast(State, restored[STATE]), cast(Record, restored[RECORD])
 
 
-def best(manager: ocp.CheckpointManager) -> int:
-    """Return the iteration of the checkpoint with the smallest loss."""
-    losses = {step: manager.metrics(step) for step in manager.all_steps()}
-    return min(losses, key=lambda step: (losses[step] or {}).get(LOSS, float("inf")))
+def best(manager: ocp.CheckpointManager, last: int | None = None) -> int:
+    """Return the iteration of the checkpoint with the smallest loss; of equal ones, the first.
+
+    Args:
+        manager: checkpoint manager of the folder, which has checkpoints.
+        last: the last iteration of the runs, whose checkpoint counts even within an interval.
+    """
+    losses = {}
+    for step in manager.all_steps():
+        metrics = manager.metrics(step)
+        if metrics is None:
+            note(
+                f"{manager.directory}/{step} has no loss, since an earlier version wrote it: it is "
+                "not compared for the best checkpoint"
+            )
+        elif metrics.get(OF_INTERVAL, 1) or step == last:
+            losses[step] = metrics[LOSS]
+    if not losses:
+        return max(manager.all_steps())
+    return min(sorted(losses), key=lambda step: losses[step])
+
+
+def check_intact(workdir: Path, step: int) -> None:
+    """Check the best checkpoint before it becomes the adapter.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    checkpoint = workdir / CHECKPOINTS / str(step)
+    if wrong := fault(checkpoint):
+        raise RunError(
+            f"{checkpoint}, the best checkpoint, is damaged: {wrong}; take the last one with "
+            "--config.checkpoints.adapter=last, or start again with --overwrite"
+        )

@@ -190,7 +190,7 @@ class Progress:
         active: whether each run is still training [R].
         lost: names of the runs that ended with too many consecutive skipped updates.
         tallies: histories of the runs' metrics, by name.
-        losses: weighted losses of the iterations since the last checkpoint.
+        losses: weighted losses of the iterations since the last interval of checkpoints.
     """
 
     step: int
@@ -247,7 +247,8 @@ def train(
                 _save(training, progress, manager, logs)
         if shared.checkpoints.adapter == "best" and not stopped:
             manager.wait_until_finished()
-            best = checkpoints.best(manager)
+            best = checkpoints.best(manager, progress.step)
+            processes.from_first(lambda: checkpoints.check_intact(workdir, best))
             progress.state, _ = checkpoints.restore(manager, best, progress.state)
     if stopped:
         raise PreemptedError(
@@ -339,6 +340,7 @@ def _resumed(
         RunError: the checkpoint cannot be read.
     """
     state, skipped, lost = training.state, dict.fromkeys(training.configs, 0), []
+    losses: list[float] = []
     if done:
         state, record = checkpoints.restore(manager, done, state)
         if record["keys"] != training.numbers():
@@ -349,12 +351,14 @@ def _resumed(
         if message := checkpoints.moved(record, checkpoints.place()):
             say(f"after iteration {done}, {message}", sys.stderr)
         skipped, lost = record["skipped"], list(record["lost"])
+        losses = list(record.get("losses", []))
     return Progress(
         step=done,
         state=state,
         active=np.array(sharding.gather(training.context.mesh, state.active)),
         lost=lost,
         tallies={n: guard.Tally(training.shared.guard, skipped[n]) for n in training.configs},
+        losses=losses,
     )
 
 
@@ -370,16 +374,22 @@ def _save(
     manager: ocp.CheckpointManager,
     logs: Mapping[str, RunLog],
 ) -> None:
-    """Flush the logs and save a checkpoint."""
+    """Flush the logs and save a checkpoint.
+
+    Its losses are those since the last interval's end, also if the run was stopped in between: so
+    it ends with the best checkpoint of a run that was not.
+    """
     for log in logs.values():
         log.flush()
+    of_interval = progress.step % training.shared.checkpoints.every == 0
     record: checkpoints.Record = {
         "keys": training.numbers(),
         "configs": {name: dataclasses.asdict(c) for name, c in training.configs.items()},
         "skipped": {name: tally.skipped for name, tally in progress.tallies.items()},
         "lost": list(progress.lost),
         "place": checkpoints.place(),
+        "losses": [] if of_interval else list(progress.losses),
     }
     loss = float(np.mean(progress.losses))
-    checkpoints.save(manager, progress.step, progress.state, record, loss)
-    progress.losses = []
+    checkpoints.save(manager, progress.step, progress.state, record, loss, of_interval)
+    progress.losses = list(record["losses"])

@@ -68,12 +68,15 @@ class RunLog:
         """Append a line to `skipped.jsonl` immediately."""
         if processes.first():
             with names_file(self.skipped), self.skipped.open("a") as file:
-                print(json.dumps(record), file=file)
+                print(json.dumps(record), file=file, flush=True)
+                os.fsync(file.fileno())
 
     def flush(self) -> None:
-        """Write the buffered lines of `metrics.jsonl` to disk."""
+        """Write the buffered lines of `metrics.jsonl` to disk; a power cut does not lose them."""
         with names_file(self.metrics.name):
             self.metrics.flush()
+            if processes.first():
+                os.fsync(self.metrics.fileno())
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
-"""Checks of a run's folder before it is written, and removal of an overwritten run's files."""
+"""Checks of a run's folder before it is written."""
 
-import itertools
 import json
-import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from ml_collections import FieldReference
 
 from erase.config.fields import fill_defaults, shown
 from erase.runs import RunConfig
+from erase.runtime import overwrite as overwriting
 from erase.runtime.files import read_json
 from erase.runtime.results import RunRecord
 from erase.runtime.run_folder import CONFIG, WRITTEN
@@ -41,12 +40,13 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
         overwrite: whether to replace runs in the folder.
 
     Raises:
-        InputError: a run has the name of a file or folder that every run writes, or the folder
-            contains runs with other settings; the message lists the fields.
+        InputError: a run has the name of a file or folder that every run writes, the folder
+            contains runs with other settings (the message lists the fields), or files of others.
     """
     for name in descriptions:
         if name in WRITTEN:
             raise InputError(f"each.{name}: {name} is a reserved name in a workdir; rename it")
+    overwriting.check(workdir, list(descriptions), overwrite=overwrite)
     described = [name for name in descriptions if (workdir / name / CONFIG).is_file()]
     # A checkpoint contains all runs.
     earlier_runs = descriptions if checkpoints.has_checkpoints(workdir) else described
@@ -54,7 +54,7 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
         return
     for name in earlier_runs:
         path = workdir / name / CONFIG
-        mend = "repair it, give --overwrite to replace the run there, or another folder"
+        mend = "repair it, or name another folder"
         earlier = read_json(path, mend=mend) if name in described else {}
         if differing := list(differences(earlier, descriptions[name])):
             raise InputError(
@@ -95,10 +95,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value.get() if isinstance(value, FieldReference) else value
     return flat
-
-
-def clear(workdir: Path, names: Iterable[str]) -> None:
-    """Remove the files that runs of these names have written, and nothing else."""
-    for folder in (workdir, *(workdir / name for name in names)):
-        for path in itertools.chain.from_iterable(map(folder.glob, WRITTEN)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

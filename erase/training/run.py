@@ -16,7 +16,8 @@ from erase.methods import method_of
 from erase.methods.configured import start
 from erase.model.open import open_model
 from erase.report import card, report, words
-from erase.runtime import processes, run_folder, signals
+from erase.runtime import lock, processes, run_folder, signals
+from erase.runtime import overwrite as overwriting
 from erase.runtime.files import write
 from erase.runtime.results import RunRecord
 from erase.training import guard, loop, replay, resume_check
@@ -62,7 +63,7 @@ def run(
         PreemptedError: the system requested a stop.
         RunError: a run ended with non-finite updates, or a checkpoint could not be written.
     """
-    with signals.listening() as stop:
+    with signals.listening() as stop, lock.locked(lock.of_runs(workdir, runs)):
         return _run(runs, workdir, overwrite, replay, command, stop)
 
 
@@ -93,7 +94,7 @@ def _run(
     # A target that the model lacks is reported before anything is written.
     jax.eval_shape(lambda: start(jax.random.key(0), pipe.shapes, shared))
     if overwrite:
-        processes.from_first(lambda: resume_check.clear(workdir, runs))
+        processes.from_first(lambda: overwriting.clear(workdir, list(runs)))
     if replay_step is None:
         write_descriptions(prepared, descriptions)
     show_words(prepared)

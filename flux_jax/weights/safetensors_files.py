@@ -1,12 +1,13 @@
 """Weight files, mainly safetensors: single or sharded, memory-mapped; written atomically."""
 
+import contextlib
 import json
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -255,17 +256,44 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
         }
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            contiguous = np.ascontiguousarray(tensors[name])
+            file.write(contiguous.reshape(-1).view(np.uint8).data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that gets its name when it is complete and on disk.
+
+    So there is a whole file under the name at any time, also after a power cut. Its folder is
+    created if missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with names_file(path), partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                contiguous = np.ascontiguousarray(tensors[name])
-                file.write(contiguous.reshape(-1).view(np.uint8).data)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Writes a file's content, or the names in a folder, from the system's memory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network file systems refuse it for folders.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_component(
@@ -296,10 +324,8 @@ def write_component(
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         names.append(f"{stem}{suffix}.index.json")
-        partial = folder / f".{names[-1]}.partial"
-        with names_file(folder / names[-1]):
-            partial.write_text(json.dumps(index, indent=2) + "\n")
-        os.replace(partial, folder / names[-1])
+        with replacing(folder / names[-1]) as file:
+            file.write((json.dumps(index, indent=2) + "\n").encode())
     for stale in (*folder.glob(f"{stem}-*-of-*{suffix}"), *folder.glob(f"{stem}{suffix}*")):
         if stale.name not in names:
             stale.unlink()
