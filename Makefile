@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/soccer-ball
 
-.PHONY: demo test test-fast matrix lint docs audit
+.PHONY: demo test test-fast matrix torture lint docs audit
 
 demo: .venv/demo
 	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO)
@@ -19,6 +19,11 @@ test-fast: .venv/test
 # continues. `make matrix CELL='--python 3.13 --jax lowest'` runs one.
 matrix:
 	$(PYTHON) -m benchmarks.matrix $(CELL)
+
+# Kills, damages and starts twice what should survive it; under an hour on 2 cores. Interrupted, it
+# continues with the part that was running. `make torture PARTS='--scale 0.05 kills'` is a short one.
+torture: .venv/test
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.torture $(PARTS)
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ if CACHE not in os.environ:
     SHARED = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ[CACHE] = SHARED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Nor need files of tests survive a power cut: writing each of them to disk takes 10 ms.
+fsync, os.fsync = os.fsync, lambda descriptor: None
 # Set before PyTorch starts: its threads wait for each other at full load, and tests that run at
 # once compete for the cores. One thread is enough.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,13 +1,16 @@
 """Checkpoints: retention, detection of damage, and fallback to older ones."""
 
 import json
+import math
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from helpers.small import every, fresh
 
@@ -154,6 +157,57 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path):
     assert checkpoints.steps_in(tmp_path / CHECKPOINTS) == [2, 5, 6]
     for step in (2, 5, 6):
         assert checkpoints.fault(tmp_path / CHECKPOINTS / str(step)) is None
+
+
+def test_the_best_is_the_same_after_every_restart(tmp_path: Path, capsys):
+    """Also if the run is stopped within an interval, and with checkpoints of earlier versions."""
+    state, settings = every(fresh()), Checkpoints(last=1, best=1)
+    # A stopped run's checkpoint counts for nothing but to resume, unless it is the last.
+    for step, loss, of_interval in (
+        (1, 3.0, True),
+        (2, 1.0, True),
+        (3, 0.5, False),
+        (4, math.inf, True),
+        (5, 0.1, False),
+    ):
+        with checkpoints.opened(tmp_path, settings) as manager:
+            checkpoints.save(manager, step, state, {"loss": loss}, loss, of_interval)
+            manager.wait_until_finished()
+            assert checkpoints.best(manager) == min(step, 2)
+            assert checkpoints.best(manager, last=step) == (
+                step if step in (3, 5) else min(2, step)
+            )
+    assert checkpoints.steps_in(tmp_path / CHECKPOINTS) == [2, 4, 5]
+    checkpoints.check_intact(tmp_path, 2)
+    largest(tmp_path / CHECKPOINTS / "2").unlink()
+    with pytest.raises(RunError, match=r"checkpoints/2, the best .*adapter=last"):
+        checkpoints.check_intact(tmp_path, 2)
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path / CHECKPOINTS / "2" / "metrics")
+    with checkpoints.opened(tmp_path, settings) as manager:
+        assert checkpoints.best(manager) == 4
+    assert "checkpoints/2 has no loss" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_does_not_wait_for_its_checkpoint(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "CLOSING", 0.05)
+    never = threading.Event()
+    monkeypatch.setattr(ocp.CheckpointManager, "close", lambda manager: never.wait())
+    with pytest.raises(ZeroDivisionError), checkpoints.opened(tmp_path, Checkpoints()):
+        raise ZeroDivisionError
+    never.set()
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch):
+    synced: list[str] = []
+    monkeypatch.setattr(checkpoints, "sync", lambda path: synced.append(str(path)))
+    with checkpoints.opened(tmp_path, Checkpoints()) as manager:
+        checkpoints.save(manager, 1, every(fresh()), {"number": 1}, 1.0)
+    folder = (tmp_path / CHECKPOINTS).absolute()
+    assert synced.pop() == str(folder)
+    inside = {str(path.relative_to(folder / "1")) for path in (folder / "1").rglob("*")}
+    before = {path.partition("orbax-checkpoint-tmp")[2].lstrip("/") for path in synced}
+    assert inside - before <= {checkpoints.UNREAD[1], checkpoints.UNREAD[2]}
 
 
 def test_what_another_version_wrote_is_told(workdir: Path):

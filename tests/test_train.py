@@ -191,23 +191,24 @@ def test_runs_that_train_at_once_are_what_each_is_alone(
 def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: Path):
     workdir = tmp_path / "run"
     (workdir / "pictures").mkdir(parents=True)
-    for name in (
-        "config.json",
-        "report.html",
-        "replay-3.json",
-        "pictures/after.png",
-        "notes.txt",
-    ):
+    described = resolve_runs({"": replace(config, seed=3)})[""].description("python -m erase.train")
+    for name in ("report.html", "replay-3.json", "pictures/Acc_e-00-after.png", "notes.txt"):
         (workdir / name).write_text("{}")
+    with pytest.raises(InputError, match=r"no config\.json of a run: --overwrite removes only"):
+        run.run({"": config}, workdir, overwrite=True)
+    (workdir / "config.json").write_text(json.dumps(described))
     # A run that had not come to its first checkpoint is one too.
     with pytest.raises(InputError, match=r"other settings: .* --overwrite to replace it"):
         run.run({"": config}, workdir)
+    (workdir / "pictures" / "holiday.jpg").write_text("mine")
     run.run({"": replace(config, iterations=1)}, workdir, overwrite=True)
     assert json.loads((workdir / "config.json").read_text())["concept"] == "soccer ball"
     assert len(lines(workdir)) == 1
     assert (workdir / "notes.txt").is_file()
-    assert not (workdir / "pictures").exists()
+    assert [path.name for path in (workdir / "pictures").iterdir()] == ["holiday.jpg"]
     assert not (workdir / "replay-3.json").exists()
+    # The run's lock is gone.
+    assert not list(workdir.glob(".*"))
 
 
 @pytest.mark.parametrize("program", ["erase.train", "erase.cli.evaluate"])

@@ -77,9 +77,9 @@ class Preserved(managers.PreservationPolicy):
 
     def should_preserve(
         self,
-        checkpoints: Sequence[managers.PolicyCheckpointInfo],
+        checkpoints: Sequence[Any],
         *,
-        context: managers.PreservationContext,
+        context: Any,
     ) -> list[bool]:
         """Return whether to keep each checkpoint; they are in the order of their iterations."""
         losses = {c.step: c.metrics for c in checkpoints if c.metrics is not None}

@@ -1,0 +1,110 @@
+"""Tries many times what could break the program's promises, and writes docs/torture.md.
+
+    python -m benchmarks.torture
+    python -m benchmarks.torture --scale 0.05 kills starts
+
+Each module of the folder with a function `rows` is a part. The rows of a finished part are kept in
+build/torture/, so an interrupted command continues; `--again` repeats all. Exit code 1: something
+did not hold.
+"""
+
+import importlib
+import json
+import pkgutil
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import benchmarks.torture
+from benchmarks.torture.row import Row
+from convert.arguments import Parser
+from erase.runtime.files import read_json, write
+from flux_jax.errors import InputError, exits_cleanly, nearest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "torture"
+PAGE = ROOT / "docs" / "torture.md"
+HEAD = """# What was tried to break it
+
+`make torture` kills, damages and starts twice what should survive it, and writes this page.
+It takes up to an hour on 2 CPU cores. Peak: the largest memory of a process.
+
+"""
+
+
+def parts() -> list[str]:
+    """Return the names of the modules with a function `rows`."""
+    names = [module.name for module in pkgutil.iter_modules(benchmarks.torture.__path__)]
+    sources = {name: (Path(__file__).parent / f"{name}.py").read_text() for name in names}
+    return [name for name, source in sources.items() if "\ndef rows(" in source]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Format rows as Markdown."""
+    lines = [
+        "| what | tried | held | minutes | peak | notes |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        peak = "" if row.peak_mb is None else f"{row.peak_mb:,.0f} MB"
+        note = row.note.replace("|", "\\|").replace("\n", " ")
+        lines.append(
+            f"| {row.what} | {row.tried:,} | {row.held:,} | {row.seconds / 60:.1f} | {peak} "
+            f"| {note} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def measured(name: str, scale: float, again: bool) -> list[Row]:
+    """Return the rows of a part, which are kept once it has ended."""
+    kept, folder = BUILD / f"{name}.json", BUILD / name
+    if kept.is_file() and not again:
+        content = read_json(kept, mend="remove it")
+        if content.get("scale") == scale:
+            return [Row(**row) for row in content["rows"]]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    began = time.strftime("%Y-%m-%d")
+    rows = list(importlib.import_module(f"benchmarks.torture.{name}").rows(scale, folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    content = {"scale": scale, "date": began, "rows": [asdict(row) for row in rows]}
+    write(kept, json.dumps(content, indent=1) + "\n")
+    return rows
+
+
+@exits_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts, and write the page if all ran at full scale."""
+    parser = Parser("benchmarks.torture", __doc__)
+    parser.add_argument("parts", nargs="*", help="by default all")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the full number of tries"
+    )
+    parser.add_argument("--again", action="store_true", help="repeat finished parts")
+    given, known = parser.parse_args(arguments), parts()
+    for name in given.parts:
+        if name not in known:
+            raise InputError(f"part = {name!r} is unknown; {nearest(name, known)}")
+    if not 0 < given.scale <= 1:
+        raise InputError(f"scale = {given.scale} must be above 0 and at most 1")
+    chosen, rows = given.parts or known, []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for name in chosen:
+            progress.update(task, description=name)
+            rows += measured(name, given.scale, given.again)
+            progress.advance(task)
+    print(table(rows))
+    if given.scale == 1 and set(chosen) == set(known):
+        write(PAGE, HEAD + table(rows))
+    sys.exit(any(row.held < row.tried for row in rows))
+
+
+if __name__ == "__main__":
+    main()
