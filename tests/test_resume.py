@@ -148,6 +148,23 @@ def test_the_best_checkpoint_can_become_the_adapter(tmp_path: Path, monkeypatch)
 
 
 @pytest.mark.slow
+def test_a_stopped_run_has_the_same_best_checkpoint(tmp_path: Path, monkeypatch):
+    """The loss of the interval in which it was stopped is that of the whole interval."""
+    settings, ends = Checkpoints(every=2, last=1, adapter="best"), []
+    for name in ("whole", "stopped"):
+        losses = iter([9.0, 1.0, 0.0, 8.0, 5.0, 5.0])
+        monkeypatch.setattr(metrics, "mean_weighted_loss", lambda *_, losses=losses: next(losses))
+        (tmp_path / name).mkdir()
+        if name == "stopped":
+            with pytest.raises(PreemptedError):
+                preempted(tmp_path / name, Stop(), 3, iterations=6, checkpoints=settings)
+        ends.append(trained(tmp_path / name, iterations=6, checkpoints=settings))
+        assert checkpoints.steps_in(tmp_path / name / CHECKPOINTS) == [4, 6]
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
 def test_the_clock_may_go_backwards(whole: Any, tmp_path: Path, monkeypatch):
     now = [2e9]
 
