@@ -27,7 +27,7 @@ from typing import Any
 
 from erase.runtime import processes
 from erase.runtime.run_folder import LOCK
-from flux_jax.errors import InputError, printable, shortened
+from flux_jax.errors import InputError, printable, say, shortened
 
 # Seconds between updates of the record, after which a holder on another host counts as ended, and
 # by which two times of the file system must differ to tell so at once.
@@ -222,10 +222,10 @@ def _wait_until_ended(lock: Lock, before: Holder) -> None:
         os.utime(lock.path)
     if os.stat(lock.path).st_mtime - last > OLD:
         return
-    print(
+    say(
         f"{lock.path.parent}: host {printable(shortened(before.host))} used this folder; waiting "
         f"{ENDED:.0f} s to see whether it still does",
-        file=sys.stderr,
+        sys.stderr,
     )
     deadline = time.monotonic() + ENDED
     while time.monotonic() < deadline and lock.is_there():
@@ -286,7 +286,7 @@ def _beating(locks: Sequence[Lock], holder: Holder, end: Callable[[int], Any]) -
             number += 1
             for lock in locks:
                 if _read(lock.path) not in (None, holder.token):
-                    print(f"error: {_refused(lock.path)}", file=sys.stderr, flush=True)
+                    say(f"error: {_refused(lock.path)}", sys.stderr)
                     end(InputError.exit_code)
                     return
                 # A full or lost disk is reported by those who write results.
