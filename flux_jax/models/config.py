@@ -8,6 +8,9 @@ from flux_jax.errors import InputError
 
 T = TypeVar("T")
 
+# Limits of a model's sizes, of its number of layers, and of the entries of a list.
+MOST_SIZE, MOST_LAYERS, MOST_ENTRIES = 1 << 24, 1 << 10, 1 << 4
+
 
 def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
     """Builds the dataclass `cls` from the fields that it shares with `config`.
@@ -18,7 +21,7 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         file: name of the file, for messages.
 
     Raises:
-        InputError: a value is not of its field's type, or a size is below 1.
+        InputError: a value is not of its field's type, or a size is below 1 or over a limit.
     """
     kinds = get_type_hints(cls)
     values = {name: config[name] for name in kinds if name in config}
@@ -27,6 +30,13 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         if not _is(value, kinds[name]):
             kind = getattr(kinds[name], "__name__", str(kinds[name]))
             raise InputError(f"{file}: {name} = {str(value)[:80]!r} must be of type {kind}")
+        most = MOST_LAYERS if "layers" in name else MOST_SIZE
+        sizes = value if isinstance(value, tuple) else (value,)
+        if len(sizes) > MOST_ENTRIES or any(type(n) is int and n > most for n in sizes):
+            raise InputError(
+                f"{file}: {name} = {str(value)[:80]} is over the limit of "
+                f"{MOST_ENTRIES if len(sizes) > MOST_ENTRIES else most:,}; fetch the file again"
+            )
         # Token ids start at 0.
         if type(value) is int and value < 1 and not name.endswith("_id"):
             raise InputError(f"{file}: {name} = {value} must be at least 1")
