@@ -8,7 +8,7 @@ from flux_jax.errors import InputError
 
 T = TypeVar("T")
 
-# Limits of a model's sizes, of its number of layers, and of the entries of a list.
+# Limits of a model's sizes, of its number of layers, and of the sizes in a list.
 MOST_SIZE, MOST_LAYERS, MOST_ENTRIES = 1 << 24, 1 << 10, 1 << 4
 
 
@@ -31,11 +31,16 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
             kind = getattr(kinds[name], "__name__", str(kinds[name]))
             raise InputError(f"{file}: {name} = {str(value)[:80]!r} must be of type {kind}")
         most = MOST_LAYERS if "layers" in name else MOST_SIZE
-        sizes = value if isinstance(value, tuple) else (value,)
-        if len(sizes) > MOST_ENTRIES or any(type(n) is int and n > most for n in sizes):
+        sizes = [n for n in (value if isinstance(value, tuple) else (value,)) if type(n) is int]
+        if len(sizes) > MOST_ENTRIES:
             raise InputError(
-                f"{file}: {name} = {str(value)[:80]} is over the limit of "
-                f"{MOST_ENTRIES if len(sizes) > MOST_ENTRIES else most:,}; fetch the file again"
+                f"{file}: {name} has {len(sizes)} entries, over the limit of {MOST_ENTRIES}; fetch "
+                "the file again"
+            )
+        if any(size > most for size in sizes):
+            raise InputError(
+                f"{file}: {name} = {str(value)[:80]} is over the limit of {most:,}; fetch the file "
+                "again"
             )
         # Token ids start at 0.
         if type(value) is int and value < 1 and not name.endswith("_id"):

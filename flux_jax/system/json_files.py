@@ -16,9 +16,9 @@ from flux_jax.system.files import MOST_BYTES, read_bytes
 
 T = TypeVar("T")
 
-# Deepest nesting, and largest magnitude of an integer.
+# Deepest nesting, and largest magnitude of an integer; tokenizers write 10^30 for "no limit".
 MOST_DEPTH = 64
-MOST_INTEGER = 1 << 64
+MOST_INTEGER = 1 << 128
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
