@@ -70,6 +70,8 @@ class NetworkJudge:
         config = read_fields(JudgeConfig, read, str(path))
         if type(size) is not int or not 8 <= size <= MOST_SIDE:
             raise InputError(f"{path}: size = {size!r:.40} must be from 8 to {MOST_SIDE} pixels")
+        if not (config.entities and config.styles):
+            raise InputError(f"{path}: entities and styles must not be empty")
         if len(config.widths) != len(config.blocks) or not config.widths:
             raise InputError(
                 f"{path}: widths = {config.widths} and blocks = {config.blocks} must have the same "

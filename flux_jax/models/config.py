@@ -8,8 +8,9 @@ from flux_jax.errors import InputError
 
 T = TypeVar("T")
 
-# Limits of a model's sizes, of its number of layers, and of the sizes in a list.
-MOST_SIZE, MOST_LAYERS, MOST_ENTRIES = 1 << 24, 1 << 10, 1 << 4
+# Limits of a model's sizes, of its number of layers, of the layers that are traced one by one, and
+# of the sizes in a list; several times those of FLUX.1.
+MOST_SIZE, MOST_LAYERS, MOST_TRACED, MOST_ENTRIES = 1 << 24, 1 << 8, 1 << 4, 1 << 3
 
 
 def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
@@ -30,7 +31,7 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         if not _is(value, kinds[name]):
             kind = getattr(kinds[name], "__name__", str(kinds[name]))
             raise InputError(f"{file}: {name} = {str(value)[:80]!r} must be of type {kind}")
-        most = MOST_LAYERS if "layers" in name else MOST_SIZE
+        most = _limit(name)
         sizes = [n for n in (value if isinstance(value, tuple) else (value,)) if type(n) is int]
         if len(sizes) > MOST_ENTRIES:
             raise InputError(
@@ -46,6 +47,13 @@ def read_fields(cls: type[T], config: Mapping[str, Any], file: str) -> T:
         if type(value) is int and value < 1 and not name.endswith("_id"):
             raise InputError(f"{file}: {name} = {value} must be at least 1")
     return cls(**values)
+
+
+def _limit(name: str) -> int:
+    """The largest size in a field."""
+    if name in ("layers_per_block", "blocks"):
+        return MOST_TRACED
+    return MOST_LAYERS if "layers" in name else MOST_SIZE
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -79,6 +79,11 @@ KINDS = {
 UNSAID = 1 << 20
 # Limit on each of its files, several times those of FLUX.1.
 MOST_BYTES = 64 << 20
+# Class of Rust's panics, which no module exports.
+PANIC = "PanicException"
+CONFIG = "tokenizer_config.json"
+# Limits on numbers in it, and on the tokens that T5's adds to its vocabulary: it adds 100.
+MOST_NUMBER, MOST_ADDED = 1 << 20, 1 << 13
 # The prompt that a tokenizer is tried with.
 TRIED = "a photo of a cat"
 
@@ -137,6 +142,7 @@ def _tried(folder: Path, kind: Kind, most: int) -> "PreTrainedTokenizerBase":
             )
     reader = __getattr__(kind.reader)
     try:
+        _check_numbers(folder / CONFIG)
         # The folder exists here, so the hub is not asked for a repository of that name.
         read = reader.from_pretrained(folder, local_files_only=True)
         ids = read([TRIED], padding="max_length", max_length=len(TRIED), truncation=True).input_ids
@@ -145,16 +151,31 @@ def _tried(folder: Path, kind: Kind, most: int) -> "PreTrainedTokenizerBase":
             raise ValueError(f"token id {over[0]}, and the text encoder has {most} tokens")
         if not isinstance(read.model_max_length, int | float):
             raise TypeError(f"model_max_length = {read.model_max_length!r:.40} is not a number")
-    except (KeyboardInterrupt, SystemExit):
-        raise
     # The libraries that parse the files document no exception class, and panics of those in Rust
     # are no `Exception`.
     except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
         names, problem = _damage(folder, kind, error)
         raise InputError(
             f"{folder}: damaged ({problem}); copy or download {names} again"
         ) from error
     return read
+
+
+def _check_numbers(path: Path) -> None:
+    """Checks the numbers in a tokenizer's configuration, of which some are numbers of tokens to add.
+
+    Raises:
+        ValueError: one is too large.
+    """
+    config = parse_json(read_bytes(path)) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{CONFIG} is not a JSON object")
+    for name, value in config.items():
+        most = MOST_ADDED if name == "extra_ids" else MOST_NUMBER
+        if name != "model_max_length" and isinstance(value, int) and value > most:
+            raise ValueError(f"{shortened(name)} = {value} is over the limit of {most:,}")
 
 
 def _damage(folder: Path, kind: Kind, error: BaseException) -> tuple[str, str]:
