@@ -132,9 +132,9 @@ def _read_adapter(folder: Path) -> None:
 
 
 READERS = (
-    Reader("a run's results", 1500, samples.write_run, _read_run),
-    Reader("a run's log", 500, samples.write_log, _read_log),
-    Reader("a checkpoint's manifest", 400, samples.write_checkpoint, checkpoints.fault),
+    Reader("a run's results", 1000, samples.write_run, _read_run),
+    Reader("a run's log", 700, samples.write_log, _read_log),
+    Reader("a checkpoint's manifest", 500, samples.write_checkpoint, checkpoints.fault),
     Reader(
         "a model's configuration",
         500,
@@ -143,13 +143,13 @@ READERS = (
         ("*.json", "*er/*config.json", "vae/*.json", "text_encoder*/config.json"),
     ),
     Reader("a model's tokenizers", 400, samples.write_model, _read_tokenizers, ("tokenizer*/*",)),
-    Reader("a judge", 300, samples.write_judge, NetworkJudge.load),
-    Reader("pictures and captions", 500, samples.write_pictures, _read_pictures),
-    Reader("shards and their index", 300, samples.write_shards, read_component),
+    Reader("a judge", 200, samples.write_judge, NetworkJudge.load),
+    Reader("pictures and captions", 700, samples.write_pictures, _read_pictures),
+    Reader("shards and their index", 500, samples.write_shards, read_component),
     *(
         Reader(
             f"an adapter ({layout})",
-            150,
+            200,
             lambda folder, layout=layout: samples.write_adapter(folder, layout),
             _read_adapter,
         )
@@ -166,10 +166,17 @@ def rows(scale: float, folder: Path) -> Iterator[Row]:
         folder: an empty folder.
     """
     for number, reader in enumerate(READERS):
-        yield _row(reader, max(1, round(scale * reader.tries)), folder / str(number))
+        yield row(reader, max(1, round(scale * reader.tries)), folder / str(number))
 
 
-def _row(reader: Reader, tries: int, folder: Path) -> Row:
+def row(reader: Reader, tries: int, folder: Path) -> Row:
+    """Damages files of one reader in turn, and counts those that were read or refused.
+
+    Args:
+        reader: the reader.
+        tries: number of damaged files.
+        folder: an empty folder, or one to create.
+    """
     # Reproducible sampling; not used for security.
     rng = random.Random(f"{SEED} {reader.what}")  # nosec B311
     reader.make(folder)

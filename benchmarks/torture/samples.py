@@ -78,7 +78,7 @@ def write_run(folder: Path) -> None:
 
 def write_log(folder: Path) -> None:
     """A run's `metrics.jsonl`."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [{"step": step, "loss_esd": 1 / step, "seconds": 0.5} for step in range(1, 7)]
     (folder / run_folder.METRICS).write_text("\n".join(map(json.dumps, lines)) + "\n")
 
@@ -108,7 +108,7 @@ def write_model(folder: Path) -> None:
 
 def write_judge(folder: Path) -> None:
     """A judge of random weights."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shapes = jax.eval_shape(lambda: init(JudgeNetwork(JUDGE), jax.random.key(0), 16))
     rng = np.random.default_rng(0)
     tensors = {path: rng.random(leaf.shape, np.float32) for path, leaf in flatten(shapes).items()}
@@ -136,7 +136,7 @@ def write_adapter(folder: Path, layout: str) -> None:
         "settings": json.dumps({"concept": "cat", "irrelevant": ["sky", "tree", "bread"]}),
         "lora_adapter_metadata": peft,
     }
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if layout == "peft":
         file = write_layers(folder / "adapter_model.safetensors", "diffusers", layers(), header)
         assert file.is_file()
@@ -147,7 +147,7 @@ def write_adapter(folder: Path, layout: str) -> None:
 
 def write_pictures(folder: Path) -> None:
     """Pictures of every format with their captions."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for index, suffix in enumerate((".png", ".jpg", ".webp")):
         pixels = rng.integers(0, 256, (12, 10, 3 + (suffix == ".png")), np.uint8)
@@ -157,7 +157,7 @@ def write_pictures(folder: Path) -> None:
 
 def write_shards(folder: Path) -> None:
     """A model's folder of two shards and their index."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     places = {}
     for number in (1, 2):
         name = f"model-{number:05}-of-00002.safetensors"

@@ -164,7 +164,7 @@ def _tried(folder: Path, kind: Kind, most: int) -> "PreTrainedTokenizerBase":
 
 
 def _check_numbers(path: Path) -> None:
-    """Checks the numbers in a tokenizer's configuration, of which some are numbers of tokens to add.
+    """Checks the numbers in a tokenizer's configuration; some of them are tokens to add.
 
     Raises:
         ValueError: one is too large.
