@@ -84,7 +84,9 @@ def test_only_regular_files_are_read(tmp_path: Path):
     pipe = tmp_path / "a.png"
     os.mkfifo(pipe)
     os.mkfifo(tmp_path / "a.txt")
-    text = str(pytest.raises(InputError, captioned_folder.read, tmp_path, 8, 8).value)
+    with pytest.raises(InputError) as caught:
+        captioned_folder.read(tmp_path, 8, 8)
+    text = str(caught.value)
     assert "a.png is not a readable picture (a named pipe, not a regular file)" in text
     assert "a.txt is not readable text" in text
     assert "a named pipe, not a regular file" in refusal(read_json, pipe)
