@@ -29,13 +29,13 @@ from benchmarks.torture.row import Row
 from convert import inspect
 from convert.adapters.files import read_adapter, read_layers
 from erase.compose import fusion
-from erase.config import model_file
 from erase.data import captioned_folder
 from erase.data.words.irrelevant import Words
 from erase.data.words.language_model import read_kept
 from erase.data.words.sentences import Sentences
 from erase.evaluation.emoji_judge import NetworkJudge
 from erase.report import card, report
+from erase.runs import configure, load_runs
 from erase.runtime import run_folder
 from erase.runtime.records import read_run
 from erase.training import checkpoints, variants
@@ -108,7 +108,7 @@ def _read_configs(folder: Path) -> None:
                 check(source.table, source.tensors, abstract_params(name, source.config))
     with contextlib.suppress(EraseError):
         Schedule.from_dict(read_schedule(folder, guidance=True)).sigmas(4, 64)
-    model_file.read(str(folder))
+    load_runs(configure(concept="cat", model={"path": str(folder)}))
 
 
 def _read_tokenizers(folder: Path) -> None:

@@ -94,7 +94,8 @@ def parse_record(line: str | bytes) -> MetricsRecord:
     # Earlier versions wrote metrics that are not finite too.
     entry: Any = parse_json(line, finite=False)
     if not isinstance(entry, dict):
-        raise ValueError(f"{line[:40]!r} is not a JSON object")
+        shown = (line if isinstance(line, str) else line.decode()).strip()[:40]
+        raise ValueError(f"{shown!r} is not a JSON object")
     metrics = {
         name: value
         for name, value in entry.items()
