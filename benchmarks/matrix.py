@@ -32,6 +32,7 @@ from typing import Any
 
 from convert.arguments import Parser
 from flux_jax.errors import InputError, RunError, exits_cleanly, nearest
+from flux_jax.system.json_files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = ("lowest", "highest")
@@ -211,7 +212,10 @@ def read_records(folder: Path, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Re
     for cell in cells:
         file = folder / f"{cell.name}.json"
         if file.is_file():
-            yield cell, Record(**json.loads(file.read_text()))
+            try:
+                yield cell, Record(**read_json(file, mend="remove it to test again"))
+            except TypeError as error:
+                raise InputError(f"{file} is no record ({error}); remove it") from error
 
 
 def table(cells: Sequence[Cell], records: Mapping[Cell, Record]) -> str:

@@ -35,7 +35,7 @@ moved.announce(
         "attention": "flux_jax.models.attention",
         "blocks": "flux_jax.models.blocks",
         "clip": "flux_jax.models.clip",
-        "compiler": "flux_jax.xla_flags",
+        "compiler": "flux_jax.system.xla_flags",
         "config": "flux_jax.models.config",
         "dora": "flux_jax.models.dora",
         "layers": "flux_jax.models.layers",
@@ -48,5 +48,6 @@ moved.announce(
         "targets": "flux_jax.settings",
         "transformer": "flux_jax.models.transformer",
         "vae": "flux_jax.models.vae",
+        "xla_flags": "flux_jax.system.xla_flags",
     },
 )

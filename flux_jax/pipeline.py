@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from flux_jax import programs, progress, sharding, xla_flags
+from flux_jax import programs, progress, sharding
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.models import dora
@@ -29,6 +29,7 @@ from flux_jax.models.vae import AutoencoderKL, latent_ids
 from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import Schedule
 from flux_jax.settings import check_sampling
+from flux_jax.system import xla_flags
 from flux_jax.weights.hub import find_model
 from flux_jax.weights.loading import COMPONENTS, Weights, abstract_params, build, check_widths
 from flux_jax.weights.source import open_source, read_schedule, root_of

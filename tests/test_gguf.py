@@ -186,3 +186,21 @@ def test_without_the_package_a_line_says_what_to_install(
     file.write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert "GGUF files need the package gguf; install it: pip install gguf" in refusal(file)
+
+
+def test_sizes_are_bounded_before_the_file_is_read(tmp_path: Path):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, {NAME: MATRIX}, lambda *_: Kind.Q8_0)
+    whole = file.read_bytes()
+    # A key "a" with an array of texts, or of arrays.
+    key = (1).to_bytes(8, "little") + b"a" + (9).to_bytes(4, "little")
+    for content, problem in (
+        (whole[:8] + (10**6).to_bytes(8, "little") + whole[16:], "1,000,000 tensors"),
+        (whole[:16] + (10**9).to_bytes(8, "little") + whole[24:], "1,000,000,000 keys"),
+        (whole[:16] + b"\1" + bytes(7) + key + b"\x08\0\0\0" + b"\xff" * 8, "entries in arrays"),
+        (whole[:16] + b"\1" + bytes(7) + key + b"\x09\0\0\0" + bytes(8), "arrays of arrays"),
+        (whole[:20], "truncated or not a GGUF file"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=problem):
+            read_file(file)

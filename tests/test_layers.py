@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flux_jax import xla_flags
 from flux_jax.models import layers
 from flux_jax.models.attention import attention_mass, attention_weights
 from flux_jax.models.layers import Dense, gelu, modulate, rms_norm
+from flux_jax.system import xla_flags
 
 
 @pytest.mark.parametrize(

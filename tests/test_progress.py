@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 from jax import monitoring
 
-from flux_jax import progress, xla_flags
+from flux_jax import progress
+from flux_jax.system import xla_flags
 
 
 class Clock:

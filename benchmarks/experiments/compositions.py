@@ -50,10 +50,11 @@ from erase.methods.parts.least_squares import Moments
 from erase.model.open import open_model
 from erase.report.tables import NOTHING, cell_side
 from erase.runs import load_runs
-from erase.runtime.files import read_json, write
+from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+from flux_jax.system.json_files import read_typed
 from flux_jax.tree import nest
 
 COUNTS = (2, 3, 5, 10, 30, 100)
@@ -132,7 +133,9 @@ def measure(
     strengths = {name: runs[name].evaluation.strength for name in names}
     parts = {name: combine.read_part(f"{workdir / name}:{strengths[name]}") for name in names}
     combine.check(list(parts.values()))
-    result: CompositionsResult = read_json(out) if out.is_file() else {"counts": {}}
+    result: CompositionsResult = {"counts": {}}
+    if out.is_file():
+        result = read_typed(CompositionsResult, out, mend="name another file")
     result.update(device=jax.devices()[0].device_kind, jax=jax.__version__)
     result.update(pictures=pictures, preserve=PRESERVE, wanted=WANTED)
     look = functools.partial(find, pipe, judge, first)

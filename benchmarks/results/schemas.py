@@ -5,7 +5,9 @@ that are not required.
 """
 
 from collections.abc import Mapping
-from typing import Any, Required, TypedDict
+from typing import Any, Required
+
+from typing_extensions import TypedDict
 
 from erase.runtime.results import Cells, ConceptCounts, MethodRecord, Share, Sums
 

@@ -36,10 +36,10 @@ from erase.config.schema import Config, MeshConfig
 from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import lower_update, upper_update
 from erase.runs import load_config
-from erase.runtime.files import write
+from erase.runtime.files import read_json, write
 from erase.runtime.mesh import RUNS, make_mesh
 from flux_jax import sharding as meshes
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.programs import Conditioning, Denoiser, denoise
 from flux_jax.weights.loading import abstract_params
@@ -283,12 +283,16 @@ def table(rows: Sequence[Row]) -> Table:
 
 def read(path: Path | None, others: Sequence[str]) -> list[Row]:
     """Rows of a result file, if there is one, except those of some slices."""
-    rows = json.loads(path.read_text())["rows"] if path and path.exists() else []
-    return [
-        Row(**row | {"memory": row["memory"] and Memory(**row["memory"])})
-        for row in rows
-        if row["slice"] not in others
-    ]
+    if path is None or not path.exists():
+        return []
+    try:
+        return [
+            Row(**row | {"memory": row["memory"] and Memory(**row["memory"])})
+            for row in read_json(path)["rows"]
+            if row["slice"] not in others
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} holds other rows ({error!r}); name another file") from error
 
 
 def result(rows: Sequence[Row]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from convert.adapters.peft import Scales
 from flux_jax.weights.mapping import is_finite
 from flux_jax.weights.safetensors_files import is_float
 
+# Elements of the largest layer: a single block's queries, keys, values and MLP, joined.
+LARGEST_CHANGE = 1 << 26
 NOT_FINITE = "has infinities or NaN"
 NO_ALPHA = "it must be a finite number"
 PAIR = {"down", "up"}
@@ -126,6 +128,8 @@ def pair_problem(pair: Pair) -> str | None:
     down, up = list(pair.down.shape), list(pair.up.shape)
     if len(down) != 2 or len(up) != 2 or 0 in (*down, *up) or down[0] != up[1]:
         return f"is {down} down and {up} up, expected [R, I] and [O, R]"
+    if down[0] > max(down[1], up[0]):
+        return f"has rank {down[0]}, more than its {down[1]} inputs and {up[0]} outputs"
     return alpha_problem(pair.alpha)
 
 
@@ -202,6 +206,7 @@ def _full(parts: Mapping[str, np.ndarray], name: str, scales: Scales) -> np.ndar
         if None not in (rank, other) and rank != other:
             raise UnusableError(f"has factors of rank {rank} and {other}, expected one rank")
         rank = rank or other
+        _check_size(len(left) * len(right), left.shape[1] * right.shape[1])
         delta = np.kron(left, right)
     scale = scales.scale(name)
     if "alpha" in parts:
@@ -226,7 +231,16 @@ def _product(parts: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, in
             f"has {name}_a of {list(left.shape)} and {name}_b of {list(right.shape)}, which have "
             "no product"
         )
+    _check_size(len(left), right.shape[1])
     return left @ right, len(right)
+
+
+def _check_size(outputs: int, inputs: int) -> None:
+    """Checks a change's size before it is computed from its factors."""
+    if outputs * inputs > LARGEST_CHANGE:
+        raise UnusableError(
+            f"has a change of {outputs:,} x {inputs:,}, larger than any layer of FLUX.1"
+        )
 
 
 def _matrix(parts: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -286,6 +300,7 @@ def _numbers_problem(part: str, tensor: np.ndarray) -> str | None:
 
 def product(pair: Pair) -> np.ndarray:
     """The matrix [O, I] of a pair without magnitudes, scale applied, in float32 or wider."""
+    _check_size(*pair.shape)
     dtype = np.promote_types(_wide(pair.down), _wide(pair.up))
     scaled = pair.up.astype(np.float64) * float(pair.scale)
     if not math.isfinite(float(np.abs(scaled).max(initial=0))):

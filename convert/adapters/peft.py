@@ -5,7 +5,6 @@ It is stored as `adapter_config.json` beside PEFT's files, and in the header of 
 `FluxTransformer2DModel.save_lora_adapter` does not.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,12 +13,14 @@ from typing import Any
 
 from convert.adapters.names import MODEL
 from flux_jax.errors import InputError
+from flux_jax.system.files import read_bytes
+from flux_jax.system.json_files import parse_json
 
 PEFT_METADATA = "lora_adapter_metadata"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 # Exceptions that JSON of an unexpected structure can cause.
-DAMAGES = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+DAMAGES = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 TYPES = ("LORA", "LOKR", "LOHA")
 # Initialisations that change the model's weights, on which the adapter then depends.
 REBASED = ("pissa", "olora", "loftq", "corda")
@@ -67,7 +68,7 @@ def header_scales(file: Path, metadata: Mapping[str, str]) -> Scales:
         return Scales()
     where = f"{file}: {PEFT_METADATA} in the header"
     try:
-        config = json.loads(metadata[PEFT_METADATA])
+        config = parse_json(metadata[PEFT_METADATA])
         values = {k.removeprefix(MODEL): v for k, v in config.items() if k.startswith(MODEL)}
         values = values or {name: value for name, value in config.items() if "." not in name}
     except DAMAGES as error:
@@ -85,7 +86,7 @@ def folder_scales(file: Path) -> Scales | None:
     if file.name != PEFT_FILE or not path.is_file():
         return None
     try:
-        config = dict(json.loads(path.read_text("utf-8")))
+        config = dict(parse_json(read_bytes(path)))
     except DAMAGES as error:
         raise _damaged(str(path), error) from error
     return _scales(str(path), config)

@@ -28,6 +28,9 @@ from flux_jax.weights.mapping import differences, refuse, to_torch
 MEND = "every target needs A and B of one rank in every block"
 # Maximum number of elements in a leaf: more than the kernels of all blocks of any FLUX.1.
 LARGEST_LEAF = 1 << 32
+# Elements that may be padding for the most part, and the largest ratio to those stored beyond them:
+# more than the blocks of any FLUX.1.
+LARGEST_PADDED, MOST_PADDING = 1 << 26, 64
 
 Lora = Mapping[str, Any]
 Shape = tuple[int, ...]
@@ -50,7 +53,9 @@ def stack(source: Path, layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
     if uneven(layers) is None:
         return _as_they_are(layers)
     leaves: dict[str, np.ndarray] = {}
-    for target, shape in extents(source, layers).items():
+    shapes = extents(source, layers)
+    _check_padding(source, layers, shapes)
+    for target, shape in shapes.items():
         changes = {block: change for (name, block), change in layers.items() if name == target}
         if math.prod(shape) > LARGEST_LEAF:
             raise InputError(
@@ -128,6 +133,30 @@ def extents(source: Path, layers: Layers) -> dict[str, Shape]:
             )
         shapes[target] = (*map(max, known[:-2], blocks), inputs, outputs)
     return shapes
+
+
+def _check_padding(source: Path, layers: Layers, shapes: Mapping[str, Shape]) -> None:
+    """Refuses layers that would mostly be padding: few, in blocks of large indices.
+
+    Raises:
+        InputError: they would; the message has the largest index.
+    """
+    stored: Counter[str] = Counter()
+    largest: Counter[str] = Counter()
+    for (target, _), change in layers.items():
+        outputs, inputs = change.shape
+        rank = min(change.rank, inputs, outputs) if isinstance(change, Pair) else 0
+        size = rank * (inputs + outputs) or inputs * outputs
+        stored[target] += size
+        largest[target] = max(largest[target], size)
+    padded = sum(math.prod(shapes[target][:-2]) * size for target, size in largest.items())
+    if padded > LARGEST_PADDED and padded > MOST_PADDING * stored.total():
+        last = max(block for _, block in layers if block is not None)
+        raise InputError(
+            f"{source}: block {last} is the last one, and the adapter would take "
+            f"{padded:,} numbers, {padded // stored.total()} times those in the file; take a file "
+            "whose blocks are numbered from 0"
+        )
 
 
 def _as_they_are(layers: Layers) -> tuple[dict[str, Any], np.ndarray]:

@@ -43,6 +43,7 @@ from convert.adapters.peft import (
 )
 from convert.adapters.rows import apart, together
 from flux_jax.errors import InputError, counted, shortened
+from flux_jax.system.json_files import parse_json
 from flux_jax.weights.mapping import DAMAGED
 
 JOINED_LAYERS = "joined_layers"
@@ -320,7 +321,7 @@ def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
 def _part_records(file: Path, metadata: Mapping[str, str]) -> dict[str, list[PartRecord | None]]:
     """Records of joined layers in the header, by layer name."""
     try:
-        entries = json.loads(metadata.get(JOINED_LAYERS, "{}"))
+        entries = parse_json(metadata.get(JOINED_LAYERS, "{}"))
         return {name: [PartRecord.parse(each) for each in parts] for name, parts in entries.items()}
     except DAMAGES as error:
         raise InputError(

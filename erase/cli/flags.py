@@ -325,7 +325,7 @@ def begin(argv: Sequence[str], hint: str = "see --help") -> None:
     """
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; {hint}")
-    from flux_jax import xla_flags
+    from flux_jax.system import xla_flags
 
     quiet()
     xla_flags.set_flags()

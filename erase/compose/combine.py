@@ -26,6 +26,7 @@ from erase.compose import fusion
 from erase.report import card
 from erase.runtime.memory import explains_memory
 from flux_jax.errors import InputError, say
+from flux_jax.system.files import read_text
 from flux_jax.tree import flatten, nest
 
 MENDS = "To save memory: fewer --prompts"
@@ -287,7 +288,7 @@ def read_lines(file: Path) -> tuple[str, ...]:
         InputError: the file cannot be read, or has no sentences.
     """
     try:
-        lines = (line.strip() for line in file.read_text("utf-8").splitlines())
+        lines = (line.strip() for line in read_text(file).splitlines())
         sentences = tuple(line for line in lines if line)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(

@@ -26,7 +26,6 @@ tokens, C latent channels, K noise levels.
 
 import functools
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +50,7 @@ from flux_jax import lora, progress, sharding
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
 from flux_jax.programs import Conditioning, Denoiser
+from flux_jax.system.json_files import parse_json
 from flux_jax.tree import nest
 
 # Layers of dual-stream blocks that process the text.
@@ -132,8 +132,8 @@ def settings(file: str, header: Mapping[str, str]) -> Config:
         InputError: the header has no settings, or they cannot be used.
     """
     try:
-        return load_config(json.loads(header["settings"]))
-    except (KeyError, ValueError, RecursionError) as error:
+        return load_config(parse_json(header["settings"]))
+    except (KeyError, ValueError) as error:
         raise InputError(
             f"{file}: its header lacks the settings of its training ({error}), which fusion needs: "
             "train it again with erase.train"

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from flux_jax.errors import InputError
+from flux_jax.system.files import read_bytes
+from flux_jax.system.json_files import parse_json
 from flux_jax.weights.source import root_of
 
 FILE = "erase.json"
@@ -142,7 +144,7 @@ def read(model: str) -> Known | None:
         path = root_of(path) / FILE
         if not path.is_file():
             return None
-        return Known.model_validate_json(path.read_bytes())
+        return Known.model_validate(parse_json(read_bytes(path)))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "file"
@@ -150,6 +152,11 @@ def read(model: str) -> Known | None:
             f"{path}: {place}: {first['msg']}; fix the file, or remove it to run without the "
             "model's defaults"
         ) from None
-    except (OSError, ValueError):
+    except OSError:
         # Not a model's path; opening the model reports it.
         return None
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not JSON ({error}); fix the file, or remove it to run without the model's "
+            "defaults"
+        ) from error

@@ -14,10 +14,12 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from flux_jax.errors import InputError
+from flux_jax.system.files import read_text
+from flux_jax.system.pictures import opened_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# Errors that Pillow raises for damaged files, from header to last pixel.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Most pictures of a folder, characters of a caption, and bytes of its file.
+MOST_PICTURES, MOST_CHARACTERS, MOST_BYTES = 10_000, 4_000, 1 << 16
 
 
 def read(
@@ -33,8 +35,8 @@ def read(
         width: width in pixels.
 
     Raises:
-        InputError: the folder does not exist or has no pictures, or pictures are unreadable or lack
-            a caption; the message lists all of them, one per line.
+        InputError: the folder does not exist or has no pictures or too many, or pictures are
+            unreadable or too large or lack a caption; the message lists all of them, one per line.
     """
     if not os.path.isdir(folder):
         wrong = "is not a folder" if os.path.exists(folder) else "does not exist"
@@ -47,6 +49,11 @@ def read(
         raise InputError(
             f"picture folder {str(folder)!r} has no pictures; put {', '.join(SUFFIXES)} files "
             "there, each with its caption in a .txt file of the same name"
+        )
+    if len(paths) > MOST_PICTURES:
+        raise InputError(
+            f"picture folder {str(folder)!r} has {len(paths):,} pictures, over the limit of "
+            f"{MOST_PICTURES:,}; keep fewer there"
         )
     pictures, captions, problems = [], [], []
     for path in paths:
@@ -70,20 +77,15 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 def _picture(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """Load a picture, upright and covering height x width; transparent parts become white."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                # A conversion would clip nearly all of it to white.
-                raise ValueError("16-bit grey; save it with 8 bits")
-            upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data:
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            fitted = ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path} is not a readable picture ({error}); repair or remove it"
-        ) from error
+    with opened_picture(path, "repair or remove it") as image:
+        if image.mode.startswith("I"):
+            # A conversion would clip nearly all of it to white.
+            raise ValueError("16-bit grey; save it with 8 bits")
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright.convert("RGBA"))
+        fitted = ImageOps.fit(upright.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
     return np.asarray(fitted)
 
 
@@ -91,12 +93,16 @@ def _caption(picture: Path) -> str:
     """Read the caption of a picture, joined to one line."""
     path = picture.with_suffix(".txt")
     try:
-        # Some editors write a byte order mark at the start of UTF-8 files.
-        caption = " ".join(path.read_text("utf-8-sig").split())
+        caption = " ".join(read_text(path, "shorten it", MOST_BYTES).split())
     except FileNotFoundError:
         raise InputError(f"{path} is missing; write the caption of {picture.name} there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable text ({error}); save it as UTF-8") from error
+    if len(caption) > MOST_CHARACTERS:
+        raise InputError(
+            f"{path} has a caption of {len(caption):,} characters, over the limit of "
+            f"{MOST_CHARACTERS:,}; shorten it"
+        )
     if not caption:
         raise InputError(f"{path} is empty; write the caption of {picture.name} there")
     return caption

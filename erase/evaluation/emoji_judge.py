@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,13 +22,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 from erase.evaluation.judge import CONFIG, Kind, read_config
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, Verdict, ask, init
 from flux_jax.errors import InputError
+from flux_jax.models.config import read_fields
 from flux_jax.tree import flatten, nest
-from flux_jax.weights.safetensors_files import read_file, write_file
+from flux_jax.weights.safetensors_files import read_file, shown, write_file
 
 WEIGHTS = "judge.safetensors"
 
 
 THRESHOLD = 0.5
+
+
+# Largest height and width of the pictures, in pixels.
+MOST_SIDE = 4096
 
 
 # Pictures are judged in chunks of one size, so that each function is compiled only once.
@@ -60,17 +65,25 @@ class NetworkJudge:
         path = folder / CONFIG
         read = read_config(folder)
         size = read.pop("size", 64)
-        names = {field.name for field in fields(JudgeConfig)}
         if missing := sorted({"entities", "styles", "relations"} - read.keys()):
             raise InputError(f"{path} lacks {', '.join(missing)}")
-        config = JudgeConfig(**{k: _tupled(v) for k, v in read.items() if k in names})
+        config = read_fields(JudgeConfig, read, str(path))
+        if type(size) is not int or not 8 <= size <= MOST_SIDE:
+            raise InputError(f"{path}: size = {size!r:.40} must be from 8 to {MOST_SIDE} pixels")
+        if not (config.entities and config.styles):
+            raise InputError(f"{path}: entities and styles must not be empty")
+        if len(config.widths) != len(config.blocks) or not config.widths:
+            raise InputError(
+                f"{path}: widths = {config.widths} and blocks = {config.blocks} must have the same "
+                "number of entries"
+            )
         wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
         shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
         tensors = read_file(folder / WEIGHTS)
         if odd := sorted(p for p in shapes.keys() | tensors if not _fits(p, shapes, tensors)):
             raise InputError(
                 f"{folder / WEIGHTS} does not fit {CONFIG}; missing, surplus or misshapen: "
-                f"{', '.join(odd)}"
+                f"{shown(odd)}"
             )
         params = nest({path: jnp.asarray(leaf, jnp.float32) for path, leaf in tensors.items()})
         return cls(config, params, size)
@@ -257,10 +270,6 @@ def _relate(
     network: JudgeNetwork, params: PyTree, pictures: Array, subject: Array, object: Array
 ) -> Array:
     return ask(network, params, to_float(pictures), subject, object)[1]
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _fits(path: str, shapes: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> bool:

@@ -40,6 +40,7 @@ from erase.methods.settings.eap import FIELDS, Settings
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
+from flux_jax.system.files import read_text
 
 
 def chosen(
@@ -146,7 +147,7 @@ def vocabulary(config: Config, words: Words) -> tuple[str, ...]:
     if named is None:
         return tuple(word for pool in words.pools for word in pool)
     try:
-        lines = Path(named).read_text("utf-8").splitlines()
+        lines = read_text(Path(named)).splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"eap.vocabulary = {named!r} cannot be read ({error}); name a text file with one word "

@@ -21,12 +21,15 @@ from erase.methods import METHODS
 from erase.report.plain_text import Markdown, code, markdown, markdown_environment
 from erase.report.report import WORDS, words_of
 from erase.runtime import run_folder
-from erase.runtime.files import read_json, write
-from erase.runtime.results import Cells, EvaluationResult, RunRecord, Sides
-from erase.runtime.run_folder import MISSING
-from flux_jax.errors import InputError, counted
+from erase.runtime.files import write
+from erase.runtime.records import MEND, read_evaluation, read_run
+from erase.runtime.results import Cells, EvaluationResult, Sides
+from flux_jax.errors import InputError, counted, nearest
+from flux_jax.system.files import read_bytes
 
 FILE = "README.md"
+# Most bytes of the sheet of pictures.
+MOST_SHEET = 256 << 20
 
 
 # The method that a composition's header names.
@@ -129,14 +132,18 @@ def of_run(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    file = workdir / run_folder.EVALUATION
-    config: RunRecord = read_json(workdir / run_folder.CONFIG, MISSING)
-    evaluation: EvaluationResult | None = read_json(file) if file.is_file() else None
+    config, evaluation = read_run(workdir), read_evaluation(workdir)
     folder = workdir / run_folder.ADAPTER
     if evaluation and (workdir / run_folder.BEFORE_AFTER).is_file():
-        write(folder / run_folder.BEFORE_AFTER, (workdir / run_folder.BEFORE_AFTER).read_bytes())
+        _copy_picture(workdir / run_folder.BEFORE_AFTER, folder)
     adapter, settings = config["adapter"], config["evaluation"]
-    method = METHODS[config.get("method", Config.method)]
+    name = config.get("method", Config.method)
+    if name not in METHODS:
+        raise InputError(
+            f"{workdir / run_folder.CONFIG}: method = {name!r:.50} is unknown; "
+            f"{nearest(name, METHODS)}"
+        )
+    method = METHODS[name]
     targets = ", ".join(map(code, adapter["targets"]))
     training = "in closed form"
     if method.steps(Config(config["concept"])):
@@ -189,7 +196,7 @@ def of_composition(
         pictures: file of the sheet before and after.
     """
     if pictures is not None and pictures.is_file():
-        write(folder / run_folder.BEFORE_AFTER, pictures.read_bytes())
+        _copy_picture(pictures, folder)
     named = ", ".join(f"“{concept}”" for concept in concepts)
     settings = config.evaluation
     card = Card(
@@ -275,6 +282,15 @@ def of_evaluated(
             list(evaluated.values()),
             pictures if evaluated else None,
         )
+
+
+def _copy_picture(picture: Path, folder: Path) -> None:
+    """Copies a sheet of pictures beside the card.
+
+    Raises:
+        InputError: it is larger than the limit.
+    """
+    write(folder / run_folder.BEFORE_AFTER, read_bytes(picture, MEND, MOST_SHEET))
 
 
 def _write(folder: Path, card: Card) -> Path:

@@ -17,7 +17,6 @@ from matplotlib.ticker import MaxNLocator
 from erase.report import plain_text
 from erase.report.plain_text import one_line
 from erase.runtime import run_folder
-from flux_jax.errors import InputError
 
 # Colours that matplotlib writes, and the page's variables in their place: dark and light differ.
 INK, SOFT, GRID, RAW, MEAN = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -35,14 +34,10 @@ def loss_charts(path: Path) -> list[str]:
     """A line chart of every metric in a `metrics.jsonl`, each an SVG element.
 
     Raises:
-        InputError: a line is not JSON.
+        InputError: a line is damaged.
     """
     series: dict[str, list[tuple[float, float]]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            record = run_folder.parse_record(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}, is not JSON: {error}") from error
+    for number, record in enumerate(run_folder.read_records(path), 1):
         step = number if record["step"] is None else record["step"]
         for name, value in record["metrics"].items():
             series.setdefault(name, []).append((step, value))

@@ -18,8 +18,11 @@ from erase.evaluation.statistics import SIDES
 from erase.model import draw
 from erase.report.colours import goodness
 from erase.runtime import run_folder
+from erase.runtime.records import MEND
 from erase.runtime.results import EvaluationResult, Example
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, counted
+from flux_jax.system.arrays import read_npz
+from flux_jax.system.pictures import read_picture
 
 # Examples of a cell.
 MAX_EXAMPLES = 8
@@ -113,10 +116,12 @@ def heat_maps(workdir: Path, evaluation: EvaluationResult) -> tuple[list[HeatMap
     if not examples:
         return [], 0.0
     path = workdir / run_folder.ATTENTION
-    try:
-        maps = dict(np.load(path))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); evaluate the run again") from error
+    maps = read_npz(path, SIDES, MEND)
+    if any(each.ndim != 3 or len(each) != len(examples) or not each.size for each in maps.values()):
+        shapes = " and ".join(str(list(each.shape)) for each in maps.values())
+        raise InputError(
+            f"{path} has maps of {shapes} for {counted(len(examples), 'example')}; {MEND}"
+        )
     # One scale for all maps; the top percent would leave the rest dark.
     top = float(np.percentile(np.concatenate([maps["before"], maps["after"]]), 99.5)) or 1.0
 
@@ -174,11 +179,7 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
 
 
 def _open(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); evaluate the run again") from error
+    return read_picture(path, MEND)
 
 
 def _embed(picture: np.ndarray) -> str:

@@ -14,15 +14,8 @@ from erase.report.pictures import example_groups, gradient, heat_maps
 from erase.report.plain_text import page_environment
 from erase.runtime import files as files_module
 from erase.runtime import run_folder
-from erase.runtime.files import read_json
-from erase.runtime.results import (
-    EvaluationResult,
-    IrrelevantRecord,
-    RunRecord,
-    SentencesRecord,
-    Share,
-)
-from erase.runtime.run_folder import MISSING
+from erase.runtime.records import read_attacks, read_evaluation, read_run, read_words
+from erase.runtime.results import EvaluationResult, RunRecord, Share
 from flux_jax.errors import counted
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -78,15 +71,14 @@ def write(workdir: str | Path) -> Path:
         InputError: there is no `config.json`, or a file is damaged.
     """
     workdir = Path(workdir)
-    config: RunRecord = read_json(workdir / run_folder.CONFIG, MISSING)
-    path = workdir / run_folder.EVALUATION
+    config = read_run(workdir, complete=False)
     # Without a judge, or an evaluation at all, the page has fewer parts.
-    evaluation = cast(EvaluationResult, read_json(path) if path.is_file() else {})
+    evaluation = read_evaluation(workdir) or cast(EvaluationResult, {})
     concept = evaluation.get("concept") or config.get("concept", "")
     heat, heat_top = heat_maps(workdir, evaluation)
     environment = page_environment()
     environment.filters |= {"percent": percent, "interval": interval, "tones": tones}
-    metrics, attacks = workdir / run_folder.METRICS, workdir / f"{run_folder.ATTACKS_STEM}.json"
+    metrics = workdir / run_folder.METRICS
     page = environment.from_string(TEMPLATE.read_text()).render(
         title=f"Erasing “{concept}”",
         concept=concept,
@@ -95,7 +87,7 @@ def write(workdir: str | Path) -> Path:
         together=evaluation.get("H"),
         notes=[note for of in (left_out_note, mean_note) if (note := of(evaluation))],
         words=words_of(workdir, config),
-        attacks=read_json(attacks)["cells"] if attacks.is_file() else {},
+        attacks=read_attacks(workdir),
         note=evaluation.get("note"),
         groups=example_groups(workdir, evaluation),
         heat=heat,
@@ -129,6 +121,7 @@ def _cells(concept: str, evaluation: EvaluationResult) -> list[CellView]:
             "after": cell["after"],
         }
         for name, cell in evaluation.get("cells", {}).items()
+        if name in WORDS
     ]
 
 
@@ -138,10 +131,7 @@ def words_of(workdir: Path, config: RunRecord) -> list[words.Line]:
     Raises:
         InputError: a file is damaged.
     """
-    file, others_file = workdir / run_folder.SENTENCES, workdir / run_folder.IRRELEVANT
-    sentences: SentencesRecord = read_json(file) if file.is_file() else {}
-    others: IrrelevantRecord = read_json(others_file) if others_file.is_file() else {}
-    return words.of_run(config, sentences, others)
+    return words.of_run(config, *read_words(workdir))
 
 
 def _lead(config: RunRecord, evaluation: EvaluationResult) -> str:

@@ -5,7 +5,9 @@ not required may be missing.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal, NotRequired, Required
+
+from typing_extensions import TypedDict
 
 Cell = Literal["Acc_e", "Acc_g", "Acc_ir"]
 # Columns of an evaluation in tables.
@@ -158,7 +160,7 @@ class Example(TypedDict):
     prompt: str
     seed: int
     sought: str
-    word: str
+    word: NotRequired[str]
     before: str
     found_before: bool | None
     after: str

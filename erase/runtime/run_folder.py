@@ -5,7 +5,14 @@ loss or, if its name ends with `gradient`, the norm of a gradient.
 """
 
 import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, TypedDict
+
+from flux_jax.errors import InputError
+from flux_jax.system.files import open_regular
+from flux_jax.system.json_files import parse_json
 
 CONFIG = "config.json"
 # Advice if it is missing.
@@ -52,6 +59,8 @@ WRITTEN = (
 
 # Keys of the iteration in a line, in this version and in earlier ones.
 STEP_NAMES = ("step", "update", "iteration")
+# Most bytes of a line.
+MOST_LINE = 1 << 20
 
 
 class MetricsRecord(TypedDict):
@@ -78,23 +87,82 @@ def record_line(record: MetricsRecord) -> str:
     return json.dumps({"step": record["step"], **record["metrics"], "seconds": record["seconds"]})
 
 
-def parse_record(line: str) -> MetricsRecord:
+def parse_record(line: str | bytes) -> MetricsRecord:
     """Parse a line of `metrics.jsonl`, of this version or an earlier one.
 
     Raises:
-        ValueError: the line is not a JSON object.
+        ValueError: the line is not a JSON object, or has no number where one belongs.
     """
-    entry: Any = json.loads(line)
+    # Earlier versions wrote metrics that are not finite too.
+    entry: Any = parse_json(line, finite=False)
     if not isinstance(entry, dict):
-        raise ValueError(f"{line[:40]!r} is not a JSON object")
+        shown = (line if isinstance(line, str) else line.decode()).strip()[:40]
+        raise ValueError(f"{shown!r} is not a JSON object")
     metrics = {
         name: value
         for name, value in entry.items()
         if name not in STEP_NAMES and "second" not in name and _is_number(value)
     }
     step = next((entry[name] for name in STEP_NAMES if name in entry), None)
-    return {"step": step, "metrics": metrics, "seconds": entry.get("seconds")}
+    seconds = entry.get("seconds")
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
+        raise ValueError(f"{step!r:.40} is not the number of an iteration")
+    if seconds is not None and not _is_number(seconds):
+        raise ValueError(f"seconds = {seconds!r:.40} is not a number")
+    return {"step": step, "metrics": metrics, "seconds": seconds}
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Read the lines of a log one by one; a line over `MOST_LINE` is returned in parts.
+
+    Raises:
+        OSError: the file is missing, not a regular file, or cannot be read.
+    """
+    with open_regular(path) as file:
+        while line := file.readline(MOST_LINE):
+            yield line
+
+
+def read_records(path: Path) -> Iterator[MetricsRecord]:
+    """Read a `metrics.jsonl`.
+
+    Raises:
+        InputError: a line is damaged; the message has its number.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            yield parse_record(line)
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number}, is not JSON: {error}; remove the line"
+            ) from error
+
+
+def lines_until(path: Path, done: int) -> bytes:
+    """Read a log's lines of iterations up to `done`, without damaged lines after them.
+
+    A process that is killed, or a disk that fails, may damage the lines written last.
+
+    Raises:
+        InputError: a line before one of these is damaged.
+    """
+    lines: list[bytes] = []
+    damage = ""
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            step = parse_record(line)["step"]
+            if step is None:
+                raise ValueError("it has no step")
+        except ValueError as error:
+            damage = damage or f"{path}, line {number}, is damaged ({error})"
+            continue
+        if step > done:
+            break
+        if damage:
+            raise InputError(f"{damage}; remove the line, and run the same command: it resumes")
+        lines.append(line if line.endswith(b"\n") else line + b"\n")
+    return b"".join(lines)

@@ -27,6 +27,8 @@ from erase.config.schema import Checkpoints
 from erase.methods.parts.step import State
 from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS
 from flux_jax.errors import EraseError, RunError, note, say
+from flux_jax.system.files import read_bytes
+from flux_jax.system.json_files import parse_json
 from flux_jax.weights.safetensors_files import sync
 
 MANIFEST = "manifest.json"
@@ -199,11 +201,15 @@ def fault(checkpoint: Path) -> str | None:
     if not manifest.is_file():
         return f"{MANIFEST} is missing: the checkpoint was not finished"
     try:
-        wanted = json.loads(manifest.read_bytes())["files"]
+        wanted = parse_json(read_bytes(manifest))["files"]
         sizes = {name: (size, digest) for name, (size, digest) in wanted.items()}
+        if not sizes:
+            raise ValueError("it lists no file")
         there = _digests(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    if surplus := sorted(there.keys() - sizes):
+        return f"{surplus[0]} is not in {MANIFEST}"
     for name, (size, digest) in sizes.items():
         if name not in there:
             return f"{name} is missing"

@@ -39,11 +39,12 @@ from erase.training import checkpoints, guard, metrics
 from erase.training.metrics import RunLog, named
 from erase.training.prepare import shared_settings
 from flux_jax import progress as bars
-from flux_jax import sharding, xla_flags
+from flux_jax import sharding
 from flux_jax.errors import InputError, PreemptedError, say
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 from flux_jax.progress import Bar
+from flux_jax.system import xla_flags
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,14 @@ from erase.config.schema import Config
 from erase.methods import method_of
 from erase.runtime import processes
 from erase.runtime.files import write
-from erase.runtime.run_folder import METRICS, SKIPPED, MetricsRecord, kind_of, record_line
+from erase.runtime.run_folder import (
+    METRICS,
+    SKIPPED,
+    MetricsRecord,
+    kind_of,
+    lines_until,
+    record_line,
+)
 from flux_jax.errors import names_file
 
 
@@ -110,20 +117,13 @@ def _closing(file: TextIO) -> Iterator[TextIO]:
 
 
 def drop_lines_after(path: Path, done: int) -> None:
-    """Remove a file's lines of iterations after `done`, in the first process."""
+    """Remove a file's lines of iterations after `done`, in the first process.
+
+    Raises:
+        InputError: a line of an earlier iteration is damaged.
+    """
     if processes.first() and path.is_file():
-        write(path, "".join(_lines_until(path.read_text().splitlines(keepends=True), done)))
-
-
-def _lines_until(lines: Sequence[str], done: int) -> Iterator[str]:
-    """Yield the lines up to an iteration; stops at a truncated line."""
-    for line in lines:
-        try:
-            if json.loads(line)["step"] > done:
-                return
-        except (ValueError, KeyError, TypeError):
-            return
-        yield line
+        write(path, lines_until(path, done))
 
 
 def mean_weighted_loss(

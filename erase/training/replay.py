@@ -23,8 +23,9 @@ from erase.runtime.files import write
 from erase.runtime.run_folder import REPLAY
 from erase.training import checkpoints
 from erase.training.loop import Training
-from flux_jax import progress, sharding, xla_flags
+from flux_jax import progress, sharding
 from flux_jax.errors import InputError, say
+from flux_jax.system import xla_flags
 
 
 class GradientRecord(TypedDict):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from erase.config.schema import Config, Evaluation
-from erase.runtime.files import read_json
 from erase.runtime.results import MethodRecord
 from erase.runtime.run_folder import METRICS
 from erase.training import guard
@@ -19,6 +18,7 @@ from erase.training.resume_check import differences
 from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+from flux_jax.system.json_files import read_typed
 
 ResultT = TypeVar("ResultT")
 
@@ -41,7 +41,9 @@ def resume_results(
     Raises:
         InputError: the file contains other results, or is damaged.
     """
-    result = read_json(out, mend="name another file") if out.is_file() else {**head, parts: {}}
+    result: Any = {**head, parts: {}}
+    if out.is_file():
+        result = read_typed(kind, out, mend="name another file")
     if {key: result.get(key) for key in head} != head:
         raise InputError(f"out = {str(out)!r} holds another {what}: name another file")
     return cast(ResultT, result)

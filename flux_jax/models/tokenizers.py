@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, shortened
 from flux_jax.models.clip import CLIPTextConfig
 from flux_jax.models.t5 import T5Config
+from flux_jax.system.files import read_bytes
+from flux_jax.system.json_files import parse_json
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
@@ -75,6 +77,15 @@ KINDS = {
 }
 # Longer than any input: transformers sets an unspecified length to 1e30.
 UNSAID = 1 << 20
+# Limit on each of its files, several times those of FLUX.1.
+MOST_BYTES = 64 << 20
+# Class of Rust's panics, which no module exports.
+PANIC = "PanicException"
+CONFIG = "tokenizer_config.json"
+# Limits on numbers in it, and on the tokens that T5's adds to its vocabulary: it adds 100.
+MOST_NUMBER, MOST_ADDED = 1 << 20, 1 << 13
+# The prompt that a tokenizer is tried with.
+TRIED = "a photo of a cat"
 
 
 def read_tokenizer(
@@ -100,16 +111,7 @@ def read_tokenizer(
         raise InputError(
             f"{folder}: {where}; it must hold {wanted}: copy {name} of FLUX.1 [dev] there"
         )
-    reader = __getattr__(kind.reader)
-    try:
-        # The folder exists here, so the hub is not asked for a repository of that name.
-        read = reader.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        # The library that parses the files documents no exception class.
-        said = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{folder}: damaged ({type(error).__name__}: {said}); copy or download {wanted} again"
-        ) from error
+    read = _tried(folder, kind, encoder.vocab_size)
     if read.vocab_size > encoder.vocab_size:
         raise InputError(
             f"{folder}: {read.vocab_size} tokens, more than the text encoder's vocab_size = "
@@ -119,6 +121,73 @@ def read_tokenizer(
     most = encoder.max_position_embeddings if isinstance(encoder, CLIPTextConfig) else UNSAID
     read.model_max_length = min(said if 0 < said < UNSAID else kind.tokens, most)
     return read
+
+
+def _tried(folder: Path, kind: Kind, most: int) -> "PreTrainedTokenizerBase":
+    """Reads a tokenizer, and computes the ids of a prompt, where some damages show first.
+
+    Args:
+        folder: its folder.
+        kind: what it should be.
+        most: the encoder's number of tokens.
+
+    Raises:
+        InputError: it is damaged; the message names the file.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size > MOST_BYTES:
+            raise InputError(
+                f"{file} has more than {MOST_BYTES:,} bytes, the limit for a tokenizer's file; "
+                "copy or download it again"
+            )
+    reader = __getattr__(kind.reader)
+    try:
+        _check_numbers(folder / CONFIG)
+        # The folder exists here, so the hub is not asked for a repository of that name.
+        read = reader.from_pretrained(folder, local_files_only=True)
+        ids = read([TRIED], padding="max_length", max_length=len(TRIED), truncation=True).input_ids
+        over = [each for each in (*ids[0], read.pad_token_id) if not 0 <= each < most]
+        if read.vocab_size <= most and over:
+            raise ValueError(f"token id {over[0]}, and the text encoder has {most} tokens")
+        if not isinstance(read.model_max_length, int | float):
+            raise TypeError(f"model_max_length = {read.model_max_length!r:.40} is not a number")
+    # The libraries that parse the files document no exception class, and panics of those in Rust
+    # are no `Exception`.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        names, problem = _damage(folder, kind, error)
+        raise InputError(
+            f"{folder}: damaged ({problem}); copy or download {names} again"
+        ) from error
+    return read
+
+
+def _check_numbers(path: Path) -> None:
+    """Checks the numbers in a tokenizer's configuration; some of them are tokens to add.
+
+    Raises:
+        ValueError: one is too large.
+    """
+    config = parse_json(read_bytes(path)) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{CONFIG} is not a JSON object")
+    for name, value in config.items():
+        most = MOST_ADDED if name == "extra_ids" else MOST_NUMBER
+        if name != "model_max_length" and isinstance(value, int) and value > most:
+            raise ValueError(f"{shortened(name)} = {value} is over the limit of {most:,}")
+
+
+def _damage(folder: Path, kind: Kind, error: BaseException) -> tuple[str, str]:
+    """The file of a tokenizer that is damaged, or those with its vocabulary; and the problem."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            parse_json(read_bytes(file, most=MOST_BYTES))
+        except (ValueError, OSError) as damage:
+            return file.name, f"{file.name} is not JSON: {shortened(str(damage), 120)}"
+    files = next(files for files in kind.files if all((folder / f).is_file() for f in files))
+    said = " ".join(str(error).split())
+    return " with ".join(files), f"{type(error).__name__}: {shortened(said, 120)}"
 
 
 def clip_ids(

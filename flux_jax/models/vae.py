@@ -54,7 +54,8 @@ class VAEConfig:
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
         ):
-            if any(each != kind for each in config.get(field, ())):
+            types = config.get(field, ())
+            if not isinstance(types, list | tuple) or any(each != kind for each in types):
                 raise InputError(f"{FILE}: {field} = {config[field]} may only contain {kind}")
         read = read_fields(cls, config, FILE)
         odd = [c for c in read.block_out_channels if c % read.norm_num_groups]

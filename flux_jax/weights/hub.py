@@ -7,6 +7,7 @@ from typing import Any
 
 from flux_jax import progress
 from flux_jax.errors import InputError
+from flux_jax.system.files import read_bytes
 from flux_jax.weights.tables import COMPONENTS
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -94,8 +95,11 @@ def _snapshot(path: Path) -> Path:
     if not path.absolute().name.startswith("models--") or not (path / "snapshots").is_dir():
         return path
     main, found = path / "refs" / "main", sorted((path / "snapshots").iterdir())
-    if main.is_file() and (path / "snapshots" / main.read_text().strip()) in found:
-        return path / "snapshots" / main.read_text().strip()
+    if main.is_file():
+        # A name that is no text is none of these.
+        version = path / "snapshots" / read_bytes(main).decode(errors="replace").strip()
+        if version in found:
+            return version
     if len(found) != 1:
         raise InputError(
             f"model = {str(path)!r} is the hub's cache with {len(found)} versions; give the folder "

@@ -14,6 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from flux_jax.errors import InputError, counted, names_file
+from flux_jax.system.files import open_regular, read_bytes
+from flux_jax.system.json_files import parse_json
 from flux_jax.weights.quantized.gguf_files import SUFFIX as GGUF
 from flux_jax.weights.quantized.gguf_files import read_gguf
 
@@ -23,6 +25,9 @@ SUFFIXES = (".safetensors", ".sft", GGUF)
 STEMS = ("diffusion_pytorch_model", "model")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 SHARD_BYTES = 5_000_000_000
+# Limits of a file's header, in bytes and tensors: many times those of any FLUX.1. A header is
+# parsed to objects of several times its size.
+MOST_HEADER, MOST_TENSORS = 16 << 20, 1 << 15
 # Safetensors' names of NumPy's types.
 TYPES = {
     "float64": "F64",
@@ -54,16 +59,33 @@ def open_safetensors(path: Path) -> Any:
     """Opens a safetensors file for lazy reading.
 
     Raises:
-        InputError: the file is missing, truncated or not safetensors.
+        InputError: the file is missing, truncated or not safetensors, or its header is over the
+            limits.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
+        _check_header(path)
         return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path}: truncated or not a safetensors file ({error}); copy or download it again"
         ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Checks a header's size before it is parsed.
+
+    Raises:
+        ValueError: it is over the limits.
+    """
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes, over the limit of {MOST_HEADER:,}")
+        count = file.read(length).count(b'"data_offsets"')
+    if count > MOST_TENSORS:
+        raise ValueError(f"{count:,} tensors, over the limit of {MOST_TENSORS:,}")
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -83,7 +105,7 @@ def read_file(path: Path) -> dict[str, Any]:
         return read_gguf(path)
     # The library validates the header; its own reader holds the GIL and copies.
     open_safetensors(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     size = path.stat().st_size - 8 - length
@@ -190,10 +212,10 @@ def places_of(index: Path) -> dict[str, str]:
     """
     folder = index.parent
     try:
-        places: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        places: dict[str, str] = parse_json(read_bytes(index))["weight_map"]
         if not all(isinstance(file, str) for file in places.values()):
             raise TypeError("shard names must be strings")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{index}: not an index of shards ({error!r}); copy or download it again"
         ) from error

@@ -7,13 +7,14 @@ transformer's file take precedence over folders, and folders over other files.
 """
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flux_jax.errors import InputError, note
+from flux_jax.system.files import read_bytes
+from flux_jax.system.json_files import parse_json
 from flux_jax.weights import checkpoint, family, layouts, original
 from flux_jax.weights.layouts import Held
 from flux_jax.weights.quantized.formats import dequantised
@@ -148,15 +149,17 @@ def read_config(path: Path) -> dict[str, Any]:
     """Parses a JSON file of a pipeline folder.
 
     Raises:
-        InputError: the file is missing or is not a JSON object.
+        InputError: the file is missing or too large, or is not a JSON object.
     """
     if not path.is_file():
         raise InputError(
             f"{path} is missing: a pipeline folder in diffusers' layout has it; check the path"
         )
     try:
-        config = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+        config = parse_json(read_bytes(path, "fetch the file again"))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not JSON ({error}): fetch the file again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no JSON object {{...}}: fetch the file again")

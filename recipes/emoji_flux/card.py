@@ -9,6 +9,7 @@ from erase.config.model_file import FILE
 from erase.evaluation.percent import interval, percent
 from erase.runtime.files import write
 from flux_jax.errors import InputError
+from flux_jax.system.json_files import read_json
 from recipes.emoji_flux.sprites import attribution
 from recipes.emoji_flux.world import ENTITIES, RELATIONS, STYLES
 
@@ -42,7 +43,7 @@ def write_card(workdir: Path, out: Path) -> None:
         if not path.is_file():
             raise InputError(f"{path} is missing: run the stages of {COMMAND} before this one")
     networks = {name: _summary(each) for name, each in logs.items()}
-    text = render(networks, json.loads(accuracy.read_text()), json.loads(measured.read_text()))
+    text = render(networks, read_json(accuracy), read_json(measured))
     shutil.copyfile(measured, out / "measure.json")
     shutil.copyfile(sheet, out / SAMPLES)
     write(out / "ATTRIBUTION.md", attribution())

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from erase.config.schema import MeshConfig
 from erase.runtime.mesh import SAMPLES, make_mesh
-from flux_jax import progress, xla_flags
+from flux_jax import progress
 from flux_jax.errors import InputError
+from flux_jax.system import xla_flags
 
 # Updates per compiled call, seconds between checkpoints, and decay of the moving average.
 CHUNK, CHECKPOINT_SECONDS, AVERAGE_DECAY = 200, 120.0, 0.999

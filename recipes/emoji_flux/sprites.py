@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from flux_jax import progress
 from flux_jax.errors import InputError
+from flux_jax.system.pictures import FORMATS
 from recipes.emoji_flux.world import ENTITIES, STYLES, Entity
 
 SIDE = 64
@@ -179,7 +180,7 @@ def read_set(emoji_set: EmojiSet, archive: Path) -> Callable[[Entity], Image.Ima
         name, content = wanted[entity.name]
         if name.endswith(".svg"):
             return draw_svg(content.decode())
-        return Image.open(io.BytesIO(content)).convert("RGBA")
+        return Image.open(io.BytesIO(content), formats=FORMATS).convert("RGBA")
 
     return draw
 
@@ -216,7 +217,7 @@ def draw_svg(svg: str) -> Image.Image:
         ) from error
 
     png = resvg_py.svg_to_bytes(svg_string=svg, width=RASTER, height=RASTER, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return Image.open(io.BytesIO(bytes(png)), formats=FORMATS).convert("RGBA")
 
 
 def as_sticker(picture: Image.Image) -> Image.Image:

@@ -15,6 +15,8 @@ import pydantic
 
 from erase.data.words import endpoint
 from flux_jax.errors import InputError
+from flux_jax.system.files import read_bytes
+from flux_jax.system.json_files import parse_json
 
 KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"
 DEFAULT_URL, DEFAULT_MODEL = "https://api.openai.com/v1", "gpt-4o"
@@ -126,8 +128,8 @@ def read_kept(kind: type[KeptT], path: Path) -> KeptT:
         InputError: the file is damaged.
     """
     try:
-        return pydantic.TypeAdapter(kind).validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
+        return pydantic.TypeAdapter(kind).validate_python(parse_json(read_bytes(path)))
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} is damaged: remove it to ask again") from error
 
 

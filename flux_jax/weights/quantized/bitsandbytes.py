@@ -11,7 +11,6 @@ Eight bits: row o of `LAYER.weight` is multiplied by `LAYER.SCB[o]` / 127.
 Axis letters: N numbers of a tensor, P = ceil(N / 2) bytes, K blocks, O outputs, I inputs.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
 
+from flux_jax.system.json_files import parse_json
 from flux_jax.weights.quantized.lazy import Lazy
 
 # Suffixes of companion tensors' names, after the tensor's name.
@@ -66,8 +66,8 @@ class State:
             ValueError: it is not such JSON, or its values are invalid.
         """
         try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            fields = parse_json(text, finite=False)
+        except ValueError as error:
             raise ValueError("its quant_state is not JSON") from error
         try:
             state = cls(

@@ -13,7 +13,6 @@ Other formats are detected and refused.
 Axis letters: O outputs, I inputs.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from flux_jax.errors import LONGEST, InputError, counted
+from flux_jax.system.json_files import parse_json
 from flux_jax.weights.quantized import bitsandbytes
 from flux_jax.weights.quantized.lazy import Lazy
 
@@ -179,9 +179,9 @@ def _described_type(described: Any) -> np.dtype:
         ValueError: the description is invalid, or names another format or a rotation.
     """
     try:
-        description = json.loads(np.asarray(described).tobytes())
+        description = parse_json(np.asarray(described).tobytes())
         stored_as = description["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError("its comfy_quant is not JSON with a format") from error
     turned = [key for key, value in description.items() if key.startswith("convrot") and value]
     if stored_as not in PLAIN_FORMATS or turned:

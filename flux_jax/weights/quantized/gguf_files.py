@@ -5,6 +5,7 @@ transformers'.
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +15,20 @@ import ml_dtypes
 import numpy as np
 
 from flux_jax.errors import InputError
+from flux_jax.system.files import open_regular
 from flux_jax.weights.quantized.lazy import Lazy
 
 SUFFIX = ".gguf"
+# Limits of a file, many times those of any FLUX.1 or T5.
+MOST_TENSORS, MOST_KEYS, MOST_ENTRIES = 1 << 15, 1 << 12, 1 << 20
+# Types of a key's value: texts, arrays, and the bytes of each number.
+TEXT, ARRAY = 8, 9
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 # Exceptions of the reader for files that violate the format.
-DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError, MemoryError)
+DAMAGE = (
+    *(ValueError, IndexError, KeyError, TypeError, OverflowError, OSError, MemoryError),
+    *(RecursionError, ZeroDivisionError, AttributeError),
+)
 # If a tensor was reshaped so that blocks fill its rows, its original shape has this key.
 SHAPE_KEY = "comfy.gguf.orig_shape."
 # llama.cpp's names of T5's tensors, and transformers' names for them.
@@ -51,6 +61,7 @@ def read_gguf(path: Path) -> dict[str, Lazy]:
         raise InputError(f"{path}: no such file")
     gguf = _package(path)
     try:
+        _check_counts(path)
         with np.errstate(all="ignore"):
             reader = gguf.GGUFReader(path)
             tensors = {each.name: _lazy(gguf, reader, each) for each in reader.tensors}
@@ -66,6 +77,52 @@ def read_gguf(path: Path) -> dict[str, Lazy]:
     if not tensors:
         raise InputError(f"{path}: holds no tensors; copy or download it again")
     return plain_names(tensors)
+
+
+def _check_counts(path: Path) -> None:
+    """Checks the numbers of tensors, keys and entries in arrays before the package reads them.
+
+    Raises:
+        ValueError: one is over its limit, or the file ends too early.
+    """
+    with open_regular(path) as file:
+        head = file.read(24)
+        # The version: a file in another byte order is refused later.
+        order = "big" if head[4:7] == b"\0\0\0" else "little"
+
+        def number(size: int) -> int:
+            content = file.read(size)
+            if len(content) < size:
+                raise ValueError("the file ends too early")
+            return int.from_bytes(content, order)
+
+        def skip(kind: int) -> None:
+            nonlocal entries
+            if kind == TEXT:
+                file.seek(number(8), os.SEEK_CUR)
+            elif kind == ARRAY:
+                inner, count = number(4), number(8)
+                entries += count
+                if inner == ARRAY or entries > MOST_ENTRIES:
+                    raise ValueError(
+                        f"over {MOST_ENTRIES:,} entries in arrays, or arrays of arrays"
+                    )
+                for _ in range(count if inner == TEXT else 0):
+                    skip(inner)
+                file.seek(count * SIZES.get(inner, 0), os.SEEK_CUR)
+            else:
+                file.seek(SIZES.get(kind, 0), os.SEEK_CUR)
+
+        entries = 0
+        tensors, keys = (int.from_bytes(head[at : at + 8], order) for at in (8, 16))
+        if tensors > MOST_TENSORS or keys > MOST_KEYS:
+            raise ValueError(
+                f"{tensors:,} tensors and {keys:,} keys, over the limits of {MOST_TENSORS:,} and "
+                f"{MOST_KEYS:,}"
+            )
+        for _ in range(keys):
+            skip(TEXT)
+            skip(number(4))
 
 
 def _package(path: Path) -> Any:

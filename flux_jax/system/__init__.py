@@ -1,0 +1,1 @@
+"""The operating system: files of unknown origin, read within limits, and XLA's environment."""
