@@ -18,6 +18,9 @@ METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 # Report on a repeated iteration.
 REPLAY = "replay-{}.json"
+# Digests of finished results, and results of an unfinished command.
+FINISHED = "finished.json"
+CACHE = "cache"
 CHECKPOINTS = "checkpoints"
 DAMAGED_CHECKPOINTS = "damaged"
 ADAPTER = "adapter"
@@ -37,6 +40,8 @@ WRITTEN = (
     METRICS,
     SKIPPED,
     REPLAY.format("*"),
+    FINISHED,
+    CACHE,
     CHECKPOINTS,
     DAMAGED_CHECKPOINTS,
     ADAPTER,
