@@ -8,7 +8,6 @@ import base64
 import functools
 import json
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -170,7 +169,7 @@ def measure(
         "intervals": statistics.over_concepts(rows),
         "attacks": wilson_interval(hits, pictures),
         "frechet": {"mean": float(np.mean(distances)), "seeds": distances},
-        **size_of(adapters, first),
+        **size_of(adapters, first, intermediate.root / "size"),
         "seconds": round(seconds / len(configs), 2),
         "memory": needed,
         "rows": rows,
@@ -283,12 +282,17 @@ def count(
     return row, (features, changed)
 
 
-def size_of(adapters: Mapping[str, Adapter], config: Config) -> AdapterSize:
-    """Return the number of trainable parameters and the bytes on disk of one adapter."""
+def size_of(adapters: Mapping[str, Adapter], config: Config, folder: Path) -> AdapterSize:
+    """Return the number of trainable parameters and the bytes on disk of one adapter.
+
+    Args:
+        adapters: adapters of a method.
+        config: configuration of any of its runs.
+        folder: folder for temporary files.
+    """
     if not adapters:
         return {"parameters": 0, "bytes": 0}
     adapter = next(iter(adapters.values()))
-    with tempfile.TemporaryDirectory() as folder:
-        write_adapter(adapter, config, Path(folder))
-        size = (Path(folder) / ADAPTER / TORCH_FILE).stat().st_size
+    write_adapter(adapter, config, folder)
+    size = (folder / ADAPTER / TORCH_FILE).stat().st_size
     return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)), "bytes": size}

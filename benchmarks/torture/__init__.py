@@ -1,0 +1,1 @@
+"""What breaks a run's word, tried many times."""
