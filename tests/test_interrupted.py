@@ -19,7 +19,7 @@ from erase.evaluation.evaluate import evaluate
 from erase.runs import configure, load_runs
 from erase.runtime.cache import Cache
 from erase.runtime.signals import listening
-from erase.training import compare
+from erase.training import compare, run
 from flux_jax import Adapter, load, lora
 from flux_jax.errors import PreemptedError
 from flux_jax.pipeline import Pipeline
@@ -86,7 +86,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
 
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    # A model card names its run's folder.
+    name = folder.name.encode()
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes().replace(name, b"run")
+        for path in files
+    }
 
 
 @pytest.fixture(params=["evaluate", "attack", "compare"])
@@ -142,6 +147,39 @@ def test_whenever_it_is_interrupted_nothing_is_done_twice(
     drawn.batches = drawn.stop_at = drawn.kill_at = 0
     command(tmp_path / "broken")
     assert drawn.batches == 0
+
+
+def test_two_runs_are_trained_and_evaluated_once_over_all_starts(
+    config: Config, drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs = {name: replace(config, concept=name, method="uce") for name in ("cat", "dog")}
+    trained = []
+    made = run.make_adapters
+    monkeypatch.setattr(run, "make_adapters", lambda *a: trained.append(a) or made(*a))
+    whole = run.run(runs, tmp_path / "whole")
+    needed, drawn.batches, drawn.stop_at = drawn.batches, 0, 1
+    trained.clear()
+    for starts in range(1, 2 * needed):
+        drawn.stop_at = drawn.batches + 3
+        try:
+            broken = run.run(runs, tmp_path / "broken")
+            break
+        except PreemptedError:
+            assert drawn.batches == 3 * starts
+    assert starts > needed // 3
+    assert drawn.batches == needed
+    assert len(trained) == 1
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert (tmp_path / "broken" / "summary.csv").is_file()
+    # A finished command opens no model.
+    monkeypatch.setattr(run, "open_model", lambda *_: pytest.fail("opened"))
+    again = run.run(runs, tmp_path / "broken")
+    for name in runs:
+        leaves = [jax.tree.leaves(each[name].lora) for each in (whole, broken, again)]
+        for a, b, c in zip(*leaves, strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a, c)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0", b"\0" * 4096])
