@@ -32,6 +32,7 @@ from erase.cli.flags import (
     define_process_flags,
     parse_flags,
 )
+from erase.runtime.signals import listening
 from flux_jax.errors import InputError, exits_cleanly
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 
 @exits_cleanly
+@listening()
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)

@@ -59,6 +59,8 @@ class Pipeline:
             of a loaded pipeline are read from disk on first use.
         mesh: devices that share the weights and the samples of a batch, see `flux_jax.sharding`.
         remembered: encoded prompts in host memory, see `remember`.
+        encoded: the prompts that `remember` encoded together, and its batch, in order. Repeating
+            these calls gives the same bits, which depend on the batch.
     """
 
     transformer: FluxTransformer
@@ -72,6 +74,7 @@ class Pipeline:
     schedule: Schedule
     mesh: Mesh
     remembered: dict[str, Conditioning] = field(default_factory=dict)
+    encoded: list[tuple[list[str], int]] = field(default_factory=list)
 
     def on(self, mesh: Mesh) -> "Pipeline":
         """The same pipeline on other devices; this one keeps its devices.
@@ -213,6 +216,7 @@ class Pipeline:
             more = min(batch, 1 << (len(texts) - 1).bit_length()) - len(texts)
             encoded = jax.tree.map(np.asarray, self.encode(texts + texts[-1:] * more))
             self.remembered.update((text, encoded[row]) for row, text in enumerate(texts))
+        self.encoded.append((fresh, batch))
 
     def recall(self, prompts: Sequence[str]) -> Conditioning:
         """The conditioning of remembered prompts, in host memory."""

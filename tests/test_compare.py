@@ -34,10 +34,11 @@ def methods(tiny_folder: Path, tmp_path: Path) -> dict[str, dict[str, Config]]:
 def test_every_method_is_measured_once(methods: Any, tmp_path: Path, monkeypatch):
     out, drawn = tmp_path / "comparison.json", []
 
-    def draw(pipe: Any, cases: Any, config: Config, pairs: Any, title: str, silenced: Any) -> Any:
+    def draw(*given: Any) -> Any:
+        _, _, config, pairs, title, silenced, _ = given
         strengths = [strength for _, strength in pairs]
         drawn.append((config.method, title.split(", ")[1], strengths, silenced))
-        return draw_cases(pipe, cases, config, pairs, title, silenced)
+        return draw_cases(*given)
 
     monkeypatch.setattr(compare, "draw_cases", draw)
     some = {name: methods[name] for name in ("uce", "attention_erasure")}

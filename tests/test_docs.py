@@ -19,7 +19,7 @@ from erase.runs import RunConfig
 DOCS = ROOT / "docs"
 PAGES = sorted(file for file in DOCS.rglob("*.md"))
 GENERATED = {"reference/commands.md", "reference/configuration.md", "reference/python/index.md"}
-GENERATED |= {"results.md"}
+GENERATED |= {"results.md", "quickstart.md"}
 
 
 @pytest.fixture(scope="module")

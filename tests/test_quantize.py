@@ -254,7 +254,8 @@ def test_evaluation_opens_the_same_model(
     wanted = {"path": str(tiny_folder), "quantize": "int8"}
     configured = load_runs(configure(**USABLE, model=wanted))
     monkeypatch.setattr(evaluate, "configured", lambda: configured)
-    pipe, runs = evaluate.open_runs(SimpleNamespace(workdir=str(tmp_path), adapter=None))
+    runs = evaluate.read_runs(SimpleNamespace(workdir=str(tmp_path), adapter=None))
+    pipe = evaluate.open_model_of(runs)
     assert list(runs) == [""]
     types = {leaf.dtype for leaf in stacked(pipe.params["transformer"]).values()}
     assert types == {jnp.dtype("int8")}

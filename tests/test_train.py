@@ -81,6 +81,7 @@ def test_a_runs_folder_is_complete(config: Config, finished: Path):
         "adapter",
         "checkpoints",
         "config.json",
+        "finished.json",
         "irrelevant.json",
         "metrics.jsonl",
         "report.html",

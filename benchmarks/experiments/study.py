@@ -4,16 +4,16 @@
 
 STUDIES defines the variants. All runs of a variant train at once; a variant that differs from the
 previous one only in the evaluation is not trained again. Counts are written as soon as they are
-computed; variants already in the output are skipped.
+computed; variants already in the output are skipped, and an interrupted one resumes.
 """
 
 import json
 import platform
 import runpy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -26,14 +26,23 @@ from convert import tables
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.evaluation import evaluate, statistics
-from erase.evaluation.eval_prompts import configured_judge, draw_and_judge
+from erase.evaluation.eval_prompts import base_settings, configured_judge, draw_and_judge
 from erase.evaluation.percent import number_table, percent
 from erase.model.open import open_model
 from erase.report.tables import cell_side
 from erase.runs import EACH, load_runs, merge_fields
+from erase.runtime.cache import Cache, digest_of
 from erase.runtime.files import write
+from erase.runtime.run_folder import PICTURES
+from erase.runtime.signals import listening
 from erase.training.prepare import runs_with_synonyms, shared_settings
-from erase.training.variants import learnt_from, resume_results, train_variant
+from erase.training.variants import (
+    Intermediate,
+    learnt_from,
+    resume_results,
+    runs_digest,
+    train_variant,
+)
 from flux_jax.errors import InputError, exits_cleanly, nearest
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -87,37 +96,62 @@ def run_study(study: Study, out: Path) -> StudyResult:
         "pictures": first.evaluation.pictures,
     }
     result = resume_results(StudyResult, out, head, "variants", "study")
-    for config in (each for plan in plans.values() for each in plan.values()):
-        configured_judge(config)
-    pipe = open_model(first)
-    before: dict[str, np.ndarray] = {}
-    last, trained = None, None
-    for variant, configs in plans.items():
-        changes = json.loads(json.dumps(study.variants[variant]))
-        if variant in result["variants"] and result["variants"][variant].get("changes") == changes:
-            continue
-        learnt = [learnt_from(config) for config in configs.values()]
-        if trained is None or learnt != last:
-            last, trained = learnt, train_variant(configs, pipe)
-        adapters, iterations, seconds = trained
-        rows: list[StudyRow] = [
-            {
-                "name": name.rpartition("-")[0],
-                "iterations": iterations[name],
-                **count(pipe, adapters[name], config, before),
-            }
-            for name, config in runs_with_synonyms(configs).items()
-        ]
-        result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
-        result["device"] = jax.devices()[0].device_kind or platform.machine()
-        result["jax"] = jax.__version__
-        write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    fresh = {
+        variant: configs
+        for variant, configs in plans.items()
+        if result["variants"].get(variant, {}).get("changes") != _changes(study, variant)
+    }
+    if fresh:
+        _measure(study, fresh, result, out)
     show(result)
     return result
 
 
+def _changes(study: Study, variant: str) -> dict[str, Any]:
+    """A variant's changes, as its results hold them."""
+    return json.loads(json.dumps(study.variants[variant]))
+
+
+def _measure(
+    study: Study, plans: Mapping[str, Mapping[str, Config]], result: StudyResult, out: Path
+) -> None:
+    """Train and evaluate variants, and write each one's results as soon as they are computed."""
+    every = {f"{variant} {n}": c for variant, runs in plans.items() for n, c in runs.items()}
+    for config in every.values():
+        configured_judge(config)
+    intermediate = Intermediate.of(out, cast(dict[str, Any], result), every)
+    pipe = open_model(shared_settings(every))
+    intermediate.repeat_encoding(pipe)
+    before: dict[str, np.ndarray] = {}
+    last, trained = None, None
+    for variant, configs in plans.items():
+        learnt = {name: learnt_from(config) for name, config in configs.items()}
+        if trained is None or list(learnt.values()) != last:
+            last, trained = list(learnt.values()), train_variant(configs, pipe, intermediate)
+        adapters, iterations, seconds = trained
+        counts = intermediate.part("counts", runs_digest(configs))
+        rows: list[StudyRow] = [
+            {
+                "name": name.rpartition("-")[0],
+                "iterations": iterations[name],
+                **count(pipe, adapters[name], config, before, (counts.part(name), intermediate)),
+            }
+            for name, config in runs_with_synonyms(configs).items()
+        ]
+        changes = _changes(study, variant)
+        result["variants"][variant] = {"changes": changes, "seconds": seconds, "rows": rows}
+        result["device"] = jax.devices()[0].device_kind or platform.machine()
+        result["jax"] = jax.__version__
+        write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    intermediate.remove()
+
+
 def count(
-    pipe: Pipeline, adapter: Adapter, config: Config, before: dict[str, Bool[np.ndarray, "B"]]
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    before: dict[str, Bool[np.ndarray, "B"]],
+    saved: tuple[Cache, Intermediate] | None = None,
 ) -> StudyRow:
     """Evaluate the base model and an adapter with the judge.
 
@@ -126,6 +160,7 @@ def count(
         adapter: a run's.
         config: the run's, with its synonyms.
         before: hits of the base model, by concept; updated, so that no picture is generated twice.
+        saved: cache of this run, and the study's intermediate results; None saves nothing.
 
     Raises:
         InputError: the judge does not know a concept.
@@ -133,12 +168,27 @@ def count(
     judge, drawn = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "run_study has made sure"
 
-    def found(strength: float, title: str) -> Bool[np.ndarray, "B"]:
-        return draw_and_judge(pipe, judge, drawn, config, [(adapter, strength)], title)
+    def found(strength: float, side: str, cache: Cache | None) -> Bool[np.ndarray, "B"]:
+        title, pictures = f"of {config.concept}, {side}", cache and cache.part(PICTURES)
+
+        def hits() -> list[bool]:
+            adapters = [(adapter, strength)]
+            found = draw_and_judge(pipe, judge, drawn, config, adapters, title, cache=pictures)
+            if saved is not None:
+                saved[1].save_encoding(pipe)
+            return found.tolist()
+
+        values = np.array(cache.value("hits", hits) if cache else hits(), bool)
+        if pictures:
+            pictures.remove()
+        return values
 
     if config.concept not in before:
-        before[config.concept] = found(0.0, f"of {config.concept}, before")
-    after = found(config.evaluation.strength, f"of {config.concept}, after")
+        inputs = digest_of([base_settings(config), [asdict(case) for case in drawn]])
+        # Of all concepts, so that none is removed before the study is finished.
+        base = saved and saved[1].part("base", None).part(inputs)
+        before[config.concept] = found(0.0, "before", base)
+    after = found(config.evaluation.strength, "after", saved and saved[0])
     cells = evaluate.evaluation_cells(drawn, {"before": before[config.concept], "after": after})
     kind = judge.kind(config.concept)
     return {"concept": config.concept, "kind": kind, "seed": config.seed, "cells": cells}
@@ -171,6 +221,7 @@ def read_study(given: str) -> Study:
 
 
 @exits_cleanly
+@listening()
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)

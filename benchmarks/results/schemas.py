@@ -46,8 +46,10 @@ class StudyResult(TypedDict, total=False):
         seeds: of training.
         pictures: of each cell.
         variants: by name.
+        inputs: SHA-256 of the files that its runs read, by name.
     """
 
+    inputs: dict[str, str]
     question: str
     concepts: list[str]
     seeds: Required[list[int]]

@@ -7,6 +7,7 @@ adapter, for the base model, which does not understand every disguise either, an
 attention map erasure (Fig. 3), which needs no training: it mutes the concept's tokens, where the
 prompt has them. Writes `attacks.json`, `attacks.csv` and the report to the workdir; for several
 runs, to the folder of each run, and a summary to the workdir.
+Interrupted, the same command resumes; finished, it writes only the report again.
 Prompts, except those with synonyms, are sampled from a generator seeded by the evaluation's seed.
 """
 
@@ -18,29 +19,45 @@ from absl import app, flags
 from erase.cli import evaluate
 from erase.cli.ending import ends
 from erase.cli.flags import begin, parse_flags
-from flux_jax.errors import exits_cleanly
+from erase.runtime.signals import listening
+from flux_jax.errors import exits_cleanly, say
 
 
 @exits_cleanly
+@listening()
 @evaluate.locks_folders
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)
-    pipe, runs = evaluate.open_runs(flags.FLAGS)
-    from erase.evaluation.attack import STEM, attack
+    pictures = flags.FLAGS.pictures
+    runs = evaluate.read_runs(flags.FLAGS)
+    from erase.evaluation.attack import STEM, attack, attack_inputs, finished_attack
     from erase.evaluation.summary import write_summary
     from erase.report import report
     from erase.runtime.memory import explains_memory
 
-    workdir, pictures = Path(flags.FLAGS.workdir), flags.FLAGS.pictures
-    with explains_memory():
-        results = {}
-        for name, (config, adapter) in runs.items():
-            results[name] = attack(pipe, adapter, config, workdir / name, pictures)
-            if (workdir / name / "config.json").is_file():
-                report.write(workdir / name)
+    workdir = Path(flags.FLAGS.workdir)
+    results = {
+        name: finished_attack(
+            run.folder, attack_inputs(run.files, run.adapter, run.config, pictures)
+        )
+        for name, run in runs.items()
+    }
+    if all(results.values()):
+        say(f"{workdir}: attacked already; to repeat it, remove {STEM}.json")
+    else:
+        pipe = evaluate.open_model_of(runs)
+        for name, run in runs.items():
+            with explains_memory():
+                results[name] = attack(
+                    pipe, run.adapter, run.config, run.folder, pictures, run.files
+                )
+    for run in runs.values():
+        if (run.folder / "config.json").is_file():
+            report.write(run.folder)
     if len(runs) > 1:
-        write_summary(workdir, results, STEM)
+        every = {name: result for name, result in results.items() if result is not None}
+        write_summary(workdir, every, STEM)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ is found by bisection, which assumes that a larger strength erases more; all str
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -19,16 +18,19 @@ from absl import app, flags
 from erase.cli import evaluate
 from erase.cli.ending import ends
 from erase.cli.flags import begin, parse_flags
+from erase.runtime.signals import listening
 from flux_jax.errors import exits_cleanly
 
 
 @exits_cleanly
+@listening()
 @evaluate.locks_folders
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)
     given = flags.FLAGS
-    pipe, runs = evaluate.open_runs(given)
+    runs = evaluate.read_runs(given)
+    pipe = evaluate.open_model_of(runs)
     from erase.evaluation.calibrate import calibrate
     from erase.runtime.memory import explains_memory
 
@@ -36,8 +38,8 @@ def main(argv: Sequence[str]) -> None:
         name: given[name].value for name in ("share", "drop", "most", "tolerance")
     }
     with explains_memory():
-        for name, (config, adapter) in runs.items():
-            calibrate(pipe, adapter, config, Path(given.workdir) / name, **numbers)
+        for run in runs.values():
+            calibrate(pipe, run.adapter, run.config, run.folder, **numbers)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from absl import app, flags
 
 from erase.cli.ending import ends
 from erase.cli.flags import FLAG, begin, check_paths, configured_for, define_flag, parse_flags
+from erase.runtime.signals import listening
 from flux_jax.errors import exits_cleanly, say
 
 
 @exits_cleanly
+@listening()
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)

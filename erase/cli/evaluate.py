@@ -2,6 +2,7 @@
 
     python -m erase evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
+Interrupted, the same command resumes; finished, it writes only the report again.
 If the configuration names several runs, each is evaluated and a summary follows. With `--adapter`,
 one adapter from `erase-anything compose` is evaluated for all of them, and the results are added to
 its model card.
@@ -15,7 +16,8 @@ draw it, so it does not measure erasing. If all are excluded, H is the mean of t
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from absl import app, flags
 
 from erase.cli.ending import ends
 from erase.cli.flags import FLAG, begin, check_paths, configured, define_flag, parse_flags
+from erase.runtime.signals import listening
 from flux_jax.errors import exits_cleanly, say
 
 if TYPE_CHECKING:
@@ -55,14 +58,32 @@ def locks_folders(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[s
     return locking
 
 
-def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]":
-    """Open the model, and each run's configuration and adapter, as the flags specify.
+@dataclass(frozen=True)
+class AdaptedRun:
+    """A run to evaluate.
+
+    Attributes:
+        config: its configuration, with its synonyms.
+        adapter: its adapter.
+        folder: its folder.
+        files: digest of the files that its evaluation reads.
+    """
+
+    config: "Config"
+    adapter: "Adapter"
+    folder: Path
+    files: str
+
+
+def read_runs(given: Any) -> dict[str, AdaptedRun]:
+    """Read each run's configuration and adapter, as the flags specify; opens no model.
 
     Returns:
-        The model; configuration and adapter by name of the run.
+        The runs, by name.
 
     Raises:
-        InputError: a configuration, an adapter or the model cannot be used.
+        InputError: a configuration, an adapter or the model cannot be used, or the model has
+            changed since a run was trained.
     """
     from convert.adapters.paths import find_adapter
 
@@ -72,47 +93,82 @@ def open_runs(given: Any) -> "tuple[Pipeline, dict[str, tuple[Config, Adapter]]]
     for path in paths.values():
         find_adapter(path)
     from erase.evaluation.eval_prompts import configured_judge
+    from erase.model import digest
     from erase.model.adapters import read_adapter
-    from erase.model.open import open_model
-    from erase.training.prepare import runs_with_synonyms, shared_settings
+    from erase.training import resume_check
+    from erase.training.prepare import runs_with_synonyms
 
     runs = runs_with_synonyms(runs)
     for config in runs.values():
         configured_judge(config)
-    opened = {name: (config, read_adapter(paths[name])) for name, config in runs.items()}
-    pipe = open_model(shared_settings(runs), len(runs))
-    for _, adapter in opened.values():
-        pipe.check(adapter)
-    return pipe, opened
+    adapters = {name: read_adapter(path) for name, path in paths.items()}
+    files = digest.of_runs(runs, evaluation=True)
+    folders = {name: Path(given.workdir) / name for name in runs}
+    for name, config in runs.items():
+        resume_check.check_model(folders[name], config, files[name])
+    return {
+        name: AdaptedRun(config, adapters[name], folders[name], digest.summary(files[name]))
+        for name, config in runs.items()
+    }
+
+
+def open_model_of(runs: Mapping[str, AdaptedRun]) -> "Pipeline":
+    """Open the runs' model, and check that their adapters fit it.
+
+    Raises:
+        InputError: the model cannot be used, or an adapter does not fit it.
+    """
+    from erase.model.open import open_model
+    from erase.training.prepare import shared_settings
+
+    pipe = open_model(shared_settings({n: run.config for n, run in runs.items()}), len(runs))
+    for run in runs.values():
+        pipe.check(run.adapter)
+    return pipe
 
 
 @exits_cleanly
+@listening()
 @locks_folders
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)
-    pipe, runs = open_runs(flags.FLAGS)
+    given = flags.FLAGS.adapter
+    runs = read_runs(flags.FLAGS)
     from convert.adapters.paths import find_adapter
-    from erase.evaluation.evaluate import evaluate
+    from erase.evaluation.evaluate import evaluate, evaluation_inputs, finished_evaluation
     from erase.evaluation.summary import write_summary
     from erase.report import card, report
     from erase.runtime.memory import explains_memory
 
     workdir = Path(flags.FLAGS.workdir)
-    given, results = flags.FLAGS.adapter, {}
     erased = card.composed_of(find_adapter(given)) if given else []
-    for name, (config, adapter) in runs.items():
-        with explains_memory():
-            results[name] = evaluate(pipe, adapter, config, workdir / name, erased)
-        if (workdir / name / "config.json").is_file():
+    results = {
+        name: finished_evaluation(
+            run.folder, evaluation_inputs(run.files, run.adapter, run.config, erased)
+        )
+        for name, run in runs.items()
+    }
+    if all(results.values()):
+        say(f"{workdir}: evaluated already; to repeat it, remove evaluation.json")
+    else:
+        pipe = open_model_of(runs)
+        for name, run in runs.items():
+            with explains_memory():
+                results[name] = evaluate(
+                    pipe, run.adapter, run.config, run.folder, erased, run.files
+                )
+    for run in runs.values():
+        if (run.folder / "config.json").is_file():
             if not given:
-                card.of_run(workdir / name)
-            say(report.write(workdir / name))
+                card.of_run(run.folder)
+            say(report.write(run.folder))
+    every = {name: result for name, result in results.items() if result is not None}
     if given:
-        config, _ = next(iter(runs.values()))
-        card.of_evaluated(find_adapter(given), config, results, workdir)
+        first = next(iter(runs.values()))
+        card.of_evaluated(find_adapter(given), first.config, every, workdir)
     if len(runs) > 1:
-        write_summary(workdir, results)
+        write_summary(workdir, every)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from absl import app, flags
 
 from convert.adapters.paths import find_adapter, split_strength
 from erase.cli.flags import begin, parse_flags
+from erase.runtime.signals import listening
 from flux_jax.errors import exits_cleanly, say
 
 
@@ -39,6 +40,7 @@ def define_flags() -> None:
 
 
 @exits_cleanly
+@listening()
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv, "prompts are given with --prompt")

@@ -6,7 +6,7 @@ Axis letters: B pictures, h w picture sides.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,16 @@ from erase.evaluation.eval_prompts import (
     check_prompts,
     configured_judge,
     draw_and_judge,
+    inputs_digest,
 )
 from erase.evaluation.percent import csv_of_shares, interval, number_table, percent
 from erase.evaluation.statistics import count_cells
+from erase.runtime import finished
+from erase.runtime.cache import Cache
 from erase.runtime.files import write
 from erase.runtime.results import AttackResult, Cells
 from erase.runtime.run_folder import ATTACKS_STEM as STEM
+from erase.runtime.run_folder import CACHE
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -116,9 +120,16 @@ def attacks(config: Config, pictures: int, ordered: bool = False) -> list[EvalPr
 
 
 def attack(
-    pipe: Pipeline, adapter: Adapter, config: Config, workdir: str | Path, pictures: int = 64
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    workdir: str | Path,
+    pictures: int = 64,
+    files: str | None = None,
 ) -> AttackResult:
     """Attack the base model, the base with the concept's tokens muted, and the adapter.
+
+    An interrupted attack resumes from the batches of pictures saved in `cache/`.
 
     Args:
         pipe: the base model.
@@ -126,6 +137,8 @@ def attack(
         config: the run's configuration.
         workdir: the run's folder.
         pictures: number of pictures per family.
+        files: digest of the files that are read, by `erase.model.digest`; with None nothing is
+            saved, and an interrupted attack starts again.
 
     Returns:
         Content of `attacks.json`: in `cells`, by family, the share of successful attacks `before`,
@@ -133,6 +146,7 @@ def attack(
 
     Raises:
         InputError: there is no judge, it does not know the concept, or a prompt cannot be used.
+        PreemptedError: the system requested a stop; the pictures so far are saved.
     """
     workdir, settings = Path(workdir), config.evaluation
     judge = configured_judge(config)
@@ -140,29 +154,65 @@ def attack(
         raise InputError("evaluation.judge = None: attacks need a judge; name its folder")
     eval_prompts = attacks(config, pictures, ordered=judge.kind(config.concept) == "relation")
     check_prompts(pipe, judge, eval_prompts)
+    inputs, cache = "", None
+    if files is not None:
+        inputs = attack_inputs(files, adapter, config, pictures)
+        if (earlier := finished_attack(workdir, inputs)) is not None:
+            # Encoded in the same order as without an interruption, since rounding depends on it.
+            pipe.remember([each.prompt for each in eval_prompts], settings.batch)
+            return earlier
+        cache = Cache.opened(workdir / CACHE, STEM, inputs)
     ways = ((0.0, None), (0.0, config.concept), (settings.strength, None))
     hits: dict[str, np.ndarray] = {}
     for side, (strength, silenced) in zip(SIDES, ways, strict=True):
-        adapters = [(adapter, strength)]
-        hits[side] = draw_and_judge(pipe, judge, eval_prompts, config, adapters, side, silenced)
+        adapters, saved = [(adapter, strength)], cache and cache.part(side)
+        hits[side] = draw_and_judge(
+            pipe, judge, eval_prompts, config, adapters, side, silenced, saved
+        )
+    result = _result(config, judge.kind(config.concept), eval_prompts, hits)
+    write(workdir / f"{STEM}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write(workdir / f"{STEM}.csv", table(result["cells"]))
+    if cache is not None:
+        finished.finish(workdir, STEM, inputs, [f"{STEM}.json", f"{STEM}.csv"])
+        cache.remove()
+    _show(result)
+    return result
+
+
+def _result(
+    config: Config, kind: str, eval_prompts: Sequence[EvalPrompt], hits: Mapping[str, np.ndarray]
+) -> AttackResult:
+    """Return the content of `attacks.json`."""
+    settings = config.evaluation
     cells = count_cells([each.cell for each in eval_prompts], hits)
     prompts = {
         family: sorted({each.prompt for each in eval_prompts if each.cell == family})
         for family in cells
     }
-    result: AttackResult = {
+    return {
         "concept": config.concept,
-        "kind": judge.kind(config.concept),
+        "kind": kind,
         "model": config.model.path,
         "strength": settings.strength,
         "seed": settings.seed,
         "cells": cells,
         "prompts": prompts,
     }
-    write(workdir / f"{STEM}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write(workdir / f"{STEM}.csv", table(cells))
-    _show(result)
-    return result
+
+
+def attack_inputs(files: str, adapter: Adapter, config: Config, pictures: int) -> str:
+    """Return a digest of everything that an attack's result depends on; see `attack`."""
+    return inputs_digest(files, adapter, config, {"pictures": pictures})
+
+
+def finished_attack(workdir: Path, inputs: str) -> AttackResult | None:
+    """Return the result of an attack that is finished; None if it is not.
+
+    Args:
+        workdir: the run's folder.
+        inputs: from `attack_inputs`.
+    """
+    return finished.read(workdir, STEM, inputs, f"{STEM}.json")
 
 
 def table(cells: Cells) -> str:

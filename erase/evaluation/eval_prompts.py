@@ -4,8 +4,9 @@ Axis letters: B pictures, h w picture sides.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -13,11 +14,16 @@ from jaxtyping import Bool, UInt8
 from erase.config.schema import Config
 from erase.data.words.templates import phrase
 from erase.evaluation.judge import Judge, open_judge
+from erase.model import digest
 from erase.model.draw import draw
+from erase.runtime.cache import Cache, digest_of
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 from flux_jax.settings import SamplingOptions
+
+# Fields that counts depend on, besides those of the model and the evaluation.
+DEPENDS = ("concept", "synonyms", "height", "width", "text_tokens")
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def draw_and_judge(
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
     silenced: str | None = None,
+    cache: Cache | None = None,
 ) -> Bool[np.ndarray, "B"]:
     """Generate the prompts' pictures and judge whether each shows the concept sought in it.
 
@@ -99,11 +106,12 @@ def draw_and_judge(
         adapters: adapters with their strengths; with none, or strength 0, the base model is used.
         title: title of the progress bar.
         silenced: concept whose tokens are muted, so that no token attends to them.
+        cache: see `draw_cases`; for this side.
 
     Raises:
         InputError: see `judge_pictures`.
     """
-    pictures = draw_cases(pipe, drawn, config, adapters, title, silenced)
+    pictures = draw_cases(pipe, drawn, config, adapters, title, silenced, cache)
     return judge_pictures(judge, pictures, drawn)
 
 
@@ -162,6 +170,7 @@ def draw_cases(
     adapters: Sequence[tuple[Adapter, float]],
     title: str,
     silenced: str | None = None,
+    cache: Cache | None = None,
 ) -> UInt8[np.ndarray, "B h w 3"]:
     """Generate the prompts' pictures with the configuration's evaluation settings.
 
@@ -172,6 +181,7 @@ def draw_cases(
         adapters: adapters with their strengths.
         title: title of the progress bar.
         silenced: concept whose tokens are muted, so that no token attends to them.
+        cache: saves each batch, and has those of an interrupted command.
     """
     settings = config.evaluation
     return draw(
@@ -184,4 +194,29 @@ def draw_cases(
         adapters=adapters,
         silenced=silenced,
         title=f"pictures {title}",
+        cache=cache,
     )
+
+
+def inputs_digest(
+    files: str, adapter: Adapter, config: Config, more: Mapping[str, Any] | None = None
+) -> str:
+    """Return a digest of everything that counts on pictures depend on.
+
+    Args:
+        files: digest of the files that are read, by `erase.model.digest`.
+        adapter: the erasing adapter.
+        config: the run's configuration.
+        more: further settings, of JSON types.
+    """
+    settings = base_settings(config)
+    return digest_of([files, digest.of_adapter(adapter), settings, dict(more or {})])
+
+
+def base_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that counts depend on, without folders, which may move."""
+    values = asdict(config)
+    settings = {name: values[name] for name in DEPENDS}
+    settings["model"] = values["model"] | {"path": None}
+    settings["evaluation"] = values["evaluation"] | {"judge": config.evaluation.judge is not None}
+    return settings

@@ -24,6 +24,7 @@ from erase.evaluation.eval_prompts import (
     configured_judge,
     draw_cases,
     evaluation_prompts,
+    inputs_digest,
     judge_pictures,
 )
 from erase.evaluation.judge import Judge
@@ -38,7 +39,8 @@ from erase.evaluation.statistics import (
 )
 from erase.model.attention_maps import TIMES, attention_maps
 from erase.model.draw import png
-from erase.runtime import run_folder
+from erase.runtime import finished, run_folder
+from erase.runtime.cache import Cache
 from erase.runtime.files import write
 from erase.runtime.results import (
     AttentionExample,
@@ -51,6 +53,10 @@ from erase.runtime.results import (
 )
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+
+# Name of the result in `finished.json` and in the cache.
+RESULT = "evaluation"
+
 
 # Titles of the cells on the sheet of pictures.
 TITLES = {"Acc_e": "“{}”", "Acc_g": "synonyms", "Acc_ir": "others"}
@@ -96,12 +102,13 @@ def evaluate(
     config: Config,
     workdir: str | Path,
     erased: Collection[str] = (),
+    files: str | None = None,
 ) -> EvaluationResult:
-    """Evaluate an adapter and write the results.
+    """Evaluate an adapter and write the results; resumes after an interruption.
 
     Writes into `workdir`: `evaluation.json`, example pictures in `pictures/`, a sheet of these in
     `before_after.png`, and `attention.npz` (attention maps `before` and `after` [K, y, x]). Without
-    a judge, nothing is counted.
+    a judge, nothing is counted. Batches of pictures are saved in `cache/` until all is written.
 
     Args:
         pipe: the base model.
@@ -109,18 +116,50 @@ def evaluate(
         config: the run's configuration.
         workdir: the run's folder.
         erased: further concepts that the adapter erases.
+        files: digest of the files that are read, by `erase.model.digest`; with None nothing is
+            saved, and an interrupted evaluation starts again.
 
     Returns:
         Content of `evaluation.json`.
 
     Raises:
         InputError: a setting does not fit the judge or the model.
+        PreemptedError: the system requested a stop; the pictures so far are saved.
     """
     workdir, settings = Path(workdir), config.evaluation
     judge, drawn = plan_evaluation(config, pipe, erased)
+    inputs, cache = "", None
+    if files is not None:
+        inputs = evaluation_inputs(files, adapter, config, erased)
+        if (earlier := finished_evaluation(workdir, inputs)) is not None:
+            # Encoded in the same order as without an interruption, since rounding depends on it.
+            pipe.remember([case.prompt for case in drawn], settings.batch)
+            return earlier
+        cache = Cache.opened(workdir / run_folder.CACHE, RESULT, inputs)
+    result = _evaluated(pipe, adapter, config, workdir, (judge, drawn), cache)
+    write(workdir / run_folder.EVALUATION, json.dumps(result, indent=2) + "\n")
+    if cache is not None:
+        finished.finish(workdir, RESULT, inputs, _files_of(result))
+        cache.remove()
+    _show(result)
+    return result
+
+
+def _evaluated(
+    pipe: Pipeline,
+    adapter: Adapter,
+    config: Config,
+    workdir: Path,
+    plan: tuple[Judge | None, list[EvalPrompt]],
+    cache: Cache | None,
+) -> EvaluationResult:
+    """Draw the pictures, judge them, write all files but `evaluation.json`, return its content."""
+    settings, (judge, drawn) = config.evaluation, plan
     # Strength 0 is the base bit for bit, and avoids compiling a second sampler.
     sides = {
-        side: draw_cases(pipe, drawn, config, [(adapter, strength)], side)
+        side: draw_cases(
+            pipe, drawn, config, [(adapter, strength)], side, cache=cache and cache.part(side)
+        )
         for side, strength in (("before", 0.0), ("after", settings.strength))
     }
     result: EvaluationResult = _settings_of(config, adapter)
@@ -145,9 +184,32 @@ def evaluate(
             for p in chosen
         ]
         result["attention_times"] = list(TIMES)
-    write(workdir / run_folder.EVALUATION, json.dumps(result, indent=2) + "\n")
-    _show(result)
     return result
+
+
+def evaluation_inputs(
+    files: str, adapter: Adapter, config: Config, erased: Collection[str] = ()
+) -> str:
+    """Return a digest of everything that an evaluation's result depends on; see `evaluate`."""
+    return inputs_digest(files, adapter, config, {"erased": sorted(erased)})
+
+
+def finished_evaluation(workdir: Path, inputs: str) -> EvaluationResult | None:
+    """Return the result of an evaluation that is finished; None if it is not.
+
+    Args:
+        workdir: the run's folder.
+        inputs: from `evaluation_inputs`.
+    """
+    return finished.read(workdir, RESULT, inputs, run_folder.EVALUATION)
+
+
+def _files_of(result: EvaluationResult) -> list[str]:
+    """Return the paths of a result's files in the run's folder."""
+    files = [run_folder.EVALUATION, run_folder.BEFORE_AFTER]
+    files += [run_folder.ATTENTION] if "attention" in result else []
+    pictures = result.get("pictures", [])
+    return files + [name for entry in pictures for name in (entry["before"], entry["after"])]
 
 
 def _settings_of(config: Config, adapter: Adapter) -> EvaluationResult:

@@ -3,7 +3,10 @@
 Axis letters: B pictures, h w picture sides.
 """
 
+import contextlib
 import io
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +15,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from erase.data.words.word_tokens import marks
+from erase.runtime import signals
+from erase.runtime.cache import Cache
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.settings import SamplingOptions
@@ -25,6 +30,7 @@ def draw(
     adapters: Sequence[tuple[Adapter, float]] = (),
     silenced: str | None = None,
     title: str = "pictures",
+    cache: Cache | None = None,
 ) -> UInt8[np.ndarray, "B h w 3"]:
     """Generate one picture for each (prompt, seed) pair, with a progress bar.
 
@@ -41,29 +47,53 @@ def draw(
         silenced: concept whose tokens are muted (the paper's attention map erasure, Fig. 3);
             prompts that do not contain it are not affected.
         title: label of the progress bar.
+        cache: saves each batch, and has those of an interrupted command.
 
     Raises:
         InputError: a prompt, a concept or a size cannot be used, or batch is below 1.
+        PreemptedError: the system requested a stop; with a cache, the last batch is saved.
     """
     height, width = picture_size(pipe, options)
     pipe.remember(prompts, options.batch)
     pipe.release("text_encoder", "text_encoder_2")
     pictures = []
-    for rows in batches(len(prompts), options.batch, title):
+    for number, rows in enumerate(batches(len(prompts), options.batch, title)):
+        shape = (len(rows), height, width, 3)
+        if cache and (saved := _saved(cache, number, shape)) is not None:
+            pictures.append(saved)
+            continue
         texts = [prompts[i] for i in rows]
-        pictures.append(
-            pipe(
-                texts,
-                seeds=[seeds[i] for i in rows],
-                steps=options.steps,
-                guidance=options.guidance,
-                height=height,
-                width=width,
-                adapters=adapters,
-                silenced=None if silenced is None else marks(pipe.tokenizer_2, texts, silenced),
+        with signals.finishing("batch of pictures") if cache else contextlib.nullcontext():
+            pictures.append(
+                pipe(
+                    texts,
+                    seeds=[seeds[i] for i in rows],
+                    steps=options.steps,
+                    guidance=options.guidance,
+                    height=height,
+                    width=width,
+                    adapters=adapters,
+                    silenced=None if silenced is None else marks(pipe.tokenizer_2, texts, silenced),
+                )
             )
-        )
+            if cache:
+                cache.write(str(number), zlib.compress(pictures[-1].tobytes(), 1))
     return np.concatenate(pictures)[: len(prompts)]
+
+
+def _saved(
+    cache: Cache, number: int, shape: tuple[int, int, int, int]
+) -> UInt8[np.ndarray, "B h w 3"] | None:
+    """Return the pictures of a batch from the cache; None if they are missing or damaged."""
+    size = math.prod(shape)
+    # Random bytes grow a little.
+    if (content := cache.read(str(number), size + size // 100 + 1024)) is None:
+        return None
+    try:
+        values = zlib.decompressobj().decompress(content, size + 1)
+    except zlib.error:
+        return None
+    return np.frombuffer(values, np.uint8).reshape(shape) if len(values) == size else None
 
 
 def picture_size(pipe: Pipeline, options: SamplingOptions) -> tuple[int, int]:

@@ -55,6 +55,10 @@ class CellView(TypedDict):
     after: Share
 
 
+# Parts of `config.json` that are no settings.
+APART = ("command", "inputs")
+
+
 def write(workdir: str | Path) -> Path:
     """Writes `report.html` from what a run's folder holds.
 
@@ -102,7 +106,7 @@ def write(workdir: str | Path) -> Path:
         ],
         command=config.get("command"),
         settings=_settings(evaluation),
-        config=json.dumps({k: v for k, v in config.items() if k != "command"}, indent=2),
+        config=json.dumps({k: v for k, v in config.items() if k not in APART}, indent=2),
     )
     report = workdir / run_folder.REPORT
     files_module.write(report, page)

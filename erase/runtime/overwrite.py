@@ -2,7 +2,7 @@
 
 A folder belongs to a run if its `config.json` is a run's record. In there, a file belongs to the
 run if it has the name of a file that runs write, and in folders that people fill as well
-(`checkpoints/`, `adapter/`, `pictures/`) also its form.
+(`checkpoints/`, `adapter/`, `pictures/`, `cache/`) also its form.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from pathlib import Path
 from erase.runtime.run_folder import (
     ADAPTER,
     ATTACKS_STEM,
+    CACHE,
     CHECKPOINTS,
     CONFIG,
     DAMAGED_CHECKPOINTS,
@@ -30,7 +31,7 @@ RECORDED = ("concept", "model", "command")
 # Most bytes of a `config.json`, and of a model card.
 MOST = 1 << 24
 # Folders whose content is examined entry by entry.
-SHARED = (CHECKPOINTS, DAMAGED_CHECKPOINTS, ADAPTER, PICTURES)
+SHARED = (CHECKPOINTS, DAMAGED_CHECKPOINTS, ADAPTER, PICTURES, CACHE)
 # Files of several runs, in the folder above theirs.
 OF_SEVERAL = (
     CHECKPOINTS,
@@ -42,6 +43,8 @@ STEP = re.compile(r"\d+(-\d+)?(\.orbax-checkpoint-tmp.*)?")
 ITEMS = {"state", "record", "metrics", "manifest.json", "_CHECKPOINT_METADATA"}
 ITEMS |= {"commit_success.txt", "_sharding", "descriptor"}
 PICTURE = re.compile(r"\.?Acc_(e|g|ir)-\d+-[a-z]+\.png(\.partial)?")
+# Parts of the cache, by their digest.
+CACHED = re.compile(r"\.?[0-9a-f]{32,64}(\.partial)?")
 WEIGHTS, CARD = "pytorch_lora_weights.safetensors", "README.md"
 # A line of every model card.
 CARD_TAG = "concept-erasure"
@@ -161,6 +164,8 @@ def _is_runs(entry: Path, place: str) -> bool:
             return False
         within = {child.name.partition(".orbax-checkpoint-tmp")[0] for child in entry.iterdir()}
         return within <= ITEMS
+    if place == CACHE:
+        return CACHED.fullmatch(entry.name) is not None
     if not entry.is_file():
         return False
     if place == PICTURES:

@@ -64,11 +64,13 @@ class EvaluationRecord(TypedDict, total=False):
 
 
 class RunRecord(TypedDict, total=False):
-    """Content of `config.json` that reports read: fields of `Config`, and two more.
+    """Content of `config.json` that reports read: fields of `Config`, and three more.
 
     Attributes:
         command: command that started the run.
         synonyms_from: source of the synonyms, in words.
+        inputs: digests of the files that the run reads, see `erase.model.digest`; absent in
+            records of earlier versions.
     """
 
     concept: Required[str]
@@ -85,6 +87,7 @@ class RunRecord(TypedDict, total=False):
     irrelevant: list[str]
     command: str
     synonyms_from: str
+    inputs: dict[str, Any]
 
 
 class SentencesRecord(TypedDict, total=False):
@@ -358,12 +361,14 @@ class Comparison(TypedDict, total=False):
     """Content of a comparison's file.
 
     Attributes:
+        inputs: SHA-256 of the files that its runs read, by name; see `erase.model.digest`.
         runs: concept of each run, by name.
         pictures: pictures per cell.
         attacks: pictures per family of attacks.
         methods: results by name of the method.
     """
 
+    inputs: dict[str, str]
     runs: dict[str, str]
     pictures: int
     attacks: int

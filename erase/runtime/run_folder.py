@@ -25,6 +25,9 @@ METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 # Report on a repeated iteration.
 REPLAY = "replay-{}.json"
+# Digests of finished results, and results of an unfinished command.
+FINISHED = "finished.json"
+CACHE = "cache"
 CHECKPOINTS = "checkpoints"
 DAMAGED_CHECKPOINTS = "damaged"
 ADAPTER = "adapter"
@@ -46,6 +49,8 @@ WRITTEN = (
     METRICS,
     SKIPPED,
     REPLAY.format("*"),
+    FINISHED,
+    CACHE,
     CHECKPOINTS,
     DAMAGED_CHECKPOINTS,
     ADAPTER,

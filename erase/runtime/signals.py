@@ -32,21 +32,26 @@ class Stop:
     Attributes:
         asked: name of the signal, or None.
         deferring: whether the running code checks `asked` itself, when it can stop.
+        unit: what the running code finishes before it stops.
     """
 
     asked: str | None = None
     deferring: bool = False
+    unit: str = "iteration"
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self, unit: str = "iteration") -> Iterator[None]:
         """Defer signals within this context: they are only recorded.
+
+        Args:
+            unit: what is finished before the run stops.
 
         Raises:
             PreemptedError: a signal came earlier, and a library suppressed its error.
         """
         if self.asked:
             raise PreemptedError(f"{self.asked}: stopped; {GOES_ON}")
-        self.deferring = True
+        self.deferring, self.unit = True, unit
         try:
             yield
         finally:
@@ -62,22 +67,60 @@ class Stop:
             return
         self.asked = signal.Signals(number).name
         if self.deferring:
-            _say(f"{self.asked}: the run stops after this iteration; a second signal ends it now\n")
+            _say(
+                f"{self.asked}: the run stops after this {self.unit}; a second signal ends it now\n"
+            )
         else:
             raise PreemptedError(f"{self.asked}: stopped; {GOES_ON}")
+
+
+# The state of the context that handles signals, or None.
+_listening: list[Stop] = []
+
+
+@contextlib.contextmanager
+def finishing(unit: str) -> Iterator[None]:
+    """Finish and save a unit of work before a signal stops the command.
+
+    Within `deferred`, whose code stops by itself, and without `listening`, nothing is changed.
+
+    Args:
+        unit: what is finished, for messages.
+
+    Raises:
+        PreemptedError: a signal came.
+    """
+    # Commands listen from their start, before they import libraries.
+    from erase.runtime import processes
+
+    stop = _listening[-1] if _listening else None
+    if stop is None or stop.deferring:
+        yield
+        return
+    with stop.deferred(unit):
+        yield
+    if processes.any_of(stop.asked is not None):
+        raise PreemptedError(
+            f"{stop.asked or 'another process'}: stopped and saved; run the same command to resume"
+        )
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
     """Handle signals within this context; only in the main thread, as Python requires.
 
+    Within another such context, that one's state is used. Also decorates a function.
+
     Yields:
         State of a requested stop.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield Stop()
         return
+    if _listening:
+        yield _listening[-1]
+        return
+    stop = Stop()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     handlers = {number: signal.signal(number, stop.note) for number in SIGNALS}
@@ -85,9 +128,11 @@ def listening() -> Iterator[Stop]:
     waker = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_end_at_the_second, args=(reader,), daemon=True)
     thread.start()
+    _listening.append(stop)
     try:
         yield stop
     finally:
+        _listening.remove(stop)
         signal.set_wakeup_fd(waker)
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,21 +1,32 @@
 """Checks of a run's folder before it is written."""
 
+import functools
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 from ml_collections import FieldReference
 
 from erase.config.fields import fill_defaults, shown
+from erase.config.schema import Config
+from erase.model import digest
+from erase.model.adapters import read_adapter
+from erase.model.digest import FileRecords
 from erase.runs import RunConfig
+from erase.runtime import finished, processes
 from erase.runtime import overwrite as overwriting
+from erase.runtime.cache import digest_of
 from erase.runtime.files import read_json
 from erase.runtime.results import RunRecord
 from erase.runtime.run_folder import CONFIG, WRITTEN
 from erase.training import checkpoints
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, note, shortened
+from flux_jax.lora import Adapter
 
+# Where names of the model's files begin.
+MODEL = "model/"
 # Fields that may change when a run resumes: its length, what follows training, how and where it is
 # started, and fields that only set the defaults of others.
 FREE = (
@@ -28,7 +39,10 @@ FREE = (
     "evaluation",
     "command",
     "synonyms_from",
+    "inputs",
 )
+# Name of the adapter's part in `finished.json`.
+RESULT = "adapter"
 
 
 def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bool) -> None:
@@ -43,6 +57,7 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
         InputError: a run has the name of a file or folder that every run writes, the folder
             contains runs with other settings (the message lists the fields), or files of others.
     """
+    free = (*FREE, "model.path", "upper.folder")
     for name in descriptions:
         if name in WRITTEN:
             raise InputError(f"each.{name}: {name} is a reserved name in a workdir; rename it")
@@ -56,12 +71,125 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
         path = workdir / name / CONFIG
         mend = "repair it, or name another folder"
         earlier = read_json(path, mend=mend) if name in described else {}
-        if differing := list(differences(earlier, descriptions[name])):
+        # A folder may move; `check_files` compares the files in it.
+        allowed = free if earlier.get("inputs") else FREE
+        if differing := list(differences(earlier, descriptions[name], allowed)):
             raise InputError(
                 f"workdir = {str(workdir / name)!r} holds a run with other settings: give the "
                 "same, --overwrite to replace it, or another folder\n       "
                 + "\n       ".join(differing)
             )
+
+
+def check_files(folder: Path, now: FileRecords) -> None:
+    """Refuse to continue a run whose model or pictures have changed since it was started.
+
+    Args:
+        folder: the run's folder.
+        now: records of the files as they are now.
+
+    Raises:
+        InputError: a file has changed, is missing or is new; the message names it.
+    """
+    if not (there := recorded_files(folder)):
+        return
+    if changed := digest.differing(there, now):
+        raise InputError(
+            f"workdir = {str(folder)!r} was computed with other files: {_listed(changed)} changed "
+            f"since; restore {_them(changed)}, give --overwrite to start again, or another folder"
+        )
+    if copied := digest.copied(there, now):
+        note(
+            f"{_listed(copied)}: another time, but the same size and samples as at the run's "
+            "start; taken for a copy"
+        )
+
+
+def check_model(folder: Path, config: Config, now: FileRecords) -> None:
+    """Refuse to evaluate a run on a model that was changed in place since its training.
+
+    Another model, by its path, may be evaluated.
+
+    Args:
+        folder: the run's folder.
+        config: configuration of the evaluation.
+        now: records of the files as they are now.
+
+    Raises:
+        InputError: a file of the model has changed, is missing or is new; the message names it.
+    """
+    there = {k: v for k, v in recorded_files(folder).items() if k.startswith(MODEL)}
+    now = {k: v for k, v in now.items() if k.startswith(MODEL)}
+    if not there or _recorded(folder).get("model", {}).get("path") != config.model.path:
+        return
+    if changed := digest.differing(there, now):
+        raise InputError(
+            f"workdir = {str(folder)!r} was trained on another model: {_listed(changed)} changed "
+            f"since; restore {_them(changed)}, or train again with --overwrite"
+        )
+
+
+def recorded_files(folder: Path) -> FileRecords:
+    """Return the records of files in a run's `config.json`; empty in an earlier version's.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return digest.RECORDS.validate_python(_recorded(folder).get("inputs") or {})
+    except pydantic.ValidationError as error:
+        raise InputError(
+            f"{folder / CONFIG}: inputs are no records of files; remove the field, or give "
+            "another folder"
+        ) from error
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    return read_json(path) if path.is_file() else {}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{shortened(names[0])}{more}"
+
+
+def _them(names: Sequence[str]) -> str:
+    return "them" if len(names) > 1 else "it"
+
+
+def adapter_inputs(description: RunRecord) -> str:
+    """Return a digest of everything that a run's adapter depends on.
+
+    Args:
+        description: content of the run's `config.json`, with `inputs`.
+    """
+    records = digest.RECORDS.validate_python(description.get("inputs", {}))
+    values = {k: v for k, v in description.items() if k not in FREE}
+    values |= {"iterations": description["iterations"]}
+    values |= {"model": {**description["model"], "path": None}}
+    if isinstance(upper := values.get("upper"), dict):
+        values["upper"] = upper | {"folder": bool(upper.get("folder"))}
+    chosen = dict(description).get("checkpoints")
+    return digest_of([values, chosen, digest.summary(records)])
+
+
+def finished_adapters(
+    workdir: Path, descriptions: Mapping[str, RunRecord]
+) -> dict[str, Adapter] | None:
+    """Read the adapters of runs that were trained to the end; None if one was not.
+
+    Args:
+        workdir: folder of the runs.
+        descriptions: contents of the runs' `config.json`, by name, with `inputs`.
+    """
+    for name, each in descriptions.items():
+        inputs = adapter_inputs(each)
+        if not processes.from_first(
+            functools.partial(finished.is_finished, workdir / name, RESULT, inputs), bool
+        ):
+            return None
+    return {name: read_adapter(workdir / name) for name in descriptions}
 
 
 def differences(

@@ -3,20 +3,24 @@
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from convert.adapters.files import TORCH_FILE
 from erase.config.schema import Config
 from erase.data.words.language_model import describe
 from erase.evaluation import early_stop, evaluate, summary
 from erase.evaluation.eval_prompts import check_judge
 from erase.methods import method_of
 from erase.methods.configured import start
+from erase.model import digest
+from erase.model.adapters import read_adapter
 from erase.model.open import open_model
 from erase.report import card, report, words
-from erase.runtime import lock, processes, run_folder, signals
+from erase.runtime import finished, lock, processes, run_folder, signals
 from erase.runtime import overwrite as overwriting
 from erase.runtime.files import write
 from erase.runtime.results import RunRecord
@@ -25,6 +29,7 @@ from erase.training.export import write_adapter
 from erase.training.make_adapters import banks_of, make_adapters
 from erase.training.prepare import (
     PreparedRun,
+    ResolvedRun,
     configs_of,
     plans_of,
     prepare,
@@ -34,6 +39,9 @@ from erase.training.prepare import (
 from flux_jax.errors import InputError, RunError, say
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+
+# Files that are written last.
+LAST = (f"{run_folder.ADAPTER}/README.md", run_folder.REPORT)
 
 
 def run(
@@ -84,6 +92,13 @@ def _run(
     processes.from_first(lambda: resume_check.check(workdir, descriptions, overwrite=overwrite))
     for each in resolved.values():
         check_judge(each.config)
+    _add_inputs(descriptions, resolved, workdir, overwrite)
+    adapters = None
+    if not overwrite and replay_step is None:
+        adapters = resume_check.finished_adapters(workdir, descriptions)
+        if adapters and _is_finished(resolved, adapters, workdir):
+            say(f"{workdir}: all is done already; --overwrite starts again")
+            return adapters
     pipe = open_model(shared, len(runs))
     shape = " x ".join(f"{axis} {size}" for axis, size in pipe.mesh.shape.items())
     say(f"Using {pipe.mesh.size} of {jax.device_count()} devices: {shape}")
@@ -107,11 +122,72 @@ def _run(
         training = loop.place_on_devices(configs, pipe, banks, plans)
         replay.show(training, workdir, replay_step)
         return {}
-    adapters = make_adapters(prepared, pipe, workdir, stop)
+    if adapters is None:
+        adapters = make_adapters(prepared, pipe, workdir, stop)
+        write_adapters(prepared, adapters, descriptions)
+        # Some of the model is read only now.
+        _add_inputs(descriptions, resolved, workdir, overwrite=False)
     finish(prepared, adapters, pipe, workdir)
     if lost := [name for name in runs if name not in adapters]:
         raise RunError(guard.no_adapter(lost, shared.guard))
     return adapters
+
+
+def _add_inputs(
+    descriptions: Mapping[str, RunRecord],
+    resolved: Mapping[str, ResolvedRun],
+    workdir: Path,
+    overwrite: bool,
+) -> None:
+    """Add digests of the files that the runs read, and compare those in the folder with them.
+
+    Raises:
+        InputError: a file has changed since the runs in the folder were started.
+    """
+    configs = {name: each.config for name, each in resolved.items()}
+
+    def inputs() -> dict[str, digest.FileRecords]:
+        now = digest.of_runs(configs)
+        if not overwrite:
+            for name, files in now.items():
+                resume_check.check_files(workdir / name, files)
+        return now
+
+    for name, files in processes.from_first(inputs, dict[str, digest.FileRecords]).items():
+        descriptions[name]["inputs"] = {file: asdict(each) for file, each in files.items()}
+
+
+def _evaluation_files(configs: Mapping[str, Config]) -> dict[str, str]:
+    """Return a digest of the files that each run's evaluation reads, by the run's name."""
+
+    def files() -> dict[str, str]:
+        evaluated = {name: each for name, each in configs.items() if each.evaluation.pictures}
+        records = digest.of_runs(evaluated, evaluation=True)
+        return {name: digest.summary(each) for name, each in records.items()}
+
+    return processes.from_first(files, dict[str, str])
+
+
+def _is_finished(
+    resolved: Mapping[str, ResolvedRun], adapters: Mapping[str, Adapter], workdir: Path
+) -> bool:
+    """Whether all runs are evaluated, and have a card and a report."""
+    configs = {name: each.config for name, each in resolved.items()}
+    files = _evaluation_files(configs)
+    for name, config in configs.items():
+        if config.evaluation.pictures:
+            inputs = evaluate.evaluation_inputs(files[name], adapters[name], config)
+            if evaluate.finished_evaluation(workdir / name, inputs) is None:
+                return False
+
+    def written() -> bool:
+        paths = [workdir / name / each for name in configs for each in LAST]
+        settings = [config.evaluation for config in configs.values()]
+        if len(configs) > 1 and any(each.judge and each.pictures for each in settings):
+            paths.append(workdir / f"{run_folder.SUMMARY_STEM}.csv")
+        return all(path.is_file() for path in paths)
+
+    return processes.from_first(written, bool)
 
 
 def _check_method(shared: Config, replay_step: int | None) -> None:
@@ -199,10 +275,36 @@ def show_words(runs: Mapping[str, PreparedRun]) -> None:
     )
 
 
+def write_adapters(
+    runs: Mapping[str, PreparedRun],
+    adapters: Mapping[str, Adapter],
+    descriptions: Mapping[str, RunRecord],
+) -> None:
+    """Write the adapters, and record that they are finished.
+
+    Args:
+        runs: all runs, also those without an adapter.
+        adapters: adapters by the run's name.
+        descriptions: contents of the runs' `config.json`, by name.
+    """
+
+    def written(name: str, adapter: Adapter) -> None:
+        folder = runs[name].folder
+        write_adapter(adapter, runs[name].config, folder)
+        # A restart reads the file instead of the checkpoint, so both must be the same.
+        if digest.of_adapter(read_adapter(folder)) == digest.of_adapter(adapter):
+            inputs = resume_check.adapter_inputs(descriptions[name])
+            file = f"{run_folder.ADAPTER}/{TORCH_FILE}"
+            finished.finish(folder, resume_check.RESULT, inputs, [file])
+
+    for name, adapter in adapters.items():
+        processes.from_first(functools.partial(written, name, adapter))
+
+
 def finish(
     runs: Mapping[str, PreparedRun], adapters: Mapping[str, Adapter], pipe: Pipeline, workdir: Path
 ) -> None:
-    """Write the adapters, evaluate them, and write cards, reports and a summary.
+    """Evaluate adapters, and write cards, reports and a summary.
 
     Args:
         runs: all runs, also those without an adapter.
@@ -210,14 +312,11 @@ def finish(
         pipe: the frozen model.
         workdir: folder of the summary, which is written for several runs.
     """
-    for name, adapter in adapters.items():
-        config, folder = runs[name].config, runs[name].folder
-        processes.from_first(functools.partial(write_adapter, adapter, config, folder))
-    results = {}
+    results, files = {}, _evaluation_files(configs_of(runs))
     for name, adapter in adapters.items():
         config, folder = runs[name].config, runs[name].folder
         if config.evaluation.pictures:
-            results[name] = evaluate.evaluate(pipe, adapter, config, folder)
+            results[name] = evaluate.evaluate(pipe, adapter, config, folder, files=files[name])
         if processes.first():
             card.of_run(folder)
             say(report.write(folder))
