@@ -21,9 +21,9 @@ matrix:
 	$(PYTHON) -m benchmarks.matrix $(CELL)
 
 # Kills, damages and starts twice what should survive it; under an hour on 2 cores. Interrupted, it
-# continues with the part that was running. `make torture PARTS='--scale 0.05 kills'` is a short one.
+# continues with the part that was running. `make torture PARTS='--scale 0.05 --parts kills'` is a short one.
 torture: .venv/test
-	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.torture $(PARTS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.torture.run $(PARTS)
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -144,9 +144,10 @@ def test_the_command_makes_each_run_once_a_seed_and_prints_a_table(
     monkeypatch.setattr(command, "begin", lambda argv: None)
     monkeypatch.setattr(command, "configured_for", lambda names: {n: bare[n] for n in names})
     monkeypatch.setattr(compare, "open_model", lambda config: None)
+    monkeypatch.setattr(compare.Intermediate, "repeat_encoding", lambda *_: None)
     seen = []
 
-    def measure(pipe: Any, runs: Any, base: Any, attacks: int) -> dict[str, Any]:
+    def measure(pipe: Any, runs: Any, base: Any, attacks: int, saved: Any) -> dict[str, Any]:
         method = {config.method for config in runs.values()}
         seen.append((method, {name: config.seed for name, config in runs.items()}, attacks))
         return {"rows": []}

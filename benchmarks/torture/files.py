@@ -1,6 +1,6 @@
 """Damaged files: each is read, or refused with a message; none takes long or much memory.
 
-    python -m benchmarks.torture.files
+    python -m benchmarks.torture.run --parts files
 
 Every reader gets files that are valid but for one damage.
 """

@@ -1,7 +1,7 @@
 """Tries many times what could break the program's promises, and writes docs/torture.md.
 
-    python -m benchmarks.torture
-    python -m benchmarks.torture --scale 0.05 kills starts
+    python -m benchmarks.torture.run
+    python -m benchmarks.torture.run --scale 0.05 --parts kills,starts
 
 Each module of the folder with a function `rows` is a part. The rows of a finished part are kept in
 build/torture/, so an interrupted command continues; `--again` repeats all. Exit code 1: something
@@ -80,19 +80,19 @@ def measured(name: str, scale: float, again: bool) -> list[Row]:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts, and write the page if all ran at full scale."""
-    parser = Parser("benchmarks.torture", __doc__)
-    parser.add_argument("parts", nargs="*", help="by default all")
+    parser = Parser("benchmarks.torture.run", __doc__)
+    parser.add_argument("--parts", default="", help="names with commas between them; all if empty")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the full number of tries"
     )
     parser.add_argument("--again", action="store_true", help="repeat finished parts")
     given, known = parser.parse_args(arguments), parts()
-    for name in given.parts:
+    chosen, rows = given.parts.split(",") if given.parts else known, []
+    for name in chosen:
         if name not in known:
             raise InputError(f"part = {name!r} is unknown; {nearest(name, known)}")
     if not 0 < given.scale <= 1:
         raise InputError(f"scale = {given.scale} must be above 0 and at most 1")
-    chosen, rows = given.parts or known, []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("", total=len(chosen))
