@@ -42,22 +42,25 @@ class Table(rich_table.Table):
         for heading in headings:
             self.add_column(heading)
 
-    def add_column(  # pyright: ignore[reportIncompatibleMethodOverride] (fewer arguments)
-        self, header: str = "", **settings: Any
-    ) -> None:
+    def add_column(self, header: Any = "", footer: Any = "", **settings: Any) -> None:
         """Adds a column.
 
         Args:
-            header: its heading.
+            header: its heading, a text.
+            footer: a text below it.
             **settings: of rich's column.
         """
-        super().add_column(plain(header), **settings)
+        super().add_column(plain(header), plain(footer), **settings)
 
-    def add_row(  # pyright: ignore[reportIncompatibleMethodOverride] (fewer arguments)
-        self, *cells: str
-    ) -> None:
-        """Adds a row of texts."""
-        super().add_row(*(cell if PLAIN.fullmatch(cell) else plain(cell) for cell in cells))
+    def add_row(self, *cells: Any, **settings: Any) -> None:
+        """Adds a row of texts.
+
+        Args:
+            *cells: the texts.
+            **settings: of rich's row.
+        """
+        texts = (cell if PLAIN.fullmatch(cell) else plain(cell) for cell in cells)
+        super().add_row(*texts, **settings)
 
 
 def show(*parts: Table | str, console: Console | None = None) -> None:

@@ -332,7 +332,7 @@ def test_the_shipped_file_is_the_recipe_s(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "erase.json: file: Invalid JSON"),
+        ("{", "erase.json is not JSON"),
         ('{"thinks": []}', "erase.json: thinks: Extra inputs"),
         ('{"things": [{"name": "", "kind": "entity"}]}', r"things\.0\.name: String should have"),
         ('{"kinds": {"entity": {"prompts": ["a cat"], "templates": []}}}', r"entity\.prompts\.0: "),

@@ -105,11 +105,12 @@ def test_a_folder_that_was_moved_copied_or_touched_is_the_same(model: Path, tmp_
 
 def test_a_record_of_an_earlier_version_is_accepted(model: Path, tmp_path: Path):
     resume_check.check_files(tmp_path, of(model))
-    (tmp_path / "config.json").write_text(json.dumps(asdict(tiny.run_config(model))))
+    earlier = asdict(tiny.run_config(model)) | {"command": "train"}
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
     resume_check.check_files(tmp_path, of(model))
     resume_check.check_model(tmp_path, tiny.run_config(model), of(model))
     # Without digests, another folder may hold another model.
-    moved = json.loads(json.dumps(asdict(tiny.run_config(tmp_path / "moved"))))
+    moved = json.loads(json.dumps(earlier | asdict(tiny.run_config(tmp_path / "moved"))))
     with pytest.raises(InputError, match=r"model\.path"):
         resume_check.check(tmp_path, {"": moved}, overwrite=False)
     for damaged in ({"model/x": 1}, {"model/x": {"size": "many"}}, [1], "text"):

@@ -34,13 +34,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert path.read_bytes() == b'{"a": "\xc3\xbc"}'
     assert read_json(path) == {"a": "ü"}
 
-    def full(self: Path, content: bytes) -> None:
-        with self.open("wb") as file:
-            file.write(content[:1])
+    def full(*paths: Path) -> None:
         raise OSError("no space left")
 
     with monkeypatch.context() as context:
-        context.setattr(Path, "write_bytes", full)
+        context.setattr("os.replace", full)
         with pytest.raises(OSError, match="no space"):
             write(path, "other")
     assert read_json(path) == {"a": "ü"}

@@ -17,13 +17,19 @@ SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def ends(seconds: float = SECONDS, end: Callable[[int], Any] = os._exit) -> Iterator[None]:
-    """End the process some time after this context, with the exit code that it asked for.
+def ends(
+    seconds: float = SECONDS,
+    end: Callable[[int], Any] = os._exit,
+    main: threading.Thread | None = None,
+) -> Iterator[None]:
+    """End the process some time after its main thread, with the exit code that this context has.
 
     Args:
         seconds: time for the threads of libraries.
         end: ends the process.
+        main: the main thread, by default that of the process.
     """
+    given = main or threading.main_thread()
     code = 0
     try:
         yield
@@ -34,10 +40,14 @@ def ends(seconds: float = SECONDS, end: Callable[[int], Any] = os._exit) -> Iter
         code = 1
         raise
     finally:
-        threading.Thread(target=_end_later, args=(seconds, end, code), daemon=True).start()
+        threading.Thread(target=_end_later, args=(given, seconds, end, code), daemon=True).start()
 
 
-def _end_later(seconds: float, end: Callable[[int], Any], code: int) -> None:
+def _end_later(
+    main: threading.Thread, seconds: float, end: Callable[[int], Any], code: int
+) -> None:
+    # A program that calls a command in its own process goes on.
+    main.join()
     time.sleep(seconds)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

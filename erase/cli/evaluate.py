@@ -16,13 +16,14 @@ draw it, so it does not measure erasing. If all are excluded, H is the mean of t
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
+from convert.adapters.paths import find_adapter
 from erase.cli.ending import ends
 from erase.cli.flags import FLAG, begin, check_paths, configured, define_flag, parse_flags
 from erase.runtime.signals import listening
@@ -48,14 +49,22 @@ def locks_folders(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[s
     @functools.wraps(main)
     def locking(argv: Sequence[str]) -> None:
         begin(argv)
-        from erase.runtime import lock
-
         runs = configured()
         check_paths(runs)
+        # Checked first, since locking creates folders that are missing.
+        for path in adapter_paths(flags.FLAGS, runs).values():
+            find_adapter(path)
+        from erase.runtime import lock
+
         with lock.locked(lock.of_runs(Path(flags.FLAGS.workdir), runs)):
             main(argv)
 
     return locking
+
+
+def adapter_paths(given: Any, runs: Iterable[str]) -> dict[str, Path]:
+    """Return where the adapter of each run is, as the flags specify."""
+    return {name: Path(given.adapter or Path(given.workdir) / name) for name in runs}
 
 
 @dataclass(frozen=True)
@@ -85,13 +94,8 @@ def read_runs(given: Any) -> dict[str, AdaptedRun]:
         InputError: a configuration, an adapter or the model cannot be used, or the model has
             changed since a run was trained.
     """
-    from convert.adapters.paths import find_adapter
-
     runs = configured()
-    check_paths(runs)
-    paths = {name: Path(given.adapter or Path(given.workdir) / name) for name in runs}
-    for path in paths.values():
-        find_adapter(path)
+    paths = adapter_paths(given, runs)
     from erase.evaluation.eval_prompts import configured_judge
     from erase.model import digest
     from erase.model.adapters import read_adapter
@@ -135,7 +139,6 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     given = flags.FLAGS.adapter
     runs = read_runs(flags.FLAGS)
-    from convert.adapters.paths import find_adapter
     from erase.evaluation.evaluate import evaluate, evaluation_inputs, finished_evaluation
     from erase.evaluation.summary import write_summary
     from erase.report import card, report

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from flux_jax.errors import InputError, printable
@@ -236,7 +236,7 @@ def _within(seconds: float, work: Callable[[], Result]) -> Result:
         raise TimeoutError from None
     if error is not None:
         raise error
-    return result  # pyright: ignore[reportReturnType] (it is there without an error)
+    return cast(Result, result)
 
 
 def _pause(headers: Any) -> float | None:
