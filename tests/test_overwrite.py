@@ -20,6 +20,7 @@ RUNS = {
     "adapter/pytorch_lora_weights.safetensors": "",
     "adapter/README.md": CARD,
     "pictures/Acc_e-00-before.png": "",
+    f"cache/{'0a' * 16}/{'1b' * 16}": "",
     **{f"checkpoints/{step}/{name}": "" for step in (3, 6) for name in STEP},
     "checkpoints/9.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp/d/a": "",
     **{f"damaged/3-1/{name}": "" for name in STEP},
@@ -27,6 +28,7 @@ RUNS = {
 # Files of others that may lie beside a run's.
 BESIDE = (
     "pictures/holiday.jpg",
+    "cache/mine.bin",
     "pictures/Acc_e.png",
     "checkpoints/my_other_model/w.bin",
     "damaged/car.txt",

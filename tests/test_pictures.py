@@ -1,6 +1,8 @@
 """Pictures: laid out in rows, generated in batches, written as PNG files."""
 
 import io
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,23 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
             write(path, "other")
     assert read_json(path) == {"a": "ü"}
     assert [each.name for each in path.parent.iterdir()] == ["run.json"]
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its content first, then its name in the folder."""
+    steps, replace = [], os.replace
+
+    def renamed(*paths: Path) -> None:
+        steps.append("renamed")
+        replace(*paths)
+
+    def synced(descriptor: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    monkeypatch.setattr("os.replace", renamed)
+    monkeypatch.setattr("os.fsync", synced)
+    write(tmp_path / "run.json", "{}")
+    assert steps == ["file", "renamed", "folder"]
 
 
 def test_json_files_that_cannot_be_read_are_named(tmp_path: Path):
