@@ -42,7 +42,7 @@ def context(folder: Path) -> Any:
     """Return a context whose processes have imported the program, and share a compilation cache."""
     processes = multiprocessing.get_context("forkserver")
     # No arrays are created there: a process that has computed cannot be forked.
-    processes.set_forkserver_preload(["erase.training.run", __name__])
+    processes.set_forkserver_preload(["erase.training.run", "erase.training.compare", __name__])
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return processes

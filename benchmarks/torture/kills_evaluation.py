@@ -6,7 +6,6 @@ had just finished.
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.torture.kills import context
 from benchmarks.torture.row import Row
 from erase.config.schema import BankConfig, Checkpoints, Config
 
@@ -35,11 +35,7 @@ def rows(scale: float, folder: Path) -> Iterator[Row]:
         scale: share of the tries.
         folder: an empty folder for the commands' files.
     """
-    processes = multiprocessing.get_context("forkserver")
-    # No arrays are created there: a process that has computed cannot be forked.
-    processes.set_forkserver_preload(["erase.training.compare", __name__])
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    processes = context(folder)
     for case in CASES:
         yield _row(processes, case, max(1, round(scale * TRIES)), folder / case)
 

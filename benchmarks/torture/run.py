@@ -3,18 +3,20 @@
     python -m benchmarks.torture.run
     python -m benchmarks.torture.run --scale 0.05 --parts kills,starts
 
-Each module of the folder with a function `rows` is a part. The rows of a finished part are kept in
-build/torture/, so an interrupted command continues; `--again` repeats all. Exit code 1: something
-did not hold.
+Each module of the folder with a function `rows` is a part. Two parts run at once, each in a process
+of its own. The rows of a finished part are kept in build/torture/, so an interrupted command
+continues; `--again` repeats all. Exit code 1: something did not hold.
 """
 
 import importlib
 import json
 import pkgutil
 import shutil
+import subprocess  # nosec B404
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +28,10 @@ from convert.arguments import Parser
 from erase.runtime.files import read_json, write
 from flux_jax.errors import InputError, exits_cleanly, nearest
 
+# The longest parts, which start first.
+LONGEST = ("kills", "memory", "kills_evaluation")
+# Parts that run at once: one a core of the machine that the limit of an hour is for.
+AT_ONCE = 2
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "torture"
 PAGE = ROOT / "docs" / "torture.md"
@@ -41,7 +47,8 @@ def parts() -> list[str]:
     """Return the names of the modules with a function `rows`."""
     names = [module.name for module in pkgutil.iter_modules(benchmarks.torture.__path__)]
     sources = {name: (Path(__file__).parent / f"{name}.py").read_text() for name in names}
-    return [name for name, source in sources.items() if "\ndef rows(" in source]
+    names = [name for name, source in sources.items() if "\ndef rows(" in source]
+    return [*LONGEST, *(name for name in names if name not in LONGEST)]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -77,6 +84,24 @@ def measured(name: str, scale: float, again: bool) -> list[Row]:
     return rows
 
 
+def in_its_process(name: str, scale: float, again: bool) -> list[Row]:
+    """Run a part in a process of its own, and return its rows.
+
+    Raises:
+        InputError: the process ended without them; the message names its log.
+    """
+    command = [sys.executable, "-m", "benchmarks.torture.run", "--parts", name]
+    command += ["--scale", str(scale), *(["--again"] if again else [])]
+    log = BUILD / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file).returncode  # nosec B603
+    # 1 says that something did not hold: the rows are there.
+    if code not in (0, 1):
+        raise InputError(f"part {name!r} ended with exit code {code}; see {log}")
+    return measured(name, scale, again=False)
+
+
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts, and write the page if all ran at full scale."""
@@ -87,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--again", action="store_true", help="repeat finished parts")
     given, known = parser.parse_args(arguments), parts()
-    chosen, rows = given.parts.split(",") if given.parts else known, []
+    chosen = given.parts.split(",") if given.parts else known
     for name in chosen:
         if name not in known:
             raise InputError(f"part = {name!r} is unknown; {nearest(name, known)}")
@@ -96,10 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("", total=len(chosen))
-        for name in chosen:
-            progress.update(task, description=name)
-            rows += measured(name, given.scale, given.again)
-            progress.advance(task)
+        run = measured if len(chosen) == 1 else in_its_process
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            running = {pool.submit(run, name, given.scale, given.again): name for name in chosen}
+            for part in as_completed(running):
+                progress.update(task, advance=1, description=f"{running[part]} ended")
+        rows = [row for part in running for row in part.result()]
     print(table(rows))
     if given.scale == 1 and set(chosen) == set(known):
         write(PAGE, HEAD + table(rows))
