@@ -15,7 +15,7 @@ import shutil
 import subprocess  # nosec B404
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -102,6 +102,24 @@ def in_its_process(name: str, scale: float, again: bool) -> list[Row]:
     return measured(name, scale, again=False)
 
 
+def side_by_side(
+    names: Sequence[str], scale: float, again: bool, ended: Callable[[str], None]
+) -> list[Row]:
+    """Run parts in processes of their own, and return their rows in order.
+
+    Args:
+        names: parts, of which those named first start first.
+        scale: share of the full number of tries.
+        again: whether finished parts are repeated.
+        ended: is called with the name of each part that has ended.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = {pool.submit(in_its_process, name, scale, again): name for name in names}
+        for part in as_completed(running):
+            ended(running[part])
+    return [row for part in running for row in part.result()]
+
+
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts, and write the page if all ran at full scale."""
@@ -121,12 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("", total=len(chosen))
-        run = measured if len(chosen) == 1 else in_its_process
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            running = {pool.submit(run, name, given.scale, given.again): name for name in chosen}
-            for part in as_completed(running):
-                progress.update(task, advance=1, description=f"{running[part]} ended")
-        rows = [row for part in running for row in part.result()]
+        if len(chosen) == 1:
+            rows = measured(chosen[0], given.scale, given.again)
+        else:
+            rows = side_by_side(
+                chosen,
+                given.scale,
+                given.again,
+                lambda name: progress.update(task, advance=1, description=f"{name} ended"),
+            )
     print(table(rows))
     if given.scale == 1 and set(chosen) == set(known):
         write(PAGE, HEAD + table(rows))
