@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.experiments.study import Study, run_study
 from erase.cli.ending import ends
 from erase.runtime import lock
 from flux_jax.errors import InputError
@@ -54,6 +55,14 @@ def test_the_second_is_told_who_has_the_folder(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
     with lock.locked(paths):
         pass
+
+
+def test_a_study_s_results_have_one_writer(tmp_path: Path):
+    out = tmp_path / "study.json"
+    message = "another command writes to this folder"
+    with lock.locked([lock.of_file(out)]), pytest.raises(InputError, match=message):
+        run_study(Study("", {}, {}, ()), out)
+    assert not out.exists()
 
 
 def test_a_folder_that_has_files_stays(tmp_path: Path):

@@ -23,6 +23,7 @@ from jaxtyping import Bool
 from benchmarks.results.schemas import StudyResult, StudyRow
 from benchmarks.results.tables import sums
 from convert import tables
+from erase.cli.ending import ends
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.evaluation import evaluate, statistics
@@ -31,6 +32,7 @@ from erase.evaluation.percent import number_table, percent
 from erase.model.open import open_model
 from erase.report.tables import cell_side
 from erase.runs import EACH, load_runs, merge_fields
+from erase.runtime import lock
 from erase.runtime.cache import Cache, digest_of
 from erase.runtime.files import write
 from erase.runtime.run_folder import PICTURES
@@ -83,8 +85,17 @@ def run_study(study: Study, out: Path) -> StudyResult:
         seconds of training and a row for each run: concept, seed, iterations and cells.
 
     Raises:
-        InputError: a setting cannot be used, or the file holds another study.
+        InputError: a setting cannot be used, the file holds another study, or another command
+            writes to it.
     """
+    with lock.locked([lock.of_file(out)]):
+        result = _finished(study, out)
+    show(result)
+    return result
+
+
+def _finished(study: Study, out: Path) -> StudyResult:
+    """Return the results, and measure those that the file lacks."""
     plans = {variant: _runs_of(study, changes) for variant, changes in study.variants.items()}
     first = shared_settings(next(iter(plans.values())))
     if first.evaluation.judge is None:
@@ -103,7 +114,6 @@ def run_study(study: Study, out: Path) -> StudyResult:
     }
     if fresh:
         _measure(study, fresh, result, out)
-    show(result)
     return result
 
 
@@ -232,4 +242,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("study", None, "NAME in studies.py, or FILE:NAME.", required=True)
     flags.DEFINE_string("out", None, "JSON file of the results.", required=True)
-    app.run(main, flags_parser=parse_flags)
+    with ends():
+        app.run(main, flags_parser=parse_flags)

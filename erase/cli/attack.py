@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
     from erase.evaluation.attack import STEM, attack, attack_inputs, finished_attack
     from erase.evaluation.summary import write_summary
     from erase.report import report
+    from erase.runtime import run_folder
     from erase.runtime.memory import explains_memory
 
     workdir = Path(flags.FLAGS.workdir)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
                     pipe, run.adapter, run.config, run.folder, pictures, run.files
                 )
     for run in runs.values():
-        if (run.folder / "config.json").is_file():
+        if (run.folder / run_folder.CONFIG).is_file():
             report.write(run.folder)
     if len(runs) > 1:
         every = {name: result for name, result in results.items() if result is not None}

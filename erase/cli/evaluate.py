@@ -142,6 +142,7 @@ def main(argv: Sequence[str]) -> None:
     from erase.evaluation.evaluate import evaluate, evaluation_inputs, finished_evaluation
     from erase.evaluation.summary import write_summary
     from erase.report import card, report
+    from erase.runtime import run_folder
     from erase.runtime.memory import explains_memory
 
     workdir = Path(flags.FLAGS.workdir)
@@ -162,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
                     pipe, run.adapter, run.config, run.folder, erased, run.files
                 )
     for run in runs.values():
-        if (run.folder / "config.json").is_file():
+        if (run.folder / run_folder.CONFIG).is_file():
             if not given:
                 card.of_run(run.folder)
             say(report.write(run.folder))

@@ -24,12 +24,10 @@ from erase.evaluation.eval_prompts import (
 from erase.evaluation.percent import number_table, percent
 from erase.runtime.files import write
 from erase.runtime.results import CalibrationResult
+from erase.runtime.run_folder import CALIBRATION
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
-
-FILE = "calibration.json"
-
 
 Tried = list[tuple[float, float]]
 
@@ -133,7 +131,7 @@ def calibrate(
         "pictures": len(drawn),
         "tried": [{"strength": at, kind: measured} for at, measured in tried],
     }
-    write(workdir / FILE, json.dumps(result, indent=2) + "\n")
+    write(workdir / CALIBRATION, json.dumps(result, indent=2) + "\n")
     _show(result)
     return result
 

@@ -33,6 +33,7 @@ DAMAGED_CHECKPOINTS = "damaged"
 ADAPTER = "adapter"
 EVALUATION = "evaluation.json"
 ATTENTION = "attention.npz"
+CALIBRATION = "calibration.json"
 PICTURES = "pictures"
 BEFORE_AFTER = "before_after.png"
 # While a command writes to the folder; see `erase.runtime.lock`.
@@ -56,6 +57,7 @@ WRITTEN = (
     ADAPTER,
     EVALUATION,
     ATTENTION,
+    CALIBRATION,
     PICTURES,
     BEFORE_AFTER,
     REPORT,
