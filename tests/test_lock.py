@@ -101,10 +101,12 @@ def test_another_host_that_updates_its_record_has_the_folder(tmp_path: Path):
     other = record(path, machine="another")
 
     def beat() -> None:
-        number = 0
+        # As the program writes: at once, so that no reader finds a part of it.
+        written, number = lock.Lock(path, os.open(path, os.O_RDWR)), 0
         while not over.wait(0.02):
             number += 1
-            path.write_text(json.dumps(asdict(replace(other, beats=number))))
+            written.write(replace(other, beats=number))
+        os.close(written.descriptor)
 
     thread = threading.Thread(target=beat)
     thread.start()
