@@ -1,6 +1,7 @@
 """Memory of a device, and advice when it is too small."""
 
 import contextlib
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,17 @@ def explains_memory(mends: str = MENDS) -> Iterator[None]:
             raise
         said = str(error).splitlines()[0]
         raise RunError(f"a device has too little memory ({said}). {mends}") from error
+
+
+def release() -> None:
+    """Return what C's allocator holds free to the system; only glibc's keeps much and can.
+
+    Each checkpoint leaves freed pieces among those in use: without this, the resident memory of a
+    small run grows by a twentieth from 300 to 3,000 iterations, though as much is in use.
+    """
+    # No such function: another C library, or another system.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory(devices: Sequence[Any]) -> int | None:

@@ -32,6 +32,7 @@ from erase.methods.parts.samples import Counts
 from erase.methods.parts.step import State
 from erase.model.open import place_model
 from erase.runtime import processes
+from erase.runtime.memory import release
 from erase.runtime.run_folder import CHECKPOINTS
 from erase.runtime.signals import Stop
 from erase.runtime.watchdog import Watchdog
@@ -394,3 +395,4 @@ def _save(
     loss = float(np.mean(progress.losses))
     checkpoints.save(manager, progress.step, progress.state, record, loss, of_interval)
     progress.losses = list(record["losses"])
+    release()
