@@ -34,6 +34,8 @@ THRESHOLD = 0.5
 
 # Largest height and width of the pictures, in pixels.
 MOST_SIDE = 4096
+# Most channels, blocks, and widths of embeddings of a network.
+MOST_CHANNELS = 4096
 
 
 # Pictures are judged in chunks of one size, so that each function is compiled only once.
@@ -76,6 +78,12 @@ class NetworkJudge:
             raise InputError(
                 f"{path}: widths = {config.widths} and blocks = {config.blocks} must have the same "
                 "number of entries"
+            )
+        sizes = (*config.widths, *config.blocks, config.embedding)
+        if not all(0 < each <= MOST_CHANNELS for each in sizes):
+            raise InputError(
+                f"{path}: widths = {config.widths!s:.40}, blocks = {config.blocks!s:.40} and "
+                f"embedding = {config.embedding!s:.40} must be from 1 to {MOST_CHANNELS}"
             )
         wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
         shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
