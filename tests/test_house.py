@@ -28,6 +28,8 @@ ORDER = (
     "erase.methods",
     "erase.runs",
     "erase.evaluation",
+    "erase.judges",
+    "erase.benchmark",
     "erase.report",
     "erase.training",
     "erase.compose",
@@ -39,6 +41,8 @@ ORDER = (
 )
 PACKAGES = ("flux_jax", "convert", "erase", "recipes", "configs", "benchmarks")
 MOST_ENTRIES = 14
+# A folder for each package of `erase`, and a file for each of its commands.
+MORE_ENTRIES = {"erase": 16, "erase/cli": 16}
 # Lines of a file; lines of a function, with its signature and docstring; arguments of a function.
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
 # The transformer's forward pass, kept in one piece for comparison with diffusers'.
@@ -76,11 +80,11 @@ def test_nothing_imports_upwards(module: str, file: Path):
             assert floor(name) <= floor(module), f"{module} imports {name}"
 
 
-# The modules that print, and those that format text for spreadsheets, pages and figures.
+# The modules that print, and those that read or format text of spreadsheets, pages and figures.
 SINKS = {
     "print": {"flux_jax.errors", "flux_jax.errors.messages", "flux_jax.errors.libraries"},
     "rich": {"convert.tables"},
-    "csv": set(),
+    "csv": {"erase.benchmark.prompt_sets"},
     "jinja2": {"erase.report.plain_text", "benchmarks.results.page"},
 }
 # Files that are printed to, and widths of tables.
@@ -161,7 +165,9 @@ def test_a_folder_has_few_entries():
         for folder in [ROOT / package, *(ROOT / package).rglob("*/")]:
             entries = {e.name for e in folder.iterdir() if e.suffix in (".py", "")}
             entries -= {"__pycache__"}
-            assert len(entries) <= MOST_ENTRIES, f"{folder.relative_to(ROOT)}: {sorted(entries)}"
+            path = folder.relative_to(ROOT).as_posix()
+            most = MORE_ENTRIES.get(path, MOST_ENTRIES)
+            assert len(entries) <= most, f"{path}: {sorted(entries)}"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Benchmarks: prompt sets from files, their pictures, judges' scores of them, and results."""
