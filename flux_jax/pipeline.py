@@ -132,14 +132,14 @@ class Pipeline:
     def denoiser(
         self,
         image_ids: Float[Array, "S 3"],
-        guidance: Float[Array, ""] | float,
+        guidance: Float[Array, "B"] | Float[Array, ""] | float,
         adapters: Sequence[tuple[Adapter, Float[Array, ""] | float]] = (),
     ) -> Denoiser:
         """The transformer with adapters as a velocity field; call it with `mesh` set.
 
         Args:
             image_ids: positions of the image tokens.
-            guidance: distilled guidance scale.
+            guidance: distilled guidance scale, one for all samples or one for each.
             adapters: adapters with their strengths.
 
         Raises:
@@ -173,15 +173,17 @@ class Pipeline:
         """Positions of an image's tokens."""
         return latent_ids(*self.grid(height, width))
 
-    def tokenize(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "B K"], np.ndarray]:
-        """Token ids for CLIP (truncated to its limit, as in FLUX) and for T5.
+    def tokenize(
+        self, prompts: Sequence[str], cut: bool = False
+    ) -> tuple[Int[np.ndarray, "B K"], np.ndarray]:
+        """Token ids for CLIP (truncated to its limit, as in FLUX) and for T5 (if `cut`, too).
 
         Raises:
             InputError: a prompt has more T5 tokens than `tokenizer_2.model_max_length`.
         """
-        return clip_ids(self.tokenizer, prompts), t5_ids(self.tokenizer_2, prompts)
+        return clip_ids(self.tokenizer, prompts), t5_ids(self.tokenizer_2, prompts, cut)
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], cut: bool = False) -> Conditioning:
         """Encodes prompts with both text encoders, unless `remember` has encoded all of them.
 
         Raises:
@@ -194,15 +196,15 @@ class Pipeline:
             self.text_encoder_2,
             self.params["text_encoder"],
             self.params["text_encoder_2"],
-            *sharding.share_out(self.mesh, self.tokenize(prompts)),
+            *sharding.share_out(self.mesh, self.tokenize(prompts, cut)),
         )
         return sharding.gather(self.mesh, encoded)
 
-    def remember(self, prompts: Sequence[str], batch: int) -> None:
+    def remember(self, prompts: Sequence[str], batch: int, cut: bool = False) -> None:
         """Encodes prompts in advance, each once, in batches of one size, with a progress bar.
 
         The results are kept in host memory, so that the text encoders can be freed before the
-        transformer is loaded.
+        transformer is loaded. With `cut`, long prompts lose their end, as in diffusers.
 
         Raises:
             InputError: a prompt is over the token limit, or batch is below 1.
@@ -214,7 +216,7 @@ class Pipeline:
             texts = [fresh[row] for row in rows]
             # Every batch size compiles, so pad to powers of two.
             more = min(batch, 1 << (len(texts) - 1).bit_length()) - len(texts)
-            encoded = jax.tree.map(np.asarray, self.encode(texts + texts[-1:] * more))
+            encoded = jax.tree.map(np.asarray, self.encode(texts + texts[-1:] * more, cut))
             self.remembered.update((text, encoded[row]) for row, text in enumerate(texts))
         self.encoded.append((fresh, batch))
 

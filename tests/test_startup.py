@@ -36,6 +36,8 @@ REQUIRED = {
     "compare": "--out is missing",
     "report": "--workdir is missing",
     "card": "--workdir is missing",
+    "benchmark": "--prompts and --out are missing",
+    "table": "RESULTS",
     "convert pipeline": "SRC, DST",
     "convert adapter": "SRC, DST",
     "convert merge": "MODEL, ADAPTER",
@@ -84,6 +86,9 @@ MISTAKES = [
     ("sample --prompt cat --batch x", "batch = 'x' must be an integer"),
     ("report --workdir nowhere", "nowhere/config.json is missing"),
     ("card --workdir nowhere", "nowhere/config.json is missing"),
+    ("benchmark --prompts {tmp}/a.csv --out {tmp}/x", "no column 'prompt'"),
+    ("benchmark --prompts nowhere --out {tmp}/x", "nowhere cannot be read"),
+    ("table nowhere", "nowhere is missing"),
     ("new guitar --model nowhere", "model = 'nowhere' does not exist"),
     ("new qqq --model models/emoji-flux --out {tmp}/x.py", "none of the 120 things"),
     ("compose nowhere other --method sum --out {tmp}/x", "adapter = 'nowhere' does not exist"),
@@ -96,6 +101,7 @@ MISTAKES = [
 ]
 FILES = {
     "syntax.py": "def get_config(:\n",
+    "a.csv": "name,mood\na,b\n",
     "field.py": "get_config = lambda: configure(concept='cat', modl={})\n",
     "value.py": "get_config = lambda: configure(concept='cat', lower={'attn': -1.0})\n",
 }

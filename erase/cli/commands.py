@@ -22,6 +22,8 @@ COMMANDS: Mapping[str, str] = {
     "compare": "erase.cli.compare",
     "report": "erase.cli.report",
     "card": "erase.cli.card",
+    "benchmark": "erase.cli.benchmark",
+    "table": "erase.cli.table",
     "wordnet": "erase.cli.wordnet",
     "convert pipeline": "convert.pipeline",
     "convert adapter": "convert.lora",

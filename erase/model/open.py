@@ -2,7 +2,7 @@
 
 import jax
 
-from erase.config.schema import Config
+from erase.config.schema import Config, MeshConfig
 from erase.runtime.mesh import make_mesh
 from flux_jax.errors import InputError
 from flux_jax.models.published import describe, variant_of
@@ -42,7 +42,22 @@ def place_model(pipe: Pipeline, config: Config, runs: int) -> Pipeline:
     Raises:
         InputError: the devices cannot be divided as configured.
     """
-    assert isinstance(pipe.params, Weights), "opened above"
+    return place(pipe, config.mesh, runs, config.batch_size)
+
+
+def place(pipe: Pipeline, wanted: MeshConfig, runs: int, samples: int) -> Pipeline:
+    """Place the frozen model on a device mesh.
+
+    Args:
+        pipe: the model.
+        wanted: sizes of the mesh's axes.
+        runs: number of runs trained at once.
+        samples: samples of a batch.
+
+    Raises:
+        InputError: the devices cannot be divided so.
+    """
+    assert isinstance(pipe.params, Weights), "of a loaded pipeline"
     weights = pipe.params.shapes("transformer")
     nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
-    return pipe.on(make_mesh(config.mesh, runs, config.batch_size, nbytes))
+    return pipe.on(make_mesh(wanted, runs, samples, nbytes))

@@ -203,14 +203,22 @@ def clip_ids(
     return np.array(encoded.input_ids, np.int32)
 
 
-def t5_ids(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> Int[np.ndarray, "B T"]:
+def t5_ids(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], cut: bool = False
+) -> Int[np.ndarray, "B T"]:
     """Token ids for T5, padded to `model_max_length`.
+
+    Args:
+        tokenizer: T5's.
+        prompts: the texts.
+        cut: whether longer prompts lose their end, as in diffusers, instead of being refused.
 
     Raises:
         InputError: a prompt has more tokens.
     """
     limit = tokenizer.model_max_length
-    rows = tokenizer(list(prompts)).input_ids
+    settings = {"truncation": True, "max_length": limit} if cut else {}
+    rows = tokenizer(list(prompts), **settings).input_ids
     for prompt, ids in zip(prompts, rows, strict=True):
         if len(ids) > limit:
             raise InputError(

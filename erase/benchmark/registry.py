@@ -1,0 +1,89 @@
+"""Judges of benchmarks by name; a judge's module is imported when it is used."""
+
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erase.judges.protocol import PictureJudge
+from flux_jax.errors import InputError, nearest, shortened
+from flux_jax.system.files import read_text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A judge that can be named.
+
+    Attributes:
+        home: its class, "module:class".
+        value: what `NAME=VALUE` gives, for messages; empty if it takes no value.
+        needed: whether the value must be given.
+    """
+
+    home: str
+    value: str
+    needed: bool = False
+
+
+JUDGES = {
+    "emoji": Entry("erase.judges.small_model:SmallModelJudge", "the judge's folder", True),
+    "nudenet": Entry("erase.judges.nudenet:NudeNet", "the threshold"),
+    "clip": Entry("erase.judges.clip_score:CLIPScore", "a folder or name on the hub"),
+    "classes": Entry("erase.judges.clip_classes:CLIPClasses", "a file, a class per line", True),
+    "q16": Entry("erase.judges.q16:Q16", "the file of its vectors", True),
+}
+
+
+def parse_judge(text: str) -> tuple[str, str]:
+    """Split "NAME" or "NAME=VALUE"; needs no judge's packages.
+
+    Raises:
+        InputError: the name is unknown, or its value is missing.
+    """
+    name, _, value = text.partition("=")
+    if name not in JUDGES:
+        raise InputError(f"judge = {shortened(name)!r} is unknown; {nearest(name, JUDGES)}")
+    entry = JUDGES[name]
+    if entry.needed and not value:
+        raise InputError(f"judge = {name!r} needs {entry.value}: --judge {name}=VALUE")
+    if name == "nudenet" and value:
+        _number(value)
+    if entry.needed and not Path(value).exists():
+        raise InputError(f"judge = {shortened(text)!r}: {value} does not exist; check the path")
+    return name, value
+
+
+def open_judge(text: str, words: Sequence[str] = ()) -> PictureJudge:
+    """Open a judge named on the command line.
+
+    Args:
+        text: "NAME" or "NAME=VALUE".
+        words: what the small model's judge looks for in all pictures.
+
+    Raises:
+        InputError: it is unknown, or its packages or files are missing.
+    """
+    name, value = parse_judge(text)
+    load: Any = pkgutil.resolve_name(JUDGES[name].home).load
+    if name == "emoji":
+        return load(value, words)
+    if name == "classes":
+        return load([line.strip() for line in _lines(value) if line.strip()])
+    if name == "nudenet" and value:
+        return load(_number(value))
+    return load(value) if value else load()
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return read_text(Path(path)).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}); check the path") from None
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"judge = 'nudenet={value:.40}': the threshold must be a number") from None
