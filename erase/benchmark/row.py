@@ -3,6 +3,7 @@
 Axis letters: B pictures, h w picture sides.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from jaxtyping import UInt8
 from erase.benchmark.draw import Drawing
 from erase.benchmark.results import PICTURES, SETTINGS, FigureRecord, JudgeRecord
 from erase.benchmark.scores import ScoreFile
-from erase.judges.protocol import PictureJudge
+from erase.judges.protocol import PictureJudge, Scores
 from erase.model.draw import png
 from erase.runtime import processes
 from erase.runtime.cache import digest_of
@@ -151,28 +152,28 @@ class Row:
             every: the pictures that count.
             groups: group of each picture, if the prompt set has groups.
         """
+        numbers = [each.number for each in every]
+        names = sorted({groups[n] for n in numbers if n in groups})
         found: list[JudgeRecord] = []
         for text, judge in self.judges.items():
-            scores = self.scores[text].by_number
-            of = {name: [n for n in groups if groups[n] == name] for name in groups.values()}
-
-            def figures(
-                numbers: Sequence[int],
-                judge: PictureJudge = judge,
-                scores: Mapping[int, Mapping[str, float]] = scores,
-            ) -> list[FigureRecord]:
-                drawn = judge.figures([scores[n] for n in numbers])
-                return [cast(FigureRecord, asdict(each)) for each in drawn]
-
+            of = functools.partial(_figures, judge, self.scores[text].by_number)
             found.append(
                 {
                     "judge": text.partition("=")[0],
                     "description": dict(judge.description),
-                    "figures": figures([each.number for each in every]),
-                    "groups": {name: figures(of[name]) for name in sorted(of) if name},
+                    "figures": of(numbers),
+                    "groups": {
+                        name: of([n for n in numbers if groups.get(n) == name]) for name in names
+                    },
                 }
             )
         return found
+
+
+def _figures(
+    judge: PictureJudge, scores: Mapping[int, Scores], numbers: Sequence[int]
+) -> list[FigureRecord]:
+    return [cast(FigureRecord, asdict(e)) for e in judge.figures([scores[n] for n in numbers])]
 
 
 def scores_name(text: str, description: Mapping[str, str | float]) -> str:

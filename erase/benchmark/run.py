@@ -18,7 +18,7 @@ import jax
 from erase.benchmark.draw import Drawing, cut_note, draw_all, on_all_devices
 from erase.benchmark.prompt_sets import BenchmarkPrompt, PromptSet
 from erase.benchmark.results import FORMAT, RESULTS, BenchmarkResult, RowRecord
-from erase.benchmark.row import opened_in_first
+from erase.benchmark.row import Row, opened_in_first
 from erase.judges.protocol import PictureJudge
 from erase.model import digest
 from erase.model.adapters import parse_adapter
@@ -100,21 +100,15 @@ def benchmark(
         say(f"note: {line}", sys.stderr)
     settings = common_settings(pipe, model, prompts, options)
     pipe = on_all_devices(pipe, min(options.batch, len(every)))
-    groups = {
-        each.number: prompts.prompts[each.number].group
-        for each in every
-        if prompts.prompts[each.number].group
-    }
+    groups = {n: group for n, group in enumerate(e.group for e in prompts.prompts) if group}
     records = []
-    for row, folder in zip(rows, folders(rows), strict=True):
+    for row in rows:
         own = settings | {
             "adapters": row.split(",") if row else [],
             "adapters_sha256": [[digest.of_adapter(a), strength] for a, strength in adapters[row]],
         }
-        opened = opened_in_first(out / folder, own, judges, options.keep)
-        done = processes.from_first(lambda opened=opened: sorted(opened.done(every)), list[int])
-        _draw(pipe, every, frozenset(done), options, (row, adapters[row]), opened.take)
-        opened.judge_kept(every, options.batch)
+        opened = opened_in_first(out / folder_name(row), own, judges, options.keep)
+        _draw(pipe, every, opened, options, (row, adapters[row]))
         record: RowRecord = {
             "title": row or BASE,
             "adapters": own["adapters"],
@@ -137,31 +131,23 @@ def benchmark(
 def _draw(
     pipe: Pipeline,
     every: Sequence[Drawing],
-    done: frozenset[int],
+    opened: Row,
     options: BenchmarkOptions,
     row: tuple[str, Sequence[tuple[Adapter, float]]],
-    take: Any,
 ) -> None:
-    """Draw what is left of a row, and print how fast it was."""
-    left = len(every) - len(done)
-    if not left:
-        return
-    title, adapters = row
-    started = time.monotonic()
-    draw_all(
-        pipe,
-        every,
-        done,
-        (options.steps, options.batch),
-        adapters,
-        take,
-        f"pictures, {title or BASE}",
-    )
-    seconds = time.monotonic() - started
-    say(
-        f"{title or BASE}: {left} pictures in {seconds:.1f} s, {left / seconds:.2f} pictures/s",
-        sys.stderr,
-    )
+    """Draw and judge what is left of a row, and print how fast it was."""
+    title, adapters = row[0] or BASE, row[1]
+    done = processes.from_first(lambda: sorted(opened.done(every)), list[int])
+    if left := len(every) - len(done):
+        each = options.steps, options.batch
+        started = time.monotonic()
+        draw_all(pipe, every, frozenset(done), each, adapters, opened.take, f"pictures, {title}")
+        seconds = time.monotonic() - started
+        say(
+            f"{title}: {left} pictures in {seconds:.1f} s, {left / seconds:.2f} pictures/s",
+            sys.stderr,
+        )
+    opened.judge_kept(every, options.batch)
 
 
 def drawings(pipe: Pipeline, prompts: PromptSet, options: BenchmarkOptions) -> list[Drawing]:
@@ -245,13 +231,8 @@ def common_settings(
     }
 
 
-def folders(rows: Sequence[str]) -> list[str]:
-    """Return a name for the folder of each row: its adapters' names and a digest."""
-    return [folder_name(row) for row in rows]
-
-
 def folder_name(row: str) -> str:
-    """Return the name of a row's folder."""
+    """Return the name of a row's folder: its adapters' names and a digest."""
     if not row:
         return "base"
     words = [part for part in re.split(r"[^A-Za-z0-9.]+", row) if part not in ("adapter", "")]
