@@ -10,24 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from helpers import tiny
 from jaxtyping import UInt8
 from PIL import Image
 
+from convert.adapters.files import write_lora
 from erase.benchmark import draw, registry
 from erase.benchmark.prompt_sets import BenchmarkPrompt, PromptSet
 from erase.benchmark.results import read_result
 from erase.benchmark.run import BenchmarkOptions, benchmark, notes_on
 from erase.cli import table as table_command
+from erase.cli.benchmark import checked_rows
 from erase.judges.figures import percentage
 from erase.judges.protocol import Figure, PictureJudge, Scores
 from erase.judges.small_model import SmallModelJudge
+from erase.model.adapters import parse_adapter
 from erase.model.draw import draw as draw_as_sample
 from erase.report.benchmarks import as_latex, as_page, join
 from erase.runtime import signals
-from flux_jax import load
+from flux_jax import load, lora
 from flux_jax.errors import InputError, PreemptedError
 from flux_jax.settings import SamplingOptions
 
@@ -194,6 +198,32 @@ def test_a_stopped_benchmark_goes_on_and_pictures_may_be_dropped(
     drawn.clear()
     assert run(tiny_folder, tmp_path, Bright(), keep=False) == []
     assert drawn == []
+
+
+def test_adapters_are_rows_beside_the_base_model(tiny_folder: Path, tmp_path: Path):
+    pipe = load(tiny_folder)
+    tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)
+    write_lora(tmp_path / "mine" / "adapter", jax.tree.map(lambda leaf: leaf + 0.5, tree), 2.0)
+    rows = checked_rows([f"{tmp_path}/mine:0.5"], base=True)
+    options = replace(OPTIONS, first=1)
+    out = tmp_path / "out"
+    benchmark(str(tiny_folder), PROMPTS, rows, {"bright": Bright()}, out, options)
+    titles = [row["title"] for row in read_result(out / "results.json")["rows"]]
+    assert titles == ["base model", f"{tmp_path}/mine:0.5"]
+    (base, mine) = sorted(out.rglob("*.png"))
+    assert mine.parts[-3].partition("mine-0.5-")[2]
+    adapters = [parse_adapter(rows[1])]
+    (expected,) = draw_as_sample(
+        pipe, ["a cat"], [5], SamplingOptions(2, 3.5, 16, 16, 1), adapters=adapters
+    )
+    assert np.abs(np.asarray(Image.open(mine)).astype(int) - expected).max() <= 1
+    assert np.abs(np.asarray(Image.open(base)).astype(int) - expected).max() > 1
+    with pytest.raises(InputError, match="is there twice"):
+        checked_rows([rows[1]] * 2, base=False)
+    # Another file under the same name.
+    write_lora(tmp_path / "mine" / "adapter", tree, 2.0)
+    with pytest.raises(InputError, match="other settings"):
+        benchmark(str(tiny_folder), PROMPTS, rows, {}, out, options)
 
 
 def test_long_prompts_are_cut_as_in_diffusers_and_counted(tiny_folder: Path):

@@ -109,13 +109,12 @@ def benchmark(
         }
         opened = opened_in_first(out / folder_name(row), own, judges, options.keep)
         _draw(pipe, every, opened, options, (row, adapters[row]))
-        record: RowRecord = {
-            "title": row or BASE,
-            "adapters": own["adapters"],
-            "pictures": len(every),
-            "judges": opened.records(every, groups),
-        }
-        records.append(record)
+        judged = opened.records(every, groups)
+        records.append(
+            RowRecord(
+                title=row or BASE, adapters=own["adapters"], pictures=len(every), judges=judged
+            )
+        )
     result: BenchmarkResult = {
         "format": FORMAT,
         "model": model,
