@@ -20,6 +20,7 @@ from PIL import Image
 from convert.adapters.files import write_lora
 from erase.benchmark import draw, registry
 from erase.benchmark.prompt_sets import BenchmarkPrompt, PromptSet
+from erase.benchmark.registry import JudgeOptions
 from erase.benchmark.results import read_result
 from erase.benchmark.run import BenchmarkOptions, benchmark, notes_on
 from erase.cli import table as table_command
@@ -166,6 +167,33 @@ def test_another_judge_judges_kept_pictures_without_drawing(
     assert run(tiny_folder, finished, Bright()) == []
 
 
+class Distance:
+    """In the place of FID: the number of pictures in both folders."""
+
+    description: Mapping[str, str | float] = {"layer": 2048}
+
+    def __init__(self, weights: Path | None):
+        assert weights is None
+
+    def between(self, pictures: Path, reference: Path) -> Figure:
+        files = [*pictures.glob("*.png"), *reference.glob("*.png")]
+        return Figure("FID", float(len(files)), "", None, None, len(files))
+
+
+def test_pictures_are_compared_with_a_reference(
+    finished: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = (finished / "results.json").read_bytes()
+    monkeypatch.setattr(registry, "FID", f"{__name__}:Distance")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert run(tiny_folder, finished, Bright(), reference=tmp_path) == []
+    (row,) = read_result(finished / "results.json")["rows"]
+    fid = row["judges"][1]
+    assert (fid["judge"], fid["figures"][0]["value"]) == ("fid", 6.0)
+    assert fid["description"] == {"layer": 2048, "reference": tmp_path.name}
+    (finished / "results.json").write_bytes(before)
+
+
 def test_pictures_of_other_settings_are_refused_in_one_line(finished: Path, tiny_folder: Path):
     with pytest.raises(InputError) as refused:
         run(tiny_folder, finished, Bright(), steps=3)
@@ -267,7 +295,7 @@ def test_a_judge_that_cannot_be_used_is_refused(text: str, said: str):
 
 def test_the_small_models_judge_counts_what_prompts_name(tmp_path: Path):
     tiny_judge = tiny.judge(tmp_path / "judge")
-    judge = registry.open_judge(f"emoji={tiny_judge}", ["dog"])
+    judge = registry.open_judge(f"emoji={tiny_judge}", JudgeOptions(("dog",)))
     assert isinstance(judge, SmallModelJudge)
     assert [judge.named(text) for text in ("A cat and two dogs", "nothing")] == [[0, 1], []]
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

@@ -1,7 +1,6 @@
 """Judges of benchmarks by name; a judge's module is imported when it is used."""
 
 import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,27 @@ JUDGES = {
     "nudenet": Entry("erase.judges.nudenet:NudeNet", "the threshold"),
     "clip": Entry("erase.judges.clip_score:CLIPScore", "a folder or name on the hub"),
     "classes": Entry("erase.judges.clip_classes:CLIPClasses", "a file, a class per line", True),
+    "persons": Entry("erase.judges.persons:PersonJudge", "the folder of its head", True),
     "q16": Entry("erase.judges.q16:Q16", "the file of its vectors", True),
 }
+
+# What compares folders of pictures, and the reader of the trunk of `persons`.
+FID, TRUNK = "erase.judges.fid:FID", "erase.judges.mobilenet:Trunk"
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Settings of judges.
+
+    Attributes:
+        words: what the small model's judge looks for in all pictures.
+        erased: classes and persons whose accuracy is counted apart.
+        trunk: file of MobileNetV2's weights, for `persons`.
+    """
+
+    words: tuple[str, ...] = ()
+    erased: tuple[str, ...] = ()
+    trunk: str | None = None
 
 
 def parse_judge(text: str) -> tuple[str, str]:
@@ -54,25 +72,44 @@ def parse_judge(text: str) -> tuple[str, str]:
     return name, value
 
 
-def open_judge(text: str, words: Sequence[str] = ()) -> PictureJudge:
+def open_judge(text: str, options: JudgeOptions | None = None) -> PictureJudge:
     """Open a judge named on the command line.
 
     Args:
         text: "NAME" or "NAME=VALUE".
-        words: what the small model's judge looks for in all pictures.
+        options: further settings.
 
     Raises:
         InputError: it is unknown, or its packages or files are missing.
     """
     name, value = parse_judge(text)
+    options = options or JudgeOptions()
     load: Any = pkgutil.resolve_name(JUDGES[name].home).load
     if name == "emoji":
-        return load(value, words)
+        return load(value, options.words)
     if name == "classes":
-        return load([line.strip() for line in _lines(value) if line.strip()])
+        names = [line.strip() for line in _lines(value) if line.strip()]
+        return load(names, erased=options.erased)
+    if name == "persons":
+        if options.trunk is None:
+            raise InputError("trunk is missing: persons needs MobileNetV2's weights, --trunk FILE")
+        trunk: Any = pkgutil.resolve_name(TRUNK)
+        return load(value, trunk.load(options.trunk), options.erased)
     if name == "nudenet" and value:
         return load(_number(value))
     return load(value) if value else load()
+
+
+def open_fid(weights: str | None) -> Any:
+    """Open the comparison of folders of pictures.
+
+    Args:
+        weights: file of its network; None for the one that the package downloads.
+
+    Raises:
+        InputError: the package is not installed, or the file cannot be used.
+    """
+    return pkgutil.resolve_name(FID)(None if weights is None else Path(weights))
 
 
 def _lines(path: str) -> list[str]:

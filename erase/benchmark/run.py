@@ -11,13 +11,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 from erase.benchmark.draw import Drawing, cut_note, draw_all, on_all_devices
 from erase.benchmark.prompt_sets import BenchmarkPrompt, PromptSet
-from erase.benchmark.results import FORMAT, RESULTS, BenchmarkResult, RowRecord
+from erase.benchmark.registry import open_fid
+from erase.benchmark.results import (
+    FORMAT,
+    PICTURES,
+    RESULTS,
+    BenchmarkResult,
+    FigureRecord,
+    JudgeRecord,
+    RowRecord,
+)
 from erase.benchmark.row import Row, opened_in_first
 from erase.judges.protocol import PictureJudge
 from erase.model import digest
@@ -50,6 +59,8 @@ class BenchmarkOptions:
         batch: pictures drawn at once.
         first: number of prompts, from the first on; None for all.
         keep: whether pictures are kept as files.
+        reference: folder of pictures to compare each row's with by FID; None for none.
+        fid_weights: file of FID's network; None for the one that its package downloads.
     """
 
     steps: int = 28
@@ -61,6 +72,8 @@ class BenchmarkOptions:
     batch: int = 16
     first: int | None = None
     keep: bool = True
+    reference: Path | None = None
+    fid_weights: str | None = None
 
 
 def benchmark(
@@ -90,9 +103,7 @@ def benchmark(
     """
     adapters = {row: [parse_adapter(text) for text in row.split(",") if text] for row in rows}
     pipe = load(model)
-    for row, parts in adapters.items():
-        for (adapter, _), text in zip(parts, row.split(","), strict=False):
-            pipe.check(adapter, text)
+    _check_adapters(pipe, adapters)
     every = drawings(pipe, prompts, options)
     check(pipe, every, judges)
     notes = [*prompts.notes, *notes_on(pipe, prompts, every, options)]
@@ -109,7 +120,7 @@ def benchmark(
         }
         opened = opened_in_first(out / folder_name(row), own, judges, options.keep)
         _draw(pipe, every, opened, options, (row, adapters[row]))
-        judged = opened.records(every, groups)
+        judged = opened.records(every, groups) + _compared(opened, options)
         records.append(
             RowRecord(
                 title=row or BASE, adapters=own["adapters"], pictures=len(every), judges=judged
@@ -125,6 +136,19 @@ def benchmark(
     }
     write(out / RESULTS, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _check_adapters(
+    pipe: Pipeline, adapters: Mapping[str, Sequence[tuple[Adapter, float]]]
+) -> None:
+    """Check that the adapters of all rows fit the model.
+
+    Raises:
+        InputError: one does not.
+    """
+    for row, parts in adapters.items():
+        for (adapter, _), text in zip(parts, row.split(","), strict=False):
+            pipe.check(adapter, text)
 
 
 def _draw(
@@ -147,6 +171,17 @@ def _draw(
             sys.stderr,
         )
     opened.judge_kept(every, options.batch)
+
+
+def _compared(opened: Row, options: BenchmarkOptions) -> list[JudgeRecord]:
+    """Compare a row's pictures with those of the reference folder, in the first process."""
+    if options.reference is None or not processes.first():
+        return []
+    fid = open_fid(options.fid_weights)
+    figure = fid.between(opened.folder / PICTURES, options.reference)
+    figures = [cast(FigureRecord, asdict(figure))]
+    about = {**fid.description, "reference": options.reference.name}
+    return [{"judge": "fid", "description": about, "figures": figures, "groups": {}}]
 
 
 def drawings(pipe: Pipeline, prompts: PromptSet, options: BenchmarkOptions) -> list[Drawing]:

@@ -10,7 +10,8 @@ them.
 
 Each --adapter is a row of the table; adapters separated by commas are added up in one row. Without
 any, the row is the base model's. Judges are nudenet (or nudenet=THRESHOLD), clip (or clip=FOLDER),
-classes=FILE (CLIP, a class per line), q16=FILE and emoji=FOLDER, the small model's.
+classes=FILE (CLIP, a class per line), persons=FOLDER, q16=FILE and emoji=FOLDER, the small model's.
+--reference compares each row's pictures with a folder, by FID.
 
 A killed command continues when it is run again: no picture is drawn twice, and pictures that were
 kept are judged by further judges without drawing. Prompts over the model's limit of tokens are cut,
@@ -41,6 +42,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("base", False, "Also a row of the base model.")
     flags.DEFINE_multi_string("judge", [], "NAME or NAME=VALUE; may be repeated.")
     flags.DEFINE_list("find", [], "Words that the judge emoji looks for in all pictures.")
+    flags.DEFINE_list("erased", [], "Classes or persons whose accuracy is counted apart.")
+    flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the judge persons.")
+    flags.DEFINE_string("reference", None, "Folder of pictures to compare with, by FID.")
+    flags.DEFINE_string("fid_weights", None, "FID's network; by default the package fetches it.")
     flags.DEFINE_integer("steps", 28, "Euler steps.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Guidance of all prompts; by default their own, or 3.5.")
     flags.DEFINE_integer("height", None, "Pixels; by default the model's size.", lower_bound=1)
@@ -67,6 +72,18 @@ def checked_rows(adapters: Sequence[str], base: bool) -> list[str]:
     return [*([""] if base or not adapters else []), *adapters]
 
 
+def check_reference(folder: str, keep: bool) -> None:
+    """Check that pictures are kept, and that there is a folder to compare them with.
+
+    Raises:
+        InputError: there is not.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"reference = {folder!r} is not a folder; check the path")
+    if not keep:
+        raise InputError("reference: FID needs --keep_pictures")
+
+
 @exits_cleanly
 @listening()
 def main(argv: Sequence[str]) -> None:
@@ -74,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     begin(argv, "prompts are given with --prompts")
     given = flags.FLAGS
     from erase.benchmark.prompt_sets import read_prompt_set
-    from erase.benchmark.registry import open_judge, parse_judge
+    from erase.benchmark.registry import JudgeOptions, open_fid, open_judge, parse_judge
     from flux_jax.settings import check_sampling
     from flux_jax.weights.hub import check_model
 
@@ -85,6 +102,8 @@ def main(argv: Sequence[str]) -> None:
     rows = checked_rows(given.adapter, given.base)
     if not given.judge and not given.keep_pictures:
         raise InputError("judge is missing: without --keep_pictures nothing would be left")
+    if given.reference is not None:
+        check_reference(given.reference, given.keep_pictures)
     check_model(given.model)
     from erase.runtime import lock, processes
 
@@ -103,11 +122,17 @@ def main(argv: Sequence[str]) -> None:
         given.batch,
         given.first,
         given.keep_pictures,
+        None if given.reference is None else Path(given.reference),
+        given.fid_weights,
     )
+    judging = JudgeOptions(tuple(given.find), tuple(given.erased), given.trunk)
     out = Path(given.out)
     mends = "To save memory: a smaller --batch, --height or --width"
     with processes.first_speaks(), explains_memory(mends):
-        judges = {text: open_judge(text, given.find) for text in given.judge}
+        judges = {text: open_judge(text, judging) for text in given.judge}
+        if given.reference is not None:
+            # Before drawing, since its package may be missing.
+            open_fid(given.fid_weights)
         with lock.locked([lock.of_folder(out)]):
             result = benchmark(given.model, prompts, rows, judges, out, options)
             say(write_tables(out, [result]))
