@@ -34,7 +34,7 @@ moved.announce(
     {
         "attention": "flux_jax.models.attention",
         "blocks": "flux_jax.models.blocks",
-        "clip": "flux_jax.models.clip",
+        "clip": "flux_jax.models.clip.text",
         "compiler": "flux_jax.system.xla_flags",
         "config": "flux_jax.models.config",
         "dora": "flux_jax.models.dora",

@@ -21,7 +21,7 @@ from flux_jax import programs, progress, sharding
 from flux_jax.errors import InputError
 from flux_jax.lora import Adapter, check, combine, fitted
 from flux_jax.models import dora
-from flux_jax.models.clip import CLIPTextEncoder
+from flux_jax.models.clip.text import CLIPTextEncoder
 from flux_jax.models.t5 import T5Encoder
 from flux_jax.models.tokenizers import clip_ids, read_tokenizer, t5_ids
 from flux_jax.models.transformer import FluxTransformer

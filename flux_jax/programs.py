@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from flux_jax.models.clip import CLIPTextEncoder
+from flux_jax.models.clip.text import CLIPTextEncoder
 from flux_jax.models.t5 import T5Encoder
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, pack, scale_latents, unpack, unscale_latents

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig as TorchConfig
 from transformers import CLIPTextModel
 
 from flux_jax.errors import InputError
-from flux_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.models.clip.text import CLIPTextConfig, CLIPTextEncoder
 from flux_jax.weights.mapping import to_flax
 from flux_jax.weights.tables import CLIP
 

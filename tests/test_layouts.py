@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import flux_jax
 from convert.pipeline import convert
 from flux_jax.errors import InputError
-from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.clip.text import CLIPTextConfig
 from flux_jax.models.t5 import T5Config
 from flux_jax.tree import flatten
 from flux_jax.weights import original, sizes

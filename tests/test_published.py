@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from helpers import published
 
 from benchmarks.make_checkpoint import configs
-from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.clip.text import CLIPTextConfig
 from flux_jax.models.t5 import T5Config
 from flux_jax.models.transformer import FluxConfig
 from flux_jax.models.vae import VAEConfig

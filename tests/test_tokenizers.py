@@ -8,7 +8,7 @@ import pytest
 from helpers import tiny
 
 from flux_jax.errors import InputError
-from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.clip.text import CLIPTextConfig
 from flux_jax.models.t5 import T5Config
 from flux_jax.models.tokenizers import read_tokenizer
 

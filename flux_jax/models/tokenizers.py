@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from flux_jax.errors import InputError, shortened
-from flux_jax.models.clip import CLIPTextConfig
+from flux_jax.models.clip.text import CLIPTextConfig
 from flux_jax.models.t5 import T5Config
 from flux_jax.system.files import read_bytes
 from flux_jax.system.json_files import parse_json
@@ -89,7 +89,7 @@ TRIED = "a photo of a cat"
 
 
 def read_tokenizer(
-    root: Path, name: str, encoder: CLIPTextConfig | T5Config
+    root: Path, name: str, encoder: CLIPTextConfig | T5Config, *, alone: bool = False
 ) -> "PreTrainedTokenizerBase":
     """Reads a tokenizer.
 
@@ -97,6 +97,7 @@ def read_tokenizer(
         root: the pipeline's folder.
         name: a key of `KINDS`.
         encoder: configuration of the encoder of the ids.
+        alone: whether `root` itself has the tokenizer's files, as the folder of a single model.
 
     Returns:
         The tokenizer, whose `model_max_length` is the length of the encoder's input.
@@ -104,12 +105,13 @@ def read_tokenizer(
     Raises:
         InputError: it is missing or damaged, or has more tokens than the encoder.
     """
-    kind, folder = KINDS[name], root / name
+    kind, folder = KINDS[name], root if alone else root / name
     wanted = " or ".join(" with ".join(files) for files in kind.files)
     if not any(all((folder / file).is_file() for file in files) for files in kind.files):
         where = "no vocabulary in it" if folder.is_dir() else "no such folder"
         raise InputError(
-            f"{folder}: {where}; it must hold {wanted}: copy {name} of FLUX.1 [dev] there"
+            f"{folder}: {where}; it must hold {wanted}: copy "
+            f"{'them from the same model' if alone else f'{name} of FLUX.1 [dev]'} there"
         )
     read = _tried(folder, kind, encoder.vocab_size)
     if read.vocab_size > encoder.vocab_size:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,22 @@ def check_model(given: str) -> None:
         raise InputError(f"model = {given!r} does not exist; check the path")
 
 
-def find_model(given: str) -> Path:
+def find_model(given: str, wanted: Sequence[str] = WANTED) -> Path:
     """The path of a model; a model on the hub is downloaded, or read from the local cache.
 
     Args:
         given: a path, or "owner/name". An existing path takes precedence.
+        wanted: patterns of the files to download.
 
     Raises:
         InputError: there is no such path or repository, its licence was not accepted, or the hub
             cannot be reached.
     """
     check_model(given)
-    return _snapshot(Path(given)) if os.path.exists(given) else _fetch(given)
+    return _snapshot(Path(given)) if os.path.exists(given) else _fetch(given, wanted)
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, wanted: Sequence[str]) -> Path:
     """Downloads a repository's files, or finds them in the cache.
 
     Raises:
@@ -65,7 +67,7 @@ def _fetch(name: str) -> Path:
         # The hub expects tqdm.auto's class and accepts any compatible one.
         bars: Any = progress.kind()
         # The latest revision of the user's choice; only weights and settings, no code to run.
-        folder = snapshot_download(name, allow_patterns=list(WANTED), tqdm_class=bars)  # nosec B615
+        folder = snapshot_download(name, allow_patterns=list(wanted), tqdm_class=bars)  # nosec B615
         return Path(folder)
     except GatedRepoError as error:
         raise InputError(

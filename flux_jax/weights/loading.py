@@ -19,7 +19,7 @@ from flux_jax import sharding as meshes
 from flux_jax.errors import InputError
 from flux_jax.lora import stacked
 from flux_jax.models import quantize as rounding
-from flux_jax.models.clip import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.models.clip.text import CLIPTextConfig, CLIPTextEncoder
 from flux_jax.models.t5 import T5Config, T5Encoder
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, VAEConfig

@@ -120,6 +120,7 @@ class Pointwise:
         return leaves[0].T[:, :, None, None]
 
 
+SCALAR = Permuted(())
 VECTOR = Permuted((0,))
 SAME = Permuted((0, 1))
 LINEAR = Permuted((1, 0))  # [O, I] -> [I, O]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from flux_jax.weights.rules import CONV, LINEAR, SAME, VECTOR, Row, Table
+from flux_jax.weights.rules import CONV, LINEAR, SAME, SCALAR, VECTOR, Row, Table
 
 
 def _dense(torch: str, flax: str) -> list[Row]:
@@ -105,6 +105,33 @@ def _clip() -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _clip_model() -> tuple[Row, ...]:
+    """Names of transformers' CLIPModel."""
+    text, vision = "text_model.", "vision_model."
+    rows = [
+        Row(text + row.torch, tuple(f"text/{leaf}" for leaf in row.flax), row.rule)
+        for row in _clip()
+    ]
+    # The blocks of both towers have the same names.
+    rows += [
+        Row(vision + row.torch, tuple(f"vision/{leaf}" for leaf in row.flax), row.rule)
+        for row in _clip()
+        if row.torch.startswith("encoder.")
+    ]
+    embeddings = f"{vision}embeddings"
+    rows += [
+        Row(f"{embeddings}.class_embedding", ("vision/class_embedder",), VECTOR),
+        Row(f"{embeddings}.patch_embedding.weight", ("vision/patch_embedder/kernel",), CONV),
+        *_embedding(f"{embeddings}.position_embedding", "vision/position_embedder"),
+        *_norm(f"{vision}pre_layrnorm", "vision/first_norm"),
+        *_norm(f"{vision}post_layernorm", "vision/final_norm"),
+        *_kernel("text_projection", "text_projection"),
+        *_kernel("visual_projection", "visual_projection"),
+        Row("logit_scale", ("logit_scale",), SCALAR),
+    ]
+    return tuple(rows)
+
+
 def _resnet(torch: str, flax: str) -> list[Row]:
     rows = []
     for name in ("norm1", "norm2"):
@@ -147,6 +174,12 @@ CLIP = Table(
     _clip(),
     prefix="text_model.",
     ignored=frozenset({"text_model.embeddings.position_ids"}),
+    stem="model",
+)
+# Text and image tower with their projections: no part of FLUX.1.
+CLIP_MODEL = Table(
+    _clip_model(),
+    ignored=frozenset(f"{tower}_model.embeddings.position_ids" for tower in ("text", "vision")),
     stem="model",
 )
 VAE = Table(_vae())
