@@ -6,6 +6,7 @@ under 0.2 and overlapping boxes itself. The paper does not say which labels make
 the sums of its columns.
 """
 
+import importlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class NudeNet:
             InputError: the package is not installed, or the model is missing or unreadable.
         """
         try:
-            import nudenet
+            package = importlib.import_module("nudenet")
         except ModuleNotFoundError as error:
             raise InputError(
                 f"NudeNet needs the package {error.name} (nudenet is under AGPL-3.0 and no part of "
@@ -105,7 +106,7 @@ class NudeNet:
             )
         path = None if model is None else str(model)
         try:
-            detector = nudenet.NudeDetector(path, inference_resolution=resolution)
+            detector = package.NudeDetector(path, inference_resolution=resolution)
         # onnxruntime's errors are of classes of its own.
         except Exception as error:
             first = str(error).splitlines()[0]
