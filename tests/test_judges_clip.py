@@ -16,6 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from erase.judges import figures
 from erase.judges.clip_classes import CLIPClasses
 from erase.judges.clip_score import CLIPScore
+from erase.judges.named import Classes
 from erase.judges.protocol import PictureJudge
 from erase.judges.q16 import Q16, read_vectors
 from flux_jax.errors import InputError
@@ -68,7 +69,7 @@ def test_clip_score_is_100_times_the_cosine(folder: Path, clip: LoadedCLIP, pict
 def test_classes_are_ranked_as_by_transformers(
     folder: Path, clip: LoadedCLIP, pictures: np.ndarray
 ):
-    judge = CLIPClasses(clip, CLASSES)
+    judge = CLIPClasses(clip, Classes(CLASSES))
     assert isinstance(judge, PictureJudge)
     out: Any = theirs(folder, pictures, [f"a photo of the {name}" for name in CLASSES])
     wanted = out.logits_per_image.softmax(-1).numpy()
@@ -83,27 +84,42 @@ def test_classes_are_ranked_as_by_transformers(
     assert judge.figures(scores[3:]) == []
 
 
-def test_the_class_of_a_prompt_is_the_longest_word_that_it_names(clip: LoadedCLIP):
-    judge = CLIPClasses(clip, CLASSES, {"kitty": "cat", "cats eye": "ball"})
+def test_the_class_of_a_prompt_is_the_longest_word_that_it_names():
+    classes = Classes(CLASSES, {"kitty": "cat", "cats eye": "ball"})
     named = {"Kitty": "cat", "soccer balls": "soccer ball", "cats eye": "ball", "a catalogue": None}
-    assert {prompt: judge.named(prompt) for prompt in named} == named
-    judge.check_prompts(["a cat"])
+    assert {prompt: classes.named(prompt) for prompt in named} == named
+    classes.check_prompts(["a cat"])
     with pytest.raises(InputError, match="prompt = 'the sun' names none of the 4 classes"):
-        judge.check_prompts(["a cat", "the sun"])
+        classes.check_prompts(["a cat", "the sun"])
+
+
+def test_accuracy_of_erased_classes_is_separate():
+    classes = Classes(CLASSES, erased=("cat",))
+    rows = np.eye(4)[[0, 1, 2, 2, 0]]
+    prompts = ["a cat", "a cat", "a ball", "an apple", "the sun"]
+    erased, others = classes.figures(classes.scores(rows, prompts), "x")
+    assert (erased.name, erased.value, erased.pictures) == ("Acc_e", 50, 2)
+    assert (others.name, others.value, others.pictures) == ("Acc_ir", 50, 2)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"classes": ("cat",)}, "at least two different ones"),
-        ({"classes": ("cat", "Cat")}, "at least two different ones"),
-        ({"classes": CLASSES, "words": {"kitty": "dog"}}, "'kitty' stands for 'dog'"),
-        ({"classes": CLASSES, "template": "a photo"}, r"must have \{\} once"),
+        ({"names": ("cat",)}, "at least two different ones"),
+        ({"names": ("cat", "Cat")}, "at least two different ones"),
+        ({"names": ("cat", " ")}, "at least two different ones"),
+        ({"names": CLASSES, "words": {"kitty": "dog"}}, "'kitty' is of class 'dog', which is no"),
+        ({"names": CLASSES, "erased": ("dog",)}, "'dog' is of class 'dog', which is no class"),
     ],
 )
-def test_unusable_classes_are_named(clip: LoadedCLIP, settings: dict[str, Any], said: str):
+def test_unusable_classes_are_named(settings: dict[str, Any], said: str):
     with pytest.raises(InputError, match=said):
-        CLIPClasses(clip, **settings)
+        Classes(**settings)
+
+
+def test_a_template_without_a_place_for_the_class_is_refused(clip: LoadedCLIP):
+    with pytest.raises(InputError, match=r"must have \{\} once"):
+        CLIPClasses(clip, Classes(CLASSES), "a photo")
 
 
 def test_q16_is_the_softmax_of_100_cosines(
