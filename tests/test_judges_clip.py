@@ -117,6 +117,12 @@ def test_unusable_classes_are_named(settings: dict[str, Any], said: str):
         Classes(**settings)
 
 
+def test_classes_are_opened_by_their_names(folder: Path):
+    judge = CLIPClasses.load(["cat", "dog"], str(folder), {"kitty": "cat"}, ["dog"])
+    assert judge.classes == Classes(("cat", "dog"), {"kitty": "cat"}, ("dog",))
+    assert judge.description["template"] == "a photo of the {}"
+
+
 def test_a_template_without_a_place_for_the_class_is_refused(clip: LoadedCLIP):
     with pytest.raises(InputError, match=r"must have \{\} once"):
         CLIPClasses(clip, Classes(CLASSES), "a photo")

@@ -1,4 +1,4 @@
-"""FID: what the package is asked, and what is refused; and judges of concepts as judges of tables.
+"""FID: what the package is asked, and what is refused.
 
 Equality with the package's own command is measured by `benchmarks.parity.fid`: torchvision needs a
 PyTorch of its own, which is too large for these tests.
@@ -6,7 +6,6 @@ PyTorch of its own, which is too large for these tests.
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from erase.evaluation import judge as judges
 from erase.judges.fid import FID
-from erase.judges.found import FoundConcepts
-from erase.judges.protocol import PictureJudge
 from flux_jax.errors import InputError
 
 
@@ -106,66 +102,3 @@ def test_missing_and_unfitting_packages_are_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("erase.judges.fid.importlib.import_module", broken)
     with pytest.raises(InputError, match="versions of torch and torchvision that belong together"):
         FID()
-
-
-class Colours:
-    """A judge of concepts that finds a colour where its channel is the brightest."""
-
-    size = None
-
-    @classmethod
-    def load(cls, folder: Any) -> "Colours":
-        return cls()
-
-    def label(self, concept: str) -> str:
-        if concept not in ("red", "green", "on"):
-            raise InputError(f"concept = {concept!r} is unknown")
-        return concept
-
-    def kind(self, concept: str) -> str:
-        return "relation" if self.label(concept) == "on" else "entity"
-
-    def labels(self, kind: str) -> Sequence[str]:
-        return ("red", "green") if kind == "entity" else ()
-
-    def check_prompt(self, label: str, prompt: str) -> None:
-        pass
-
-    def finds(
-        self, pictures: np.ndarray, labels: Sequence[str], prompts: Sequence[str]
-    ) -> np.ndarray:
-        brightest = pictures.mean((1, 2)).argmax(-1)
-        return brightest == np.array([("red", "green").index(label) for label in labels])
-
-    def features(self, pictures: np.ndarray) -> np.ndarray:
-        return pictures.mean((1, 2))
-
-
-def test_a_judge_of_concepts_counts_them_as_columns():
-    judge = FoundConcepts(Colours(), "colours", ("red", "green"))
-    assert isinstance(judge, PictureJudge)
-    pictures = np.zeros((5, 2, 2, 3), np.uint8)
-    pictures[range(5), ..., [0, 0, 1, 2, 2]] = 200
-    scores = judge.scores(pictures, [""] * 5)
-    assert scores[0] == {"red": 1, "green": 0}
-    values = {figure.name: (figure.value, figure.unit) for figure in judge.figures(scores)}
-    assert values == {
-        "red": (2, "pictures"),
-        "green": (1, "pictures"),
-        "Total": (3, "pictures"),
-        "Any": (60, "%"),
-    }
-    for concepts, said in [
-        (("on",), "concept = 'on': a relation"),
-        (("zebra",), "concept = 'zebra' is unknown"),
-        ((), "concepts is empty"),
-    ]:
-        with pytest.raises(InputError, match=said):
-            FoundConcepts(Colours(), "colours", concepts)
-
-
-def test_a_judges_folder_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(judges.JUDGES, "colours", f"{__name__}:Colours")
-    (tmp_path / "config.json").write_text('{"type": "colours"}')
-    judge = FoundConcepts.load(tmp_path, ["red"])
-    assert judge.description == {"judge": tmp_path.name, "concepts": "red"}

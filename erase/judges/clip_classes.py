@@ -44,12 +44,27 @@ class CLIPClasses:
             raise InputError(f"template = {self.template!r:.100} must have {{}} once, for a class")
 
     @classmethod
-    def load(cls, classes: Classes, model: str = MODEL, template: str = TEMPLATE) -> "CLIPClasses":
-        """Open the model, a folder or a name on the hub.
+    def load(
+        cls,
+        names: Sequence[str],
+        model: str = MODEL,
+        words: Mapping[str, str] | None = None,
+        erased: Sequence[str] = (),
+        template: str = TEMPLATE,
+    ) -> "CLIPClasses":
+        """Open the model.
+
+        Args:
+            names: of all classes.
+            model: a folder or a name on the hub.
+            words: other words that prompts name a class by; their classes.
+            erased: classes whose accuracy is counted apart.
+            template: text of a class, with {} in place of its name.
 
         Raises:
-            InputError: see `flux_jax.models.clip.load.load`.
+            InputError: see `flux_jax.models.clip.load.load`; or the classes are unusable.
         """
+        classes = Classes(tuple(names), words or {}, tuple(erased))
         return cls(load(model), classes, template)
 
     @property
