@@ -26,12 +26,12 @@ SHOWN = 6
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor from a seed, in Flax's shape; activations keep their size from layer to layer."""
-    random = np.random.default_rng(zlib.crc32(name.encode()))
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
     kind = name.rpartition("/")[2]
     if kind == "kernel":
-        return random.normal(0, (2 / np.prod(shape[:3])) ** 0.5, shape).astype(np.float32)
+        return generator.normal(0, (2 / np.prod(shape[:3])) ** 0.5, shape).astype(np.float32)
     middle = {"gamma": 1.0, "moving_variance": 1.0}.get(kind, 0.0)
-    return random.uniform(middle - 0.3, middle + 0.3, shape).astype(np.float32)
+    return generator.uniform(middle - 0.3, middle + 0.3, shape).astype(np.float32)
 
 
 def tensors(layer: str = LAYERS[0]) -> dict[str, np.ndarray]:

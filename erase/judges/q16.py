@@ -5,7 +5,8 @@ is read from its bytes instead: a pickle that holds anything but one NumPy array
 Axis letters: B pictures, h w picture sides, E width of CLIP's vectors.
 """
 
-import pickletools
+# Lists the operations of a pickle, and runs none.
+import pickletools  # nosec B403
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -25,7 +25,7 @@ from flux_jax.weights.safetensors_files import find_weights, read_weights
 from flux_jax.weights.tables import CLIP_MODEL
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from flux_jax.models.tokenizers import PreTrainedTokenizerBase
 
 CONFIG = "config.json"
 # Files to download: settings, tokenizer and weights; no pickles.
