@@ -66,7 +66,7 @@ def test_the_network_is_that_of_pytorchs_layers(trunk: Trunk):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(("layer", "side"), zip(LAYERS, case.SIDES, strict=True))
+@pytest.mark.parametrize(("layer", "side"), [*zip(LAYERS, case.SIDES, strict=True)])
 def test_features_are_those_that_keras_computed(layer: str, side: int):
     """`benchmarks.parity.mobilenet` computes them with Keras, also with real weights."""
     kept = json.loads((ROOT / "tests/mobilenet_keras.json").read_text())
