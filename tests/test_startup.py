@@ -22,6 +22,7 @@ ATTEMPTS = 3
 HEAVY = {
     *("diffusers", "flax", "gguf", "huggingface_hub", "jax", "matplotlib", "nltk", "openai"),
     *("optax", "orbax", "peft", "PIL", "scipy", "torch", "transformers"),
+    *("cv2", "h5py", "nudenet", "onnxruntime"),
 }
 # Required arguments of each command, as named in its message.
 REQUIRED = {
