@@ -11,7 +11,7 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# For work in between; `make test` alone shows that all is well.
+# For work in between, under 2 minutes on 2 cores; `make test` alone shows that all is well.
 test-fast: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
@@ -32,7 +32,8 @@ lint: .venv/test
 	$(BIN)/codespell
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive flux_jax erase convert benchmarks recipes configs
 
-# The documentation site, in build/site; its pictures need Chromium (apt-get install chromium).
+# The documentation site, in build/site. Runs the quickstart notebook and fails where it does not do
+# what it says. The site's pictures need Chromium (apt-get install chromium).
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python -m docs.site.check_links build/site

@@ -27,19 +27,12 @@ fsync, os.fsync = os.fsync, lambda descriptor: None
 # once compete for the cores. One thread is enough.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import helpers.annotations  # noqa: E402, F401
-from jaxtyping import install_import_hook  # noqa: E402
+# Compiling and importing make very many objects: with Python's own limits the garbage collector
+# takes up to a fifth of the tests' time.
+gc.set_threshold(100_000, 20, 100)
 
-# Before any of them is imported: every call checks its annotations, including arrays' shapes.
-install_import_hook(["flux_jax", "convert", "erase", "recipes"], "helpers.annotations.checked")
-
-import jax  # noqa: E402
-
-jax.config.update("jax_compilation_cache_dir", None)
 import pytest  # noqa: E402
-from helpers import tiny  # noqa: E402
 from helpers.endpoint import SECRET, Endpoint  # noqa: E402
-from helpers.flux_case import case  # noqa: E402, F401
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 # The same examples in each run; `HYPOTHESIS_PROFILE=long` generates many others.
@@ -72,16 +65,39 @@ LONGEST = (
 )  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a process that runs tests, which one that only starts workers does not."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    import helpers.annotations  # noqa: F401
+    from jaxtyping import install_import_hook
+
+    # Before any of them is imported: every call checks its annotations, including arrays' shapes.
+    install_import_hook(["flux_jax", "convert", "erase", "recipes"], "helpers.annotations.checked")
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", None)
+    config.pluginmanager.import_plugin("helpers.flux_case")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the longest files; the order within a file stays."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_collection_finish() -> None:
+    """Leave what all tests have imported out of later collections."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_maps() -> Iterator[None]:
     """Clear compiled functions between modules when there are very many."""
     yield
+    import jax
+
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
@@ -90,12 +106,16 @@ def few_maps() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete diffusers pipeline folder with tiny random weights; read-only."""
+    from helpers import tiny
+
     return tiny.build(tmp_path_factory.mktemp("tiny") / "pipeline")
 
 
 @pytest.fixture(scope="session")
 def sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same pipeline with its weights in shards; read-only."""
+    from helpers import tiny
+
     return tiny.build(tmp_path_factory.mktemp("tiny") / "sharded", max_shard_size="40KB")
 
 

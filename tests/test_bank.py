@@ -63,6 +63,7 @@ def test_a_plan_follows_the_seed_alone(pipe: Pipeline, planned: Plan):
     assert len(set(seeds)) == 7
 
 
+@pytest.mark.slow
 def test_sizes(made: Bank):
     tokens, text = 4 * 3, 32
     assert made.sentences.text.shape == (3, 7, text, 24)
@@ -104,6 +105,7 @@ def test_masks_mark_the_word_of_each_form(pipe: Pipeline, planned: Plan, made: B
             assert pipe.tokenizer_2.decode(marked).strip() == word
 
 
+@pytest.mark.slow
 def test_trajectories_are_the_frozen_models(pipe: Pipeline, planned: Plan, made: Bank):
     noise = pipe.noise(planned.trajectory_seeds, 16, 12)
     np.testing.assert_allclose(made.trajectories[:, 0], noise, atol=1e-6)
@@ -133,6 +135,7 @@ def test_pictures_may_leave_the_concept_out(pipe: Pipeline):
     assert plan_of(replace(CONFIG, upper=upper), pipe, WORDS).shown == ("a photo of",) * 3
 
 
+@pytest.mark.slow
 def test_a_users_pictures_take_the_place_of_the_models(pipe: Pipeline, tmp_path: Path):
     rng = np.random.default_rng(0)
     for name in ("b", "a"):

@@ -88,6 +88,7 @@ def wrong(setting: Setting) -> parity.Record:
     return parity.compare(*setting._replace(adapter=other))
 
 
+@pytest.mark.slow
 def test_velocities_agree(result: parity.Record):
     keys = [(line["adapter"], line["guidance"]) for line in result["velocity"]]
     assert sorted(keys) == [(adapter, scale) for adapter in (False, True) for scale in GUIDANCES]
@@ -116,6 +117,7 @@ def test_every_block_agrees(result: parity.Record):
         assert line["change"] > 0.05
 
 
+@pytest.mark.slow
 def test_a_wrong_adapter_is_seen(result: parity.Record, wrong: parity.Record):
     for line in wrong["velocity"]:
         for name in PAIRS[:2]:
@@ -141,6 +143,7 @@ def test_tables_show_the_worst_blocks_first(wrong: parity.Record):
     assert blocks.row_count == parity.WORST
 
 
+@pytest.mark.slow
 def test_the_models_in_pytorch_are_garbage_afterwards(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):

@@ -58,6 +58,7 @@ def prompts(tokens: int) -> np.ndarray:
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tokens", [6, 20])
 def test_pooled_output_equals_transformers(shape, tokens):
@@ -70,6 +71,7 @@ def test_pooled_output_equals_transformers(shape, tokens):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_unrolled_blocks_give_the_same():
     looped, variables = ours(reference(SHAPES["quick, first end of text"]))
     unrolled = CLIPTextEncoder(looped.config, unroll=True)

@@ -98,6 +98,7 @@ def test_weights_of_one_are_normalized_to_equal_shares(make: Make, tmp_path: Pat
     assert_sum(tmp_path / "out", dict.fromkeys(parts, 0.25))
 
 
+@pytest.mark.slow
 def test_a_sum_draws_what_its_adapters_draw_together(make: Make, tmp_path: Path, tiny_folder: Path):
     cat, dog = make("cat"), make("dog")
     main([str(cat), f"{dog}:0.5", "--method", "sum", "--out", str(tmp_path / "out")])

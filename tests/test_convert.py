@@ -53,6 +53,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip_is_bit_exact_and_keeps_the_dtype(name, dtype):

@@ -54,6 +54,7 @@ def bfloat16_folder(tmp_path_factory, tiny_folder) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["tiny_folder", "sharded_folder", "bfloat16_folder"])
 def test_there_and_back_is_bit_exact(source, request, tmp_path):
     folder = request.getfixturevalue(source)
@@ -67,6 +68,7 @@ def test_there_and_back_is_bit_exact(source, request, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"flax", "again"}
 
 
+@pytest.mark.slow
 def test_diffusers_layout_comes_back_in_shards(tiny_folder, tmp_path):
     convert(tiny_folder, tmp_path / "flax")
     convert(tmp_path / "flax", tmp_path / "torch", shard_bytes=40_000)
@@ -110,6 +112,7 @@ def test_original_layout_there_and_back_is_bit_exact(through, flux_folder, tmp_p
         assert filecmp.cmp(tmp_path / "original" / name, again, shallow=False)
 
 
+@pytest.mark.slow
 def test_our_layout_loads_as_what_it_was_made_from(sharded_folder, tmp_path):
     convert(sharded_folder, tmp_path / "flax")
     one, two = load(sharded_folder), load(tmp_path / "flax")
@@ -120,6 +123,7 @@ def test_our_layout_loads_as_what_it_was_made_from(sharded_folder, tmp_path):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(dict(half.params))} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_diffusers_loads_what_came_back(tiny_folder, tmp_path):
     convert(tiny_folder, tmp_path / "flax")
     convert(tmp_path / "flax", tmp_path / "again")
@@ -159,6 +163,7 @@ def test_config_of_another_depth_counts_surplus_tensors(tiny_folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
+@pytest.mark.slow
 def test_flax_weights_that_do_not_fit_are_listed(tiny_folder, tmp_path):
     source = tmp_path / "flax"
     convert(tiny_folder, source)
@@ -185,6 +190,7 @@ def test_target_inside_source_is_refused(tiny_folder):
     assert not (tiny_folder / "flax").exists()
 
 
+@pytest.mark.slow
 def test_every_model_is_read_in_its_own_layout(tiny_folder, tmp_path):
     convert(tiny_folder, tmp_path / "mixed")
     shutil.rmtree(tmp_path / "mixed" / "vae")

@@ -63,6 +63,7 @@ def digest(file: str, preset: str = "", method: str = "erase_anything") -> str:
     return hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SHIPPED["digests"], ids=str)
 def test_shipped_configurations_are_what_they_were(case: str):
     """The digests from before the model had defaults, when the committed results were computed."""
@@ -74,6 +75,7 @@ def test_the_demo_is_what_it_was():
     assert differing(load_config(given)) == SHIPPED["emoji_soccer_ball"]
 
 
+@pytest.mark.slow
 def test_three_lines_have_what_a_shipped_configuration_has():
     cat, shipped = (
         three_lines("cat"),
@@ -141,6 +143,7 @@ def test_twenty_newcomers_are_three_lines_each_and_nothing_was_chosen_on_them():
             assert f'"{config.concept}"' not in (ROOT / file).read_text()
 
 
+@pytest.mark.slow
 def test_what_entities_get_was_chosen_on_others():
     study = read_study(str(ROOT / STUDIES) + ":entities")
     asked = {fields["concept"] for fields in study.concepts.values()}

@@ -35,6 +35,7 @@ def flags() -> dict[str, set[str]]:
     return known
 
 
+@pytest.mark.slow
 def test_every_command_has_a_section_with_its_flags(flags: dict[str, set[str]]):
     page = commands.page()
     assert re.findall(r"^## (.+)$", page, re.MULTILINE) == list(cli.COMMANDS)

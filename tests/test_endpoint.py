@@ -14,6 +14,7 @@ from erase.data.words.endpoint import Limits
 from flux_jax.errors import InputError
 
 
+@pytest.mark.slow
 def test_a_hundred_behaviours_end_in_time(tmp_path: Path):
     before = threading.active_count()
     rows = list(endpoints.rows(0.0, tmp_path))

@@ -1,6 +1,7 @@
 """The Fréchet distance: against its formula, and on pictures."""
 
 import numpy as np
+import pytest
 from scipy.linalg import sqrtm
 
 from erase.evaluation.emoji_judge import NetworkJudge
@@ -26,6 +27,7 @@ def test_the_same_is_no_way_apart_and_a_shift_is_its_square():
     np.testing.assert_allclose(frechet_distance(one, one + 0.5), 30 * 0.25, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_pictures_have_a_vector_each():
     judge = NetworkJudge.load(SHIPPED)
     pictures = np.random.default_rng(0).integers(256, size=(3, 64, 64, 3), dtype=np.uint8)

@@ -34,6 +34,7 @@ LAYERS = (
 SIGMAS = (0.9, 0.4, 0.0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_gram_matrices_are_those_of_pytorchs_inputs(case: Case):
     tokens = case.inputs["text"].shape[1]
@@ -290,6 +291,7 @@ def test_each_concept_counts_the_same_and_its_own_tokens_most(tiny_folder: Path,
     assert set(np.unique(seen[-1][1])) == {np.float32(PADDING), 1}
 
 
+@pytest.mark.slow
 def test_the_command_keeps_a_change_that_all_adapters_share(tiny_folder: Path, tmp_path: Path):
     rng = np.random.default_rng(0)
     target = "dual_blocks/attn/add_k_proj"

@@ -134,6 +134,7 @@ def load(values: Any) -> None:
             np.random.default_rng(config.evaluation.seed)
 
 
+@pytest.mark.slow
 @given(values=changes(), preset=st.sampled_from(["", *PRESETS]))
 @example(values=BASE | {"prompts": None}, preset="")
 @example(values=BASE | {"guidance": 10**400}, preset="")
@@ -154,6 +155,7 @@ def test_what_passes_can_be_used(values: dict[str, Any]):
         load(configure(**values))
 
 
+@pytest.mark.slow
 @given(st.one_of(VALUES, st.dictionaries(st.one_of(NAMES, SCALARS.filter(hashable)), VALUES)))
 def test_what_get_config_returns_is_checked(given: Any):
     load(given)
@@ -215,6 +217,7 @@ OWN = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(
     each=st.dictionaries(RUN_NAMES, OWN, max_size=3),
     through_configure=st.booleans(),

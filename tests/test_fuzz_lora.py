@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from helpers.adapters import only, random_layers, small_shapes
 from helpers.bounds import tells_or_works
 from hypothesis import example, given
@@ -278,6 +279,7 @@ EVEN = changed(("diffusers", "flax"), 1, 1)
 EVEN_TOO = EVEN.map(lambda part: (part[0], {**part[1], "concept": "dog"}))
 
 
+@pytest.mark.slow
 @given(one=st.one_of(EVEN, changed()), other=EVEN_TOO, method=st.sampled_from(METHODS[:-1]))
 @example(one=one_changed("diffusers", settings="damaged"), other=DOG, method="sum")
 @example(one=(DOG[0], {"settings": "{"}), other=DOG, method="sum")

@@ -118,6 +118,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     return changed(**drawn, upper=upper)
 
 
+@pytest.mark.slow
 @given(values=runs())
 @example(values=changed(concept="\ud800"))
 @example(values=changed(synonyms=("\udfff",)))
@@ -148,6 +149,7 @@ class EnoughError(RunError):
     """Raised where the model would be loaded."""
 
 
+@pytest.mark.slow
 @given(
     each=st.dictionaries(NAMES, st.one_of(WHOLE, WHOLE, runs()), min_size=1, max_size=2),
     named=st.booleans(),
@@ -209,6 +211,7 @@ def test_pictures_have_names_that_any_system_takes(prompts: list[str]):
         assert re.fullmatch(r"\d{3}-[a-z0-9-]{1,60}-seed\d+\.png", name)
 
 
+@pytest.mark.slow
 @given(text=TEXTS)
 @example(text="x" * 300)
 @example(text="x" * 300 + ":0.5")

@@ -118,6 +118,7 @@ def served(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 @given(
     body=BODIES,
     status=st.sampled_from([200] * 8 + [201, 204, 400, 401, 404, 429, 500, 503]),

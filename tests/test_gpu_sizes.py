@@ -72,6 +72,7 @@ def test_jax_still_refuses_an_odd_number_of_tokens(cudnn_is_there):
         jax.eval_shape(jax.grad(loss), odd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [9, 10])
 def test_padding_is_exact(tokens: int, monkeypatch: pytest.MonkeyPatch):
     """With XLA's kernel, which supports sequence lengths too: values, gradients, masses."""

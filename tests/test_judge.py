@@ -97,6 +97,7 @@ def scenes(count: int) -> Scenes:
     )
 
 
+@pytest.mark.slow
 def test_chunks_and_padding_leave_the_verdict_alone(judge: NetworkJudge, pictures: np.ndarray):
     verdict = judge(pictures)
     subject = np.arange(len(pictures)) % 4
@@ -120,6 +121,7 @@ def test_relation_depends_on_the_order_of_the_pair(judge: NetworkJudge, pictures
     assert np.abs(there - back).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_saved_judge_comes_back_in_bfloat16(
     judge: NetworkJudge, tmp_path: Path, pictures: np.ndarray
 ):
@@ -191,6 +193,7 @@ def test_intervals_are_wilsons(found: int, of: int):
     )
 
 
+@pytest.mark.slow
 def test_questions_are_answered_as_the_scenes_are_labelled():
     made = scenes(400)
     inverse = judge_training.inverse_relations(RELATIONS, INVERSE)
@@ -217,6 +220,7 @@ def test_questions_are_answered_as_the_scenes_are_labelled():
     assert seen == {"as made", "turned", "absent"}
 
 
+@pytest.mark.slow
 def test_augmentation_is_mild_and_wiping_is_not():
     data = judge_training.judge_data(sprites(), scenes(64), np.array([1, 0, 3]))
     clean = data.scenes.pictures(jnp.arange(64))

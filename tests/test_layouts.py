@@ -97,6 +97,7 @@ def refusal(path: Path, name: str = "transformer") -> str:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])
 @pytest.mark.parametrize("table", [original.TRANSFORMER, TRANSFORMER], ids=["bfl", "diffusers"])
 def test_transformers_are_read_behind_any_prefix(tmp_path: Path, prefix: str, table: Table):
@@ -106,6 +107,7 @@ def test_transformers_are_read_behind_any_prefix(tmp_path: Path, prefix: str, ta
     assert_reads(tmp_path, "transformer", file=file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
 @pytest.mark.parametrize("table", [original.vae_table(2), VAE], ids=["bfl", "diffusers"])
 def test_autoencoders_are_read_behind_any_prefix(tmp_path: Path, prefix: str, table: Table):
@@ -113,6 +115,7 @@ def test_autoencoders_are_read_behind_any_prefix(tmp_path: Path, prefix: str, ta
     assert_reads(tmp_path, "vae")
 
 
+@pytest.mark.slow
 def test_a_file_of_all_models_is_read_and_goes_before_what_is_beside(tmp_path: Path):
     file = tmp_path / "flux1-dev-fp8.safetensors"
     more = {
@@ -133,6 +136,7 @@ def test_a_file_of_all_models_is_read_and_goes_before_what_is_beside(tmp_path: P
     assert T5Config.from_dict(t5) == T5Config.from_dict(wanted)
 
 
+@pytest.mark.slow
 def test_commands_take_a_file_of_all_models(tmp_path: Path):
     file = tmp_path / "given" / "flux1-dev-fp8.safetensors"
     for name in ("tokenizer", "tokenizer_2"):
@@ -161,6 +165,7 @@ def test_models_of_other_widths_are_refused(tmp_path: Path):
         flux_jax.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_file_for_each_model_is_read(tmp_path: Path):
     names = ("flux1-dev.sft", "ae.sft", "clip_l.safetensors", "t5xxl_fp16.safetensors")
     for model, file in zip(MODELS, names, strict=True):
@@ -203,6 +208,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "transformer"
 
 
+@pytest.mark.slow
 def test_the_transformers_folder_and_files_in_it_are_the_pipeline(folder: Path, monkeypatch):
     shard = next(folder.glob("*-00002-of-*.safetensors"))
     for path in (folder, shard, folder.parent):
@@ -280,6 +286,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_files_of_other_families_are_named_and_do_not_disturb(

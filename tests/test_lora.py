@@ -17,11 +17,13 @@ from flux_jax import load, lora
 from flux_jax.errors import InputError
 
 
+@pytest.mark.slow
 def test_fresh_adapter_gives_the_base_bit_for_bit(case):
     tree = lora.init(jax.random.key(1), case.params, rank=4)
     np.testing.assert_array_equal(case.apply(tree)[0], case.apply()[0])
 
 
+@pytest.mark.slow
 def test_strength_is_traced_and_zero_gives_the_base(case):
     tree = lora.init(jax.random.key(1), case.params, rank=4)
     adapter = lora.Adapter(jax.tree.map(lambda leaf: leaf + 0.1, tree), alpha=4.0)
@@ -32,6 +34,7 @@ def test_strength_is_traced_and_zero_gives_the_base(case):
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("alpha", [4.0, 10.0])
 def test_adapter_equals_peft(case, alpha):

@@ -120,6 +120,7 @@ def assert_changes(ours, case):
     assert np.abs(np.asarray(ours) - base).max() > 0.02 * np.abs(base).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [INSIDE, OUTSIDE], ids=["blocks", "outside"])
 @pytest.mark.parametrize("kinds", [(), ("bias",), ("dora",)], ids=["ranks", "bias", "dora"])
 def test_ranks_alphas_and_some_blocks_equal_peft(case, names, kinds):
@@ -129,6 +130,7 @@ def test_ranks_alphas_and_some_blocks_equal_peft(case, names, kinds):
     assert_close(ours, with_peft(case, (layers, 1.0), kinds=kinds), bound=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("kinds", [(), ("bias",)], ids=["ranks", "bias"])
 def test_adapters_of_different_layers_and_ranks_add_up_as_in_peft(case, kinds):
@@ -142,6 +144,7 @@ def test_adapters_of_different_layers_and_ranks_add_up_as_in_peft(case, kinds):
     assert_close(ours, with_peft(case, *given, kinds=kinds), bound=1e-5)
 
 
+@pytest.mark.slow
 def test_kinds_mixed_in_a_target_equal_changed_weights(case):
     given = (mixed(weights(case)), 0.5), (mixed(weights(case), 2), -0.75)
     ours = case.apply(adapted(case, *given))[0]
@@ -156,6 +159,7 @@ def test_strength_zero_of_any_kind_is_the_base_bit_for_bit(case):
     np.testing.assert_array_equal(case.apply(tree)[0], case.apply()[0])
 
 
+@pytest.mark.slow
 def test_on_int8_kernels_every_kind_changes_the_rounded_weights(case):
     rounded = flatten(quantized_params(case.params))
     plain = {}

@@ -46,6 +46,7 @@ def random_some(kind, targets):
     return only(random_layers(small_shapes(), **KINDS[kind]), TARGETS[targets])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_adapter_goes_through_all_pytorch_layouts_bit_for_bit(tmp_path, kind, targets):

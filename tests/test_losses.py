@@ -148,6 +148,7 @@ def log_ratio(form: str, f: np.ndarray, near: np.ndarray, others: np.ndarray, ta
     return float(forms[form])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 @pytest.mark.parametrize("form", ["infonce", "literal", "released"])
 def test_reverse_contrastive(form: str, temperature: float):
@@ -233,6 +234,7 @@ def test_losses_of_half_precision_are_computed_in_float32(name: str):
     np.testing.assert_allclose(value, loss(*(each.astype(jnp.float32) for each in halves)), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["infonce", "literal"])
 def test_without_a_synonym_the_concept_is_led_towards_other_things_alone(form: str):
     """In place of a synonym, the concept itself has no slope, so that only the others have one."""

@@ -123,6 +123,7 @@ def len_of(read: int) -> None:
     """No progress is counted."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["--layout=original"])
 def test_bad_input_ends_with_code_2(layout: str, tmp_path: Path):
     command = [sys.executable, "-m", "benchmarks.make_checkpoint", str(tmp_path), layout]

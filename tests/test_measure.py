@@ -53,6 +53,7 @@ def test_probes_ask_for_every_class_equally():
     assert list(probes(2, available)) == asked
 
 
+@pytest.mark.slow
 def test_a_probe_holds_only_if_all_it_asks_for_is_seen(judge: NetworkJudge):
     pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     verdict = judge(pictures)
@@ -72,6 +73,7 @@ def test_a_probe_holds_only_if_all_it_asks_for_is_seen(judge: NetworkJudge):
         assert correct(judge, pictures, [probe])[0] == expected
 
 
+@pytest.mark.slow
 def test_without_pooled_only_the_pooled_vector_is_zero(tiny_folder: Path):
     pipe = load(tiny_folder)
     whole, blind = pipe.encode(["a cat"]), without_pooled(pipe).encode(["a cat"])
@@ -80,6 +82,7 @@ def test_without_pooled_only_the_pooled_vector_is_zero(tiny_folder: Path):
     assert np.array_equal(whole.text, blind.text)
 
 
+@pytest.mark.slow
 def test_measure_writes_shares_and_sheets(
     tiny_folder: Path, judge: NetworkJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

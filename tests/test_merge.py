@@ -93,6 +93,7 @@ def adapters_of(pair: list[tuple[Path, float]]) -> list[tuple[Adapter, float]]:
     return [(Adapter(file.lora, file.alpha), strength) for file, strength in read]
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_the_base_with_its_adapters(tiny_folder, merged_folder, pair):
     base, merged, adapters = load(tiny_folder), load(merged_folder), adapters_of(pair)
     wanted, plain = velocity(base, adapters), velocity(base)
@@ -183,6 +184,7 @@ def test_kernels_get_their_sum_rounded_once_and_the_rest_keeps_its_bytes(
     assert {str(tensor.dtype) for tensor in after.values()} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_single_files_get_what_diffusers_layout_gets(originals, tmp_path):
     diffusers, single = originals
     adapter = write_adapter(tmp_path / "adapter", diffusers, PARTS)
@@ -327,6 +329,7 @@ def test_changed_tensors_are_made_one_after_the_other(tiny_folder, pair, tmp_pat
     assert max(alive) <= 2
 
 
+@pytest.mark.slow
 def test_command_merges_and_refuses(tiny_folder, merged_folder, pair, tmp_path):
     def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

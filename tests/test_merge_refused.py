@@ -38,6 +38,7 @@ def refused(model: Path, adapters: list[str], target: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_first_fault_is_told_and_how_many_more_there_are(tiny_folder, pair, tmp_path):
     (every, _), (parts, _) = pair
     read = read_adapter(parts)
@@ -90,6 +91,7 @@ def test_pickles_are_all_named_and_not_opened(tmp_path):
     assert f"{tmp_path}/flux.ckpt, {tmp_path}/a.bin, b.pt:0.5, c.pth: pickles can run" in said
 
 
+@pytest.mark.slow
 def test_models_and_targets_that_do_not_fit_are_refused(tiny_folder, originals, pair, tmp_path):
     adapter = [str(pair[1][0])]
     convert_pipeline(tiny_folder, tmp_path / "flax")

@@ -72,6 +72,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_by_a_judge_of_one_class(
     config: Config, tiny_folder: Path, tmp_path: Path
 ):

@@ -50,6 +50,7 @@ def diffusers_transformer(checkpoint: dict, width: int) -> dict[str, torch.Tenso
     return space[function.__name__](checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -80,6 +81,7 @@ def test_transformer_is_what_diffusers_converts(sizes: dict, tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("widths", "layers"), [((32, 64), 1), ((32, 32, 64, 64), 2)])
 def test_autoencoder_is_what_diffusers_converts(widths, layers, tmp_path: Path):
     model = tiny.vae(widths=widths, layers=layers)
@@ -119,6 +121,7 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_a_folder_of_single_files_is_a_pipeline(folder: Path):
     pipe = load(folder)
     assert pipe.schedule.use_dynamic_shifting

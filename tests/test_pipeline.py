@@ -37,6 +37,7 @@ def relative(ours, theirs):
     return np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_encoded_prompts_equal_diffusers(pipe, reference):
     ours = pipe.encode(PROMPTS)
@@ -72,11 +73,13 @@ def test_28_steps_from_the_same_latents_equal_diffusers(pipe, reference, guidanc
     assert np.max(np.abs(pictures - np.round(drawn * 255))) <= 2
 
 
+@pytest.mark.slow
 def test_shards_and_single_files_give_the_same_parameters(tiny_folder, sharded_folder):
     one, other = flux_jax.load(tiny_folder), flux_jax.load(sharded_folder)
     jax.tree.map(np.testing.assert_array_equal, dict(one.params), dict(other.params))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_schnell_has_no_guidance(tmp_path):
     folder = tiny.build(tmp_path / "schnell", guidance=False)
@@ -92,6 +95,7 @@ def test_schnell_has_no_guidance(tmp_path):
     assert np.max(np.abs(pictures - np.round(drawn * 255))) <= 2
 
 
+@pytest.mark.slow
 def test_a_seed_gives_one_picture_whatever_else_is_drawn(pipe):
     together = pipe.noise([3, 4], HEIGHT, WIDTH)
     np.testing.assert_array_equal(together[1:], pipe.noise([4], HEIGHT, WIDTH))
@@ -105,6 +109,7 @@ def test_a_seed_gives_one_picture_whatever_else_is_drawn(pipe):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_adapters_change_the_picture_by_their_strength(pipe):
     tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)
     adapter = flux_jax.Adapter(jax.tree.map(lambda leaf: leaf + 0.3, tree), alpha=2.0)

@@ -122,6 +122,7 @@ def test_exactly_the_blocks_kernels_are_rounded():
     assert all(flat[path] is old[path] for path in old.keys() - kernels)
 
 
+@pytest.mark.slow
 def test_velocities_are_those_of_the_rounded_weights():
     lora = scaled(LORA)
     ours, theirs, unrounded = (
@@ -132,6 +133,7 @@ def test_velocities_are_those_of_the_rounded_weights():
     assert 1e-3 < off(ours, unrounded) <= 0.05
 
 
+@pytest.mark.slow
 def test_gradients_keep_no_floats_of_all_blocks_kernels():
     def loss(lora: dict) -> jax.Array:
         return jnp.sum(jnp.square(velocity(ROUNDED, lora)))
@@ -160,6 +162,7 @@ def has_equations(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["diffusers", "flax"])
 def test_loading_rounds_leaf_by_leaf(
     tiny_folder: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
@@ -226,6 +229,7 @@ def test_an_update_trains_the_adapter_on_rounded_weights():
     assert all(np.any(leaf) for path, leaf in flatten(after.lora).items() if path.endswith("/B"))
 
 
+@pytest.mark.slow
 def test_the_configuration_reaches_the_model_and_its_bytes_are_counted(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -123,6 +123,7 @@ def test_velocities_are_those_of_the_numbers_that_are_stored(name: str, tmp_path
     assert relative(theirs, unquantised_velocity()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["file", "folder"])
 def test_gguf_computes_what_its_numbers_do(given: str, tmp_path: Path):
     file = tmp_path / "flux1-dev-Q4_K_S.gguf"
@@ -151,6 +152,7 @@ def nf4_folder(tmp_path: Path, tiny_folder: Path) -> tuple[Path, dict[str, np.nd
     return made, plain
 
 
+@pytest.mark.slow
 def test_a_folder_of_diffusers_in_nf4_is_read_and_written_without_it(nf4_folder, tmp_path: Path):
     folder, plain = nf4_folder
     wanted = torch_velocity(renamed(plain, TRANSFORMER, original.TRANSFORMER))
@@ -284,6 +286,7 @@ def test_files_of_other_formats_say_which(tmp_path: Path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_pipeline_has_its_transformer_in_a_gguf_file(tiny_folder: Path, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("transformer"))

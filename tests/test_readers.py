@@ -274,6 +274,7 @@ def test_sizes_of_a_model_have_limits(changes: dict[str, Any]):
     assert "over the limit of" in refusal(read_fields, FluxConfig, changes, "config.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SHORT)
 def test_damaged_files_are_read_or_refused(what: str, tmp_path: Path):
     reader = next(each for each in torture.READERS if each.what == what)

@@ -84,6 +84,7 @@ def test_captions_are_a_function_of_the_generator():
     assert drawn(200, seed=3) != drawn(200, seed=4)
 
 
+@pytest.mark.slow
 def test_forms_come_in_their_proportions():
     sample = drawn(8000)
     single = np.mean([caption.object < 0 for caption in sample])
@@ -94,6 +95,7 @@ def test_forms_come_in_their_proportions():
     assert 0.35 < named < 0.55
 
 
+@pytest.mark.slow
 def test_the_text_says_what_the_labels_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(captions, "MISSPELT", 0.0)
     monkeypatch.setattr(captions, "SHUFFLED", 0.0)

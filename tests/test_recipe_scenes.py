@@ -67,6 +67,7 @@ def reference(pixels: np.ndarray, sprite: np.ndarray, box: np.ndarray, backgroun
     return 2 * np.asarray(canvas) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_compose_equals_scale_and_translate(seed: int):
     rng = np.random.default_rng(seed)
@@ -106,6 +107,7 @@ def test_shrinking_averages_all_pixels():
     assert weights[:20].max() == weights[44:].max() == 0
 
 
+@pytest.mark.slow
 def test_labels_agree_with_places(made: Scenes, world: tuple[np.ndarray, np.ndarray]):
     _, sprite_of = world
     assert len(made) == 3000

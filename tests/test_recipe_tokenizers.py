@@ -24,6 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_is_deterministic(trained: Path, tmp_path: Path):
     tokenizers.build(tmp_path, count=8000)
     files = sorted(path.relative_to(trained) for path in trained.rglob("*") if path.is_file())
@@ -57,6 +58,7 @@ def test_round_trip(folder: str, trained: Path, texts: list[str]):
         assert letters == text.lower().replace(" ", "")
 
 
+@pytest.mark.slow
 def test_captions_fit(texts: list[str]):
     for tokenizer in tokenizers.load(SHIPPED):
         lengths = [len(ids) for ids in tokenizer(texts, verbose=False).input_ids]

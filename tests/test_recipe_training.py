@@ -89,6 +89,7 @@ def fit(folder: Path, updates: int, chunk: int = 3) -> Any:
         return training.fit(state, quadratic, data, optimizer, updates, folder, title="quadratic")
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_ends_where_a_whole_one_does(tmp_path: Path):
     whole = fit(tmp_path / "whole", 8)
     fit(tmp_path / "parts", 4)
@@ -171,6 +172,7 @@ def test_a_cycle_starts_from_the_average_of_the_one_before(
     jax.tree.map(np.testing.assert_array_equal, added(begun[2][0].params), last)
 
 
+@pytest.mark.slow
 def test_a_batch_lies_on_the_straight_path(modules: dict[str, Any], fresh: Any, data: FluxData):
     x, velocity, time, caption, empty = draw(modules, fresh, jax.random.key(3), data, 64)
     clean = np.asarray(x - time[:, None, None] * velocity)

@@ -216,6 +216,7 @@ def test_tables_of_methods(folder: Path):
     ]
 
 
+@pytest.mark.slow
 def test_figures_lie_beside_the_numbers(folder: Path):
     lines = page(
         folder,

@@ -55,6 +55,7 @@ def test_unusable_adapter_is_named(adapter_folder: Path, text: str):
         parse_adapter(text)
 
 
+@pytest.mark.slow
 def test_pictures_do_not_depend_on_their_batch(pipe: Pipeline):
     prompts, seeds = ["a cat", "a dog", "", "two cats", "a tree"], [4, 5, 6, 7, 8]
     options = replace(SIZE, steps=2, batch=2)
@@ -106,6 +107,7 @@ def test_sample_writes_every_pair_and_adapters_change_pictures(
         assert (picture.info["prompt"], picture.info["seed"]) == (prompts[0], "3")
 
 
+@pytest.mark.slow
 def test_a_silenced_word_changes_the_prompts_that_hold_it(tiny_folder: Path, tmp_path: Path):
     prompts, options = ["a red ball", "a rde ball"], replace(SIZE, steps=2)
     base = sample(tiny_folder, prompts, [0], [], tmp_path / "base", options=options)

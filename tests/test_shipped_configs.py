@@ -14,6 +14,7 @@ from erase.runs.presets import PRESETS
 FILES = [*sorted((ROOT / "configs").glob("emoji_*.py")), ROOT / "configs" / "nudity.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_shipped_files_are_usable_and_say_how_to_run_them(path: Path):
     module = runpy.run_path(str(path))

@@ -59,12 +59,14 @@ def close(found: Any, wanted: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_values_and_gradients(interpreted):
     plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
     np.testing.assert_allclose(attention.attend(Q, K, V), plain(Q, K, V), atol=2e-6)
     close(value_and_gradients(attention.attend), value_and_gradients(plain))
 
 
+@pytest.mark.slow
 def test_mass_and_its_gradients(interpreted):
     masks = (normal(B, T, G, seed=5) > 0).astype(jnp.float32)
     weight = normal(B, H, N, G, seed=6)
@@ -84,6 +86,7 @@ def test_mass_and_its_gradients(interpreted):
     close(*results)
 
 
+@pytest.mark.slow
 def test_more_groups_than_the_heads_are_wide(interpreted):
     masks = jnp.broadcast_to(jnp.eye(N), (1, N, N))
     found = attention.attention_mass(Q[:1], K[:1], masks)

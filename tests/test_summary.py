@@ -78,6 +78,7 @@ def test_intervals_are_over_concepts_and_not_pictures():
     assert alone["Acc_e"] == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_what_all_concepts_gain_shows_where_they_differ_more_than_methods():
     """Concepts lose 5 to 60 %; the other method loses 3 % more on each."""
 

@@ -72,6 +72,7 @@ def test_the_configuration_comes_first():
     assert (config.synonyms, source) == (("motor",), "the configuration")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("concept", "part", "expected"),
     [

@@ -43,6 +43,7 @@ def ours(model: Any) -> tuple[T5Encoder, dict[str, Any]]:
     return encoder, {"params": to_flax(T5, tensors, shapes["params"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tokens", [7, 300])
 def test_encoder_equals_transformers(shape, tokens):
@@ -65,6 +66,7 @@ def test_buckets_equal_transformers(buckets, distance):
     np.testing.assert_array_equal(relative_position_bucket(offsets, buckets, distance), wanted)
 
 
+@pytest.mark.slow
 def test_unrolled_blocks_give_the_same():
     looped, variables = ours(reference(SHAPES["wide heads"]))
     unrolled = T5Encoder(looped.config, unroll=True)
@@ -74,6 +76,7 @@ def test_unrolled_blocks_give_the_same():
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_half_precision_stays_close():
     exact, variables = ours(reference(SHAPES["wide heads"]))
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), variables)

@@ -18,6 +18,7 @@ from flux_jax.models.layers import MLP, Dense, Modulation, modulate, sinusoid
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_embedders(case):
     model, params, x = case.torch_model, case.params, case.inputs
@@ -89,6 +90,7 @@ def test_each_dual_stream_block(case):
         assert_close(ours[1], theirs[0])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_each_single_stream_block(case):
     image, text, conditioning = blocks_inputs(case)
@@ -228,6 +230,7 @@ def test_unrolled_blocks_give_the_same_values_and_gradients(case):
     assert loops[1] < loops[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["guided-16"], indirect=True)
 def test_remat_gives_the_same_gradients_from_less_memory(case):
     # Enough blocks that their saved values are most of the memory.
@@ -260,6 +263,7 @@ def test_stop_after_dual_gives_the_same_attention_and_no_velocity(case):
     np.testing.assert_array_equal(out["attention"], case.apply(token_masks=masks)[1]["attention"])
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_stays_near_float32(case):
     half = FluxTransformer(case.config, dtype=jnp.bfloat16)
     velocity, _ = jax.jit(half.apply)({"params": case.params}, *case.flax_arguments())

@@ -79,6 +79,7 @@ def close(ours: jax.Array, torchs: torch.Tensor) -> None:
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_encoder_and_decoder_equal_diffusers(shape):
     sizes, (height, width) = SHAPES[shape]
@@ -97,6 +98,7 @@ def test_encoder_and_decoder_equal_diffusers(shape):
     close(decode(vae, variables, np.asarray(mean)), decoded)
 
 
+@pytest.mark.slow
 def test_logvar_is_clipped():
     vae, variables = ours(reference(SHAPES["no quant convs"][0]))
     pictures = jnp.ones((1, 8, 8, 3))
@@ -106,6 +108,7 @@ def test_logvar_is_clipped():
         assert (logvar == wanted).all()
 
 
+@pytest.mark.slow
 def test_half_precision_stays_close():
     sizes, (height, width) = SHAPES["no quant convs"]
     exact, variables = ours(reference(sizes))

@@ -38,6 +38,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_model_is_read_when_it_is_asked_for_and_once(tiny_folder: Path, reads: list[str]):
     pipe = load(tiny_folder)
     assert isinstance(pipe.params, Weights)
@@ -51,6 +52,7 @@ def test_a_model_is_read_when_it_is_asked_for_and_once(tiny_folder: Path, reads:
     assert reads == ["text_encoder", "text_encoder_2", "transformer", "vae"]
 
 
+@pytest.mark.slow
 def test_released_models_are_freed_and_read_again(tiny_folder: Path, reads: list[str]):
     pipe = load(tiny_folder, jnp.float32)
     before = pipe.encode(["a cat"])
@@ -149,6 +151,7 @@ def test_text_encoders_have_left_before_a_run_needs_the_transformer(
     assert held == ORDER
 
 
+@pytest.mark.slow
 def test_text_encoders_have_left_before_pictures_are_drawn(
     tiny_folder: Path, held: list[tuple[str, set[str]]]
 ):

@@ -31,6 +31,7 @@ def imported(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_said_on_import():
     # Import order matters: importing `erase` alone reaches the tokenizers by another path.
     asked = (
@@ -45,6 +46,7 @@ def test_nothing_is_said_on_import():
     assert done.stdout == "None\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{VERBOSITY: "warning"}, {NO_ADVICE: ""}])
 def test_who_asks_for_it_is_told(setting: dict[str, str]):
     assert (

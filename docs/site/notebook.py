@@ -1,6 +1,7 @@
 """Run examples/quickstart.ipynb and make a page of the site from it.
 
-The run is kept in build/notebook, so that the notebook's test and the site share it.
+The build fails where the notebook does not do what it says. A run that does is kept in
+build/notebook, and is taken again while the code stays as it is.
 """
 
 import json
@@ -19,6 +20,12 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 CACHE = ROOT / "build" / "notebook"
 PAGE = "quickstart.md"
+# Of user and system time of all cores, compiling included; two cores need half of it and more.
+MOST_CPU_SECONDS = 180
+# In which pictures the concept or thing is found: all before, and not the concept after.
+FOUND = [[True] * 6, [False] * 2 + [True] * 4]
+FILES = ["runs/quickstart/adapter/pytorch_lora_weights.safetensors"]
+PICTURES = 3
 # Runs after the last cell, in the same kernel, and is not shown: in which pictures the judge finds
 # what was asked for, before and after.
 CHECK = """
@@ -40,10 +47,12 @@ def executed() -> nbformat.NotebookNode:
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell ended with an error.
+        RuntimeError: it does not do what it says, see `check`.
     """
     kept = CACHE / f"{key((*CONTENT, 'examples', 'docs/site/notebook.py'))}.ipynb"
     if not kept.is_file():
         notebook = run()
+        check(notebook)
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=CACHE, encoding="utf-8", delete=False) as file:
             nbformat.write(notebook, file)
@@ -84,6 +93,31 @@ def run() -> nbformat.NotebookNode:
         "cpu_seconds": cpu_seconds() - before,
     }
     return notebook
+
+
+def check(done: nbformat.NotebookNode) -> None:
+    """Check what a run left: the concept alone is gone, the adapter and pictures are there, in time.
+
+    Raises:
+        RuntimeError: it is not so.
+    """
+    ran = done.metadata["run"]
+    pictures = sum(
+        "image/png" in output.get("data", {})
+        for cell in done.cells
+        for output in cell.get("outputs", [])
+    )
+    for name, found, wanted in (
+        ("check", ran["check"], FOUND),
+        ("files", ran["files"], FILES),
+        ("pictures", pictures, PICTURES),
+    ):
+        if found != wanted:
+            raise RuntimeError(f"quickstart.ipynb: {name} is {found}, not {wanted}")
+    if (seconds := ran["cpu_seconds"]) >= MOST_CPU_SECONDS:
+        raise RuntimeError(
+            f"quickstart.ipynb: cpu_seconds is {seconds:.0f}, not below {MOST_CPU_SECONDS}"
+        )
 
 
 def cpu_seconds() -> float:
