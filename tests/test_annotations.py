@@ -2,11 +2,14 @@
 
 import importlib
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax.numpy as jnp
 import pytest
+from helpers import annotations
 from helpers.tiny import ROOT
-from jaxtyping import TypeCheckError
+from jaxtyping import Array, Float, PyTree, TypeCheckError
 
 from erase.methods.parts.losses import squared_error
 from flux_jax.sampling import Schedule
@@ -21,6 +24,37 @@ def test_axes_of_one_letter_must_agree():
 def test_types_must_be_as_annotated():
     with pytest.raises(TypeCheckError, match=r"(?s)sigmas.*'steps'.*Actual value: 'four'"):
         Schedule().sigmas("four", 16)
+
+
+AXES = Float[Array, "a b"]
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        *(AXES, PyTree, PyTree[int], PyTree[AXES], "int", AXES | None),
+        *(list[AXES], dict[str, tuple[AXES, ...]], Callable[[AXES], int], Callable[[int], AXES]),
+        *(type[AXES], Annotated[AXES, "x"], Sequence[Mapping[str, AXES]], TypeVar("T")),
+    ],
+    ids=str,
+)
+def test_axes_are_compared_wherever_they_are_named(annotation: Any):
+    def function(x, y): ...
+
+    function.__annotations__ = {"x": int, "y": annotation}
+    assert not annotations.only_beartype(function)
+    function.__annotations__ = {"x": annotation, "return": None}
+    assert not annotations.only_beartype(function)
+
+
+@pytest.mark.parametrize(
+    "annotation", [int, None, Array, list[int], Callable[..., Any], Schedule | None, Literal["a"]]
+)
+def test_functions_without_axes_are_checked_by_beartype_alone(annotation: Any):
+    def function(x): ...
+
+    function.__annotations__ = {"x": annotation}
+    assert annotations.only_beartype(function)
 
 
 @pytest.mark.parametrize(

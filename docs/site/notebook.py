@@ -96,7 +96,7 @@ def run() -> nbformat.NotebookNode:
 
 
 def check(done: nbformat.NotebookNode) -> None:
-    """Check what a run left: the concept alone is gone, the adapter and pictures are there, in time.
+    """Check what a run left: the concept alone is gone, all files are there, and in time.
 
     Raises:
         RuntimeError: it is not so.

@@ -265,7 +265,8 @@ def _near(
     """Things of the concept's group, starting after it, and one thing from each of some others."""
     group = thing.group if thing else ""
     at = model.things.index(thing) if thing else 0
-    turned = sorted(others, key=lambda each: model.things.index(each) < at)
+    before = {id(each) for each in model.things[:at]}
+    turned = sorted(others, key=lambda each: id(each) in before)
     near = [each.phrase for each in turned if group and each.group == group][:NEAR]
     firsts: dict[str, str] = {}
     for each in others:
