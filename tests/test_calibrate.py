@@ -13,9 +13,10 @@ from helpers import tiny
 
 from convert.adapters.files import write_lora
 from erase.config.schema import Config, EarlyStop, Evaluation
-from erase.evaluation.calibrate import FILE, bisect, calibrate, similarity
+from erase.evaluation.calibrate import bisect, calibrate, similarity
 from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge_network import JudgeConfig, JudgeNetwork, init
+from erase.runtime.run_folder import CALIBRATION
 from flux_jax import Adapter, load, lora
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
@@ -92,7 +93,7 @@ def test_without_a_judge_pictures_must_differ_from_the_bases(
     values = {line["strength"]: line["similarity"] for line in found["tried"]}
     assert values[0] == 1
     assert values[found["strength"]] <= 1 - drop < values[found["strength"] - 0.0625]
-    assert json.loads((tmp_path / FILE).read_text()) == found
+    assert json.loads((tmp_path / CALIBRATION).read_text()) == found
     with pytest.raises(InputError, match=r"most = 0\.5"):
         calibrate(pipe, adapter, config, tmp_path, drop=1.5 - least, most=0.5)
 
@@ -109,10 +110,10 @@ def test_a_judge_counts(pipe: Pipeline, adapter: Adapter, config: Config, tmp_pa
     assert found["strength"] <= 0.5
     assert {line["share"] for line in found["tried"]} == {0}
     # It always finds cats: no strength is enough.
-    (tmp_path / FILE).unlink()
+    (tmp_path / CALIBRATION).unlink()
     with pytest.raises(InputError, match=r"leaves 1\.000 where 0\.1 is wanted"):
         calibrate(pipe, adapter, seen, tmp_path)
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / CALIBRATION).exists()
 
 
 @pytest.mark.parametrize(
@@ -145,4 +146,4 @@ def test_the_command_reads_a_runs_folder(adapter: Adapter, tiny_folder: Path, tm
     )
     assert done.returncode == 0, done.stderr
     assert "'cat': strength" in done.stdout
-    assert (tmp_path / "run" / FILE).is_file()
+    assert (tmp_path / "run" / CALIBRATION).is_file()
