@@ -20,15 +20,37 @@ from erase.training.make_adapters import make_adapters
 from erase.training.prepare import prepare, resolve_runs
 from flux_jax.errors import InputError
 
+# Learning rate of erasing, of Meta-Unlearning's inner steps and of retraining.
+RATE = 3e-3
+
 
 @pytest.fixture(scope="module")
-def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
-    """Configuration of one run for each method that exports an adapter."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """Configuration of one run for each of some methods that export an adapter.
+
+    All tests train with these settings, so that each method's step is compiled once, on a model of
+    one block of each kind and few tokens, since Meta-Unlearning takes 1,500 steps on it.
+    """
+    folder = tiny.build(tmp_path_factory.mktemp("shallow") / "pipeline", dual=1, single=1)
     judge = tiny.judge(tmp_path_factory.mktemp("judge") / "judge")
-    common = tiny.counted(tiny_folder, judge) | {"concept": "cat", "iterations": 3}
+    own = {"learning_rate": RATE, "trajectories": "teacher"}
+    meta = {"keep": 0.5, "meta": 12.0, "inner_steps": 10, "inner_rate": RATE}
+    common = tiny.counted(folder, judge) | {"concept": "cat", "iterations": 3}
+    common |= {"batch_size": 4, "text_tokens": 12, "esd": own, "meta_unlearning": own | meta}
     return {
         name: load_runs(configure(**common, method=name))[""]
         for name in ("uce", "esd", "meta_unlearning")
+    }
+
+
+@pytest.fixture(scope="module")
+def errors(
+    runs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[float]]:
+    """Errors on the concept's pictures while ESD's and Meta-Unlearning's adapters are retrained."""
+    return {
+        name: taught(replace(runs[name], iterations=150), tmp_path_factory.mktemp(name))
+        for name in ("esd", "meta_unlearning")
     }
 
 
@@ -62,7 +84,7 @@ def test_each_method_is_measured_in_a_process_of_its_own(
     assert isinstance(update, float)
     assert isinstance(whole, float)
     assert 0 < update < whole
-    assert found["parameters"] == tiny.adapter_values()
+    assert found["parameters"] == tiny.adapter_values(dual=1)
     with pytest.raises(InputError, match="holds another measurement"):
         methods_full_size.measure_all({"uce": {"": replace(silent["uce"], iterations=4)}}, out)
 
@@ -81,54 +103,37 @@ def test_relearning_is_counted_after_each_number_of_steps(
         return {"concept": config.concept, "kind": "entity", "seed": 0, "cells": {}}
 
     monkeypatch.setattr(relearning, "count", count)
-    made = relearning.measure(given, out, [0, 1, 3], 1e-2)
+    made = relearning.measure(given, out, [0, 1, 3], RATE)
     assert json.loads(out.read_text()) == made
     assert list(made["methods"]["esd"]["steps"]) == ["0", "1", "3"]
     for erased, *taught in seen.values():
         # AdamW's first step changes every value with a gradient by the learning rate.
         moved = [np.abs(a - b).max() for a, b in zip(erased, taught[0], strict=True)]
-        assert max(moved) == pytest.approx(1e-2, rel=1e-2)
+        assert max(moved) == pytest.approx(RATE, rel=1e-2)
         assert any((a != b).any() for a, b in zip(*taught, strict=True))
     # Everything is done; and without a judge nothing can be counted.
     monkeypatch.setattr(relearning, "train_variant", lambda *_: pytest.fail("trained again"))
-    assert relearning.measure(given, out, [0, 1, 3], 1e-2) == made
+    assert relearning.measure(given, out, [0, 1, 3], RATE) == made
     uncounted = replace(runs["esd"], evaluation=tiny.Evaluation())
     with pytest.raises(InputError, match="judge = None: relearning is counted"):
-        relearning.measure({"esd": {"run": uncounted}}, tmp_path / "no.json", [1], 1e-2)
+        relearning.measure({"esd": {"run": uncounted}}, tmp_path / "no.json", [1], RATE)
 
 
 @pytest.mark.slow
-def test_teaching_lowers_the_error_on_the_concepts_pictures(
-    runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    errors = taught(replace(runs["esd"], batch_size=4), tmp_path, monkeypatch, 1e-2)
-    assert np.mean(errors[-8:]) < 0.97 * np.mean(errors[:8])
+def test_teaching_lowers_the_error_on_the_concepts_pictures(errors: dict[str, list[float]]):
+    assert np.mean(errors["esd"][-8:]) < 0.97 * np.mean(errors["esd"][:8])
 
 
 @pytest.mark.slow
-def test_meta_unlearning_makes_teaching_slower(
-    runs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_meta_unlearning_makes_teaching_slower(errors: dict[str, list[float]]):
     """After half of the steps ESD's adapter has learnt less than after all of them."""
-    own = {"learning_rate": 3e-3, "trajectories": "teacher"}
-    meta = {"keep": 0.5, "meta": 3.0, "inner_steps": 10, "inner_rate": 3e-3}
-    errors = []
-    for name, settings in {"esd": own, "meta_unlearning": own | meta}.items():
-        part: Any = getattr(runs[name], name)
-        config: Any = replace(runs[name], batch_size=4, iterations=100)
-        (folder := tmp_path / name).mkdir()
-        config = replace(config, **{name: replace(part, **settings)})
-        found = taught(config, folder, monkeypatch, rate=3e-3)
-        errors.append(np.reshape(found, (4, 10)).mean(axis=1))
-    esd, slower = errors
+    esd, slower = (np.reshape(each, (4, 10)).mean(axis=1) for each in errors.values())
     assert (slower > 1.02 * esd).all()
     # The last and the second of four quarters of training.
     assert slower[3] > esd[1]
 
 
-def taught(
-    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch, rate: float
-) -> list[float]:
+def taught(config: Config, folder: Path) -> list[float]:
     """Erase and retrain: the error on the concept's pictures at each of 40 steps."""
     configs = {"": config}
     pipe = open_model(config)
@@ -142,7 +147,7 @@ def taught(
         return state, metrics
 
     erased = make_adapters(runs, pipe, folder)
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(relearning, "TEACH", noted)
-        assert [steps for steps, _ in relearning.teach(erased, configs, pipe, [40], rate)] == [40]
+        assert [steps for steps, _ in relearning.teach(erased, configs, pipe, [40], RATE)] == [40]
     return errors

@@ -227,7 +227,8 @@ def test_eap_s_search_finds_what_an_adapter_harms():
         return float(shares @ np.asarray([harm(weights) for weights in jnp.eye(len(kinds))]))
 
     first = expected(state.own["logits"])
-    every_, bank, metrics = every(state), stack_banks([BANK]), {}
+    # Placed as the update returns it, so that the next one is the same program.
+    every_, bank, metrics = context.divided(every(state)), stack_banks([BANK]), {}
     for step in range(40):
         keys = jax.random.fold_in(KEY, step)[None]
         every_, metrics = eap.SEARCH.update(every_, PARAMS, bank, keys, context=context)

@@ -16,7 +16,7 @@ from erase.config.schema import AdapterConfig, BankConfig, Evaluation, Model
 from erase.data.words.irrelevant import Words
 from erase.data.words.sentences import Sentences
 from erase.methods import esd
-from erase.methods.settings.erase_anything import Upper
+from erase.methods.settings.erase_anything import Lower, Upper
 from erase.report import pictures
 from erase.runs import RunConfig
 from erase.runtime import processes
@@ -168,7 +168,9 @@ def test_a_run_speaks_to_its_endpoint_alone(
         iterations=1,
         adapter=AdapterConfig(rank=2),
         bank=BankConfig(sentences=2, trajectories=2, batch=2),
-        upper=Upper(negatives=2, pictures=1),
+        # Two losses are enough here, and compile in half the time.
+        lower=Lower(attn=0.0),
+        upper=Upper(negatives=2, pictures=1, rsc=0.0),
         evaluation=Evaluation(pictures=1, steps=1, batch=1, others=("cat",)),
     )
     run.run({"": config}, tmp_path / "run")

@@ -112,7 +112,8 @@ def test_adaptive_updates():
     _, upper_key = jax.random.split(KEY)
     level, other = replace(CONFIG.lower, esd=0.0), replace(CONFIG.upper, rsc=0.0)
     context = with_levels(CONTEXT, lower=level, upper=other, adaptive=True)
-    state = every(start(KEY, PARAMS, replace(CONFIG, alternation="adaptive")))
+    # Placed as the update returns it, so that the next one is the same program.
+    state = context.divided(every(start(KEY, PARAMS, replace(CONFIG, alternation="adaptive"))))
     state, metrics = joint_update(state, PARAMS, stack_banks([BANK]), KEYS, context=context)
     # At w = 0 the step only erases; then w makes Adam's first step, in the other loss's direction.
     before, after = (
@@ -157,7 +158,7 @@ def test_states_are_donated_and_follow_the_key():
 
 def test_training_lowers_what_it_weighs():
     context = with_levels(CONTEXT, lower=replace(CONFIG.lower, esd=0.0, learning_rate=0.02))
-    state, seen, metrics = every(fresh()), [], {}
+    state, seen, metrics = context.divided(every(fresh())), [], {}
     for _ in range(30):
         state, metrics = lower_update(state, PARAMS, stack_banks([BANK]), KEYS, context=context)
         seen.append(float(metrics["attn"][0]))

@@ -148,12 +148,12 @@ class JudgeNetwork(nn.Module):
         return verdict, self.relation(verdict.features, subject, object)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def init(network: JudgeNetwork, key: Array, size: int = 64) -> PyTree:
     """Initialise parameters for pictures of `size` x `size` pixels."""
     pair = jnp.zeros(1, jnp.int32)
     pictures = jnp.zeros((1, size, size, 3))
-    start = jax.jit(functools.partial(network.init, method="all_heads"))
-    return start(key, pictures, pair, pair)["params"]
+    return network.init(key, pictures, pair, pair, method="all_heads")["params"]
 
 
 def ask(

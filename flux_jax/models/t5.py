@@ -172,6 +172,7 @@ class T5Encoder(nn.Module):
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
+            check_constancy_invariants=False,
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=config.num_layers,
             unroll=config.num_layers if self.unroll else 1,

@@ -139,6 +139,7 @@ class FluxTransformer(nn.Module):
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=length,
+                check_constancy_invariants=False,
                 unroll=length if self.unroll else 1,
             )
 

@@ -148,6 +148,7 @@ def transformer(sizes: Sizes, dtype: DTypeLike, *, causal: bool, unroll: bool = 
         Block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
+        check_constancy_invariants=False,
         length=sizes.num_hidden_layers,
         unroll=sizes.num_hidden_layers if unroll else 1,
     )
