@@ -65,8 +65,9 @@ def test_one_time_and_one_guidance_serve_all_samples():
     prompts, latents = BANK.sentences[:, 0], BANK.trajectories[:M, 0]
     model = Denoiser(MODEL, PARAMS, BANK.image_ids, 2.0)
     each = model.replace(guidance=jnp.full(M, 2.0))
-    found = model.velocity(latents, prompts, jnp.float32(0.5))
-    np.testing.assert_array_equal(found, each.velocity(latents, prompts, jnp.full(M, 0.5)))
+    velocity = jax.jit(Denoiser.velocity)
+    found = velocity(model, latents, prompts, jnp.float32(0.5))
+    np.testing.assert_array_equal(found, velocity(each, latents, prompts, jnp.full(M, 0.5)))
     for row in range(M):
         wanted, _ = alone(PARAMS, None, latents[row], prompts[row], jnp.float32(0.5), 2.0)
         np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
@@ -141,15 +142,17 @@ def test_gradients_are_the_losses_slopes(level: str):
     context = with_levels(CONTEXT, upper=replace(CONFIG.upper, rsc=0.0))
     function = {"lower": lower, "upper": upper}[level]
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(tree: dict) -> jax.Array:
         return function(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0]
 
     direction = random_tree(LORA, 9, 1.0)
     step = 1e-2
     plus, minus = (
-        loss(jax.tree.map(lambda a, d, s=s: a + s * d, LORA, direction)) for s in (step, -step)
+        loss(jax.tree.map(lambda a, d, s=s: a + s * d, LORA, direction))[0] for s in (step, -step)
     )
-    gradient = jax.grad(loss)(LORA)
+    _, gradient = loss(LORA)
     slope = sum(
         jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
     )
@@ -164,7 +167,8 @@ def test_contrast_moves_the_concepts_features_alone():
     rows = jax.random.randint(row_key, (4,), 0, R)
     steps = jax.random.randint(step_key, (4,), 0, D // 2)
 
-    def features(tree: dict, form: int) -> jax.Array:
+    @jax.jit
+    def features(tree: dict, form: int | jax.Array) -> jax.Array:
         _, out = Denoiser(MODEL, PARAMS, BANK.image_ids, 3.5, scaled(tree)).predict(
             BANK.trajectories[rows, steps],
             BANK.sentences[BANK.trajectory_sentences[rows], form],
@@ -174,15 +178,16 @@ def test_contrast_moves_the_concepts_features_alone():
         )
         return losses.attention_features(out["attention"][..., 0], T)
 
-    features = jax.jit(features, static_argnums=1)
     fixed = [features(LORA, form) for form in range(1, V)]
-    expected = jax.grad(
-        lambda tree: losses.reverse_contrastive(
-            features(tree, 0), fixed[0], jnp.stack(fixed[1:], axis=2), 0.5
+    expected = jax.jit(
+        jax.grad(
+            lambda tree: losses.reverse_contrastive(
+                features(tree, 0), fixed[0], jnp.stack(fixed[1:], axis=2), 0.5
+            )
         )
     )(LORA)
-    actual = jax.grad(
-        lambda tree: upper(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0]
+    actual = jax.jit(
+        jax.grad(lambda tree: upper(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0])
     )(LORA)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         # The slope is a small difference of nearly equal terms.
@@ -244,7 +249,11 @@ def test_each_pool_gives_its_share_and_fillers_are_never_drawn():
 @pytest.mark.slow
 def test_the_student_goes_its_own_way_from_the_same_noise():
     context = with_levels(CONTEXT, lower=replace(CONFIG.lower, attn=0.0, trajectories="student"))
-    _, metrics = lower(LORA, params=PARAMS, bank=BANK, key=KEY, context=context)
+
+    def losses_at(tree: dict) -> tuple[jax.Array, dict]:
+        return lower(tree, params=PARAMS, bank=BANK, key=KEY, context=context)
+
+    gradient, metrics = jax.jit(jax.grad(losses_at, has_aux=True))(LORA)
     row_key, step_key = jax.random.split(KEY)
     rows = jax.random.randint(row_key, (4,), 0, R)
     steps = jax.random.randint(step_key, (4,), 0, D)
@@ -263,10 +272,7 @@ def test_the_student_goes_its_own_way_from_the_same_noise():
     np.testing.assert_allclose(metrics["esd"], np.mean(errors), rtol=1e-4)
 
     # No gradient flows through the trajectory.
-    def loss(tree: dict) -> jax.Array:
-        return lower(tree, params=PARAMS, bank=BANK, key=KEY, context=context)[0]
-
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(loss)(LORA)))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_a_fresh_adapter_is_the_base():
