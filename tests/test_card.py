@@ -19,6 +19,7 @@ from convert import lora
 from convert.adapters.files import read_layers, write_lora
 from erase.config.schema import Evaluation
 from erase.evaluation.statistics import wilson_interval
+from erase.methods.settings.erase_anything import Lower
 from erase.report import card
 from erase.runtime.files import write
 from erase.training import run as run_module
@@ -154,7 +155,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
 def test_the_snippets_of_a_run_run_as_printed(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    config = tiny.run_config(tiny_folder)
+    # Two losses are enough here, and compile in half the time.
+    config = tiny.run_config(tiny_folder, lower=Lower(attn=0.0))
     shown = Evaluation(pictures=1, others=("dog",), steps=2, attention_examples=0)
     run_module.run({"": replace(config, evaluation=shown)}, tmp_path / "run")
     text = (tmp_path / "run" / "adapter" / "README.md").read_text()
