@@ -17,7 +17,9 @@ from flux_jax.errors import InputError
 
 @pytest.fixture
 def small(tiny_folder: Path, tmp_path: Path) -> Study:
-    common = configure(**tiny.counted(tiny_folder, tiny.judge(tmp_path / "judge"))).to_dict()
+    smallest = tiny.counted(tiny_folder, tiny.judge(tmp_path / "judge"))
+    # Two losses are enough here, and compile in half the time.
+    common = configure(**smallest, lower={"attn": 0.0}).to_dict()
     return Study(
         question="Does it?",
         concepts={name: common | {"concept": name} for name in ("cat", "dog")},
