@@ -174,7 +174,7 @@ def test_unusable_folders_are_refused(judge: NetworkJudge, tmp_path: Path):
     with pytest.raises(InputError, match="lacks relations, styles"):
         NetworkJudge.load(tmp_path)
     names = {"entities": ["disc"], "styles": ["plain"], "relations": ["on"]}
-    for name, value in (("widths", [8, 0, 8]), ("blocks", [1, -1, 1]), ("embedding", 0)):
+    for name, value in (("widths", [8, 0, 8]), ("blocks", [1, -1, 1])):
         (tmp_path / "config.json").write_text(json.dumps(names | {name: value}))
         with pytest.raises(InputError, match=f"{name} = .*must be from 1 to 4096"):
             NetworkJudge.load(tmp_path)

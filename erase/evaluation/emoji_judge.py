@@ -34,7 +34,7 @@ THRESHOLD = 0.5
 
 # Largest height and width of the pictures, in pixels.
 MOST_SIDE = 4096
-# Most channels, blocks, and widths of embeddings of a network.
+# Most channels, and most blocks at a resolution.
 MOST_CHANNELS = 4096
 
 
@@ -79,11 +79,10 @@ class NetworkJudge:
                 f"{path}: widths = {config.widths} and blocks = {config.blocks} must have the same "
                 "number of entries"
             )
-        sizes = (*config.widths, *config.blocks, config.embedding)
-        if not all(0 < each <= MOST_CHANNELS for each in sizes):
+        if not all(0 < each <= MOST_CHANNELS for each in (*config.widths, *config.blocks)):
             raise InputError(
-                f"{path}: widths = {config.widths!s:.40}, blocks = {config.blocks!s:.40} and "
-                f"embedding = {config.embedding!s:.40} must be from 1 to {MOST_CHANNELS}"
+                f"{path}: widths = {config.widths!s:.40} and blocks = {config.blocks!s:.40} must be "
+                f"from 1 to {MOST_CHANNELS}"
             )
         wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
         shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
