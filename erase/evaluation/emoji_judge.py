@@ -81,8 +81,8 @@ class NetworkJudge:
             )
         if not all(0 < each <= MOST_CHANNELS for each in (*config.widths, *config.blocks)):
             raise InputError(
-                f"{path}: widths = {config.widths!s:.40} and blocks = {config.blocks!s:.40} must be "
-                f"from 1 to {MOST_CHANNELS}"
+                f"{path}: widths = {config.widths!s:.40} and blocks = {config.blocks!s:.40} must "
+                f"be from 1 to {MOST_CHANNELS}"
             )
         wanted = jax.eval_shape(lambda: init(JudgeNetwork(config), jax.random.key(0), size))
         shapes = {path: leaf.shape for path, leaf in flatten(wanted).items()}
