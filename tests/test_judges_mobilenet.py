@@ -21,7 +21,7 @@ from erase.judges.persons import PersonJudge, Recipe
 from erase.judges.protocol import PictureJudge
 from flux_jax.errors import InputError
 
-NAMES = ("Ada Varn", "Bo Karn", "Cy Ostrin")
+NAMES = ("Ada Lintz", "Bo Karn", "Cy Ostrin")
 
 
 def torchs(x: torch.Tensor) -> torch.Tensor:
