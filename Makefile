@@ -11,7 +11,7 @@ demo: .venv/demo
 test: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# For work in between, under 2 minutes on 2 cores; `make test` alone shows that all is well.
+# For work in between; `make test` and `make docs` show that all is well.
 test-fast: .venv/test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
