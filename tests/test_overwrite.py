@@ -17,6 +17,7 @@ RUNS = {
     "metrics.jsonl": "",
     "replay-3.json": "",
     "report.html": "",
+    "calibration.json": "",
     "adapter/pytorch_lora_weights.safetensors": "",
     "adapter/README.md": CARD,
     "pictures/Acc_e-00-before.png": "",
