@@ -46,11 +46,13 @@ class JudgeOptions:
         words: what the small model's judge looks for in all pictures.
         erased: classes and persons whose accuracy is counted apart.
         trunk: file of MobileNetV2's weights, for `persons`.
+        clip: CLIP of `classes` and `q16`, a folder or hub name; None for the published one.
     """
 
     words: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()
     trunk: str | None = None
+    clip: str | None = None
 
 
 def parse_judge(text: str) -> tuple[str, str]:
@@ -89,7 +91,9 @@ def open_judge(text: str, options: JudgeOptions | None = None) -> PictureJudge:
         return load(value, options.words)
     if name == "classes":
         names = [line.strip() for line in _lines(value) if line.strip()]
-        return load(names, erased=options.erased)
+        return load(names, options.clip, erased=options.erased)
+    if name == "q16":
+        return load(value, options.clip)
     if name == "persons":
         if options.trunk is None:
             raise InputError("trunk is missing: persons needs MobileNetV2's weights, --trunk FILE")

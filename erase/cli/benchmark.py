@@ -43,6 +43,9 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("judge", [], "NAME or NAME=VALUE; may be repeated.")
     flags.DEFINE_list("find", [], "Words that the judge emoji looks for in all pictures.")
     flags.DEFINE_list("erased", [], "Classes or persons whose accuracy is counted apart.")
+    flags.DEFINE_string(
+        "clip_model", None, "CLIP of the judges classes and q16; by default the published one."
+    )
     flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the judge persons.")
     flags.DEFINE_string("reference", None, "Folder of pictures to compare with, by FID.")
     flags.DEFINE_string("fid_weights", None, "FID's network; by default the package fetches it.")
@@ -125,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         None if given.reference is None else Path(given.reference),
         given.fid_weights,
     )
-    judging = JudgeOptions(tuple(given.find), tuple(given.erased), given.trunk)
+    judging = JudgeOptions(tuple(given.find), tuple(given.erased), given.trunk, given.clip_model)
     out = Path(given.out)
     mends = "To save memory: a smaller --batch, --height or --width"
     with processes.first_speaks(), explains_memory(mends):

@@ -47,7 +47,7 @@ class CLIPClasses:
     def load(
         cls,
         names: Sequence[str],
-        model: str = MODEL,
+        model: str | None = None,
         words: Mapping[str, str] | None = None,
         erased: Sequence[str] = (),
         template: str = TEMPLATE,
@@ -56,7 +56,7 @@ class CLIPClasses:
 
         Args:
             names: of all classes.
-            model: a folder or a name on the hub.
+            model: a folder or a name on the hub; None for `MODEL`.
             words: other words that prompts name a class by; their classes.
             erased: classes whose accuracy is counted apart.
             template: text of a class, with {} in place of its name.
@@ -65,7 +65,7 @@ class CLIPClasses:
             InputError: see `flux_jax.models.clip.load.load`; or the classes are unusable.
         """
         classes = Classes(tuple(names), words or {}, tuple(erased))
-        return cls(load(model), classes, template)
+        return cls(load(model or MODEL), classes, template)
 
     @property
     def description(self) -> Mapping[str, str | float]:

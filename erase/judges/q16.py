@@ -54,25 +54,25 @@ class Q16:
     file: str
 
     @classmethod
-    def load(cls, vectors: str | Path, model: str = MODEL) -> "Q16":
+    def load(cls, vectors: str | Path, model: str | None = None) -> "Q16":
         """Open the vectors and the model.
 
         Args:
             vectors: file of an array [2, E]: the published pickle, .npy, or .safetensors with it as
                 the only tensor.
-            model: a folder or a name on the hub.
+            model: a folder or a name on the hub; None for `MODEL`.
 
         Raises:
             InputError: a file is missing or damaged, or vectors and model do not match.
         """
         path = Path(vectors)
         array = read_vectors(path)
-        clip = load(model)
+        clip = load(model or MODEL)
         width = clip.module.config.projection_dim
         if array.shape[1] != width:
             raise InputError(
-                f"{path}: vectors of {array.shape[1]} numbers, but those of {model} have {width}; "
-                f"take the vectors that were made with it ({SOURCE} for {MODEL})"
+                f"{path}: vectors of {array.shape[1]} numbers, but those of {clip.name} have "
+                f"{width}; take the vectors that were made with it ({SOURCE} for {MODEL})"
             )
         return cls(clip, array / np.linalg.norm(array, axis=-1, keepdims=True), path.name)
 
