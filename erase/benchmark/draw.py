@@ -101,7 +101,7 @@ def draw_all(
     each_guidance = len({each.guidance for each in every}) > 1
     waiting: collections.deque[Future[None]] = collections.deque()
     with (
-        progress.bar(total=left, desc=title, unit=" pictures") as bar,
+        progress.bar(total=left, desc=title, unit="picture") as bar,
         xla_flags.told(bar),
         ThreadPoolExecutor(1) as pool,
     ):
