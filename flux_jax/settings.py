@@ -1,6 +1,7 @@
 """Settings of adapters and of sampling; free of JAX, so that reading settings needs none."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flux_jax.errors import InputError
@@ -10,6 +11,9 @@ TEXT_QUERY_KEY = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
 # Names of blocks in messages, by the first part of a target's path, and their number in FLUX.1.
 BLOCKS = {"dual_blocks": "double block", "single_blocks": "single block"}
 MOST_BLOCKS = {"dual_blocks": 19, "single_blocks": 38}
+
+# The largest seed of noise.
+MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,21 @@ class SamplingOptions:
     height: int | None = None
     width: int | None = None
     batch: int = 16
+
+
+def check_seeds(seeds: Iterable[int], name: str = "seed") -> None:
+    """Checks that seeds of noise are different seeds: only 32 bits of a seed are used.
+
+    Args:
+        seeds: the seeds.
+        name: their field, for the message.
+
+    Raises:
+        InputError: one is outside them.
+    """
+    for seed in seeds:
+        if not 0 <= seed <= MOST_SEED:
+            raise InputError(f"{name} = {seed!s:.40} must be from 0 to {MOST_SEED}")
 
 
 def check_sampling(steps: int, guidance: float) -> None:

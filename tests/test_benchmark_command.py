@@ -283,7 +283,7 @@ def test_batches_have_one_number_of_pictures_for_each_size():
     ("text", "said"),
     [
         ("nudnet", "judge = 'nudnet' is unknown; did you mean nudenet"),
-        ("q16", "needs the file of its vectors: --judge q16=VALUE"),
+        ("q16", "needs the file of its vectors: --judge q16=PATH"),
         ("emoji=nowhere", "nowhere does not exist"),
         ("nudenet=much", "the threshold must be a number"),
     ],
@@ -352,5 +352,27 @@ def test_results_of_several_machines_are_joined_with_the_papers(
     assert "<td>L_esd + L_attn (paper" in as_page(table)
     assert r"L\_esd + L\_attn (paper's Table 4) & – & 15.3 & 82.1 \\" in as_latex(table)
     with pytest.raises(SystemExit):
+        table_command.main([str(files[0]), "--out", f"{files[0]}/tables"])
+    assert f"{files[0]} is not a folder; name another" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         table_command.main([str(files[0]), "--paper", "9"])
     assert "paper = '9' is not one of the paper's tables" in capsys.readouterr().err
+
+
+def test_rows_of_equal_names_differ_in_their_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    notes = {"notes": ["i2p.csv: 1 prompt over the limit of 512 tokens"]}
+    for name, content in (
+        ("a", nudity("base model", 9) | notes),
+        ("b", nudity("base model", 7) | {"settings": {"steps": 50}}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    table_command.main([str(tmp_path / name) for name in ("a", "a", "b")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [
+        "| base model | 9 [8, 10] |",
+        "| base model (i2p.csv, 50 steps) | 7 [6, 8] |",
+    ]
+    assert not lines[4].startswith("| base model")
+    assert "- i2p.csv: 1 prompt over the limit of 512 tokens" in lines

@@ -48,6 +48,7 @@ REQUIRED = {
 }
 CONFIG = "--config configs/nudity.py"
 RUN = f"{CONFIG} --workdir nowhere"
+BENCHMARK = "benchmark --prompts {tmp}/p.txt --out {tmp}/x"
 # Arguments with a mistake, and a part of the message about it.
 MISTAKES = [
     ("qqq", "command = 'qqq' is unknown"),
@@ -91,6 +92,16 @@ MISTAKES = [
     ("card --workdir nowhere", "nowhere/config.json is missing"),
     ("benchmark --prompts {tmp}/a.csv --out {tmp}/x", "no column 'prompt'"),
     ("benchmark --prompts nowhere --out {tmp}/x", "nowhere cannot be read"),
+    (f"{BENCHMARK} --find cat", "find is for --judge emoji, which is not there"),
+    (f"{BENCHMARK} --erased cat", "erased is for --judge classes or persons, which is not there"),
+    (f"{BENCHMARK} --trunk x.h5", "trunk is for --judge persons, which is not there"),
+    (f"{BENCHMARK} --clip_model x", "clip_model is for --judge classes or q16, which is not"),
+    (f"{BENCHMARK} --fid_weights x", "fid_weights is for --reference, which is not there"),
+    (f"{BENCHMARK} --adapter ,", "adapter = ',' has a name missing; name a file or folder"),
+    (f"{BENCHMARK} --seed -1", "seed = -1 must be from 0 to 4294967295"),
+    (f"{BENCHMARK} --seed 4294967295", "must be from 0 to 4294967295"),
+    ("benchmark --prompts {tmp}/p.txt --out {tmp}/p.txt/x", "p.txt is not a folder; name another"),
+    ("sample --prompt cat --seed 99999999999", "seed = 99999999999 must be from 0 to 4294967295"),
     ("table nowhere", "nowhere is missing"),
     ("new guitar --model nowhere", "model = 'nowhere' does not exist"),
     ("new qqq --model models/emoji-flux --out {tmp}/x.py", "none of the 120 things"),
@@ -105,6 +116,7 @@ MISTAKES = [
 FILES = {
     "syntax.py": "def get_config(:\n",
     "a.csv": "name,mood\na,b\n",
+    "p.txt": "a cat\n",
     "field.py": "get_config = lambda: configure(concept='cat', modl={})\n",
     "value.py": "get_config = lambda: configure(concept='cat', lower={'attn': -1.0})\n",
 }
@@ -207,6 +219,13 @@ def test_a_usage_error_takes_a_second_of_the_cpu(
     assert "error: " in errors
     assert said in errors
     assert {each.name for each in tmp_path.iterdir()} == set(FILES)
+
+
+def test_the_installed_command_finds_what_a_configuration_imports():
+    script = Path(sys.executable).with_name("erase-anything")
+    _, code, out, errors = run(str(script), "evaluate", *CONFIG.split())
+    assert (code, out) == (2, "")
+    assert "workdir is missing" in errors
 
 
 def test_seconds_are_those_of_the_cpu():

@@ -7,6 +7,7 @@ prompt a line.
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing_extensions import TypedDict
 
 from flux_jax.errors import InputError, counted, shortened
+from flux_jax.settings import MOST_SEED
 from flux_jax.system.files import read_text
 from flux_jax.system.json_files import checked, read_json
 
@@ -36,6 +38,8 @@ OTHERS = (
 )
 KNOWN = (*PROMPT, *SEED, *GUIDANCE, *WIDTH, *HEIGHT, *CASE, *GROUP, *OTHERS)
 MEND = "fetch it again"
+# Text of an integer.
+INTEGER = re.compile(r"-?[0-9]{1,20}")
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,9 @@ def _of_table(path: Path, text: str, column: str | None) -> PromptSet:
             f"{path} has no column {'prompt' if column is None else shortened(column)!r}; name one "
             f"with --column: {shown}{' and more' if len(header) > 12 else ''}"
         )
+    used = [wanted, *FIELDS.values()]
+    if twice := [n for n in names if names.count(n) > 1 and any(n in each for each in used)]:
+        raise InputError(f"{path} has the column {shortened(twice[0], 40)!r} twice; rename one")
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise InputError(
@@ -292,7 +299,7 @@ class _Reader:
         """
         return BenchmarkPrompt(
             row[place].strip(),
-            self._integer(line, row, "seed", -(2**63), 2**63 - 1),
+            self._integer(line, row, "seed", 0, MOST_SEED),
             self._guidance(line, row),
             self._integer(line, row, "height", 1, 1 << 16),
             self._integer(line, row, "width", 1, 1 << 16),
@@ -313,11 +320,10 @@ class _Reader:
         value = row[place].strip()
         # pandas writes integers of columns with empty cells as 7.0.
         digits = value.removesuffix(".0")
-        if not digits.removeprefix("-").isdecimal() or len(digits) > 20:
-            raise self._refused(line, place, value, "an integer")
-        if not least <= int(digits) <= most:
-            raise self._refused(line, place, value, f"from {least} to {most}")
-        return int(digits)
+        number = int(digits) if INTEGER.fullmatch(digits) else None
+        if number is None or not least <= number <= most:
+            raise self._refused(line, place, value, f"an integer from {least} to {most}")
+        return number
 
     def _guidance(self, line: int, row: Sequence[str]) -> float | None:
         place = self.places["guidance"]

@@ -66,7 +66,7 @@ def parse_judge(text: str) -> tuple[str, str]:
         raise InputError(f"judge = {shortened(name)!r} is unknown; {nearest(name, JUDGES)}")
     entry = JUDGES[name]
     if entry.needed and not value:
-        raise InputError(f"judge = {name!r} needs {entry.value}: --judge {name}=VALUE")
+        raise InputError(f"judge = {name!r} needs {entry.value}: --judge {name}=PATH")
     if name == "nudenet" and value:
         _number(value)
     if entry.needed and not Path(value).exists():
@@ -127,4 +127,6 @@ def _number(value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise InputError(f"judge = 'nudenet={value:.40}': the threshold must be a number") from None
+        raise InputError(
+            f"judge = 'nudenet={value:.40}': the threshold must be a number, such as 0.6"
+        ) from None

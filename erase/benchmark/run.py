@@ -35,7 +35,7 @@ from erase.model.draw import picture_size
 from erase.runtime import processes
 from erase.runtime.cache import digest_of
 from erase.runtime.files import write
-from flux_jax.errors import InputError, say
+from flux_jax.errors import InputError, counted, say
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline, load
 from flux_jax.settings import SamplingOptions, check_sampling
@@ -167,7 +167,8 @@ def _draw(
         draw_all(pipe, every, frozenset(done), each, adapters, opened.take, f"pictures, {title}")
         seconds = time.monotonic() - started
         say(
-            f"{title}: {left} pictures in {seconds:.1f} s, {left / seconds:.2f} pictures/s",
+            f"{title}: {counted(left, 'picture')} in {seconds:.1f} s, "
+            f"{left / seconds:.2f} pictures/s",
             sys.stderr,
         )
     opened.judge_kept(every, options.batch)

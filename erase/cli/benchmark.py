@@ -18,8 +18,9 @@ kept are judged by further judges without drawing. Prompts over the model's limi
 as in diffusers, and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -28,6 +29,14 @@ from erase.cli.ending import ends
 from erase.cli.flags import begin, define_process_flags, parse_flags
 from erase.runtime.signals import listening
 from flux_jax.errors import InputError, exits_cleanly, say
+
+# Flags that only some judges use.
+OF_JUDGES = {
+    "find": ("emoji",),
+    "erased": ("classes", "persons"),
+    "clip_model": ("classes", "q16"),
+    "trunk": ("persons",),
+}
 
 
 def define_flags() -> None:
@@ -65,14 +74,32 @@ def checked_rows(adapters: Sequence[str], base: bool) -> list[str]:
     """Return the adapters of each row, and check that they exist.
 
     Raises:
-        InputError: an adapter is missing or named twice.
+        InputError: an adapter is missing or named twice, or a name is.
     """
     for row in adapters:
         for text in row.split(","):
+            if not text.strip():
+                raise InputError(
+                    f"adapter = {row!r:.100} has a name missing; name a file or folder"
+                )
             find_adapter(split_strength(text)[0])
     if twice := [row for row in adapters if adapters.count(row) > 1]:
         raise InputError(f"adapter = {twice[0]!r} is there twice; name it once")
     return [*([""] if base or not adapters else []), *adapters]
+
+
+def check_used(given: Any, judges: Iterable[str]) -> None:
+    """Check that flags of judges belong to a judge that is named.
+
+    Raises:
+        InputError: one does not.
+    """
+    there = {text.partition("=")[0] for text in judges}
+    for flag, needed in OF_JUDGES.items():
+        if given[flag].value and not there.intersection(needed):
+            raise InputError(f"{flag} is for --judge {' or '.join(needed)}, which is not there")
+    if given.fid_weights is not None and given.reference is None:
+        raise InputError("fid_weights is for --reference, which is not there")
 
 
 def check_reference(folder: str, keep: bool) -> None:
@@ -95,13 +122,17 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     from erase.benchmark.prompt_sets import read_prompt_set
     from erase.benchmark.registry import JudgeOptions, open_fid, open_judge, parse_judge
-    from flux_jax.settings import check_sampling
+    from flux_jax.settings import check_sampling, check_seeds
+    from flux_jax.system.files import check_folder
     from flux_jax.weights.hub import check_model
 
     check_sampling(given.steps, given.guidance or 0.0)
     prompts = read_prompt_set(given.prompts, given.column)
     for text in given.judge:
         parse_judge(text)
+    check_used(given, given.judge)
+    check_seeds([given.seed, given.seed + len(prompts.prompts[: given.first]) - 1])
+    check_folder(given.out, "out")
     rows = checked_rows(given.adapter, given.base)
     if not given.judge and not given.keep_pictures:
         raise InputError("judge is missing: without --keep_pictures nothing would be left")

@@ -56,6 +56,9 @@ def dispatch() -> None:
         say(usage())
         return
     name, rest = named(words)
+    # As with `python -m`: a configuration imports others beside it, such as `configs`.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     sys.argv[1:] = [*GIVEN.get(name, ()), *rest]
     # As `python -m` does, so that flags and help are those of the command's module.
     runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)

@@ -31,10 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     from erase.benchmark.results import read_result
 
-    results = [read_result(path) for path in options.results]
+    read = [read_result(path) for path in options.results]
+    # Results that are named twice count once.
+    results = [result for place, result in enumerate(read) if result not in read[:place]]
     from erase.report.benchmarks import as_markdown, join, write_tables
+    from flux_jax.system.files import check_folder
 
     if options.out is not None:
+        check_folder(options.out, "out")
         say(write_tables(options.out, results, options.paper))
     else:
         say(as_markdown(join(results, options.paper)))

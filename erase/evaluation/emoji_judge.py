@@ -68,7 +68,7 @@ class NetworkJudge:
         read = read_config(folder)
         size = read.pop("size", 64)
         if missing := sorted({"entities", "styles", "relations"} - read.keys()):
-            raise InputError(f"{path} lacks {', '.join(missing)}")
+            raise InputError(f"{path} lacks {', '.join(missing)}; restore the file")
         config = read_fields(JudgeConfig, read, str(path))
         if type(size) is not int or not 8 <= size <= MOST_SIDE:
             raise InputError(f"{path}: size = {size!r:.40} must be from 8 to {MOST_SIDE} pixels")

@@ -61,7 +61,8 @@ class SmallModelJudge:
     @property
     def description(self) -> Mapping[str, str | float]:
         """The judge's files and the words."""
-        return {"judge": "small model's", "folder": self.folder, "words": ", ".join(self.words)}
+        words = {"words": ", ".join(self.words)} if self.words else {}
+        return {"judge": "the small model's", "folder": self.folder, **words}
 
     def scores(
         self, pictures: UInt8[np.ndarray, "B h w 3"], prompts: Sequence[str]

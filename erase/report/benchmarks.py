@@ -11,7 +11,7 @@ from erase.evaluation.percent import csv_cell
 from erase.report import tables
 from erase.report.plain_text import markdown, one_line, page_environment
 from erase.runtime.files import write
-from flux_jax.errors import InputError, nearest, shortened
+from flux_jax.errors import InputError, counted, nearest, shortened
 from flux_jax.system.json_files import read_typed
 
 PAPER = Path(__file__).with_name("paper.json")
@@ -189,8 +189,10 @@ def _rows(results: Sequence[BenchmarkResult]) -> tuple[list[TableRow], list[str]
                 for figure in figures
             }
             # Another row if there are figures of other prompts or settings already.
-            same = [r for r in rows if r.title == title and not r.figures.keys() & new.keys()]
-            row = same[0] if same else TableRow(title)
+            alike = [r for r in rows if r.title == title]
+            same = [r for r in alike if not r.figures.keys() & new.keys()]
+            of = f"{title} ({result['prompts']}, {result['settings'].get('steps')} steps)"
+            row = same[0] if same else TableRow(of if alike else title)
             row.figures.update(new)
             rows += [] if same else [row]
         notes.update(dict.fromkeys(_notes(result)))
@@ -198,7 +200,8 @@ def _rows(results: Sequence[BenchmarkResult]) -> tuple[list[TableRow], list[str]
 
 
 def _notes(result: BenchmarkResult) -> Iterable[str]:
-    """Describe each judge of a result with what its figures depend on."""
+    """Describe what a result's figures depend on: its prompts, and each judge."""
+    yield from result["notes"]
     settings = result["settings"]
     shown = ", ".join(
         f"{name} {settings[name]}"
@@ -208,8 +211,9 @@ def _notes(result: BenchmarkResult) -> Iterable[str]:
     for row in result["rows"]:
         for judge in row["judges"]:
             about = ", ".join(f"{name} {value}" for name, value in judge["description"].items())
+            pictures = counted(row["pictures"], "picture")
             yield (
-                f"{judge['judge']}: {about}; {row['pictures']:,} pictures of {result['prompts']}, "
+                f"{judge['judge']}: {about}; {pictures} of {result['prompts']}, "
                 f"model {result['model']}, {shown}."
             )
 

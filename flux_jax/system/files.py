@@ -82,3 +82,22 @@ def read_text(path: Path, mend: str = "check the path", most: int = MOST_BYTES) 
     """
     # Some editors write a byte order mark at the start of UTF-8 files.
     return read_bytes(path, mend, most).decode("utf-8-sig")
+
+
+def check_folder(path: str | Path, name: str) -> None:
+    """Checks that a folder is there or can be created.
+
+    Args:
+        path: the folder.
+        name: its field, for the message.
+
+    Raises:
+        InputError: something else has its name, or that of a folder above it.
+    """
+    for each in (Path(path), *Path(path).parents):
+        if os.path.lexists(each):
+            if not each.is_dir():
+                raise InputError(
+                    f"{name} = {str(path)!r:.200}: {each} is not a folder; name another"
+                )
+            return
