@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds within which signals count as one.
 TOGETHER = 1.0
 # A run cannot resume before its first checkpoint.
-GOES_ON = "the same command resumes from the last checkpoint, or starts anew if there is none"
+GOES_ON = "the same command resumes from what was saved, or starts anew if nothing was"
 
 
 @dataclass
