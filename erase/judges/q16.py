@@ -128,7 +128,8 @@ def read_vectors(path: Path) -> Float[np.ndarray, "2 E"]:
     # Pickles and arrays of unknown origin raise errors of many kinds.
     except Exception as error:
         raise InputError(
-            f"{path}: no pickle, .npy or .safetensors of one array ({type(error).__name__}): Q16 needs {SOURCE}"
+            f"{path}: no pickle, .npy or .safetensors of one array ({type(error).__name__}): Q16 "
+            f"needs {SOURCE}"
         ) from error
     shape = list(array.shape)
     if array.dtype.kind != "f" or len(shape) != 2 or shape[0] != 2 or not shape[1]:
