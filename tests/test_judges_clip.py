@@ -209,6 +209,9 @@ def test_files_that_are_not_q16s_vectors_are_refused(content: bytes, said: str, 
 def test_missing_and_other_vectors_are_named(folder: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"prompts.p cannot be read .*: Q16 needs prompts.p for"):
         Q16.load(tmp_path / "prompts.p", str(folder))
+    (tmp_path / "a.npy").write_bytes(b"neither an array nor a pickle")
+    with pytest.raises(InputError, match=r"a\.npy: .*it holds no array of numbers"):
+        Q16.load(tmp_path / "a.npy", str(folder))
     np.save(tmp_path / "a.npy", ARRAY)
     with pytest.raises(InputError, match=r"vectors of 8 numbers, but those of .* have 12"):
         Q16.load(tmp_path / "a.npy", str(folder))

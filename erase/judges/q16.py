@@ -10,7 +10,7 @@ import pickletools  # nosec B403
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -117,7 +117,7 @@ def read_vectors(path: Path) -> Float[np.ndarray, "2 E"]:
             if path.stat().st_size > MOST_BYTES:
                 raise ValueError(f"more than {MOST_BYTES:,} bytes")
             with open_regular(path) as file:
-                array = np.load(file, allow_pickle=False)
+                array = _numbers(file)
         else:
             array = pickled_array(read_bytes(path, most=MOST_BYTES))
     except InputError:
@@ -128,8 +128,7 @@ def read_vectors(path: Path) -> Float[np.ndarray, "2 E"]:
     # Pickles and arrays of unknown origin raise errors of many kinds.
     except Exception as error:
         raise InputError(
-            f"{path}: no pickle, .npy or .safetensors of one array ({type(error).__name__}): Q16 "
-            f"needs {SOURCE}"
+            f"{path}: no pickle, .npy or .safetensors of one array ({error}): Q16 needs {SOURCE}"
         ) from error
     shape = list(array.shape)
     if array.dtype.kind != "f" or len(shape) != 2 or shape[0] != 2 or not shape[1]:
@@ -141,6 +140,18 @@ def read_vectors(path: Path) -> Float[np.ndarray, "2 E"]:
     if not np.isfinite(array).all() or not array.any(axis=-1).all():
         raise InputError(f"{path}: a vector is not finite or all zeros; fetch {SOURCE} again")
     return array
+
+
+def _numbers(file: BinaryIO) -> np.ndarray:
+    """Read an array of numbers in NumPy's format.
+
+    Raises:
+        ValueError: it is none; NumPy's message would advise to unpickle it.
+    """
+    try:
+        return np.load(file, allow_pickle=False)
+    except ValueError:
+        raise ValueError("it holds no array of numbers") from None
 
 
 def pickled_array(content: bytes) -> Float[np.ndarray, "n m"]:
