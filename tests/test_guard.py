@@ -1,6 +1,7 @@
 """Detection of non-finite updates, diverging losses and iterations that hang."""
 
 import math
+import threading
 import time
 
 import numpy as np
@@ -58,10 +59,16 @@ def usual(watchdog: Watchdog) -> None:
 def test_a_hung_iteration_is_noticed_and_ends(capfd: pytest.CaptureFixture):
     ended = []
     watchdog = Watchdog(Guard(patience=0.6), min_seconds=0.1, poll_seconds=0.02, end=ended.append)
+    over = threading.Event()
+    # More threads than Python's dump of their stacks shows.
+    others = [threading.Thread(target=over.wait) for _ in range(101)]
+    for thread in others:
+        thread.start()
     with watchdog.watching():
         usual(watchdog)
         with watchdog.iteration(5):
             time.sleep(1.0)
+    over.set()
     said = capfd.readouterr().err
     assert said.count("iteration 5 has taken") == 1
     assert "a device or another process may hang" in said

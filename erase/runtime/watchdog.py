@@ -7,6 +7,7 @@ import statistics
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 from erase.config.schema import Guard
@@ -81,6 +82,9 @@ class Watchdog:
                     "device or another process may hang; current stack:",
                     sys.stderr,
                 )
+                # Apart, since of many threads the dump leaves the main one out.
+                main = sys._current_frames().get(threading.main_thread().ident or 0)
+                traceback.print_stack(main, file=sys.__stderr__ or sys.stderr)
                 faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
             if seconds > self.settings.patience and reported == step:
                 say(
