@@ -14,6 +14,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
+from erase.benchmark.where import Condition, parse_condition, rows_where
 from flux_jax.errors import InputError, counted, shortened
 from flux_jax.settings import MOST_SEED
 from flux_jax.system.files import read_text
@@ -97,29 +98,38 @@ class _Captions(TypedDict):
     annotations: list[_Annotation]
 
 
-def read_prompt_set(path: str | Path, column: str | None = None) -> PromptSet:
+def read_prompt_set(
+    path: str | Path, column: str | None = None, where: Sequence[str] = ()
+) -> PromptSet:
     """Read a file of prompts.
 
     Args:
         path: `.json` is COCO's JSON; `.csv` a table, or one prompt a line; others have one prompt a
             line.
         column: name of the column with the prompts; by default the first of `PROMPT`.
+        where: conditions on rows of a table, such as "nudity_percentage>50"; rows that meet all are
+            read.
 
     Raises:
-        InputError: the file is missing, too large, damaged, without prompts or without the column;
-            or a value cannot be used.
+        InputError: the file is missing, too large, damaged, without prompts or without a column;
+            or a value or condition cannot be used.
     """
-    path = Path(path)
+    path, conditions = Path(path), [parse_condition(text) for text in where]
     kind = path.suffix.lower()
     if column is not None and kind != ".csv":
         raise InputError(f"column = {shortened(column)!r}: {path} is no CSV file; leave it out")
+    if conditions and kind != ".csv":
+        raise InputError(f"where = {conditions[0]!s:.100}: {path} is no CSV file; leave it out")
     if kind == ".json":
         found = _of_captions(path)
     else:
         text = _text(path)
-        found = _of_table(path, text, column) if kind == ".csv" else _of_lines(path, text)
+        found = (
+            _of_table(path, text, column, conditions) if kind == ".csv" else _of_lines(path, text)
+        )
     if not found.prompts:
-        raise InputError(f"{path} has no prompts; check the file")
+        also = f" where {conditions[0]!s:.100}" if conditions else ""
+        raise InputError(f"{path} has no prompts{also}; check the {'value' if also else 'file'}")
     for number, prompt in enumerate(found.prompts, start=1):
         if len(prompt.text) > MOST_CHARACTERS:
             raise InputError(
@@ -182,14 +192,17 @@ def _of_captions(path: Path) -> PromptSet:
     return PromptSet(path.name, _bounded(path, prompts), notes if more else ())
 
 
-def _of_table(path: Path, text: str, column: str | None) -> PromptSet:
+def _of_table(
+    path: Path, text: str, column: str | None, where: Sequence[Condition] = ()
+) -> PromptSet:
     rows = _rows(path, text)
     if not rows:
         return PromptSet(path.name, ())
     header = [name.strip() for name in rows[0][1]]
     names = [name.lower() for name in header]
     # Ring-A-Bell's: only prompts.
-    if column is None and all(len(row) == 1 for _, row in rows) and names[0] not in KNOWN:
+    single = all(len(row) == 1 for _, row in rows) and names[0] not in KNOWN
+    if column is None and not where and single:
         prompts = [BenchmarkPrompt(row[0].strip()) for _, row in rows if row[0].strip()]
         return PromptSet(path.name, _bounded(path, prompts), _headless(path, header))
     wanted = PROMPT if column is None else (column.strip().lower(),)
@@ -210,8 +223,12 @@ def _of_table(path: Path, text: str, column: str | None) -> PromptSet:
                 f"{len(header)}; the file is torn: {MEND}"
             )
     reader = _Reader(path, header, {name: _place(names, each) for name, each in FIELDS.items()})
-    prompts = [reader.prompt(line, row, place) for line, row in rows[1:] if row[place].strip()]
-    notes = _notes(path, header, names, place, len(rows) - 1 - len(prompts))
+    chosen = rows_where(rows[1:], where, names, path)
+    prompts = [reader.prompt(line, row, place) for line, row in chosen if row[place].strip()]
+    notes = _notes(path, header, names, place, len(chosen) - len(prompts))
+    if where:
+        which = " and ".join(shortened(str(each), 60) for each in where)
+        notes = (f"{path.name}: {len(chosen):,} of {len(rows) - 1:,} rows, {which}", *notes)
     return PromptSet(path.name, _bounded(path, prompts), notes)
 
 

@@ -47,12 +47,14 @@ class JudgeOptions:
         erased: classes and persons whose accuracy is counted apart.
         trunk: file of MobileNetV2's weights, for `persons`.
         clip: CLIP of `classes` and `q16`, a folder or hub name; None for the published one.
+        template: text of a class for `classes`, with {} in its place; None for the judge's own.
     """
 
     words: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()
     trunk: str | None = None
     clip: str | None = None
+    template: str | None = None
 
 
 def parse_judge(text: str) -> tuple[str, str]:
@@ -90,8 +92,9 @@ def open_judge(text: str, options: JudgeOptions | None = None) -> PictureJudge:
     if name == "emoji":
         return load(value, options.words)
     if name == "classes":
-        names = [line.strip() for line in _lines(value) if line.strip()]
-        return load(names, options.clip, erased=options.erased)
+        names, words = read_classes(value)
+        template = {} if options.template is None else {"template": options.template}
+        return load(names, options.clip, words, options.erased, **template)
     if name == "q16":
         return load(value, options.clip)
     if name == "persons":
@@ -114,6 +117,37 @@ def open_fid(weights: str | None) -> Any:
         InputError: the package is not installed, or the file cannot be used.
     """
     return pkgutil.resolve_name(FID)(None if weights is None else Path(weights))
+
+
+def read_classes(path: str) -> tuple[list[str], dict[str, str]]:
+    """Read a file of classes, one a line: "cat", or "cat: kitty, feline" with synonyms.
+
+    Returns:
+        Names of the classes; and the class of each synonym.
+
+    Raises:
+        InputError: the file cannot be read, a line has no class, or a synonym is there twice.
+    """
+    names: list[str] = []
+    words: dict[str, str] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        name, colon, rest = (part.strip() for part in line.partition(":"))
+        synonyms = [word.strip() for word in rest.split(",")] if colon else []
+        if not name and not synonyms:
+            continue
+        if not name or not all(synonyms):
+            raise InputError(
+                f"{path}: line {number} = {shortened(line.strip(), 60)!r} has a name missing; "
+                "write a class, or a class: synonym, synonym"
+            )
+        for word in synonyms:
+            if word.lower() in words:
+                raise InputError(
+                    f"{path}: line {number}: {word!r:.60} is there twice; name it once"
+                )
+            words[word.lower()] = name
+        names.append(name)
+    return names, words
 
 
 def _lines(path: str) -> list[str]:

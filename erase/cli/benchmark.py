@@ -6,11 +6,12 @@ r"""Run a benchmark: draw the pictures of a prompt set, judge them, and write a 
 Prompt sets are read as they are published: I2P, COCO's captions (CSV or JSON), Ring-A-Bell, P4D,
 MMA, UnlearnDiffAtk, MACE's objects, artists and people, or a text file with a prompt a line.
 Columns are recognised by their names; seeds and guidance are each prompt's own where the file has
-them.
+them. --where 'nudity_percentage>50' chooses rows by a column.
 
 Each --adapter is a row of the table; adapters separated by commas are added up in one row. Without
 any, the row is the base model's. Judges are nudenet (or nudenet=THRESHOLD), clip (or clip=FOLDER),
-classes=FILE (CLIP, a class per line), persons=FOLDER, q16=FILE and emoji=FOLDER, the small model's.
+classes=FILE (CLIP; a class per line, "cat: kitty, feline" with synonyms), persons=FOLDER, q16=FILE
+and emoji=FOLDER, the small model's.
 --reference compares each row's pictures with a folder, by FID.
 
 A killed command continues when it is run again: no picture is drawn twice, and pictures that were
@@ -35,6 +36,7 @@ OF_JUDGES = {
     "find": ("emoji",),
     "erased": ("classes", "persons"),
     "clip_model": ("classes", "q16"),
+    "template": ("classes",),
     "trunk": ("persons",),
 }
 
@@ -44,6 +46,9 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "models/emoji-flux", "Pipeline: folder, file or name on the hub.")
     flags.DEFINE_string("prompts", None, "File of the prompt set.", required=True)
     flags.DEFINE_string("column", None, "Column of the prompts, if not recognised.")
+    flags.DEFINE_multi_string(
+        "where", [], "Only rows such as 'nudity_percentage>50'; may be repeated, all must hold."
+    )
     flags.DEFINE_integer("first", None, "Use only so many prompts, the first.", lower_bound=1)
     flags.DEFINE_multi_string(
         "adapter", [], "A row: adapter file or folder, with :STRENGTH if not 1; may be repeated."
@@ -54,6 +59,9 @@ def define_flags() -> None:
     flags.DEFINE_list("erased", [], "Classes or persons whose accuracy is counted apart.")
     flags.DEFINE_string(
         "clip_model", None, "CLIP of the judges classes and q16; by default the published one."
+    )
+    flags.DEFINE_string(
+        "template", None, "Text of a class for the judge classes; by default 'a photo of the {}'."
     )
     flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the judge persons.")
     flags.DEFINE_string("reference", None, "Folder of pictures to compare with, by FID.")
@@ -127,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
     from flux_jax.weights.hub import check_model
 
     check_sampling(given.steps, given.guidance or 0.0)
-    prompts = read_prompt_set(given.prompts, given.column)
+    prompts = read_prompt_set(given.prompts, given.column, given.where)
     for text in given.judge:
         parse_judge(text)
     check_used(given, given.judge)
@@ -159,7 +167,9 @@ def main(argv: Sequence[str]) -> None:
         None if given.reference is None else Path(given.reference),
         given.fid_weights,
     )
-    judging = JudgeOptions(tuple(given.find), tuple(given.erased), given.trunk, given.clip_model)
+    judging = JudgeOptions(
+        tuple(given.find), tuple(given.erased), given.trunk, given.clip_model, given.template
+    )
     out = Path(given.out)
     mends = "To save memory: a smaller --batch, --height or --width"
     with processes.first_speaks(), explains_memory(mends):

@@ -75,6 +75,7 @@ class CLIPClasses:
             "model": self.clip.name,
             "template": self.template,
             "classes": ", ".join(self.classes.names),
+            **({"synonyms": ", ".join(self.classes.words)} if self.classes.words else {}),
         }
 
     def probabilities(self, pictures: UInt8[np.ndarray, "B h w 3"]) -> Float[np.ndarray, "B K"]:

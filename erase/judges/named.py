@@ -21,7 +21,7 @@ class Classes:
 
     Attributes:
         names: of all K classes.
-        words: other words that prompts name a class by, such as synonyms; their classes.
+        words: synonyms that prompts name a class by; their classes.
         erased: the classes that an adapter erases; accuracy over the others is separate.
     """
 
@@ -33,8 +33,8 @@ class Classes:
         """Check the names.
 
         Raises:
-            InputError: there are fewer than two, or one is empty or listed twice, or a word or an
-                erased class has no class.
+            InputError: there are fewer than two, or one is empty or listed twice, or a synonym or
+                an erased class has no class, or a synonym is empty or also a class.
         """
         names = [name.strip().lower() for name in self.names]
         if len(names) < 2 or len(set(names)) < len(names) or "" in names:
@@ -45,6 +45,12 @@ class Classes:
         for word, name in [*self.words.items(), *((name, name) for name in self.erased)]:
             if name not in self.names:
                 raise InputError(f"{word!r:.60} is of class {name!r:.60}, which is no class")
+        for word, name in self.words.items():
+            if not word.strip() or word.strip().lower() in names:
+                raise InputError(
+                    f"classes: {word!r:.60}, a synonym of {name!r:.60}, is empty or a class too; "
+                    "remove it"
+                )
 
     def named(self, prompt: str) -> str | None:
         """The class that a prompt names: the first one in it, the longest if several begin there.
@@ -55,12 +61,21 @@ class Classes:
         Returns:
             A class; None if the prompt names none.
         """
+        word = self._word(prompt)
+        return None if word is None else self._by_word[word]
+
+    @property
+    def _by_word(self) -> dict[str, str]:
+        """Classes by their names and synonyms in lower case."""
         words = {name.lower(): name for name in self.names}
-        words |= {word.lower(): name for word, name in self.words.items()}
-        longest = sorted(words, key=len, reverse=True)
+        return words | {word.lower(): name for word, name in self.words.items()}
+
+    def _word(self, prompt: str) -> str | None:
+        """The word, in lower case, by which a prompt names its class; None if it names none."""
+        longest = sorted(self._by_word, key=len, reverse=True)
         pattern = rf"(?<!\w)({'|'.join(map(re.escape, longest))})s?(?!\w)"
         first = re.search(pattern, prompt.lower())
-        return words[first[1]] if first else None
+        return first[1] if first else None
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Check that each prompt names a class; cheap, for use before pictures are drawn.
@@ -81,16 +96,18 @@ class Classes:
         """Return `class`, the index of the likeliest class, and its `probability`.
 
         For prompts that name a class, also `named`, that class's index, and `right`: 1 if both are
-        the same.
+        the same; and `synonym`: 1, if they name it by a synonym.
         """
         scores: list[Scores] = []
         for row, prompt in zip(probabilities, prompts, strict=True):
             best = int(row.argmax())
             score = {"class": float(best), "probability": float(row[best])}
-            name = self.named(prompt)
-            if name is not None:
+            word = self._word(prompt)
+            if word is not None:
+                name = self._by_word[word]
                 wanted = self.names.index(name)
                 score |= {"named": float(wanted), "right": float(best == wanted)}
+                score |= {"synonym": 1.0} if word != name.lower() else {}
             scores.append(score)
         return scores
 
@@ -99,14 +116,16 @@ class Classes:
 
         Args:
             scores: of all pictures.
-            name: column, if no classes are erased; else the columns are Acc_e (erased classes) and
-                Acc_ir (all others), each if it has pictures.
+            name: column, if no classes are erased; else the columns are Acc_e (erased classes),
+                Acc_g (erased classes that prompts name by a synonym) and Acc_ir (all others), each
+                if it has pictures.
         """
         erased = {self.names.index(each) for each in self.erased}
         columns: dict[str, list[bool]] = {}
         for each in scores:
             if "named" in each:
-                cell = "Acc_e" if each["named"] in erased else "Acc_ir"
+                own = "Acc_g" if "synonym" in each else "Acc_e"
+                cell = own if each["named"] in erased else "Acc_ir"
                 columns.setdefault(cell if erased else name, []).append(each["right"] == 1)
         return [percentage(column, columns[column]) for column in sorted(columns)]
 
