@@ -4,6 +4,7 @@
 
 The default method is EraseAnything's bilevel training; `--config.method=NAME` selects another one.
 After a stop or a crash the same command resumes the run; `--overwrite` starts it anew.
+`--plan --table 3` plans all runs and pictures of one of the paper's tables.
 `--replay STEP` repeats one iteration, to find out why its numbers were not finite.
 A configuration may name several runs to train at once (`each`); each run then has its own folder
 in the workdir, and the checkpoints are shared.
@@ -13,11 +14,12 @@ iteration), checkpoints/, adapter/ (pytorch_lora_weights.safetensors and README.
 and, after evaluation, evaluation.json and report.html.
 """
 
+import pkgutil
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
@@ -46,7 +48,10 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     from erase.runtime import processes
 
-    given, runs = flags.FLAGS, configured()
+    given = flags.FLAGS
+    if given.table is not None:
+        sys.exit(0 if plan_table(given) else 1)
+    runs = configured()
     if given.plan:
         check_paths(runs)
         processes.initialise(given)
@@ -88,12 +93,42 @@ def plan(runs: "Mapping[str, Config]") -> bool:
         return memory_plan.show(configs, pipe)
 
 
+def plan_table(given: Any) -> bool:
+    """Print adapters, pictures, GPU hours and memory of one of the paper's tables.
+
+    Returns:
+        Whether its runs fit into the memory of each device.
+
+    Raises:
+        InputError: it is not planned but trained, or its configurations are not there.
+    """
+    if not given.plan:
+        raise InputError(f"table = {given.table} is for --plan: erase-anything plan --table 3")
+    if given.config is not None:
+        raise InputError(f"table = {given.table} has its own configurations; leave out --config")
+    try:
+        show = pkgutil.resolve_name("configs.flux.plan:show")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"table = {given.table} needs {error.name}, which is missing; run the command in the "
+            "folder of this repository"
+        ) from None
+    from erase.runtime import processes
+
+    processes.initialise(given)
+    with processes.first_speaks():
+        return show(given.table)
+
+
 def define_flags() -> None:
     """Declare the command's flags. A function, so that importing this module declares none."""
     define_flag()
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.DEFINE_bool("plan", False, "Dry run: print the memory needed on each device.")
+    flags.DEFINE_enum(
+        "table", None, ["2", "3", "4"], "With --plan: plan this whole table of the paper instead."
+    )
     flags.DEFINE_bool("overwrite", False, "Replace the run in the folder.")
     flags.DEFINE_integer("replay", None, "Repeat only this iteration, and report.", lower_bound=1)
     define_process_flags()

@@ -13,7 +13,7 @@ Cost: 1,000 iterations at 512 x 512; with all losses 5.5 minutes on one H100 wit
 Expected: a 3.6 MiB adapter. These were not run on the real weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -26,6 +26,8 @@ from flux_jax.errors import InputError, nearest
 from flux_jax.system.json_files import read_typed
 
 FILE = Path(__file__).with_name("celebrities.json")
+# Losses of the two levels.
+LOWER, UPPER = ("esd", "attn"), ("lora", "rsc")
 # Losses of each row of Table 4, by their fields' names; all others have weight 0.
 LOSSES: Mapping[str, tuple[str, ...]] = {
     "esd_attn": ("esd", "attn"),
@@ -101,7 +103,7 @@ def get_config(name: str = "adele") -> ConfigDict:
     if losses not in LOSSES:
         raise InputError(f"losses = {losses!r:.60} are unknown; {nearest(losses, LOSSES)}")
     concept, known = persons[slug], celebrities()
-    config = configure(
+    return configure(
         "paper",
         concept=concept,
         prompts=PROMPTS,
@@ -113,10 +115,12 @@ def get_config(name: str = "adele") -> ConfigDict:
             "others": tuple(known["kept"][:3]),
             "batch": 2,
         },
+        lower=_without(LOWER, losses),
+        upper=_without(UPPER, losses),
         **SETTINGS,
     )
-    for level, weights in (("lower", ("esd", "attn")), ("upper", ("lora", "rsc"))):
-        for loss in weights:
-            if loss not in LOSSES[losses]:
-                config[level][loss] = 0.0
-    return config
+
+
+def _without(level: Collection[str], losses: str) -> dict[str, float]:
+    """Return weights of 0 for the losses of a level that a row of Table 4 leaves out."""
+    return {loss: 0.0 for loss in level if loss not in LOSSES[losses]}

@@ -245,7 +245,6 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
     for name, size in held(configs, pipe).items():
         parts.add_row(name, f"{size / GB:.2f}")
     tables.show(parts)
-    available = memory(list(pipe.mesh.devices.flat))
     table = tables.Table(title="GB needed by each program; programs run one after another")
     for heading in ("", "arguments", "temporaries", "results", "beside", "total"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -255,6 +254,20 @@ def show(configs: Mapping[str, Config], pipe: Pipeline) -> bool:
         table.add_row(name, *(f"{size / GB:.2f}" for size in sizes))
         largest = max(largest, program.total)
     tables.show(table)
+    return show_fit(largest, pipe)
+
+
+def show_fit(largest: int, pipe: Pipeline) -> bool:
+    """Print whether the largest program fits.
+
+    Args:
+        largest: bytes that it needs on each device.
+        pipe: the frozen model, on its devices.
+
+    Returns:
+        Whether it fits; True if the devices do not report their memory.
+    """
+    available = memory(list(pipe.mesh.devices.flat))
     kind = jax.devices()[0].device_kind
     if available is None:
         tables.show(f"At most {largest / GB:.2f} GB; {kind} does not report its memory.")
