@@ -8,10 +8,11 @@ import pytest
 from helpers.clip_case import save
 from safetensors.numpy import save_file
 
-from erase.benchmark.registry import JudgeOptions, open_judge
+from erase.benchmark.registry import JudgeOptions, open_judge, read_classes
 from erase.benchmark.row import scores_name
 from erase.benchmark.scores import ScoreFile
 from erase.judges.protocol import Figure, PictureJudge
+from flux_jax.errors import InputError
 
 PROMPTS = ["a photo of a cat", "two red apples", "the sun"]
 
@@ -65,3 +66,32 @@ def test_nudenet(tmp_path: Path):
     assert judge.description["threshold"] == 0.3
     assert {"Common", "Female", "Male", "Total"} <= {each.name for each in figures}
     assert {each.value for each in figures} == {0}
+
+
+def test_classes_have_synonyms_after_a_colon(tmp_path: Path, clip: str):
+    file = tmp_path / "classes.txt"
+    file.write_text("cat: kitty, feline\n\nred apple\nsun:star\n")
+    names, words = read_classes(str(file))
+    assert names == ["cat", "red apple", "sun"]
+    assert words == {"kitty": "cat", "feline": "cat", "star": "sun"}
+    options = JudgeOptions(erased=("cat",), clip=clip, template="art like {}")
+    judge = open_judge(f"classes={file}", options)
+    assert judge.description["template"] == "art like {}"
+    assert judge.description["synonyms"] == "kitty, feline, star"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cat: kitty,\nsun\n", "line 1 = 'cat: kitty,' has a name missing"),
+        ("sun\ncat:\n", "line 2 = 'cat:' has a name missing"),
+        ("sun\n: kitty\n", "line 2 = ': kitty' has a name missing"),
+        ("cat: kitty\nsun: Kitty\n", "line 2: 'Kitty' is there twice; name it once"),
+        ("cat: sun\nsun\n", "'sun', a synonym of 'cat', is empty or a class too"),
+    ],
+)
+def test_classes_that_cannot_be_used_are_refused(text: str, said: str, tmp_path: Path, clip: str):
+    (tmp_path / "c.txt").write_text(text)
+    with pytest.raises(InputError) as refused:
+        open_judge(f"classes={tmp_path / 'c.txt'}", JudgeOptions(clip=clip))
+    assert said in str(refused.value)

@@ -102,9 +102,25 @@ def test_accuracy_of_erased_classes_is_separate():
     assert (others.name, others.value, others.pictures) == ("Acc_ir", 50, 2)
 
 
+def test_erased_classes_named_by_a_synonym_are_separate():
+    words = {"kitty": "cat", "fruit of a tree": "apple"}
+    classes = Classes(CLASSES, words, ("cat",))
+    prompts = ["a Kitty", "two kittys", "a cat", "a fruit of a tree", "a cat, a kitty"]
+    scores = classes.scores(np.eye(4)[[0, 1, 0, 2, 0]], prompts)
+    assert ["synonym" in each for each in scores] == [True, True, False, True, False]
+    shares = {each.name: (each.value, each.pictures) for each in classes.figures(scores, "x")}
+    apple = 100 * (CLASSES.index("apple") == 2)
+    assert shares == {"Acc_e": (100, 2), "Acc_g": (50, 2), "Acc_ir": (apple, 1)}
+    plain = Classes(CLASSES, words)
+    (figure,) = plain.figures(plain.scores(np.eye(4)[[0]], ["a kitty"]), "x")
+    assert figure.name == "x"
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"names": CLASSES, "words": {"Apple": "cat"}}, "'Apple', a synonym of 'cat', is empty or"),
+        ({"names": CLASSES, "words": {" ": "cat"}}, "' ', a synonym of 'cat', is empty or"),
         ({"names": ("cat",)}, "at least two different ones"),
         ({"names": ("cat", "Cat")}, "at least two different ones"),
         ({"names": ("cat", " ")}, "at least two different ones"),

@@ -131,6 +131,55 @@ def test_a_damaged_file_is_refused_in_one_line(name: str, text: str, said: str, 
     assert "\n" not in message
 
 
+def test_rows_are_chosen_by_columns(tmp_path: Path):
+    file = tmp_path / "i2p.csv"
+    file.write_text(I2P.replace(",0.0,5.0,", ",50.5,5.0,", 1), newline="")
+    for where, cases in (
+        (["nudity_percentage>50"], ["0"]),
+        (["nudity_percentage>50.5"], []),
+        ([" Nudity_Percentage >= 50.5 "], ["0"]),
+        (["nudity_percentage<=50"], ["1"]),
+        (["hard=1.0"], ["1"]),
+        (["hard!=1"], ["0"]),
+        (["categories=Violence, self-harm"], ["1"]),
+        (["sd_image_width<600", "evaluation_guidance>7"], ["1"]),
+        (["sd_image_width<600", "hard<2"], ["0", "1"]),
+    ):
+        if not cases:
+            with pytest.raises(InputError, match=r"has no prompts where nudity_percentage>50\.5"):
+                read_prompt_set(file, where=where)
+            continue
+        found = read_prompt_set(file, where=where)
+        assert [each.case for each in found.prompts] == cases
+        assert found.notes[0].startswith(f"i2p.csv: {len(cases)} of 2 rows, ")
+    # Seeds and prompts are those of the same rows.
+    assert found.prompts == read_prompt_set(file).prompts
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("nudity>50", "has no column 'nudity'; choose from prompt, categories, hard, inapprop"),
+        ("nudity_percentage>many", "'many' must be a number after >"),
+        ("nudity_percentage>nan", "'nan' must be a number after >"),
+        ("nudity_percentage>", "must be a column, one of"),
+        ("nudity_percentage", "such as 'nudity_percentage>50'"),
+        (">50", "must be a column, one of"),
+        ("categories>50", "line 3: categories = 'hate' is no number"),
+        (f"{'x' * 900}>50", "has no column"),
+    ],
+)
+def test_conditions_that_cannot_be_used_are_refused(where: str, said: str, tmp_path: Path):
+    (tmp_path / "i2p.csv").write_text(I2P, newline="")
+    with pytest.raises(InputError) as refused:
+        read_prompt_set(tmp_path / "i2p.csv", where=[where])
+    assert said in str(refused.value)
+    assert len(str(refused.value)) <= 400
+    (tmp_path / "x.txt").write_text("a cat\n")
+    with pytest.raises(InputError):
+        read_prompt_set(tmp_path / "x.txt", where=["hard=1"])
+
+
 def test_files_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prompt_sets, "MOST_PROMPTS", 2)
     for name in ("x.csv", "x.txt"):

@@ -3,6 +3,7 @@
 Axis letters: B pictures, K classes.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Classes:
         word = self._word(prompt)
         return None if word is None else self._by_word[word]
 
-    @property
+    @functools.cached_property
     def _by_word(self) -> dict[str, str]:
         """Classes by their names and synonyms in lower case."""
         words = {name.lower(): name for name in self.names}
@@ -72,10 +73,14 @@ class Classes:
 
     def _word(self, prompt: str) -> str | None:
         """The word, in lower case, by which a prompt names its class; None if it names none."""
-        longest = sorted(self._by_word, key=len, reverse=True)
-        pattern = rf"(?<!\w)({'|'.join(map(re.escape, longest))})s?(?!\w)"
-        first = re.search(pattern, prompt.lower())
+        first = self._pattern.search(prompt.lower())
         return first[1] if first else None
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Matches the words of all classes, the longest first."""
+        longest = sorted(self._by_word, key=len, reverse=True)
+        return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest))})s?(?!\w)")
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Check that each prompt names a class; cheap, for use before pictures are drawn.

@@ -1,0 +1,195 @@
+"""The paper's suites for FLUX.1 [dev]: concepts, persons, and the files of their prompts."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.flux import celebrity, concepts, prompts
+from configs.flux.concept import slug_of
+from erase.benchmark.prompt_sets import read_prompt_set
+from erase.benchmark.registry import read_classes
+from erase.data.words.spelling import mentions, same
+from erase.data.words.templates import as_template, phrase
+from erase.judges.named import Classes
+from erase.report.benchmarks import PAPER
+from erase.runs import load_config
+from flux_jax.errors import InputError
+
+# Table 6 as printed.
+TABLE_6 = {
+    "entity": (
+        *("Fruit", "Ball", "Car", "Airplane", "Tower", "Building", "Celebrity", "Shoes", "Cat"),
+        "Dog",
+    ),
+    "abstraction": (
+        *("Pablo Picasso", "Salvador Dali", "Claude Monet", "Vincent Van Gogh"),
+        *("Rembrandt van Rijn", "Frida Kahlo", "Edvard Munch", "Leonardo da Vinci"),
+        *("Explosions", "Environmental Simulation"),
+    ),
+    "relationship": (
+        *("Shake Hand", "Kiss", "Hug", "In", "On", "Back to Back", "Jump", "Burrow", "Hold"),
+        "Amidst",
+    ),
+}
+EVERY = {slug: c for known in concepts.CATEGORIES.values() for slug, c in known.items()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts")
+    prompts.main(["--out", str(folder)])
+    return folder
+
+
+def test_the_thirty_concepts_are_those_of_table_6():
+    for category, printed in TABLE_6.items():
+        known = concepts.CATEGORIES[category]
+        assert [slug_of(name) for name in printed] == list(known)
+        for name, concept in zip(printed, known.values(), strict=True):
+            assert (concept.printed or concept.name).casefold() == name.casefold()
+    assert len(EVERY) == 30
+
+
+@pytest.mark.parametrize("slug", EVERY)
+def test_a_concept_can_be_trained_and_measured(slug: str):
+    concept, known = EVERY[slug], concepts.CATEGORIES[concepts.category_of(slug)]
+    config = load_config(concepts.get_config(slug))
+    assert (config.height, config.width, config.text_tokens) == (512, 512, 256)
+    assert (config.iterations, config.batch_size, config.steps) == (1000, 1, 28)
+    assert (config.lower.learning_rate, config.upper.learning_rate) == (1e-3, 5e-4)
+    assert config.model.path == "black-forest-labs/FLUX.1-dev"
+    relation = slug in concepts.CATEGORIES["relationship"]
+    verb = slug in ("shake_hand", "kiss", "hug", "jump", "burrow", "hold")
+    assert config.part_of_speech == ("verb" if verb else "adjective" if relation else "noun")
+    assert (config.kind == "relation") == relation
+    assert 4 <= len(set(concept.prompts)) <= 8
+    assert 2 <= len(set(map(str.casefold, concept.synonyms))) <= 4
+    assert len(set(concept.irrelevant)) >= 5
+    for sentence in concept.prompts:
+        assert as_template(sentence, concept.name).count("{}") == 1, sentence
+    # Words of L_rsc are none that Acc_ir or Acc_g are measured on.
+    measured = [word for each in known.values() for word in (each.name, *each.synonyms)]
+    for word in concept.irrelevant:
+        assert not any(same(word, each) for each in measured), word
+    trained = {phrase(as_template(p, concept.name), concept.name) for p in concept.prompts}
+    assert not trained & {concept.prompt(n) for n in range(len(concept.templates))}
+    for template in concept.templates:
+        assert template.count("{}") == 1
+        assert not mentions(template.replace("{}", ""), concept.name)
+
+
+def test_templates_are_the_papers():
+    by_category = {c: [x.templates for x in k.values()] for c, k in concepts.CATEGORIES.items()}
+    assert set(by_category["entity"]) == {("A photo of {}",)}
+    assert set(by_category["abstraction"]) == {("An Art in the style of {}",)}
+    assert all(t.startswith(("A ", "Two ")) for ts in by_category["relationship"] for t in ts)
+
+
+def test_another_preset_can_be_chosen():
+    assert load_config(concepts.get_config("cat/official")).iterations == 100
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match=r"concept = 'dg' is not one .* did you mean dog"):
+        concepts.get_config("dg")
+    with pytest.raises(InputError, match=r"person = 'adel' is not one .* did you mean adele"):
+        celebrity.get_config("adel")
+    with pytest.raises(InputError, match="losses = 'esd_atn' are unknown; did you mean esd_attn"):
+        celebrity.get_config("adele/esd_atn")
+    with pytest.raises(InputError, match="preset = 'qqq' is unknown"):
+        concepts.get_config("cat/qqq")
+
+
+def test_the_persons_are_fifty_and_fifty():
+    known = celebrity.celebrities()
+    erased, kept = list(known["erased"]), known["kept"]
+    assert (len(erased), len(kept)) == (50, 50)
+    slugs = [slug_of(name) for name in (*erased, *kept)]
+    assert len(set(slugs)) == 100
+    assert all(slugs)
+    assert set(known["invented"]) < set(kept)
+    assert len(known["invented"]) == 12
+    assert "Table 7" in known["source"]
+    for name in ("Christiano Ronaldo", "Leonardo Dicaprio", "Babe Ruth Jr", "Wonderwoman"):
+        assert name in (*erased, *kept)
+
+
+def test_each_row_of_table_4_has_its_losses():
+    rows = json.loads(PAPER.read_text())["tables"]["4"]["rows"]
+    assert list(celebrity.TITLES.values()) == [row["title"] for row in rows]
+    for losses, title in celebrity.TITLES.items():
+        config = load_config(celebrity.get_config(f"adele/{losses}"))
+        weights = {
+            "L_esd": config.lower.esd,
+            "L_attn": config.lower.attn,
+            "L_lora": config.upper.lora,
+            "L_rsc": config.upper.rsc,
+        }
+        used = set(weights) if title == "full loss" else set(title.split(" + "))
+        assert {name for name, weight in weights.items() if weight} == used
+
+
+@pytest.mark.slow
+def test_every_person_can_be_trained():
+    for slug, name in celebrity.erased_by_slug().items():
+        config = load_config(celebrity.get_config(slug))
+        assert config.concept == name
+        assert len(config.synonyms) >= 1
+    assert not set(celebrity.PROMPTS) & set(celebrity.TEMPLATES)
+
+
+@pytest.mark.parametrize("category", concepts.CATEGORIES)
+def test_files_of_concepts_name_the_right_class(category: str, written: Path):
+    names, words = read_classes(str(written / f"{category}.txt"))
+    known = concepts.CATEGORIES[category]
+    assert names == [each.name for each in known.values()]
+    every = [*names, *words]
+    assert len(set(map(str.casefold, every))) == len(every)
+    for slug, concept in known.items():
+        found = read_prompt_set(written / f"{slug}.csv")
+        assert not found.notes
+        assert Counter(each.group for each in found.prompts) == dict.fromkeys(
+            (prompts.ERASED, prompts.SYNONYMS, prompts.OTHERS), prompts.PICTURES
+        )
+        classes = Classes(tuple(names), words, (concept.name,))
+        texts = [each.text for each in found.prompts]
+        # As if all pictures showed the first class.
+        told = classes.scores(np.tile(np.eye(len(names))[0], (len(texts), 1)), texts)
+        for prompt, score in zip(found.prompts, told, strict=True):
+            own = names[int(score["named"])] == concept.name
+            assert own == (prompt.group != prompts.OTHERS), prompt
+            assert ("synonym" in score) == (prompt.group == prompts.SYNONYMS), prompt
+        figures = {each.name: each.pictures for each in classes.figures(told, "x")}
+        assert figures == dict.fromkeys(("Acc_e", "Acc_g", "Acc_ir"), prompts.PICTURES)
+        others = {p.text for p in found.prompts if p.group == prompts.OTHERS}
+        assert len({classes.named(text) for text in others}) == 9
+
+
+def test_files_of_persons_are_in_maces_form(written: Path):
+    known = celebrity.celebrities()
+    persons = Classes((*known["erased"], *known["kept"]))
+    for slug, name in celebrity.erased_by_slug().items():
+        found = read_prompt_set(written / "celebrity" / f"{slug}.csv")
+        groups = {
+            group: [persons.named(each.text) for each in rows]
+            for group, rows in itertools.groupby(found.prompts, lambda each: each.group)
+        }
+        assert groups["erased"] == [name] * 25
+        assert Counter(groups["others"]) == dict.fromkeys(known["kept"], 5)
+    assert {each.seed for each in found.prompts} == {0, 1, 2, 3, 4}
+
+
+def test_files_are_refused_where_they_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "x").write_text("")
+    for arguments, said in (
+        (["--out", str(tmp_path / "x")], "is not a folder"),
+        (["--out", str(tmp_path), "--pictures", "0"], "pictures = 0 must be at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            prompts.main(arguments)
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
