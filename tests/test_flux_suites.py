@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.flux import celebrity, concepts, prompts
+from configs.flux import average, celebrity, concepts, prompts
 from configs.flux.concept import slug_of
 from erase.benchmark.prompt_sets import read_prompt_set
 from erase.benchmark.registry import read_classes
+from erase.benchmark.results import read_result
 from erase.data.words.spelling import mentions, same
 from erase.data.words.templates import as_template, phrase
 from erase.judges.named import Classes
-from erase.report.benchmarks import PAPER
+from erase.report.benchmarks import PAPER, as_markdown, join
 from erase.runs import load_config
 from flux_jax.errors import InputError
 
@@ -180,7 +181,7 @@ def test_files_of_persons_are_in_maces_form(written: Path):
         }
         assert groups["erased"] == [name] * 25
         assert Counter(groups["others"]) == dict.fromkeys(known["kept"], 5)
-    assert {each.seed for each in found.prompts} == {0, 1, 2, 3, 4}
+        assert {each.seed for each in found.prompts} == {0, 1, 2, 3, 4}
 
 
 def test_files_are_refused_where_they_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -193,3 +194,52 @@ def test_files_are_refused_where_they_cannot_be(tmp_path: Path, capsys: pytest.C
             prompts.main(arguments)
         assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+def result(value: float, title: str = "runs/x", **settings: object) -> dict:
+    figures = [
+        {"name": n, "unit": "%", "value": v, "low": 0.0, "high": 1.0, "pictures": 50}
+        for n, v in (("Acc_e", value), ("Acc_ir", 100.0))
+    ]
+    judge = {"judge": "classes", "description": {"model": "m"}, "figures": figures, "groups": {}}
+    rows = [{"title": title, "adapters": [title], "pictures": 150, "judges": [judge]}]
+    base = {"title": "base model", "adapters": [], "pictures": 150, "judges": [judge]}
+    common = {"steps": 28, "prompts_sha256": str(value), **settings}
+    head = {"format": "erase-anything benchmark 1", "model": "flux", "prompts": "p.csv"}
+    return {**head, "settings": common, "notes": [], "rows": [base, *rows]}
+
+
+def test_rows_are_averaged_over_concepts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = []
+    for number, value in enumerate((10.0, 20.0, 60.0)):
+        files.append(str(tmp_path / f"{number}.json"))
+        Path(files[-1]).write_text(json.dumps(result(value)))
+    out = tmp_path / "entity.json"
+    average.main([*files, "--title", "EraseAnything (entity)", "--out", str(out)])
+    found = read_result(out)
+    (row,) = found["rows"]
+    assert (row["title"], row["pictures"]) == ("EraseAnything (entity)", 450)
+    erased, others = row["judges"][0]["figures"]
+    # The mean, and Student's t for two degrees of freedom: 4.3027 x 26.4575 / sqrt(3) = 65.72.
+    assert (erased["value"], erased["low"]) == (30.0, 0.0)
+    assert erased["high"] == pytest.approx(95.72, abs=0.01)
+    assert (others["value"], others["low"], others["high"]) == (100.0, 100.0, 100.0)
+    assert erased["pictures"] == 150
+    table = as_markdown(join([found]))
+    assert "| EraseAnything (entity) | 30.0 [0.0, 95.7] | 100.0 [100.0, 100.0] |" in table
+    assert "| EraseAnything (entity) (paper's Table 3) | 12.5 | 91.7 |" in table
+    for changed, said in (
+        (result(1.0, steps=4), "steps = 4 differs from 28"),
+        (result(1.0) | {"rows": []}, "has 0 rows with adapters"),
+        (result(1.0) | {"rows": result(1.0)["rows"][1:] * 2}, "has 2 rows with adapters"),
+    ):
+        (tmp_path / "odd.json").write_text(json.dumps(changed))
+        with pytest.raises(SystemExit):
+            average.main([files[0], str(tmp_path / "odd.json"), "--title", "x", "--out", str(out)])
+        assert said in capsys.readouterr().err
+    other = result(1.0)
+    other["rows"][1]["judges"] = []
+    (tmp_path / "odd.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit):
+        average.main([files[0], str(tmp_path / "odd.json"), "--title", "x", "--out", str(out)])
+    assert "its judge classes differs" in capsys.readouterr().err
