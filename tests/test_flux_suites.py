@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ from configs.flux.concept import slug_of
 from erase.benchmark.prompt_sets import read_prompt_set
 from erase.benchmark.registry import read_classes
 from erase.benchmark.results import read_result
+from erase.config.schema import BankConfig
+from erase.data.words.irrelevant import listed
 from erase.data.words.spelling import mentions, same
 from erase.data.words.templates import as_template, phrase
 from erase.judges.named import Classes
+from erase.methods.configured import plan_of
 from erase.report.benchmarks import PAPER, as_markdown, join
 from erase.runs import load_config
+from flux_jax import load
 from flux_jax.errors import InputError
 
 # Table 6 as printed.
@@ -132,6 +137,24 @@ def test_each_row_of_table_4_has_its_losses():
         }
         used = set(weights) if title == "full loss" else set(title.split(" + "))
         assert {name for name, weight in weights.items() if weight} == used
+
+
+@pytest.mark.slow
+def test_the_concept_s_tokens_are_found_in_every_sentence_and_form():
+    """With the small model's tokenizer, which splits words as FLUX.1's does, into other pieces."""
+    pipe = load("models/emoji-flux")
+    pipe.tokenizer_2.model_max_length = 256
+    configs = [load_config(concepts.get_config(slug)) for slug in EVERY]
+    configs += [load_config(celebrity.get_config(slug)) for slug in ("adele", "jay_z", "dr_dre")]
+    for config in configs:
+        count = len(config.prompts)
+        small = replace(config, height=64, width=64, bank=BankConfig(count, 1.0))
+        planned = plan_of(small, pipe, listed(small))
+        assert planned.masks.shape[:2] == (
+            count,
+            1 + len(config.synonyms) + len(config.irrelevant),
+        )
+        assert planned.masks.any(-1).all(), config.concept
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from configs.flux.concept import Concept, by_slug
 TEMPLATES = ("An Art in the style of {}",)
 SHARED = ("a painting in the style of {}", "a landscape with a river in the style of {}")
 OTHER_ARTISTS = (
-    *("Johannes Vermeer", "Katsushika Hokusai", "Gustav Klimt", "Paul Cézanne"),
+    *("Johannes Vermeer", "Katsushika Hokusai", "Gustav Klimt", "Georges Seurat"),
     *("Wassily Kandinsky", "a watercolor", "a pencil sketch", "pixel art", "a mosaic"),
 )
 
@@ -32,7 +32,7 @@ ABSTRACTIONS = by_slug(
         ),
         _artist(
             "Salvador Dali",
-            ("Dali", "Salvador Dalí", "Salvador Domingo Dali"),
+            ("Dali", "S. Dali", "Salvador Domingo Dali"),
             ("a watch on a branch", "elephants in a desert", "an egg on a beach", "a telephone"),
         ),
         _artist(
@@ -62,7 +62,7 @@ ABSTRACTIONS = by_slug(
         ),
         _artist(
             "Leonardo da Vinci",
-            ("da Vinci", "Leonardo", "Leonardo di ser Piero da Vinci"),
+            ("da Vinci", "Leonardo", "Leonardo of Vinci"),
             ("a lady with folded hands", "a supper", "a flying machine", "a study of a horse"),
         ),
         Concept(
