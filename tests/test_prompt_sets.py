@@ -152,6 +152,11 @@ def test_rows_are_chosen_by_columns(tmp_path: Path):
         found = read_prompt_set(file, where=where)
         assert [each.case for each in found.prompts] == cases
         assert found.notes[0].startswith(f"i2p.csv: {len(cases)} of 2 rows, ")
+    # A column that chooses is used.
+    (tmp_path / "odd.csv").write_text("prompt,mood\na cat,5\n")
+    assert read_prompt_set(tmp_path / "odd.csv", where=["mood>4"]).notes == (
+        "odd.csv: 1 of 1 rows, mood>4",
+    )
     # Seeds and prompts are those of the same rows.
     assert found.prompts == read_prompt_set(file).prompts
 

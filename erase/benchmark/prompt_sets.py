@@ -225,7 +225,8 @@ def _of_table(
     reader = _Reader(path, header, {name: _place(names, each) for name, each in FIELDS.items()})
     chosen = rows_where(rows[1:], where, names, path)
     prompts = [reader.prompt(line, row, place) for line, row in chosen if row[place].strip()]
-    notes = _notes(path, header, names, place, len(chosen) - len(prompts))
+    chosen_by = [each.column for each in where]
+    notes = _notes(path, header, (*KNOWN, *chosen_by), place, len(chosen) - len(prompts))
     if where:
         which = " and ".join(shortened(str(each), 60) for each in where)
         notes = (f"{path.name}: {len(chosen):,} of {len(rows) - 1:,} rows, {which}", *notes)
@@ -275,11 +276,12 @@ def _place(names: Sequence[str], wanted: Sequence[str]) -> int | None:
 
 
 def _notes(
-    path: Path, header: Sequence[str], names: Sequence[str], place: int, empty: int
+    path: Path, header: Sequence[str], known: Sequence[str], place: int, empty: int
 ) -> tuple[str, ...]:
     """Name the columns that are unknown, the choice between prompts, and empty rows."""
     notes = []
-    unknown = [shortened(h, 30) for h, name in zip(header, names, strict=True) if name not in KNOWN]
+    names = [name.lower() for name in header]
+    unknown = [shortened(h, 30) for h, name in zip(header, names, strict=True) if name not in known]
     unknown = [name for name in unknown if name != shortened(header[place], 30)]
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
