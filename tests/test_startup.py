@@ -104,6 +104,7 @@ MISTAKES = [
     ("plan --config configs/flux/concepts.py:qqq", "concept = 'qqq' is not one of the paper's"),
     ("plan --config configs/flux/celebrity.py:adele/qqq", "losses = 'qqq' are unknown"),
     (f"{BENCHMARK} --fid_weights x", "fid_weights is for --reference, which is not there"),
+    (f"{BENCHMARK} --reference_judge x", "reference_judge is for --reference, which is not"),
     (f"{BENCHMARK} --adapter ,", "adapter = ',' has a name missing; name a file or folder"),
     (f"{BENCHMARK} --seed -1", "seed = -1 must be from 0 to 4294967295"),
     (f"{BENCHMARK} --seed 4294967295", "must be from 0 to 4294967295"),

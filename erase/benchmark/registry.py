@@ -36,6 +36,7 @@ JUDGES = {
 
 # What compares folders of pictures, and the reader of the trunk of `persons`.
 FID, TRUNK = "erase.judges.fid:FID", "erase.judges.mobilenet:Trunk"
+FRECHET = "erase.judges.frechet:JudgeFrechet"
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,19 @@ def open_judge(text: str, options: JudgeOptions | None = None) -> PictureJudge:
     return load(value) if value else load()
 
 
-def open_fid(weights: str | None) -> Any:
-    """Open the comparison of folders of pictures.
+def open_distance(weights: str | None, judge: str | None = None) -> tuple[str, Any]:
+    """Open the comparison of folders of pictures: its name in results, and the object.
 
     Args:
-        weights: file of its network; None for the one that the package downloads.
+        weights: file of FID's network; None for the one that the package downloads.
+        judge: folder of a judge, whose features are compared instead; None for FID.
 
     Raises:
-        InputError: the package is not installed, or the file cannot be used.
+        InputError: the package is not installed, or the file or folder cannot be used.
     """
-    return pkgutil.resolve_name(FID)(None if weights is None else Path(weights))
+    if judge is not None:
+        return "frechet", pkgutil.resolve_name(FRECHET).load(judge)
+    return "fid", pkgutil.resolve_name(FID)(None if weights is None else Path(weights))
 
 
 def read_classes(path: str) -> tuple[list[str], dict[str, str]]:

@@ -17,7 +17,7 @@ import jax
 
 from erase.benchmark.draw import Drawing, cut_note, draw_all, on_all_devices
 from erase.benchmark.prompt_sets import BenchmarkPrompt, PromptSet
-from erase.benchmark.registry import open_fid
+from erase.benchmark.registry import open_distance
 from erase.benchmark.results import (
     FORMAT,
     PICTURES,
@@ -59,8 +59,9 @@ class BenchmarkOptions:
         batch: pictures drawn at once.
         first: number of prompts, from the first on; None for all.
         keep: whether pictures are kept as files.
-        reference: folder of pictures to compare each row's with by FID; None for none.
+        reference: folder of pictures to compare each row's with; None for none.
         fid_weights: file of FID's network; None for the one that its package downloads.
+        reference_judge: folder of a judge, whose features are compared; None for FID.
     """
 
     steps: int = 28
@@ -74,6 +75,7 @@ class BenchmarkOptions:
     keep: bool = True
     reference: Path | None = None
     fid_weights: str | None = None
+    reference_judge: str | None = None
 
 
 def benchmark(
@@ -112,7 +114,7 @@ def benchmark(
     settings = common_settings(pipe, model, prompts, options)
     pipe = on_all_devices(pipe, min(options.batch, len(every)))
     groups = {n: group for n, group in enumerate(e.group for e in prompts.prompts) if group}
-    records = []
+    distance, records = _distance(options), []
     for row in rows:
         own = settings | {
             "adapters": row.split(",") if row else [],
@@ -120,7 +122,7 @@ def benchmark(
         }
         opened = opened_in_first(out / folder_name(row), own, judges, options.keep)
         _draw(pipe, every, opened, options, (row, adapters[row]))
-        judged = opened.records(every, groups) + _compared(opened, options)
+        judged = opened.records(every, groups) + _compared(opened, options, distance)
         records.append(
             RowRecord(
                 title=row or BASE, adapters=own["adapters"], pictures=len(every), judges=judged
@@ -174,15 +176,24 @@ def _draw(
     opened.judge_kept(every, options.batch)
 
 
-def _compared(opened: Row, options: BenchmarkOptions) -> list[JudgeRecord]:
-    """Compare a row's pictures with those of the reference folder, in the first process."""
+def _distance(options: BenchmarkOptions) -> tuple[str, Any]:
+    """Open the comparison with the reference folder, in the first process, if there is one."""
     if options.reference is None or not processes.first():
+        return "", None
+    return open_distance(options.fid_weights, options.reference_judge)
+
+
+def _compared(
+    opened: Row, options: BenchmarkOptions, distance: tuple[str, Any]
+) -> list[JudgeRecord]:
+    """Compare a row's pictures with those of the reference folder."""
+    name, compare = distance
+    if options.reference is None or compare is None:
         return []
-    fid = open_fid(options.fid_weights)
-    figure = fid.between(opened.folder / PICTURES, options.reference)
+    figure = compare.between(opened.folder / PICTURES, options.reference)
     figures = [cast(FigureRecord, asdict(figure))]
-    about = {**fid.description, "reference": options.reference.name}
-    return [{"judge": "fid", "description": about, "figures": figures, "groups": {}}]
+    about = {**compare.description, "reference": options.reference.name}
+    return [{"judge": name, "description": about, "figures": figures, "groups": {}}]
 
 
 def drawings(pipe: Pipeline, prompts: PromptSet, options: BenchmarkOptions) -> list[Drawing]:

@@ -12,7 +12,8 @@ Each --adapter is a row of the table; adapters separated by commas are added up 
 any, the row is the base model's. Judges are nudenet (or nudenet=THRESHOLD), clip (or clip=FOLDER),
 classes=FILE (CLIP; a class per line, "cat: kitty, feline" with synonyms), persons=FOLDER, q16=FILE
 and emoji=FOLDER, the small model's.
---reference compares each row's pictures with a folder, by FID.
+--reference compares each row's pictures with a folder, by FID, or with --reference_judge by the
+Fréchet distance of the features of the small model's judge.
 
 A killed command continues when it is run again: no picture is drawn twice, and pictures that were
 kept are judged by further judges without drawing. Prompts over the model's limit of tokens are cut,
@@ -65,6 +66,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the judge persons.")
     flags.DEFINE_string("reference", None, "Folder of pictures to compare with, by FID.")
+    flags.DEFINE_string(
+        "reference_judge", None, "Judge's folder: compare its features instead of FID's."
+    )
     flags.DEFINE_string("fid_weights", None, "FID's network; by default the package fetches it.")
     flags.DEFINE_integer("steps", 28, "Euler steps.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Guidance of all prompts; by default their own, or 3.5.")
@@ -106,8 +110,11 @@ def check_used(given: Any, judges: Iterable[str]) -> None:
     for flag, needed in OF_JUDGES.items():
         if given[flag].value and not there.intersection(needed):
             raise InputError(f"{flag} is for --judge {' or '.join(needed)}, which is not there")
-    if given.fid_weights is not None and given.reference is None:
-        raise InputError("fid_weights is for --reference, which is not there")
+    for flag in ("fid_weights", "reference_judge"):
+        if given[flag].value is not None and given.reference is None:
+            raise InputError(f"{flag} is for --reference, which is not there")
+    if given.fid_weights is not None and given.reference_judge is not None:
+        raise InputError("fid_weights and reference_judge are both there; leave one out")
 
 
 def check_reference(folder: str, keep: bool) -> None:
@@ -129,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     begin(argv, "prompts are given with --prompts")
     given = flags.FLAGS
     from erase.benchmark.prompt_sets import read_prompt_set
-    from erase.benchmark.registry import JudgeOptions, open_fid, open_judge, parse_judge
+    from erase.benchmark.registry import JudgeOptions, open_distance, open_judge, parse_judge
     from flux_jax.settings import check_sampling, check_seeds
     from flux_jax.system.files import check_folder
     from flux_jax.weights.hub import check_model
@@ -166,6 +173,7 @@ def main(argv: Sequence[str]) -> None:
         given.keep_pictures,
         None if given.reference is None else Path(given.reference),
         given.fid_weights,
+        given.reference_judge,
     )
     judging = JudgeOptions(
         tuple(given.find), tuple(given.erased), given.trunk, given.clip_model, given.template
@@ -176,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
         judges = {text: open_judge(text, judging) for text in given.judge}
         if given.reference is not None:
             # Before drawing, since its package may be missing.
-            open_fid(given.fid_weights)
+            open_distance(given.fid_weights, given.reference_judge)
         with lock.locked([lock.of_folder(out)]):
             result = benchmark(given.model, prompts, rows, judges, out, options)
             say(write_tables(out, [result]))
