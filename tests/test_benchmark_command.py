@@ -270,6 +270,10 @@ def test_long_prompts_are_cut_as_in_diffusers_and_counted(tiny_folder: Path):
     every = [draw.Drawing(0, "a cat", 0, 3.5, 16, 16)]
     assert any("no guidance" in line for line in notes_on(without, PROMPTS, every, OPTIONS))
     assert not any("no guidance" in line for line in notes_on(pipe, PROMPTS, every, OPTIONS))
+    # The file's sizes are named only if they are others.
+    for height, notes in ((16, 0), (32, 1)):
+        sized = PromptSet("s.csv", (BenchmarkPrompt("a cat", height=height, width=16),))
+        assert len(notes_on(pipe, sized, every, OPTIONS)) == notes
 
 
 def test_batches_have_one_number_of_pictures_for_each_size():

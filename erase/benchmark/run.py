@@ -249,10 +249,12 @@ def notes_on(
     own = any(each.guidance is not None for each in prompts.prompts)
     if not embeds and (own or options.guidance is not None):
         lines.append("this model has no guidance: that of the prompt set or --guidance is ignored")
-    if not options.own_sizes and any(each.height or each.width for each in prompts.prompts):
+    size = every[0].height, every[0].width
+    own_sizes = {(p.height or size[0], p.width or size[1]) for p in prompts.prompts}
+    if not options.own_sizes and own_sizes != {size}:
         lines.append(
-            f"{prompts.name}: its picture sizes are not used, but {every[0].height} x "
-            f"{every[0].width}; --own_sizes uses them"
+            f"{prompts.name}: its picture sizes are not used, but {size[0]} x {size[1]}; "
+            "--own_sizes uses them"
         )
     return [f"{prompts.name}: {line}" if line == lines[0] else line for line in lines if line]
 
