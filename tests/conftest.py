@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,12 @@ def pytest_collection_finish() -> None:
     """Leave what all tests have imported out of later collections."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """End the process that ran commands, if a test started it."""
+    if "helpers.warm" in sys.modules:
+        sys.modules["helpers.warm"].close()
 
 
 @pytest.fixture(scope="module", autouse=True)

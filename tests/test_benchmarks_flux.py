@@ -4,7 +4,6 @@ import functools
 import itertools
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from helpers import warm
 from helpers.small import CONFIG, SIZES
 from rich.console import Console
 
@@ -325,11 +325,10 @@ def test_a_process_that_a_work_ends_has_a_successor(
 def test_the_command_keeps_a_file(tmp_path: Path):
     file = tmp_path / "flux.json"
     file.write_text(json.dumps({"ours": measured(forward_512=0.06)}))
-    command = [sys.executable, "-m", "benchmarks.speed.flux", "--out", str(file)]
+    command = ("-m", "benchmarks.speed.flux", "--out", file)
 
     def ended(*more: str) -> subprocess.CompletedProcess:
-        given = [*command, *more]
-        return subprocess.run(given, capture_output=True, text=True, check=False, cwd=ROOT)
+        return warm.run(*command, *more)
 
     done = ended()
     assert done.returncode == 2

@@ -1,8 +1,6 @@
 """The comparison with diffusers, on a tiny pipeline in float32, where both must agree."""
 
 import json
-import subprocess
-import sys
 import weakref
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import tiny
+from helpers import warm
 from rich.console import Console
 
 from benchmarks.parity import diffusers, parity
@@ -195,13 +193,7 @@ def test_the_command_compares_in_bfloat16(setting: Setting, tmp_path: Path):
     file = tmp_path / "parity.json"
     given = {"model": setting.folder, "adapter": setting.lora, "out": file, "pixels": 16}
     arguments = [f"--{name}={value}" for name, value in given.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.parity.parity", *arguments, "--text_tokens=5"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tiny.ROOT,
-    )
+    done = warm.run("-m", "benchmarks.parity.parity", *arguments, "--text_tokens=5")
     assert done.returncode == 0, done.stderr
     assert "Velocity in bfloat16" in done.stdout
     found = json.loads(file.read_text())

@@ -1,15 +1,13 @@
 """erase.evaluation.calibrate: bisection, similarity, and runs with and without a judge."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import tiny, warm
 
 from convert.adapters.files import write_lora
 from erase.config.schema import Config, EarlyStop, Evaluation
@@ -137,13 +135,8 @@ def test_the_command_reads_a_runs_folder(adapter: Adapter, tiny_folder: Path, tm
         "        evaluation={'steps': 2, 'pictures': 0})\n"
     )
     write_lora(tmp_path / "run" / "adapter", adapter.lora, adapter.alpha)
-    command = [sys.executable, "-m", "erase.cli.calibrate", "--config", file, "--workdir"]
-    done = subprocess.run(
-        [*command, tmp_path / "run", "--drop", "0.000001", "--tolerance", "1"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ("-m", "erase.cli.calibrate", "--config", file, "--workdir", tmp_path / "run")
+    done = warm.run(*command, "--drop", "0.000001", "--tolerance", "1")
     assert done.returncode == 0, done.stderr
     assert "'cat': strength" in done.stdout
     assert (tmp_path / "run" / CALIBRATION).is_file()

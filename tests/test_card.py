@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers import tiny
+from helpers import tiny, warm
 from markdown_it import MarkdownIt
 
 from convert import lora
@@ -164,13 +162,7 @@ def test_the_snippets_of_a_run_run_as_printed(
     assert (tmp_path / "run" / "adapter" / "before_after.png").is_file()
     snippet = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippet) == 1
-    done = subprocess.run(
-        [sys.executable, "-c", snippet[0]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run("-c", snippet[0], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "after.png").is_file()
     (command,) = re.findall(r" ```sh\n(.*?)\n *```", text, re.DOTALL)

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 from absl import app, flags
+from helpers import warm
 from helpers.tiny import ROOT
 
 from convert.arguments import Parser
@@ -277,8 +278,7 @@ def test_a_process_ends_with_code_0_after_help(flag: str):
     ],
 )
 def test_what_a_command_finds_once_it_begins_is_one_line_too(arguments: str, said: str):
-    command = [sys.executable, "-m", *arguments.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm.run("-m", *arguments.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch("error: .*\n", done.stderr), done.stderr
     assert said in done.stderr

@@ -4,7 +4,6 @@ import filecmp
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from helpers import tiny
+from helpers import tiny, warm
 
 from convert.pipeline import convert
 from flux_jax.errors import InputError
@@ -218,13 +217,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tiny_folder, tmp_path):
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "convert.pipeline", *map(str, arguments)],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return warm.run("-m", "convert.pipeline", *arguments)
 
 
 @pytest.mark.slow

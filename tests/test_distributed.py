@@ -1,16 +1,14 @@
 """Two processes on one machine: they train, checkpoint and resume together, or report an error."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import jax
 import numpy as np
 import pytest
-from helpers.devices import TESTS
+from helpers import warm
 
 from convert.adapters.files import read_lora
 from erase.runs import load_runs
@@ -40,31 +38,20 @@ def get_config():
 """
 
 
-def start(workdir: Path, *flags: str) -> list[subprocess.CompletedProcess[str]]:
+def start(workdir: Path, *flags: str) -> list[CompletedProcess[str]]:
     """Run the command in two connected processes of one device each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     started = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "erase.train", "--workdir", str(workdir)),
-                *(f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={index}"),
-                *(flag.replace("INDEX", str(index)) for flag in flags),
-            ],
-            cwd=TESTS.parent,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        warm.Command(
+            *("-m", "erase.train", "--workdir", workdir),
+            *(f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={index}"),
+            *(flag.replace("INDEX", str(index)) for flag in flags),
         )
         for index in range(2)
     ]
-    done = []
-    for process in started:
-        out, err = process.communicate(timeout=600)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return done
+    return [process.wait() for process in started]
 
 
 @pytest.fixture(scope="module")
@@ -131,15 +118,8 @@ def test_processes_with_other_settings_end_with_a_message(
 )
 @pytest.mark.slow
 def test_incomplete_flags_are_told(config: Path, tmp_path: Path, flags: list, message: str):
-    command = [sys.executable, "-m", "erase.train", "--config", str(config), *flags]
-    done = subprocess.run(
-        [*command, "--workdir", str(tmp_path / "run")],
-        cwd=TESTS.parent,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ("-m", "erase.train", "--config", config, *flags)
+    done = warm.run(*command, "--workdir", tmp_path / "run")
     assert done.returncode == 2
     assert f"error: {message}" in done.stderr
     assert "Traceback" not in done.stderr

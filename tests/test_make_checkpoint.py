@@ -1,7 +1,5 @@
 """Random checkpoints of FLUX.1's size: names and shapes are those of the PyTorch models."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from helpers import tiny
+from helpers import warm
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from benchmarks.make_checkpoint import configs, make, random_tensor
@@ -126,8 +124,7 @@ def len_of(read: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["--layout=original"])
 def test_bad_input_ends_with_code_2(layout: str, tmp_path: Path):
-    command = [sys.executable, "-m", "benchmarks.make_checkpoint", str(tmp_path), layout]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    done = warm.run("-m", "benchmarks.make_checkpoint", tmp_path, layout)
     assert done.returncode == 2
     assert f"error: {tmp_path} exists" in done.stderr
 

@@ -1,15 +1,13 @@
 """Memory estimates of a run, and the advice when it does not fit."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import tiny
+from helpers import tiny, warm
 
 from configs import nudity
 from erase.config.schema import Config, Evaluation
@@ -126,12 +124,11 @@ def test_whether_it_fits_is_told(
 
 @pytest.mark.slow
 def test_the_command_plans_without_a_folder(tmp_path: Path):
-    command = [sys.executable, "-m", "erase.train", "--config", "configs/emoji_cat.py"]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    command = ("-m", "erase.train", "--config", "configs/emoji_cat.py")
+    done = warm.run(*command)
     assert done.returncode == 2
     assert "error: workdir is missing: name the run's folder" in done.stderr
-    broken = [*command, "--plan", "--config.model.path=no/such/folder"]
-    done = subprocess.run(broken, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    done = warm.run(*command, "--plan", "--config.model.path=no/such/folder")
     assert done.returncode == 2
     assert "error: model = 'no/such/folder' does not exist" in done.stderr
 

@@ -4,7 +4,6 @@ import filecmp
 import json
 import shutil
 import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from helpers import tiny
+from helpers import tiny, warm
 from helpers.merging import PARTS, originals_in, pair_in, write_adapter
 from safetensors.numpy import load_file, save_file
 
@@ -332,13 +331,7 @@ def test_changed_tensors_are_made_one_after_the_other(tiny_folder, pair, tmp_pat
 @pytest.mark.slow
 def test_command_merges_and_refuses(tiny_folder, merged_folder, pair, tmp_path):
     def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "convert.merge", *map(str, arguments)],
-            cwd=tiny.ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return warm.run("-m", "convert.merge", *arguments)
 
     result = command(tiny_folder, *given(*pair), tmp_path / "new")
     assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'new'}\n")

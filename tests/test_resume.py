@@ -2,23 +2,17 @@
 
 import json
 import math
-import multiprocessing
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from helpers.devices import TESTS, run_on
+from helpers import warm
+from helpers.devices import run_on
 from helpers.small_training import preempted, trained, training
-from tqdm import tqdm
 
 from erase.config.schema import Checkpoints
 from erase.methods.settings.erase_anything import Upper
@@ -28,7 +22,7 @@ from erase.training import checkpoints, metrics
 from erase.training.loop import train
 from flux_jax.errors import InputError, PreemptedError
 
-KILLS, ITERATIONS = 8, 100
+ITERATIONS = 60
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
@@ -38,70 +32,62 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 def begin(folder: str) -> None:
     """Main function of a process to kill: train, and save the final state."""
-    # Locks shared between processes would outlive a killed process.
-    tqdm.set_lock(threading.RLock())
     # One level is enough here, and compiles sooner.
     last = trained(Path(folder), iterations=ITERATIONS, upper=Upper(lora=0.0, rsc=0.0))
     np.savez(Path(folder) / "last.npz", *last)
 
 
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], BaseProcess]:
-    """Start training processes, each forked from one that has imported the slow modules."""
-    for name, value in (
-        ("JAX_PLATFORMS", "cpu"),
-        ("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache")),
-        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
-    ):
-        monkeypatch.setenv(name, value)
-    processes = multiprocessing.get_context("forkserver")
-    # No arrays are created there: a process that has computed cannot be forked.
-    processes.set_forkserver_preload(["erase.training.loop"])
-
-    def started(workdir: Path) -> BaseProcess:
-        process = processes.Process(target=begin, args=(str(workdir),))
-        process.start()
-        return process
-
-    return started
-
-
-def ended(process: BaseProcess) -> int | None:
-    process.join(timeout=600)
-    return process.exitcode
+def written_now(folder: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any("tmp" in path.name for path in folder.glob("*"))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
-    start: Callable[[Path], BaseProcess], tmp_path: Path
-):
-    """Killed at any moment; writing a checkpoint every other iteration takes most of the time."""
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path: Path):
+    """Killed during preparation, between checkpoints, and while one is written.
+
+    `benchmarks.torture` kills at hundreds of random moments.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(folder: Path) -> warm.Command:
+        code = f"import test_resume; test_resume.begin({str(folder)!r})"
+        return warm.Command("-c", code, env=cache)
+
     for folder in (whole, killed):
         folder.mkdir()
     # The first one compiles.
-    assert ended(start(whole)) == 0
-    rng, reached, writing = np.random.default_rng(0), [0], 0
-    for number in range(KILLS):
-        process, folder = start(killed), killed / CHECKPOINTS
-        # Some are killed during preparation, the others after further progress.
-        if number % 4:
-            while process.is_alive() and newest(folder) <= reached[-1]:
-                time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.15 if number % 4 else 3))
-        assert process.is_alive(), "there was nothing left to kill"
-        process.kill()
-        assert ended(process) == -signal.SIGKILL
-        writing += any("tmp" in path.name for path in folder.glob("*"))
+    assert (done := start(whole).wait()).returncode == 0, done.stderr
+    folder, reached = killed / CHECKPOINTS, [0]
+    for moment in ("preparation", "between", "writing"):
+        process = start(killed)
+        while moment != "preparation" and newest(folder) <= reached[-1]:
+            assert process.running(), "there was nothing left to kill"
+            time.sleep(0.01)
+        time.sleep(1 if moment == "preparation" else 0.05)
+        while moment == "writing":
+            assert process.running(), "no checkpoint was seen while it was written"
+            process.send_signal(signal.SIGSTOP)
+            if written_now(folder):
+                break
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait().returncode == -signal.SIGKILL, "there was nothing left to kill"
+        assert written_now(folder) or moment != "writing"
         reached.append(newest(folder))
     assert reached == sorted(reached)
-    assert ended(start(killed)) == 0
+    assert reached[-1] < ITERATIONS
+    assert (done := start(killed).wait()).returncode == 0, done.stderr
     assert lines(killed) == lines(whole)
     with np.load(whole / "last.npz") as a, np.load(killed / "last.npz") as b:
         assert a.files == b.files
         for name in a.files:
             np.testing.assert_array_equal(a[name], b[name])
-    print(f"killed after checkpoints {reached}, {writing} times while one was written")
 
 
 def newest(folder: Path) -> int:
@@ -238,24 +224,20 @@ def test_the_command_stops_with_code_75_and_goes_on(tiny_folder: Path, tmp_path:
         " lower={'attn': 0.0},"
         " evaluation={'pictures': 0})\n"
     )
-    command = [sys.executable, "-m", "erase.train", f"--config={config}"]
-    command.append(f"--workdir={tmp_path / 'run'}")
-    child = subprocess.Popen(
-        command, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = ["-m", "erase.train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    child = warm.Command(*command)
     metrics = tmp_path / "run" / "metrics.jsonl"
     for _ in range(6000):
         if metrics.is_file() and metrics.stat().st_size:
             break
         time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=600)
-    assert child.returncode == PreemptedError.exit_code, said
-    assert "error: SIGTERM: stopped and saved after iteration" in said
-    assert "Traceback" not in said
+    ended = child.wait()
+    assert ended.returncode == PreemptedError.exit_code, ended.stderr
+    assert "error: SIGTERM: stopped and saved after iteration" in ended.stderr
+    assert "Traceback" not in ended.stderr
     stopped = checkpoints.usable(tmp_path / "run")
     assert 0 < stopped < 3000
-    command.append(f"--config.iterations={stopped + 1}")
-    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    done = warm.run(*command, f"--config.iterations={stopped + 1}")
     assert done.returncode == 0, done.stderr
     assert len(lines(tmp_path / "run")) == stopped + 1

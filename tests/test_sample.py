@@ -1,8 +1,6 @@
 """Sampling: names, adapters with strengths, and pictures that do not depend on their batch."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers import warm
 from PIL import Image
 
 from convert.adapters.files import write_lora
@@ -194,16 +193,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_command_ends_with_code_2_on_bad_input(tmp_path: Path):
-    command = [
-        sys.executable,
-        "-m",
-        "erase.cli.sample",
-        "--model",
-        str(tmp_path / "none"),
-        "--prompt",
-        "a",
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = ("-m", "erase.cli.sample", "--model", tmp_path / "none", "--prompt", "a")
+    ended = warm.run(*command)
     assert ended.returncode == 2
     assert "error: model = " in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from helpers import warm
 from helpers.endpoint import Endpoint, says
 from safetensors import safe_open
 
@@ -214,11 +213,11 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
 
 @pytest.mark.parametrize("program", ["erase.train", "erase.cli.evaluate"])
 def test_commands_end_with_code_2_and_no_traceback(program: str, finished: Path, tmp_path: Path):
-    command = [sys.executable, "-m", program, "--config", "configs/emoji_cat.py"]
+    command = ["-m", program, "--config", "configs/emoji_cat.py"]
     command += ["--workdir", str(tmp_path / "run"), "--config.model.path=no/such/folder"]
     if program == "erase.cli.evaluate":
         command.append(f"--adapter={finished}")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm.run(*command)
     assert done.returncode == 2
     assert "error: model = 'no/such/folder' does not exist" in done.stderr
     assert "Traceback" not in done.stderr
