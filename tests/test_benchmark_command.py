@@ -111,6 +111,7 @@ def picture(out: Path, number: int) -> np.ndarray:
     return np.asarray(Image.open(out / f"base/pictures/{number:06}.png")).astype(int)
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_sample_with_each_prompts_seed_and_guidance(
     finished: Path, tiny_folder: Path
 ):
@@ -211,6 +212,7 @@ def test_pictures_of_other_settings_are_refused_in_one_line(finished: Path, tiny
         file.write_text(text)
 
 
+@pytest.mark.slow
 def test_a_stopped_benchmark_goes_on_and_pictures_may_be_dropped(
     tiny_folder: Path, tmp_path: Path, drawn: list[str]
 ):
@@ -228,6 +230,7 @@ def test_a_stopped_benchmark_goes_on_and_pictures_may_be_dropped(
     assert drawn == []
 
 
+@pytest.mark.slow
 def test_adapters_are_rows_beside_the_base_model(tiny_folder: Path, tmp_path: Path):
     pipe = load(tiny_folder)
     tree = lora.init(jax.random.key(0), pipe.params["transformer"], rank=2)

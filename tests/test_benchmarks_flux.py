@@ -93,6 +93,7 @@ def test_our_other_works_are_measured():
     )
 
 
+@pytest.mark.slow
 def test_our_weights_keep_the_scale():
     params = flux_ours.random_params(TINY)
     kernel = params["dual_blocks"]["ff"]["linear_2"]["kernel"]
@@ -168,6 +169,7 @@ COUNTED = FluxConfig.from_dict(
 IMAGE, TEXT = 128, 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "with the gradient"])
 def test_operations_are_those_that_the_compiler_counts(gradient: bool):
     # Operations in a loop's body would be counted once.

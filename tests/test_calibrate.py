@@ -78,6 +78,7 @@ def config(tiny_folder: Path) -> Config:
     )
 
 
+@pytest.mark.slow
 def test_without_a_judge_pictures_must_differ_from_the_bases(
     pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path
 ):

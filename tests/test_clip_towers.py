@@ -26,6 +26,7 @@ def close(got: Any, wanted: torch.Tensor) -> None:
     np.testing.assert_allclose(np.asarray(got), theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_features_and_logits_equal_transformers(shape: str):
     model = reference(SHAPES[shape])
@@ -72,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("clip"))
 
 
+@pytest.mark.slow
 def test_a_folder_gives_the_vectors_of_transformers(folder: Path):
     clip = load(str(folder))
     texts = ["a red apple", "two cats " * 60, "a dog"]

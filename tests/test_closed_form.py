@@ -137,6 +137,7 @@ def config_of(pipe: Pipeline, folder: Path, method: str, **changes: Any) -> Conf
     return load_config(configure(**usual | changes))
 
 
+@pytest.mark.slow
 def test_inputs_are_those_of_the_layers(pipe: Pipeline, tiny_folder: Path):
     """Embedders get the encoders' outputs; inputs of blocks are means over the steps."""
     config = config_of(pipe, tiny_folder, "uce")

@@ -114,6 +114,7 @@ def test_without_other_words_nothing_is_compared(methods: Any, tmp_path: Path):
         compare.compare({"esd": runs}, tmp_path / "out.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["", "paper", "native"])
 def test_the_shipped_comparison_can_be_run_by_every_method(preset: str):
     given = emoji_compare.get_config(preset)

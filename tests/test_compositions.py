@@ -36,6 +36,7 @@ def test_groups_begin_at_the_front_and_share_no_concept():
         assert len(flat) <= max(count, compositions.FEW)
 
 
+@pytest.mark.slow
 def test_a_hundred_concepts_and_what_is_left():
     runs = load_runs(emoji_hundred.get_config())
     judge = NetworkJudge.load("models/emoji-flux/judge")
@@ -63,6 +64,7 @@ def test_nothing_in_training_names_what_is_unseen():
         assert not words & set(emoji_hundred.UNSEEN), name
 
 
+@pytest.mark.slow
 def test_choices_are_made_on_other_pictures():
     runs = load_runs(emoji_hundred.get_config())
     chosen = load_runs(emoji_hundred.validation())
@@ -71,6 +73,7 @@ def test_choices_are_made_on_other_pictures():
     assert not {(c.prompt, c.seed) for c in drawn} & {(c.prompt, c.seed) for c in other}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("erased", [(), ("cat", "noto", "in"), None])
 def test_sentences_with_what_stays_are_not_those_counted(erased):
     runs = load_runs(emoji_hundred.get_config())

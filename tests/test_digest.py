@@ -52,6 +52,7 @@ def zero(path: Path, name: str) -> None:
     write_file(path, tensors, {"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

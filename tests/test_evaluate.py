@@ -245,6 +245,7 @@ def test_evaluation_writes_what_a_report_reads(
     assert "Acc_ir" in report.write(tmp_path).read_text()
 
 
+@pytest.mark.slow
 def test_attacks_are_counted_on_every_side_and_written_twice(
     pipe: Pipeline, adapter: Adapter, config: Config, tmp_path: Path
 ):
@@ -279,6 +280,7 @@ def test_attacks_need_a_judge_and_room(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_attacks_silence_the_concept_where_the_prompt_holds_it(
     pipe: Pipeline, config: Config, judge: NetworkJudge
 ):

@@ -254,6 +254,7 @@ def test_a_file_without_settings_is_named(settings: dict[str, str]):
         prompts({"x.safetensors": settings}, 4, 0)
 
 
+@pytest.mark.slow
 def test_each_concept_counts_the_same_and_its_own_tokens_most(tiny_folder: Path, monkeypatch):
     target, seen = "dual_blocks/attn/add_k_proj", []
     headers = {

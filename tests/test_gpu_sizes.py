@@ -55,9 +55,13 @@ def test_every_size_from_256_to_1536_traces(cudnn_is_there):
     counts = {(image + text, text) for image in pictures for text in TEXT}
     assert (33 * 33 + 256, 256) in counts
     assert len(counts) > 5000
-    # Parities and orders of magnitude: all squares, and some of the others.
+    # What is refused depends on parities: some squares and some others, and both ends.
     squares = {((side // 16) ** 2 + text, text) for side in SIDES for text in TEXT}
-    for tokens, text in sorted(squares) + sorted(counts)[::16]:
+    some = {*sorted(squares)[::7], *sorted(counts)[::97], min(counts), max(counts)}
+    assert {(tokens % 2, text) for tokens, text in some} == {
+        (odd, t) for odd in (0, 1) for t in TEXT
+    }
+    for tokens, text in some:
         trace(tokens, text)
 
 

@@ -170,6 +170,7 @@ def test_a_folder_has_few_entries():
             assert len(entries) <= most, f"{path}: {sorted(entries)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("former", "name", "home"),
     [

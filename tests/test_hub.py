@@ -47,6 +47,7 @@ def find(url: str, name: str, home: Path, **environment: str) -> str:
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_name_is_fetched_once(hub: Hub, tiny_folder: Path, tmp_path: Path):
     path = Path(find(hub.url, "owner/tiny", tmp_path))
     for name in COMPONENTS:
@@ -59,6 +60,7 @@ def test_a_name_is_fetched_once(hub: Hub, tiny_folder: Path, tmp_path: Path):
     assert len(hub.fetched) == fetched
 
 
+@pytest.mark.slow
 def test_the_licence_gate_is_told_and_a_token_opens_it(hub: Hub, tmp_path: Path):
     said = find(hub.url, "owner/gated", tmp_path)
     assert said == (

@@ -186,6 +186,7 @@ def test_an_alpha_of_the_flax_layout_has_its_sign(tmp_path):
     assert row.alphas == ("-6.0",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "parts", "layout"),
     [

@@ -115,6 +115,7 @@ def command(
     }[request.param]
 
 
+@pytest.mark.slow
 def test_whenever_it_is_interrupted_nothing_is_done_twice(
     command: Command, drawn: Drawn, tmp_path: Path
 ):
@@ -149,6 +150,7 @@ def test_whenever_it_is_interrupted_nothing_is_done_twice(
     assert drawn.batches == 0
 
 
+@pytest.mark.slow
 def test_two_runs_are_trained_and_evaluated_once_over_all_starts(
     config: Config, drawn: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -183,6 +185,7 @@ def test_two_runs_are_trained_and_evaluated_once_over_all_starts(
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"\0", b"\0" * 4096])
 def test_a_damaged_result_is_computed_again(
     pipe: Pipeline, adapter: Adapter, config: Config, drawn: Drawn, tmp_path: Path, damage: bytes

@@ -36,6 +36,7 @@ def opened(text: str, options: JudgeOptions, folder: Path) -> tuple[PictureJudge
     return judge, figures
 
 
+@pytest.mark.slow
 def test_clip(clip: str, tmp_path: Path):
     judge, figures = opened(f"clip={clip}", JudgeOptions(), tmp_path)
     assert judge.description["model"] == clip
@@ -61,6 +62,7 @@ def test_q16(clip: str, tmp_path: Path):
     assert {each.pictures for each in figures} == {3}
 
 
+@pytest.mark.slow
 def test_nudenet(tmp_path: Path):
     judge, figures = opened("nudenet=0.3", JudgeOptions(), tmp_path)
     assert judge.description["threshold"] == 0.3

@@ -57,6 +57,7 @@ def trunk() -> Trunk:
     return case.trunk()
 
 
+@pytest.mark.slow
 def test_the_network_is_that_of_pytorchs_layers(trunk: Trunk):
     x = np.random.default_rng(0).uniform(-1, 1, (2, 64, 96, 3)).astype(np.float32)
     with torch.no_grad():
@@ -66,6 +67,7 @@ def test_the_network_is_that_of_pytorchs_layers(trunk: Trunk):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "side"), [*zip(LAYERS, case.SIDES, strict=True)])
 def test_features_are_those_that_keras_computed(layer: str, side: int):
     """`benchmarks.parity.mobilenet` computes them with Keras, also with real weights."""
@@ -76,6 +78,7 @@ def test_features_are_those_that_keras_computed(layer: str, side: int):
     np.testing.assert_allclose(features[0, : len(wanted)], wanted, rtol=0, atol=6e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keras", [2, 3])
 def test_weights_are_read_from_keras_files(keras: int, trunk: Trunk, tmp_path: Path):
     h5py: Any = importlib.import_module("h5py")
@@ -130,6 +133,7 @@ def drawings() -> tuple[np.ndarray, np.ndarray]:
     return pictures.astype(np.uint8), labels
 
 
+@pytest.mark.slow
 def test_persons_are_recognised_on_pictures_that_training_has_not_seen(
     trunk: Trunk, drawings: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ):

@@ -27,6 +27,7 @@ def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_package_on_the_same_files(portrait: Path):
     """The package is in the test extra: without it this fails."""
     nudenet = importlib.import_module("nudenet")

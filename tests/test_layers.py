@@ -13,6 +13,7 @@ from flux_jax.models.layers import Dense, gelu, modulate, rms_norm
 from flux_jax.system import xla_flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "others"),
     [
@@ -52,6 +53,7 @@ def test_what_the_user_tells_the_compiler_wins(monkeypatch: pytest.MonkeyPatch):
     assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [3, 8, 20])
 def test_attention_falls_on_any_number_of_groups(groups: int):
     """Including more groups than a head is wide."""

@@ -61,6 +61,7 @@ def test_one_pass_gives_both_lower_losses():
     np.testing.assert_allclose(total, metrics["esd"] + 2 * metrics["attn"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_time_and_one_guidance_serve_all_samples():
     prompts, latents = BANK.sentences[:, 0], BANK.trajectories[:M, 0]
     model = Denoiser(MODEL, PARAMS, BANK.image_ids, 2.0)
@@ -73,6 +74,7 @@ def test_one_time_and_one_guidance_serve_all_samples():
         np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_anchor_takes_the_empty_prompts_place():
     bank = make_bank(anchors=2)
     context = with_levels(CONTEXT, lower=replace(CONFIG.lower, attn=0.0))
@@ -136,6 +138,7 @@ def test_upper_losses_sample_by_sample():
     np.testing.assert_allclose(total, 0.5 * metrics["lora"] + 0.25 * metrics["rsc"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["lower", "upper"])
 def test_gradients_are_the_losses_slopes(level: str):
     """Of L_rsc's features only the concept's move, so it is excluded from the numerical slope."""
@@ -234,6 +237,7 @@ def test_the_authors_forms_of_attn_and_rsc():
     np.testing.assert_allclose(metrics["rsc"], np.mean(terms), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_pool_gives_its_share_and_fillers_are_never_drawn():
     kinds = jnp.array([CONCEPT, SYNONYM, SYNONYM, POOL, POOL, POOL + 1, POOL + 2, POOL + 2, FILLER])
     drawn = np.asarray(sample_forms(kinds, KEY, 400, 3))

@@ -64,6 +64,7 @@ def test_adapter_equals_peft(case, alpha):
     assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_combined_adapters_add_up(case):
     first, second = (
         lora.Adapter(jax.tree.map(lambda leaf: leaf + 0.1, tree), alpha=5.0)

@@ -152,6 +152,7 @@ def test_kinds_mixed_in_a_target_equal_changed_weights(case):
     assert_close(ours, changed(case, *given), bound=1e-5)
 
 
+@pytest.mark.slow
 def test_strength_zero_of_any_kind_is_the_base_bit_for_bit(case):
     tree = adapted(case, (mixed(weights(case)), 0.0))
     names = {path.rpartition("/")[2] for path in flatten(tree)}

@@ -65,6 +65,7 @@ def test_any_adapter_goes_through_all_pytorch_layouts_bit_for_bit(tmp_path, kind
         assert there.read_bytes() == back.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha_type", [np.float32, BFLOAT])
 @pytest.mark.parametrize("targets", ["text", "attention", "q", "mlp"])
 def test_an_even_adapter_goes_through_flax_too(tmp_path, targets, alpha_type):

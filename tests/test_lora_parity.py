@@ -196,6 +196,7 @@ def random_adapter(model: Any, generator: torch.Generator) -> None:
             parameter.data *= 1 + torch.rand(parameter.shape, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", ["adapter", "pipeline", "peft"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_what_peft_and_diffusers_save_is_what_they_applied(tmp_path, model, kind, saved):

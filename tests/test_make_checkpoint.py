@@ -29,6 +29,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dev", "schnell"])
 @pytest.mark.parametrize("name", MODELS)
 def test_names_and_shapes_are_pytorchs_at_full_size(name: str, variant: str):

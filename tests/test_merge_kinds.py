@@ -81,6 +81,7 @@ def test_each_weight_and_bias_gets_its_changes_and_the_velocity_is_that_of_the_a
     assert_close(merged, velocity(load(model), adapters), bound=1e-5)
 
 
+@pytest.mark.slow
 def test_joined_and_swapped_tensors_get_the_same(model, named, tmp_path):
     convert_pipeline(model, tmp_path / "single", to="original")
     merge(str(tmp_path / "single"), given(named), tmp_path / "merged")

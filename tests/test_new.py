@@ -88,6 +88,7 @@ def test_the_user_s_choices_are_written(tmp_path: Path):
 CONCEPTS = st.text(st.characters(exclude_categories=()), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @given(concept=CONCEPTS)
 @example(concept='"""')
 @example(concept="a'b\"c")

@@ -84,6 +84,7 @@ def test_a_channel_of_zeros_stays_zero():
     assert np.any(rounded.kernel, axis=1).tolist() == [[True, False, True]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_layer_multiplies_with_what_the_numbers_mean(dtype: Any):
     x, layer = normal(4, 32), Dense(16, dtype)

@@ -206,6 +206,7 @@ def test_text_encoders_are_read_too(write, tiny_folder: Path, tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
 
+@pytest.mark.slow
 def test_a_part_is_computed_once_and_alone(tmp_path: Path):
     stored, plain = scaled(BFL)
     save_file(stored, tmp_path / FILE)
@@ -239,6 +240,7 @@ def test_a_part_is_computed_once_and_alone(tmp_path: Path):
         np.testing.assert_array_equal(found[name].astype(np.float32), each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "scaled", "infinite scale"])
 def test_no_number_in_fp8_is_refused(dtype: str, tmp_path: Path):
     name = "double_blocks.1.img_attn.qkv.weight"

@@ -166,6 +166,7 @@ def test_values_of_another_type_are_named():
         checked(Outer, {"inner": [{}]}, "file", complete=False)
 
 
+@pytest.mark.slow
 def test_archives_of_arrays_have_limits(tmp_path: Path):
     path = tmp_path / "a.npz"
     np.savez(path, a=np.ones(3), b=np.array([1, 2]), c=np.array([np.nan]))

@@ -100,6 +100,7 @@ def test_a_sprite_in_its_own_size_is_laid_over_unchanged():
     np.testing.assert_allclose(ours[1], expected[:, ::-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shrinking_averages_all_pixels():
     weights = np.asarray(resampling(jnp.array([32.0]), jnp.array([16.0])))[0]
     # Every input pixel has the same weight, so that no line of a drawing is skipped.
@@ -195,6 +196,7 @@ def test_back_to_back_touches_and_hugging_overlaps():
             assert low < overlap < high
 
 
+@pytest.mark.slow
 def test_scenes_do_not_depend_on_the_number_of_workers(
     world: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

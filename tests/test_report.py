@@ -121,6 +121,7 @@ def test_colours_can_be_read_as_small_text(dark: bool):
     assert len({colours.colour(good, dark) for good in (0, 0.1, 0.4, 0.6, 1)}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["Acc_e", "Acc_g", "Acc_ir"])
 @pytest.mark.parametrize("found", [0, 64])
 def test_colours_follow_the_value_and_not_the_column(run: Path, cell: str, found: int):
@@ -164,6 +165,7 @@ def test_report_of_a_run_without_evaluation_or_judge(run: Path):
     assert "Erasing “cat”" in "".join(page.text)
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_report(run: Path):
     first = report.write(run).read_bytes()
     assert report.write(run).read_bytes() == first

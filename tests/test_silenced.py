@@ -87,6 +87,7 @@ def test_silenced_tokens_are_columns_of_zeros_in_every_block(case, monkeypatch):
         assert np.abs(zeroed - plain).max(axis=(1, 2)).min() > 1e-3 * np.abs(plain).max()
 
 
+@pytest.mark.slow
 def test_nothing_silenced_is_the_model_itself(case):
     _, apply, _, silenced = case
     base = np.asarray(apply()[0])
@@ -94,6 +95,7 @@ def test_nothing_silenced_is_the_model_itself(case):
     assert_close(apply(silenced=np.zeros_like(silenced))[0], base, bound=1e-6)
 
 
+@pytest.mark.slow
 def test_attention_mass_is_from_before(case):
     _, apply, _, silenced = case
     masks = silenced[..., None]
@@ -111,6 +113,7 @@ def test_a_mask_of_another_size_is_named(case):
         apply(silenced=silenced[:, :-1])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_drawing_with_a_silenced_word_equal_diffusers(tiny_folder: Path, monkeypatch):
     pipe, theirs = flux_jax.load(tiny_folder), FluxPipeline.from_pretrained(tiny_folder)

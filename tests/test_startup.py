@@ -236,6 +236,7 @@ def test_the_installed_command_finds_what_a_configuration_imports():
     assert "workdir is missing" in errors
 
 
+@pytest.mark.slow
 def test_seconds_are_those_of_the_cpu():
     """Computing for long is measured, sleeping is not."""
     program = "import time; end = time.process_time() + {}\nwhile time.process_time() < end: pass"

@@ -124,6 +124,7 @@ def test_all_that_a_run_writes_is_known(finished: Path):
     assert {path.name for path in finished.iterdir()} <= set(WRITTEN)
 
 
+@pytest.mark.slow
 def test_another_runs_folder_is_left_alone(config: Config, finished: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
@@ -211,6 +212,7 @@ def test_an_overwritten_run_leaves_nothing_of_its_own(config: Config, tmp_path: 
     assert not list(workdir.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["erase.train", "erase.cli.evaluate"])
 def test_commands_end_with_code_2_and_no_traceback(program: str, finished: Path, tmp_path: Path):
     command = ["-m", program, "--config", "configs/emoji_cat.py"]

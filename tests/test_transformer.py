@@ -172,6 +172,7 @@ def test_attention_weights_equal_pytorch(case):
     np.testing.assert_array_equal(velocity, case.apply()[0])
 
 
+@pytest.mark.slow
 def test_attention_mass_equals_sums_of_weights(case):
     masks = masks_of(case)
     weights = case.apply(attention="weights")[1]["attention"]
@@ -256,6 +257,7 @@ def temporary(compiled):
     return memory.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_stop_after_dual_gives_the_same_attention_and_no_velocity(case):
     masks = masks_of(case)
     velocity, out = case.apply(token_masks=masks, stop_after="dual")

@@ -156,6 +156,7 @@ def test_states_are_donated_and_follow_the_key():
     assert not all(np.array_equal(a, b) for a, b in zip(leaves[0], leaves[2], strict=True))
 
 
+@pytest.mark.slow
 def test_training_lowers_what_it_weighs():
     context = with_levels(CONTEXT, lower=replace(CONFIG.lower, esd=0.0, learning_rate=0.02))
     state, seen, metrics = context.divided(every(fresh())), [], {}

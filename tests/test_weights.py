@@ -65,6 +65,7 @@ def test_released_models_are_freed_and_read_again(tiny_folder: Path, reads: list
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_remembered_prompts_need_no_text_encoders(tiny_folder: Path, reads: list[str]):
     pipe = load(tiny_folder, jnp.float32)
     pipe.remember(["a cat", "a dog", "a cat", "a red ball"], 2)
