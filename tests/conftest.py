@@ -59,10 +59,12 @@ MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
 
 # The longest files, longest first: starting one last would leave the other cores idle.
 LONGEST = (
-    "test_resume", "test_updates", "test_distributed", "test_shipped", "test_benchmarks_methods",
-    "test_compare", "test_lora_diffusers", "test_transformer", "test_recipe_training",
-    "test_method_losses", "test_convert_cli", "test_stopping", "test_methods",
-    "test_command_line", "test_benchmarks_flux", "test_mesh", "test_skipped",
+    "test_distributed", "test_updates", "test_resume", "test_methods", "test_benchmarks_flux",
+    "test_transformer", "test_judge", "test_lora_diffusers", "test_splash", "test_train",
+    "test_method_losses", "test_benchmarks_methods", "test_compare", "test_study",
+    "test_recipe_training", "test_shipped", "test_levels", "test_layouts", "test_lora",
+    "test_benchmarks_parity", "test_lora_kinds", "test_memory", "test_two_devices",
+    "test_command_line", "test_silenced", "test_stopping", "test_merge", "test_weights",
 )  # fmt: skip
 
 
