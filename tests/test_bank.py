@@ -30,7 +30,7 @@ CONFIG = RunConfig(
     width=12,
     steps=3,
     seed=5,
-    bank=BankConfig(sentences=3, trajectories=4, batch=3),
+    bank=BankConfig(sentences=3, trajectories=4, batch=3, teacher="computed"),
     lower=Lower(erase_to="a dog", eta=0.5),
     upper=Upper(pictures=3, prompts=("a cat", "a pizza"), negatives=2),
 )

@@ -200,10 +200,13 @@ def test_operations_of_an_iteration():
     dual = Pass(COUNTED, IMAGE, TEXT, mass=True, single=False)
     assert dual.forward < Pass(COUNTED, IMAGE, TEXT, mass=True).forward
     assert one.forward < one.forward + one.backward < 3 * one.forward
-    counted = iteration(RUN, COUNTED, IMAGE, TEXT)
+    computing = replace(RUN, bank=replace(RUN.bank, teacher="computed"))
+    counted = iteration(computing, COUNTED, IMAGE, TEXT)
     assert 10 * dual.forward < counted < 15 * one.forward
-    towards = replace(RUN, lower=replace(RUN.lower, erase_to="dog"))
+    towards = replace(computing, lower=replace(RUN.lower, erase_to="dog"))
     assert iteration(towards, COUNTED, IMAGE, TEXT) == counted + one.forward
+    # A look-up saves a pass for the concept and one for the anchor.
+    assert iteration(RUN, COUNTED, IMAGE, TEXT) == counted - 2 * one.forward
 
 
 def test_the_full_size_is_flux_devs():

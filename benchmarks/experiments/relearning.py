@@ -32,6 +32,7 @@ from erase.methods import METHODS, meta_unlearning
 from erase.methods.base import Method
 from erase.methods.configured import plan_of
 from erase.methods.parts.compiled import StepContext
+from erase.methods.parts.keys import keys_of
 from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
 from erase.model.open import open_model
 from erase.runtime.files import write
@@ -118,7 +119,13 @@ def teach(
     """
     # The bank and the compiled settings are Meta-Unlearning's, whichever method erased.
     configs = {
-        name: replace(config, method="meta_unlearning", seed=config.seed + APART)
+        name: replace(
+            config,
+            method="meta_unlearning",
+            seed=config.seed + APART,
+            # Of that method's losses, the one that looks velocities up is not used.
+            bank=replace(config.bank, teacher="computed"),
+        )
         for name, config in runs_with_synonyms(erased).items()
     }
     plans = {name: plan_of(config, pipe, listed(config)) for name, config in configs.items()}
@@ -134,7 +141,7 @@ def teach(
     state = context.divided(State(lora, opt_states, jnp.ones(len(configs), bool)))
     for done, following in itertools.pairwise((0, *stops)):
         for step in range(done + 1, following + 1):
-            keys = loop.keys_of(training.keys, step, 1)[:, 0]
+            keys = keys_of(training.keys, step, 1)[:, 0]
             state, _ = TEACH(state, training.params, training.bank, keys, context=context)
         yield following, {name: training.adapter(name, state) for name in configs}
 

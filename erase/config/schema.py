@@ -93,12 +93,17 @@ class BankConfig:
         shuffled: share of these prompts whose words are put into random order.
         trajectories: number of denoising runs of the frozen model, from noise to picture.
         batch: batch size for encoding prompts and computing trajectories.
+        teacher: how updates get the frozen model's velocities on its trajectories: "stored"
+            computes each velocity that the run will sample once, before training, and updates look
+            it up; "computed" runs the frozen model in each update. By default the one that needs
+            fewer forward passes. Updates on the adapted model's trajectories always compute them.
     """
 
     sentences: int = number(32, least=1)
     shuffled: float = number(1.0, least=0, most=1)
     trajectories: int = number(32, least=1)
     batch: int = number(8, least=1)
+    teacher: str | None = choice(None, "stored", "computed")
 
 
 @dataclass(frozen=True)

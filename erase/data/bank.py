@@ -3,7 +3,8 @@
 The frozen model computes it once; afterwards the text encoders are no longer needed.
 Axis letters: M sentences, V forms of a sentence (with the concept, with each synonym, with each
 irrelevant word), T text tokens, E text width, P pooled width, R trajectories, D denoising steps,
-N = D + 1 noise levels, F pictures, A anchors, S image tokens, C latent channels, B batch.
+N = D + 1 noise levels, F pictures, A anchors, W = A + 1, S image tokens, C latent channels,
+B batch.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from erase.config.schema import Config
-from erase.data.plan import FILLER, Needs
+from erase.data.plan import FILLER, Needs, stores_velocities
 from flux_jax.errors import InputError
 from flux_jax.lora import init
 from flux_jax.models.transformer import FluxTransformer
@@ -46,6 +47,9 @@ class Bank(flax.struct.PyTreeNode):
             the method does not need them.
         times: timestep t of each denoising step, falling from 1.
         image_ids: positions of the image tokens.
+        velocities: the frozen model's velocities before each step of the trajectories, for the
+            concept and for each anchor, in this order; not a number where the run samples no point.
+            None if updates compute them.
     """
 
     sentences: Conditioning
@@ -61,6 +65,7 @@ class Bank(flax.struct.PyTreeNode):
     image_ids: Float[Array, "S 3"]
     edit: PyTree = None
     regions: Float[Array, "R S"] | None = None
+    velocities: Float[Array, "R D W S C"] | None = None
 
 
 def bank_shapes(
@@ -94,6 +99,7 @@ def bank_shapes(
     def latents(*lead: int) -> Any:
         return of((*lead, image_tokens, sizes.in_channels), dtype)
 
+    anchors = 2 if needs.towards else 1
     edit: Any = None
     if needs.edit_rank:
         params, targets = abstract_params("transformer", asdict(sizes)), config.adapter.targets
@@ -102,7 +108,7 @@ def bank_shapes(
         sentences=conditioning(count.sentences, forms),
         masks=of((count.sentences, forms, text_tokens), jnp.float32),
         kinds=of((forms,), jnp.int32),
-        anchors=conditioning(count.sentences, 2 if needs.towards else 1),
+        anchors=conditioning(count.sentences, anchors),
         eta=of((), jnp.float32),
         trajectories=latents(count.trajectories, config.steps + 1),
         trajectory_sentences=of((count.trajectories,), jnp.int32),
@@ -112,6 +118,11 @@ def bank_shapes(
         image_ids=of((image_tokens, 3), jnp.float32),
         edit=edit,
         regions=of((count.trajectories, image_tokens), jnp.float32) if needs.regions else None,
+        velocities=(
+            latents(count.trajectories, config.steps, 1 + anchors)
+            if stores_velocities(config, needs)
+            else None
+        ),
     )
 
 
@@ -135,11 +146,17 @@ def stack_banks(banks: Sequence[Bank]) -> Bank:
     def filled(bank: Bank) -> Bank:
         rows = np.minimum(np.arange(forms), bank.masks.shape[1] - 1)
         missing = forms - len(bank.kinds)
+        anchor_rows = np.minimum(np.arange(anchors), bank.anchors.text.shape[1] - 1)
+        # Beside the anchors' velocities is the concept's, in front.
+        velocities = bank.velocities
+        if velocities is not None:
+            velocities = velocities[:, :, np.concatenate([[0], 1 + anchor_rows])]
         return bank.replace(
             sentences=bank.sentences[:, rows],
             masks=bank.masks[:, rows],
             kinds=np.pad(bank.kinds, (0, missing), constant_values=FILLER),
-            anchors=bank.anchors[:, np.minimum(np.arange(anchors), bank.anchors.text.shape[1] - 1)],
+            anchors=bank.anchors[:, anchor_rows],
+            velocities=velocities,
         )
 
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(filled, banks))

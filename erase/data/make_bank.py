@@ -1,26 +1,38 @@
-"""Compute a run's bank: encode prompts, generate trajectories and pictures to preserve."""
+"""Compute a run's bank: encode prompts, generate trajectories and pictures to preserve.
+
+Axis letter: P points of the trajectories.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import Plan
-from erase.data.trajectories import denoised
+from erase.data.trajectories import denoised, denoised_with_velocities
+from erase.data.velocities import add_velocities
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
 
 
-def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
+def make_bank(
+    config: Config,
+    pipe: Pipeline,
+    planned: Plan,
+    points: Int[np.ndarray, "P 2"] | None = None,
+) -> Bank:
     """Compute the bank by running the frozen model, in batches of equal size, with progress bars.
 
     Args:
         config: the run's configuration.
         pipe: the frozen model; it encodes those prompts of the plan that it has not cached.
         planned: from `plan_bank`.
+        points: trajectories and steps at which to store velocities, see
+            `erase.data.velocities.add_velocities`; None stores none.
 
     Returns:
         The bank, on the host.
@@ -40,7 +52,13 @@ def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
     if draws_pictures := picture_prompts is not None and planned.pictures is None:
         prompts = jax.tree.map(lambda *both: np.concatenate(both), prompts, picture_prompts)
         seeds += planned.picture_seeds
-    runs = denoised(config, pipe, prompts, seeds)
+    velocities = None
+    # Trajectories of the concept have its velocities, if at their guidance.
+    if points is not None and planned.drawn == 0 and planned.guidance == config.guidance:
+        runs, velocities = denoised_with_velocities(config, pipe, prompts, seeds)
+        velocities = velocities[: len(rows)]
+    else:
+        runs = denoised(config, pipe, prompts, seeds)
     pictures = runs[len(rows) :, -1] if draws_pictures else None
     if planned.pictures is not None:
         pictures = np.concatenate(
@@ -64,4 +82,7 @@ def make_bank(config: Config, pipe: Pipeline, planned: Plan) -> Bank:
         "times": np.asarray(pipe.schedule.sigmas(config.steps, len(image_ids))[:-1], np.float32),
         "image_ids": np.asarray(image_ids),
     }
-    return Bank(**arrays)
+    bank = Bank(**arrays)
+    if points is None:
+        return bank
+    return add_velocities(config, pipe, bank, points, planned.guidance, velocities)

@@ -4,6 +4,7 @@ Axis letters: V forms of a sentence, T text tokens.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,10 @@ class Needs:
         also: further prompts to encode.
         edit_rank: rank of an edit that the method adds to the bank; 0 for none.
         regions: whether the method adds regions.
+        velocities: the part of the method's steps that compares with the frozen model's velocities
+            for the concept and the anchors, at points of the trajectories; a name in
+            `Training.drawn`, "" for none.
+        guidance: distilled guidance scale of these velocities; None for that of the trajectories.
     """
 
     pools: tuple[tuple[str, ...], ...] = ()
@@ -51,6 +56,8 @@ class Needs:
     also: tuple[str, ...] = ()
     edit_rank: int = 0
     regions: bool = False
+    velocities: str = ""
+    guidance: float | None = None
 
     @property
     def forms(self) -> int:
@@ -74,6 +81,9 @@ class Plan:
         pictures: the user's pictures, or None if the frozen model generates them.
         trajectory_seeds: seeds of the noise, one per trajectory.
         picture_seeds: seeds of the noise, one per picture.
+        velocities: the part of the method's steps for which the bank stores velocities; "" if it
+            stores none.
+        guidance: distilled guidance scale of these velocities.
     """
 
     groups: tuple[Group, ...]
@@ -87,6 +97,8 @@ class Plan:
     pictures: UInt8[np.ndarray, "F h w 3"] | None
     trajectory_seeds: tuple[int, ...]
     picture_seeds: tuple[int, ...]
+    velocities: str
+    guidance: float
 
     @property
     def prompts(self) -> list[str]:
@@ -143,7 +155,32 @@ def plan_bank(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
         pictures=pictures,
         trajectory_seeds=tuple(seeds[: config.bank.trajectories]),
         picture_seeds=tuple(seeds[config.bank.trajectories :]),
+        velocities=needs.velocities if stores_velocities(config, needs) else "",
+        guidance=config.guidance if needs.guidance is None else needs.guidance,
     )
+
+
+def stores_velocities(config: Config, needs: Needs) -> bool:
+    """Whether the bank stores the velocities of `needs.velocities`, for updates to look up.
+
+    By default it does if that needs fewer forward passes than computing them in each update. Each
+    point that the run samples is evaluated once, in batches; the trajectories already have the
+    concept's velocities if they show it at the same guidance. A run that may stop early counts up
+    to its first check. Both sides are counted for two anchors, the most that there can be, so that
+    runs trained at once decide alike.
+
+    Args:
+        config: the run's configuration.
+        needs: data that the run's method needs.
+    """
+    if not needs.velocities or config.bank.teacher:
+        return bool(needs.velocities) and config.bank.teacher == "stored"
+    anchors, size = 2, config.bank.batch
+    points = min(config.iterations * config.batch_size, config.bank.trajectories * config.steps)
+    known = needs.drawn == 0 and needs.guidance in (None, config.guidance)
+    stored = points * (anchors if known else 1 + anchors)
+    iterations = min(config.iterations, config.early_stop.every or config.iterations)
+    return math.ceil(stored / size) * size < iterations * config.batch_size * (1 + anchors)
 
 
 def _masks(pipe: Pipeline, group: Group, bare: bool) -> Float[np.ndarray, "V T"]:

@@ -1,26 +1,44 @@
 """Denoising trajectories of the frozen model, from noise to picture, at every step.
 
-Axis letters: B batch, N noise levels, S image tokens, C latent channels.
+Axis letters: B batch, N noise levels, D = N - 1 denoising steps, S image tokens, C latent channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from erase.config.schema import Config
 from flux_jax import sharding
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, Denoiser
-from flux_jax.sampling import denoise
+from flux_jax.sampling import denoise, euler
 
 
 def denoised(
     config: Config, pipe: Pipeline, conditioning: Conditioning, seeds: Sequence[int]
 ) -> Float[np.ndarray, "B N S C"]:
     """Compute trajectories of the frozen model in batches, collected on the host."""
+    return _in_batches(trajectories, config, pipe, conditioning, seeds)
+
+
+def denoised_with_velocities(
+    config: Config, pipe: Pipeline, conditioning: Conditioning, seeds: Sequence[int]
+) -> tuple[Float[np.ndarray, "B N S C"], Float[np.ndarray, "B D S C"]]:
+    """Compute trajectories as `denoised` does, and the velocity of each of their steps."""
+    return _in_batches(trajectories_with_velocities, config, pipe, conditioning, seeds)
+
+
+def _in_batches(
+    program: Callable[..., PyTree],
+    config: Config,
+    pipe: Pipeline,
+    conditioning: Conditioning,
+    seeds: Sequence[int],
+) -> PyTree:
+    """Run a program that denoises, in batches, and collect its results on the host."""
     image_ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids)))
     parts = []
@@ -29,9 +47,9 @@ def denoised(
         samples = sharding.share_out(pipe.mesh, (noise, conditioning[rows]))
         model = pipe.denoiser(image_ids, config.guidance)
         with jax.set_mesh(pipe.mesh):
-            run = trajectories(model, *samples, sigmas)
-        parts.append(np.asarray(sharding.gather(pipe.mesh, run)))
-    return np.concatenate(parts)[: len(seeds)]
+            run = program(model, *samples, sigmas)
+        parts.append(jax.tree.map(np.asarray, sharding.gather(pipe.mesh, run)))
+    return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(seeds)], *parts)
 
 
 @jax.jit
@@ -48,3 +66,25 @@ def trajectories(
 
     run = denoise(field, noise, sigmas, keep_trajectory=True)
     return run.swapaxes(0, 1).astype(model.transformer.dtype)
+
+
+@jax.jit
+def trajectories_with_velocities(
+    model: Denoiser,
+    noise: Float[Array, "B S C"],
+    conditioning: Conditioning,
+    sigmas: Float[Array, "N"],
+) -> tuple[Float[Array, "B N S C"], Float[Array, "B D S C"]]:
+    """Latents as `trajectories` returns them, and the velocity of each step."""
+
+    def step(x: Array, levels: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        level, following = levels
+        velocity = model.velocity(x, conditioning, level)
+        x = euler(x, velocity, level, following)
+        return x, (x, velocity)
+
+    noise = noise.astype(jnp.float32)
+    _, (run, velocities) = jax.lax.scan(step, noise, (sigmas[:-1], sigmas[1:]))
+    run = jnp.concatenate([noise[None], run])
+    dtype = model.transformer.dtype
+    return run.swapaxes(0, 1).astype(dtype), velocities.swapaxes(0, 1).astype(dtype)

@@ -1,10 +1,15 @@
-"""Words, plan, bank shapes, step context and initial state of a configuration, by its method."""
+"""Words, plan, bank shapes, step context and initial state of a configuration, by its method.
+
+Axis letter: P points of the trajectories.
+"""
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from erase.config.schema import Config
 from erase.data import bank
@@ -14,6 +19,8 @@ from erase.data.words import irrelevant, synonyms
 from erase.data.words.irrelevant import Words, listed
 from erase.methods import method_of
 from erase.methods.parts.compiled import StepContext
+from erase.methods.parts.keys import run_keys, update_keys
+from erase.methods.parts.samples import Counts, Places
 from erase.methods.parts.step import State
 from flux_jax.lora import init
 from flux_jax.models.transformer import FluxTransformer
@@ -80,6 +87,42 @@ def context_of(config: Config, transformer: FluxTransformer, mesh: Mesh) -> Step
         mesh: device mesh, from `erase.runtime.mesh.make_mesh`.
     """
     return StepContext.of(config, method_of(config).compiled(config), transformer, mesh)
+
+
+def sampled_points(config: Config, pipe: Pipeline, plan: Plan) -> Int[np.ndarray, "P 2"] | None:
+    """Return the points at which a run's bank stores velocities; None if it stores none.
+
+    Args:
+        config: the run's configuration.
+        pipe: the frozen model.
+        plan: plan of the bank.
+
+    Returns:
+        Trajectory and step of each point that the run samples, in the order of first use.
+    """
+    if not plan.velocities:
+        return None
+    context, steps = (
+        context_of(config, pipe.transformer, pipe.mesh),
+        method_of(config).steps(config),
+    )
+    shape = config.bank.trajectories, config.steps
+    counts = Counts(shape[0], len(plan.shown), jnp.zeros(config.steps))
+    key = run_keys(config.seed)[1][None]
+
+    def places(iteration: Int[Array, ""]) -> Places:
+        keys = update_keys(key, iteration, list(steps))
+        drawn = {
+            part or name: at
+            for name, step in steps.items()
+            for part, (_, at) in step.drawn(keys[name][0], context, counts).items()
+        }
+        return drawn[plan.velocities]
+
+    found = jax.jit(jax.vmap(places))(jnp.arange(1, config.iterations + 1))
+    flat = np.ravel_multi_index([np.asarray(each).ravel() for each in found], shape)
+    _, first = np.unique(flat, return_index=True)
+    return np.stack(np.unravel_index(flat[np.sort(first)], shape), axis=1)
 
 
 def start(key: PRNGKeyArray, params: PyTree, config: Config) -> State:

@@ -89,7 +89,8 @@ def losses(
     """
     settings = run.settings
     sample = jax.lax.stop_gradient(esd.sample(settings.trajectories, run, lora, key))
-    erasing = esd.erasing(lora, run.guided(settings.guidance), sample)
+    velocities = esd.stored(settings.trajectories, run, key)
+    erasing = esd.erasing(lora, run.guided(settings.guidance), sample, velocities)
     weights = chosen(logits, run.bank, jax.random.fold_in(key, 1), settings.temperature)
     harm_loss = harm(lora, weights, run, sample, key)
     return erasing + settings.preserve * harm_loss, {"esd": erasing, "harm": harm_loss}
@@ -199,7 +200,12 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     if pipe is not None and len(candidates) > settings.most:
         candidates = nearest(config, pipe, candidates, settings.most)
     return Needs(
-        pools=((), candidates[: settings.most]), stand_in=settings.stand_in, eta=settings.eta
+        pools=((), candidates[: settings.most]),
+        stand_in=settings.stand_in,
+        eta=settings.eta,
+        # Of L_esd alone: the words of the other term are chosen during training.
+        velocities="eap" if settings.trajectories == "teacher" else "",
+        guidance=settings.guidance,
     )
 
 

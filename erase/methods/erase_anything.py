@@ -29,6 +29,7 @@ from erase.methods.parts.samples import (
     sample_pictures,
     sample_places,
     sample_student_latents,
+    stored_velocities,
 )
 from erase.methods.parts.step import Metrics, State, Update, adamw, jit_over_runs
 from erase.methods.settings.erase_anything import FIELDS, Lower, Settings, Upper
@@ -91,8 +92,11 @@ def lower_losses(
     metrics: Metrics = {}
     if level.esd:
         assert predicted is not None
-        anchors = split_samples(context, bank.anchors[sentences])
-        conditional, *others = anchor_velocities(run, latents, concept, anchors, times)
+        velocities = None if student else stored_velocities(run, key)
+        if velocities is None:
+            anchors = split_samples(context, bank.anchors[sentences])
+            velocities = anchor_velocities(run, latents, concept, anchors, times)
+        conditional, *others = velocities
         target = losses.esd_target(conditional, others[0], others[-1], bank.eta)
         metrics["esd"] = losses.squared_error(predicted, target)
     if level.attn:
@@ -329,6 +333,7 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
         eta=lower.eta,
         shown=shown if upper.lora else (),
         folder=upper.folder if upper.lora else None,
+        velocities="lower" if lower.esd and lower.trajectories == "teacher" else "",
     )
 
 

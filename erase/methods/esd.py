@@ -18,7 +18,12 @@ from erase.methods.base import Method, adamw_step
 from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, anchor_velocities
 from erase.methods.parts.losses import esd_target, squared_error
-from erase.methods.parts.samples import Sample, sample_latents, sample_student_latents
+from erase.methods.parts.samples import (
+    Sample,
+    sample_latents,
+    sample_student_latents,
+    stored_velocities,
+)
 from erase.methods.parts.step import Metrics
 from erase.methods.settings.esd import FIELDS, Settings
 from flux_jax.pipeline import Pipeline
@@ -31,12 +36,28 @@ def sample(trajectories: str, run: RunInputs[object], lora: PyTree, key: PRNGKey
     return sample_latents(run, key)
 
 
-def erasing(lora: PyTree, run: RunInputs[object], sample: Sample) -> Float[Array, ""]:
-    """Compute the loss at a sample."""
+def stored(trajectories: str, run: RunInputs[object], key: PRNGKeyArray) -> list[Array] | None:
+    """Look up the frozen model's velocities at what `sample` samples; None computes them."""
+    return None if trajectories == "student" else stored_velocities(run, key)
+
+
+def erasing(
+    lora: PyTree, run: RunInputs[object], sample: Sample, velocities: list[Array] | None = None
+) -> Float[Array, ""]:
+    """Compute the loss at a sample.
+
+    Args:
+        lora: the adapter's tree.
+        run: inputs of the run's losses, at the loss's guidance.
+        sample: x_t, t and sentences.
+        velocities: the frozen model's for the concept and each anchor; by default computed.
+    """
     latents, times, rows = sample
     bank = run.bank
     concept, anchors = split_samples(run.context, (bank.sentences[rows, 0], bank.anchors[rows]))
-    conditional, *others = anchor_velocities(run, latents, concept, anchors, times)
+    if velocities is None:
+        velocities = anchor_velocities(run, latents, concept, anchors, times)
+    conditional, *others = velocities
     target = esd_target(conditional, others[0], others[-1], bank.eta)
     return squared_error(run.adapted(lora).velocity(latents, concept, times), target)
 
@@ -47,7 +68,8 @@ def losses(
     """Compute the loss of one run."""
     settings = run.settings
     batch = jax.lax.stop_gradient(sample(settings.trajectories, run, lora, key))
-    loss = erasing(lora, run.guided(settings.guidance), batch)
+    velocities = stored(settings.trajectories, run, key)
+    loss = erasing(lora, run.guided(settings.guidance), batch, velocities)
     return loss, {"esd": loss}
 
 
@@ -55,7 +77,13 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Request the concept's sentences and the prompts of the target."""
     del words, pipe
     settings = config.method_settings(Settings)
-    return Needs(stand_in=settings.stand_in, towards=settings.erase_to, eta=settings.eta)
+    return Needs(
+        stand_in=settings.stand_in,
+        towards=settings.erase_to,
+        eta=settings.eta,
+        velocities="esd" if settings.trajectories == "teacher" else "",
+        guidance=settings.guidance,
+    )
 
 
 STEP = adamw_step("esd", losses, lambda config: config.method_settings(Settings))

@@ -9,6 +9,8 @@ Letters: T text tokens, S image tokens, N both, C model width, E text width.
 from dataclasses import dataclass
 
 from erase.config.schema import Config
+from erase.data.plan import stores_velocities
+from erase.data.words.irrelevant import listed
 from erase.methods import erase_anything
 from flux_jax.models.blocks import MLP_RATIO
 from flux_jax.models.layers import SINUSOID_CHANNELS
@@ -101,10 +103,13 @@ def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens:
     plain = Pass(sizes, image_tokens, text_tokens)
     full = Pass(sizes, image_tokens, text_tokens, mass=True)
     dual = Pass(sizes, image_tokens, text_tokens, mass=True, single=False)
-    # L_esd and L_attn share the adapted pass; the frozen model sees the concept and the anchors.
+    # L_esd and L_attn share the adapted pass; the frozen model sees the concept and the anchors,
+    # unless the bank stores what it says.
     settings = config.method_settings(erase_anything.Settings)
     anchors = 2 if settings.lower.erase_to else 1
-    lower = full.forward + full.backward + (1 + anchors) * plain.forward
+    lower = full.forward + full.backward
+    if not stores_velocities(config, erase_anything.needs(config, listed(config), None)):
+        lower += (1 + anchors) * plain.forward
     # L_rsc: a pass for the concept, and passes without gradient for the synonym and other words.
     contrast = dual.forward + dual.backward + (1 + settings.upper.negatives) * dual.forward
     base = plain.forward if settings.upper.lora_target != "noise" else 0

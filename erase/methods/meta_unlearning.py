@@ -65,7 +65,8 @@ def erasing(
     """Compute L_esd of one run."""
     settings = run.settings
     sample = jax.lax.stop_gradient(esd.sample(settings.trajectories, run, lora, key))
-    loss = esd.erasing(lora, run.guided(settings.guidance), sample)
+    velocities = esd.stored(settings.trajectories, run, key)
+    loss = esd.erasing(lora, run.guided(settings.guidance), sample, velocities)
     return loss, {"esd": loss}
 
 
@@ -130,7 +131,13 @@ def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     template = as_template(config.prompts[0], config.concept)
     every = tuple(phrase(template, word) for pool in words.pools for word in pool)
     shown = kept_prompts(config, settings.related or every, settings.pictures)
-    return Needs(stand_in=settings.stand_in, eta=settings.eta, shown=shown)
+    return Needs(
+        stand_in=settings.stand_in,
+        eta=settings.eta,
+        shown=shown,
+        velocities="meta" if settings.trajectories == "teacher" else "",
+        guidance=settings.guidance,
+    )
 
 
 STEP = Step(jit_over_runs(Update("meta", _gradient, adamw, "meta")), _start, _losses)

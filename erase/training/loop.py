@@ -8,7 +8,6 @@ Axis letter: R runs.
 
 import contextlib
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from erase.config.schema import Config
 from erase.data.bank import Bank, stack_banks
@@ -28,6 +27,7 @@ from erase.methods import method_of
 from erase.methods.base import Step
 from erase.methods.configured import context_of, start
 from erase.methods.parts.compiled import StepContext
+from erase.methods.parts.keys import run_keys, update_keys
 from erase.methods.parts.samples import Counts
 from erase.methods.parts.step import State
 from erase.model.open import place_model
@@ -82,8 +82,7 @@ class Training:
 
     def keys_at(self, step: int, keys: Key[Array, "R"] | None = None) -> dict[str, Key[Array, "R"]]:
         """Return the keys [R] of each update of an iteration, by default for all runs."""
-        every = keys_of(self.keys if keys is None else keys, step, max(2, len(self.steps)))
-        return {name: every[:, index] for index, name in enumerate(self.steps)}
+        return update_keys(self.keys if keys is None else keys, step, list(self.steps))
 
     def iterate(self, state: State, step: int) -> tuple[State, dict[str, np.ndarray]]:
         """Run one iteration. Donates `state`.
@@ -141,14 +140,6 @@ class Training:
         return samples
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def keys_of(
-    keys: Key[Array, "R"], step: int | Int[Array, ""], count: int
-) -> Key[Array, "R {count}"]:
-    """Derive keys [R, count] for the updates of each run in an iteration."""
-    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step), count))(keys)
-
-
 def place_on_devices(
     configs: Mapping[str, Config],
     pipe: Pipeline,
@@ -166,7 +157,7 @@ def place_on_devices(
     first = shared_settings(configs)
     pipe = place_model(pipe, first, len(configs))
     context = context_of(first, pipe.transformer, pipe.mesh)
-    keys = [jax.random.split(jax.random.key(config.seed)) for config in configs.values()]
+    keys = [run_keys(config.seed) for config in configs.values()]
     params = pipe.params["transformer"]
     states = [start(key[0], params, first) for key in keys]
     # Integers can be sent to other processes' devices, keys cannot.

@@ -11,7 +11,7 @@ from erase.data.make_bank import make_bank
 from erase.data.plan import Plan
 from erase.evaluation import early_stop
 from erase.methods import method_of
-from erase.methods.configured import start
+from erase.methods.configured import sampled_points, start
 from erase.methods.parts.step import State
 from erase.runtime.signals import Stop
 from erase.training import guard, loop
@@ -36,7 +36,8 @@ def banks_of(
     """
     banks = {}
     for name, config in configs.items():
-        bare = make_bank(config, pipe, plans[name])
+        points = sampled_points(config, pipe, plans[name])
+        bare = make_bank(config, pipe, plans[name], points)
         banks[name] = method_of(config).completes(config, pipe, plans[name], bare)
     return banks
 

@@ -65,6 +65,24 @@ def sample_latents(run: RunInputs[object], key: PRNGKeyArray, steps: int | None 
     return Sample(latents, times, bank.trajectory_sentences[rows])
 
 
+def stored_velocities(run: RunInputs[object], key: PRNGKeyArray) -> list[Array] | None:
+    """Look up the frozen model's velocities at the points that `sample_latents` samples.
+
+    Args:
+        run: inputs of the run's losses.
+        key: the key of `sample_latents`, which must sample among all steps.
+
+    Returns:
+        The velocities [B, S, C] that `anchor_velocities` computes, or None if the bank has none.
+    """
+    bank, context = run.bank, run.context
+    if bank.velocities is None:
+        return None
+    rows, steps = sample_places(len(bank.trajectories), key, context.batch_size, len(bank.times))
+    stored = split_samples(context, bank.velocities[rows, steps])
+    return [stored[:, index] for index in range(stored.shape[1])]
+
+
 def sample_student_latents(run: RunInputs[object], lora: PyTree, key: PRNGKeyArray) -> Sample:
     """Sample x_t as `sample_latents` does, but on the trained model's trajectories.
 

@@ -1,0 +1,191 @@
+"""Velocities of the frozen model that are computed once: updates that look them up are the same.
+
+Axis letters: R trajectories, D steps, W one more than the anchors.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny
+from helpers.small import BANK, CONFIG, CONTEXT, KEY, LORA, MODEL, PARAMS, D, R, make_bank
+
+from erase.config.schema import BankConfig, Config, EarlyStop
+from erase.data.bank import Bank
+from erase.data.plan import Needs, stores_velocities
+from erase.data.words.irrelevant import listed
+from erase.methods import eap, erase_anything, esd, meta_unlearning, method_of
+from erase.methods.configured import plan_of, shapes_of
+from erase.methods.parts.forward import RunInputs
+from erase.methods.settings.erase_anything import Lower, Upper
+from erase.training import make_adapters
+from flux_jax import load
+from flux_jax.programs import Conditioning, Denoiser
+
+
+def with_velocities(bank: Bank, guidance: float = CONTEXT.guidance) -> Bank:
+    """The bank with the frozen model's velocities at all points, in one batch."""
+    rows, steps = (each.ravel() for each in np.indices((R, D)))
+    sentences = np.asarray(bank.trajectory_sentences)[rows]
+    one, others = bank.sentences[sentences, :1], bank.anchors[sentences]
+    prompts = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), one, others)
+    width = prompts.text.shape[1]
+    merged = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), prompts)
+    model = Denoiser(MODEL, PARAMS, bank.image_ids, guidance)
+    found = jax.jit(Denoiser.velocity)(
+        model,
+        jnp.repeat(bank.trajectories[rows, steps], width, axis=0),
+        Conditioning(merged.text, merged.pooled),
+        jnp.repeat(bank.times[steps], width),
+    )
+    return bank.replace(velocities=found.reshape(R, D, width, *found.shape[1:]))
+
+
+def error(found: Any, wanted: Any) -> float:
+    """Largest relative error of a tree's leaves, by norm."""
+    pairs = zip(*map(jax.tree.leaves, (found, wanted)), strict=True)
+    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+
+def evaluated(losses: Any, settings: Any, banks: list[Bank], of: Any) -> list[Any]:
+    """A method's loss for each bank; with `jax.grad`, its gradient."""
+    context = replace(CONTEXT, settings=settings)
+
+    @jax.jit
+    def at(bank: Bank) -> Any:
+        return of(lambda lora: losses(lora, RunInputs.of(context, PARAMS, bank), KEY)[0])(LORA)
+
+    return [jax.device_get(at(bank)) for bank in banks]
+
+
+def check(
+    losses: Any, settings: Any, bank: Bank, of: Any, guidance: float = CONTEXT.guidance
+) -> None:
+    """The loss is the same with the velocities at the right points, and not at other points."""
+    stored = with_velocities(bank, guidance)
+    rolled = stored.replace(velocities=jnp.roll(stored.velocities, 1, axis=1))
+    computed, same, wrong = evaluated(losses, settings, [bank, stored, rolled], of)
+    assert error(same, computed) < 1e-5
+    assert error(wrong, computed) > 1e-3
+
+
+def test_an_update_looks_up_what_it_would_compute():
+    settings = replace(
+        erase_anything.Levels.of(CONFIG), lower=Lower(attn=0.0), upper=Upper(lora=0.0, rsc=0.0)
+    )
+    check(erase_anything.lower_losses, settings, make_bank(anchors=2), jax.grad)
+
+
+@pytest.mark.slow
+def test_other_methods_look_it_up_at_their_own_guidance():
+    common: dict[str, Any] = {"trajectories": "teacher", "guidance": 2.0}
+
+    def itself(loss: Any) -> Any:
+        return loss
+
+    check(esd.losses, esd.Settings(**common), BANK, jax.grad, 2.0)
+    check(meta_unlearning.erasing, meta_unlearning.Settings(**common), BANK, itself, 2.0)
+    logits = jnp.zeros(1 + eap.Settings.most)
+    check(lambda *given: eap.losses(*given, logits), eap.Settings(**common), BANK, itself, 2.0)
+
+
+@pytest.mark.slow
+def test_on_the_adapted_models_trajectories_nothing_is_looked_up():
+    lost = BANK.replace(velocities=jnp.full((R, D, 2, *BANK.pictures.shape[1:]), jnp.nan))
+    for trajectories, finite in (("student", True), ("teacher", False)):
+        settings = esd.Settings(trajectories=trajectories)
+        (loss,) = evaluated(esd.losses, settings, [lost], lambda loss: loss)
+        assert np.isfinite(loss) == finite
+
+
+def config_of(folder: Path, **changes: Any) -> Config:
+    usual: dict[str, Any] = {
+        "iterations": 3,
+        "bank": BankConfig(sentences=2, trajectories=3, batch=4, teacher="stored"),
+        "lower": Lower(attn=0.0, erase_to="a dog"),
+        "upper": Upper(lora=0.0, rsc=0.0),
+    }
+    return tiny.run_config(folder, **usual | changes)
+
+
+@pytest.mark.slow
+def test_a_bank_has_the_velocities_of_the_points_that_a_run_samples(
+    tiny_folder: Path, tmp_path: Path
+):
+    config, pipe = config_of(tiny_folder), load(tiny_folder)
+    plan = plan_of(config, pipe, listed(config))
+    bank = make_adapters.banks_of({"": config}, pipe, {"": plan})[""]
+    shapes = shapes_of(config, pipe.transformer, len(bank.image_ids), bank.masks.shape[-1])
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), bank
+    )
+    assert bank.velocities is not None
+    known = np.isfinite(bank.velocities).all((-2, -1))
+    # The concept's come with the trajectories, the anchors' where an update needs them.
+    assert known[..., 0].all()
+    assert 1 <= known[..., 1].sum() <= config.iterations
+    np.testing.assert_array_equal(known[..., 1], known[..., 2])
+    for row, step, form in np.argwhere(known):
+        sentence = bank.trajectory_sentences[row]
+        shown = bank.anchors[sentence, form - 1] if form else bank.sentences[sentence, 0]
+        wanted = pipe.velocity(
+            bank.trajectories[row, step][None],
+            jax.tree.map(lambda leaf: leaf[None], shown),
+            bank.times[step : step + 1],
+            jnp.asarray(bank.image_ids),
+            config.guidance,
+        )
+        np.testing.assert_allclose(bank.velocities[row, step, form], wanted[0], atol=1e-5)
+
+    # Each iteration looks up points that are there, and trains the same adapter.
+    adapters = [
+        make_adapters.learn({"": config}, pipe, {"": each}, tmp_path / name)[""].lora
+        for name, each in (("stored", bank), ("computed", bank.replace(velocities=None)))
+    ]
+    assert error(*adapters) < 1e-4
+
+
+def test_velocities_are_stored_where_that_takes_fewer_passes():
+    needs = Needs(velocities="lower")
+
+    def stores(needs: Needs = needs, teacher: str | None = None, **changes: Any) -> bool:
+        bank = BankConfig(trajectories=32, batch=8, teacher=teacher)
+        return stores_velocities(replace(CONFIG, bank=bank, steps=28, **changes), needs)
+
+    assert stores(iterations=300, batch_size=1)
+    # 2 x 896 passes instead of 3 x 600, and instead of 3 x 590.
+    assert stores(iterations=600, batch_size=1)
+    assert not stores(Needs())
+    assert not stores(Needs(), teacher="stored")
+    # A batch of 8 passes, instead of 3 or 6.
+    assert not stores(iterations=1, batch_size=1)
+    assert not stores(iterations=2, batch_size=1)
+    assert stores(iterations=1, batch_size=1, teacher="stored")
+    assert not stores(iterations=300, batch_size=1, teacher="computed")
+    # Stopped at the first check, 1792 passes would be more than 3 x 25 x 4.
+    assert not stores(iterations=600, batch_size=4, early_stop=EarlyStop(every=25))
+    # At another guidance the trajectories do not have the concept's: 3 x 896 against 3 x 900.
+    other = replace(needs, guidance=1.0)
+    assert not stores(other, iterations=890, batch_size=1)
+    assert stores(other, iterations=900, batch_size=1)
+
+
+def test_which_methods_need_them():
+    for name, settings in (
+        ("esd", esd.Settings),
+        ("eap", eap.Settings),
+        ("meta_unlearning", meta_unlearning.Settings),
+    ):
+        for trajectories, needed in (("teacher", True), ("student", False)):
+            own: dict[str, Any] = {name: settings(trajectories=trajectories, guidance=2.0)}
+            config = replace(CONFIG, method=name, irrelevant=("dog",), **own)
+            found = method_of(config).needs(config, listed(config), None)
+            assert bool(found.velocities) == needed
+            assert found.guidance == 2.0
+    for lower, needed in ((Lower(), True), (Lower(esd=0.0), False)):
+        config = replace(CONFIG, lower=lower)
+        assert bool(method_of(config).needs(config, listed(config), None).velocities) == needed
