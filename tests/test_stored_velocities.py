@@ -12,18 +12,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny
-from helpers.small import BANK, CONFIG, CONTEXT, KEY, LORA, MODEL, PARAMS, D, R, make_bank
+from helpers.small import (
+    BANK,
+    CONFIG,
+    CONTEXT,
+    KEY,
+    LORA,
+    MODEL,
+    PARAMS,
+    D,
+    F,
+    R,
+    V,
+    alone,
+    fresh,
+    make_bank,
+)
 
 from erase.config.schema import BankConfig, Config, EarlyStop
-from erase.data.bank import Bank
+from erase.data.bank import Bank, stack_banks
 from erase.data.plan import Needs, stores_velocities
+from erase.data.velocities import noise_steps
 from erase.data.words.irrelevant import listed
 from erase.methods import eap, erase_anything, esd, meta_unlearning, method_of
 from erase.methods.configured import plan_of, shapes_of
+from erase.methods.parts.contrast import early_steps, word_features
 from erase.methods.parts.forward import RunInputs
+from erase.methods.parts.levels import both_losses, lower_losses, upper_losses
 from erase.methods.settings.erase_anything import Lower, Upper
+from erase.runs import load_config
 from erase.training import make_adapters
 from flux_jax import load
+from flux_jax.errors import InputError
 from flux_jax.programs import Conditioning, Denoiser
 
 
@@ -48,7 +68,7 @@ def with_velocities(bank: Bank, guidance: float = CONTEXT.guidance) -> Bank:
 def error(found: Any, wanted: Any) -> float:
     """Largest relative error of a tree's leaves, by norm."""
     pairs = zip(*map(jax.tree.leaves, (found, wanted)), strict=True)
-    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+    return max(float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1)) for a, b in pairs)
 
 
 def evaluated(losses: Any, settings: Any, banks: list[Bank], of: Any) -> list[Any]:
@@ -100,6 +120,90 @@ def test_on_the_adapted_models_trajectories_nothing_is_looked_up():
         settings = esd.Settings(trajectories=trajectories)
         (loss,) = evaluated(esd.losses, settings, [lost], lambda loss: loss)
         assert np.isfinite(loss) == finite
+
+
+def upper_loss(level: Upper, lora: Any) -> Any:
+    """The upper level's loss and gradient, as a function of the bank."""
+    context = replace(CONTEXT, settings=replace(erase_anything.Levels.of(CONFIG), upper=level))
+
+    def loss(lora: Any, bank: Bank) -> jax.Array:
+        return upper_losses(lora, RunInputs.of(context, PARAMS, bank), KEY)[0]
+
+    compiled = jax.jit(jax.value_and_grad(loss))
+    return lambda bank: jax.device_get(compiled(lora, bank))
+
+
+@pytest.mark.slow
+def test_stored_noises_are_those_of_their_pictures_and_steps():
+    count = 3
+    rng = np.random.default_rng(8)
+    shape = F, count, *BANK.pictures.shape[1:]
+    noises, targets = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
+    bank = BANK.replace(noises=noises, noise_velocities=targets)
+    level = replace(CONFIG.upper, rsc=0.0, lora_target="base", noises=count)
+    found, _ = upper_loss(level, LORA)(bank)
+    size = CONTEXT.batch_size
+    keys = jax.random.split(jax.random.split(KEY)[0], 3)
+    rows = jax.random.randint(keys[0], (size,), 0, F).tolist()
+    which = jax.random.randint(keys[2], (size,), 0, count).tolist()
+    errors = []
+    for row, k in zip(rows, which, strict=True):
+        # Six noises for four steps: the first of each picture is early, the last is late.
+        t = BANK.times[[[0, 0], [1, 2], [2, 3]][k][row]]
+        mixed = (1 - t) * BANK.pictures[row] + t * noises[row, k]
+        velocity, _ = alone(PARAMS, LORA, mixed, BANK.picture_prompts[row], t)
+        errors.append(np.square(velocity - targets[row, k]).mean())
+    np.testing.assert_allclose(found, level.lora * np.mean(errors), rtol=1e-5)
+
+
+def test_the_steps_of_noises_cover_all_steps_evenly():
+    for pictures, noises, steps in ((32, 4, 28), (8, 16, 28), (2, 14, 28), (1, 1, 3)):
+        found = noise_steps(pictures, noises, steps)
+        assert found.shape == (pictures, noises)
+        counts = np.bincount(found.ravel(), minlength=steps)
+        assert len(counts) == steps
+        assert counts.max() - counts.min() <= 1
+        assert (np.diff(found, axis=1) >= steps // noises - 1).all()
+
+
+@pytest.mark.slow
+def test_frozen_features_are_the_adapted_models_at_an_adapter_without_effect():
+    level = replace(CONFIG.upper, lora=0.0)
+    early = early_steps(level, D)
+    rows, steps, forms = (each.ravel() for each in np.indices((R, early, V - 1)))
+    words = np.asarray(BANK.trajectory_sentences)[rows], forms + 1
+    given = BANK.trajectories[rows, steps], BANK.sentences[words], BANK.times[steps]
+    model = Denoiser(MODEL, PARAMS, BANK.image_ids, CONTEXT.guidance)
+    found = jax.jit(word_features, static_argnums=5)(model, *given, BANK.masks[words], level)
+    features = found.swapaxes(0, 1).reshape(R, early, V - 1, *found.shape[::2])
+    computed = upper_loss(level, fresh().lora)(BANK)
+    frozen = upper_loss(replace(level, rsc_features="frozen"), fresh().lora)
+    assert error(frozen(BANK.replace(features=features)), computed) < 1e-5
+    for axis in range(3):
+        wrong = BANK.replace(features=jnp.roll(features, 1, axis))
+        assert error(frozen(wrong), computed) > 1e-3
+
+
+@pytest.mark.slow
+def test_one_pass_of_both_levels_gives_what_two_give():
+    # In this form each token is a group.
+    lower = replace(CONFIG.lower, attn_form="released")
+    levels = replace(
+        erase_anything.Levels.of(CONFIG), lower=lower, upper=replace(CONFIG.upper, rsc=0.0)
+    )
+    run = RunInputs.of(replace(CONTEXT, settings=levels), PARAMS, BANK)
+    lower_key, upper_key = jax.random.split(KEY)
+
+    def together(lora: Any) -> jax.Array:
+        (one, _), (other, _) = both_losses(lora, run, lower_key, upper_key)
+        return one + 3 * other
+
+    def apart(lora: Any) -> jax.Array:
+        one, _ = lower_losses(lora, run, lower_key)
+        return one + 3 * upper_losses(lora, run, upper_key)[0]
+
+    found, wanted = (jax.jit(jax.value_and_grad(f))(LORA) for f in (together, apart))
+    assert error(found, wanted) < 1e-5
 
 
 def config_of(folder: Path, **changes: Any) -> Config:
@@ -189,3 +293,63 @@ def test_which_methods_need_them():
     for lower, needed in ((Lower(), True), (Lower(esd=0.0), False)):
         config = replace(CONFIG, lower=lower)
         assert bool(method_of(config).needs(config, listed(config), None).velocities) == needed
+
+
+@pytest.mark.slow
+def test_a_bank_has_the_noises_and_features_that_the_settings_ask_for(
+    tiny_folder: Path, tmp_path: Path
+):
+    upper = Upper(
+        pictures=2, negatives=2, lora_target="base", noises=2, rsc_features="frozen", early=0.5
+    )
+    changes: dict[str, Any] = {"lower": Lower(esd=0.0), "upper": upper, "synonyms": ("kitten",)}
+    config, pipe = config_of(tiny_folder, **changes), load(tiny_folder)
+    plan = plan_of(config, pipe, listed(config))
+    bank = make_adapters.banks_of({"": config}, pipe, {"": plan})[""]
+    shapes = shapes_of(config, pipe.transformer, len(bank.image_ids), bank.masks.shape[-1])
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), bank
+    )
+    assert bank.velocities is None
+    assert bank.noises is not None
+    assert bank.noise_velocities is not None
+    assert bank.features is not None
+    ids, steps = jnp.asarray(bank.image_ids), noise_steps(2, 2, config.steps)
+    for row, k in np.ndindex(2, 2):
+        t = bank.times[steps[row, k]]
+        wanted = pipe.velocity(
+            (1 - t) * bank.pictures[row : row + 1] + t * bank.noises[row, k][None],
+            bank.picture_prompts[[row]],
+            t[None],
+            ids,
+            config.guidance,
+        )
+        np.testing.assert_allclose(bank.noise_velocities[row, k], wanted[0], atol=1e-5)
+    # A row, the first step, and the second word in the concept's place.
+    words = np.asarray(bank.trajectory_sentences)[[2]], np.array([2])
+    found = jax.jit(word_features, static_argnums=5)(
+        pipe.denoiser(ids, config.guidance),
+        bank.trajectories[[2], 0],
+        bank.sentences[words],
+        bank.times[:1],
+        bank.masks[words],
+        upper,
+    )
+    np.testing.assert_allclose(bank.features[2, 0, 1], found[:, 0], atol=1e-5)
+    adapter = make_adapters.learn({"": config}, pipe, {"": bank}, tmp_path)[""].lora
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(adapter))
+    # A run with fewer words gets fillers, as for its sentences.
+    fewer = bank.replace(
+        kinds=bank.kinds[:-1],
+        sentences=bank.sentences[:, :-1],
+        masks=bank.masks[:, :-1],
+        features=bank.features[:, :, :-1],
+    )
+    stacked = stack_banks([bank, fewer])
+    np.testing.assert_array_equal(stacked.features[0], bank.features)
+    np.testing.assert_array_equal(stacked.features[1, :, :, :-1], fewer.features)
+
+
+def test_noises_without_the_frozen_models_target_are_refused():
+    with pytest.raises(InputError, match=r"upper\.noises = 4 with upper\.lora_target = 'noise'"):
+        load_config({"concept": "cat", "irrelevant": ("a", "b", "c"), "upper": {"noises": 4}})

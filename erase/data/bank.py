@@ -4,7 +4,8 @@ The frozen model computes it once; afterwards the text encoders are no longer ne
 Axis letters: M sentences, V forms of a sentence (with the concept, with each synonym, with each
 irrelevant word), T text tokens, E text width, P pooled width, R trajectories, D denoising steps,
 N = D + 1 noise levels, F pictures, A anchors, W = A + 1, S image tokens, C latent channels,
-B batch.
+B batch,
+K noises, U = V - 1 forms without the concept, E early steps, L blocks, Q tokens.
 """
 
 from collections.abc import Sequence
@@ -50,6 +51,12 @@ class Bank(flax.struct.PyTreeNode):
         velocities: the frozen model's velocities before each step of the trajectories, for the
             concept and for each anchor, in this order; not a number where the run samples no point.
             None if updates compute them.
+        noises: K noises of each picture to preserve, each for the step of
+            `erase.data.velocities.noise_steps`; None if updates sample noise.
+        noise_velocities: the frozen model's velocities at the pictures with these noises.
+        features: the frozen model's attention features of the words in the concept's place, in
+            the first E steps of the trajectories, for L blocks and Q image tokens (and text
+            tokens, if the method uses them); None if updates compute them.
     """
 
     sentences: Conditioning
@@ -66,6 +73,9 @@ class Bank(flax.struct.PyTreeNode):
     edit: PyTree = None
     regions: Float[Array, "R S"] | None = None
     velocities: Float[Array, "R D W S C"] | None = None
+    noises: Float[Array, "F K S C"] | None = None
+    noise_velocities: Float[Array, "F K S C"] | None = None
+    features: Float[Array, "R E U L Q"] | None = None
 
 
 def bank_shapes(
@@ -104,6 +114,12 @@ def bank_shapes(
     if needs.edit_rank:
         params, targets = abstract_params("transformer", asdict(sizes)), config.adapter.targets
         edit = jax.eval_shape(lambda: init(jax.random.key(0), params, targets, needs.edit_rank))
+    noises = latents(shown, needs.noises) if shown and needs.noises else nothing
+    features = nothing
+    if wanted := needs.features:
+        blocks = 1 if wanted.last else sizes.num_layers
+        tokens = image_tokens + text_tokens * wanted.text
+        features = of((count.trajectories, wanted.steps, forms - 1, blocks, tokens), dtype)
     return Bank(
         sentences=conditioning(count.sentences, forms),
         masks=of((count.sentences, forms, text_tokens), jnp.float32),
@@ -123,6 +139,9 @@ def bank_shapes(
             if stores_velocities(config, needs)
             else None
         ),
+        noises=noises,
+        noise_velocities=noises,
+        features=features,
     )
 
 
@@ -151,12 +170,17 @@ def stack_banks(banks: Sequence[Bank]) -> Bank:
         velocities = bank.velocities
         if velocities is not None:
             velocities = velocities[:, :, np.concatenate([[0], 1 + anchor_rows])]
+        features = bank.features
+        if features is not None:
+            # Those of the forms after the concept.
+            features = features[:, :, rows[1:] - 1]
         return bank.replace(
             sentences=bank.sentences[:, rows],
             masks=bank.masks[:, rows],
             kinds=np.pad(bank.kinds, (0, missing), constant_values=FILLER),
             anchors=bank.anchors[:, anchor_rows],
             velocities=velocities,
+            features=features,
         )
 
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *map(filled, banks))

@@ -14,7 +14,7 @@ from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import Plan
 from erase.data.trajectories import denoised, denoised_with_velocities
-from erase.data.velocities import add_velocities
+from erase.data.velocities import add_noises, add_velocities
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
 
@@ -83,6 +83,8 @@ def make_bank(
         "image_ids": np.asarray(image_ids),
     }
     bank = Bank(**arrays)
+    if planned.noise_seeds:
+        bank = add_noises(config, pipe, bank, planned.noise_seeds)
     if points is None:
         return bank
     return add_velocities(config, pipe, bank, points, planned.guidance, velocities)

@@ -22,6 +22,21 @@ CONCEPT, SYNONYM, POOL, FILLER = 0, 1, 2, -1
 
 
 @dataclass(frozen=True)
+class Features:
+    """Attention features of the words in the concept's place, on the trajectories.
+
+    Attributes:
+        steps: number of denoising steps, counted from the noise.
+        last: whether only those of the last dual-stream block are used.
+        text: whether text tokens have features, besides image tokens.
+    """
+
+    steps: int
+    last: bool
+    text: bool
+
+
+@dataclass(frozen=True)
 class Needs:
     """Data that a method needs in its bank, besides the concept's sentences and trajectories.
 
@@ -43,6 +58,9 @@ class Needs:
             for the concept and the anchors, at points of the trajectories; a name in
             `Training.drawn`, "" for none.
         guidance: distilled guidance scale of these velocities; None for that of the trajectories.
+        noises: noises of each picture to preserve that the bank stores, with the frozen model's
+            velocities.
+        features: steps and shape of the attention features that the method adds, if it does.
     """
 
     pools: tuple[tuple[str, ...], ...] = ()
@@ -58,6 +76,8 @@ class Needs:
     regions: bool = False
     velocities: str = ""
     guidance: float | None = None
+    noises: int = 0
+    features: Features | None = None
 
     @property
     def forms(self) -> int:
@@ -84,6 +104,7 @@ class Plan:
         velocities: the part of the method's steps for which the bank stores velocities; "" if it
             stores none.
         guidance: distilled guidance scale of these velocities.
+        noise_seeds: seeds of the stored noises, those of a picture next to each other.
     """
 
     groups: tuple[Group, ...]
@@ -99,6 +120,7 @@ class Plan:
     picture_seeds: tuple[int, ...]
     velocities: str
     guidance: float
+    noise_seeds: tuple[int, ...]
 
     @property
     def prompts(self) -> list[str]:
@@ -143,6 +165,7 @@ def plan_bank(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
     forms = [prompt for group in groups for prompt in group.prompts]
     pipe.tokenize([*needs.also, *origins, *further, *shown, *forms])
     seeds = rng.integers(2**31, size=config.bank.trajectories + len(shown)).tolist()
+    noise_seeds = rng.integers(2**31, size=len(shown) * needs.noises).tolist()
     return Plan(
         groups=tuple(groups),
         masks=np.stack(masks),
@@ -157,6 +180,7 @@ def plan_bank(config: Config, pipe: Pipeline, needs: Needs) -> Plan:
         picture_seeds=tuple(seeds[config.bank.trajectories :]),
         velocities=needs.velocities if stores_velocities(config, needs) else "",
         guidance=config.guidance if needs.guidance is None else needs.guidance,
+        noise_seeds=tuple(noise_seeds),
     )
 
 

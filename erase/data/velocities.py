@@ -1,9 +1,10 @@
 """Velocities of the frozen model that are computed once, with a run's bank, for updates to look up.
 
-Axis letters: P points, R trajectories, D denoising steps, S image tokens, C latent channels.
+Axis letters: P points, R trajectories, D denoising steps, F pictures, K noises of a picture,
+B batch, S image tokens, C latent channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,55 @@ def add_velocities(
 
     stored[rows, steps, forms] = evaluate(config, pipe, len(rows), inputs, guidance)
     return bank.replace(velocities=stored)
+
+
+def add_noises(config: Config, pipe: Pipeline, bank: Bank, seeds: Sequence[int]) -> Bank:
+    """Add K noises of each picture to preserve, and the frozen model's velocities there.
+
+    Args:
+        config: the run's configuration.
+        pipe: the frozen model.
+        bank: the bank without noises, on the host.
+        seeds: seeds of the noises, those of a picture next to each other.
+    """
+    assert bank.pictures is not None, "noises are those of pictures"
+    count, size = len(bank.pictures), bank.pictures.shape[1:]
+    noise = np.asarray(pipe.noise(seeds, config.height, config.width), bank.pictures.dtype)
+    steps = noise_steps(count, len(seeds) // count, config.steps)
+    rows = np.repeat(np.arange(count), steps.shape[1])
+    times = np.asarray(bank.times)[steps.ravel()]
+
+    def inputs(batch: list[int]) -> tuple[Array, Conditioning, Array]:
+        clean, noises = (
+            jnp.asarray(each, jnp.float32) for each in (bank.pictures[rows[batch]], noise[batch])
+        )
+        at = jnp.asarray(times[batch])
+        return mix(clean, noises, at), bank.picture_prompts[rows[batch]], at
+
+    velocities = evaluate(config, pipe, len(seeds), inputs, config.guidance)
+    shape = *steps.shape, *size
+    return bank.replace(noises=noise.reshape(shape), noise_velocities=velocities.reshape(shape))
+
+
+def noise_steps(pictures: int, noises: int, steps: int) -> Int[np.ndarray, "F K"]:
+    """Return the denoising step of each stored noise, spread evenly over all steps.
+
+    A picture's noises are far from each other: the k-th is in the k-th of K parts of the steps.
+
+    Args:
+        pictures: F.
+        noises: K.
+        steps: number of denoising steps.
+    """
+    order = np.arange(noises)[None, :] * pictures + np.arange(pictures)[:, None]
+    return order * steps // (pictures * noises)
+
+
+def mix(
+    clean: Float[Array, "B S C"], noise: Float[Array, "B S C"], times: Float[Array, "B"]
+) -> Float[Array, "B S C"]:
+    """Return x_t = (1 - t) x_0 + t ε."""
+    return (1 - times[:, None, None]) * clean + times[:, None, None] * noise
 
 
 def evaluate(

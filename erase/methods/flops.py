@@ -111,8 +111,10 @@ def iteration(config: Config, sizes: FluxConfig, image_tokens: int, text_tokens:
     if not stores_velocities(config, erase_anything.needs(config, listed(config), None)):
         lower += (1 + anchors) * plain.forward
     # L_rsc: a pass for the concept, and passes without gradient for the synonym and other words.
-    contrast = dual.forward + dual.backward + (1 + settings.upper.negatives) * dual.forward
-    base = plain.forward if settings.upper.lora_target != "noise" else 0
+    upper = settings.upper
+    words = 1 + upper.negatives if upper.rsc_features == "adapted" else 0
+    contrast = dual.forward + dual.backward + words * dual.forward
+    base = plain.forward if upper.lora_target != "noise" and not upper.noises else 0
     return lower + contrast + plain.forward + plain.backward + base
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from erase.data.plan import POOL, SYNONYM
+from erase.data.velocities import mix, noise_steps
 from erase.methods.parts.compiled import split_samples
 from erase.methods.parts.forward import RunInputs, rollout
 
@@ -115,9 +116,37 @@ def add_noise(
     """Mix noise into pictures at the noise level of each one's denoising step."""
     clean = split_samples(run.context, pictures.astype(jnp.float32))
     noise = split_samples(run.context, jax.random.normal(key, clean.shape))
-    times = split_samples(run.context, run.bank.times[steps])
-    latents = (1 - times[:, None, None]) * clean + times[:, None, None] * noise
-    return Noisy(latents, times, clean, noise)
+    return Noisy(*mix_noise(run, clean, noise, steps), clean, noise)
+
+
+def mix_noise(
+    run: RunInputs[object],
+    pictures: Float[Array, "B S C"],
+    noise: Float[Array, "B S C"],
+    steps: Int[Array, "B"],
+) -> tuple[Float[Array, "B S C"], Float[Array, "B"]]:
+    """Return x_t and t of pictures with known noise, at the noise level of each one's step."""
+    context = run.context
+    clean, noise = (split_samples(context, e.astype(jnp.float32)) for e in (pictures, noise))
+    times = split_samples(context, run.bank.times[steps])
+    return mix(clean, noise, times), times
+
+
+def sample_noises(
+    pictures: int, noises: int, key: PRNGKeyArray, batch: int, steps: int
+) -> tuple[Int[Array, "B"], Int[Array, "B"], Int[Array, "B"]]:
+    """Sample pictures to preserve, one of the stored noises of each, and return its step.
+
+    Args:
+        pictures: number of pictures.
+        noises: noises of each.
+        key: random key.
+        batch: B.
+        steps: number of denoising steps.
+    """
+    rows, _, noise_key = sample_pictures(pictures, key, batch, steps)
+    which = jax.random.randint(noise_key, (batch,), 0, noises)
+    return rows, which, jnp.asarray(noise_steps(pictures, noises, steps))[rows, which]
 
 
 def sample_forms(

@@ -59,6 +59,12 @@ class Upper(AdamW):
         temperature: temperature of L_rsc.
         negatives: irrelevant words per sentence, K in L_rsc.
         early: share of the denoising steps, counted from the noise, that L_rsc uses.
+        noises: number of noises of each picture that L_lora uses, each at one denoising step, with
+            the frozen model's velocities computed once; 0 samples noise and step in each update.
+            Only with lora_target "base".
+        rsc_features: model of the features of the synonym and of the irrelevant words in L_rsc:
+            "adapted" is the model in training, evaluated in each update; "frozen" is the frozen
+            model, whose features of all words are computed once.
     """
 
     learning_rate: float = number(5e-4, above=0)
@@ -74,6 +80,8 @@ class Upper(AdamW):
     temperature: float = number(0.07, above=0)
     negatives: int = number(3, least=1)
     early: float = number(0.25, above=0, most=1)
+    noises: int = number(0, least=0)
+    rsc_features: str = choice("adapted", "adapted", "frozen")
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,11 @@ def problems(config: Config) -> Iterator[str]:
         yield (
             f"irrelevant = {config.irrelevant!r} has fewer than upper.negatives = "
             f"{upper.negatives} different words: name more, or set upper.rsc to 0"
+        )
+    if upper.noises and upper.lora_target != "base":
+        yield (
+            f"upper.noises = {upper.noises} with upper.lora_target = {upper.lora_target!r} saves "
+            'nothing: set upper.lora_target to "base", or upper.noises to 0'
         )
     if not (lower.esd or lower.attn):
         yield "lower.esd = lower.attn = 0: nothing would be erased; set one of them above 0"
