@@ -19,7 +19,7 @@ from helpers import warm
 from helpers.small import CONFIG, SIZES
 from rich.console import Console
 
-from benchmarks.speed import flux, flux_ours, flux_torch
+from benchmarks.speed import flux, flux_ours, flux_torch, iterations
 from benchmarks.speed.cases import (
     OUT_OF_MEMORY,
     UNFINISHED,
@@ -91,6 +91,26 @@ def test_our_other_works_are_measured():
             "updates": work("iteration"),
         }
     )
+
+
+@pytest.mark.slow
+def test_iterations_are_timed_side_by_side(capsys: pytest.CaptureFixture):
+    # Two losses in one update are enough here, and compile in a quarter of the time.
+    lower, upper = replace(RUN.lower, attn=0.0), replace(RUN.upper, rsc=0.0)
+    config = replace(RUN, lower=lower, upper=upper, alternation="joint")
+    model = iterations.Model(FluxTransformer(FluxConfig.from_dict(TINY)), 16, 6)
+    names = "base: computed", "base: stored, 16 noises"
+    variants = {name: iterations.VARIANTS[name] for name in names}
+    found = iterations.measure(config, model, 2, variants)
+    for record in found.values():
+        extra = {"cpu_seconds", "bank_bytes", "flops"}
+        check(record, TIMES | extra)
+    computed, stored = found.values()
+    assert stored["flops"] < computed["flops"]
+    assert stored["bank_bytes"] > computed["bank_bytes"]
+    iterations.show(found)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
 
 
 @pytest.mark.slow

@@ -353,3 +353,23 @@ def test_a_bank_has_the_noises_and_features_that_the_settings_ask_for(
 def test_noises_without_the_frozen_models_target_are_refused():
     with pytest.raises(InputError, match=r"upper\.noises = 4 with upper\.lora_target = 'noise'"):
         load_config({"concept": "cat", "irrelevant": ("a", "b", "c"), "upper": {"noises": 4}})
+
+
+def test_a_bank_larger_than_the_memory_is_refused_before_it_is_computed(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, pipe = config_of(tiny_folder), load(tiny_folder)
+    sizes = [10**4, None]
+    monkeypatch.setattr(make_adapters, "make_bank", lambda *_: pytest.fail("computed"))
+    for host, device, where in (
+        (*sizes, "this machine"),
+        (*reversed(sizes), "a device"),
+    ):
+        monkeypatch.setattr(make_adapters, "host_memory", lambda host=host: host)
+        monkeypatch.setattr(make_adapters, "memory", lambda _, device=device: device)
+        with pytest.raises(
+            InputError, match=rf"bank: its .* GB of {where}; set bank\.teacher"
+        ) as e:
+            make_adapters.banks_of({"": config}, pipe, {})
+        assert len(str(e.value)) < 400
+        assert "\n" not in str(e.value)

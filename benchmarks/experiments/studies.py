@@ -34,6 +34,8 @@ TRAINED = {
     "eap": TEACHER,
     "meta_unlearning": TEACHER,
 }
+# The frozen model's velocities on its trajectories are computed before training.
+STORED = {"bank": {"teacher": "stored"}}
 # Ten of the thirty concepts, of all kinds.
 THIRD = tuple(CONCEPTS)[::3]
 
@@ -179,6 +181,23 @@ STUDIES = {
             "attn + rsc": _without("esd", "lora"),
             "attn + lora + rsc": _without("esd"),
             "all four": {},
+        },
+        seeds=(0, 1, 2),
+    ),
+    "once": Study(
+        question="Do noises that are sampled once, or features of the frozen model, erase as well?",
+        concepts=_concepts(names=THIRD, split=VALIDATION),
+        variants={
+            "all computed in each update": {"bank": {"teacher": "computed"}},
+            # The same to rounding.
+            "stored velocities": STORED,
+            "frozen features": STORED | {"upper": {"rsc_features": "frozen"}},
+            "4 noises": STORED | {"upper": {"noises": 4}},
+            "16 noises": STORED | {"upper": {"noises": 16}},
+            "4 noises, frozen features": STORED
+            | {"upper": {"noises": 4, "rsc_features": "frozen"}},
+            "16 noises, frozen features": STORED
+            | {"upper": {"noises": 16, "rsc_features": "frozen"}},
         },
         seeds=(0, 1, 2),
     ),

@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 from jaxtyping import Bool
 
-from benchmarks.results.schemas import StudyResult, StudyRow
+from benchmarks.results.schemas import StudyResult, StudyRow, Variant
 from benchmarks.results.tables import sums
 from convert import tables
 from erase.cli.ending import ends
@@ -205,13 +205,28 @@ def count(
 
 
 def show(result: StudyResult) -> None:
-    """Print a row for each variant."""
-    table = number_table(result.get("question", ""), ("", *statistics.CELLS, "H"))
+    """Print a row for each variant; with several seeds, also the range of H over them."""
+    headings = ("", *statistics.CELLS, "H", *(("H by seed",) if len(result["seeds"]) > 1 else ()))
+    table = number_table(result.get("question", ""), headings)
     for name, variant in result["variants"].items():
         cells = sums(variant)
         shares = [cell_side(cells, cell, "after") for cell in (*statistics.CELLS, "H")]
-        table.add_row(name, *("" if s is None else percent(s) for s in shares))
+        row = ["" if s is None else percent(s) for s in shares]
+        if len(result["seeds"]) > 1:
+            by_seed = sorted(_of_seeds(variant))
+            row.append(f"{percent(by_seed[0])} to {percent(by_seed[-1])}" if by_seed else "")
+        table.add_row(name, *row)
     tables.show(table)
+
+
+def _of_seeds(variant: Variant) -> list[float]:
+    """Return H of each seed, over all concepts; of those for which it is known."""
+    seeds = sorted({row["seed"] for row in variant["rows"]})
+    every = [
+        statistics.pooled(row["cells"] for row in variant["rows"] if row["seed"] == seed)
+        for seed in seeds
+    ]
+    return [cells["H"]["after"] for cells in every if "H" in cells]
 
 
 def read_study(given: str) -> Study:

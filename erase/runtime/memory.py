@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,6 +45,14 @@ def release() -> None:
     # No such function: another C library, or another system.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def host_memory() -> int | None:
+    """Bytes of the machine's memory; None on systems that do not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def memory(devices: Sequence[Any]) -> int | None:

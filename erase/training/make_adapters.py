@@ -1,5 +1,6 @@
 """Compute the adapters of a command's runs with any method: banks, training, closed forms."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,14 +12,18 @@ from erase.data.make_bank import make_bank
 from erase.data.plan import Plan
 from erase.evaluation import early_stop
 from erase.methods import method_of
-from erase.methods.configured import sampled_points, start
+from erase.methods.configured import sampled_points, shapes_of, start
 from erase.methods.parts.step import State
+from erase.runtime.memory import host_memory, memory
+from erase.runtime.mesh import RUNS
 from erase.runtime.signals import Stop
 from erase.training import guard, loop
 from erase.training.prepare import PreparedRun, configs_of, plans_of, shared_settings
-from flux_jax.errors import RunError
+from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
+
+GB = 1e9
 
 
 def banks_of(
@@ -32,14 +37,45 @@ def banks_of(
         plans: plans of the banks, by name.
 
     Raises:
-        InputError: a closed form cannot be solved.
+        InputError: a closed form cannot be solved, or the banks exceed the memory.
     """
+    check_size(configs, pipe)
     banks = {}
     for name, config in configs.items():
         points = sampled_points(config, pipe, plans[name])
         bare = make_bank(config, pipe, plans[name], points)
         banks[name] = method_of(config).completes(config, pipe, plans[name], bare)
     return banks
+
+
+def check_size(configs: Mapping[str, Config], pipe: Pipeline) -> None:
+    """Check that the runs' banks fit into memory, before they are computed.
+
+    Args:
+        configs: configurations of the runs, by name.
+        pipe: the frozen model, on its devices.
+
+    Raises:
+        InputError: they exceed the memory of a device, or of the machine.
+    """
+    shared = shared_settings(configs)
+    tokens = len(pipe.image_ids(shared.height, shared.width))
+    shapes = [
+        shapes_of(config, pipe.transformer, tokens, pipe.tokenizer_2.model_max_length)
+        for config in configs.values()
+    ]
+    sizes = [sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(s)) for s in shapes]
+    runs_a_device = math.ceil(len(sizes) / pipe.mesh.shape.get(RUNS, 1))
+    for needed, available, where in (
+        (sum(sizes), host_memory(), "this machine"),
+        (max(sizes) * runs_a_device, memory(list(pipe.mesh.devices.flat)), "a device"),
+    ):
+        if available is not None and needed > available:
+            raise InputError(
+                f"bank: its {needed / GB:.1f} GB exceed the {available / GB:.1f} GB of {where}; "
+                "set bank.teacher to computed and upper.rsc_features to adapted, or make "
+                "bank.trajectories, bank.sentences, upper.noises, height or width smaller"
+            )
 
 
 def make_adapters(
