@@ -109,22 +109,15 @@ def bank_shapes(
     def latents(*lead: int) -> Any:
         return of((*lead, image_tokens, sizes.in_channels), dtype)
 
-    anchors = 2 if needs.towards else 1
     edit: Any = None
     if needs.edit_rank:
         params, targets = abstract_params("transformer", asdict(sizes)), config.adapter.targets
         edit = jax.eval_shape(lambda: init(jax.random.key(0), params, targets, needs.edit_rank))
-    noises = latents(shown, needs.noises) if shown and needs.noises else nothing
-    features = nothing
-    if wanted := needs.features:
-        blocks = 1 if wanted.last else sizes.num_layers
-        tokens = image_tokens + text_tokens * wanted.text
-        features = of((count.trajectories, wanted.steps, forms - 1, blocks, tokens), dtype)
-    return Bank(
+    bank = Bank(
         sentences=conditioning(count.sentences, forms),
         masks=of((count.sentences, forms, text_tokens), jnp.float32),
         kinds=of((forms,), jnp.int32),
-        anchors=conditioning(count.sentences, anchors),
+        anchors=conditioning(count.sentences, 2 if needs.towards else 1),
         eta=of((), jnp.float32),
         trajectories=latents(count.trajectories, config.steps + 1),
         trajectory_sentences=of((count.trajectories,), jnp.int32),
@@ -134,15 +127,32 @@ def bank_shapes(
         image_ids=of((image_tokens, 3), jnp.float32),
         edit=edit,
         regions=of((count.trajectories, image_tokens), jnp.float32) if needs.regions else None,
-        velocities=(
-            latents(count.trajectories, config.steps, 1 + anchors)
-            if stores_velocities(config, needs)
-            else None
-        ),
-        noises=noises,
-        noise_velocities=noises,
-        features=features,
     )
+    stored = _stored_shapes(config, transformer, image_tokens, text_tokens, needs)
+    return bank.replace(**stored)
+
+
+def _stored_shapes(
+    config: Config,
+    transformer: FluxTransformer,
+    image_tokens: int,
+    text_tokens: int,
+    needs: Needs,
+) -> dict[str, Any]:
+    """Shapes of what updates look up instead of running the frozen model, by the bank's field."""
+    sizes, shown, shapes = transformer.config, len(needs.shown), {}
+    points = config.bank.trajectories, config.steps
+    values = image_tokens, sizes.in_channels
+    if stores_velocities(config, needs):
+        shapes["velocities"] = (*points, 3 if needs.towards else 2, *values)
+    if shown and needs.noises:
+        shapes |= dict.fromkeys(("noises", "noise_velocities"), (shown, needs.noises, *values))
+    if wanted := needs.features:
+        blocks = 1 if wanted.last else sizes.num_layers
+        tokens = image_tokens + text_tokens * wanted.text
+        shapes["features"] = (points[0], wanted.steps, needs.forms - 1, blocks, tokens)
+    dtype = transformer.dtype
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
 
 
 def stack_banks(banks: Sequence[Bank]) -> Bank:

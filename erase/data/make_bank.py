@@ -1,6 +1,6 @@
 """Compute a run's bank: encode prompts, generate trajectories and pictures to preserve.
 
-Axis letter: P points of the trajectories.
+Axis letters: P points of the trajectories, F pictures, S image tokens, C latent channels.
 """
 
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import Plan
-from erase.data.trajectories import denoised, denoised_with_velocities
+from erase.data.trajectories import denoised
 from erase.data.velocities import add_noises, add_velocities
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning
@@ -25,7 +25,7 @@ def make_bank(
     planned: Plan,
     points: Int[np.ndarray, "P 2"] | None = None,
 ) -> Bank:
-    """Compute the bank by running the frozen model, in batches of equal size, with progress bars.
+    """Compute the bank, on the host, by running the frozen model in batches of equal size.
 
     Args:
         config: the run's configuration.
@@ -33,9 +33,6 @@ def make_bank(
         planned: from `plan_bank`.
         points: trajectories and steps at which to store velocities, see
             `erase.data.velocities.add_velocities`; None stores none.
-
-    Returns:
-        The bank, on the host.
     """
     pipe.remember(planned.prompts, config.bank.batch)
 
@@ -52,21 +49,12 @@ def make_bank(
     if draws_pictures := picture_prompts is not None and planned.pictures is None:
         prompts = jax.tree.map(lambda *both: np.concatenate(both), prompts, picture_prompts)
         seeds += planned.picture_seeds
-    velocities = None
     # Trajectories of the concept have its velocities, if at their guidance.
-    if points is not None and planned.drawn == 0 and planned.guidance == config.guidance:
-        runs, velocities = denoised_with_velocities(config, pipe, prompts, seeds)
-        velocities = velocities[: len(rows)]
-    else:
-        runs = denoised(config, pipe, prompts, seeds)
+    known = points is not None and planned.drawn == 0 and planned.guidance == config.guidance
+    runs, velocities = denoised(config, pipe, prompts, seeds, velocities=known)
     pictures = runs[len(rows) :, -1] if draws_pictures else None
     if planned.pictures is not None:
-        pictures = np.concatenate(
-            [
-                np.asarray(pipe.encode_pictures(planned.pictures[batch]), pipe.transformer.dtype)
-                for batch in batches(len(planned.pictures), config.bank.batch, "encoding pictures")
-            ]
-        )[: len(planned.pictures)]
+        pictures = _encoded(config, pipe, planned.pictures)
     image_ids = pipe.image_ids(config.height, config.width)
     # NumPy arrays, until they are moved to the devices.
     arrays: dict[str, Any] = {
@@ -88,3 +76,14 @@ def make_bank(
     if points is None:
         return bank
     return add_velocities(config, pipe, bank, points, planned.guidance, velocities)
+
+
+def _encoded(
+    config: Config, pipe: Pipeline, pictures: UInt8[np.ndarray, "F h w 3"]
+) -> Float[np.ndarray, "F S C"]:
+    """Encode a user's pictures, in batches."""
+    parts = [
+        np.asarray(pipe.encode_pictures(pictures[batch]), pipe.transformer.dtype)
+        for batch in batches(len(pictures), config.bank.batch, "encoding pictures")
+    ]
+    return np.concatenate(parts)[: len(pictures)]

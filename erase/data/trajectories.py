@@ -3,12 +3,12 @@
 Axis letters: B batch, N noise levels, D = N - 1 denoising steps, S image tokens, C latent channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from erase.config.schema import Config
 from flux_jax import sharding
@@ -18,27 +18,22 @@ from flux_jax.sampling import denoise, euler
 
 
 def denoised(
-    config: Config, pipe: Pipeline, conditioning: Conditioning, seeds: Sequence[int]
-) -> Float[np.ndarray, "B N S C"]:
-    """Compute trajectories of the frozen model in batches, collected on the host."""
-    return _in_batches(trajectories, config, pipe, conditioning, seeds)
-
-
-def denoised_with_velocities(
-    config: Config, pipe: Pipeline, conditioning: Conditioning, seeds: Sequence[int]
-) -> tuple[Float[np.ndarray, "B N S C"], Float[np.ndarray, "B D S C"]]:
-    """Compute trajectories as `denoised` does, and the velocity of each of their steps."""
-    return _in_batches(trajectories_with_velocities, config, pipe, conditioning, seeds)
-
-
-def _in_batches(
-    program: Callable[..., PyTree],
     config: Config,
     pipe: Pipeline,
     conditioning: Conditioning,
     seeds: Sequence[int],
-) -> PyTree:
-    """Run a program that denoises, in batches, and collect its results on the host."""
+    *,
+    velocities: bool = False,
+) -> tuple[Float[np.ndarray, "B N S C"], Float[np.ndarray, "B D S C"] | None]:
+    """Compute trajectories of the frozen model in batches, collected on the host.
+
+    Args:
+        config: the run's configuration.
+        pipe: the frozen model.
+        conditioning: encoded prompts.
+        seeds: seeds of the noise.
+        velocities: whether to return the velocity of each step too.
+    """
     image_ids = pipe.image_ids(config.height, config.width)
     sigmas = jnp.asarray(pipe.schedule.sigmas(config.steps, len(image_ids)))
     parts = []
@@ -47,9 +42,11 @@ def _in_batches(
         samples = sharding.share_out(pipe.mesh, (noise, conditioning[rows]))
         model = pipe.denoiser(image_ids, config.guidance)
         with jax.set_mesh(pipe.mesh):
+            program = trajectories_with_velocities if velocities else trajectories
             run = program(model, *samples, sigmas)
         parts.append(jax.tree.map(np.asarray, sharding.gather(pipe.mesh, run)))
-    return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(seeds)], *parts)
+    found = jax.tree.map(lambda *rows: np.concatenate(rows)[: len(seeds)], *parts)
+    return found if velocities else (found, None)
 
 
 @jax.jit

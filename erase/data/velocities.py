@@ -26,7 +26,7 @@ def add_velocities(
     bank: Bank,
     points: Int[np.ndarray, "P 2"],
     guidance: float,
-    concept: Float[np.ndarray, "R D S C"] | None,
+    concept: Float[np.ndarray, "_ D S C"] | None,
 ) -> Bank:
     """Add the velocities for the concept and for each anchor at points of the trajectories.
 
@@ -37,7 +37,8 @@ def add_velocities(
         points: trajectories and steps, in the order in which the run first samples them: a longer
             run then has the same batches, and the same bits.
         guidance: distilled guidance scale.
-        concept: velocities for the concept, if the trajectories were computed with them.
+        concept: velocities for the concept, if the trajectories were computed with them; further
+            rows are ignored.
     """
     prompts = jax.tree.map(
         lambda one, others: np.concatenate([one[:, :1], others], axis=1),
@@ -48,7 +49,7 @@ def add_velocities(
     stored = np.full((count, levels - 1, width, *size), np.nan, bank.trajectories.dtype)
     first = 0
     if concept is not None:
-        stored[:, :, 0], first = concept, 1
+        stored[:, :, 0], first = concept[:count], 1
     rows, steps = np.repeat(points, width - first, axis=0).T
     forms = np.tile(np.arange(first, width), len(points))
 
