@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from flux_jax.errors import InputError
+from recipes import npm
 from recipes.emoji_flux import sprites
 from recipes.emoji_flux.sprites import EmojiSet
 from recipes.emoji_flux.world import ENTITIES, STYLES
@@ -25,7 +26,7 @@ def disc(radius: int = 60, hole: int = 0, colour: tuple[int, int, int] = (200, 4
 
 
 def archive(folder: Path, files: dict[str, bytes], licence: str = "MIT") -> Path:
-    path = folder / SET.archive
+    path = folder / npm.archive_name(SET.package)
     files = {"package.json": json.dumps({"license": licence}).encode(), **files}
     with tarfile.open(path, "w:gz") as opened:
         for name, content in files.items():
@@ -45,7 +46,7 @@ def test_every_style_has_one_set_with_a_permissive_licence_and_a_pinned_version(
         assert each.licence in sprites.PERMITTED
         assert each.package.rsplit("@", 1)[1].count(".") == 2
         assert each.package.rsplit("@", 1)[0] in sprites.attribution()
-    assert SET.archive == "some-emoji-1.2.3.tgz"
+    assert npm.archive_name(SET.package) == "some-emoji-1.2.3.tgz"
 
 
 def test_a_sprite_fills_its_box_and_is_premultiplied():
@@ -137,9 +138,9 @@ def test_a_cached_package_is_not_fetched_and_without_npm_there_is_no_other(
 ):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"npm: not found.*@some/emoji@1\.2\.3"):
-        sprites.fetch(SET, tmp_path / "cache")
+        npm.fetch(SET.package, tmp_path / "cache")
     expected = archive(tmp_path, {})
-    assert sprites.fetch(SET, tmp_path) == expected
+    assert npm.fetch(SET.package, tmp_path) == expected
 
 
 def test_sprites_of_another_world_are_refused(tmp_path: Path):

@@ -5,8 +5,6 @@ Axis letters: M sprites, E entities, S styles.
 
 import io
 import json
-import shutil
-import subprocess  # nosec B404
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from flux_jax import progress
 from flux_jax.errors import InputError
 from flux_jax.system.pictures import FORMATS
 from recipes.emoji_flux.world import ENTITIES, STYLES, Entity
+from recipes.npm import fetch
 
 SIDE = 64
 RASTER = 256
@@ -58,12 +57,6 @@ class EmojiSet:
     author: str
     names: dict[str, str]
     package_licence: str = ""
-
-    @property
-    def archive(self) -> str:
-        """File name that `npm pack` writes."""
-        name, version = self.package.rsplit("@", 1)
-        return f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
 
 
 FIREFOX_NAMES = {
@@ -110,33 +103,6 @@ SETS: tuple[EmojiSet, ...] = (
     EmojiSet("@iconify-json/fxemoji@1.2.2", "firefox", "Apache-2.0", MOZILLA, FIREFOX_NAMES),
     EmojiSet("@twemoji/svg@15.0.0", "sticker", "CC-BY-4.0", TWITTER, {}, "MIT"),
 )
-
-
-def fetch(emoji_set: EmojiSet, cache: Path) -> Path:
-    """Download a package with npm, unless it is cached.
-
-    Raises:
-        InputError: npm is missing or cannot fetch the package.
-    """
-    archive = cache / emoji_set.archive
-    if archive.exists():
-        return archive
-    if shutil.which("npm") is None:
-        raise InputError(
-            f"npm: not found, so {emoji_set.package} cannot be fetched; install Node.js, or put "
-            f"{emoji_set.archive} into {cache}"
-        )
-    cache.mkdir(parents=True, exist_ok=True)
-    command = ["npm", "pack", "--silent", emoji_set.package]
-    # No shell; the package's name and version are constants of this file.
-    result = subprocess.run(  # nosec B603
-        command, cwd=cache, capture_output=True, text=True, check=False
-    )
-    if result.returncode or not archive.exists():
-        raise InputError(
-            f"{emoji_set.package}: `{' '.join(command)}` failed: {result.stderr.strip()}"
-        )
-    return archive
 
 
 def check_licence(emoji_set: EmojiSet, manifest: dict[str, Any]) -> None:
@@ -321,7 +287,7 @@ TREATMENTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 def draw_all(cache: Path) -> Iterator[tuple[int, int, UInt8[np.ndarray, "64 64 4"]]]:
     """Yield entity, style and sprite for every drawing in the sets."""
     for emoji_set in progress.bar(SETS, desc="drawing", unit="set"):
-        draw = read_set(emoji_set, fetch(emoji_set, cache))
+        draw = read_set(emoji_set, fetch(emoji_set.package, cache))
         for index, entity in enumerate(ENTITIES):
             picture = draw(entity)
             if picture is not None:

@@ -1,0 +1,1 @@
+"""A hundred invented persons, taught to the small FLUX by an adapter."""
