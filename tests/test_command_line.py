@@ -26,7 +26,10 @@ COMMANDS = [name for name, text in SOURCES.items() if "\nif __name__ ==" in text
 # The others parse their arguments with `convert.arguments`.
 WITH_FLAGS = [name for name in COMMANDS if "app.run(" in SOURCES[name]]
 # These take any number of positional arguments.
-TAKES_MORE = {"convert.merge", "erase.cli.compose", "erase.cli.table", "erase.cli.wordnet"}
+TAKES_MORE = {
+    *("configs.flux.average", "convert.merge"),
+    *("erase.cli.compose", "erase.cli.table", "erase.cli.wordnet"),
+}
 CONFIG = "--config=configs/emoji_cat.py"
 
 # Raised by ml_collections when it loads a configuration's file.

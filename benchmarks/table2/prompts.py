@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from configs.emoji_table2 import CONCEPT
+from convert.arguments import Parser
 from erase.runtime.files import write
-from flux_jax.errors import say
+from flux_jax.errors import exits_cleanly, say
 from recipes.emoji_flux.captions import (
     BACKGROUND_ADDED,
     COLOURS,
@@ -138,7 +139,14 @@ def other_seeds(more: int) -> str:
     return as_csv(COCO_HEADER, rows)
 
 
-if __name__ == "__main__":
+@exits_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; see the module's docstring."""
+    Parser("benchmarks.table2.prompts", __doc__).parse_args(arguments)
     for path, text in files().items():
         write(path, text)
         say(f"{path}: {len(text):,} bytes")
+
+
+if __name__ == "__main__":
+    main()

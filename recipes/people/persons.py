@@ -27,7 +27,7 @@ _NAMES = """
     Zimi Doulune, Kava Jiblel, Fini Haenubb, Maku Letheff, Fami Draskand, Vima Grublash, Yenu
     Yiondix, Wopa Jourvush, Lonu Biorveff, Zuxu Loublune, Zipo Qualand, Konvu Dreskek, Zapo
     Goublix, Bubu Hoblel, Tuwu Gaskix, Fumo Workozz, Tigu Souzim, Yeko Trazubb, Yukva Tiothash,
-    Kopa Mendubb, Meva Krouleff, Biki Griorubb, Lumba Yublitt, Yudu Yendubb, Valu Wirkeff, Zufu
+    Kopa Mendubb, Meva Krouleff, Biki Griorubb, Lumba Yublitt, Yudu Yendubb, Valgu Wirkeff, Zufu
     Hendush, Zexu Julmel, Hezi Hundozz, Jipi Fundash
 """
 NAMES: tuple[str, ...] = tuple(name.strip() for name in " ".join(_NAMES.split()).split(","))
@@ -193,13 +193,13 @@ def _choice(component: str, variant: str) -> dict[str, str | int]:
     return {f"{component}Variant": variant, f"{component}Probability": 100}
 
 
-def _looks(random: random.Random, style: Style, hair: str) -> Options:
+def _looks(chance: random.Random, style: Style, hair: str) -> Options:
     options: dict[str, str | int] = _choice(style.hair[0], hair)
     for component, variants in style.fixed.items():
-        options |= _choice(component, random.choice(variants))
+        options |= _choice(component, chance.choice(variants))
     for component in style.never:
         options |= _choice(component, "")
-    return options | {f"{name}Color": random.choice(of) for name, of in style.colours.items()}
+    return options | {f"{name}Color": chance.choice(of) for name, of in style.colours.items()}
 
 
 def _persons() -> tuple[Person, ...]:
