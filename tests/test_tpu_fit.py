@@ -119,7 +119,8 @@ def compile_tiny() -> None:
         # XLA's own attention materialises the matrix, which shows that it would be detected.
         assert memory.squares > 0
         assert memory.temporaries > 0
-        assert memory.total >= memory.arguments + memory.temporaries
+        # Each is rounded to megabytes.
+        assert memory.total > memory.arguments + memory.temporaries - 0.0021
         # That weight alone in float32, if it were not split.
         assert program != "sampler" or memory.arguments < 4 * (1 << 17) * 16 / 1e9
         print(program)

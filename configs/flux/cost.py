@@ -1,8 +1,10 @@
 """GPU time of adapters and pictures, from operations and two measurements on one H100.
 
 Operations are those of `erase.methods.flops.Pass`. A step that denoises to a random step of the
-adapted model's trajectory passes half of the steps on average. The products of adapters, optimisers
-and closed-form solutions are left out, as are compilation, reading weights and judging.
+adapted model's trajectory passes half of the steps on average. The frozen model counts in every
+update, although the bank may store what it says: the hours are the most that a run takes. The
+products of adapters, optimisers and closed-form solutions are left out, as are compilation, reading
+weights and judging.
 Letters: S image tokens, T text tokens.
 """
 

@@ -46,7 +46,9 @@ def add_velocities(
         bank.anchors,
     )
     width, (count, levels, *size) = prompts.text.shape[1], bank.trajectories.shape
-    stored = np.full((count, levels - 1, width, *size), np.nan, bank.trajectories.dtype)
+    # A point that should not be looked up gives no finite loss. Processes compare what each places
+    # on its devices, where NaN would differ from itself.
+    stored = np.full((count, levels - 1, width, *size), np.inf, bank.trajectories.dtype)
     first = 0
     if concept is not None:
         stored[:, :, 0], first = concept[:count], 1
