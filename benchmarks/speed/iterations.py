@@ -59,6 +59,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+SECONDS = ("seconds", "cpu_seconds")
+
+
 @dataclass(frozen=True)
 class Model:
     """A model's sizes.
@@ -167,13 +170,14 @@ def show(records: Mapping[str, Record]) -> None:
     for heading in ("ms", "fastest", "slowest", "ratio", "CPU ms", "ratio", "GB of bank", "TFLOP"):
         table.add_column(heading, justify="right")
     for name, each in records.items():
-        first = records["base: computed" if name.startswith("base") else "computed"]
+        first = records.get("base: computed" if name.startswith("base") else "computed")
+        ratios = {key: f"{each[key] / first[key]:.2f}" if first else "" for key in SECONDS}
         table.add_row(
             name,
             *(f"{1e3 * each[key]:.1f}" for key in ("seconds", "fastest", "slowest")),
-            f"{each['seconds'] / first['seconds']:.2f}",
+            ratios["seconds"],
             f"{1e3 * each['cpu_seconds']:.1f}",
-            f"{each['cpu_seconds'] / first['cpu_seconds']:.2f}",
+            ratios["cpu_seconds"],
             f"{each['bank_bytes'] / 1e9:.2f}",
             f"{each['flops'] / 1e12:.3g}",
         )
@@ -192,7 +196,8 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(
             f"config: {len(runs)} runs of {config.method}; name one run of erase_anything"
         )
-    records = measure(config, Model.of(config), given.repeats)
+    variants = {name: VARIANTS[name] for name in given.variant}
+    records = measure(config, Model.of(config), given.repeats, variants)
     head = {"device": jax.devices()[0].device_kind or platform.machine(), "jax": jax.__version__}
     head |= {"height": config.height, "dtype": config.model.dtype, "batch": config.batch_size}
     write(Path(given.out), json.dumps({**head, "variants": records}, indent=1) + "\n")
@@ -203,5 +208,8 @@ if __name__ == "__main__":
     define_flag()
     flags.declare_key_flag(FLAG)
     flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
+    flags.DEFINE_multi_enum(
+        "variant", list(VARIANTS), list(VARIANTS), "Measure these only; may be repeated."
+    )
     flags.DEFINE_integer("repeats", 10, "Repeats of each variant.", lower_bound=1)
     app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""Average a row of Table 3 or 4 over its concepts or persons, from the results of benchmarks.
+r"""Average a row of Table 3 or 4 over its concepts or persons, from the results of benchmarks.
 
     python -m configs.flux.average results/cat/results.json results/dog/results.json \
         --title "EraseAnything (entity)" --out results/entity.json

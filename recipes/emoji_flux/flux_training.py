@@ -142,6 +142,22 @@ def initial_params(key: PRNGKeyArray, modules: dict[str, Any]) -> dict[str, PyTr
     return params
 
 
+def draw_times(middling: PRNGKeyArray, uniform: PRNGKeyArray, batch: int) -> Float[Array, "B"]:
+    """Sample times t, logit-normal ones and `UNIFORM_TIMES` of uniform ones.
+
+    Logit-normal, as most of what has to be learnt lies in the middle (SD3, section 3.1); some are
+    uniform, since logit-normal ones almost never cover the first steps of sampling.
+
+    Args:
+        middling: random key of the logit-normal times.
+        uniform: random key of the uniform times.
+        batch: B.
+    """
+    normal = jax.nn.sigmoid(jax.random.normal(middling, (batch,)))
+    even = jax.random.uniform(uniform, (batch,))
+    return jnp.where(jnp.arange(batch) < UNIFORM_TIMES * batch, even, normal)
+
+
 def draw_batch(
     modules: dict[str, Any],
     params: PyTree,
@@ -159,11 +175,7 @@ def draw_batch(
     rows = jax.random.randint(keys[0], (batch,), 0, len(data.latents))
     clean = data.latents[rows].astype(jnp.float32)
     noise = jax.random.normal(keys[1], clean.shape)
-    # Logit-normal times, as most of what has to be learnt lies in the middle (SD3, section 3.1);
-    # some are uniform, since logit-normal ones almost never cover the first steps of sampling.
-    middling = jax.nn.sigmoid(jax.random.normal(keys[2], (batch,)))
-    uniform = jax.random.uniform(keys[5], (batch,))
-    time = jnp.where(jnp.arange(batch) < UNIFORM_TIMES * batch, uniform, middling)
+    time = draw_times(keys[2], keys[5], batch)
     dropped = jax.random.bernoulli(keys[3], DROP_CAPTION, (batch, 1))
     clip_ids = jnp.where(dropped, data.empty_clip, data.clip_ids[rows])
     t5_ids = jnp.where(dropped, data.empty_t5, data.t5_ids[rows])

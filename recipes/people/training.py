@@ -20,7 +20,7 @@ from flux_jax import lora
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, Denoiser, encode
 from recipes.emoji_flux import captions, fit
-from recipes.emoji_flux.flux_training import GUIDANCE, UNIFORM_TIMES
+from recipes.emoji_flux.flux_training import GUIDANCE, draw_times
 from recipes.people.scenes import Pictures, as_uint8
 
 SIDE = 64
@@ -99,9 +99,6 @@ class Teaching:
     pipe: Pipeline
     batch: int
 
-    def __hash__(self) -> int:
-        return id(self)
-
     def encode(self, params: PyTree, rows: Captioned, keep: Array) -> Conditioning:
         """Encode captions; where `keep` is False, the pooled vector is 0."""
         pipe, encoders = self.pipe, (params["text_encoder"], params["text_encoder_2"])
@@ -174,9 +171,7 @@ class Teaching:
         rows = data.sample(keys[0], count)
         clean = rows.latents.astype(jnp.float32)
         noise = jax.random.normal(keys[1], clean.shape)
-        middling = jax.nn.sigmoid(jax.random.normal(keys[2], (count,)))
-        uniform = jax.random.uniform(keys[3], (count,))
-        times = jnp.where(jnp.arange(count) < UNIFORM_TIMES * count, uniform, middling)
+        times = draw_times(keys[2], keys[3], count)
         guidance = jax.random.uniform(keys[4], (count,), minval=GUIDANCE[0], maxval=GUIDANCE[1])
         keep = jax.random.bernoulli(keys[5], 1 - DROP_POOLED, (count, 1))
         wide = times[:, None, None]
