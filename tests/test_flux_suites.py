@@ -22,6 +22,7 @@ from erase.judges.named import Classes
 from erase.methods.configured import plan_of
 from erase.report.benchmarks import PAPER, as_markdown, join
 from erase.runs import load_config
+from erase.runtime.files import write
 from flux_jax import load
 from flux_jax.errors import InputError
 
@@ -266,3 +267,29 @@ def test_rows_are_averaged_over_concepts(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         average.main([files[0], str(tmp_path / "odd.json"), "--title", "x", "--out", str(out)])
     assert "its judge classes differs" in capsys.readouterr().err
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_anything_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    for main, arguments, said in (
+        (prompts.main, ["--out", ""], "out = '' is empty"),
+        (prompts.main, ["--out", "p", "--pictures", "99999999"], "must be at most 10,000"),
+        (average.main, ["a.json", "--title", "T", "--out", "./a.json"], "is one of the results"),
+        (average.main, ["a.json", "--title", " ", "--out", "b.json"], "title = '' is empty"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    for place, said in (
+        (Path(), r"\. is a folder; name a file"),
+        (tmp_path, "is a folder; name a file"),
+        (Path("file/x.json"), "file is not a folder"),
+    ):
+        Path("file").write_text("mine")
+        with pytest.raises(InputError, match=said):
+            write(place, "content")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert Path("file").read_text() == "mine"

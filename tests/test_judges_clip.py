@@ -142,6 +142,9 @@ def test_classes_are_opened_by_their_names(folder: Path):
 def test_a_template_without_a_place_for_the_class_is_refused(clip: LoadedCLIP):
     with pytest.raises(InputError, match=r"must have \{\} once"):
         CLIPClasses(clip, Classes(CLASSES), "a photo")
+    # Before the model, which does not exist.
+    with pytest.raises(InputError, match=r"must have \{\} once"):
+        CLIPClasses.load(CLASSES, "no/model", template="{} {}")
 
 
 def test_q16_is_the_softmax_of_100_cosines(

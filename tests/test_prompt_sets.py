@@ -164,6 +164,9 @@ def test_rows_are_chosen_by_columns(tmp_path: Path):
 @pytest.mark.parametrize(
     ("where", "said"),
     [
+        ("nudity_percentage=>5", "'=>' is no sign; choose from >= <= != > < ="),
+        ("nudity_percentage==5", "'==' is no sign"),
+        ("nudity_percentage!==5", "'!==' is no sign"),
         ("nudity>50", "has no column 'nudity'; choose from prompt, categories, hard, inapprop"),
         ("nudity_percentage>many", "'many' must be a number after >"),
         ("nudity_percentage>nan", "'nan' must be a number after >"),
@@ -183,6 +186,9 @@ def test_conditions_that_cannot_be_used_are_refused(where: str, said: str, tmp_p
     (tmp_path / "x.txt").write_text("a cat\n")
     with pytest.raises(InputError):
         read_prompt_set(tmp_path / "x.txt", where=["hard=1"])
+    (tmp_path / "twice.csv").write_text("prompt,hard,hard\na cat,0,1\n")
+    with pytest.raises(InputError, match=r"twice.csv has the column 'hard' 2 times; rename one"):
+        read_prompt_set(tmp_path / "twice.csv", where=["hard=1"])
 
 
 def test_files_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

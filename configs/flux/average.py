@@ -38,7 +38,7 @@ def row_of(result: BenchmarkResult, path: Path) -> RowRecord:
     """
     rows = [row for row in result["rows"] if row["adapters"]]
     if len(rows) != 1:
-        raise InputError(f"{path} has {len(rows)} rows with adapters; it must have one")
+        raise InputError(f"{path} has {len(rows)} rows with adapters; take one adapter's results")
     return rows[0]
 
 
@@ -94,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the average")
     options = parser.parse_args(arguments)
     paths = list(dict.fromkeys(options.results))
+    if not options.title.strip():
+        raise InputError("title = '' is empty; name the row")
+    if options.out.resolve() in [path.resolve() for path in paths]:
+        raise InputError(f"out = {str(options.out)!r} is one of the results; name another file")
     results = [read_result(path) for path in paths]
     first = results[0]
     common = {name: value for name, value in first["settings"].items() if name not in OWN}

@@ -30,6 +30,7 @@ COLUMNS = ("type", "prompt", "evaluation_seed")
 ERASED, SYNONYMS, OTHERS = "erased", "synonyms", "others"
 # Pictures of a type for each concept. The paper gives no number.
 PICTURES = 50
+MOST_PICTURES = 10_000
 # Seeds of a person's prompts: MACE has five for each of its five templates.
 SEEDS, OTHER_SEEDS = 5, 1
 Row = tuple[str, str, int]
@@ -100,17 +101,19 @@ def files(pictures: int = PICTURES) -> Iterator[tuple[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; see the module's docstring."""
     parser = Parser("configs.flux.prompts", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--out", required=True, help="folder for the files")
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help="pictures of each type for a concept"
     )
     options = parser.parse_args(arguments)
     if options.pictures < 1:
         raise InputError(f"pictures = {options.pictures} must be at least 1")
+    if options.pictures > MOST_PICTURES:
+        raise InputError(f"pictures = {options.pictures} must be at most {MOST_PICTURES:,}")
     check_folder(options.out, "out")
     written = list(files(options.pictures))
     for path, content in written:
-        write(options.out / path, content)
+        write(Path(options.out, path), content)
     say(f"{len(written)} files in {options.out}")
 
 

@@ -74,6 +74,11 @@ def parse_condition(text: str) -> Condition:
             "value, such as 'nudity_percentage>50'"
         )
     column, sign, value = (part.strip() for part in parts.groups())
+    if value[0] in "<>=!":
+        raise InputError(
+            f"where = {shortened(text, 60)!r}: {sign + value[0]!r} is no sign; choose from "
+            f"{' '.join(COMPARE)}"
+        )
     if sign not in ("=", "!=") and number_of(value) is None:
         raise InputError(
             f"where = {shortened(text, 60)!r}: {shortened(value, 40)!r} must be a number after "
@@ -105,6 +110,11 @@ def rows_where(
             raise InputError(
                 f"where = {shortened(str(each), 60)!r}: {path.name} has no column "
                 f"{shortened(each.column, 40)!r}; choose from {there}"
+            )
+        if names.count(each.column) > 1:
+            raise InputError(
+                f"where = {shortened(str(each), 60)!r}: {path.name} has the column "
+                f"{shortened(each.column, 40)!r} {names.count(each.column)} times; rename one"
             )
     places = [(each, names.index(each.column)) for each in conditions]
     return [

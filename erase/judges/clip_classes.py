@@ -20,6 +20,16 @@ from flux_jax.models.clip.load import LoadedCLIP, load
 TEMPLATE = "a photo of the {}"
 
 
+def check_template(template: str) -> None:
+    """Check that a text has one place for a class.
+
+    Raises:
+        InputError: it has none, or several.
+    """
+    if template.count("{}") != 1:
+        raise InputError(f"template = {template!r:.100} must have {{}} once, for a class")
+
+
 @dataclass(frozen=True)
 class CLIPClasses:
     """Names the class of each picture.
@@ -40,8 +50,7 @@ class CLIPClasses:
         Raises:
             InputError: it has no place for the class.
         """
-        if self.template.count("{}") != 1:
-            raise InputError(f"template = {self.template!r:.100} must have {{}} once, for a class")
+        check_template(self.template)
 
     @classmethod
     def load(
@@ -64,6 +73,8 @@ class CLIPClasses:
         Raises:
             InputError: see `flux_jax.models.clip.load.load`; or the classes are unusable.
         """
+        # Before the model, which may be downloaded.
+        check_template(template)
         classes = Classes(tuple(names), words or {}, tuple(erased))
         return cls(load(model or MODEL), classes, template)
 

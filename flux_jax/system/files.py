@@ -92,8 +92,10 @@ def check_folder(path: str | Path, name: str) -> None:
         name: its field, for the message.
 
     Raises:
-        InputError: something else has its name, or that of a folder above it.
+        InputError: the name is empty, or something else has it or that of a folder above it.
     """
+    if not str(path):
+        raise InputError(f"{name} = '' is empty; name a folder")
     for each in (Path(path), *Path(path).parents):
         if os.path.lexists(each):
             if not each.is_dir():

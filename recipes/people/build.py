@@ -26,10 +26,11 @@ import flux_jax
 from convert.adapters.files import write_lora
 from convert.merge import merge
 from erase.cli.flags import begin, parse_flags
-from erase.judges.mobilenet import LAYERS, Trunk
+from erase.judges.mobilenet import LAYERS, SOURCE, Trunk
 from erase.judges.named import Classes
 from erase.judges.persons import PersonJudge, split
-from flux_jax.errors import exits_cleanly
+from flux_jax.errors import InputError, exits_cleanly
+from flux_jax.system.files import check_folder
 from flux_jax.weights.mapping import to_torch
 from flux_jax.weights.safetensors_files import write_component
 from flux_jax.weights.tables import COMPONENTS
@@ -48,7 +49,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", "models/emoji-flux", "The small model.")
     flags.DEFINE_string("workdir", "runs/people", "Folder for drawings and checkpoints.")
     flags.DEFINE_string("out", "runs/people/out", "Folder for the results.")
-    flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the judge.", required=True)
+    flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the stage judge.")
     flags.DEFINE_multi_enum(
         "stage", list(STAGES), STAGES, "Run these stages only; may be repeated."
     )
@@ -101,6 +102,8 @@ def train_judge(workdir: Path, out: Path) -> None:
 
 def join(model: str, out: Path) -> None:
     """Write the small model with the persons: the adapter merged, the encoder replaced."""
+    if not (out / ADAPTER).exists():
+        raise InputError(f"{out / ADAPTER}: not found; run the stage `training` first")
     merge(model, [str(out / ADAPTER)], out / "model")
     for file in (out / T5).iterdir():
         target = out / "model" / T5 / file.name
@@ -114,6 +117,11 @@ def main(argv: list[str]) -> None:
     """Run the chosen stages in order."""
     begin(argv)
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
+    # Before the long stages.
+    check_folder(FLAGS.workdir, "workdir")
+    check_folder(FLAGS.out, "out")
+    if "judge" in FLAGS.stage and not (FLAGS.trunk and Path(FLAGS.trunk).is_file()):
+        raise InputError(f"trunk = {FLAGS.trunk!r} is no file; the stage judge needs {SOURCE}")
     stages: dict[str, tuple[Callable[[], Any], Path]] = {
         "drawings": (
             lambda: drawings.build(workdir / "npm", workdir / "drawings.npz"),

@@ -80,7 +80,7 @@ class Upper(AdamW):
     temperature: float = number(0.07, above=0)
     negatives: int = number(3, least=1)
     early: float = number(0.25, above=0, most=1)
-    noises: int = number(0, least=0)
+    noises: int = number(0, least=0, most=100_000)
     rsc_features: str = choice("adapted", "adapted", "frozen")
 
 
