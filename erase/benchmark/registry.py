@@ -34,8 +34,8 @@ JUDGES = {
     "q16": Entry("erase.judges.q16:Q16", "the file of its vectors", True),
 }
 
-# What compares folders of pictures, and the reader of the trunk of `persons`.
-FID, TRUNK = "erase.judges.fid:FID", "erase.judges.mobilenet:Trunk"
+# What compares folders of pictures.
+FID = "erase.judges.fid:FID"
 FRECHET = "erase.judges.frechet:JudgeFrechet"
 
 
@@ -46,7 +46,7 @@ class JudgeOptions:
     Attributes:
         words: what the small model's judge looks for in all pictures.
         erased: classes and persons whose accuracy is counted apart.
-        trunk: file of MobileNetV2's weights, for `persons`.
+        trunk: file of MobileNetV2's weights, for `persons`; None for the one in its folder.
         clip: CLIP of `classes` and `q16`, a folder or hub name; None for the published one.
         template: text of a class for `classes`, with {} in its place; None for the judge's own.
     """
@@ -89,7 +89,8 @@ def open_judge(text: str, options: JudgeOptions | None = None) -> PictureJudge:
     """
     name, value = parse_judge(text)
     options = options or JudgeOptions()
-    load: Any = pkgutil.resolve_name(JUDGES[name].home).load
+    judge: Any = pkgutil.resolve_name(JUDGES[name].home)
+    load = judge.load
     if name == "emoji":
         return load(value, options.words)
     if name == "classes":
@@ -99,10 +100,7 @@ def open_judge(text: str, options: JudgeOptions | None = None) -> PictureJudge:
     if name == "q16":
         return load(value, options.clip)
     if name == "persons":
-        if options.trunk is None:
-            raise InputError("trunk is missing: persons needs MobileNetV2's weights, --trunk FILE")
-        trunk: Any = pkgutil.resolve_name(TRUNK)
-        return load(value, trunk.load(options.trunk), options.erased)
+        return judge.open(value, options.trunk, options.erased)
     if name == "nudenet" and value:
         return load(_number(value))
     return load(value) if value else load()

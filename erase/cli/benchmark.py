@@ -64,7 +64,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "template", None, "Text of a class for the judge classes; by default 'a photo of the {}'."
     )
-    flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the judge persons.")
+    flags.DEFINE_string(
+        "trunk", None, "MobileNetV2's weights, for the judge persons; by default in its folder."
+    )
     flags.DEFINE_string("reference", None, "Folder of pictures to compare with, by FID.")
     flags.DEFINE_string(
         "reference_judge", None, "Judge's folder: compare its features instead of FID's."

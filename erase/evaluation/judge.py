@@ -35,7 +35,10 @@ CONFIG = "config.json"
 
 
 # The class of each type of judge, "module:class". The default type is "network".
-JUDGES = {"network": "erase.evaluation.emoji_judge:NetworkJudge"}
+JUDGES = {
+    "network": "erase.evaluation.emoji_judge:NetworkJudge",
+    "persons": "erase.judges.person_finder:PersonFinder",
+}
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -20,21 +20,24 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from typing_extensions import TypedDict
 
-from erase.judges.mobilenet import Trunk
+from erase.judges.mobilenet import SOURCE, Trunk
 from erase.judges.named import Classes, softmax
 from erase.judges.protocol import Figure, Scores
 from flux_jax.errors import InputError
 from flux_jax.system.json_files import read_typed
 from flux_jax.weights.safetensors_files import read_file, replacing, write_file
 
-CONFIG, WEIGHTS = "config.json", "head.safetensors"
+CONFIG, WEIGHTS, TRUNK = "config.json", "head.safetensors", "trunk.safetensors"
 
 
 class HeadRecord(TypedDict):
-    """The file beside a head's weights."""
+    """The file beside a head's weights; its type is that of `erase.evaluation.judge.JUDGES`."""
 
+    type: Literal["persons"]
     names: list[str]
     trunk: str
+    layer: str
+    side: int
     test_accuracy: float | None
 
 
@@ -162,6 +165,15 @@ def split(
     return train, test
 
 
+def read_record(folder: str | Path) -> HeadRecord:
+    """Read the file beside a head's weights.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    return read_typed(HeadRecord, Path(folder) / CONFIG, "train the judge, or check the path")
+
+
 @dataclass(frozen=True)
 class PersonJudge:
     """Names the person in each picture.
@@ -209,7 +221,14 @@ class PersonJudge:
         tensors = {"kernel": np.asarray(self.head.kernel), "bias": np.asarray(self.head.bias)}
         write_file(folder / WEIGHTS, tensors, {"format": "flax"})
         names, trunk = list(self.classes.names), self.trunk.digest
-        record: HeadRecord = {"names": names, "trunk": trunk, "test_accuracy": self.test_accuracy}
+        record: HeadRecord = {
+            "type": "persons",
+            "names": names,
+            "trunk": trunk,
+            "layer": self.trunk.layer,
+            "side": self.trunk.side,
+            "test_accuracy": self.test_accuracy,
+        }
         with replacing(folder / CONFIG) as file:
             file.write((json.dumps(record) + "\n").encode())
 
@@ -225,8 +244,7 @@ class PersonJudge:
         Raises:
             InputError: a file is missing or damaged, or the head belongs to another trunk.
         """
-        path = Path(folder) / CONFIG
-        record = read_typed(HeadRecord, path, "train the judge, or check the path")
+        path, record = Path(folder) / CONFIG, read_record(folder)
         if record["trunk"] != trunk.digest:
             raise InputError(
                 f"{path}: trained on a trunk with other weights, layer or side than this one "
@@ -244,6 +262,29 @@ class PersonJudge:
         head = Head(**{name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()})
         classes = Classes(tuple(record["names"]), erased=tuple(erased))
         return cls(trunk, head, classes, record["test_accuracy"])
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, weights: str | Path | None = None, erased: Sequence[str] = ()
+    ) -> "PersonJudge":
+        """Open a folder with the trunk that its head was trained on.
+
+        Args:
+            folder: with the head.
+            weights: the trunk's file; by default `trunk.safetensors` in the folder.
+            erased: persons whose accuracy is counted apart.
+
+        Raises:
+            InputError: a file is missing or damaged, or the files do not belong together.
+        """
+        record = read_record(folder)
+        path = Path(weights or Path(folder) / TRUNK)
+        if not path.is_file():
+            raise InputError(
+                f"trunk = {str(path)!r} is no file; the judge of persons needs {SOURCE}"
+            )
+        trunk = Trunk.load(path, record["layer"], record["side"])
+        return cls.load(folder, trunk, erased)
 
     @property
     def description(self) -> Mapping[str, str | float]:

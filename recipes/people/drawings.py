@@ -97,13 +97,10 @@ def build(
     return pixels, person
 
 
-def load(path: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[np.ndarray, "M"]]:
-    """Load a file written by `build`.
-
-    Raises:
-        InputError: the file is missing.
-    """
+def load(workdir: Path) -> tuple[UInt8[np.ndarray, "M 64 64 4"], Int[np.ndarray, "M"]]:
+    """Return what `build` wrote into `drawings.npz` of a folder; it is drawn if missing."""
+    path = workdir / "drawings.npz"
     if not path.exists():
-        raise InputError(f"{path}: not found; run the stage `drawings` first")
+        return build(workdir / "npm", path)
     with np.load(path) as file:
         return file["pixels"], file["person"]
