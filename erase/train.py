@@ -34,7 +34,7 @@ from erase.cli.flags import (
     define_process_flags,
     parse_flags,
 )
-from erase.runtime.signals import listening
+from erase.runtime.signals import listening, saves_nothing
 from flux_jax.errors import InputError, exits_cleanly
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
     from erase.runtime import processes
 
     given = flags.FLAGS
+    if given.plan:
+        saves_nothing()
     if given.table is not None:
         sys.exit(0 if plan_table(given) else 1)
     runs = configured()
@@ -60,10 +62,12 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("workdir is missing: name the run's folder, --workdir runs/NAME")
     check_paths(runs)
     processes.initialise(given)
-    from erase.runtime.memory import explains_memory
+    from erase.runtime.memory import MENDS, explains_memory
     from erase.training.run import run
 
-    with processes.first_speaks(), explains_memory():
+    sizes = {f"{each.height} x {each.width}" for each in runs.values()}
+    mends = f"{MENDS}, now {' and '.join(sorted(sizes))}"
+    with processes.first_speaks(), explains_memory(mends):
         run(
             runs,
             Path(given.workdir),

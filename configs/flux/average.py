@@ -27,7 +27,7 @@ from erase.runtime.files import write
 from flux_jax.errors import InputError, exits_cleanly, say
 
 # Settings that each file has its own of.
-OWN = ("prompts", "prompts_sha256")
+OWN = ("prompts", "prompts_sha256", "where")
 
 
 def row_of(result: BenchmarkResult, path: Path) -> RowRecord:
@@ -64,7 +64,7 @@ def average(results: Sequence[BenchmarkResult], paths: Sequence[Path], title: st
                     f"{path}: its judge {judge['judge']} differs from that of {paths[0]} in model, "
                     "classes or settings, or is missing; judge both alike"
                 )
-            alike.append({f["name"]: f for f in other["figures"] if f["unit"] == "%"})
+            alike.append(_shares(other, path))
         names = [name for name in alike[0] if all(name in each for each in alike)]
         figures = [averaged([each[name] for each in alike]) for name in names]
         judges.append({**judge, "figures": figures, "groups": {}})
@@ -72,6 +72,21 @@ def average(results: Sequence[BenchmarkResult], paths: Sequence[Path], title: st
         raise InputError(f"{paths[0]} has no share in percent that all files have; see its judges")
     pictures = sum(row["pictures"] for row in rows)
     return {"title": title, "adapters": [], "pictures": pictures, "judges": judges}
+
+
+def _shares(judge: JudgeRecord, path: Path) -> dict[str, FigureRecord]:
+    """Return a judge's figures in percent, by name.
+
+    Raises:
+        InputError: one is not from 0 to 100 %.
+    """
+    shares = {each["name"]: each for each in judge["figures"] if each["unit"] == "%"}
+    for name, each in shares.items():
+        if not 0 <= each["value"] <= 100:
+            raise InputError(
+                f"{path}: {name} = {each['value']} % must be from 0 to 100 %; judge again"
+            )
+    return shares
 
 
 def averaged(figures: Sequence[FigureRecord]) -> FigureRecord:
@@ -98,6 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError("title = '' is empty; name the row")
     if options.out.resolve() in [path.resolve() for path in paths]:
         raise InputError(f"out = {str(options.out)!r} is one of the results; name another file")
+    if len(paths) < 2:
+        raise InputError(
+            f"RESULTS: {paths[0]} alone has no average; name the results of at least two concepts"
+        )
     results = [read_result(path) for path in paths]
     first = results[0]
     common = {name: value for name, value in first["settings"].items() if name not in OWN}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from erase.data.words.templates import phrase
+from flux_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Concept:
     templates: tuple[str, ...]
     part_of_speech: str = "noun"
     printed: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            InputError: it is empty, or has no letter or digit to name files by.
+        """
+        if not self.name.strip() or not self.slug:
+            raise InputError(f"name = {self.name!r:.60} names no concept; write its word")
 
     @property
     def slug(self) -> str:

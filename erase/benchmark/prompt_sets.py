@@ -14,7 +14,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from erase.benchmark.where import Condition, parse_condition, rows_where
+from erase.benchmark.where import Condition, empty_cells, parse_condition, rows_where
 from flux_jax.errors import InputError, counted, shortened
 from flux_jax.settings import MOST_SEED
 from flux_jax.system.files import read_text
@@ -74,11 +74,13 @@ class PromptSet:
         name: the file's name.
         prompts: in the file's order.
         notes: what was not used of the file, a line each.
+        where: conditions that chose the prompts.
     """
 
     name: str
     prompts: tuple[BenchmarkPrompt, ...]
     notes: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
 
 
 class _Image(TypedDict):
@@ -229,8 +231,10 @@ def _of_table(
     notes = _notes(path, header, (*KNOWN, *chosen_by), place, len(chosen) - len(prompts))
     if where:
         which = " and ".join(shortened(str(each), 60) for each in where)
-        notes = (f"{path.name}: {len(chosen):,} of {len(rows) - 1:,} rows, {which}", *notes)
-    return PromptSet(path.name, _bounded(path, prompts), notes)
+        empty = empty_cells(rows[1:], where, names)
+        also = f"; {counted(empty, 'row')} with an empty cell left out" if empty else ""
+        notes = (f"{path.name}: {len(chosen):,} of {len(rows) - 1:,} rows, {which}{also}", *notes)
+    return PromptSet(path.name, _bounded(path, prompts), notes, tuple(map(str, where)))
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:

@@ -28,7 +28,7 @@ from flux_jax.system.pictures import read_picture
 # Threads that compress pictures.
 THREADS = 4
 # Settings that name files, whose digests are compared instead.
-NAMES = ("model", "prompts", "adapters")
+NAMES = ("model", "prompts", "adapters", "where")
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,21 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     there = read_json(file, mend=mend)
     other = [n for n in settings if n not in NAMES and there.get(n) != settings[n]]
+    # The reason for other prompts, if it is known; earlier versions did not write it.
+    if "prompts_sha256" in other and there.get("where", []) != settings.get("where", []):
+        other[other.index("prompts_sha256")] = "where"
     if other:
         each = [
-            f"{name} = {shortened(str(there.get(name)), 30)}, now "
-            f"{shortened(str(settings[name]), 30)}"
+            f"{name} = {_shown(there.get(name))}, now {_shown(settings.get(name))}"
             for name in other[:3]
         ]
         raise InputError(f"{folder} has pictures of other settings ({'; '.join(each)}); {mend}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        value = " and ".join(map(str, value)) or "none"
+    return shortened(str(value), 30)
 
 
 def opened_in_first(

@@ -270,6 +270,7 @@ def common_settings(
         "dtype": str(jax.numpy.dtype(pipe.transformer.dtype)),
         "prompts": prompts.name,
         "prompts_sha256": digest_of(content),
+        "where": list(prompts.where),
         "steps": options.steps,
         "guidance": options.guidance,
         "height": options.height,

@@ -39,21 +39,28 @@ class Condition:
     def __str__(self) -> str:
         return f"{self.column}{self.sign}{self.value}"
 
+    @property
+    def orders(self) -> bool:
+        """Whether numbers are ordered, so that an empty cell cannot be compared."""
+        return self.sign not in ("=", "!=")
+
     def holds(self, cell: str, place: str) -> bool:
-        """Whether a row meets the condition.
+        """Whether a row meets the condition; an empty cell meets none that orders numbers.
 
         Args:
             cell: the row's text in the column.
             place: file and line, for messages.
 
         Raises:
-            InputError: the condition orders numbers and the cell is none.
+            InputError: the condition orders numbers and the cell is text.
         """
         cell = cell.strip()
+        if not cell and self.orders:
+            return False
         mine, other = number_of(self.value), number_of(cell)
         if mine is not None and other is not None:
             return COMPARE[self.sign](other, mine)
-        if self.sign in ("=", "!="):
+        if not self.orders:
             return COMPARE[self.sign](cell.lower(), self.value.lower())
         raise InputError(
             f"{place}: {self.column} = {shortened(cell, 40)!r} is no number, and where = "
@@ -122,6 +129,20 @@ def rows_where(
         for line, row in rows
         if all(each.holds(row[place], f"{path}: line {line}") for each, place in places)
     ]
+
+
+def empty_cells(
+    rows: Sequence[tuple[int, list[str]]], conditions: Sequence[Condition], names: Sequence[str]
+) -> int:
+    """Number of rows that are left out because a cell to order by is empty.
+
+    Args:
+        rows: lines and cells, without the header.
+        conditions: on columns that are there.
+        names: the columns' names in lower case.
+    """
+    places = [names.index(each.column) for each in conditions if each.orders]
+    return sum(any(not row[place].strip() for place in places) for _, row in rows)
 
 
 def number_of(text: str) -> float | None:

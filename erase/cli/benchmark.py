@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
     processes.initialise(given)
     from erase.benchmark.run import BenchmarkOptions, benchmark
     from erase.report.benchmarks import write_tables
-    from erase.runtime.memory import explains_memory
+    from erase.runtime.memory import explains_memory, mends_of_drawing
 
     options = BenchmarkOptions(
         given.steps,
@@ -181,12 +181,12 @@ def main(argv: Sequence[str]) -> None:
         tuple(given.find), tuple(given.erased), given.trunk, given.clip_model, given.template
     )
     out = Path(given.out)
-    mends = "To save memory: a smaller --batch, --height or --width"
+    mends = mends_of_drawing(given.batch, given.height, given.width)
     with processes.first_speaks(), explains_memory(mends):
         judges = {text: open_judge(text, judging) for text in given.judge}
         if given.reference is not None:
             # Before drawing, since its package may be missing.
-            open_distance(given.fid_weights, given.reference_judge)
+            open_distance(given.fid_weights, given.reference_judge)[1].check(Path(given.reference))
         with lock.locked([lock.of_folder(out)]):
             result = benchmark(given.model, prompts, rows, judges, out, options)
             say(write_tables(out, [result]))

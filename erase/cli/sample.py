@@ -55,9 +55,9 @@ def main(argv: Sequence[str]) -> None:
     for text in given.adapter:
         find_adapter(split_strength(text)[0])
     from erase.model.sample import sample
-    from erase.runtime.memory import explains_memory
+    from erase.runtime.memory import explains_memory, mends_of_drawing
 
-    with explains_memory("To save memory: a smaller --batch, --height or --width"):
+    with explains_memory(mends_of_drawing(given.batch, given.height, given.width)):
         files = sample(
             given.model,
             given.prompt,

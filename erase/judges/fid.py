@@ -61,6 +61,14 @@ class FID:
             "weights": "the package's" if self.weights is None else self.weights.name,
         }
 
+    def check(self, folder: Path) -> None:
+        """Check, before pictures are drawn, that a folder of them can be compared.
+
+        Raises:
+            InputError: there is no such folder, or it has fewer than two pictures.
+        """
+        _count(folder)
+
     def between(self, pictures: Path, reference: Path) -> Figure:
         """Compute the distance of two folders; notes on stderr where pictures are too few.
 

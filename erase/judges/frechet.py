@@ -46,7 +46,11 @@ class JudgeFrechet:
         Raises:
             InputError: the folder cannot be used.
         """
-        judge = open_judge(folder)
+        try:
+            judge = open_judge(folder)
+        except InputError as error:
+            said = str(error).removeprefix("judge = ").removeprefix("judge: ")
+            raise InputError(f"reference_judge = {said}") from error
         files = records({each.name: each for each in Path(folder).iterdir() if each.is_file()})
         return cls(judge, f"{Path(folder).name} {summary(files)[:12]}")
 
@@ -55,6 +59,14 @@ class JudgeFrechet:
         """The judge's files and features."""
         features = "before the heads, averaged over the picture"
         return {"judge": NAME, "folder": self.folder, "features": features}
+
+    def check(self, folder: Path) -> None:
+        """Check, before pictures are drawn, that a folder of them can be compared.
+
+        Raises:
+            InputError: there is no such folder, or it has fewer than two pictures.
+        """
+        self._files(folder)
 
     def between(self, pictures: Path, reference: Path) -> Figure:
         """Compute the distance of two folders; a note on stderr where pictures are too few.
@@ -82,11 +94,11 @@ class JudgeFrechet:
         least = min(len(ours), len(theirs))
         return Figure(NAME, frechet_distance(ours, theirs), "", None, None, least)
 
-    def features(self, folder: Path) -> Float[np.ndarray, "N F"]:
-        """Return the features of a folder's pictures, in the order of their names.
+    def _files(self, folder: Path) -> list[Path]:
+        """Return a folder's pictures, in the order of their names.
 
         Raises:
-            InputError: see `between`.
+            InputError: there is no such folder, or it has fewer than two pictures.
         """
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; the {NAME} compares two folders")
@@ -96,6 +108,15 @@ class JudgeFrechet:
                 f"{folder}: {len(files)} pictures (.png) directly in it; the {NAME} needs at least "
                 "two, better more than features"
             )
+        return files
+
+    def features(self, folder: Path) -> Float[np.ndarray, "N F"]:
+        """Return the features of a folder's pictures, in the order of their names.
+
+        Raises:
+            InputError: see `between`.
+        """
+        files = self._files(folder)
         parts = []
         for start in range(0, len(files), BATCH):
             rows = [self._read(file) for file in files[start : start + BATCH]]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from erase.judges.figures import percentage
 from erase.judges.protocol import Figure, Scores
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,15 @@ class Classes:
                 f"classes = {self.names!r:.100}: give at least two different ones, of which each "
                 "picture shows one"
             )
-        for word, name in [*self.words.items(), *((name, name) for name in self.erased)]:
+        for name in self.erased:
             if name not in self.names:
-                raise InputError(f"{word!r:.60} is of class {name!r:.60}, which is no class")
+                raise InputError(f"erased = {name!r:.60} is no class; {nearest(name, self.names)}")
+        for word, name in self.words.items():
+            if name not in self.names:
+                raise InputError(
+                    f"classes: {word!r:.60} is a synonym of {name!r:.60}, which is no class; add "
+                    "the class"
+                )
         for word, name in self.words.items():
             if not word.strip() or word.strip().lower() in names:
                 raise InputError(

@@ -3,18 +3,30 @@
 import contextlib
 import ctypes
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
-from flux_jax.errors import RunError
+from flux_jax.errors import RunError, shortened
 
 MENDS = (
     "To save memory: --config.model.remat; --config.model.quantize=int8; more devices for the "
     "weights, --config.mesh.fsdp; a smaller --config.batch_size, --config.bank.batch, "
     "--config.bank.sentences, --config.evaluation.batch, --config.height or --config.width"
 )
+# Of devices, and of XLA on a CPU, which calls it an internal error.
+NO_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
+
+
+def mends_of_drawing(batch: int, height: int | None, width: int | None) -> str:
+    """Advice for commands that only draw: their flags, with the values that were given."""
+    given = f"a smaller --batch, now {batch}"
+    for name, value in (("--height", height), ("--width", width)):
+        if value is not None:
+            given += f"; a smaller {name}, now {value}"
+    return f"To save memory: {given}"
 
 
 @contextlib.contextmanager
@@ -30,9 +42,9 @@ def explains_memory(mends: str = MENDS) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not NO_MEMORY.search(str(error)):
             raise
-        said = str(error).splitlines()[0]
+        said = shortened(str(error).splitlines()[0], 200)
         raise RunError(f"a device has too little memory ({said}). {mends}") from error
 
 

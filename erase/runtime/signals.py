@@ -23,6 +23,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TOGETHER = 1.0
 # A run cannot resume before its first checkpoint.
 GOES_ON = "the same command resumes from what was saved, or starts anew if nothing was"
+# Of commands that save nothing.
+ANEW = "nothing was saved; the same command starts anew"
 
 
 @dataclass
@@ -33,11 +35,13 @@ class Stop:
         asked: name of the signal, or None.
         deferring: whether the running code checks `asked` itself, when it can stop.
         unit: what the running code finishes before it stops.
+        goes_on: what the same command does after it was stopped at once.
     """
 
     asked: str | None = None
     deferring: bool = False
     unit: str = "iteration"
+    goes_on: str = GOES_ON
 
     @contextlib.contextmanager
     def deferred(self, unit: str = "iteration") -> Iterator[None]:
@@ -50,7 +54,7 @@ class Stop:
             PreemptedError: a signal came earlier, and a library suppressed its error.
         """
         if self.asked:
-            raise PreemptedError(f"{self.asked}: stopped; {GOES_ON}")
+            raise PreemptedError(f"{self.asked}: stopped; {self.goes_on}")
         self.deferring, self.unit = True, unit
         try:
             yield
@@ -71,7 +75,7 @@ class Stop:
                 f"{self.asked}: the run stops after this {self.unit}; a second signal ends it now\n"
             )
         else:
-            raise PreemptedError(f"{self.asked}: stopped; {GOES_ON}")
+            raise PreemptedError(f"{self.asked}: stopped; {self.goes_on}")
 
 
 # The state of the context that handles signals, or None.
@@ -103,6 +107,12 @@ def finishing(unit: str) -> Iterator[None]:
         raise PreemptedError(
             f"{stop.asked or 'another process'}: stopped and saved; run the same command to resume"
         )
+
+
+def saves_nothing() -> None:
+    """Make the messages of a stop say so; for the rest of the command."""
+    if _listening:
+        _listening[-1].goes_on = ANEW
 
 
 @contextlib.contextmanager
@@ -149,7 +159,9 @@ def _end_at_the_second(reader: socket.socket) -> None:
         now = time.monotonic()
         first = now if first is None else first
         if now - first > TOGETHER:
-            _say(f"a second signal: ended immediately; {GOES_ON}\n")
+            _say(
+                f"a second signal: ended immediately; {_listening[-1].goes_on if _listening else GOES_ON}\n"
+            )
             os._exit(128 + received[0])
 
 
