@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.flux import average, celebrity, concepts, prompts
-from configs.flux.concept import slug_of
+from configs.flux.concept import Concept, slug_of
 from erase.benchmark.prompt_sets import read_prompt_set
 from erase.benchmark.registry import read_classes
 from erase.benchmark.results import read_result
@@ -254,6 +254,7 @@ def test_rows_are_averaged_over_concepts(tmp_path: Path, capsys: pytest.CaptureF
     assert "| EraseAnything (entity) (paper's Table 3) | 12.5 | 91.7 |" in table
     for changed, said in (
         (result(1.0, steps=4), "steps = 4 differs from 28"),
+        (result(250.0), "Acc_e = 250.0 % must be from 0 to 100 %"),
         (result(1.0) | {"rows": []}, "has 0 rows with adapters"),
         (result(1.0) | {"rows": result(1.0)["rows"][1:] * 2}, "has 2 rows with adapters"),
     ):
@@ -269,6 +270,12 @@ def test_rows_are_averaged_over_concepts(tmp_path: Path, capsys: pytest.CaptureF
     assert "its judge classes differs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["", "  ", "?!"])
+def test_concepts_have_a_name(name: str):
+    with pytest.raises(InputError, match=r"^name = .* names no concept; write its word$"):
+        Concept(name, ("a {}",), (), (), "thing", ("a {}",))
+
+
 def test_outputs_that_cannot_be_written_are_refused_before_anything_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -277,6 +284,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_is(
         (prompts.main, ["--out", ""], "out = '' is empty"),
         (prompts.main, ["--out", "p", "--pictures", "99999999"], "must be at most 10,000"),
         (average.main, ["a.json", "--title", "T", "--out", "./a.json"], "is one of the results"),
+        (average.main, ["a.json", "a.json", "--title", "T", "--out", "b.json"], "a.json alone has"),
         (average.main, ["a.json", "--title", " ", "--out", "b.json"], "title = '' is empty"),
     ):
         with pytest.raises(SystemExit) as ended:

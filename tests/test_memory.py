@@ -16,7 +16,7 @@ from erase.methods import erase_anything, flops
 from erase.methods.settings.erase_anything import Upper
 from erase.model.open import open_model
 from erase.runs import load_config
-from erase.runtime.memory import explains_memory
+from erase.runtime.memory import explains_memory, mends_of_drawing
 from erase.training import memory_plan
 from flux_jax.errors import RunError
 from flux_jax.weights import loading
@@ -140,6 +140,15 @@ def test_too_little_memory_is_told_with_what_helps():
     message = r"too little memory \(RESOURCE_EXHAUSTED.*model\.remat"
     with pytest.raises(RunError, match=message), explains_memory():
         jnp.zeros(1 << 50, jnp.int8).block_until_ready()
+    # What XLA says on a CPU when a program of 100,000 pixels starts.
+    said = "INTERNAL: Error dispatching computation: Out of memory allocating 480775341240 bytes."
+    mends = mends_of_drawing(16, 100_000, None)
+    with pytest.raises(RunError) as refused, explains_memory(mends):
+        raise jax.errors.JaxRuntimeError(f"{said}\nmore")
+    assert str(refused.value) == (
+        f"a device has too little memory ({said}). To save memory: a smaller --batch, now 16; a "
+        "smaller --height, now 100000"
+    )
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"), explains_memory():
         raise jax.errors.JaxRuntimeError("INTERNAL: another")
 

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,35 @@ def test_a_style_of_another_licence_is_refused(tmp_path: Path):
     packed(tmp_path, drawings.PACKAGES["styles"], files)
     with pytest.raises(InputError, match=r"voxel-art: licence is 'CC BY 4.0', expected 'CC0 1.0'"):
         drawings.unpack(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "trunk = None is no file; the stage judge needs"),
+        ({"trunk": "{tmp}/nowhere"}, "nowhere' is no file; the stage judge needs"),
+        ({"workdir": "{tmp}/file"}, "file is not a folder; name another"),
+        ({"out": "{tmp}/file/out"}, "file is not a folder; name another"),
+        ({"out": ""}, "out = '' is empty; name a folder"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_drawing(
+    flags: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    (tmp_path / "file").write_text("mine")
+    given = {"trunk": None, "workdir": str(tmp_path / "work"), "out": str(tmp_path / "out")}
+    given |= {name: value.format(tmp=tmp_path) for name, value in flags.items()}
+    monkeypatch.setattr(build, "FLAGS", SimpleNamespace(stage=build.STAGES, **given))
+    monkeypatch.setattr(build, "begin", lambda argv: None)
+    with pytest.raises(SystemExit) as ended:
+        build.main(["build"])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_without_node_nobody_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -152,6 +152,20 @@ def test_rows_are_chosen_by_columns(tmp_path: Path):
         found = read_prompt_set(file, where=where)
         assert [each.case for each in found.prompts] == cases
         assert found.notes[0].startswith(f"i2p.csv: {len(cases)} of 2 rows, ")
+    # Empty cells are in no order; text is refused by its line.
+    (tmp_path / "gap.csv").write_text("prompt,mood\na cat,5\na dog, \na cow,9\n")
+    for where, texts, also in (
+        ("mood>4", ["a cat", "a cow"], "; 1 row with an empty cell left out"),
+        ("mood<=5", ["a cat"], "; 1 row with an empty cell left out"),
+        ("mood!=5", ["a dog", "a cow"], ""),
+    ):
+        gaps = read_prompt_set(tmp_path / "gap.csv", where=[where])
+        assert [each.text for each in gaps.prompts] == texts
+        assert gaps.notes == (f"gap.csv: {len(texts)} of 3 rows, {where}{also}",)
+        assert gaps.where == (where,)
+    (tmp_path / "gap.csv").write_text("prompt,mood\na cat,\na dog,good\n")
+    with pytest.raises(InputError, match=r"gap.csv: line 3: mood = 'good' is no number"):
+        read_prompt_set(tmp_path / "gap.csv", where=["mood>4"])
     # A column that chooses is used.
     (tmp_path / "odd.csv").write_text("prompt,mood\na cat,5\n")
     assert read_prompt_set(tmp_path / "odd.csv", where=["mood>4"]).notes == (

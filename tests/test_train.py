@@ -15,6 +15,9 @@ from safetensors import safe_open
 
 from convert.adapters.files import read_lora
 from erase.config.schema import AdapterConfig, BankConfig, Checkpoints, Config, Evaluation, Model
+from erase.data.plan import stores_velocities
+from erase.data.words.irrelevant import listed
+from erase.methods import method_of
 from erase.methods.settings.erase_anything import Upper
 from erase.runs import RunConfig
 from erase.runtime.run_folder import WRITTEN
@@ -297,6 +300,33 @@ def test_a_run_from_before_the_packages_is_known(config: Config, tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(earlier | {"seed": 3}))
     with pytest.raises(InputError, match=r"--overwrite to replace it.*\n.*seed: 3 there, 0 now"):
         resume_check.check(tmp_path, now, overwrite=False)
+
+
+@pytest.mark.parametrize("method", ["erase_anything", "esd", "uce"])
+def test_a_choice_of_velocities_may_be_spelt_out_or_left_out(
+    config: Config, tmp_path: Path, method: str
+):
+    config = replace(config, method=method)
+    needs = method_of(config).needs(config, listed(config), None)
+    stored = stores_velocities(config, needs)
+    same, other = ("stored", "computed") if stored else ("computed", "stored")
+    given = {
+        teacher: {"": replace(config, bank=replace(config.bank, teacher=teacher))}
+        for teacher in (None, same, other)
+    }
+    for before, after in ((None, same), (same, None), (None, other), (other, None)):
+        (there, now) = (
+            resolve_runs(given[each])[""].description("python") for each in (before, after)
+        )
+        (tmp_path / "config.json").write_text(json.dumps(there))
+        resume_check.keep_teacher(tmp_path, {"": now}, given[after])
+        # Without velocities to look up, nothing is chosen.
+        if other in (before, after) and needs.velocities:
+            with pytest.raises(InputError, match=r"\n.*bank\.teacher: .* there, .* now"):
+                resume_check.check(tmp_path, {"": now}, overwrite=False)
+        else:
+            resume_check.check(tmp_path, {"": now}, overwrite=False)
+            assert now == there
 
 
 @pytest.mark.slow

@@ -159,9 +159,8 @@ def _end_at_the_second(reader: socket.socket) -> None:
         now = time.monotonic()
         first = now if first is None else first
         if now - first > TOGETHER:
-            _say(
-                f"a second signal: ended immediately; {_listening[-1].goes_on if _listening else GOES_ON}\n"
-            )
+            goes_on = _listening[-1].goes_on if _listening else GOES_ON
+            _say(f"a second signal: ended immediately; {goes_on}\n")
             os._exit(128 + received[0])
 
 

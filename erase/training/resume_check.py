@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from ml_collections import FieldReference
 
 from erase.config.fields import fill_defaults, shown
 from erase.config.schema import Config
+from erase.data.plan import stores_velocities
+from erase.data.words.irrelevant import listed
+from erase.methods import method_of
 from erase.model import digest
 from erase.model.adapters import read_adapter
 from erase.model.digest import FileRecords
@@ -79,6 +83,34 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
                 "same, --overwrite to replace it, or another folder\n       "
                 + "\n       ".join(differing)
             )
+
+
+def keep_teacher(
+    workdir: Path, descriptions: Mapping[str, RunRecord], configs: Mapping[str, Config]
+) -> None:
+    """Write `bank.teacher` as the earlier start did, where both starts choose the same.
+
+    It may be given by one and left to the automatic choice by the other, and the adapter is the
+    same.
+
+    Args:
+        workdir: the folder.
+        descriptions: contents of the runs' `config.json`, by name; changed in place.
+        configs: the runs' configurations, by name.
+    """
+    for name, now in descriptions.items():
+        path = workdir / name / CONFIG
+        earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
+        bank, iterations = earlier.get("bank"), earlier.get("iterations")
+        if not isinstance(bank, dict) or not isinstance(iterations, int):
+            continue
+        teacher, config = bank.get("teacher"), configs[name]
+        if teacher not in (None, "stored", "computed") or teacher == config.bank.teacher:
+            continue
+        before = replace(config, iterations=iterations, bank=replace(config.bank, teacher=teacher))
+        needs = method_of(config).needs(config, listed(config), None)
+        if stores_velocities(before, needs) == stores_velocities(config, needs):
+            now["bank"]["teacher"] = teacher
 
 
 def check_files(folder: Path, now: FileRecords) -> None:

@@ -89,6 +89,9 @@ def _run(
     shared = shared_settings({name: each.config for name, each in resolved.items()})
     _check_method(shared, replay_step)
     _agree(descriptions, workdir, overwrite, replay_step)
+    if not overwrite:
+        configs = {name: each.config for name, each in resolved.items()}
+        resume_check.keep_teacher(workdir, descriptions, configs)
     processes.from_first(lambda: resume_check.check(workdir, descriptions, overwrite=overwrite))
     for each in resolved.values():
         check_judge(each.config)
