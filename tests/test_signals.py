@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from erase.runtime.signals import TOGETHER, listening
+from erase.runtime.signals import TOGETHER, listening, saves_nothing
 from flux_jax.errors import PreemptedError
 
 
@@ -26,6 +26,20 @@ def test_where_nothing_is_computed_a_signal_ends(number: signal.Signals):
     with pytest.raises(PreemptedError, match=f"^{number.name}: stopped; .*or starts anew"):
         work()
     assert signal.getsignal(number) is before
+
+
+def test_a_stopped_plan_speaks_of_no_saved_work():
+    def work() -> None:
+        with listening():
+            saves_nothing()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(PreemptedError) as stopped:
+        work()
+    assert str(stopped.value) == (
+        "SIGTERM: stopped; nothing was saved; the same command starts anew"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

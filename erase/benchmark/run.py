@@ -177,10 +177,16 @@ def _draw(
 
 
 def _distance(options: BenchmarkOptions) -> tuple[str, Any]:
-    """Open the comparison with the reference folder, in the first process, if there is one."""
+    """Open the comparison with the reference folder, in the first process, if there is one.
+
+    Raises:
+        InputError: the folder cannot be compared with.
+    """
     if options.reference is None or not processes.first():
         return "", None
-    return open_distance(options.fid_weights, options.reference_judge)
+    name, compare = open_distance(options.fid_weights, options.reference_judge)
+    compare.check(options.reference)
+    return name, compare
 
 
 def _compared(

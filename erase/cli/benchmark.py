@@ -186,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
         judges = {text: open_judge(text, judging) for text in given.judge}
         if given.reference is not None:
             # Before drawing, since its package may be missing.
-            open_distance(given.fid_weights, given.reference_judge)[1].check(Path(given.reference))
+            open_distance(given.fid_weights, given.reference_judge)
         with lock.locked([lock.of_folder(out)]):
             result = benchmark(given.model, prompts, rows, judges, out, options)
             say(write_tables(out, [result]))
