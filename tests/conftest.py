@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before JAX starts: what is compiled here runs once, so compiling it well is time lost. The older
+# Before JAX starts: what is compiled here runs once, so compiling it well is time lost. Compiling a
+# program in parts costs a sixth more, and the cores have other tests to run meanwhile. The older
 # emitters of fusions take half the time of the newer ones; JAX 0.11 removed their flag on the way,
 # and XLA ends the process at a flag that it does not know.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
