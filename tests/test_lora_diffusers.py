@@ -1,9 +1,11 @@
 """Adapters in every layout that diffusers loads change its velocity as they change ours."""
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import flux_jax
 from convert.adapters.files import read_lora, write_layers
 from convert.adapters.names import label
 from flux_jax.lora import Adapter
+from flux_jax.models.transformer import FluxTransformer
 
 SHIPPED = Path(__file__).parent.parent / "models" / "emoji-flux"
 LAYOUTS = ("diffusers", "kohya", "original")
@@ -60,31 +63,35 @@ def inputs_of(config: Any) -> dict[str, torch.Tensor]:
     }
 
 
+def pipeline_of(folder: Path) -> FluxPipeline:
+    """Diffusers' pipeline with its transformer alone, which is all that the files change."""
+    others = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return FluxPipeline.from_pretrained(folder, **dict.fromkeys(others))
+
+
 @torch.no_grad()
 def theirs(folder: Path, file: Path | None = None) -> torch.Tensor:
     """The velocity of diffusers' pipeline after loading the file."""
-    pipeline = FluxPipeline.from_pretrained(folder)
+    pipeline = pipeline_of(folder)
     if file:
         pipeline.load_lora_weights(file)
     return pipeline.transformer(**inputs_of(pipeline.transformer.config)).sample
+
+
+@partial(jax.jit, static_argnames="transformer")
+def velocity(transformer: FluxTransformer, variables: Any, inputs: Any) -> jax.Array:
+    return transformer.apply(variables, *inputs)[0]
 
 
 def ours(folder: Path, file: Path) -> np.ndarray:
     """The velocity of this project with the file's adapter."""
     pipe = flux_jax.load(folder, dtype=jnp.float32)
     adapter = Adapter(*read_lora(file))
-    inputs = {name: value.numpy() for name, value in inputs_of(pipe.transformer.config).items()}
-    return np.asarray(
-        pipe.transformer.apply(
-            {"params": pipe.params["transformer"], "lora": pipe.adapted([(adapter, 1.0)])},
-            inputs["hidden_states"],
-            inputs["encoder_hidden_states"],
-            inputs["pooled_projections"],
-            inputs["timestep"],
-            inputs["img_ids"],
-            inputs["guidance"],
-        )[0]
-    )
+    names = ("hidden_states", "encoder_hidden_states", "pooled_projections")
+    names += ("timestep", "img_ids", "guidance")
+    inputs = inputs_of(pipe.transformer.config)
+    variables = {"params": pipe.params["transformer"], "lora": pipe.adapted([(adapter, 1.0)])}
+    return np.asarray(velocity(pipe.transformer, variables, [inputs[n].numpy() for n in names]))
 
 
 @pytest.mark.parametrize("targets", [TEXT, ("blocks",)], ids=["text", "all"])
@@ -117,7 +124,7 @@ def test_diffusers_gives_our_velocity_from_each_layout(folder, tmp_path, targets
 def test_layers_of_different_ranks_and_alphas_keep_their_change(folder, tmp_path, targets, blocks):
     shapes = {place: shape for place, shape in shapes_in(folder).items() if place[1] in blocks}
     layers = only(random_layers(shapes, ranks=(2, 3), alphas=(1, 5, 2), size=0.1), targets)
-    merged = FluxPipeline.from_pretrained(folder).transformer
+    merged = pipeline_of(folder).transformer
     weights = dict(merged.named_parameters())
     for place, pair in layers.items():
         change = float(pair.alpha) / pair.rank * pair.up @ pair.down
