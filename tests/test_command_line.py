@@ -294,7 +294,7 @@ def test_a_run_says_nothing_on_stderr_but_how_far_it_is(tiny_folder: Path, tmp_p
         "from erase.runs import configure\n\n\ndef get_config():\n"
         "    return configure(concept='cat', synonyms=('kitty',), irrelevant=('apple', 'tree'),\n"
         "        prompts=('a photo of a {}',), height=16, width=16, steps=2, iterations=2,\n"
-        "        bank={'sentences': 2, 'trajectories': 2}, upper={'negatives': 2, 'pictures': 2},\n"
+        "        bank={'sentences': 2, 'trajectories': 2}, upper={'pictures': 2, 'rsc': 0.0},\n"
         "        evaluation={'pictures': 1, 'steps': 2, 'others': ('dog',)})\n"
     )
     model = f"--config.model.path={tiny_folder}"

@@ -219,8 +219,9 @@ def test_the_command_stops_with_code_75_and_goes_on(tiny_folder: Path, tmp_path:
         "from erase.runs import configure\n\n\ndef get_config():\n"
         "    return configure(concept='cat', irrelevant=('tree', 'sun', 'key'),"
         f" height=16, width=16, steps=2, iterations=3000, model={{'path': {str(tiny_folder)!r}}},"
-        " bank={'sentences': 2, 'trajectories': 2}, upper={'pictures': 2, 'rsc': 0.0},"
-        # Two losses are enough here, and compile in half the time.
+        " bank={'sentences': 2, 'trajectories': 2},"
+        # One level is enough here, and compiles sooner.
+        " upper={'pictures': 2, 'lora': 0.0, 'rsc': 0.0},"
         " lower={'attn': 0.0},"
         " evaluation={'pictures': 0})\n"
     )

@@ -95,18 +95,17 @@ class _Parts:
         part = self._read(first)
         dtype = common_type(_dtype(self.tensors[slot.name]) for slot, _ in held)
         leaf = _lying_like(part, shape, dtype)
-
-        def fill(one: Held, part: np.ndarray) -> int:
-            """Writes a part; returns its number of bytes in the file."""
-            slot, _ = one
-            block = ... if slot.block is None else slot.block
-            _bits(leaf)[block] = _bits(part.astype(dtype, copy=False))
-            return self.tensors[slot.name].nbytes * part.size // max(math.prod(slot.shape), 1)
-
-        advance(fill(first, part))
-        for read_bytes in pool.map(lambda one: fill(one, self._read(one)), others):
+        advance(self._fill(leaf, first, part))
+        for read_bytes in pool.map(lambda one: self._fill(leaf, one, self._read(one)), others):
             advance(read_bytes)
         return leaf
+
+    def _fill(self, leaf: np.ndarray, held: Held, part: np.ndarray) -> int:
+        """Writes a part into its leaf; returns its number of bytes in the file."""
+        slot, _ = held
+        block = ... if slot.block is None else slot.block
+        _bits(leaf)[block] = _bits(part.astype(leaf.dtype, copy=False))
+        return self.tensors[slot.name].nbytes * part.size // max(math.prod(slot.shape), 1)
 
     def _read(self, held: Held) -> np.ndarray:
         slot, index = held
