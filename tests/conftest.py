@@ -17,6 +17,9 @@ QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+# Nobody reads from which line of code an operation of a program comes; writing it down in programs
+# takes a tenth of the time of tests that compile.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Commands that tests start share a cache of compiled functions, which the first process makes and
 # removes. Tests themselves keep what they compile in memory: writing it costs more than it saves.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -61,12 +64,13 @@ MAPS, MOST_MAPS = Path("/proc/self/maps"), 30_000
 
 # The longest files, longest first: starting one last would leave the other cores idle.
 LONGEST = (
-    "test_distributed", "test_updates", "test_resume", "test_methods", "test_benchmarks_flux",
-    "test_transformer", "test_judge", "test_lora_diffusers", "test_splash", "test_train",
-    "test_method_losses", "test_benchmarks_methods", "test_compare", "test_study",
-    "test_recipe_training", "test_shipped", "test_levels", "test_layouts", "test_lora",
-    "test_benchmarks_parity", "test_lora_kinds", "test_memory", "test_two_devices",
-    "test_command_line", "test_silenced", "test_stopping", "test_merge", "test_weights",
+    "test_distributed", "test_updates", "test_methods", "test_resume", "test_benchmarks_flux",
+    "test_transformer", "test_stored_velocities", "test_train", "test_judge", "test_compare",
+    "test_recipe_training", "test_method_losses", "test_splash", "test_lora_diffusers",
+    "test_shipped", "test_levels", "test_benchmarks_methods", "test_benchmarks_parity",
+    "test_command_line", "test_study", "test_layouts", "test_lora", "test_stopping", "test_merge",
+    "test_two_devices", "test_lora_kinds", "test_memory", "test_weights", "test_silenced",
+    "test_report_browser", "test_skipped", "test_convert_cli", "test_tpu_fit",
 )  # fmt: skip
 
 
