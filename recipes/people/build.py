@@ -152,9 +152,10 @@ def main(argv: list[str]) -> None:
         ),
     }
     missing = [name for name in STAGES if name in FLAGS.stage and not stages[name][1].exists()]
-    if set(missing) - {"training"} and not Path(FLAGS.trunk or "").is_file():
+    needing = [name for name in missing if name != "training"]
+    if needing and not Path(FLAGS.trunk or "").is_file():
         raise InputError(
-            f"trunk = {FLAGS.trunk!r} is no file; the stage {missing[-1]} needs {SOURCE}"
+            f"trunk = {FLAGS.trunk!r} is no file; the stage {needing[0]} needs {SOURCE}"
         )
     for name in missing:
         print(f"stage {name}", flush=True)
