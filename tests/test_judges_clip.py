@@ -124,7 +124,10 @@ def test_erased_classes_named_by_a_synonym_are_separate():
         ({"names": ("cat",)}, "at least two different ones"),
         ({"names": ("cat", "Cat")}, "at least two different ones"),
         ({"names": ("cat", " ")}, "at least two different ones"),
-        ({"names": CLASSES, "words": {"kitty": "dog"}}, "'kitty' is of class 'dog', which is no"),
+        (
+            {"names": CLASSES, "words": {"kitty": "dog"}},
+            "'kitty' is a synonym of 'dog', which is no class",
+        ),
         ({"names": CLASSES, "erased": ("dog",)}, r"^erased = 'dog' is no class; choose from "),
     ],
 )
