@@ -110,7 +110,8 @@ def keep_teacher(
         before = replace(config, iterations=iterations, bank=replace(config.bank, teacher=teacher))
         needs = method_of(config).needs(config, listed(config), None)
         if stores_velocities(before, needs) == stores_velocities(config, needs):
-            dict(now)["bank"]["teacher"] = teacher
+            fields: dict[str, Any] = dict(now)
+            fields["bank"]["teacher"] = teacher
 
 
 def check_files(folder: Path, now: FileRecords) -> None:
