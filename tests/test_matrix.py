@@ -106,7 +106,7 @@ def test_a_cell_installs_its_bounds_and_records_what_it_ran(
     assert made.counts == {"passed": 5}
     _, install, _, tests = commands
     constraints = Path(install[install.index("--constraint") + 1])
-    assert constraints.read_text().startswith("jax==0.10\n")
+    assert constraints.read_text().startswith("jax==0.10.2\n")
     assert tests[-2:] == ["-m", "not slow"]
     assert not (tmp_path / "3.13-lowest").exists()
     matrix.run_cell(Cell("3.13", "highest"), tmp_path, ["tests/test_lora.py"], "2")
