@@ -119,8 +119,7 @@ def join(model: str, out: Path, trunk: str, folder: Path) -> None:
     for file in (out / ADAPTER, out / T5, out / JUDGE):
         if not file.exists():
             raise InputError(f"{file}: not found; run the stages training and judge first")
-    weights = Trunk.load(trunk, LAYERS[1])
-    PersonJudge.load(out / JUDGE, weights)
+    judge = PersonJudge.open(out / JUDGE, trunk)
     # Complete or not there.
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -131,7 +130,7 @@ def join(model: str, out: Path, trunk: str, folder: Path) -> None:
         target.unlink(missing_ok=True)
         shutil.copyfile(file, target)
     shutil.copytree(out / JUDGE, partial / PERSON_JUDGE)
-    weights.save(partial / PERSON_JUDGE / TRUNK)
+    judge.trunk.save(partial / PERSON_JUDGE / TRUNK)
     partial.rename(folder)
 
 
