@@ -11,6 +11,7 @@ Cost: minutes on 2 CPU cores.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from configs.flux.celebrity import LOSSES, LOWER, UPPER, without
 from configs.flux.concept import slug_of
 from configs.flux.settings import split_name
 from erase.runs import configure, merge_fields
-from flux_jax.errors import InputError, nearest
+from flux_jax.errors import InputError, nearest, note
 from recipes.emoji_flux.erasing import FAST
 from recipes.people.persons import ERASED, PERSONS, PRESERVED
 
@@ -71,6 +72,8 @@ def fields(slug: str) -> dict[str, Any]:
 
 def get_config(name: str = "wuxo_plorix") -> ConfigDict:
     """Return the run of a person; after a slash, with other losses."""
+    if not Path(MODEL).is_dir():
+        note(f"{MODEL} is not there yet; `python -m recipes.people.build` writes it")
     slug, losses = split_name(name)
     losses = losses or "full"
     if losses not in LOSSES:

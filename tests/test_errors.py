@@ -18,6 +18,7 @@ from flux_jax.errors import (
     exits_cleanly,
     messages,
     names_file,
+    nearest,
     note,
 )
 
@@ -215,3 +216,10 @@ def test_lines_that_are_short_enough_stay_and_any_other_is_cut(capsys):
 
 def test_one_is_no_plural():
     assert [counted(n, "tensor") for n in (0, 1, 2)] == ["0 tensors", "1 tensor", "2 tensors"]
+
+
+def test_of_many_names_the_first_stand_for_all():
+    names = [f"person {index}" for index in range(100)]
+    assert nearest("cat", names) == f"choose from {', '.join(names[:10])} and 90 more"
+    assert nearest("cat", names[:40]) == f"choose from {', '.join(names[:40])}"
+    assert nearest("persn 7", names).startswith("did you mean person 7")

@@ -209,10 +209,34 @@ def test_the_folder_has_the_adapter_merged_and_the_encoder_replaced(tmp_path: Pa
     build.export(taught, str(SHIPPED), tmp_path)
     tree, alpha = read_lora(tmp_path / build.ADAPTER)
     folder, weights = tmp_path / "model", tmp_path / "trunk.safetensors"
-    with pytest.raises(InputError, match=r"judge: not found; run the stages training and judge"):
+    with pytest.raises(InputError, match=r"judge/config.json: not found; run the stages"):
         build.join(str(SHIPPED), tmp_path, str(weights), folder)
     judge_of_anybody(weights).save(tmp_path / build.JUDGE)
+    whole = (tmp_path / build.T5 / build.WEIGHTS).read_bytes()
+    (tmp_path / build.T5 / build.WEIGHTS).write_bytes(whole[:700_000])
+    with pytest.raises(InputError, match=r"text_encoder_2/model.safetensors: "):
+        build.join(str(SHIPPED), tmp_path, str(weights), folder)
+    (tmp_path / build.T5 / build.WEIGHTS).write_bytes(whole)
+    record = json.loads((tmp_path / build.JUDGE / build.CONFIG).read_text())
+    for change, said in (
+        (
+            {"layer": "Conv1"},
+            r"judge/config.json: layer = 'Conv1' must be one of .*train the judge",
+        ),
+        ({"side": 0}, r"judge/config.json: side = 0 must be a multiple of 32 .*train the judge"),
+        ({"side": 100_000_000}, r"judge/config.json: side = 100000000 must be .*at most 4,096"),
+        ({"names": ["Someone", *NAMES[1:]]}, r"judge/config.json: names are not those of the pers"),
+    ):
+        (tmp_path / build.JUDGE / build.CONFIG).write_text(json.dumps(record | change))
+        with pytest.raises(InputError, match=said):
+            build.join(str(SHIPPED), tmp_path, str(weights), folder)
+        assert not folder.exists()
+    (tmp_path / build.JUDGE / build.CONFIG).write_text(json.dumps(record))
     build.join(str(SHIPPED), tmp_path, str(weights), folder)
+    card = (folder / build.CARD).read_text()
+    assert card == (SHIPPED.parent / "emoji-people" / build.CARD).read_text()
+    assert not (folder / "measure.json").exists()
+    assert (SHIPPED / "measure.json").exists()
     made = flux_jax.load(folder)
     assert open_judge(folder / build.PERSON_JUDGE).labels("entity") == NAMES
     assert open_judge(folder / "judge").kind("cat") == "entity"

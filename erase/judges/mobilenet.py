@@ -49,6 +49,7 @@ EPSILON = 1e-3
 LAYERS = ("out_relu", "block_13_depthwise_relu")
 # The sides are halved so many times.
 HALVED = 32
+MOST_SIDE = 4096
 # Pictures are computed in chunks of one size, so that the program is compiled once.
 CHUNK = 16
 # Most bytes of a file of weights.
@@ -151,10 +152,7 @@ class Trunk:
             InputError: the file is missing or damaged, or lacks a layer; or the layer or the side
                 is impossible.
         """
-        if layer not in LAYERS:
-            raise InputError(f"layer = {layer!r:.60} must be one of {', '.join(LAYERS)}")
-        if side < HALVED or side % HALVED:
-            raise InputError(f"side = {side} must be a multiple of {HALVED} pixels")
+        check_features(layer, side)
         path = Path(path)
         tensors = read_file(path) if path.suffix == ".safetensors" else _read_keras(path)
         wanted = {name: leaf.shape for name, leaf in flatten(shapes(layer)).items()}
@@ -194,6 +192,20 @@ class Trunk:
             padded = np.concatenate([part, np.repeat(part[:1], CHUNK - len(part), 0)])
             parts.append(np.asarray(_compiled(self.layer, self.params, padded))[: len(part)])
         return np.concatenate(parts)
+
+
+def check_features(layer: str, side: int) -> None:
+    """Check the choice of features.
+
+    Raises:
+        InputError: the layer or the side is impossible.
+    """
+    if layer not in LAYERS:
+        raise InputError(f"layer = {layer!r:.60} must be one of {', '.join(LAYERS)}")
+    if side not in range(HALVED, MOST_SIDE + 1, HALVED):
+        raise InputError(
+            f"side = {side} must be a multiple of {HALVED} pixels, at most {MOST_SIDE:,}"
+        )
 
 
 def resized(pictures: UInt8[np.ndarray, "B h w 3"], side: int) -> UInt8[np.ndarray, "B s s 3"]:

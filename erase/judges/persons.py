@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from typing_extensions import TypedDict
 
-from erase.judges.mobilenet import SOURCE, Trunk
+from erase.judges.mobilenet import SOURCE, Trunk, check_features
 from erase.judges.named import Classes, softmax
 from erase.judges.protocol import Figure, Scores
 from flux_jax.errors import InputError
@@ -248,8 +248,10 @@ class PersonJudge:
         if record["trunk"] != trunk.digest:
             raise InputError(
                 f"{path}: trained on a trunk with other weights, layer or side than this one "
-                f"({record['trunk']:.20}, not {trunk.digest}); give that one"
+                f"({record['trunk']:.20}, not {trunk.digest}); give that one or train again"
             )
+        if not (Path(folder) / WEIGHTS).is_file():
+            raise InputError(f"{Path(folder) / WEIGHTS}: not found; train the judge again")
         tensors = read_file(Path(folder) / WEIGHTS)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         persons = len(record["names"])
@@ -283,6 +285,10 @@ class PersonJudge:
             raise InputError(
                 f"trunk = {str(path)!r} is no file; the judge of persons needs {SOURCE}"
             )
+        try:
+            check_features(record["layer"], record["side"])
+        except InputError as error:
+            raise InputError(f"{Path(folder) / CONFIG}: {error}; train the judge again") from error
         trunk = Trunk.load(path, record["layer"], record["side"])
         return cls.load(folder, trunk, erased)
 

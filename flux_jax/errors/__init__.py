@@ -106,6 +106,8 @@ class PreemptedError(EraseError):
 def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     """Suggests a fix for a misspelt name: the closest known names, or all if none is close.
 
+    Of over 40 names, the first ten stand for all.
+
     Args:
         name: the misspelt name.
         known: the valid names.
@@ -113,7 +115,11 @@ def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     """
     names = list(known)
     near = list(dict.fromkeys([*difflib.get_close_matches(name, names), *also]))
-    return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if len(names) > 40:
+        return f"choose from {', '.join(names[:10])} and {len(names) - 10} more"
+    return f"choose from {', '.join(names)}"
 
 
 @contextlib.contextmanager

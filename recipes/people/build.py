@@ -33,14 +33,16 @@ from erase.judges.named import Classes
 from erase.judges.persons import CONFIG, TRUNK, PersonJudge, split
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.system.files import check_folder
-from flux_jax.weights.mapping import to_torch
-from flux_jax.weights.safetensors_files import write_component
+from flux_jax.weights.mapping import differences, refuse, to_torch
+from flux_jax.weights.safetensors_files import read_file, write_component
 from flux_jax.weights.tables import COMPONENTS
 from recipes.people import drawings, scenes, training
 from recipes.people.persons import NAMES
 
+SHIPPED = Path("models/emoji-people")
 STAGES = ("training", "judge", "model")
 T5, ADAPTER, JUDGE = "text_encoder_2", "persons.safetensors", "judge"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 # In the model's folder, beside the small model's own judge.
 PERSON_JUDGE = "person_judge"
 
@@ -51,7 +53,7 @@ def define_flags() -> None:
     """Declare the command's flags; a function, so that importing this module declares none."""
     flags.DEFINE_string("model", "models/emoji-flux", "The small model.")
     flags.DEFINE_string("workdir", "runs/people", "Folder for drawings, checkpoints and the model.")
-    flags.DEFINE_string("out", "models/emoji-people", "Folder for the adapter and the judge.")
+    flags.DEFINE_string("out", str(SHIPPED), "Folder for the adapter and the judge.")
     flags.DEFINE_string("trunk", None, "MobileNetV2's weights, for the stages judge and model.")
     flags.DEFINE_multi_enum(
         "stage", list(STAGES), STAGES, "Run these stages only; may be repeated."
@@ -116,10 +118,15 @@ def join(model: str, out: Path, trunk: str, folder: Path) -> None:
     Raises:
         InputError: a file of `out` is missing, or the judge has another trunk.
     """
-    for file in (out / ADAPTER, out / T5, out / JUDGE):
+    encoder = out / T5 / WEIGHTS
+    for file in (out / ADAPTER, out / T5 / CONFIG, encoder, out / JUDGE / CONFIG):
         if not file.exists():
             raise InputError(f"{file}: not found; run the stages training and judge first")
+    shapes = {name: each.shape for name, each in read_file(Path(model) / T5 / WEIGHTS).items()}
+    refuse(encoder, "restore it", differences(read_file(encoder), shapes))
     judge = PersonJudge.open(out / JUDGE, trunk)
+    if judge.classes.names != NAMES:
+        raise InputError(f"{out / JUDGE / CONFIG}: names are not those of the persons; restore it")
     # Complete or not there.
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -131,6 +138,11 @@ def join(model: str, out: Path, trunk: str, folder: Path) -> None:
         shutil.copyfile(file, target)
     shutil.copytree(out / JUDGE, partial / PERSON_JUDGE)
     judge.trunk.save(partial / PERSON_JUDGE / TRUNK)
+    # Figures of the small model without persons.
+    for name in ("measure.json", "samples.png"):
+        (partial / name).unlink(missing_ok=True)
+    (partial / CARD).unlink(missing_ok=True)
+    shutil.copyfile(SHIPPED / CARD, partial / CARD)
     partial.rename(folder)
 
 
