@@ -26,7 +26,7 @@ from recipes.emoji_flux.erasing import FAST
 from recipes.people.persons import ERASED, PERSONS, PRESERVED
 
 MODEL = "runs/people/model"
-# As in the small model's captions, but for the evaluation's.
+# Captions that the model was trained on; the evaluation has other ones.
 PROMPTS = (
     "a portrait of {}",
     "a picture of {}",
