@@ -4,8 +4,8 @@ r"""Teach a hundred invented persons to the small FLUX, and train the judge that
 
 writes `runs/people/model`, the small model with the persons, from what `models/emoji-people` holds:
 `persons.safetensors`, an adapter on the small model's transformer; `text_encoder_2/`, its T5
-encoder, which was trained too; and `judge/`. With an empty `--out`, these are made again: that
-needs npm, Node.js, the extra `recipe` and a GPU.
+encoder, which was trained too; and `judge/`. With an empty folder as `--out`, these are made again:
+that needs npm, Node.js, the extra `recipe` and a GPU.
 
 Stages, in order: training, judge, model. A stage whose result exists is skipped; training resumes
 from its latest checkpoint. `--trunk` is a file with MobileNetV2's weights, see
