@@ -24,7 +24,7 @@ from erase.judges.persons import PersonJudge, first_head, read_record
 from flux_jax import lora
 from flux_jax.errors import InputError
 from flux_jax.pipeline import Pipeline
-from flux_jax.weights.safetensors_files import read_file
+from flux_jax.weights.safetensors_files import read_file, write_file
 from recipes import npm
 from recipes.emoji_flux import flux_training
 from recipes.people import build, drawings, scenes, training
@@ -215,6 +215,9 @@ def test_the_folder_has_the_adapter_merged_and_the_encoder_replaced(tmp_path: Pa
     whole = (tmp_path / build.T5 / build.WEIGHTS).read_bytes()
     (tmp_path / build.T5 / build.WEIGHTS).write_bytes(whole[:700_000])
     with pytest.raises(InputError, match=r"text_encoder_2/model.safetensors: "):
+        build.join(str(SHIPPED), tmp_path, str(weights), folder)
+    write_file(tmp_path / build.T5 / build.WEIGHTS, dict([*before.items()][1:]), {"format": "pt"})
+    with pytest.raises(InputError, match=r"model.safetensors: 1 tensor does not fit: missing: "):
         build.join(str(SHIPPED), tmp_path, str(weights), folder)
     (tmp_path / build.T5 / build.WEIGHTS).write_bytes(whole)
     record = json.loads((tmp_path / build.JUDGE / build.CONFIG).read_text())
