@@ -8,12 +8,14 @@ DEMO := runs/soccer-ball
 demo: .venv/demo
 	$(BIN)/python -m erase.train --config configs/emoji_soccer_ball.py --workdir $(DEMO)
 
+# Tests start many processes that import the same modules, so bytecode is written even where the
+# environment forbids it.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # For work in between; `make test` and `make docs` show that all is well.
 test-fast: .venv/test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # The paper's Table 2 on the small model, in about 10 minutes on 2 idle cores; `make table2 FULL=1` is
 # the full set, for a GPU. Interrupted, it continues. The table is in runs/table2/table.md.
