@@ -190,7 +190,7 @@ STUDIES = {
         question="What does each loss do where a person is erased?",
         concepts={
             slug: merge_fields(
-                merge_fields(people.fields(slug), LARGE), {"evaluation": {"pictures": 16}}
+                merge_fields(people.fields(slug), LARGE), {"evaluation": {"pictures": 50}}
             )
             for slug in people.BY_SLUG
         },
