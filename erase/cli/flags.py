@@ -314,7 +314,7 @@ def _of_file(error: BaseException, given: str) -> str:
 
 
 def begin(argv: Sequence[str], hint: str = "see --help") -> None:
-    """Start a command: refuse stray arguments, silence libraries, set compiler flags.
+    """Start a command: refuse stray arguments, silence libraries, set up the compiler.
 
     Args:
         argv: the program's name, and arguments that absl did not parse.
@@ -325,10 +325,11 @@ def begin(argv: Sequence[str], hint: str = "see --help") -> None:
     """
     if len(argv) > 1:
         raise InputError(f"argument {argv[1]!r} is not a flag; {hint}")
-    from flux_jax.system import xla_flags
+    from flux_jax.system import compile_cache, xla_flags
 
     quiet()
     xla_flags.set_flags()
+    compile_cache.use()
 
 
 def quiet() -> None:
