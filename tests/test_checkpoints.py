@@ -29,13 +29,17 @@ def states(count: int) -> list[State]:
     ]
 
 
+def record_of(number: int) -> Any:
+    return {"keys": [[0, 1]], "configs": {}, "skipped": {}, "lost": [], "number": number}
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with the checkpoints of iterations 2, 4 and 6; read-only."""
     workdir = tmp_path_factory.mktemp("checkpoints")
     with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
         for number, state in enumerate(states(3), 1):
-            checkpoints.save(manager, 2 * number, state, {"number": number}, 1.0)
+            checkpoints.save(manager, 2 * number, state, record_of(number), 1.0)
     return workdir
 
 
@@ -111,7 +115,7 @@ def test_damage_is_named_and_the_one_before_serves(workdir: Path, damage, capsys
     assert (workdir / "damaged" / "6").is_dir()
     # The iteration is repeated, and its checkpoint damaged again.
     with checkpoints.opened(workdir, Checkpoints(last=3)) as manager:
-        checkpoints.save(manager, 6, states(3)[2], {"number": 3}, 1.0)
+        checkpoints.save(manager, 6, states(3)[2], record_of(3), 1.0)
     damage(checkpoint)
     assert checkpoints.usable(workdir) == 4
     assert (workdir / "damaged" / "6-1").is_dir()
@@ -219,6 +223,56 @@ def test_what_another_version_wrote_is_told(workdir: Path):
         checkpoints.opened(workdir, Checkpoints()) as manager,
     ):
         checkpoints.restore(manager, 6, every(fresh()))
+
+
+NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("record/metadata", '{"keys": [[0, 1]]}', "record: configs is missing"),
+        ("record/metadata", '{"keys": "x"}', "record: keys = 'x': input should be a valid list"),
+        ("state/_METADATA", NESTED, "maximum recursion depth exceeded"),
+        ("state/_METADATA", '{"tree_metadata": 5}', "not"),
+    ],
+    ids=["absent", "type", "nested", "tree"],
+)
+def test_metadata_of_other_contents_end_in_a_line(
+    workdir: Path, name: str, content: str, problem: str
+):
+    path = workdir / CHECKPOINTS / "6"
+    (path / name).write_text(content)
+    checkpoints.seal(path)
+    with (
+        pytest.raises(RunError, match=rf"checkpoints/6 cannot be read \(.*{problem}"),
+        checkpoints.opened(workdir, Checkpoints()) as manager,
+    ):
+        checkpoints.restore(manager, 6, every(fresh()))
+
+
+def test_damage_in_an_older_checkpoint_names_what_to_remove(workdir: Path):
+    folder = workdir / CHECKPOINTS
+    for path, problem, mend in (
+        (folder / "2/metrics/metrics", "metrics has 1 bytes instead of", f"remove {folder}/2, and"),
+        (folder / "4" / checkpoints.TIMES, "recursion", r"remove \*/_CHECKPOINT_METADATA in it"),
+    ):
+        whole = path.read_text()
+        path.write_text("{" if "metrics" in path.parts else NESTED)
+        with (
+            pytest.raises(RunError, match=rf"checkpoints cannot be read \(.*{problem}.*{mend}"),
+            checkpoints.opened(workdir, Checkpoints()),
+        ):
+            pass
+        path.write_text(whole)
+    # Without the times, and with a loss of another type, it goes on.
+    (folder / "4" / checkpoints.TIMES).unlink()
+    (folder / "2/metrics/metrics").write_text('{"loss": [], "of_interval": true}')
+    with checkpoints.opened(workdir, Checkpoints(last=1, best=3)) as manager:
+        checkpoints.save(manager, 8, states(3)[2], record_of(3), 1.0)
+        manager.wait_until_finished()
+        assert checkpoints.best(manager) == 4
+    assert checkpoints.steps_in(folder) == [4, 6, 8]
 
 
 def test_a_manifest_names_every_file(workdir: Path):

@@ -119,6 +119,13 @@ def test_a_message_is_bounded_without_a_file(capsys, monkeypatch: pytest.MonkeyP
     assert said.endswith("the rest is not shown\n")
 
 
+class Failing:
+    """An object whose deletion fails, where nothing can catch the error."""
+
+    def __del__(self):
+        raise ValueError("of a deletion")
+
+
 def test_libraries_print_short_lines_without_tracebacks(capsys):
     output = logging.StreamHandler(sys.stderr)
     logging.root.addHandler(output)
@@ -136,6 +143,7 @@ def test_libraries_print_short_lines_without_tracebacks(capsys):
             text = warnings.formatwarning("w\x1b[1m" * 1000, UserWarning, "file.py", 1)
             print(text, end="", file=sys.stderr)
             sys.excepthook(ValueError, ValueError("of a callback"), None)
+            Failing()
             thread = threading.Thread(target=lambda: 1 / 0, name="saving")
             thread.start()
             thread.join()
@@ -149,6 +157,7 @@ def test_libraries_print_short_lines_without_tracebacks(capsys):
     saved = saved_by(said[-1])
     for part in ("it failed\nTraceback", "deep ", "x" * 10_000, "two\nlines", "of a callback"):
         assert part in saved
+    assert "of a deletion" in saved
     assert "ZeroDivisionError: division by zero" in saved
 
 

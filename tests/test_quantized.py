@@ -248,6 +248,10 @@ FAULTS = {
         {"a.weight": WEIGHT, "a.comfy_quant": as_bytes([1])},
         "its comfy_quant is not JSON with a format",
     ),
+    "format as a list": (
+        {"a.weight": WEIGHT.astype(np.uint8), "a.comfy_quant": as_bytes({"format": ["nvfp4"]})},
+        "it is in the format ['nvfp4'], which is not supported",
+    ),
     "another type": (
         {
             "a.weight": WEIGHT.astype(FP8["e5m2"]),

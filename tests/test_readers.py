@@ -16,6 +16,7 @@ from PIL import Image
 from typing_extensions import TypedDict
 
 from benchmarks.torture import files as torture
+from benchmarks.torture.weights import write_orbax
 from convert.adapters.files import read_layers
 from erase.data import captioned_folder
 from erase.report import report
@@ -28,6 +29,7 @@ from flux_jax.system import pictures
 from flux_jax.system.arrays import read_npz
 from flux_jax.system.files import open_regular, read_bytes
 from flux_jax.system.json_files import checked, parse_json, read_json
+from flux_jax.weights import checkpoint
 from flux_jax.weights.safetensors_files import MOST_HEADER, MOST_TENSORS, read_file
 
 # Quick readers for the short test, with the share of their tries.
@@ -40,6 +42,11 @@ SHORT = {
     "shards and their index": 0.1,
     "an adapter (diffusers)": 0.1,
     "an adapter (peft)": 0.1,
+    "a model in one file": 0.1,
+    "GGUF": 0.1,
+    "NF4, FP4, int8 and fp8": 0.1,
+    "a model's Orbax checkpoint": 0.06,
+    "a run's checkpoints, sealed again": 0.04,
 }
 
 
@@ -269,12 +276,29 @@ def test_sizes_are_bounded_before_anything_is_allocated(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"), [("{", '{"a":' * 10_000 + "{"), ("jax.Array", "None"), ("tree_metadata", "x")]
+)
+def test_metadata_of_a_checkpoint_in_another_form_ends_in_a_line(
+    old: str, new: str, tmp_path: Path
+):
+    write_orbax(tmp_path)
+    path = tmp_path / checkpoint.FOLDER / "_METADATA"
+    assert checkpoint.stored_bytes(tmp_path) == 4 * (32 + 3)
+    path.write_text(path.read_text().replace(old, new, 1))
+    text = refusal(checkpoint.stored_bytes, tmp_path)
+    assert "checkpoint: not a complete checkpoint" in text
+    assert "convert the model again" in text
+
+
+@pytest.mark.parametrize(
     "changes", [{"num_layers": 10**6}, {"in_channels": 10**9}, {"axes_dims_rope": [2] * 50}]
 )
 def test_sizes_of_a_model_have_limits(changes: dict[str, Any]):
     assert "over the limit of" in refusal(read_fields, FluxConfig, changes, "config.json")
 
 
+# Errors of arrays that Orbax no longer waits for.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("what", SHORT)
 def test_damaged_files_are_read_or_refused(what: str, tmp_path: Path):

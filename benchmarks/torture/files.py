@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.study import StudyResult
-from benchmarks.torture import samples
+from benchmarks.torture import samples, weights
 from benchmarks.torture.mutations import damage, put
 from benchmarks.torture.row import Row
 from convert import inspect
@@ -154,6 +154,15 @@ READERS = (
             _read_adapter,
         )
         for layout in ("diffusers", "kohya", "original", "flax", "peft")
+    ),
+    Reader("a model in one file", 500, weights.write_single, weights.read_single),
+    Reader("GGUF", 500, weights.write_gguf, weights.read_gguf),
+    Reader("NF4, FP4, int8 and fp8", 500, weights.write_quantised, weights.read_quantised),
+    Reader("a model's Orbax checkpoint", 300, weights.write_orbax, weights.read_orbax),
+    Reader("a run's checkpoints", 200, weights.write_checkpoints, weights.resume),
+    # Damage that the manifest does not show.
+    Reader(
+        "a run's checkpoints, sealed again", 300, weights.write_checkpoints, weights.resume_sealed
     ),
 )
 

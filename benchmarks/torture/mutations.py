@@ -95,7 +95,14 @@ def double(rng: random.Random, content: bytes) -> bytes:
 
 
 def retyped(rng: random.Random, content: bytes, value: Callable[[Any], Any] | None) -> bytes:
-    """Replaces or drops one value in JSON, or in one line of it; other content has bits flipped."""
+    """Replaces or drops one value in JSON, in one line of it, or in the header of safetensors.
+
+    Other content has bits flipped.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if content[8:9] == b"{" and 1 < length <= len(content) - 8:
+        header = retyped(rng, content[8 : 8 + length], value)
+        return len(header).to_bytes(8, "little") + header + content[8 + length :]
     lines = content.splitlines()
     try:
         parsed, line = json.loads(content), None

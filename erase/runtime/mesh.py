@@ -1,6 +1,7 @@
 """Device mesh: the division of samples, runs and weights among devices."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -86,3 +87,12 @@ def _parts(nbytes: int, memory: int | None, devices: int) -> int:
         return 1
     enough = (parts for parts in _divisors(devices) if nbytes / parts <= memory / 2)
     return next(enough, devices)
+
+
+def cores() -> int:
+    """Return the number of CPU cores that XLA uses: NPROC if set, else those of the process."""
+    if (said := os.environ.get("NPROC", "")).isdecimal():
+        return int(said)
+    # Not all systems have `sched_getaffinity`.
+    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return len(allowed(0))

@@ -173,3 +173,10 @@ def lines_until(path: Path, done: int) -> bytes:
             raise InputError(f"{damage}; remove the line, and run the same command: it resumes")
         lines.append(line if line.endswith(b"\n") else line + b"\n")
     return b"".join(lines)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Return the iterations of a folder's checkpoints, in order, intact or not."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())

@@ -17,23 +17,26 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, cast
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
+from typing_extensions import TypedDict
 
 from erase.config.schema import Checkpoints
 from erase.methods.parts.step import State
-from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS
+from erase.runtime.mesh import cores
+from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS, steps_in
 from flux_jax.errors import EraseError, RunError, note, say
 from flux_jax.system.files import read_bytes
-from flux_jax.system.json_files import parse_json
+from flux_jax.system.json_files import checked, parse_json
 from flux_jax.weights.safetensors_files import sync
 
 MANIFEST = "manifest.json"
 # Files that Orbax writes after the manifest: timestamps and a success marker.
-UNREAD = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+TIMES = "_CHECKPOINT_METADATA"
+UNREAD = (MANIFEST, TIMES, "commit_success.txt")
 # Names of the items in a checkpoint.
 STATE, RECORD = "state", "record"
 # Names of its metrics: the loss for comparing checkpoints, and whether it is one of an interval.
@@ -84,11 +87,20 @@ class Preserved(managers.PreservationPolicy):
         context: Any,
     ) -> list[bool]:
         """Return whether to keep each checkpoint; they are in the order of their iterations."""
-        losses = {c.step: c.metrics for c in checkpoints if c.metrics is not None}
-        of_interval = [step for step, metrics in losses.items() if metrics.get(OF_INTERVAL, 1)]
-        best = sorted(of_interval, key=lambda step: losses[step][LOSS])[: self.best]
-        newest = [c.step for c in checkpoints][-self.last :] + of_interval[-self.last :]
+        losses = {
+            c.step: loss
+            for c in checkpoints
+            if (loss := loss_of(c.metrics)) is not None and c.metrics.get(OF_INTERVAL, 1)
+        }
+        best = sorted(losses, key=losses.__getitem__)[: self.best]
+        newest = [c.step for c in checkpoints][-self.last :] + list(losses)[-self.last :]
         return [c.step in (*best, *newest) for c in checkpoints]
+
+
+def loss_of(metrics: Any) -> float | None:
+    """Return the loss in a checkpoint's metrics; None if an earlier version or damage left none."""
+    loss = metrics.get(LOSS) if isinstance(metrics, dict) else None
+    return float(loss) if isinstance(loss, int | float) else None
 
 
 @contextlib.contextmanager
@@ -96,7 +108,7 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
     """Open the checkpoints in a run's folder; all are written when the context ends.
 
     Raises:
-        RunError: a checkpoint could not be written.
+        RunError: a checkpoint could not be written, or the folder cannot be read.
     """
     folder = (workdir / CHECKPOINTS).absolute()
     options = ocp.CheckpointManagerOptions(
@@ -109,7 +121,7 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
         temporary_path_class=Sealed,
     )
     with _explained(folder):
-        manager = ocp.CheckpointManager(folder, options=options)
+        manager = _manager(folder, options)
     try:
         yield manager
     except BaseException:
@@ -118,6 +130,27 @@ def opened(workdir: Path, settings: Checkpoints) -> Iterator[ocp.CheckpointManag
     with _explained(folder):
         manager.wait_until_finished()
         manager.close()
+
+
+def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    """Open a folder; Orbax reads losses and times of all its checkpoints.
+
+    Raises:
+        RunError: one of them cannot be read.
+    """
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except OSError:
+        raise
+    except Exception as error:
+        faults = {f"{folder}/{step}": fault(folder / str(step)) for step in steps_in(folder)}
+        damaged = [(wrong, path) for path, wrong in faults.items() if wrong]
+        # The times are in no manifest.
+        wrong, path = [*damaged, (_reason(error), f"*/{TIMES} in it")][0]
+        raise RunError(
+            f"{folder} cannot be read ({wrong}); remove {path}, and run the same command, or start "
+            "again with --overwrite"
+        ) from error
 
 
 def _close_after_error(manager: ocp.CheckpointManager) -> None:
@@ -146,19 +179,16 @@ def _explained(folder: Path) -> Iterator[None]:
     # Orbax and its stores raise errors of many kinds.
     except Exception as error:
         steps = steps_in(folder)
-        reason = str(error).strip().splitlines()
         raise RunError(
-            f"{folder}: a checkpoint could not be written "
-            f"({reason[0] if reason else repr(error)}); free some space or fix the error, and run "
-            f"the same command: it resumes after iteration {steps[-1] if steps else 0}"
+            f"{folder}: a checkpoint could not be written ({_reason(error)}); free some space or "
+            "fix the error, and run the same command: it resumes after iteration "
+            f"{steps[-1] if steps else 0}"
         ) from error
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Return the iterations of a folder's checkpoints, in order, intact or not."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
+def _reason(error: Exception) -> str:
+    """Return the first line of an error."""
+    return str(error).strip().partition("\n")[0] or repr(error)
 
 
 def has_checkpoints(workdir: Path) -> bool:
@@ -229,15 +259,6 @@ def place() -> dict[str, Any]:
         "devices": len(devices),
         "cores": cores() if devices[0].platform == "cpu" else None,
     }
-
-
-def cores() -> int:
-    """Return the number of CPU cores that XLA uses: NPROC if set, else those of the process."""
-    if (said := os.environ.get("NPROC", "")).isdecimal():
-        return int(said)
-    # Not all systems have `sched_getaffinity`.
-    allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    return len(allowed(0))
 
 
 def moved(record: Mapping[str, Any], now: dict[str, Any]) -> str | None:
@@ -333,12 +354,14 @@ def restore(manager: ocp.CheckpointManager, step: int, like: State) -> tuple[Sta
     args = {STATE: ocp.args.StandardRestore(abstract), RECORD: ocp.args.JsonRestore()}
     try:
         restored = manager.restore(step, args=ocp.args.Composite(**args))
-    except (ValueError, KeyError, OSError) as error:
+        record = checked(Record, restored[RECORD], RECORD)
+    # Those of Orbax for damaged metadata; not those of too little memory.
+    except (ValueError, LookupError, OSError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{manager.directory}/{step} cannot be read ({str(error).splitlines()[0]}): another "
-            "version of this program may have written it; --overwrite starts again"
+            f"{manager.directory}/{step} cannot be read ({_reason(error)}): another version of "
+            "this program may have written it; --overwrite starts again"
         ) from error
-    return cast(State, restored[STATE]), cast(Record, restored[RECORD])
+    return cast(State, restored[STATE]), record
 
 
 def best(manager: ocp.CheckpointManager, last: int | None = None) -> int:
@@ -351,13 +374,13 @@ def best(manager: ocp.CheckpointManager, last: int | None = None) -> int:
     losses = {}
     for step in manager.all_steps():
         metrics = manager.metrics(step)
-        if metrics is None:
+        if (loss := loss_of(metrics)) is None:
             note(
-                f"{manager.directory}/{step} has no loss, since an earlier version wrote it: it is "
-                "not compared for the best checkpoint"
+                f"{manager.directory}/{step} has no loss (an earlier version wrote it, or it is "
+                "damaged): it is not compared for the best checkpoint"
             )
         elif metrics.get(OF_INTERVAL, 1) or step == last:
-            losses[step] = metrics[LOSS]
+            losses[step] = loss
     if not losses:
         return max(manager.all_steps())
     return min(sorted(losses), key=lambda step: losses[step])

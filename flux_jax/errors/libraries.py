@@ -20,7 +20,7 @@ from flux_jax.errors.messages import LIBRARY, lines_of, printable, saved, saved_
 def bounded_messages() -> Iterator[None]:
     """Bounds what libraries print, within this context."""
     make, show = logging.getLogRecordFactory(), warnings.formatwarning
-    hooks = sys.excepthook, threading.excepthook
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     handlers = [*logging.root.handlers, *([logging.lastResort] if logging.lastResort else [])]
 
     def record(*args: Any, **settings: Any) -> logging.LogRecord:
@@ -28,7 +28,7 @@ def bounded_messages() -> Iterator[None]:
 
     logging.setLogRecordFactory(record)
     warnings.formatwarning = _warning
-    sys.excepthook, threading.excepthook = _error, _error_of_thread
+    sys.excepthook, threading.excepthook, sys.unraisablehook = _error, _error_of_thread, _ignored
     for handler in handlers:
         handler.addFilter(_has_no_traceback)
     try:
@@ -36,7 +36,7 @@ def bounded_messages() -> Iterator[None]:
     finally:
         logging.setLogRecordFactory(make)
         warnings.formatwarning = show
-        sys.excepthook, threading.excepthook = hooks
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
         for handler in handlers:
             handler.removeFilter(_has_no_traceback)
 
@@ -80,6 +80,12 @@ def _error(kind: type[BaseException], error: BaseException, trace: TracebackType
     """Saves an error that a library reports outside of Python's calls."""
     del kind, trace
     saved_error(error)
+
+
+def _ignored(arguments: "sys.UnraisableHookArgs") -> None:
+    """Saves an error that Python cannot raise, as in a callback of a thread written in C++."""
+    if arguments.exc_value is not None:
+        saved_error(arguments.exc_value)
 
 
 def _error_of_thread(arguments: threading.ExceptHookArgs) -> None:

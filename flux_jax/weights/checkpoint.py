@@ -39,8 +39,12 @@ def stored_shapes(folder: Path) -> dict[str, Any]:
     path = (folder / FOLDER).absolute()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return flatten(checkpointer.metadata(path).item_metadata.tree)
-    except (ValueError, OSError, AttributeError, KeyError) as error:
+            leaves = flatten(checkpointer.metadata(path).item_metadata.tree)
+        if not all(isinstance(leaf, ocp.metadata.ArrayMetadata) for leaf in leaves.values()):
+            raise TypeError("not all leaves are arrays")
+        return leaves
+    # Orbax documents no exception class for unreadable files.
+    except Exception as error:
         raise InputError(
             f"{path}: not a complete checkpoint ({type(error).__name__}); convert the model again"
         ) from error
@@ -116,6 +120,6 @@ def _restored(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
                 ),
             )
             return flatten(restored)
+    # As above.
     except Exception as error:
-        # Orbax documents no exception class for unreadable files.
         raise InputError(f"{path}: damaged; convert the model again") from error

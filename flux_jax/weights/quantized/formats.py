@@ -184,7 +184,7 @@ def _described_type(described: Any) -> np.dtype:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError("its comfy_quant is not JSON with a format") from error
     turned = [key for key, value in description.items() if key.startswith("convrot") and value]
-    if stored_as not in PLAIN_FORMATS or turned:
+    if not isinstance(stored_as, str) or stored_as not in PLAIN_FORMATS or turned:
         shown = " with ".join([str(stored_as)[:40], *turned[:1]])
         raise ValueError(f"it is in the format {shown}, which is not supported")
     return PLAIN_FORMATS[stored_as]
