@@ -158,8 +158,12 @@ def write_checkpoints(folder: Path) -> None:
 
 def _save(manager: Any, step: int) -> None:
     record: checkpoints.Record = {
-        **{"keys": KEYS, "configs": {"": {"concept": "cat"}}, "skipped": {"": 0}, "lost": []},
-        **{"place": checkpoints.place(), "losses": []},
+        "keys": KEYS,
+        "configs": {"": {"concept": "cat"}},
+        "skipped": {"": 0},
+        "lost": [],
+        "place": checkpoints.place(),
+        "losses": [],
     }
     checkpoints.save(manager, step, _state(), record, 1 / step)
 

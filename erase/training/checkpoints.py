@@ -379,7 +379,7 @@ def best(manager: ocp.CheckpointManager, last: int | None = None) -> int:
                 f"{manager.directory}/{step} has no loss (an earlier version wrote it, or it is "
                 "damaged): it is not compared for the best checkpoint"
             )
-        elif metrics.get(OF_INTERVAL, 1) or step == last:
+        elif cast(Any, metrics).get(OF_INTERVAL, 1) or step == last:
             losses[step] = loss
     if not losses:
         return max(manager.all_steps())
