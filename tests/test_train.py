@@ -303,6 +303,28 @@ def test_a_run_from_before_the_packages_is_known(config: Config, tmp_path: Path)
         resume_check.check(tmp_path, now, overwrite=False)
 
 
+def test_a_run_is_not_resumed_with_fewer_iterations_than_it_has_made(
+    config: Config, tmp_path: Path
+):
+    def check(iterations: int, overwrite: bool = False) -> None:
+        changed = resolve_runs({"": replace(config, iterations=iterations)})
+        resume_check.check(tmp_path, {"": changed[""].description("")}, overwrite=overwrite)
+
+    (tmp_path / "config.json").write_text(
+        json.dumps(resolve_runs({"": replace(config, iterations=5)})[""].description(""))
+    )
+    check(2)
+    for step in (2, 3):
+        for name in ("manifest.json", "_CHECKPOINT_METADATA"):
+            file = tmp_path / "checkpoints" / str(step) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    check(3)
+    check(2, overwrite=True)
+    with pytest.raises(InputError, match=r"^iterations = 2 is fewer than the 3 that .* least 3, "):
+        check(2)
+
+
 @pytest.mark.parametrize("method", ["erase_anything", "esd", "uce"])
 def test_a_choice_of_velocities_may_be_spelt_out_or_left_out(
     config: Config, tmp_path: Path, method: str

@@ -24,7 +24,7 @@ from erase.runtime import overwrite as overwriting
 from erase.runtime.cache import digest_of
 from erase.runtime.files import read_json
 from erase.runtime.results import RunRecord
-from erase.runtime.run_folder import CONFIG, WRITTEN
+from erase.runtime.run_folder import CHECKPOINTS, CONFIG, WRITTEN
 from erase.training import checkpoints
 from flux_jax.errors import InputError, note, shortened
 from flux_jax.lora import Adapter
@@ -59,7 +59,8 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
 
     Raises:
         InputError: a run has the name of a file or folder that every run writes, the folder
-            contains runs with other settings (the message lists the fields), or files of others.
+            contains runs with other settings (the message lists the fields), runs that have made
+            more iterations, or files of others.
     """
     free = (*FREE, "model.path", "upper.folder")
     for name in descriptions:
@@ -83,6 +84,22 @@ def check(workdir: Path, descriptions: Mapping[str, RunRecord], *, overwrite: bo
                 "same, --overwrite to replace it, or another folder\n       "
                 + "\n       ".join(differing)
             )
+        _check_length(workdir, descriptions[name])
+
+
+def _check_length(workdir: Path, now: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with fewer iterations than it has made.
+
+    Raises:
+        InputError: its newest checkpoint is of a later iteration.
+    """
+    made = max(checkpoints.steps_in(workdir / CHECKPOINTS), default=0)
+    if now.get("iterations", made) < made:
+        raise InputError(
+            f"iterations = {now['iterations']} is fewer than the {made} that the run in "
+            f"{str(workdir)!r} has made: give at least {made}, --overwrite to start again, or "
+            "another folder"
+        )
 
 
 def keep_teacher(
