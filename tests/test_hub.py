@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from helpers.hub import Hub
 
+from erase.runs import configure, load_runs
 from flux_jax.errors import InputError
-from flux_jax.weights.hub import find_model
+from flux_jax.weights.hub import check_model, find_model
 from flux_jax.weights.source import open_source
 from flux_jax.weights.tables import COMPONENTS
 
@@ -80,6 +81,21 @@ def test_what_cannot_be_found_is_told(hub: Hub, tmp_path: Path):
     )
     with pytest.raises(InputError, match=r"'no/such/folder' does not exist; check the path"):
         find_model("no/such/folder")
+
+
+@pytest.mark.parametrize("given", ["models/emoji-flux", "./models/x"])
+def test_a_folder_of_the_repository_is_not_looked_up_on_the_hub(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    said = rf"^model = '{given}' does not exist: the small model, models/emoji-flux, comes with"
+    # Before words and settings, which are the model's.
+    configuration = configure(concept="guitar", model={"path": given})
+    for check in (check_model, find_model, lambda _: load_runs(configuration)):
+        with pytest.raises(InputError, match=said):
+            check(given)
+    (tmp_path / given).mkdir(parents=True)
+    check_model(given)
 
 
 def test_paths_are_taken_as_they_are(tmp_path: Path):

@@ -18,6 +18,7 @@ from erase.data.words.irrelevant import COMMON
 from erase.data.words.templates import SLOT, phrase
 from erase.runs.presets import ONE_SAMPLE, PRESETS
 from flux_jax.errors import InputError
+from flux_jax.weights.hub import check_folder
 from flux_jax.weights.source import open_source, read_config, root_of
 
 Fields = dict[str, Any]
@@ -102,8 +103,10 @@ def of_model(model: str) -> Known | None:
         model: as in `Config.model.path`.
 
     Raises:
-        InputError: the folder's file is damaged.
+        InputError: the folder's file is damaged, or it is a folder of this repository's `models`
+            that does not exist.
     """
+    check_folder(model)
     if model_defaults := model_file.read(model):
         return model_defaults
     guided = _guidance(model)

@@ -21,12 +21,27 @@ WANTED = (
 )
 
 
+def check_folder(given: str) -> None:
+    """Checks that a model in this repository's folder `models` exists; needs no network.
+
+    Raises:
+        InputError: it does not.
+    """
+    # "models/x" has the form of a name, but the hub has no owner "models".
+    if os.path.normpath(given).startswith(f"models{os.sep}") and not os.path.exists(given):
+        raise InputError(
+            f"model = {given!r} does not exist: the small model, models/emoji-flux, comes with a "
+            "clone of this repository; run the command in the clone's folder, or give another model"
+        )
+
+
 def check_model(given: str) -> None:
     """Checks that a model is an existing path or has the form of a hub name; needs no network.
 
     Raises:
         InputError: it is neither.
     """
+    check_folder(given)
     # Unlike `Path.exists`, this does not raise for names that no file can have.
     if not os.path.exists(given) and not NAME.fullmatch(given):
         raise InputError(f"model = {given!r} does not exist; check the path")
