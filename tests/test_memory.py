@@ -61,13 +61,19 @@ def test_a_plan_of_a_published_model_needs_no_file_of_it(monkeypatch: pytest.Mon
     assert held["weights of text_encoder_2"] == pytest.approx(4.762e9 * per_value, rel=1e-3)
     # 112,622,018,494,464 operations at 4.48e14 per second; with the frozen model's velocities in
     # each update 147,994,525,040,640.
-    assert flops.estimate(config, pipe, 1).startswith("Time: about 0.25 s an iteration, 4.2 min")
+    on = "Time on one H100 in bfloat16, whatever this machine has:"
+    assert flops.estimate(config, pipe, 1).startswith(f"{on} about 0.25 s an iteration, 4.2 min")
     computed = replace(config, bank=replace(config.bank, teacher="computed"))
-    assert flops.estimate(computed, pipe, 1).startswith("Time: about 0.33 s an iteration, 5.5 min")
+    assert flops.estimate(computed, pipe, 1).startswith(f"{on} about 0.33 s an iteration, 5.5 min")
     other = replace(config, method="esd")
     assert flops.estimate(other, pipe, 1) == (
         "Time: estimated only for erase_anything, not for esd."
     )
+
+
+@pytest.mark.usefixtures("unread")
+def test_no_time_is_estimated_for_a_model_that_would_not_keep_a_gpu_busy(config: Config):
+    assert flops.estimate(config, open_model(config), 1).startswith("Time: not estimated")
 
 
 @pytest.mark.slow
@@ -122,6 +128,7 @@ def test_whether_it_fits_is_told(
     said = capsys.readouterr().out
     assert ("does not fit" in said) == (not fits)
     assert ("--config.model.remat" in said) == (not fits)
+    assert ("GB in XLA's programs for this CPU. A GPU needs less" in said) == (available is None)
     assert "0.01" in said
 
 

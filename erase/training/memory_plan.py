@@ -270,10 +270,14 @@ def show_fit(largest: int, pipe: Pipeline) -> bool:
     available = memory(list(pipe.mesh.devices.flat))
     kind = jax.devices()[0].device_kind
     if available is None:
-        tables.show(f"At most {largest / GB:.2f} GB; {kind} does not report its memory.")
         if jax.default_backend() == "cpu":
             # cuDNN's kernel does not store the attention weights; XLA's programs for a CPU do.
-            tables.show("A GPU needs less: run --plan on the machine used for training.")
+            tables.show(
+                f"At most {largest / GB:.2f} GB in XLA's programs for this CPU. A GPU needs less: "
+                "run --plan on the machine used for training."
+            )
+        else:
+            tables.show(f"At most {largest / GB:.2f} GB; {kind} does not report its memory.")
         return True
     fits = largest <= available
     tables.show(
