@@ -2,11 +2,29 @@
 
 import argparse
 import itertools
+import os
+import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from flux_jax.errors import InputError, nearest
+
+
+def check_exists(name: str, path: Path) -> None:
+    """Checks that a path given as an argument exists.
+
+    Args:
+        name: the argument's name in the help text.
+        path: its value.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    # Unlike `Path.exists`, this does not raise for names that no file can have.
+    if not os.path.exists(path):
+        raise InputError(f"{name} = {str(path)!r} does not exist; check the path")
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,4 +72,6 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
+        if absent := re.fullmatch(r"argument (--\w+): expected .* argument", message):
+            message = f"{absent[1]} has no value: give one after it"
         raise InputError(f"{message}; see --help")

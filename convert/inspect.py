@@ -27,7 +27,7 @@ from jaxtyping import Float
 from convert.adapters.files import LayerFile, read_layers
 from convert.adapters.layers import Full, Layers, Pair, text
 from convert.adapters.names import Place
-from convert.arguments import Parser
+from convert.arguments import Parser, check_exists
 from convert.tables import Table, show
 from flux_jax.errors import counted, exits_cleanly, note, printable, shortened
 from flux_jax.settings import BLOCKS, MOST_BLOCKS
@@ -201,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("convert.inspect", __doc__)
     parser.add_argument("file", metavar="FILE", type=Path, help="adapter file or its folder")
     options = parser.parse_args(arguments)
+    check_exists("FILE", options.file)
     adapter = read_layers(options.file)
     rows = lines(adapter)
     show(header_table(options.file, adapter, rows), target_table(rows))

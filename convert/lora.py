@@ -30,7 +30,7 @@ from pathlib import Path
 
 from convert.adapters.files import _dropped, named_file, read_layers, write_layers
 from convert.adapters.names import FLAX, LAYOUTS
-from convert.arguments import Parser
+from convert.arguments import Parser, check_exists
 from flux_jax import moved
 from flux_jax.errors import InputError, exits_cleanly, note, say
 
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write")
     options = parser.parse_args(arguments)
+    check_exists("SRC", options.source)
     adapter = read_layers(options.source)
     layout = options.to or (FLAX if adapter.layout == "diffusers" else "diffusers")
     file = named_file(options.target, layout)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.arguments import Parser
+from convert.arguments import Parser, check_exists
 from flux_jax import progress
 from flux_jax.errors import InputError, exits_cleanly, names_file, say
 from flux_jax.tree import flatten
@@ -238,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="folder to create")
     parser.add_argument("--to", choices=WRITERS, help="layout of DST")
     options = parser.parse_args(arguments)
+    check_exists("SRC", options.source)
     # For JAX, which is not imported yet: only shapes are traced, so an accelerator is not needed.
     os.environ["JAX_PLATFORMS"] = "cpu"
     convert(options.source, options.target, options.to)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         processes.initialise(given)
         sys.exit(0 if plan(runs) else 1)
     if given.workdir is None:
-        raise InputError("workdir is missing: name the run's folder, --workdir runs/NAME")
+        raise InputError("--workdir is missing: name the run's folder, --workdir runs/NAME")
     check_paths(runs)
     processes.initialise(given)
     from erase.runtime.memory import MENDS, explains_memory

@@ -20,19 +20,27 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         if fullname not in self.modules:
             return None
+        home = self._home(fullname)
+        # Reported by `exec_module` and `get_code`: runpy would wrap an error from here.
+        there = importlib.util.find_spec(home.partition(".")[0]) is not None
         return ModuleSpec(
-            fullname, self, origin=importlib.import_module(self._home(fullname)).__file__
+            fullname, self, origin=importlib.import_module(home).__file__ if there else None
         )
 
     def exec_module(self, module: ModuleType) -> None:
         """Gives an imported module the names of the modules that replaced it."""
         former, homes = module.__name__, self.modules[module.__name__].split()
+        if module.__spec__ is not None and module.__spec__.origin is None:
+            raise ModuleNotFoundError(_absent(former, homes[0]), name=homes[0])
         _tell(former, " and ".join(homes))
         module.__dict__["__getattr__"] = names(former, *homes)
 
     def get_code(self, fullname: str) -> CodeType | None:
         """The code of the command's new module, for `python -m`."""
         home = self._home(fullname)
+        if importlib.util.find_spec(home.partition(".")[0]) is None:
+            print(f"error: {_absent(fullname, home)}", file=sys.stderr)
+            sys.exit(2)
         _tell(f"python -m {fullname.removesuffix('.__main__')}", f"python -m {home}")
         spec = importlib.util.find_spec(home)
         assert spec is not None
@@ -73,6 +81,14 @@ def names(former: str, *homes: str) -> Callable[[str], Any]:
         raise AttributeError(f"module {former!r} has no attribute {name!r}")
 
     return find
+
+
+def _absent(former: str, home: str) -> str:
+    """Message about a module that is not installed."""
+    return (
+        f"{former} is {home} now, which is not installed: run it in the folder of a clone of this "
+        "repository"
+    )
 
 
 @functools.cache

@@ -174,7 +174,7 @@ def test_missing_arguments_are_told(name: str, run: Run):
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("benchmarks.experiments.study", ["--out"], "Missing value for flag --out"),
+        ("benchmarks.experiments.study", ["--out"], "--out has no value: give one"),
         ("benchmarks.experiments.study", [], "--study and --out are missing; see --help"),
         ("erase.cli.evaluate", [CONFIG], "--workdir is missing; see --help"),
         ("erase.cli.attack", ["--pictures=x"], "pictures = 'x' must be a positive integer"),
@@ -192,7 +192,17 @@ def test_missing_arguments_are_told(name: str, run: Run):
         ),
         ("erase.train", ["--config=nowhere.py"], "config = 'nowhere.py' is not a file"),
         ("erase.train", ["--config", "nowhere.py"], "config = 'nowhere.py' is not a file"),
-        ("erase.train", ["--config"], "config = '' is not a file"),
+        ("erase.train", ["--config"], "--config has no value: give a file"),
+        ("erase.train", ["--config=", "--workdir=x"], "--config has no value: give a file"),
+        ("erase.train", ["--workdir"], "--workdir has no value: give one"),
+        ("erase.cli.new", ["cat", "--model"], "--model has no value: give one"),
+        (
+            "erase.train",
+            [CONFIG, "--config.model=models/x"],
+            "model = 'models/x' sets a section, which has fields of its own: set one of them, such "
+            "as --config.model.path or",
+        ),
+        ("erase.train", [CONFIG, "--config.lower", "3"], "lower = '3' sets a section"),
         ("erase.train", [f"{CONFIG}:papr"], "preset = 'papr' is unknown; did you mean paper?"),
         (
             "benchmarks.speed.flux",

@@ -99,7 +99,7 @@ def test_nothing_is_cut_off_on_a_narrow_screen():
 def test_the_command_on_a_missing_file_exits_with_2(tmp_path):
     shown = inspect(tmp_path / "nowhere.safetensors")
     assert shown.returncode == 2
-    assert "nowhere.safetensors: no such file" in shown.stderr
+    assert "nowhere.safetensors' does not exist; check the path" in shown.stderr
     assert "Traceback" not in shown.stderr
 
 

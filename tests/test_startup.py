@@ -1,11 +1,14 @@
 """Help and usage errors are fast, and only the three packages are installed."""
 
+import importlib
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from helpers.forks import Forks
 from erase.cli.commands import COMMANDS
 from erase.methods import METHODS, fields_of
 from erase.methods.settings import FIELDS
+from flux_jax import moved
 
 ROOT = Path(__file__).resolve().parents[1]
 # CPU time of a process and its children; an idle machine takes at most half of it.
@@ -29,10 +33,10 @@ HEAVY = {
 # Required arguments of each command, as named in its message.
 REQUIRED = {
     "new": "CONCEPT, --model",
-    "train": "config is missing",
-    "plan": "config is missing",
+    "train": "--config is missing",
+    "plan": "--config is missing",
     "evaluate": "--workdir is missing",
-    "sample": "prompt is missing",
+    "sample": "--prompt is missing",
     "attack": "--workdir is missing",
     "calibrate": "--workdir is missing",
     "compose": "ADAPTER",
@@ -53,13 +57,16 @@ BENCHMARK = "benchmark --prompts {tmp}/p.txt --out {tmp}/x"
 MISTAKES = [
     ("qqq", "command = 'qqq' is unknown"),
     ("help qqq", "command = 'qqq' is unknown"),
+    ("extra", "command = 'extra' is unknown; choose from new, train"),
     ("convert qqq", "convert = 'qqq' is unknown"),
+    ("convert", "convert needs the name of a conversion; choose from pipeline, adapter"),
+    ("-x", "-x is not a flag; choose from --help, --version"),
     *((f"{name} --qqq", "--qqq is not a flag") for name in COMMANDS),
     *((name, said) for name, said in REQUIRED.items()),
     # Next to a valid configuration.
     (f"train {CONFIG} --qqq", "--qqq is not a flag"),
     (f"train {CONFIG} qqq", "argument 'qqq' is not a flag"),
-    (f"train {CONFIG}", "workdir is missing"),
+    (f"train {CONFIG}", "--workdir is missing"),
     (f"train {CONFIG} --overwrite=7", "overwrite = '7' must be true or false"),
     (f"train {RUN} --process 1", "--coordinator, --processes missing"),
     (f"train {RUN} --config.lowr.attn=2", "did you mean lower.attn"),
@@ -80,9 +87,9 @@ MISTAKES = [
     ("train --config {tmp}/syntax.py", "cannot be run: SyntaxError"),
     ("train --config {tmp}/field.py", "modl is not a field of the configuration"),
     ("train --config {tmp}/value.py", "lower.attn = -1.0 must be at least 0"),
-    (f"evaluate {RUN}", "adapter = 'nowhere' does not exist"),
-    (f"attack {RUN}", "adapter = 'nowhere' does not exist"),
-    (f"calibrate {RUN}", "adapter = 'nowhere' does not exist"),
+    (f"evaluate {RUN}", "workdir = 'nowhere' does not exist; check the path, or train"),
+    (f"attack {RUN}", "workdir = 'nowhere' does not exist"),
+    (f"calibrate {RUN}", "workdir = 'nowhere' does not exist"),
     (f"compare {CONFIG} --out {{tmp}}/x.json --methods esp", "methods: 'esp' is unknown"),
     ("sample --prompt cat --model nowhere", "model = 'nowhere' does not exist"),
     ("sample --prompt cat --adapter nowhere", "adapter = 'nowhere' does not exist"),
@@ -115,10 +122,10 @@ MISTAKES = [
     ("new qqq --model models/emoji-flux --out {tmp}/x.py", "none of the 120 things"),
     ("compose nowhere other --method sum --out {tmp}/x", "adapter = 'nowhere' does not exist"),
     ("compose nowhere other --method sun --out {tmp}/x", "did you mean sum"),
-    ("convert pipeline nowhere {tmp}/x", "nowhere: no such folder"),
-    ("convert adapter nowhere {tmp}/x", "nowhere: no such file"),
+    ("convert pipeline nowhere {tmp}/x", "SRC = 'nowhere' does not exist"),
+    ("convert adapter nowhere {tmp}/x", "SRC = 'nowhere' does not exist"),
     ("convert merge nowhere other {tmp}/x", "adapter = 'other' does not exist"),
-    ("convert inspect nowhere", "nowhere: no such file"),
+    ("convert inspect nowhere", "FILE = 'nowhere' does not exist"),
     ("convert pipeline models/emoji-flux {tmp}/x --to flx", "did you mean flax"),
 ]
 FILES = {
@@ -204,7 +211,7 @@ def test_a_process_of_its_own_gives_what_a_fork_gives(arguments: str, forks: For
     "arguments",
     [
         *(f"erase {name} --help" for name in COMMANDS),
-        *("erase", "erase --help", "erase help train", "erase convert", "erase.train --help"),
+        *("erase", "erase --help", "erase help train", "erase convert -h", "erase.train --help"),
         *("convert.pipeline -h", "convert.lora -h", "convert.merge -h", "convert.inspect -h"),
         # By their former names.
         *("erase.sample --help", "erase.compose -h", "erase merge --help"),
@@ -235,6 +242,32 @@ def test_the_installed_command_finds_what_a_configuration_imports():
     _, code, out, errors = run(str(script), "evaluate", *CONFIG.split())
     assert (code, out) == (2, "")
     assert "workdir is missing" in errors
+
+
+def test_the_version_is_that_of_the_package(forks: Forks):
+    code, out, _ = check_cheap(forks, "erase", "--version")
+    assert (code, out) == (0, f"erase-anything {version('erase-anything-jax')}\n")
+
+
+def test_help_on_convert_lists_its_commands_only(forks: Forks):
+    _, out, _ = check_cheap(forks, "erase", "convert", "--help")
+    listed = [line[4:] for line in out.splitlines() if line.startswith("    ")]
+    assert len(listed) == 4
+    assert all(line.startswith("convert ") for line in listed)
+
+
+def test_a_former_command_outside_of_the_wheel_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    moved.announce("erase", {"gone": "nowhere_installed.study"})
+    finder = sys.meta_path.pop()
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, finder])
+    said = "erase.gone is nowhere_installed.study now, which is not installed: run it in"
+    with pytest.raises(ModuleNotFoundError, match=said):
+        importlib.import_module("erase.gone")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("erase.gone", run_name="__main__")
+    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """All commands under one name: `erase-anything train ...` runs `python -m erase.train ...`."""
 
 import ast
+import importlib.metadata
 import importlib.util
 import os
 import runpy
@@ -40,6 +41,7 @@ FORMER: Mapping[str, str] = {
 GIVEN: Mapping[str, Sequence[str]] = {"plan": ("--plan",)}
 ABOUT = {"plan": "Print the memory and time that a run needs, without reading weights"}
 HELP = ("-h", "-help", "--help", "--helpfull", "help")
+DISTRIBUTION = "erase-anything-jax"
 
 
 @exits_cleanly
@@ -52,8 +54,14 @@ def dispatch() -> None:
     words = sys.argv[1:]
     if words[:1] == ["help"] and words[1:]:
         words = [*words[1:], "--help"]
-    if not words or words[0] in HELP or (words[0] == "convert" and not without_help(words[1:])):
+    if not words or words[0] in HELP:
         say(usage())
+        return
+    if words[0] == "--version":
+        say(version())
+        return
+    if words[0] == "convert" and words[1:] and not without_help(words[1:]):
+        say(usage("convert "))
         return
     name, rest = named(words)
     # As with `python -m`: a configuration imports others beside it, such as `configs`.
@@ -80,6 +88,11 @@ def named(words: Sequence[str]) -> tuple[str, list[str]]:
         note(f"{first} is `{FORMER[first]}` now")
         return FORMER[first], rest
     if first == "convert":
+        kinds = [each.partition(" ")[2] for each in COMMANDS if each.startswith("convert ")]
+        if not rest:
+            raise InputError(
+                f"convert needs the name of a conversion; choose from {', '.join(kinds)}"
+            )
         name = f"convert {rest[0]}"
         if name in COMMANDS:
             return name, rest[1:]
@@ -87,29 +100,37 @@ def named(words: Sequence[str]) -> tuple[str, list[str]]:
             # Former usage, when there was only one kind of conversion.
             note("convert SRC DST is `convert pipeline SRC DST` now")
             return "convert pipeline", rest
-        kinds = [each.partition(" ")[2] for each in COMMANDS if each.startswith("convert ")]
         raise InputError(f"convert = {rest[0][:60]!r} is unknown; {nearest(rest[0], kinds)}")
+    if first.startswith("-"):
+        raise InputError(f"{first[:60]} is not a flag; {nearest(first, ('--help', '--version'))}")
     if first not in COMMANDS:
-        raise InputError(
-            f"command = {first[:60]!r} is unknown; {nearest(first, [*COMMANDS, *FORMER])}"
-        )
+        raise InputError(f"command = {first[:60]!r} is unknown; {nearest(first, COMMANDS)}")
     return first, rest
 
 
-def usage() -> str:
-    """List all commands, one per line."""
+def version() -> str:
+    """Return the installed version; "unknown" where the code was only copied."""
+    try:
+        return f"erase-anything {importlib.metadata.version(DISTRIBUTION)}"
+    except importlib.metadata.PackageNotFoundError:
+        return "erase-anything, version unknown: the package is not installed"
+
+
+def usage(prefix: str = "") -> str:
+    """List all commands whose names begin with the prefix, one per line."""
     width = max(map(len, COMMANDS))
     lines = [
         f"    {name:{width}}  {ABOUT.get(name) or _first_line(module)}"
         for name, module in COMMANDS.items()
+        if name.startswith(prefix)
     ]
     return "\n".join(
         [
-            "erase-anything COMMAND ...",
+            f"erase-anything {prefix}COMMAND ...",
             "",
             *lines,
             "",
-            "erase-anything help COMMAND shows a command's flags.",
+            "erase-anything help COMMAND shows a command's flags, --version the version.",
         ]
     )
 

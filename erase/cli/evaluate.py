@@ -16,6 +16,7 @@ draw it, so it does not measure erasing. If all are excluded, H is the mean of t
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from convert.adapters.paths import find_adapter
 from erase.cli.ending import ends
 from erase.cli.flags import FLAG, begin, check_paths, configured, define_flag, parse_flags
 from erase.runtime.signals import listening
-from flux_jax.errors import exits_cleanly, say
+from flux_jax.errors import InputError, exits_cleanly, say
 
 if TYPE_CHECKING:
     from erase.config.schema import Config
@@ -53,6 +54,11 @@ def locks_folders(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[s
         check_paths(runs)
         # Checked first, since locking creates folders that are missing.
         for path in adapter_paths(flags.FLAGS, runs).values():
+            if flags.FLAGS.adapter is None and not os.path.exists(path):
+                raise InputError(
+                    f"workdir = {str(path)!r} does not exist; check the path, or train the run "
+                    "first"
+                )
             find_adapter(path)
         from erase.runtime import lock
 

@@ -249,11 +249,13 @@ def _file(arguments: Sequence[str]) -> str | None:
                 "instead"
             )
         if named:
-            _check_field(named[1])
+            _check_field(named[1], argument.partition("=")[2] or following)
         if named and given is None:
             raise InputError(f"{argument} changes no file: give --{FLAG} FILE before it")
         if file := re.fullmatch(rf"--?{FLAG}(?:=(.*))?", argument):
-            given = file[1] or following
+            given = following if file[1] is None else file[1]
+            if not given or given.startswith("--"):
+                raise InputError(f"--{FLAG} has no value: give a file, --{FLAG} FILE")
             # The argument of get_config follows a colon.
             path = given.partition(":")[0]
             if not Path(path).is_file():
@@ -261,16 +263,22 @@ def _file(arguments: Sequence[str]) -> str | None:
     return given
 
 
-def _check_field(name: str) -> None:
-    """Check that a configuration has a field.
+def _check_field(name: str, value: str) -> None:
+    """Check that a configuration has a field, and that it is not a section of fields.
 
     Raises:
-        InputError: there is no field of this name.
+        InputError: there is no field of this name, or it is a section.
     """
     from erase.runs import RunConfig
 
-    if name not in set(paths(RunConfig)):
+    known = list(paths(RunConfig))
+    if name not in known:
         raise InputError(unknown(RunConfig, name))
+    if inner := [f"--{FLAG}.{each}" for each in known if each.startswith(f"{name}.")]:
+        raise InputError(
+            f"{name} = {shown(value)} sets a section, which has fields of its own: set one of "
+            f"them, such as {' or '.join(inner[:2])}"
+        )
 
 
 def _refused(error: Exception) -> str:
@@ -279,6 +287,8 @@ def _refused(error: Exception) -> str:
     if missing := re.findall(r"Flag --(\S+) must have a value other than None", said):
         names = " and ".join(f"--{name}" for name in missing)
         return f"{names} {'are' if len(missing) > 1 else 'is'} missing; see --help"
+    if absent := re.fullmatch(r"Missing value for flag -*(\S+)", said):
+        return f"--{absent[1]} has no value: give one after it; see --help"
     named = re.match(r"flag --(\S+?)=(.*?): ", said, re.DOTALL)
     if named and named[1] in flags.FLAGS:
         flag, value = flags.FLAGS[named[1]], named[2]

@@ -270,7 +270,10 @@ def _differences(runs: Mapping[str, Config]) -> Iterator[str]:
 def plain(given: Any) -> dict[Any, Any]:
     """Convert the return value of a configuration file to dictionaries."""
     if given is None:
-        raise InputError("config is missing: give --config configs/emoji_soccer_ball.py")
+        raise InputError(
+            "--config is missing: give --config FILE; `erase-anything new CONCEPT --model MODEL` "
+            "writes one"
+        )
     if not isinstance(given, Mapping | ConfigDict):
         try:
             # The placeholder of an unreadable file raises its error on any access.

@@ -103,6 +103,10 @@ class PreemptedError(EraseError):
     exit_code = 75
 
 
+# Similarity of a misspelt name to one that is suggested for it, from 0 to 1.
+CLOSE = 0.65
+
+
 def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
     """Suggests a fix for a misspelt name: the closest known names, or all if none is close.
 
@@ -114,7 +118,7 @@ def nearest(name: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
         also: valid names to suggest in any case, however they are spelt.
     """
     names = list(known)
-    near = list(dict.fromkeys([*difflib.get_close_matches(name, names), *also]))
+    near = list(dict.fromkeys([*difflib.get_close_matches(name, names, cutoff=CLOSE), *also]))
     if near:
         return f"did you mean {' or '.join(near)}?"
     if len(names) > 40:
