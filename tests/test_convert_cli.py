@@ -232,7 +232,7 @@ def test_command_converts(tiny_folder, tmp_path):
 
 def missing_folder(folder: Path):
     shutil.rmtree(folder)
-    return "source: no such folder"
+    return "source' does not exist; check the path"
 
 
 def no_pipeline(folder: Path):

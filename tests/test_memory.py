@@ -137,7 +137,7 @@ def test_the_command_plans_without_a_folder(tmp_path: Path):
     command = ("-m", "erase.train", "--config", "configs/emoji_cat.py")
     done = warm.run(*command)
     assert done.returncode == 2
-    assert "error: workdir is missing: name the run's folder" in done.stderr
+    assert "error: --workdir is missing: name the run's folder" in done.stderr
     done = warm.run(*command, "--plan", "--config.model.path=no/such/folder")
     assert done.returncode == 2
     assert "error: model = 'no/such/folder' does not exist" in done.stderr

@@ -125,6 +125,8 @@ MISTAKES = [
     ("convert pipeline nowhere {tmp}/x", "SRC = 'nowhere' does not exist"),
     ("convert adapter nowhere {tmp}/x", "SRC = 'nowhere' does not exist"),
     ("convert merge nowhere other {tmp}/x", "adapter = 'other' does not exist"),
+    ("convert merge models/nowhere other {tmp}/x", "model = 'models/nowhere' does not exist: the"),
+    ("convert pipeline models/nowhere {tmp}/x", "model = 'models/nowhere' does not exist: the"),
     ("convert inspect nowhere", "FILE = 'nowhere' does not exist"),
     ("convert pipeline models/emoji-flux {tmp}/x --to flx", "did you mean flax"),
 ]
