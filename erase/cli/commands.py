@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "compare": "erase.cli.compare",
     "report": "erase.cli.report",
     "card": "erase.cli.card",
+    "play": "erase.cli.play",
     "benchmark": "erase.cli.benchmark",
     "table": "erase.cli.table",
     "wordnet": "erase.cli.wordnet",
