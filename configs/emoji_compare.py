@@ -1,6 +1,6 @@
 """Thirty concepts for comparing methods on the shipped small FLUX.
 
-    python -m erase compare --config configs/emoji_compare.py --out runs/comparison.json
+    erase-anything compare --config configs/emoji_compare.py --out runs/comparison.json
 
     python -m erase.train --config configs/emoji_compare.py --workdir runs/emoji_compare
 

@@ -30,15 +30,15 @@ def check_exists(name: str, path: Path) -> None:
 class Parser(argparse.ArgumentParser):
     """`argparse` with a module's docstring as help text, and errors of one line."""
 
-    def __init__(self, module: str, doc: str | None):
+    def __init__(self, name: str, doc: str | None):
         """Creates a parser without arguments.
 
         Args:
-            module: the command's name.
+            name: the command, "erase-anything new", or the module that is one.
             doc: the module's docstring.
         """
         super().__init__(
-            prog=f"python -m {module}",
+            prog=name if " " in name else f"python -m {name}",
             description=doc,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -1,6 +1,6 @@
-"""Shows the contents of an adapter file, in any layout that `convert.lora` reads.
+"""Show the contents of an adapter file, in any layout that `erase-anything convert adapter` reads.
 
-    python -m convert.inspect runs/soccer-ball/adapter
+    erase-anything convert inspect runs/soccer-ball/adapter
 
 There is one line for each target: its layers' shapes, the number of blocks, the Frobenius norm of
 the change alpha / R * B A over all blocks, and the effective rank: the number of singular values of
@@ -198,7 +198,7 @@ def unknown_blocks(layers: Layers) -> list[str]:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; see the module's docstring."""
-    parser = Parser("convert.inspect", __doc__)
+    parser = Parser("erase-anything convert inspect", __doc__)
     parser.add_argument("file", metavar="FILE", type=Path, help="adapter file or its folder")
     options = parser.parse_args(arguments)
     check_exists("FILE", options.file)

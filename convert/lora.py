@@ -1,6 +1,6 @@
-"""Converts adapter files of FLUX's transformer between four layouts; reads several more.
+"""Convert adapter files of FLUX's transformer between four layouts; reads several more.
 
-    python -m convert.lora runs/soccer-ball/adapter soccer-ball.safetensors --to kohya
+    erase-anything convert adapter runs/soccer-ball/adapter soccer-ball.safetensors --to kohya
 
 The layout of SRC is detected from its keys; docs/adapters.md lists all supported layouts. DST is a
 file if it ends in .safetensors or .sft, else a folder. Without --to, diffusers' layout is converted
@@ -41,7 +41,7 @@ __getattr__ = moved.names(__name__, "convert.adapters.files")
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; see the module's docstring."""
-    parser = Parser("convert.lora", __doc__)
+    parser = Parser("erase-anything convert adapter", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="file or folder to read")
     parser.add_argument("target", metavar="DST", type=Path, help="file or folder to write")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write")

@@ -1,6 +1,6 @@
-r"""Merges adapters into a model's weights, for programs that do not support adapters.
+r"""Merge adapters into a model's weights, for programs that do not support adapters.
 
-    python -m convert.merge models/emoji-flux runs/soccer-ball:0.8 runs/merged
+    erase-anything convert merge models/emoji-flux runs/soccer-ball:0.8 runs/merged
 
 MODEL is a pipeline folder in diffusers' layout, one with Black Forest Labs' own files, the
 transformer's single file, or a name on the hub. OUT has the same layout, types and shards: a
@@ -81,7 +81,7 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
     if not isinstance(source, TorchSource):
         raise InputError(
             f"{source.where} is in this project's own layout, which cannot be merged into; "
-            f"convert it to diffusers' layout first: python -m convert.pipeline {model} DST"
+            f"convert it to diffusers' layout first: erase-anything convert pipeline {model} DST"
         )
     if path.is_file() and source.where != path:
         raise InputError(
@@ -91,7 +91,7 @@ def merge(model: str, adapters: Sequence[str], target: Path) -> None:
     if stored_as := quantisation(source.tensors):
         raise InputError(
             f"{source.where} is quantised ({stored_as}), and merging keeps the file's types; "
-            f"dequantise it first: python -m convert.pipeline {model} DST --to diffusers"
+            f"dequantise it first: erase-anything convert pipeline {model} DST --to diffusers"
         )
     changes = changes_of(read)
     slots = _checked_slots(source, read, changes)
@@ -255,7 +255,7 @@ def _merged_file(
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; see the module's docstring."""
-    parser = Parser("convert.merge", __doc__)
+    parser = Parser("erase-anything convert merge", __doc__)
     parser.add_argument("model", metavar="MODEL", help="folder, file or name on the hub")
     parser.add_argument(
         "adapters",

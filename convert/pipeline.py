@@ -1,6 +1,6 @@
-"""Converts a FLUX.1 pipeline folder to another layout.
+"""Convert a FLUX.1 pipeline folder to another layout.
 
-    python -m convert.pipeline models/emoji-flux runs/emoji-flux-original --to original
+    erase-anything convert pipeline models/emoji-flux runs/emoji-flux-original --to original
 
 This project's layout (`flax`) has diffusers' folders and `config.json` files, with each model's
 arrays in an Orbax checkpoint, stacked for use. "original" has the transformer and the autoencoder
@@ -234,7 +234,7 @@ def _copy_all_but_models(source: Path, target: Path) -> None:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; see the module's docstring."""
-    parser = Parser("convert.pipeline", __doc__)
+    parser = Parser("erase-anything convert pipeline", __doc__)
     parser.add_argument("source", metavar="SRC", type=Path, help="pipeline to read")
     parser.add_argument("target", metavar="DST", type=Path, help="folder to create")
     parser.add_argument("--to", choices=WRITERS, help="layout of DST")

@@ -1,4 +1,4 @@
-"""Command line: `python -m erase train ...` runs `erase.train`; see `erase.cli.commands`."""
+"""Command line: `erase-anything train ...` runs `erase.train`; see `erase.cli.commands`."""
 
 from erase.cli.commands import dispatch
 

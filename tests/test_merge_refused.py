@@ -96,7 +96,7 @@ def test_models_and_targets_that_do_not_fit_are_refused(tiny_folder, originals, 
     adapter = [str(pair[1][0])]
     convert_pipeline(tiny_folder, tmp_path / "flax")
     said = refused(tmp_path / "flax", adapter, tmp_path / "new")
-    assert f"python -m convert.pipeline {tmp_path / 'flax'} DST" in said
+    assert f"erase-anything convert pipeline {tmp_path / 'flax'} DST" in said
     (tmp_path / "mine").mkdir()
     assert "mine exists; choose another OUT" in refused(tiny_folder, adapter, tmp_path / "mine")
     assert "does not exist" in refused(tmp_path / "nowhere", adapter, tmp_path / "new")

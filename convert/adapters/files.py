@@ -229,7 +229,7 @@ def _from_flax(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
         raise InputError(
             f"{file}: alpha = {metadata.get('alpha')!r} in the header must be a number, and "
             f"{ALPHA_TYPE} = {metadata.get(ALPHA_TYPE)!r} a float type if present; write "
-            "the file again with convert.lora"
+            "the file again with erase-anything convert adapter"
         ) from error
     # Before nesting, because a leaf may have the name of another's parent.
     check(file, tensors)

@@ -1,6 +1,6 @@
 """Attack an erased concept with disguised prompts: the prompt families of the paper's Appendix B.
 
-    python -m erase attack --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
+    erase-anything attack --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
 An attack succeeds if the judge still finds the concept. The share of successes is reported for the
 adapter, for the base model, which does not understand every disguise either, and for the paper's

@@ -1,6 +1,6 @@
 r"""Run a benchmark: draw the pictures of a prompt set, judge them, and write a table.
 
-    python -m erase benchmark --prompts unsafe-prompts4703.csv --judge nudenet \
+    erase-anything benchmark --prompts unsafe-prompts4703.csv --judge nudenet \
         --adapter runs/nudity --base --out results/i2p
 
 Prompt sets are read as they are published: I2P, COCO's captions (CSV or JSON), Ring-A-Bell, P4D,

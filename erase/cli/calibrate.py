@@ -1,6 +1,6 @@
 """Find the smallest strength of an adapter that erases enough.
 
-    python -m erase calibrate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
+    erase-anything calibrate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
 A strength erases enough if the judge finds the concept in at most a share `--share` of the
 pictures. Without a judge, pictures are compared with the base model's from the same noise: their

@@ -1,6 +1,6 @@
 """Write an adapter's model card: what it erases, how well, how to use it, its limits and licence.
 
-    python -m erase card --workdir runs/soccer-ball
+    erase-anything card --workdir runs/soccer-ball
 
 writes the card of a run again, from the files in its folder. The card is Markdown with the header
 that the Hugging Face hub reads.

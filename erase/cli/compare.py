@@ -1,6 +1,6 @@
 """Compare methods: erase the same concepts by each, with the same prompts, seeds and judge.
 
-    python -m erase compare --config configs/emoji_compare.py --out runs/comparison.json
+    erase-anything compare --config configs/emoji_compare.py --out runs/comparison.json
 
 All runs of a method train at once, each concept once per seed. Results are written after each
 method; methods that the file already contains are skipped. For each method:

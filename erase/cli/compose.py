@@ -1,6 +1,6 @@
 """Combine several adapters into one that erases many concepts.
 
-    python -m erase compose runs/emoji_all/cat runs/emoji_all/car:0.8 --method fusion --out both
+    erase-anything compose runs/emoji_all/cat runs/emoji_all/car:0.8 --method fusion --out both
 
 Each part is an adapter file, its folder or a run's folder, with an optional weight after a colon
 (default 1). The change ΔW of each layer, for weights w_i of N adapters, is by method:
@@ -28,7 +28,7 @@ from flux_jax.errors import InputError, exits_cleanly, say
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; see the module's docstring."""
-    parser = Parser("erase compose", __doc__)
+    parser = Parser("erase-anything compose", __doc__)
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER[:WEIGHT]")
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the adapter")

@@ -1,6 +1,6 @@
 """Evaluate an adapter: a judge counts what it erased and what it preserved.
 
-    python -m erase evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
+    erase-anything evaluate --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
 
 Interrupted, the same command resumes; finished, it writes only the report again.
 If the configuration names several runs, each is evaluated and a summary follows. With `--adapter`,

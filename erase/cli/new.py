@@ -1,6 +1,6 @@
 """Write a configuration for a concept: sentences and words for it, to read and edit.
 
-    python -m erase new guitar --model models/emoji-flux --out runs/guitar.py
+    erase-anything new guitar --model models/emoji-flux --out runs/guitar.py
 
 Synonyms come from the model's folder, else from WordNet, with the definition of the chosen sense;
 `--sense 2` chooses another. Fields that are not in the file get the model's defaults.
@@ -189,7 +189,7 @@ def file_name(concept: str) -> str:
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; see the module's docstring."""
-    parser = Parser("erase new", __doc__)
+    parser = Parser("erase-anything new", __doc__)
     parser.add_argument("concept", metavar="CONCEPT", help="concept to erase")
     parser.add_argument("--model", required=True, help="folder, or name on the hub")
     parser.add_argument("--out", type=Path, help="file to write; by default CONCEPT.py")

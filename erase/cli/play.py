@@ -1,6 +1,6 @@
 r"""Serve a playground: a page that draws with a model and adapters at any strength.
 
-    python -m erase play --model models/emoji-flux --adapter runs/soccer-ball \
+    erase-anything play --model models/emoji-flux --adapter runs/soccer-ball \
         --judge models/emoji-flux/judge
 
 The page has a slider from -1 to 2 for each adapter; the base model's picture and the erased one,

@@ -1,6 +1,6 @@
 """Write a run's report: one self-contained HTML file, readable without a network.
 
-    python -m erase report --workdir runs/soccer-ball
+    erase-anything report --workdir runs/soccer-ball
 
 writes it again from the files in the run's folder.
 """

@@ -1,6 +1,6 @@
 r"""Generate pictures with a model and optional adapters.
 
-    python -m erase sample --model models/emoji-flux --prompt "a photo of a cat" \
+    erase-anything sample --model models/emoji-flux --prompt "a photo of a cat" \
         --seed 0 --seed 1 --adapter runs/soccer-ball:0.8 --out pictures
 
 Every prompt is combined with every seed. The files' names are printed, one per line. The text

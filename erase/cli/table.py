@@ -1,6 +1,6 @@
 """Join results of benchmarks into one table, with the paper's figures marked as the paper's.
 
-    python -m erase table results/*/results.json --out results
+    erase-anything table results/*/results.json --out results
 
 The results are those of `erase-anything benchmark`, from any machines. Rows of the same model and
 adapters become one. The table is printed in Markdown and, with --out, written to table.md,
@@ -18,7 +18,7 @@ from flux_jax.errors import exits_cleanly, say
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; see the module's docstring."""
-    parser = Parser("erase table", __doc__)
+    parser = Parser("erase-anything table", __doc__)
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS")
     parser.add_argument("--out", type=Path, help="folder for the table in all formats")
     parser.add_argument(

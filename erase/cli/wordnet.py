@@ -1,6 +1,6 @@
 """Add words to the shipped subset of WordNet, and write it again.
 
-    NLTK_DATA=~/nltk_data python -m erase wordnet tabby
+    NLTK_DATA=~/nltk_data erase-anything wordnet tabby
 
 NLTK_DATA is the folder that contains corpora/wordnet.
 """

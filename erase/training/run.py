@@ -202,8 +202,8 @@ def _check_method(shared: Config, replay_step: int | None) -> None:
     method = method_of(shared)
     if method.exports is None:
         raise InputError(
-            f"method = {shared.method!r} has no weights to train or to export; `python -m "
-            "erase compare` and `python -m erase attack` measure it"
+            f"method = {shared.method!r} has no weights to train or to export; "
+            "`erase-anything compare` and `erase-anything attack` measure it"
         )
     if replay_step is not None and not method.steps(shared):
         raise InputError(f"replay = {replay_step}: method = {shared.method!r} has no iterations")

@@ -5,7 +5,7 @@ A word may have several senses in WordNet, and the first need not be what pictur
 that the model can draw. The whole database is used if NLTK finds one (`NLTK_DATA`); else
 `wordnet.json`, a subset of WordNet 3.1 that ships with this package. The command
 
-    NLTK_DATA=~/nltk_data python -m erase wordnet tabby
+    NLTK_DATA=~/nltk_data erase-anything wordnet tabby
 
 adds words to it. The file includes WordNet's licence.
 """
