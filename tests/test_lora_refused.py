@@ -42,6 +42,7 @@ def refused(file, capsys):
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".pth", ".ckpt"])
 def test_pickles_are_refused_by_name(tmp_path, capsys, suffix):
     file = tmp_path / f"adapter{suffix}"
+    file.touch()
     message = refused(file, capsys)
     assert f"adapter{suffix}" in message
     assert "safetensors.torch.save_file" in message
