@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "erase.cli.report",
     "card": "erase.cli.card",
     "play": "erase.cli.play",
+    "study": "erase.cli.study",
     "benchmark": "erase.cli.benchmark",
     "table": "erase.cli.table",
     "wordnet": "erase.cli.wordnet",

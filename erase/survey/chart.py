@@ -1,0 +1,68 @@
+"""The radar chart of the paper's Figure 5: a method's means on five axes."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from erase.report.plain_text import one_line
+
+# Told apart by lines as well as by colours, in the order of the methods.
+COLOURS = ("#0f766e", "#b42318", "#1d4ed8", "#8f5b00", "#7e22ce", "#475467")
+DASHES = ("-", "--", "-.", ":")
+STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "radar",
+    "font.family": "sans-serif",
+    "font.size": 10,
+}
+
+
+def radar(
+    values: Mapping[str, Sequence[float]],
+    axes: Sequence[str],
+    limits: tuple[float, float],
+    title: str,
+) -> Mapping[str, bytes]:
+    """Draw the chart.
+
+    Args:
+        values: of each method, one for each axis.
+        axes: their titles, with units.
+        limits: lowest and highest value of all axes.
+        title: of the chart.
+
+    Returns:
+        The chart as "svg" and "png".
+    """
+    angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
+    closed = [*angles, angles[0]]
+    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(7, 6), layout="constrained")
+        plot: Any = figure.add_subplot(projection="polar")
+        plot.set_theta_offset(np.pi / 2)
+        plot.set_theta_direction(-1)
+        plot.set_ylim(*limits)
+        plot.set_xticks(angles, [one_line(axis) for axis in axes])
+        for index, (method, points) in enumerate(values.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            dash = DASHES[index % len(DASHES)]
+            line = [*points, points[0]]
+            plot.plot(closed, line, dash, color=colour, label=plain(method), linewidth=1.8)
+            plot.fill(closed, line, color=colour, alpha=0.06)
+        plot.set_title(plain(title), pad=18)
+        plot.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False)
+        files = {}
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=metadata, dpi=160)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+def plain(text: str) -> str:
+    """A text in one line, in which Matplotlib reads no formula."""
+    return one_line(text).replace("$", r"\$")

@@ -1,0 +1,27 @@
+"""The questionnaire as one HTML file that works without a network."""
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+
+import jinja2
+
+from erase.survey.questions import Key, Trial
+
+
+def render(trials: Sequence[Trial], key: Key, seed: int) -> str:
+    """Render the page.
+
+    Args:
+        trials: of the questionnaire.
+        key: its key, of which the page gets only the study's digest.
+        seed: with a rater's number, decides the order of trials and items.
+    """
+    folder = resources.files("erase.survey")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(folder.joinpath("page.html.j2").read_text())
+    data = {"study": key["study"], "seed": seed, "trials": trials}
+    # Inside a script element only "<" could end it.
+    text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+    script = folder.joinpath("page.js").read_text()
+    return template.render(data=text, script=script)

@@ -1,0 +1,232 @@
+"""What raters are asked about which pictures, after the paper's Figures 12 and 13.
+
+Erasing and preserving: one picture of each method for a prompt, all from the same seed. Quality,
+adherence and diversity: three pictures of one method for a prompt, from different seeds.
+"""
+
+import base64
+import hashlib
+import io
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from erase.config.fields import shown
+from erase.data.words.spelling import mentions
+from flux_jax.errors import InputError
+from flux_jax.system.pictures import opened_picture
+
+# Pictures of a method in a trial on quality, adherence and diversity.
+VARIED = 3
+# Trials of a questionnaire, its methods, and how often a rater's attention is checked.
+MOST_TRIALS, MOST_METHODS, TRIALS_PER_CHECK = 300, 12, 10
+
+
+class Question(TypedDict):
+    """A question with its scale of 1 to 5."""
+
+    key: str
+    title: str
+    text: str
+
+
+QUESTIONS: Mapping[str, Question] = {
+    key: {"key": key, "title": title, "text": text}
+    for key, title, text in (
+        (
+            "erasing",
+            "Erasing cleanliness",
+            "Is “{concept}” gone? 1: the picture plainly shows it. 5: nothing of it is left, and "
+            "the picture is clean.",
+        ),
+        (
+            "preserving",
+            "Irrelevant preservation",
+            "Is the picture what the prompt asks for? 1: not at all, or spoilt. 5: fully, "
+            "and intact.",
+        ),
+        ("quality", "Imaging quality", "1: broken or noisy pictures. 5: clear and well made."),
+        ("adherence", "Prompt adherence", "1: the prompt is ignored. 5: all of it is there."),
+        ("diversity", "Output diversity", "1: the same picture three times. 5: three ideas."),
+    )
+}
+
+
+class Item(TypedDict):
+    """What is rated: a method's picture, or its three pictures, as data addresses."""
+
+    id: str
+    pictures: list[str]
+
+
+class Trial(TypedDict):
+    """A screen of the questionnaire; `wanted` is the answer to give if it checks attention."""
+
+    id: str
+    prompt: str
+    questions: list[Question]
+    items: list[Item]
+    wanted: int | None
+
+
+class Key(TypedDict):
+    """What the page does not show, kept apart from it.
+
+    Attributes:
+        study: digest that joins page, key and answers.
+        methods: in the order of the command.
+        items: method of each item, by the item's id.
+        item_trials: trial of each item, in the same order.
+        trials: questions of each trial.
+        prompts: number of each trial's prompt.
+        checks: the wanted answer of each attention check, by its trial.
+    """
+
+    study: str
+    methods: list[str]
+    items: dict[str, str]
+    item_trials: list[str]
+    trials: dict[str, list[str]]
+    prompts: dict[str, int]
+    checks: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with what it was drawn for."""
+
+    prompt: str
+    seed: str
+    address: str
+
+
+def read_pictures(folder: Path) -> dict[str, Picture]:
+    """Read the PNG files of a folder by name; prompt and seed are in their text entries.
+
+    Raises:
+        InputError: the folder has no pictures, or one lacks its prompt or seed.
+    """
+    pictures = {}
+    for file in sorted(folder.glob("*.png")):
+        with opened_picture(file, "draw it again") as picture:
+            texts = getattr(picture, "text", {})
+            if not {"prompt", "seed"} <= texts.keys():
+                raise InputError(
+                    f"{file} has no prompt and seed in its text entries: draw it with "
+                    "`erase-anything sample`"
+                )
+            buffer = io.BytesIO()
+            # Written anew: entries would give the method away.
+            picture.convert("RGB").save(buffer, "PNG", optimize=True)
+        address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        pictures[file.name] = Picture(texts["prompt"], texts["seed"], address)
+    if not pictures:
+        raise InputError(f"pictures = {shown(str(folder))} has no PNG files")
+    return pictures
+
+
+def questionnaire(
+    methods: Mapping[str, Mapping[str, Picture]], concept: str, salt: str | None = None
+) -> tuple[list[Trial], Key]:
+    """Make the trials and their key.
+
+    Args:
+        methods: pictures of each method, by file name.
+        concept: the erased concept; prompts that name it ask about erasing.
+        salt: makes the items' ids; random by default, so that nobody can compute them.
+
+    Raises:
+        InputError: there are too few or too many methods or trials, or files of one name were drawn
+            for different prompts or seeds.
+    """
+    if not 2 <= len(methods) <= MOST_METHODS:
+        raise InputError(f"{len(methods)} methods: give 2 to {MOST_METHODS} with --pictures")
+    names = _common(methods)
+    salt = secrets.token_hex(16) if salt is None else salt
+    trials: list[Trial] = []
+    key: Key = {
+        "study": "",
+        "methods": [*methods],
+        "items": {},
+        "item_trials": [],
+        "trials": {},
+        "prompts": {},
+        "checks": {},
+    }
+
+    def add(prompt: str, asked: Sequence[str], shows: Mapping[str, list[str]]) -> None:
+        number = str(len(trials))
+        items: list[Item] = []
+        for method, pictures in shows.items():
+            item = _hashed(salt, number, method)[:12]
+            key["items"][item] = method
+            key["item_trials"].append(number)
+            items.append({"id": item, "pictures": pictures})
+        questions = [_about(QUESTIONS[each], concept) for each in asked]
+        # In the order of random ids, not of methods.
+        items.sort(key=lambda item: item["id"])
+        key["trials"][number] = [*asked]
+        key["prompts"][number] = [*by_prompt].index(prompt)
+        trials.append(
+            {"id": number, "prompt": prompt, "questions": questions, "items": items, "wanted": None}
+        )
+
+    first = next(iter(methods.values()))
+    by_prompt: dict[str, list[str]] = {}
+    for name in names:
+        by_prompt.setdefault(first[name].prompt, []).append(name)
+    for prompt, files in by_prompt.items():
+        erasing = mentions(prompt, concept)
+        same_seed = {method: [pictures[files[0]].address] for method, pictures in methods.items()}
+        add(prompt, ["erasing" if erasing else "preserving"], same_seed)
+        if not erasing and len(files) >= VARIED:
+            # In an order that says nothing of the methods'.
+            for method in sorted(methods, key=lambda each: _hashed(salt, prompt, each)):
+                shows = [methods[method][name].address for name in files[:VARIED]]
+                add(prompt, ["quality", "adherence", "diversity"], {method: shows})
+    if len(trials) > MOST_TRIALS:
+        raise InputError(f"{len(trials)} trials: at most {MOST_TRIALS}; give fewer pictures")
+    for number in range(1 + len(trials) // TRIALS_PER_CHECK):
+        trials.append(_check(number, salt, key))
+    key["study"] = _hashed(salt, *sorted(key["items"]))[:16]
+    return trials, key
+
+
+def _common(methods: Mapping[str, Mapping[str, Picture]]) -> list[str]:
+    """Names of files that all methods have, for the same prompts and seeds."""
+    (title, first), *others = methods.items()
+    for other, pictures in others:
+        if pictures.keys() != first.keys():
+            odd = min(pictures.keys() ^ first.keys())
+            raise InputError(f"pictures: {shown(odd)} is of {title} or {other} alone")
+        for name in first:
+            if (first[name].prompt, first[name].seed) != (
+                pictures[name].prompt,
+                pictures[name].seed,
+            ):
+                raise InputError(
+                    f"pictures: {shown(name)} has another prompt or seed in {other} than in {title}"
+                )
+    return [*first]
+
+
+def _hashed(*words: str) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
+
+
+def _about(question: Question, concept: str) -> Question:
+    return {**question, "text": question["text"].replace("{concept}", concept)}
+
+
+def _check(number: int, salt: str, key: Key) -> Trial:
+    """A trial whose answer is in its question."""
+    name = f"check-{number}"
+    wanted = 1 + int(_hashed(salt, name), 16) % 5
+    key["checks"][name] = wanted
+    text = f"This is a check of attention, without pictures. Please choose {wanted}."
+    question: Question = {"key": "check", "title": "Attention", "text": text}
+    item: Item = {"id": name, "pictures": []}
+    return {"id": name, "prompt": "", "questions": [question], "items": [item], "wanted": wanted}

@@ -1,0 +1,94 @@
+"""The files of a study: page and key; then the analysis as tables and chart."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from convert import tables
+from erase.evaluation.percent import csv_cell
+from erase.runtime.files import write
+from erase.survey import page
+from erase.survey.analysis import Mean, Result, analyse
+from erase.survey.answers import join
+from erase.survey.chart import radar
+from erase.survey.questions import QUESTIONS, Key, questionnaire, read_pictures
+from flux_jax.errors import InputError, note
+from flux_jax.system.json_files import read_typed
+
+PAGE, KEY = "study.html", "key.json"
+
+
+def make(methods: Mapping[str, Path], concept: str, seed: int, out: Path) -> list[Path]:
+    """Write a questionnaire and its key.
+
+    Raises:
+        InputError: pictures cannot be used, or a key is there, whose answers would be lost.
+    """
+    if (out / KEY).exists():
+        raise InputError(f"{out / KEY} is there already; its answers need it: choose another --out")
+    pictures = {method: read_pictures(folder) for method, folder in methods.items()}
+    trials, key = questionnaire(pictures, concept)
+    write(out / KEY, json.dumps(key, indent=1) + "\n")
+    write(out / PAGE, page.render(trials, key, seed))
+    return [out / PAGE, out / KEY]
+
+
+def analyse_folder(folder: Path, key_file: Path, out: Path) -> Result:
+    """Analyse the answers in a folder, write the results and show them.
+
+    Raises:
+        InputError: the key or all answers cannot be used.
+    """
+    key = read_typed(Key, key_file, mend="use the key.json that was written with the page")
+    if len(key["items"]) != len(key["item_trials"]):
+        raise InputError(f"{key_file}: items and item_trials differ in number")
+    result = analyse(join(folder, key), key["study"], key["methods"])
+    write(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write(out / "result.csv", _csv(result))
+    asked = [question for question in QUESTIONS if question in result["means"]]
+    values = {
+        method: [result["means"][question][method]["mean"] for question in asked]
+        for method in result["methods"]
+        if all(method in result["means"][question] for question in asked)
+    }
+    if len(asked) > 2 and values:
+        axes = [QUESTIONS[question]["title"] for question in asked]
+        title = f"User study: mean rating, 1 to 5, {result['raters']} raters"
+        for kind, content in radar(values, axes, (1, 5), title).items():
+            write(out / f"radar.{kind}", content)
+    _show(result, asked)
+    return result
+
+
+def _cell(mean: Mean | None) -> str:
+    if mean is None:
+        return ""
+    if mean["low"] is None:
+        return f"{mean['mean']:.2f}"
+    return f"{mean['mean']:.2f} ({mean['low']:.2f} to {mean['high']:.2f})"
+
+
+def _show(result: Result, asked: Sequence[str]) -> None:
+    """Print the means, the agreement, and what was left out."""
+    title = f"Mean rating, 1 to 5, with 95 % intervals over {result['raters']} raters"
+    headings = (QUESTIONS[question]["title"] for question in asked)
+    table = tables.Table("method", *headings, title=title)
+    for method in result["methods"]:
+        cells = [_cell(result["means"][question].get(method)) for question in asked]
+        table.add_row(method, *cells)
+    alphas = [result["alpha"][question] for question in asked]
+    table.add_row("Krippendorff's alpha", *("" if a is None else f"{a:.2f}" for a in alphas))
+    tables.show(table)
+    for file, reason in result["left_out"].items():
+        note(f"{file} is left out: {reason}")
+
+
+def _csv(result: Result) -> str:
+    """A row for each method and question."""
+    rows = [["question", "method", "mean", "low", "high", "ratings"]]
+    for question, means in result["means"].items():
+        for method, mean in means.items():
+            values = (mean["mean"], mean["low"], mean["high"], mean["ratings"])
+            numbers = ["" if value is None else str(value) for value in values]
+            rows.append([question, csv_cell(method), *numbers])
+    return "\n".join(map(",".join, rows)) + "\n"
