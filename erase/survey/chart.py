@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from erase.report.plain_text import one_line
+from erase.report import plain_text
 
 # Told apart by lines as well as by colours, in the order of the methods.
 COLOURS = ("#0f766e", "#b42318", "#1d4ed8", "#8f5b00", "#7e22ce", "#475467")
@@ -46,14 +46,16 @@ def radar(
         plot.set_theta_offset(np.pi / 2)
         plot.set_theta_direction(-1)
         plot.set_ylim(*limits)
-        plot.set_xticks(angles, [one_line(axis) for axis in axes])
+        plot.set_xticks(angles, [plain_text.label(axis) for axis in axes])
         for index, (method, points) in enumerate(values.items()):
             colour = COLOURS[index % len(COLOURS)]
             dash = DASHES[index % len(DASHES)]
             line = [*points, points[0]]
-            plot.plot(closed, line, dash, color=colour, label=plain(method), linewidth=1.8)
+            plot.plot(
+                closed, line, dash, color=colour, label=plain_text.label(method), linewidth=1.8
+            )
             plot.fill(closed, line, color=colour, alpha=0.06)
-        plot.set_title(plain(title), pad=18)
+        plot.set_title(plain_text.label(title), pad=18)
         plot.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False)
         files = {}
         for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
@@ -61,8 +63,3 @@ def radar(
             figure.savefig(buffer, format=kind, metadata=metadata, dpi=160)
             files[kind] = buffer.getvalue()
     return files
-
-
-def plain(text: str) -> str:
-    """A text in one line, in which Matplotlib reads no formula."""
-    return one_line(text).replace("$", r"\$")

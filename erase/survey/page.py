@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 
-import jinja2
+from markupsafe import Markup
 
+from erase.report.plain_text import page_environment
 from erase.survey.questions import Key, Trial
 
 
@@ -18,10 +19,9 @@ def render(trials: Sequence[Trial], key: Key, seed: int) -> str:
         seed: with a rater's number, decides the order of trials and items.
     """
     folder = resources.files("erase.survey")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(folder.joinpath("page.html.j2").read_text())
+    template = page_environment().from_string(folder.joinpath("page.html.j2").read_text())
     data = {"study": key["study"], "seed": seed, "trials": trials}
     # Inside a script element only "<" could end it.
     text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
     script = folder.joinpath("page.js").read_text()
-    return template.render(data=text, script=script)
+    return template.render(data=Markup(text), script=Markup(script))  # nosec B704

@@ -21,6 +21,7 @@ from flux_jax.system.pictures import opened_picture
 
 # Pictures of a method in a trial on quality, adherence and diversity.
 VARIED = 3
+VARIED_QUESTIONS = ("quality", "adherence", "diversity")
 # Trials of a questionnaire, its methods, and how often a rater's attention is checked.
 MOST_TRIALS, MOST_METHODS, TRIALS_PER_CHECK = 300, 12, 10
 
@@ -144,55 +145,65 @@ def questionnaire(
     """
     if not 2 <= len(methods) <= MOST_METHODS:
         raise InputError(f"{len(methods)} methods: give 2 to {MOST_METHODS} with --pictures")
-    names = _common(methods)
     salt = secrets.token_hex(16) if salt is None else salt
-    trials: list[Trial] = []
-    key: Key = {
-        "study": "",
-        "methods": [*methods],
-        "items": {},
-        "item_trials": [],
-        "trials": {},
-        "prompts": {},
-        "checks": {},
-    }
-
-    def add(prompt: str, asked: Sequence[str], shows: Mapping[str, list[str]]) -> None:
-        number = str(len(trials))
-        items: list[Item] = []
-        for method, pictures in shows.items():
-            item = _hashed(salt, number, method)[:12]
-            key["items"][item] = method
-            key["item_trials"].append(number)
-            items.append({"id": item, "pictures": pictures})
-        questions = [_about(QUESTIONS[each], concept) for each in asked]
-        # In the order of random ids, not of methods.
-        items.sort(key=lambda item: item["id"])
-        key["trials"][number] = [*asked]
-        key["prompts"][number] = [*by_prompt].index(prompt)
-        trials.append(
-            {"id": number, "prompt": prompt, "questions": questions, "items": items, "wanted": None}
-        )
-
     first = next(iter(methods.values()))
     by_prompt: dict[str, list[str]] = {}
-    for name in names:
+    for name in _common(methods):
         by_prompt.setdefault(first[name].prompt, []).append(name)
-    for prompt, files in by_prompt.items():
+    making = _Making(concept, salt, [*methods])
+    for number, (prompt, files) in enumerate(by_prompt.items()):
         erasing = mentions(prompt, concept)
         same_seed = {method: [pictures[files[0]].address] for method, pictures in methods.items()}
-        add(prompt, ["erasing" if erasing else "preserving"], same_seed)
+        making.add(number, prompt, ["erasing" if erasing else "preserving"], same_seed)
         if not erasing and len(files) >= VARIED:
             # In an order that says nothing of the methods'.
             for method in sorted(methods, key=lambda each: _hashed(salt, prompt, each)):
                 shows = [methods[method][name].address for name in files[:VARIED]]
-                add(prompt, ["quality", "adherence", "diversity"], {method: shows})
+                making.add(number, prompt, VARIED_QUESTIONS, {method: shows})
+    trials, key = making.trials, making.key
     if len(trials) > MOST_TRIALS:
         raise InputError(f"{len(trials)} trials: at most {MOST_TRIALS}; give fewer pictures")
     for number in range(1 + len(trials) // TRIALS_PER_CHECK):
         trials.append(_check(number, salt, key))
     key["study"] = _hashed(salt, *sorted(key["items"]))[:16]
     return trials, key
+
+
+class _Making:
+    """Trials and their key while they are made."""
+
+    def __init__(self, concept: str, salt: str, methods: list[str]):
+        self.concept, self.salt = concept, salt
+        self.trials: list[Trial] = []
+        self.key: Key = {
+            "study": "",
+            "methods": methods,
+            "items": {},
+            "item_trials": [],
+            "trials": {},
+            "prompts": {},
+            "checks": {},
+        }
+
+    def add(
+        self, number: int, prompt: str, asked: Sequence[str], shows: Mapping[str, list[str]]
+    ) -> None:
+        """Add a trial on the prompt of a number, with pictures of each method."""
+        name, key = str(len(self.trials)), self.key
+        items: list[Item] = []
+        for method, pictures in shows.items():
+            item = _hashed(self.salt, name, method)[:12]
+            key["items"][item] = method
+            key["item_trials"].append(name)
+            items.append({"id": item, "pictures": pictures})
+        # In the order of random ids, not of methods.
+        items.sort(key=lambda item: item["id"])
+        key["trials"][name] = [*asked]
+        key["prompts"][name] = number
+        questions = [_about(QUESTIONS[each], self.concept) for each in asked]
+        self.trials.append(
+            {"id": name, "prompt": prompt, "questions": questions, "items": items, "wanted": None}
+        )
 
 
 def _common(methods: Mapping[str, Mapping[str, Picture]]) -> list[str]:
