@@ -24,4 +24,4 @@ def render(trials: Sequence[Trial], key: Key, seed: int) -> str:
     # Inside a script element only "<" could end it.
     text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
     script = folder.joinpath("page.js").read_text()
-    return template.render(data=Markup(text), script=Markup(script))  # nosec B704
+    return template.render(data=Markup(text), script=Markup(script))
