@@ -13,7 +13,7 @@ from erase.report import plain_text
 # Told apart by lines as well as by colours, in the order of the methods.
 COLOURS = ("#0f766e", "#b42318", "#1d4ed8", "#8f5b00", "#7e22ce", "#475467")
 DASHES = ("-", "--", "-.", ":")
-STYLE: Mapping[str, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "radar",
     "font.family": "sans-serif",
@@ -40,7 +40,7 @@ def radar(
     """
     angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
     closed = [*angles, angles[0]]
-    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 6), layout="constrained")
         plot: Any = figure.add_subplot(projection="polar")
         plot.set_theta_offset(np.pi / 2)
