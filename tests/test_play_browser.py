@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,25 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny
+from helpers import tiny, warm
 from helpers.browser import PATIENCE, chromium
 from helpers.merging import write_adapter
 
-import flux_jax
-from erase.evaluation.judge import open_judge
-from erase.model.adapters import read_adapter
 from erase.play import limit
-from erase.play.page import Page, Settings, launch
-from erase.play.studio import Studio
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-# Gradio and its web server leave sockets and loops to the garbage collector.
-pytestmark += [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
-
 PICTURES = '.pictures img[src*="/file="]'
 
 
@@ -47,21 +37,26 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(
     tiny_folder: Path, out: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A served playground of the tiny model."""
+    """A playground of the tiny model, served by the command in a process of its own."""
     folder = tmp_path_factory.mktemp("play")
-    path = write_adapter(folder / "adapter", tiny_folder, scale=0.5)
-    judge = open_judge(tiny.judge(folder / "judge"))
-    pipe = flux_jax.load(tiny_folder)
-    studio = Studio(str(tiny_folder), pipe, {str(path): read_adapter(path)}, judge)
-    page = Page(studio, Settings(3, 3.5, 16, pipe.pixels_per_token, 32, out))
-    page.warm()
+    adapter = write_adapter(folder / "adapter", tiny_folder, scale=0.5)
+    judge = tiny.judge(folder / "judge")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    blocks = page.build()
-    launch(blocks, "127.0.0.1", port, share=False, password=None, wait=False)
+    served = warm.Command(
+        *("-m", "erase.cli.play", "--model", tiny_folder, "--adapter", adapter),
+        *("--judge", judge, "--steps", 3, "--out", out, "--port", port),
+    )
+    for _ in range(600):
+        with socket.socket() as asked:
+            if not asked.connect_ex(("127.0.0.1", port)):
+                break
+        assert served.running(), served.wait().stderr
+        time.sleep(0.2)
     yield f"http://127.0.0.1:{port}"
-    blocks.close()
+    served.send_signal(signal.SIGKILL)
+    served.wait()
 
 
 def opened(browser: Any, address: str, **options: Any) -> Any:
@@ -207,6 +202,7 @@ def test_large_and_nested_requests_leave_the_server_alive(browser: Any, address:
         urllib.request.urlopen(large, timeout=30)
     if isinstance(caught.value, urllib.error.HTTPError):
         assert caught.value.code == 413
+        caught.value.close()
     nested = json.dumps(
         {"data": json.loads("[" * 60 + "]" * 60), "fn_index": 0, "session_hash": "a"}
     )

@@ -191,17 +191,21 @@ def test_one_rater_has_no_interval_and_like_ratings_no_alpha(
     assert all(test["p"] == 1 for test in found["differences"])
 
 
-def test_alpha_is_the_ordinal_one():
-    """The four raters of Krippendorff's own example, units 2 and 3 of which all agree on."""
-    table = {1: (1, 2, 3, 3, 2), 2: (1, 2, 3, 3, 2), 3: (2, 3, 3, 3, 2), 4: (1, 2, 3, 3, 2)}
+def test_alpha_is_krippendorffs():
+    """His example of four raters and twelve units, whose ordinal alpha is 0.815; 0 is missing."""
+    table = {
+        1: (1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0),
+        2: (1, 2, 3, 3, 2, 2, 4, 1, 2, 5, 0, 3),
+        3: (0, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, 0),
+        4: (1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, 0),
+    }
     ratings = [
         Rating(rater, unit, "ours", "quality", value)
         for rater, values in table.items()
         for unit, value in enumerate(values)
+        if value
     ]
-    found = analysis.agreement(ratings)
-    assert found is not None
-    assert 0.7 < found < 0.95
+    assert analysis.agreement(ratings) == pytest.approx(0.815, abs=5e-4)
 
 
 def test_a_csv_counts_as_its_json(made: tuple[Path, Key], tmp_path: Path):

@@ -83,7 +83,8 @@ def main(argv: Sequence[str]) -> None:
     pipe = load(given.model)
     for path, adapter in adapters.items():
         pipe.check(adapter, path)
-    side = pipe.vae.config.sample_size
+    # A judge may take pictures of one size only.
+    side = (None if judge is None else judge.size) or pipe.vae.config.sample_size
     settings = Settings(
         given.steps,
         given.guidance,

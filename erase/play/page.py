@@ -282,10 +282,8 @@ class Page:
         return [prompt, seeds, steps, guidance, *sides, silenced, *strengths]
 
 
-def launch(
-    page: gr.Blocks, host: str, port: int, share: bool, password: str | None, wait: bool = True
-) -> None:
-    """Serve the page, until the command is stopped or, without `wait`, in the background.
+def launch(page: gr.Blocks, host: str, port: int, share: bool, password: str | None) -> None:
+    """Serve the page until the command is stopped.
 
     Raises:
         InputError: the port is in use.
@@ -296,8 +294,6 @@ def launch(
             server_port=port,
             share=share,
             auth=("erase", password) if password else None,
-            prevent_thread_lock=not wait,
-            quiet=not wait,
             max_file_size="1mb",
             theme=Default(primary_hue="blue", font=FONTS, font_mono=MONO),
             css=CSS,
