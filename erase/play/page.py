@@ -2,6 +2,7 @@
 
 import functools
 import html
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,8 @@ class Page:
         """Read the controls: prompt, seeds, steps, guidance, height, width, silence, strengths."""
         prompt, seeds, steps, guidance, height, width, silenced, *strengths = values
         numbers = [steps, guidance, height, width, *strengths]
-        if any(not isinstance(number, int | float) for number in numbers):
-            raise InputError("steps, guidance, height, width and strengths must be numbers")
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise InputError("steps, guidance, height, width and strengths must be finite numbers")
         request = Wanted(
             str(prompt or ""),
             read_seeds(str(seeds or "")),

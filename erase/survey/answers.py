@@ -2,10 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import TypedDict
 
@@ -75,6 +74,7 @@ def join(folder: Path, key: Key) -> Joined:
     complete: dict[int, float] = {}
     left_out: dict[str, str] = {}
     files: dict[int, str] = {}
+    questions = sum(len(key["trials"][item["trial"]]) for item in key["items"].values())
     for file in sorted(each for each in folder.iterdir() if each.suffix in (".json", ".csv")):
         try:
             answers = _read(file)
@@ -86,17 +86,25 @@ def join(folder: Path, key: Key) -> Joined:
             continue
         files[rater] = file.name
         ratings += own
-        complete[rater] = len(own) / sum(map(len, _asked(key).values()))
+        complete[rater] = len(own) / questions
     if not ratings:
         reason = next(iter(left_out.values()), "it has no .json or .csv files")
         raise InputError(f"answers = {shown(str(folder))} has none that can be used: {reason}")
     return Joined(ratings, complete, left_out)
 
 
-def _asked(key: Key) -> Mapping[str, Sequence[str]]:
-    """Questions of each item: those of its trial."""
-    trials = dict(zip(key["items"], key["item_trials"], strict=True))
-    return {item: key["trials"][trial] for item, trial in trials.items()}
+def read_key(file: Path) -> Key:
+    """Read a questionnaire's key.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    mend = "use the key.json that was written with the page"
+    key = read_typed(Key, file, mend=mend)
+    trials = {item["trial"] for item in key["items"].values()}
+    if missing := trials - (key["trials"].keys() & key["prompts"].keys()):
+        raise InputError(f"{file}: trial {shown(min(missing))} has no questions; {mend}")
+    return key
 
 
 def _read(file: Path) -> Answers:
@@ -137,7 +145,7 @@ def _ratings(answers: Answers, key: Key) -> Iterator[Rating]:
     """
     if answers["study"] != key["study"]:
         raise InputError(f"study = {shown(answers['study'])} is not this one, {key['study']!r}")
-    asked, seen = _asked(key), set[Any]()
+    seen: set[tuple[str, str]] = set()
     for answer in answers["answers"]:
         trial, item, question = answer["trial"], answer["item"], answer["question"]
         if not 1 <= answer["rating"] <= 5:
@@ -148,8 +156,12 @@ def _ratings(answers: Answers, key: Key) -> Iterator[Rating]:
         if trial in key["checks"]:
             if answer["rating"] != key["checks"][trial]:
                 raise InputError("an attention check failed")
-        elif question not in asked.get(item, ()):
-            raise InputError(f"item {shown(item)} with question {shown(question)} is unknown")
-        else:
-            method, prompt = key["items"][item], key["prompts"].get(trial, -1)
-            yield Rating(answers["rater"], prompt, method, question, answer["rating"])
+            continue
+        known = key["items"].get(item)
+        if known is None or known["trial"] != trial or question not in key["trials"][trial]:
+            raise InputError(
+                f"item {shown(item)} of trial {shown(trial)} with question {shown(question)} is "
+                "unknown"
+            )
+        prompt = key["prompts"][trial]
+        yield Rating(answers["rater"], prompt, known["method"], question, answer["rating"])

@@ -64,13 +64,19 @@ class Item(TypedDict):
 
 
 class Trial(TypedDict):
-    """A screen of the questionnaire; `wanted` is the answer to give if it checks attention."""
+    """A screen of the questionnaire."""
 
     id: str
     prompt: str
     questions: list[Question]
     items: list[Item]
-    wanted: int | None
+
+
+class KeyItem(TypedDict):
+    """The method that an item shows, and its trial."""
+
+    method: str
+    trial: str
 
 
 class Key(TypedDict):
@@ -79,8 +85,7 @@ class Key(TypedDict):
     Attributes:
         study: digest that joins page, key and answers.
         methods: in the order of the command.
-        items: method of each item, by the item's id.
-        item_trials: trial of each item, in the same order.
+        items: by their ids.
         trials: questions of each trial.
         prompts: number of each trial's prompt.
         checks: the wanted answer of each attention check, by its trial.
@@ -88,8 +93,7 @@ class Key(TypedDict):
 
     study: str
     methods: list[str]
-    items: dict[str, str]
-    item_trials: list[str]
+    items: dict[str, KeyItem]
     trials: dict[str, list[str]]
     prompts: dict[str, int]
     checks: dict[str, int]
@@ -179,7 +183,6 @@ class _Making:
             "study": "",
             "methods": methods,
             "items": {},
-            "item_trials": [],
             "trials": {},
             "prompts": {},
             "checks": {},
@@ -193,17 +196,14 @@ class _Making:
         items: list[Item] = []
         for method, pictures in shows.items():
             item = _hashed(self.salt, name, method)[:12]
-            key["items"][item] = method
-            key["item_trials"].append(name)
+            key["items"][item] = {"method": method, "trial": name}
             items.append({"id": item, "pictures": pictures})
         # In the order of random ids, not of methods.
         items.sort(key=lambda item: item["id"])
         key["trials"][name] = [*asked]
         key["prompts"][name] = number
         questions = [_about(QUESTIONS[each], self.concept) for each in asked]
-        self.trials.append(
-            {"id": name, "prompt": prompt, "questions": questions, "items": items, "wanted": None}
-        )
+        self.trials.append({"id": name, "prompt": prompt, "questions": questions, "items": items})
 
 
 def _common(methods: Mapping[str, Mapping[str, Picture]]) -> list[str]:
@@ -240,4 +240,4 @@ def _check(number: int, salt: str, key: Key) -> Trial:
     text = f"This is a check of attention, without pictures. Please choose {wanted}."
     question: Question = {"key": "check", "title": "Attention", "text": text}
     item: Item = {"id": name, "pictures": []}
-    return {"id": name, "prompt": "", "questions": [question], "items": [item], "wanted": wanted}
+    return {"id": name, "prompt": "", "questions": [question], "items": [item]}

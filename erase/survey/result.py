@@ -9,11 +9,10 @@ from erase.evaluation.percent import csv_cell
 from erase.runtime.files import write
 from erase.survey import page
 from erase.survey.analysis import Mean, Result, analyse
-from erase.survey.answers import join
+from erase.survey.answers import join, read_key
 from erase.survey.chart import radar
-from erase.survey.questions import QUESTIONS, Key, questionnaire, read_pictures
+from erase.survey.questions import QUESTIONS, questionnaire, read_pictures
 from flux_jax.errors import InputError, note
-from flux_jax.system.json_files import read_typed
 
 PAGE, KEY = "study.html", "key.json"
 
@@ -39,9 +38,7 @@ def analyse_folder(folder: Path, key_file: Path, out: Path) -> Result:
     Raises:
         InputError: the key or all answers cannot be used.
     """
-    key = read_typed(Key, key_file, mend="use the key.json that was written with the page")
-    if len(key["items"]) != len(key["item_trials"]):
-        raise InputError(f"{key_file}: items and item_trials differ in number")
+    key = read_key(key_file)
     result = analyse(join(folder, key), key["study"], key["methods"])
     write(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write(out / "result.csv", _csv(result))
