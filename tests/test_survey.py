@@ -249,6 +249,13 @@ def changed(key: Key, **changes: Any) -> dict[str, Any]:
     return given
 
 
+def moved(key: Key) -> dict[str, Any]:
+    """A rater's answers, of which one names another trial with the same questions."""
+    given = answers(key, 2)
+    next(each for each in given["answers"] if each["trial"] == "2")["trial"] = "3"
+    return given
+
+
 @pytest.mark.parametrize(
     ("spoilt", "reason"),
     [
@@ -256,7 +263,7 @@ def changed(key: Key, **changes: Any) -> dict[str, Any]:
         (lambda key: changed(key, rating=6), "rating = 6 of .* is outside 1 to 5"),
         (lambda key: changed(key, rating="5"), "rating"),
         (lambda key: changed(key, item="x", question="<b>"), "is unknown"),
-        (lambda key: changed(key, trial="1"), "of trial '1' .* is unknown"),
+        (moved, "of trial '3' .* is unknown"),
         (lambda key: answers(key, 1), "rater 1 is in answers-0.json already"),
         (
             lambda key: answers(key, 2) | {"answers": answers(key, 2)["answers"] * 2},
