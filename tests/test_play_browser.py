@@ -13,19 +13,13 @@ from typing import Any
 
 import pytest
 from helpers import tiny, warm
-from helpers.browser import PATIENCE, chromium
+from helpers.browser import PATIENCE, violations
 from helpers.merging import write_adapter
 
 from erase.play import limit
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 PICTURES = '.pictures img[src*="/file="]'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")
@@ -182,16 +176,7 @@ def test_on_a_phone_and_accessible(browser: Any, address: str, scheme: str):
     page = opened(browser, address, viewport={"width": 400, "height": 800}, color_scheme=scheme)
     draw(page, "a photo of a cat")
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    serious = [
-        f"{rule['id']}: {node['html'][:120]}"
-        for rule in found
-        for node in rule["nodes"]
-        if rule["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert violations(page) == []
 
 
 def test_large_and_nested_requests_leave_the_server_alive(browser: Any, address: str):

@@ -1,11 +1,10 @@
 """The report in a real Chromium: narrow and wide, light and dark, accessible, without scripts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import PATIENCE, chromium
+from helpers.browser import PATIENCE, violations
 from helpers.report_run import write_run
 
 from erase.report import report
@@ -35,12 +34,6 @@ TEXT_HEIGHTS = """selector => [...document.querySelectorAll(selector)].map(e => 
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with every part, as full as reports become, and long words."""
     folder = tmp_path_factory.mktemp("run")
@@ -66,18 +59,6 @@ def opened(browser: Any, file: Path, width: int = 1600, **options: Any) -> tuple
     page = context.new_page()
     page.goto(file.as_uri())
     return page, requests
-
-
-def violations(page: Any) -> list[str]:
-    """What axe-core finds, by rule and element."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    response = Axe().run(page).response
-    return [
-        f"{rule['id']}: {node['html'][:120]}"
-        for rule in response["violations"]
-        for node in rule["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,19 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import PATIENCE, chromium
+from helpers.browser import PATIENCE, violations
 from test_survey import METHODS, draw
 
 from erase.survey import result
 from erase.survey.answers import join
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +119,10 @@ def test_raters_see_their_own_orders(browser: Any, study: Path):
 def test_on_a_phone_and_accessible(browser: Any, study: Path, scheme: str):
     size = {"width": 400, "height": 800}
     page = opened(browser, study, viewport=size, color_scheme=scheme)
-    from axe_playwright_python.sync_playwright import Axe
-
     for _ in screens(page):
         answer(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        found = Axe().run(page).response["violations"]
-        assert [f"{rule['id']}: {rule['nodes'][0]['html'][:100]}" for rule in found] == []
+        assert violations(page) == []
 
 
 def test_a_number_is_needed(browser: Any, study: Path):

@@ -32,3 +32,22 @@ def chromium() -> Iterator[Any]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium for the tests of a file."""
+    with chromium() as launched:
+        yield launched
+
+
+def violations(page: Any) -> list[str]:
+    """What axe-core finds, by rule and element."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    response = Axe().run(page).response
+    return [
+        f"{rule['id']}: {node['html'][:120]}"
+        for rule in response["violations"]
+        for node in rule["nodes"]
+    ]
