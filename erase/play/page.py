@@ -31,10 +31,19 @@ FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 # Pictures of small models are enlarged without smoothing.
 CSS = """
-.pictures img { image-rendering: pixelated; object-fit: contain; width: 100%; }
+.pictures img, .pixels img { image-rendering: pixelated; }
+.pixels, .pixels .grid-wrap { height: auto !important; max-height: none !important; }
+.pictures img { object-fit: contain; width: 100%; }
 .pictures { min-height: 280px; }
 .min_value, .max_value { color: var(--body-text-color) !important; }
 """
+# Of galleries: pictures are not cropped.
+WHOLE: dict[str, Any] = {
+    "height": "auto",
+    "object_fit": "contain",
+    "format": "png",
+    "elem_classes": "pixels",
+}
 # Of every event: it is no endpoint for programs, and the status shows its progress.
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # Requests that wait; more are refused.
@@ -149,7 +158,7 @@ class Page:
         found = self.studio.verdict(request, pair, concept)
         words = {True: "found", False: "not found"}
         return "\n".join(
-            f"seed {seed}: {words[base]} in the base model's, {words[erased]} in the erased one"
+            f"seed {seed}: {words[base]} in the base picture, {words[erased]} in the erased one"
             for seed, (base, erased) in zip(request.seeds, found, strict=True)
         )
 
@@ -245,11 +254,11 @@ class Page:
         """The strip, the attention and the saving; returns the event that draws the strip."""
         with gr.Accordion("Strengths 0 to 1.5", open=False):
             strip = gr.Button("Draw the first seed at every strength")
-            strengths = gr.Gallery(label="Strengths", columns=len(STRIP), format="png")
+            strengths = gr.Gallery(label="Strengths", columns=len(STRIP), **WHOLE)
         with gr.Accordion("Attention to a word", open=False):
             word = gr.Textbox(label="Word of the prompt", max_length=100)
             look = gr.Button("Show attention")
-            maps = gr.Gallery(label="Attention before and after", columns=4, format="png")
+            maps = gr.Gallery(label="Attention before and after", columns=4, **WHOLE)
         with gr.Accordion("Save", open=False):
             save = gr.Button("Save the pictures")
             command = gr.Textbox(label="Command that draws them again", interactive=False)
