@@ -198,6 +198,7 @@ def test_attention_is_red_where_it_is_strong():
         (["--host=0.0.0.0"], "host = 0.0.0.0: others could reach the page; set ERASE_PLAY_PASS"),
         (["--share"], "share: others could reach"),
         (["--adapter=nothing"], "nothing"),
+        (["--model=nothing"], "model = 'nothing' does not exist"),
     ],
 )
 def test_strangers_need_a_password(

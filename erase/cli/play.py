@@ -44,8 +44,12 @@ def check(given: flags.FlagValues) -> str | None:
     """Check what needs no model, and return the password.
 
     Raises:
-        InputError: an adapter is missing, or strangers could reach the page without a password.
+        InputError: the model or an adapter is missing, or strangers could reach the page without a
+            password.
     """
+    from flux_jax.weights.hub import check_model
+
+    check_model(given.model)
     for path in given.adapter:
         find_adapter(path)
     password = os.environ.get(PASSWORD)

@@ -46,7 +46,10 @@ def radar(
         plot.set_theta_offset(np.pi / 2)
         plot.set_theta_direction(-1)
         plot.set_ylim(*limits)
-        plot.set_xticks(angles, [plain_text.label(axis) for axis in axes])
+        # A word a line, outside the circle.
+        titles = [plain_text.label(axis).replace(" ", "\n") for axis in axes]
+        plot.set_xticks(angles, titles)
+        plot.tick_params(axis="x", pad=20)
         for index, (method, points) in enumerate(values.items()):
             colour = COLOURS[index % len(COLOURS)]
             dash = DASHES[index % len(DASHES)]
