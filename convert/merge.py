@@ -39,7 +39,7 @@ from convert.pipeline import WEIGHTS, copy_rest, whole
 from flux_jax import progress
 from flux_jax.errors import InputError, counted, exits_cleanly, say
 from flux_jax.weights import layouts, mapping
-from flux_jax.weights.hub import check_folder, find_model
+from flux_jax.weights.hub import check_shipped, find_model
 from flux_jax.weights.mapping import Slot
 from flux_jax.weights.quantized.formats import quantisation
 from flux_jax.weights.safetensors_files import (
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("target", metavar="OUT", type=Path, help="folder or file to create")
     options = parser.parse_args(arguments)
-    check_folder(options.model)
+    check_shipped(options.model)
     # For JAX, which is not imported yet: only shapes are traced, so an accelerator is not needed.
     os.environ["JAX_PLATFORMS"] = "cpu"
     merge(options.model, options.adapters, options.target)

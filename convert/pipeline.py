@@ -25,7 +25,7 @@ from flux_jax.tree import flatten
 from flux_jax.weights import original
 from flux_jax.weights.checkpoint import FOLDER, read_params, write_params
 from flux_jax.weights.family import INDEX
-from flux_jax.weights.hub import check_folder
+from flux_jax.weights.hub import check_shipped
 from flux_jax.weights.mapping import MEND, differences, refuse, to_flax, to_torch
 from flux_jax.weights.safetensors_files import SHARD_BYTES, SUFFIXES, write_component, write_file
 from flux_jax.weights.source import (
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="DST", type=Path, help="folder to create")
     parser.add_argument("--to", choices=WRITERS, help="layout of DST")
     options = parser.parse_args(arguments)
-    check_folder(str(options.source))
+    check_shipped(str(options.source))
     check_exists("SRC", options.source)
     # For JAX, which is not imported yet: only shapes are traced, so an accelerator is not needed.
     os.environ["JAX_PLATFORMS"] = "cpu"

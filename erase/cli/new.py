@@ -55,10 +55,10 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
     from erase.config import model_file
     from erase.runs import configure, load_runs
     from erase.runs.defaults import of_model
-    from flux_jax.weights.hub import NAME, check_folder
+    from flux_jax.weights.hub import NAME, check_shipped
 
     path, concept = changes["model"]["path"], changes["concept"]
-    check_folder(path)
+    check_shipped(path)
     # A path in an existing folder, such as "models/x", is not a name on the hub.
     on_hub = NAME.fullmatch(path) and not Path(path).parent.is_dir()
     if not Path(path).exists() and not on_hub:

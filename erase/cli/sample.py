@@ -15,7 +15,7 @@ from absl import app, flags
 from convert.adapters.paths import find_adapter, split_strength
 from erase.cli.flags import begin, parse_flags
 from erase.runtime.signals import listening
-from flux_jax.errors import InputError, exits_cleanly, say
+from flux_jax.errors import exits_cleanly, say
 
 
 def define_flags() -> None:
@@ -50,8 +50,6 @@ def main(argv: Sequence[str]) -> None:
 
     given = flags.FLAGS
     options = SamplingOptions(given.steps, given.guidance, given.height, given.width, given.batch)
-    if not given.prompt:
-        raise InputError('--prompt is missing: give at least one, --prompt "a photo of a cat"')
     check_request(given.prompt, given.seed, options)
     check_model(given.model)
     for text in given.adapter:

@@ -19,7 +19,7 @@ def check_request(prompts: Sequence[str], seeds: Sequence[int], options: Samplin
     """
     if not prompts or not seeds:
         raise InputError(
-            f"{'seed' if prompts else 'prompt'} is missing: give at least one, "
+            f"--{'seed' if prompts else 'prompt'} is missing: give at least one, "
             '--prompt "a photo of a cat" --seed 0'
         )
     check_seeds(seeds)

@@ -18,7 +18,7 @@ from erase.data.words.irrelevant import COMMON
 from erase.data.words.templates import SLOT, phrase
 from erase.runs.presets import ONE_SAMPLE, PRESETS
 from flux_jax.errors import InputError
-from flux_jax.weights.hub import check_folder
+from flux_jax.weights.hub import check_shipped
 from flux_jax.weights.source import open_source, read_config, root_of
 
 Fields = dict[str, Any]
@@ -106,7 +106,7 @@ def of_model(model: str) -> Known | None:
         InputError: the folder's file is damaged, or it is a folder of this repository's `models`
             that does not exist.
     """
-    check_folder(model)
+    check_shipped(model)
     if model_defaults := model_file.read(model):
         return model_defaults
     guided = _guidance(model)

@@ -21,7 +21,7 @@ WANTED = (
 )
 
 
-def check_folder(given: str) -> None:
+def check_shipped(given: str) -> None:
     """Checks that a model in this repository's folder `models` exists; needs no network.
 
     Raises:
@@ -41,7 +41,7 @@ def check_model(given: str) -> None:
     Raises:
         InputError: it is neither.
     """
-    check_folder(given)
+    check_shipped(given)
     # Unlike `Path.exists`, this does not raise for names that no file can have.
     if not os.path.exists(given) and not NAME.fullmatch(given):
         raise InputError(f"model = {given!r} does not exist; check the path")
