@@ -278,7 +278,7 @@ def test_a_row_of_table_4_has_its_losses_alone():
     given = people.get_config("kewu_mionim/esd_rsc").to_dict()
     assert (given["concept"], given["synonyms"]) == ("Kewu Mionim", ("Kewu", "Mionim"))
     assert (given["lower"]["esd"], given["lower"]["attn"]) == (1.0, 0.0)
-    assert (given["upper"]["lora"], given["upper"]["rsc"]) == (0.0, 0.1)
+    assert (given["upper"]["lora"], given["upper"]["rsc"]) == (0.0, 0.02)
     assert people.get_config().to_dict()["lower"]["attn"] == 1.0
     with pytest.raises(InputError, match="did you mean kewu_mionim"):
         people.get_config("kewu_mionin")
