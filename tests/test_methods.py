@@ -39,9 +39,15 @@ def runs_of(folder: Path, method: str, **changes: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_run_of_every_method_ends_with_an_adapter(method: str, tiny_folder: Path, tmp_path: Path):
+def test_a_run_of_every_method_ends_with_an_adapter(
+    method: str, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     runs = runs_of(tiny_folder, method)
-    made = run.run(runs, tmp_path / "run")[""]
+    # Of this thread: others have compiled the updates while it made the banks.
+    with jax.log_compiles():
+        made = run.run(runs, tmp_path / "run")[""]
+    compiled = [text for text in caplog.messages if "XLA compilation" in text]
+    assert not [text for text in compiled if "train_step" in text]
     found = read_adapter(tmp_path / "run" / "adapter")
     assert found.metadata["method"] == METHODS[method].title
     assert json.loads(found.metadata["settings"])["method"] == method

@@ -18,6 +18,7 @@ from erase.runtime.memory import host_memory, memory
 from erase.runtime.mesh import RUNS
 from erase.runtime.signals import Stop
 from erase.training import guard, loop
+from erase.training.compile_ahead import compiling_updates
 from erase.training.prepare import PreparedRun, configs_of, plans_of, shared_settings
 from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter
@@ -103,7 +104,8 @@ def make_adapters(
     assert method.exports is not None, "checked by run"
     banks: dict[str, Bank] = {}
     if method.steps(shared):
-        banks = banks_of(configs, pipe, plans)
+        with compiling_updates(configs, pipe):
+            banks = banks_of(configs, pipe, plans)
         adapters = learn(configs, pipe, banks, workdir, plans, stop)
     else:
         fresh = start(jax.random.key(shared.seed), pipe.shapes, shared).lora

@@ -21,7 +21,9 @@ from erase.config.schema import Config
 from erase.data import bank
 from erase.data.trajectories import trajectories
 from erase.methods import flops, method_of
+from erase.methods.base import Step
 from erase.methods.configured import context_of, shapes_of, start
+from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.step import State
 from erase.model.open import place_model
 from erase.runtime.memory import MENDS, memory
@@ -115,6 +117,20 @@ def _preparing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
 
 def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
     """Yield the updates of `runs` runs with the memory they need; see `plan`."""
+    for name, (step, arguments, context) in updates(config, runs, pipe).items():
+        yield f"{name} update", need(step.update, *arguments, context=context)
+
+
+def updates(
+    config: Config, runs: int, pipe: Pipeline
+) -> dict[str, tuple[Step, tuple[PyTree, ...], StepContext[object]]]:
+    """Return an iteration's steps by name, with the shapes of their arguments and their context.
+
+    Args:
+        config: configuration of any of the runs.
+        runs: number of runs trained at once.
+        pipe: the frozen model, on the devices of training; its weights are not read.
+    """
     context = context_of(config, pipe.transformer, pipe.mesh)
     sharding = NamedSharding(pipe.mesh, PartitionSpec(RUNS))
 
@@ -132,9 +148,9 @@ def training(config: Config, runs: int, pipe: Pipeline) -> Iterator[tuple[str, N
     )
     # Same shardings as in training, so that programs that it has compiled are reused.
     keys = divided(jax.eval_shape(lambda: jax.random.key(0)))
-    for name, step in method_of(config).steps(config).items():
-        state, weights = divided(_state(config, pipe)), _weights(pipe)["transformer"]
-        yield f"{name} update", need(step.update, state, weights, banks, keys, context=context)
+    arguments = divided(_state(config, pipe)), _weights(pipe)["transformer"], banks, keys
+    steps = method_of(config).steps(config)
+    return {name: (step, arguments, context) for name, step in steps.items()}
 
 
 def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
