@@ -18,7 +18,7 @@ from erase.runtime.memory import host_memory, memory
 from erase.runtime.mesh import RUNS
 from erase.runtime.signals import Stop
 from erase.training import guard, loop
-from erase.training.compile_ahead import compiling_updates
+from erase.training.memory_plan import compiling_updates
 from erase.training.prepare import PreparedRun, configs_of, plans_of, shared_settings
 from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter

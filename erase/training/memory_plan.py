@@ -1,13 +1,15 @@
-"""Memory that a run needs per device, measured by compiling its programs without reading weights.
+"""Programs compiled without reading weights: what memory they need, and updates ahead of training.
 
 Every program is compiled for shapes instead of arrays. It needs memory for its arguments (weights,
 bank, states), temporaries and results. Programs run one after another, so the largest one counts,
 with the data that stays on the device besides.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +153,34 @@ def updates(
     arguments = divided(_state(config, pipe)), _weights(pipe)["transformer"], banks, keys
     steps = method_of(config).steps(config)
     return {name: (step, arguments, context) for name, step in steps.items()}
+
+
+@contextlib.contextmanager
+def compiling_updates(configs: Mapping[str, Config], pipe: Pipeline) -> Iterator[None]:
+    """Compile the updates of runs in threads; the block ends when they are compiled.
+
+    Meanwhile the caller reads weights and computes banks, for which a GPU leaves the host's cores
+    idle. Training finds the programs in JAX's memory. An error is not raised here: training meets
+    it again. Several processes must compile in the same order, so they compile when they train.
+
+    Args:
+        configs: configurations of the runs, by name.
+        pipe: the frozen model; its weights need not be read.
+    """
+    if jax.process_count() > 1:
+        yield
+        return
+    shared = shared_settings(configs)
+    planned = updates(shared, len(configs), place_model(pipe, shared, len(configs)))
+    with ThreadPoolExecutor(max(1, len(planned)), "compiling") as pool:
+        for step, arguments, context in planned.values():
+            pool.submit(_compile, step, arguments, context)
+        yield
+
+
+def _compile(step: Step, arguments: tuple[PyTree, ...], context: StepContext[object]) -> None:
+    """Compile an update for the shapes of its arguments."""
+    step.update.lower(*arguments, context=context).compile()
 
 
 def _drawing(config: Config, pipe: Pipeline) -> Iterator[tuple[str, Need]]:
