@@ -21,7 +21,7 @@ from erase.cli import play, sample
 from erase.evaluation.judge import open_judge
 from erase.model.adapters import read_adapter
 from erase.play import limit
-from erase.play.request import STRIP, Request, read_seeds
+from erase.play.request import STRIP, Request, check_start, read_seeds
 from erase.play.studio import Pair, Step, Studio, adapter_names, overlay
 from flux_jax.errors import InputError
 from flux_jax.system import xla_flags
@@ -166,6 +166,32 @@ def test_a_request_outside_the_limits_is_refused(changes: dict[str, Any], messag
     REQUEST.check(1, 32)
     with pytest.raises(InputError, match=message):
         replace(REQUEST, **changes).check(1, 32)
+
+
+def test_what_would_fail_after_drawing_is_refused_before(studio: Studio):
+    studio.check(replace(REQUEST, silenced="cat"), "cat")
+    with pytest.raises(InputError, match="silence = 'dog': write a word of the prompt"):
+        studio.check(replace(REQUEST, silenced="dog"))
+    with pytest.raises(InputError, match="dragon"):
+        studio.check(REQUEST, "dragon")
+    with pytest.raises(InputError, match="the judge takes pictures of 16 x 16"):
+        studio.check(replace(REQUEST, height=32), "cat")
+    # Nothing is judged.
+    studio.check(replace(REQUEST, height=32))
+
+
+@pytest.mark.parametrize(
+    ("steps", "guidance", "message"),
+    [
+        (101, 3.5, "steps = 101: the slider ends at 100"),
+        (28, 50.0, "guidance = 50.0: the slider is from 0 to 10"),
+        (28, float("nan"), "guidance = nan: the slider"),
+    ],
+)
+def test_sliders_start_within_their_ranges(steps: int, guidance: float, message: str):
+    check_start(28, 3.5)
+    with pytest.raises(InputError, match=message):
+        check_start(steps, guidance)
 
 
 def test_seeds_are_whole_numbers():

@@ -15,7 +15,7 @@ from PIL import Image
 from erase.cli.study import folders
 from erase.model.draw import png
 from erase.survey import analysis, result
-from erase.survey.answers import MOST_BYTES, Rating, join
+from erase.survey.answers import COLUMNS, MOST_BYTES, Rating, join, read_key
 from erase.survey.chart import radar
 from erase.survey.questions import Key, questionnaire, read_pictures
 from flux_jax.errors import InputError
@@ -277,6 +277,8 @@ def moved(key: Key) -> dict[str, Any]:
             "an attention check failed",
         ),
         (lambda key: {"rater": 2}, "study"),
+        (lambda key: answers(key, 2) | {"rater": 0}, "rater = 0 is no number from 1 to 1,000,000"),
+        (lambda key: answers(key, 2) | {"answers": []}, "nothing is rated in it"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_left_out(
@@ -306,6 +308,15 @@ def test_a_damaged_key_is_named(made: tuple[Path, Key], tmp_path: Path):
         result.analyse_folder(sent, folder / "key.json", folder)
 
 
+def test_a_key_names_the_methods_of_its_items(made: tuple[Path, Key], tmp_path: Path):
+    _, key = made
+    for methods in ([], key["methods"] * 2, [*key["methods"], "another"]):
+        file = tmp_path / "key.json"
+        file.write_text(json.dumps(key | {"methods": methods}))
+        with pytest.raises(InputError, match=r"key.json: methods and items name different methods"):
+            read_key(file)
+
+
 def test_damaged_and_large_files_are_left_out(made: tuple[Path, Key], tmp_path: Path):
     _, key = made
     sent = send(tmp_path / "sent", answers(key, 1))
@@ -313,9 +324,11 @@ def test_damaged_and_large_files_are_left_out(made: tuple[Path, Key], tmp_path: 
     (sent / "c.csv").write_text("a,b\n1,2\n")
     (sent / "d.csv").write_text("x" * (MOST_BYTES + 1))
     (sent / "e.json").write_text("[" * 200 + "]" * 200)
+    (sent / "f.csv").write_bytes("study,rater".encode("utf-16"))
+    (sent / "g.CSV").write_text(",".join(COLUMNS) + "\n" + "x" * 200_000)
     (sent / "notes.txt").write_text("not read")
     joined = join(sent, key)
-    assert joined.left_out.keys() == {"b.json", "c.csv", "d.csv", "e.json"}
+    assert joined.left_out.keys() == {"b.json", "c.csv", "d.csv", "e.json", "f.csv", "g.CSV"}
     (sent / "answers-0.json").unlink()
     with pytest.raises(InputError, match=r"has none that can be used: .*b\.json"):
         join(sent, key)

@@ -128,6 +128,7 @@ def test_on_a_phone_and_accessible(browser: Any, study: Path, scheme: str):
 def test_a_number_is_needed(browser: Any, study: Path):
     page = browser.new_page()
     page.goto((study / "study.html").as_uri())
-    page.get_by_label("Your number").fill("0")
-    page.get_by_role("button", name="Begin").click()
-    assert "whole number" in page.locator("#said").inner_text()
+    for typed in ("0", "1e3", "2.7", "1000001"):
+        page.get_by_label("Your number").fill(typed)
+        page.get_by_role("button", name="Begin").click()
+        assert "whole number from 1 to 1,000,000" in page.locator("#said").inner_text()

@@ -79,9 +79,11 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("play needs Gradio: pip install 'erase-anything-jax[play]'") from None
     from erase.evaluation.judge import open_judge
     from erase.model.adapters import read_adapter
+    from erase.play.request import check_start
     from erase.play.studio import Studio
     from flux_jax.pipeline import load
 
+    check_start(given.steps, given.guidance)
     judge = None if given.judge is None else open_judge(given.judge)
     adapters = {path: read_adapter(path) for path in given.adapter}
     pipe = load(given.model)
@@ -89,12 +91,15 @@ def main(argv: Sequence[str]) -> None:
         pipe.check(adapter, path)
     # A judge may take pictures of one size only.
     side = (None if judge is None else judge.size) or pipe.vae.config.sample_size
+    most = 2 * side if given.most_pixels is None else given.most_pixels
+    if most < side:
+        raise InputError(f"most_pixels = {most} is below the {side} pixels that the page starts at")
     settings = Settings(
         given.steps,
         given.guidance,
         side,
         pipe.pixels_per_token,
-        given.most_pixels or 2 * side,
+        most,
         Path(given.out),
     )
     page = Page(Studio(given.model, pipe, adapters, judge), settings)

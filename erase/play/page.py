@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from erase.play.limit import BodyLimit
 from erase.play.request import (
     MOST_CHARACTERS,
+    MOST_GUIDANCE,
     MOST_SEEDS,
     MOST_STEPS,
     STRIP,
@@ -44,8 +45,12 @@ WHOLE: dict[str, Any] = {
     "format": "png",
     "elem_classes": "pixels",
 }
-# Of every event: it is no endpoint for programs, and the status shows its progress.
+# Of every event: it is not listed as an endpoint, and the status shows its progress.
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# Of events that use the model: one at a time, whichever they are.
+DRAWS: dict[str, Any] = HIDDEN | {"concurrency_id": "model", "concurrency_limit": 1}
+# Seconds: how often pictures that were shown are removed from the disk, and from which age.
+CLEARED = (600, 3600)
 # Requests that wait; more are refused.
 WAITING = 32
 
@@ -81,7 +86,7 @@ class Last:
 
 def refused(error: InputError) -> gr.Error:
     """An error for the page; its text may quote a visitor's."""
-    return gr.Error(html.escape(str(error)), print_exception=False, title="Not drawn")
+    return gr.Error(html.escape(str(error)), print_exception=False)
 
 
 def says(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,6 +117,8 @@ class Page:
         numbers = [steps, guidance, height, width, *strengths]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise InputError("steps, guidance, height, width and strengths must be finite numbers")
+        if any(number % 1 for number in (steps, height, width)):
+            raise InputError("steps, height and width must be whole numbers")
         request = Wanted(
             str(prompt or ""),
             read_seeds(str(seeds or "")),
@@ -128,7 +135,8 @@ class Page:
     def draw(self, *values: Any) -> Iterator[Any]:
         """Draw; yields the status, the pictures of each seed, the verdict and the last pictures."""
         *controls, concept = values
-        request = self.wanted(*controls)
+        request, concept = self.wanted(*controls), str(concept or "").strip()
+        self.studio.check(request, concept)
         skipped = [gr.skip()] * (MOST_SEEDS + 2)
         for out in self.studio.draw(request):
             if isinstance(out, Step):
@@ -137,7 +145,7 @@ class Page:
                 yield [
                     f"drawn: base on the left, erased on the right, {len(request.seeds)} seed(s)",
                     *self.sliders(request, out),
-                    self.verdict(request, out, str(concept or "").strip()),
+                    self.verdict(request, out, concept),
                     Last(request, out),
                 ]
 
@@ -211,7 +219,9 @@ class Page:
     def build(self) -> gr.Blocks:
         """The page."""
         judged = self.studio.judge is not None
-        with gr.Blocks(title="EraseAnything playground", analytics_enabled=False) as page:
+        with gr.Blocks(
+            title="EraseAnything playground", analytics_enabled=False, delete_cache=CLEARED
+        ) as page:
             gr.Markdown("# Playground\nThe base model on the left, the erased one on the right.")
             last = gr.State(None)
             with gr.Row():
@@ -243,10 +253,12 @@ class Page:
                 [*controls, concept],
                 [status, *sliders, verdict, last],
                 trigger_mode="always_last",
-                **HIDDEN,
+                **DRAWS,
             )
             striping = self._panels(controls, status, last)
-            stop.click(lambda: "cancelled", None, status, cancels=[drawing, striping], **HIDDEN)
+            # Afterwards: a step of what is cancelled may arrive until then.
+            stopped = stop.click(None, cancels=[drawing, striping], **HIDDEN)
+            stopped.then(lambda: "cancelled", None, status, **HIDDEN)
         page.queue(default_concurrency_limit=1, max_size=WAITING)
         return page
 
@@ -262,9 +274,9 @@ class Page:
         with gr.Accordion("Save", open=False):
             save = gr.Button("Save the pictures")
             command = gr.Textbox(label="Command that draws them again", interactive=False)
-        look.click(says(self.attention), [last, word], [status, maps], **HIDDEN)
+        look.click(says(self.attention), [last, word], [status, maps], **DRAWS)
         save.click(says(self.save), [last], [status, command], **HIDDEN)
-        return strip.click(says(self.strip), controls, [status, strengths], **HIDDEN)
+        return strip.click(says(self.strip), controls, [status, strengths], **DRAWS)
 
     def _controls(self) -> list[Any]:
         """Prompt, seeds, steps, guidance, height, width, silence and the adapters' strengths."""
@@ -281,7 +293,7 @@ class Page:
             silenced = gr.Textbox(label="Silence a word", max_length=100)
         with gr.Row():
             steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps")
-            guidance = gr.Slider(0, 10, settings.guidance, step=0.1, label="Guidance")
+            guidance = gr.Slider(0, MOST_GUIDANCE, settings.guidance, step=0.1, label="Guidance")
         with gr.Row():
             sides = [
                 gr.Slider(

@@ -13,6 +13,8 @@ from flux_jax.settings import check_sampling, check_seeds
 
 # Limits of a request.
 MOST_STEPS, MOST_SEEDS, MOST_CHARACTERS = 100, 4, 2000
+# End of the page's slider of guidance.
+MOST_GUIDANCE = 10.0
 WEAKEST, STRONGEST = -1.0, 2.0
 # Strengths of the strip of pictures.
 STRIP = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -79,6 +81,18 @@ class Request:
         words += [f"--silence={self.silenced}"] if self.silenced else []
         words += [f"--steps={self.steps}", f"--guidance={self.guidance:g}"]
         return shlex.join([*words, f"--height={self.height}", f"--width={self.width}"])
+
+
+def check_start(steps: int, guidance: float) -> None:
+    """Check the values that the page's sliders start at.
+
+    Raises:
+        InputError: a slider does not have its value.
+    """
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"steps = {steps}: the slider ends at {MOST_STEPS}")
+    if not 0 <= guidance <= MOST_GUIDANCE:
+        raise InputError(f"guidance = {guidance}: the slider is from 0 to {MOST_GUIDANCE:g}")
 
 
 def read_seeds(text: str) -> tuple[int, ...]:

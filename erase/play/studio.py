@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from erase.config.fields import shown
 from erase.data.words.word_tokens import marks
 from erase.evaluation.judge import Judge
 from erase.model.attention_maps import concept_mass
@@ -21,6 +22,7 @@ from erase.model.draw import png
 from erase.play.request import STRIP, Request
 from erase.runtime.files import write
 from flux_jax import programs, sharding
+from flux_jax.errors import InputError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
 
@@ -64,6 +66,32 @@ class Studio:
     pipe: Pipeline
     adapters: Mapping[str, Adapter]
     judge: Judge | None = None
+
+    def check(self, request: Request, concept: str = "") -> None:
+        """Check what would otherwise fail after pictures are drawn.
+
+        Args:
+            request: the request.
+            concept: what the judge looks for; empty looks for nothing.
+
+        Raises:
+            InputError: the word to silence is not in the prompt, or the judge does not know the
+                concept or takes pictures of another size.
+        """
+        if (
+            request.silenced
+            and not marks(self.pipe.tokenizer_2, [request.prompt], request.silenced).any()
+        ):
+            raise InputError(f"silence = {shown(request.silenced)}: write a word of the prompt")
+        if self.judge is None or not concept:
+            return
+        self.judge.check_prompt(self.judge.label(concept), request.prompt)
+        size = self.judge.size
+        if size is not None and (request.height, request.width) != (size, size):
+            raise InputError(
+                f"the judge takes pictures of {size} x {size}: choose these sides, or leave the "
+                "judge's concept empty"
+            )
 
     def draw(self, request: Request) -> Iterator[Step | Pair]:
         """Draw both sides; yields each step, and at last the pictures.

@@ -16,6 +16,9 @@ from flux_jax.system.json_files import read_typed
 
 # Bytes of a file of answers; a questionnaire of 300 trials has 200 kB.
 MOST_BYTES = 4 << 20
+KINDS = (".json", ".csv")
+# The largest number of a rater; the page has the same limit.
+MOST_RATER = 1_000_000
 COLUMNS = ("study", "rater", "trial", "item", "question", "rating")
 
 
@@ -75,7 +78,7 @@ def join(folder: Path, key: Key) -> Joined:
     left_out: dict[str, str] = {}
     files: dict[int, str] = {}
     questions = sum(len(key["trials"][item["trial"]]) for item in key["items"].values())
-    for file in sorted(each for each in folder.iterdir() if each.suffix in (".json", ".csv")):
+    for file in sorted(each for each in folder.iterdir() if each.suffix.lower() in KINDS):
         try:
             answers = _read(file)
             if (rater := answers["rater"]) in files:
@@ -104,6 +107,9 @@ def read_key(file: Path) -> Key:
     trials = {item["trial"] for item in key["items"].values()}
     if missing := trials - (key["trials"].keys() & key["prompts"].keys()):
         raise InputError(f"{file}: trial {shown(min(missing))} has no questions; {mend}")
+    named = [item["method"] for item in key["items"].values()]
+    if sorted(key["methods"]) != sorted(set(named)):
+        raise InputError(f"{file}: methods and items name different methods; {mend}")
     return key
 
 
@@ -113,10 +119,14 @@ def _read(file: Path) -> Answers:
     Raises:
         InputError: it is damaged.
     """
-    if file.suffix == ".json":
-        return read_typed(Answers, file, mend="ask the rater to export it again")
-    text = read_text(file, "ask the rater to export it again", MOST_BYTES)
-    lines = list(csv.DictReader(io.StringIO(text)))
+    mend = "ask the rater to export it again"
+    if file.suffix.lower() == ".json":
+        return read_typed(Answers, file, mend=mend)
+    try:
+        text = read_text(file, mend, MOST_BYTES)
+        lines = list(csv.DictReader(io.StringIO(text)))
+    except (UnicodeDecodeError, csv.Error):
+        raise InputError(f"{file.name}: it is no CSV in UTF-8; {mend}") from None
     if not lines or set(lines[0]) != set(COLUMNS):
         raise InputError(f"{file.name}: the columns must be {', '.join(COLUMNS)}")
     if len({(line["study"], line["rater"]) for line in lines}) > 1:
@@ -145,6 +155,10 @@ def _ratings(answers: Answers, key: Key) -> Iterator[Rating]:
     """
     if answers["study"] != key["study"]:
         raise InputError(f"study = {shown(answers['study'])} is not this one, {key['study']!r}")
+    if not 1 <= answers["rater"] <= MOST_RATER:
+        raise InputError(f"rater = {answers['rater']} is no number from 1 to {MOST_RATER:,}")
+    if not answers["answers"]:
+        raise InputError("nothing is rated in it")
     seen: set[tuple[str, str]] = set()
     for answer in answers["answers"]:
         trial, item, question = answer["trial"], answer["item"], answer["question"]

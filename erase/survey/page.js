@@ -34,13 +34,15 @@ function element(tag, text, attributes = {}) {
 }
 
 function begin() {
-  rater = Number.parseInt(at("rater").value, 10);
-  if (!(rater >= 1 && rater <= 1000000)) { at("said").textContent = "Your number is a whole number from 1."; return; }
+  const typed = at("rater").value.trim();
+  rater = /^\d{1,7}$/.test(typed) ? Number(typed) : 0;
+  if (!(rater >= 1 && rater <= 1000000)) { at("said").textContent = "Your number is a whole number from 1 to 1,000,000."; return; }
   at("said").textContent = "";
   order = shuffled(data.trials, random(`${data.seed} ${rater}`)).map((trial) => ({
     ...trial, items: shuffled(trial.items, random(`${data.seed} ${rater} ${trial.id}`)),
   }));
-  try { answers = JSON.parse(localStorage.getItem(kept())) ?? {}; } catch { answers = {}; }
+  try { answers = JSON.parse(localStorage.getItem(kept())); } catch { answers = {}; }
+  if (typeof answers !== "object" || answers === null || Array.isArray(answers)) { answers = {}; }
   here = Math.max(0, order.findIndex((trial) => !complete(trial)));
   at("start").hidden = true;
   at("trial").hidden = false;
