@@ -234,6 +234,8 @@ def samples_in(folder: Path) -> dict[int, list[int]]:
     samples: dict[int, list[int]] = {}
     place = folder / SAMPLES
     for name in sorted(os.listdir(place)) if place.is_dir() else []:
-        if (match := SAMPLE.fullmatch(name)) and (place / name).is_file():
+        # A link may lead out of the folder.
+        regular = (place / name).is_file() and not (place / name).is_symlink()
+        if regular and (match := SAMPLE.fullmatch(name)):
             samples.setdefault(int(match[1]), []).append(int(match[2]))
     return dict(sorted(samples.items()))

@@ -146,7 +146,7 @@ def opened(folder: Path) -> Iterator[EventLog]:
         place.mkdir(parents=True, exist_ok=True)
         for name in sorted(os.listdir(place)):
             if EVENT_FILE.fullmatch(name):
-                (place / name).unlink()
+                _empty(place / name)
         # Viewers read the files in the order of their names.
         name = f"events.out.tfevents.{time.time_ns() // 1000 / 1e6:017.6f}.{os.getpid()}"
         log.file = (place / name).open("wb")
@@ -157,6 +157,17 @@ def opened(folder: Path) -> Iterator[EventLog]:
         yield log
     finally:
         log.close()
+
+
+def _empty(path: Path) -> None:
+    """Empty an event file; one that an earlier start emptied is removed.
+
+    A viewer that is open would wait for ever for more of a file that is gone.
+    """
+    if path.stat().st_size:
+        os.truncate(path, 0)
+    else:
+        path.unlink()
 
 
 def _begin(log: EventLog, folder: Path) -> None:
