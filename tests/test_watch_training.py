@@ -103,10 +103,8 @@ class KilledError(Exception):
     """Stands for a process that is killed."""
 
 
-def test_a_run_that_was_killed_goes_on_with_one_line_and_the_same_pictures(
-    config: Config, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    watched = replace(config, samples=replace(config.samples, every=1))
+def kill(config: Config, workdir: Path, watch: serving.Listener | None = None) -> None:
+    """Train until a run is killed after iteration 4, before what it shows of this iteration."""
     after = loop.after_iteration
 
     def killed(training: Any, progress: Any, *arguments: Any) -> None:
@@ -114,10 +112,17 @@ def test_a_run_that_was_killed_goes_on_with_one_line_and_the_same_pictures(
         if progress.step == 4:
             raise KilledError
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "after_iteration", killed)
         with pytest.raises(KilledError):
-            run.run({"": watched}, tmp_path, watch=serving.listen(0))
+            run.run({"": config}, workdir, watch=watch)
+
+
+def test_a_run_that_was_killed_goes_on_with_one_line_and_the_same_pictures(
+    config: Config, plain: Path, tmp_path: Path
+):
+    watched = replace(config, samples=replace(config.samples, every=1))
+    kill(watched, tmp_path, serving.listen(0))
     first = (tmp_path / "samples" / "000003-0.png").read_bytes()
     assert max(run_folder.samples_in(tmp_path)) == 3
     run.run({"": watched}, tmp_path, watch=serving.listen(0))
@@ -132,7 +137,7 @@ def test_a_run_that_was_killed_goes_on_with_one_line_and_the_same_pictures(
 def test_a_folder_of_an_earlier_version_goes_on(config: Config, plain: Path, tmp_path: Path):
     """Its record has no field for samples."""
     workdir = tmp_path / "run"
-    run.run({"": replace(config, iterations=2)}, workdir)
+    kill(config, workdir)
     record = json.loads((workdir / "config.json").read_text())
     del record["samples"]
     (workdir / "config.json").write_text(json.dumps(record))

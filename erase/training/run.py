@@ -260,7 +260,8 @@ def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[
             cases += early_stop.plan_early_stop(run.config, pipe)[1]
     sampled = [sample_set(run) for run in runs.values() if run.config.samples.every]
     samples = [prompt for each in sampled for prompt in each.prompts]
-    pipe.tokenize(samples)
+    if samples:
+        pipe.tokenize(samples)
     return [*(case.prompt for case in cases), *samples]
 
 
