@@ -1,7 +1,5 @@
 """The server of the page that shows a training: `erase.watch.serving` starts it.
 
-    python -m erase.watch.server SOCKET
-
 It answers at a socket that it inherits, gets what it shows as a line of JSON on its input, and ends
 when its input does. It serves the page, numbers of the runs and their sample pictures: the address
 of a request is compared with these, and is never a path.
@@ -110,7 +108,3 @@ def main() -> None:
     server = Server(listening, Page.of(Path(job["workdir"]), job["names"]))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.buffer.read()
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,8 @@ from flux_jax.errors import InputError, say
 
 # Other computers cannot reach it.
 HOST = "127.0.0.1"
+# Of the server's process; its argument is the socket.
+PROGRAM = "from erase.watch.server import main; main()"
 # Seconds for the server to end, after which it is killed.
 ENDING = 5.0
 
@@ -80,7 +82,7 @@ def served(listener: Listener | None, workdir: Path, names: Sequence[str]) -> It
     with listener.socket as listening:
         number = listening.fileno()
         server = subprocess.Popen(
-            [sys.executable, "-m", "erase.watch.server", str(number)],
+            [sys.executable, "-c", PROGRAM, str(number)],
             # It ends when its input does, so also when this process is killed.
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
