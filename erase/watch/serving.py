@@ -6,7 +6,7 @@ Only the server's process reads the run's folder, so that training waits for not
 import contextlib
 import json
 import socket
-import subprocess
+import subprocess  # nosec B404
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +81,8 @@ def served(listener: Listener | None, workdir: Path, names: Sequence[str]) -> It
         return
     with listener.socket as listening:
         number = listening.fileno()
-        server = subprocess.Popen(
+        # This interpreter, with a program of this file.
+        server = subprocess.Popen(  # nosec B603
             [sys.executable, "-c", PROGRAM, str(number)],
             # It ends when its input does, so also when this process is killed.
             stdin=subprocess.PIPE,
