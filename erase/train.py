@@ -5,6 +5,7 @@
 The default method is EraseAnything's bilevel training; `--config.method=NAME` selects another one.
 After a stop or a crash the same command resumes the run; `--overwrite` starts it anew.
 `--plan --table 3` plans all runs and pictures of one of the paper's tables.
+`--watch 8080` serves a page that shows the training while it runs.
 `--replay STEP` repeats one iteration, to find out why its numbers were not finite.
 A configuration may name several runs to train at once (`each`); each run then has its own folder
 in the workdir, and the checkpoints are shared.
@@ -64,16 +65,19 @@ def main(argv: Sequence[str]) -> None:
     processes.initialise(given)
     from erase.runtime.memory import MENDS, explains_memory
     from erase.training.run import run
+    from erase.watch.serving import listen
 
     sizes = {f"{each.height} x {each.width}" for each in runs.values()}
     mends = f"{MENDS}, now {' and '.join(sorted(sizes))}"
     with processes.first_speaks(), explains_memory(mends):
+        listener = None if given.watch is None else listen(given.watch)
         run(
             runs,
             Path(given.workdir),
             overwrite=given.overwrite,
             replay=given.replay,
             command=shlex.join(["python", "-m", "erase.train", *sys.argv[1:]]),
+            watch=listener,
         )
 
 
@@ -135,6 +139,14 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("overwrite", False, "Replace the run in the folder.")
     flags.DEFINE_integer("replay", None, "Repeat only this iteration, and report.", lower_bound=1)
+    flags.DEFINE_integer(
+        "watch",
+        None,
+        "Serve a page with losses and sample pictures while it trains, at this port of this "
+        "computer; 0 takes a free one. Also writes event files for TensorBoard.",
+        lower_bound=0,
+        upper_bound=65_535,
+    )
     define_process_flags()
     flags.adopt_module_key_flags(shared)
 

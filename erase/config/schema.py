@@ -193,6 +193,22 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Pictures by the adapter so far, drawn while it trains: one with the concept, one without.
+
+    Attributes:
+        every: iterations between them; 0 draws none. By default a tenth of `iterations` with
+            `--watch`, and none without it.
+        steps: denoising steps.
+        seed: seed of the first picture; the second one has the next.
+    """
+
+    every: int | None = number(None, least=0)
+    steps: int = number(12, least=1)
+    seed: int = number(2_000_000, least=0)
+
+
+@dataclass(frozen=True)
 class Config:
     """A run.
 
@@ -227,6 +243,7 @@ class Config:
         early_stop: early stopping by a judge.
         checkpoints: checkpoints from which a run can resume.
         guard: handling of non-finite updates, diverging losses and hanging iterations.
+        samples: pictures by the adapter so far, drawn while it trains.
         evaluation: evaluation after training.
     """
 
@@ -255,6 +272,7 @@ class Config:
     early_stop: EarlyStop = EarlyStop()
     checkpoints: Checkpoints = Checkpoints()
     guard: Guard = Guard()
+    samples: Samples = Samples()
     evaluation: Evaluation = Evaluation()
 
     def method_settings(self, kind: type[Settings]) -> Settings:

@@ -2,7 +2,7 @@
 
 A folder belongs to a run if its `config.json` is a run's record. In there, a file belongs to the
 run if it has the name of a file that runs write, and in folders that people fill as well
-(`checkpoints/`, `adapter/`, `pictures/`, `cache/`) also its form.
+(`checkpoints/`, `adapter/`, `pictures/`, `samples/`, `events/`, `cache/`) also its form.
 """
 
 import contextlib
@@ -20,7 +20,11 @@ from erase.runtime.run_folder import (
     CHECKPOINTS,
     CONFIG,
     DAMAGED_CHECKPOINTS,
+    EVENT_FILE,
+    EVENTS,
     PICTURES,
+    SAMPLE,
+    SAMPLES,
     SUMMARY_STEM,
     WRITTEN,
 )
@@ -31,7 +35,7 @@ RECORDED = ("concept", "model", "command")
 # Most bytes of a `config.json`, and of a model card.
 MOST = 1 << 24
 # Folders whose content is examined entry by entry.
-SHARED = (CHECKPOINTS, DAMAGED_CHECKPOINTS, ADAPTER, PICTURES, CACHE)
+SHARED = (CHECKPOINTS, DAMAGED_CHECKPOINTS, ADAPTER, PICTURES, SAMPLES, EVENTS, CACHE)
 # Files of several runs, in the folder above theirs.
 OF_SEVERAL = (
     CHECKPOINTS,
@@ -170,6 +174,11 @@ def _is_runs(entry: Path, place: str) -> bool:
         return False
     if place == PICTURES:
         return PICTURE.fullmatch(entry.name) is not None
+    if place == SAMPLES:
+        name = entry.name.removeprefix(".").removesuffix(".partial")
+        return SAMPLE.fullmatch(name) is not None
+    if place == EVENTS:
+        return EVENT_FILE.fullmatch(entry.name) is not None
     if entry.name == CARD:
         with entry.open("rb") as file:
             return CARD_TAG.encode() in file.read(MOST)

@@ -6,7 +6,9 @@ loss or, if its name ends with `gradient`, the norm of a gradient.
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -35,6 +37,9 @@ EVALUATION = "evaluation.json"
 ATTENTION = "attention.npz"
 CALIBRATION = "calibration.json"
 PICTURES = "pictures"
+# While it trains: pictures by the adapter so far, and event files for TensorBoard.
+SAMPLES = "samples"
+EVENTS = "events"
 BEFORE_AFTER = "before_after.png"
 # While a command writes to the folder; see `erase.runtime.lock`.
 LOCK = ".erase.lock"
@@ -59,6 +64,8 @@ WRITTEN = (
     ATTENTION,
     CALIBRATION,
     PICTURES,
+    SAMPLES,
+    EVENTS,
     BEFORE_AFTER,
     REPORT,
     *(f"{stem}.{kind}" for stem in (ATTACKS_STEM, SUMMARY_STEM) for kind in ("json", "csv")),
@@ -66,6 +73,13 @@ WRITTEN = (
 
 # Keys of the iteration in a line, in this version and in earlier ones.
 STEP_NAMES = ("step", "update", "iteration")
+# A sample picture by its iteration and number, and an event file as its library names it.
+SAMPLE = re.compile(r"(\d{6,9})-(\d)\.png")
+EVENT_FILE = re.compile(r"events\.out\.tfevents\..+")
+# Names of a checkpoint's metrics: the loss for comparing checkpoints, and whether it is one of an
+# interval. Those that are not, of a run that was stopped, would not be there if it had not been
+# stopped.
+LOSS, OF_INTERVAL = "loss", "of_interval"
 # Most bytes of a line.
 MOST_LINE = 1 << 20
 
@@ -180,3 +194,48 @@ def steps_in(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(child.name) for child in folder.iterdir() if child.name.isdigit())
+
+
+def loss_of(metrics: Any) -> float | None:
+    """Return the loss in a checkpoint's metrics; None if an earlier version or damage left none."""
+    loss = metrics.get(LOSS) if isinstance(metrics, dict) else None
+    return float(loss) if isinstance(loss, int | float) else None
+
+
+def best_step(metrics: Mapping[int, Any], last: int | None = None) -> int | None:
+    """Return the iteration of the checkpoint with the smallest loss; of equal ones, the first.
+
+    Args:
+        metrics: metrics of the checkpoints, by their iterations.
+        last: the last iteration of the runs, whose checkpoint counts even within an interval.
+
+    Returns:
+        The iteration; None if no checkpoint has a loss that counts.
+    """
+    losses = {
+        step: loss
+        for step, each in metrics.items()
+        if (loss := loss_of(each)) is not None and (each.get(OF_INTERVAL, 1) or step == last)
+    }
+    return min(sorted(losses), key=losses.__getitem__, default=None)
+
+
+def sample_name(step: int, index: int) -> str:
+    """Return the name of a sample picture in its folder."""
+    return f"{step:06d}-{index}.png"
+
+
+def samples_in(folder: Path) -> dict[int, list[int]]:
+    """Return the numbers of a run's sample pictures by their iterations, both in order.
+
+    Args:
+        folder: the run's folder.
+    """
+    samples: dict[int, list[int]] = {}
+    place = folder / SAMPLES
+    for name in sorted(os.listdir(place)) if place.is_dir() else []:
+        # A link may lead out of the folder.
+        regular = (place / name).is_file() and not (place / name).is_symlink()
+        if regular and (match := SAMPLE.fullmatch(name)):
+            samples.setdefault(int(match[1]), []).append(int(match[2]))
+    return dict(sorted(samples.items()))

@@ -27,7 +27,15 @@ from typing_extensions import TypedDict
 from erase.config.schema import Checkpoints
 from erase.methods.parts.step import State
 from erase.runtime.mesh import cores
-from erase.runtime.run_folder import CHECKPOINTS, DAMAGED_CHECKPOINTS, steps_in
+from erase.runtime.run_folder import (
+    CHECKPOINTS,
+    DAMAGED_CHECKPOINTS,
+    LOSS,
+    OF_INTERVAL,
+    best_step,
+    loss_of,
+    steps_in,
+)
 from flux_jax.errors import EraseError, RunError, note, say
 from flux_jax.system.files import read_bytes
 from flux_jax.system.json_files import checked, parse_json
@@ -39,9 +47,6 @@ TIMES = "_CHECKPOINT_METADATA"
 UNREAD = (MANIFEST, TIMES, "commit_success.txt")
 # Names of the items in a checkpoint.
 STATE, RECORD = "state", "record"
-# Names of its metrics: the loss for comparing checkpoints, and whether it is one of an interval.
-# Those that are not, of a run that was stopped, would not be there if it had not been stopped.
-LOSS, OF_INTERVAL = "loss", "of_interval"
 # Seconds for the checkpoint that is being written when a run ends with an error.
 CLOSING = 60.0
 
@@ -95,12 +100,6 @@ class Preserved(managers.PreservationPolicy):
         best = sorted(losses, key=losses.__getitem__)[: self.best]
         newest = [c.step for c in checkpoints][-self.last :] + list(losses)[-self.last :]
         return [c.step in (*best, *newest) for c in checkpoints]
-
-
-def loss_of(metrics: Any) -> float | None:
-    """Return the loss in a checkpoint's metrics; None if an earlier version or damage left none."""
-    loss = metrics.get(LOSS) if isinstance(metrics, dict) else None
-    return float(loss) if isinstance(loss, int | float) else None
 
 
 @contextlib.contextmanager
@@ -371,19 +370,15 @@ def best(manager: ocp.CheckpointManager, last: int | None = None) -> int:
         manager: checkpoint manager of the folder, which has checkpoints.
         last: the last iteration of the runs, whose checkpoint counts even within an interval.
     """
-    losses = {}
-    for step in manager.all_steps():
-        metrics = manager.metrics(step)
-        if (loss := loss_of(metrics)) is None:
+    metrics = {step: manager.metrics(step) for step in manager.all_steps()}
+    for step, each in metrics.items():
+        if loss_of(each) is None:
             note(
                 f"{manager.directory}/{step} has no loss (an earlier version wrote it, or it is "
                 "damaged): it is not compared for the best checkpoint"
             )
-        elif cast(Any, metrics).get(OF_INTERVAL, 1) or step == last:
-            losses[step] = loss
-    if not losses:
-        return max(manager.all_steps())
-    return min(sorted(losses), key=lambda step: losses[step])
+    best = best_step(metrics, last)
+    return max(metrics) if best is None else best
 
 
 def check_intact(workdir: Path, step: int) -> None:

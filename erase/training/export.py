@@ -23,12 +23,15 @@ def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
+    settings = dataclasses.asdict(config)
+    # The adapter is the same bytes whether somebody watched the training or not.
+    del settings["samples"]
     metadata = {
         "concept": config.concept,
         "base_model": config.model.path,
         "method": method_of(config).title,
         "version": version,
-        "settings": json.dumps(dataclasses.asdict(config)),
+        "settings": json.dumps(settings),
     }
     lora = jax.tree.map(np.asarray, adapter.lora)
     write_lora(workdir / ADAPTER, lora, adapter.alpha, metadata)

@@ -39,6 +39,7 @@ from erase.runtime.watchdog import Watchdog
 from erase.training import checkpoints, guard, metrics
 from erase.training.metrics import RunLog, named
 from erase.training.prepare import shared_settings
+from erase.watch.view import View
 from flux_jax import progress as bars
 from flux_jax import sharding
 from flux_jax.errors import InputError, PreemptedError, say
@@ -60,6 +61,7 @@ class Training:
         bank: precomputed data that updates sample from.
         keys: random keys [R].
         plans: plans of the banks, by name; may be empty.
+        view: what is shown while they run.
     """
 
     configs: Mapping[str, Config]
@@ -69,6 +71,7 @@ class Training:
     bank: Bank
     keys: Key[Array, "R"]
     plans: Mapping[str, Plan]
+    view: View = field(default_factory=View)
 
     @property
     def shared(self) -> Config:
@@ -223,6 +226,9 @@ def train(
         manager = stack.enter_context(checkpoints.opened(workdir, shared.checkpoints))
         progress = _resumed(training, manager, done, workdir)
         logs = stack.enter_context(metrics.opened_logs(workdir, names, done))
+        show = stack.enter_context(
+            training.view.opened(done, lambda name: training.adapter(name, progress.state))
+        )
         bar = bars.bar(total=shared.iterations, initial=done, desc=f"erasing {title}")
         stack.enter_context(bar)
         stack.enter_context(xla_flags.told(bar))
@@ -235,6 +241,7 @@ def train(
                 progress.state, values = training.iterate(progress.state, progress.step)
             seconds = round(time.perf_counter() - began, 4)
             after_iteration(training, progress, values, seconds, logs, bar, erased)
+            show(progress.step, values, seconds, progress.active)
             stopped = processes.any_of(stop.asked is not None)
             if stopped or _checkpoint_is_due(shared, progress):
                 _save(training, progress, manager, logs)

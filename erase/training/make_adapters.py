@@ -1,5 +1,6 @@
 """Compute the adapters of a command's runs with any method: banks, training, closed forms."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,14 @@ from erase.runtime.mesh import RUNS
 from erase.runtime.signals import Stop
 from erase.training import guard, loop
 from erase.training.memory_plan import compiling_updates
-from erase.training.prepare import PreparedRun, configs_of, plans_of, shared_settings
+from erase.training.prepare import (
+    PreparedRun,
+    configs_of,
+    plans_of,
+    sample_set,
+    shared_settings,
+)
+from erase.watch.view import View
 from flux_jax.errors import InputError, RunError
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -80,7 +88,11 @@ def check_size(configs: Mapping[str, Config], pipe: Pipeline) -> None:
 
 
 def make_adapters(
-    runs: Mapping[str, PreparedRun], pipe: Pipeline, workdir: Path, stop: Stop | None = None
+    runs: Mapping[str, PreparedRun],
+    pipe: Pipeline,
+    workdir: Path,
+    stop: Stop | None = None,
+    watched: bool = False,
 ) -> dict[str, Adapter]:
     """Compute the runs' adapters; training resumes from the latest intact checkpoint.
 
@@ -89,6 +101,7 @@ def make_adapters(
         pipe: the frozen model.
         workdir: folder of the checkpoints, with the runs' folders in it.
         stop: stop request of the system.
+        watched: whether event files are written.
 
     Returns:
         The adapters, by name; without the runs that ended with non-finite updates.
@@ -106,7 +119,9 @@ def make_adapters(
     if method.steps(shared):
         with compiling_updates(configs, pipe):
             banks = banks_of(configs, pipe, plans)
-        adapters = learn(configs, pipe, banks, workdir, plans, stop)
+        samples = [sample_set(run) for run in runs.values()]
+        view = View(pipe, samples, shared.samples.every or 0, watched)
+        adapters = learn(configs, pipe, banks, workdir, plans, stop, view)
     else:
         fresh = start(jax.random.key(shared.seed), pipe.shapes, shared).lora
         alpha = float(shared.adapter.alpha or shared.adapter.rank)
@@ -124,6 +139,7 @@ def learn(
     workdir: Path,
     plans: Mapping[str, Plan] | None = None,
     stop: Stop | None = None,
+    view: View | None = None,
 ) -> dict[str, Adapter]:
     """Train all runs at once, from fresh adapters or the latest intact checkpoint.
 
@@ -134,6 +150,7 @@ def learn(
         workdir: folder of the checkpoints, with the runs' folders in it.
         plans: plans of the banks, for messages.
         stop: stop request of the system.
+        view: what is shown while they train.
 
     Returns:
         The adapters, by name; without the runs that ended with non-finite updates.
@@ -143,6 +160,7 @@ def learn(
         RunError: all runs ended with non-finite updates, or a checkpoint could not be written.
     """
     training = loop.place_on_devices(configs, pipe, banks, plans)
+    training = dataclasses.replace(training, view=view or View())
 
     def erased(name: str, state: State) -> bool:
         return early_stop.has_erased(pipe, training.adapter(name, state), configs[name])

@@ -101,7 +101,8 @@ def opened_logs(workdir: Path, names: Sequence[str], done: int) -> Iterator[dict
             metrics, skipped = workdir / name / METRICS, workdir / name / SKIPPED
             for path in (metrics, skipped):
                 drop_lines_after(path, done)
-            file = (metrics if processes.first() else Path(os.devnull)).open("a")
+            # By lines, for readers of an unfinished run.
+            file = (metrics if processes.first() else Path(os.devnull)).open("a", buffering=1)
             logs[name] = RunLog(stack.enter_context(_closing(file)), skipped)
         yield logs
 

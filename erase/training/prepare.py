@@ -18,6 +18,7 @@ from erase.methods.configured import irrelevant_words, plan_of, with_synonyms
 from erase.runs import RunConfig
 from erase.runtime import processes
 from erase.runtime.results import RunRecord
+from erase.watch.samples import SampleSet, prompts_of
 from flux_jax.pipeline import Pipeline
 
 
@@ -128,6 +129,12 @@ def configs_of(runs: Mapping[str, PreparedRun]) -> dict[str, Config]:
 def plans_of(runs: Mapping[str, PreparedRun]) -> dict[str, Plan]:
     """Return the plans of the runs' banks, by name."""
     return {name: run.plan for name, run in runs.items()}
+
+
+def sample_set(run: PreparedRun) -> SampleSet:
+    """Return a run's sample pictures."""
+    others = [word for pool in run.irrelevant.pools for word in pool]
+    return SampleSet(run.name, run.config, prompts_of(run.config, others), run.folder)
 
 
 def shared_settings(configs: Mapping[str, Config]) -> Config:

@@ -40,6 +40,7 @@ FREE = (
     "mesh",
     "checkpoints",
     "guard",
+    "samples",
     "evaluation",
     "command",
     "synonyms_from",

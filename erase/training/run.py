@@ -34,8 +34,12 @@ from erase.training.prepare import (
     plans_of,
     prepare,
     resolve_runs,
+    sample_set,
     shared_settings,
 )
+from erase.watch import serving
+from erase.watch.samples import with_samples
+from erase.watch.serving import Listener
 from flux_jax.errors import InputError, RunError, say
 from flux_jax.lora import Adapter
 from flux_jax.pipeline import Pipeline
@@ -51,6 +55,7 @@ def run(
     overwrite: bool = False,
     replay: int | None = None,
     command: str = "",
+    watch: Listener | None = None,
 ) -> dict[str, Adapter]:
     """Prepare and train runs, write their adapters, evaluate them and write reports.
 
@@ -62,6 +67,7 @@ def run(
         overwrite: whether to replace runs in the folder.
         replay: an iteration of the folder's runs to replay and print, instead of training.
         command: the command that started the runs, for the reports.
+        watch: where to serve a page that shows the training.
 
     Returns:
         The adapters, by name; empty with `replay`.
@@ -71,8 +77,14 @@ def run(
         PreemptedError: the system requested a stop.
         RunError: a run ended with non-finite updates, or a checkpoint could not be written.
     """
-    with signals.listening() as stop, lock.locked(lock.of_runs(workdir, runs)):
-        return _run(runs, workdir, overwrite, replay, command, stop)
+    watched = watch is not None and replay is None
+    sampled = with_samples(runs, watched)
+    with (
+        signals.listening() as stop,
+        lock.locked(lock.of_runs(workdir, runs)),
+        serving.served(watch if watched else None, workdir, list(runs)),
+    ):
+        return _run(sampled, workdir, overwrite, replay, command, stop, watched)
 
 
 def _run(
@@ -82,6 +94,7 @@ def _run(
     replay_step: int | None,
     command: str,
     stop: signals.Stop,
+    watched: bool,
 ) -> dict[str, Adapter]:
     """Implement `run`. All checks are done before anything is written."""
     resolved = resolve_runs(runs)
@@ -126,7 +139,7 @@ def _run(
         replay.show(training, workdir, replay_step)
         return {}
     if adapters is None:
-        adapters = make_adapters(prepared, pipe, workdir, stop)
+        adapters = make_adapters(prepared, pipe, workdir, stop, watched)
         write_adapters(prepared, adapters, descriptions)
         # Some of the model is read only now.
         _add_inputs(descriptions, resolved, workdir, overwrite=False)
@@ -234,7 +247,7 @@ def _agree(
 
 
 def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[str]:
-    """Return the prompts of the pictures for evaluation and early stopping.
+    """Return the prompts of the pictures for evaluation, early stopping and samples.
 
     Raises:
         InputError: a setting does not fit the judge or the model.
@@ -245,7 +258,11 @@ def evaluation_prompts(runs: Mapping[str, PreparedRun], pipe: Pipeline) -> list[
             cases += evaluate.plan_evaluation(run.config, pipe)[1]
         if run.config.early_stop.every:
             cases += early_stop.plan_early_stop(run.config, pipe)[1]
-    return [case.prompt for case in cases]
+    sampled = [sample_set(run) for run in runs.values() if run.config.samples.every]
+    samples = [prompt for each in sampled for prompt in each.prompts]
+    if samples:
+        pipe.tokenize(samples)
+    return [*(case.prompt for case in cases), *samples]
 
 
 def write_descriptions(
