@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "card": "erase.cli.card",
     "play": "erase.cli.play",
     "study": "erase.cli.study",
+    "axes": "erase.cli.axes",
     "benchmark": "erase.cli.benchmark",
     "table": "erase.cli.table",
     "wordnet": "erase.cli.wordnet",
