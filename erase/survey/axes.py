@@ -47,6 +47,8 @@ AXES: Mapping[str, str] = {
     "diversity": "Diversity, % of base",
 }
 FILE = "axes.json"
+# Values of each method, titles of the axes, their limits, and the title.
+Chart = tuple[dict[str, list[float]], list[str], tuple[float, float], str]
 
 
 class Axis(TypedDict):
@@ -270,15 +272,15 @@ def measure_all(
     }
 
 
-def chart(result: AxesResult) -> Mapping[str, bytes]:
-    """Draw the radar chart of a result; see `erase.survey.chart.radar`."""
+def chart_of(result: AxesResult) -> Chart:
+    """Return what the radar chart of a result shows, in percent."""
     values = {
         method: [100 * axes[axis]["value"] for axis in AXES]
         for method, axes in result["methods"].items()
     }
     top = max(100.0, *(value for each in values.values() for value in each))
     title = f"“{result['concept']}” erased: measured by programs, not by people"
-    return radar(values, [*AXES.values()], (0, top), title)
+    return values, [*AXES.values()], (0, top), title
 
 
 def write_axes(
@@ -299,7 +301,7 @@ def write_axes(
     pictures = {method: read_pictures(folder) for method, folder in folders.items()}
     result = measure_all(pictures, concept, base, judge)
     write(out / FILE, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    for kind, content in chart(result).items():
+    for kind, content in radar(*chart_of(result)).items():
         write(out / f"radar.{kind}", content)
     show(result)
     return result
@@ -313,11 +315,11 @@ def show(result: AxesResult) -> None:
     )
     table = tables.Table("method", *AXES.values(), title=title)
     for method, axes in result["methods"].items():
-        table.add_row(method, *(cell(axes[axis]) for axis in AXES))
+        table.add_row(method, *(axis_cell(axes[axis]) for axis in AXES))
     tables.show(table)
 
 
-def cell(axis: Axis) -> str:
+def axis_cell(axis: Axis) -> str:
     """Format a value with its interval, in percent without the sign."""
     text = number(axis["value"])
     if axis["low"] is None or axis["high"] is None:

@@ -38,6 +38,23 @@ def radar(
     Returns:
         The chart as "svg" and "png".
     """
+    figure = radar_figure(values, axes, limits, title)
+    files = {}
+    with mpl.rc_context(STYLE):
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=metadata, dpi=160)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+def radar_figure(
+    values: Mapping[str, Sequence[float]],
+    axes: Sequence[str],
+    limits: tuple[float, float],
+    title: str,
+) -> Figure:
+    """Draw the chart as a figure; see `radar`."""
     angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
     closed = [*angles, angles[0]]
     with mpl.rc_context(STYLE):
@@ -60,9 +77,4 @@ def radar(
             plot.fill(closed, line, color=colour, alpha=0.06)
         plot.set_title(plain_text.label(title), pad=18)
         plot.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False)
-        files = {}
-        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata=metadata, dpi=160)
-            files[kind] = buffer.getvalue()
-    return files
+    return figure
