@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "attack": "erase.cli.attack",
     "calibrate": "erase.cli.calibrate",
     "compose": "erase.cli.compose",
+    "figure": "erase.cli.figure",
     "compare": "erase.cli.compare",
     "report": "erase.cli.report",
     "card": "erase.cli.card",
