@@ -249,7 +249,7 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["relatd"], "figure = 'relatd' is unknown; did you mean related or unrelated?"),
+        (["relate"], "figure = 'relate' is unknown; did you mean related or unrelated?"),
         (["19"], "figure = '19' is unknown"),
         (["methods"], "adapter is missing"),
         (["methods", "--count", "3"], "count is for the figure 'unrelated', not 'methods'"),
