@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import tiny
 
 from erase.cli.flags import folders
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge import Judge, Kind
 from erase.model.draw import png
-from erase.survey.axes import labels_in, write_axes
+from erase.survey.axes import all_things, labels_in, write_axes
 from flux_jax.errors import InputError
 
 THINGS = ("cat", "dog", "ice", "ice cream")
@@ -119,6 +121,18 @@ def test_a_longer_name_hides_those_within_it():
     ]
     assert labels_in("ice beside an ice cream", THINGS) == ["ice cream", "ice"]
     assert labels_in("a catalogue", THINGS) == []
+
+
+@pytest.mark.slow
+def test_one_pass_of_the_network_finds_what_a_pass_for_each_thing_does(tmp_path: Path):
+    judge = NetworkJudge.load(tiny.judge(tmp_path))
+    pictures = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
+    things, prompts = judge.labels("entity"), [""] * len(pictures)
+    found = all_things(judge, pictures, things, prompts)
+    assert found.shape == (40, len(things))
+    assert 0 < found.mean() < 1
+    backwards = all_things(judge, pictures, things[::-1], prompts)
+    np.testing.assert_array_equal(found, backwards[:, ::-1])
 
 
 def refused(methods: dict[str, Path], out: Path, concept: str = "cat", base: str = "base") -> str:

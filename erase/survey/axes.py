@@ -31,6 +31,7 @@ from typing_extensions import TypedDict
 from convert import tables
 from erase.config.fields import shown
 from erase.data.words.spelling import mentions
+from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.judge import Judge
 from erase.evaluation.percent import number
 from erase.evaluation.statistics import wilson_interval
@@ -182,6 +183,20 @@ def spread(features: Float[np.ndarray, "B F"], prompts: Sequence[str]) -> float:
     return float(np.mean(means))
 
 
+def all_things(
+    judge: Judge,
+    pictures: UInt8[np.ndarray, "B h w 3"],
+    things: Sequence[str],
+    prompts: Sequence[str],
+) -> Bool[np.ndarray, "B L"]:
+    """Return whether each picture shows each thing."""
+    if isinstance(judge, NetworkJudge) and [*things] == [*judge.labels("entity")]:
+        # One pass answers for all; a sigmoid above one half is a logit above 0.
+        return np.asarray(judge(pictures).entities) > 0
+    columns = [judge.finds(pictures, [thing] * len(pictures), prompts) for thing in things]
+    return np.stack(columns, axis=1)
+
+
 def measure(
     what: Plan, pictures: UInt8[np.ndarray, "B h w 3"], judge: Judge
 ) -> tuple[dict[str, Axis], float]:
@@ -204,10 +219,10 @@ def measure(
     hits = dict(zip(asked, found(*zip(*asked, strict=True)), strict=True))
     same = {*judge.labels(judge.kind(what.concept))}
     kept = [hit for (_, label), hit in hits.items() if label in same]
-    shows = {thing: found(other, [thing] * len(other)) for thing in what.things}
+    shows = all_things(judge, pictures[other], what.things, [what.prompts[i] for i in other])
     clean = []
-    for place, i in enumerate(other):
-        seen = {thing for thing, each in shows.items() if each[place]}
+    for i, row in zip(other, shows, strict=True):
+        seen = {thing for thing, hit in zip(what.things, row, strict=True) if hit}
         clean.append(bool(seen) and seen <= {*what.named[i]})
     named = [i for i in other if what.named[i]]
     axes = {
