@@ -17,6 +17,7 @@ from benchmarks.results import page as results
 from benchmarks.results.page import draw, read_numbers
 from erase.evaluation.statistics import CELLS, cells_of, pooled, wilson_interval
 from erase.evaluation.summary import summarise
+from erase.survey.axes import AXES
 from flux_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,16 @@ def compared(title: str, found: int) -> dict:
         "seconds": 2.34,
         "memory": 7_600_000,
     }
+
+
+AXIS = {"value": 0.5, "low": 0.25, "high": 0.75, "of": 10}
+AXES_RESULT = {
+    "concept": "car",
+    "methods": {
+        name: {**dict.fromkeys(AXES, AXIS), "diversity": {**AXIS, "value": wide, "low": None}}
+        for name, wide in (("base", 1.0), ("MACE", 1.125))
+    },
+}
 
 
 @pytest.fixture
@@ -121,6 +132,7 @@ def folder(tmp_path: Path) -> Path:
             "stops": [0, 10],
             "methods": {"a": {"title": "A", "steps": {"0": rows, "10": rows[:1]}}},
         },
+        "axes": AXES_RESULT,
         "swapped": {"relations": {"above": {"nothing": both}}},
     }
     for name, value in numbers.items():
@@ -327,6 +339,20 @@ def test_labels_are_of_names_in_the_numbers():
         assert labels.label(name) == label
     assert len(set(labels.LABELS.values())) == len(labels.LABELS)
     assert labels.label("rank 4") == "rank 4"
+
+
+def test_axes_are_a_table_and_a_chart_that_reaches_the_largest_value(folder: Path):
+    lines = page(folder, '{{ measured_axes("axes") }}')
+    assert lines[0].startswith("| method | Erasing, % | Preservation, % | Clean pictures, % |")
+    shares = " | ".join(["50.0 [25.0, 75.0]"] * 4)
+    assert lines[2:] == [f"| base | {shares} | 100.0 |", f"| MACE | {shares} | 112.5 |"]
+    (plot,) = figures.axes(read_numbers(folder, "axes")).axes
+    assert plot.get_ylim() == (0, 112.5)
+    assert [list(line.get_ydata()) for line in plot.lines] == [
+        [50, 50, 50, 50, 100, 50],
+        [50, 50, 50, 50, 112.5, 50],
+    ]
+    assert "not by people" in plot.get_title()
 
 
 def test_missing_numbers_are_named(folder: Path):

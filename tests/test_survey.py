@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.cli.study import folders
+from erase.cli.flags import folders
 from erase.model.draw import png
 from erase.survey import analysis, result
 from erase.survey.answers import COLUMNS, MOST_BYTES, Rating, join, read_key

@@ -17,10 +17,12 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from benchmarks.table2 import prompts, run, shape
-from benchmarks.table2.prompts import CAPTION_FILE, CONCEPT_FILE, KINDS
+from benchmarks.table2.prompts import CAPTION_FILE, CONCEPT_FILE, KINDS, STUDY_FILE
 from erase.benchmark.prompt_sets import read_prompt_set
 from erase.benchmark.registry import open_distance
 from erase.benchmark.results import read_result
+from erase.benchmark.run import folder_name
+from erase.cli import axes as axes_command
 from erase.cli import benchmark as benchmark_command
 from erase.data.words.spelling import mentions
 from erase.evaluation.judge import Judge
@@ -55,10 +57,21 @@ def test_the_files_are_what_the_generator_writes_and_are_read_without_a_note():
         seeds = [each.seed for each in found.prompts]
         assert len(set(seeds)) == len(seeds)
         assert len({each.case for each in found.prompts}) == len(seeds)
-    concept, captions = (read_prompt_set(path).prompts for path in prompts.files())
-    assert (len(concept), len(captions)) == (600, 1000)
+    concept, captions, studied = (read_prompt_set(path).prompts for path in prompts.files())
+    assert (len(concept), len(captions), len(studied)) == (600, 1000, 240)
     assert {(each.guidance, each.height, each.width) for each in concept} == {(3.5, 64, 64)}
-    assert not {each.seed for each in concept} & {each.seed for each in captions}
+    every = [each.seed for each in (*concept, *captions, *studied)]
+    assert len({*every}) == len(every)
+
+
+def test_a_third_of_the_studys_prompts_names_the_concept_and_each_has_four_seeds():
+    studied = [each.text for each in read_prompt_set(STUDY_FILE).prompts]
+    for count in (run.SHORT.studied, run.FULL.studied):
+        assert count % prompts.STUDY_SEEDS == 0
+        first = studied[:count]
+        assert sum(bool(mentions(text, "car")) for text in first) == count // 3
+        assert not any(words_in(text) & {*WORDS[1:]} for text in first)
+        assert {first.count(text) % prompts.STUDY_SEEDS for text in first} == {0}
 
 
 def test_every_prompt_of_the_concept_names_it_and_no_caption_does():
@@ -112,6 +125,21 @@ def test_commands_have_known_flags_and_a_row_for_each_method(tmp_path: Path):
         # A Fréchet distance needs more pictures than the judge has features.
         widths = json.loads(Path(run.JUDGE, "config.json").read_text())["widths"]
         assert size.captions > widths[-1]
+
+
+def test_the_axes_are_of_the_pictures_that_the_benchmark_draws(tmp_path: Path):
+    flags = run.measuring(tmp_path)
+    methods = [flag.partition("=")[2] for flag in flags if flag.startswith("--pictures=")]
+    assert [each.partition("=")[0] for each in methods] == [
+        *("base", *(row.title for row in shape.ROWS.values()))
+    ]
+    for name, each in zip(shape.ROWS, methods[1:], strict=True):
+        folder = Path(each.partition("=")[2])
+        assert folder.parent.name == folder_name(str(tmp_path / name))
+        assert folder.parent.parent == tmp_path / "study"
+    source = inspect.getsource(axes_command.define_flags)
+    for flag in {flag.partition("=")[0] for flag in flags if flag.startswith("--")}:
+        assert f'"{flag[2:]}"' in source
 
 
 def test_a_command_that_fails_is_named_with_its_log(tmp_path: Path):

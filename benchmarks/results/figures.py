@@ -13,6 +13,8 @@ from erase.evaluation.statistics import cells_of
 from erase.report.plain_text import label as plain
 from erase.report.tables import by_rank, cell_side
 from erase.runtime.results import Cell, Comparison, Share, Summary
+from erase.survey.axes import AxesResult, chart_of
+from erase.survey.chart import radar_figure
 
 COLOURS = {"entity": "#0f766e", "style": "#b45309", "relation": "#6d28d9"}
 LINES: dict[Cell, str] = {"Acc_e": "-", "Acc_g": ":", "Acc_ir": "--"}
@@ -80,6 +82,11 @@ def methods(result: Comparison) -> Figure:
 def _area(share: float) -> float:
     """The area of a marker in square points; that of 0 is still visible."""
     return 15 + 600 * share
+
+
+def axes(result: AxesResult) -> Figure:
+    """The user study's radar chart, with values that a judge measured."""
+    return radar_figure(*chart_of(result))
 
 
 def curve(study: StudyResult, along: str) -> Figure:

@@ -38,6 +38,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "methods": methods,
     "full_size": tables.full_size,
     "relearning": tables.relearning,
+    "measured_axes": tables.axes,
 }
 FIGURES: Mapping[str, Callable[..., Figure]] = {
     "curve": figures.curve,
@@ -45,6 +46,7 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
     "bars": figures.attack_bars,
     "composed": figures.composed,
     "compared": figures.methods,
+    "radar": figures.axes,
 }
 
 

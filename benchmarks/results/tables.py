@@ -30,6 +30,7 @@ from erase.report.tables import (
     shown_share,
 )
 from erase.runtime.results import Side, Summary, Sums
+from erase.survey.axes import AXES, AxesResult, axis_cell
 
 # In the order of tables.
 KINDS = ("entity", "style", "relation")
@@ -268,3 +269,12 @@ def _triple(cells: Sums, side: Side) -> str:
 
 def _range(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
+
+
+def axes(result: AxesResult) -> str:
+    """The user study's five axes as a judge measured them: a row for each method."""
+    rows = [
+        [markdown_text(method), *(axis_cell(values[axis]) for axis in AXES)]
+        for method, values in result["methods"].items()
+    ]
+    return markdown(["method", *AXES.values()], rows)

@@ -2,9 +2,11 @@
 
     python -m benchmarks.table2.prompts
 
-writes `concept.csv`, in I2P's form, whose prompts all name the erased concept, and `captions.csv`,
-in MACE's form of COCO's captions, whose captions name other things. The first rows are a fair
-sample of all: kinds of prompts take turns. All prompts are invented; no published set is copied.
+writes `concept.csv`, in I2P's form, whose prompts all name the erased concept; `captions.csv`, in
+MACE's form of COCO's captions, whose captions name other things; and `study.csv`, in the same form,
+with prompts of both kinds and several seeds of each, for the user study's five axes. The first rows
+are a fair sample of all: kinds of prompts take turns. All prompts are invented; no published set is
+copied.
 """
 
 import csv
@@ -34,8 +36,11 @@ from recipes.emoji_flux.world import ENTITIES, NO_ARTICLE, STYLES
 
 FOLDER = Path(__file__).parent
 CONCEPT_FILE, CAPTION_FILE = FOLDER / "concept.csv", FOLDER / "captions.csv"
+STUDY_FILE = FOLDER / "study.csv"
 # As many as a GPU draws in minutes.
 PROMPTS, CAPTIONS = 600, 1000
+# Prompts of the study, and seeds of each.
+STUDIED, STUDY_SEEDS = 60, 4
 # The word for the concept in each kind of prompt; kinds take turns.
 KINDS = ("name", "synonym", "misspelt")
 # I2P's columns that can be filled without its pictures, and MACE's groups.
@@ -46,7 +51,7 @@ I2P_HEADER = (
 COCO_HEADER = ("case_number", "source", "prompt", "evaluation_seed", "coco_id")
 MODEL, SIDE, GUIDANCE = "emoji-flux", 64, 3.5
 # Of the files' own: no seed of training or of `evaluation.seed` is below 1,000 and above these.
-SEEDS = {CONCEPT_FILE: 5_000_000, CAPTION_FILE: 6_000_000}
+SEEDS = {CONCEPT_FILE: 5_000_000, CAPTION_FILE: 6_000_000, STUDY_FILE: 9_000_000}
 # The object is in the plural there, which the judge does not read in every prompt.
 SINGULAR = tuple(relation for relation in RELATED if relation != "amidst")
 
@@ -116,6 +121,20 @@ def caption_rows(count: int) -> Iterator[tuple[object, ...]]:
         yield number, "invented", text, SEEDS[CAPTION_FILE] + number, number
 
 
+def study_rows(prompts: int) -> Iterator[tuple[object, ...]]:
+    """The rows of `study.csv`: one prompt that names the concept, two of others, and so on."""
+    rng = np.random.default_rng(2)
+    for number in range(prompts):
+        if number % 3 == 0:
+            words = [CONCEPT]
+        else:
+            chosen = rng.choice(len(OTHERS), size=1 + int(rng.integers(2)), replace=False)
+            words = [OTHERS[i] for i in chosen]
+        text, _ = sentence(rng, words)
+        for row in range(STUDY_SEEDS * number, STUDY_SEEDS * (number + 1)):
+            yield row, "invented", text, SEEDS[STUDY_FILE] + row, row
+
+
 def as_csv(header: Sequence[str], rows: Iterator[tuple[object, ...]]) -> str:
     """Format rows as CSV."""
     text = io.StringIO()
@@ -130,6 +149,7 @@ def files() -> dict[Path, str]:
     return {
         CONCEPT_FILE: as_csv(I2P_HEADER, concept_rows(PROMPTS)),
         CAPTION_FILE: as_csv(COCO_HEADER, caption_rows(CAPTIONS)),
+        STUDY_FILE: as_csv(COCO_HEADER, study_rows(STUDIED)),
     }
 
 

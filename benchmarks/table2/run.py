@@ -1,10 +1,11 @@
-"""The paper's Table 2 on the small model: erase "car" by every method, draw, judge, and join.
+"""The paper's Table 2 and Figure 5 on the small model: erase "car" by every method, draw, judge.
 
     python -m benchmarks.table2.run
 
 Every method trains with configs/emoji_table2.py. `erase-anything benchmark` draws and judges the
 prompts that name the concept (concept.csv) and captions of other things (captions.csv), and
-`erase-anything table` prints one table, in runs/table2/table.md. Without `--full` it is a short
+`erase-anything table` prints one table, in runs/table2/table.md. For the five axes of the user
+study it also draws study.csv, and writes axes.json and radar.png. Without `--full` it is a short
 version for 2 CPU cores, two commands at a time; with it, all prompts and iterations, one command at
 a time, for a GPU. Interrupted, it continues: the commands repeat nothing that they have finished.
 """
@@ -22,11 +23,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from benchmarks.table2 import prompts, shape
 from convert.arguments import Parser
+from erase.benchmark.results import PICTURES
+from erase.benchmark.run import folder_name
 from erase.runtime.files import write
 from flux_jax.errors import RunError, exits_cleanly
 
 CONFIG, JUDGE = "configs/emoji_table2.py", "models/emoji-flux/judge"
-TRAIN, BENCHMARK = ("-m", "erase.train"), ("-m", "erase", "benchmark")
+TRAIN, BENCHMARK, AXES = (
+    ("-m", "erase.train"),
+    ("-m", "erase", "benchmark"),
+    ("-m", "erase", "axes"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Size:
             row; a method with a high learning rate has erased the concept long before.
         prompts: of concept.csv, from the first on.
         captions: of captions.csv, from the first on.
+        studied: pictures of study.csv, from the first on.
         steps: Euler steps of the pictures.
         batch: pictures drawn at once.
         lanes: commands at a time.
@@ -48,14 +56,16 @@ class Size:
     fewer: Mapping[str, int]
     prompts: int
     captions: int
+    studied: int
     steps: int
     batch: int
     lanes: int
 
 
 # One sample is the model's default for an entity; the methods were tuned on all kinds with four.
-SHORT = Size(1, {"erase_anything": 100, "eap": 150}, 48, 150, steps=14, batch=25, lanes=2)
-FULL = Size(4, {}, prompts.PROMPTS, prompts.CAPTIONS, steps=28, batch=100, lanes=1)
+SHORT = Size(1, {"erase_anything": 100, "eap": 150}, 48, 150, 72, steps=14, batch=25, lanes=2)
+STUDIED = prompts.STUDIED * prompts.STUDY_SEEDS
+FULL = Size(4, {}, prompts.PROMPTS, prompts.CAPTIONS, STUDIED, steps=28, batch=100, lanes=1)
 # Of the reference pictures: the captions' own seeds and this.
 OTHER_SEEDS = 1_000_000
 
@@ -86,11 +96,25 @@ def commands(out: Path, size: Size) -> tuple[dict[str, list[str]], dict[str, lis
     against = ["--reference", str(out / "reference/base/pictures"), "--reference_judge", JUDGE]
     captions = drawing("captions", prompts.CAPTION_FILE, size.captions, out, size)
     concept = drawing("concept", prompts.CONCEPT_FILE, size.prompts, out, size)
+    study = drawing("study", prompts.STUDY_FILE, size.studied, out, size)
     find = ["--find", prompts.CONCEPT]
     return first, {
         "captions": [*captions, *rows, *judge, *against],
         "concept": [*concept, *rows, *judge, *find],
+        "study": [*study, *rows],
     }
+
+
+def measuring(out: Path) -> list[str]:
+    """The arguments of `erase-anything axes` on the pictures of study.csv."""
+    folders = {"base": "base"} | {
+        row.title: folder_name(str(out / name)) for name, row in shape.ROWS.items()
+    }
+    pictures = [
+        f"--pictures={title}={out / 'study' / folder / PICTURES}"
+        for title, folder in folders.items()
+    ]
+    return [*AXES, *pictures, "--concept", prompts.CONCEPT, "--judge", JUDGE, "--out", str(out)]
 
 
 def run(name: str, command: Sequence[str], out: Path) -> float:
@@ -144,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(out / "reference.csv", prompts.other_seeds(OTHER_SEEDS))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
-        for named in commands(out, size):
+        for named in (*commands(out, size), {"axes": measuring(out)}):
             run_all(named, out, size.lanes, progress)
     from erase.cli import table
 

@@ -346,3 +346,20 @@ def quiet() -> None:
     """Silence libraries below warnings."""
     # JAX logs missing backends, Orbax every step of a checkpoint.
     logging.set_verbosity(logging.WARNING)
+
+
+def folders(texts: Sequence[str]) -> dict[str, Path]:
+    """Read METHOD=FOLDER of each method.
+
+    Raises:
+        InputError: one has another form, or a method is there twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        method, equals, folder = text.partition("=")
+        if not (method and equals and Path(folder).is_dir()):
+            raise InputError(f"pictures = {text!r:.100}: write METHOD=FOLDER, with a folder's path")
+        if method in found:
+            raise InputError(f"pictures: the method {method!r:.60} is there twice")
+        found[method] = Path(folder)
+    return found

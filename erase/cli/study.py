@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from erase.cli.flags import begin, parse_flags
+from erase.cli.flags import begin, folders, parse_flags
 from flux_jax.errors import InputError, exits_cleanly, say
 
 
@@ -30,23 +30,6 @@ def define_flags() -> None:
     flags.DEFINE_string("answers", None, "Folder with the raters' files, JSON or CSV.")
     flags.DEFINE_string("key", None, "The questionnaire's key.json.")
     flags.DEFINE_string("out", "study", "Folder for what is written.")
-
-
-def folders(texts: Sequence[str]) -> dict[str, Path]:
-    """Read METHOD=FOLDER of each method.
-
-    Raises:
-        InputError: one has another form, or a method is there twice.
-    """
-    found: dict[str, Path] = {}
-    for text in texts:
-        method, equals, folder = text.partition("=")
-        if not (method and equals and Path(folder).is_dir()):
-            raise InputError(f"pictures = {text!r:.100}: write METHOD=FOLDER, with a folder's path")
-        if method in found:
-            raise InputError(f"pictures: the method {method!r:.60} is there twice")
-        found[method] = Path(folder)
-    return found
 
 
 @exits_cleanly

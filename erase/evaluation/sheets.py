@@ -55,7 +55,7 @@ def captioned(groups: Sequence[Group]) -> UInt8[np.ndarray, "H W 3"]:
     times = math.ceil(SMALLEST / min(height, width))
     height, width = times * height, times * width
     size = max(LETTERS, round(LETTER * width))
-    font = _font(size)
+    font = font_of(size)
     gap, line = max(2, size // 3), round(1.25 * size)
     left = 8 * size
     columns = max(len(group.prompts) for group in groups)
@@ -114,7 +114,7 @@ def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
     return lines
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     """Load the font of matplotlib, which covers more scripts than Pillow's default font."""
     path = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -38,16 +38,36 @@ def radar(
     Returns:
         The chart as "svg" and "png".
     """
+    figure = radar_figure(values, axes, limits, title)
+    files = {}
+    with mpl.rc_context(STYLE):
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=metadata, dpi=160)
+            files[kind] = buffer.getvalue()
+    return files
+
+
+def radar_figure(
+    values: Mapping[str, Sequence[float]],
+    axes: Sequence[str],
+    limits: tuple[float, float],
+    title: str,
+) -> Figure:
+    """Draw the chart as a figure; see `radar`."""
     angles = np.linspace(0, 2 * np.pi, len(axes), endpoint=False)
     closed = [*angles, angles[0]]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7, 6), layout="constrained")
+        figure = Figure(figsize=(8, 6), layout="constrained")
+        # The layout counts no titles at the left of a polar plot.
+        cast(Any, figure.get_layout_engine()).set(rect=(0.06, 0, 0.94, 1))
         plot: Any = figure.add_subplot(projection="polar")
         plot.set_theta_offset(np.pi / 2)
         plot.set_theta_direction(-1)
         plot.set_ylim(*limits)
-        # A word a line, outside the circle.
-        titles = [plain_text.label(axis).replace(" ", "\n") for axis in axes]
+        # A word a line, outside the circle; a unit stays with its word.
+        units = [plain_text.label(axis).replace(" %", "\u00a0%") for axis in axes]
+        titles = [axis.replace(" ", "\n") for axis in units]
         plot.set_xticks(angles, titles)
         plot.tick_params(axis="x", pad=20)
         for index, (method, points) in enumerate(values.items()):
@@ -59,10 +79,5 @@ def radar(
             )
             plot.fill(closed, line, color=colour, alpha=0.06)
         plot.set_title(plain_text.label(title), pad=18)
-        plot.legend(loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False)
-        files = {}
-        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata=metadata, dpi=160)
-            files[kind] = buffer.getvalue()
-    return files
+        figure.legend(loc="outside right upper", frameon=False)
+    return figure

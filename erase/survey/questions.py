@@ -152,7 +152,7 @@ def questionnaire(
     salt = secrets.token_hex(16) if salt is None else salt
     first = next(iter(methods.values()))
     by_prompt: dict[str, list[str]] = {}
-    for name in _common(methods):
+    for name in common(methods):
         by_prompt.setdefault(first[name].prompt, []).append(name)
     making = _Making(concept, salt, [*methods])
     for number, (prompt, files) in enumerate(by_prompt.items()):
@@ -206,8 +206,12 @@ class _Making:
         self.trials.append({"id": name, "prompt": prompt, "questions": questions, "items": items})
 
 
-def _common(methods: Mapping[str, Mapping[str, Picture]]) -> list[str]:
-    """Names of files that all methods have, for the same prompts and seeds."""
+def common(methods: Mapping[str, Mapping[str, Picture]]) -> list[str]:
+    """Return the names of files that all methods have, for the same prompts and seeds.
+
+    Raises:
+        InputError: a method lacks a file, or drew it for another prompt or seed.
+    """
     (title, first), *others = methods.items()
     for other, pictures in others:
         if pictures.keys() != first.keys():
