@@ -87,7 +87,7 @@ def test_other_processes_get_a_method_s_own_settings(
         pass
 
     def planned(config: Any, *_: Any) -> None:
-        assert config == replace(given, synonyms=config.synonyms)
+        assert config == replace(given, synonyms=config.synonyms, samples=config.samples)
         raise ReachedError
 
     (given,) = runs_of(

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from erase.evaluation import sheets
 from erase.evaluation.sheets import LINES, Group, captioned, wrapped
 
-FONT = sheets._font(13)
+FONT = sheets.font_of(13)
 
 
 def drawn(seed: int, count: int, height: int, width: int) -> np.ndarray:

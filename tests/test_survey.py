@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,9 @@ def test_pictures_must_pair(tmp_path: Path):
         questionnaire({"base": pictures["base"], "ours": dict(list(other.items())[1:])}, "cat")
     other[name] = other["001-seed2.png"]
     with pytest.raises(InputError, match="another prompt or seed in ours than in base"):
+        questionnaire({"base": pictures["base"], "ours": other}, "cat")
+    other[name] = replace(pictures["ours"][name], size=(8, 16))
+    with pytest.raises(InputError, match=f"{name}.* has 8 x 16 pixels in ours and another size"):
         questionnaire({"base": pictures["base"], "ours": other}, "cat")
     with pytest.raises(InputError, match="1 methods: give 2"):
         questionnaire({"base": pictures["base"]}, "cat")

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +31,7 @@ from erase.training.loop import Training
 from erase.watch import serving
 from erase.watch.events import EventLog
 from erase.watch.samples import SampleSet
-from flux_jax.errors import say
+from flux_jax.errors import exits_cleanly, say
 
 # Seconds between two questions of the page.
 EVERY = 3.0
@@ -103,7 +103,8 @@ def measure(iterations: int) -> dict[str, float]:
     }
 
 
-def main(argv: list[str]) -> None:
+@exits_cleanly
+def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     begin(argv)
     result = measure(flags.FLAGS.iterations)

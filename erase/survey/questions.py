@@ -101,11 +101,12 @@ class Key(TypedDict):
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with what it was drawn for."""
+    """A picture with what it was drawn for, and its width and height in pixels."""
 
     prompt: str
     seed: str
     address: str
+    size: tuple[int, int]
 
 
 def read_pictures(folder: Path) -> dict[str, Picture]:
@@ -127,7 +128,7 @@ def read_pictures(folder: Path) -> dict[str, Picture]:
             # Written anew: entries would give the method away.
             picture.convert("RGB").save(buffer, "PNG", optimize=True)
         address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-        pictures[file.name] = Picture(texts["prompt"], texts["seed"], address)
+        pictures[file.name] = Picture(texts["prompt"], texts["seed"], address, picture.size)
     if not pictures:
         raise InputError(f"pictures = {shown(str(folder))} has no PNG files")
     return pictures
@@ -224,6 +225,12 @@ def common(methods: Mapping[str, Mapping[str, Picture]]) -> list[str]:
             ):
                 raise InputError(
                     f"pictures: {shown(name)} has another prompt or seed in {other} than in {title}"
+                )
+            if first[name].size != pictures[name].size:
+                wide, high = pictures[name].size
+                raise InputError(
+                    f"pictures: {shown(name)} has {wide} x {high} pixels in {other} and another "
+                    f"size in {title}, which tells them apart; draw all in one size"
                 )
     return [*first]
 

@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing: the terminal is the training's."""
 
 
-def main() -> None:
+def serve() -> None:
     """Serve until the input ends."""
     listening = socket.socket(fileno=int(sys.argv[1]))
     job = json.loads(sys.stdin.buffer.readline() or "null")

@@ -18,7 +18,7 @@ from flux_jax.errors import InputError, say
 # Other computers cannot reach it.
 HOST = "127.0.0.1"
 # Of the server's process; its argument is the socket.
-PROGRAM = "from erase.watch.server import main; main()"
+PROGRAM = "from erase.watch.server import serve; serve()"
 # Seconds for the server to end, after which it is killed.
 ENDING = 5.0
 
