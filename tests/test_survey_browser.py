@@ -106,6 +106,19 @@ def test_answers_survive_a_reload(browser: Any, study: Path):
     assert "0 answered" in page.locator("#count").inner_text()
 
 
+def test_damaged_answers_in_the_browser_begin_anew(browser: Any, study: Path):
+    page = opened(browser, study, 5)
+    answer(page)
+    page.evaluate("for (const key of Object.keys(localStorage)) localStorage[key] = '5'")
+    page.reload()
+    begin(page, 5)
+    assert "0 answered" in page.locator("#count").inner_text()
+    answer(page)
+    page.reload()
+    begin(page, 5)
+    assert "Screen 2 of" in page.locator("#count").inner_text()
+
+
 def test_raters_see_their_own_orders(browser: Any, study: Path):
     def order(rater: int) -> list[str]:
         page = opened(browser, study, rater)
