@@ -304,6 +304,9 @@ def test_who_goes_on_elsewhere_is_told():
     assert told is not None
     assert "on 1 x cpu (2 cores) so far, now on 1 x cpu (1 core): " in told
     assert "up to rounding" in told
+    told = checkpoints.moved({"place": {"devices": 1}}, here)
+    assert told is not None
+    assert "on 1 x unknown devices so far, now on 1 x cpu (2 cores): " in told
     told = checkpoints.moved({"place": here}, {"kind": "H100", "devices": 8, "cores": None})
     assert told is not None
     assert "now on 8 x H100: " in told

@@ -1,6 +1,7 @@
 """Effects of signals: during a computation, outside of one, and a second time."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -58,6 +59,52 @@ def test_an_error_that_a_library_swallowed_is_raised_before_work_begins():
         time.sleep(0.1)
     with pytest.raises(PreemptedError, match="SIGTERM: stopped"), stop.deferred():
         pytest.fail("work has begun")
+
+
+def test_a_signal_where_python_ignores_errors_comes_again(recwarn: pytest.WarningsRecorder):
+    """JAX collects garbage in a callback, where Python prints errors and goes on."""
+    went_on = []
+
+    def collects(phase: str, info: dict[str, int]) -> None:
+        del info
+        if phase == "start" and not went_on:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            went_on.append(True)
+
+    @listening()
+    def work() -> None:
+        gc.collect()
+        assert went_on
+        time.sleep(5)
+
+    gc.callbacks.append(collects)
+    try:
+        with pytest.raises(PreemptedError, match="SIGTERM: stopped"):
+            work()
+    finally:
+        gc.callbacks.remove(collects)
+    assert not [warning for warning in recwarn if "PreemptedError" in str(warning.message)]
+
+
+def test_what_a_library_makes_of_a_signal_is_a_stop():
+    """An import that a signal interrupts, say, ends in an error of its own."""
+
+    @listening()
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except PreemptedError as error:
+            raise ImportError("cannot import name") from error
+
+    with pytest.raises(PreemptedError, match=r"SIGTERM: stopped; .*or starts anew"):
+        work()
+
+
+def test_errors_without_a_signal_are_themselves():
+    with pytest.raises(ImportError, match=r"^cannot"), listening():
+        raise ImportError("cannot import name")
 
 
 def test_other_threads_listen_to_nothing():

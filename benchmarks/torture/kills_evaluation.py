@@ -26,6 +26,8 @@ TRIES = 20
 CASES = ("evaluation", "attack", "compare")
 # Longest time of a command, in seconds.
 LONGEST = 300
+# The file of long messages, which the message on stderr names.
+MESSAGES = "erase-anything-*.log"
 
 
 def rows(scale: float, folder: Path) -> Iterator[Row]:
@@ -163,9 +165,10 @@ def adapter(pipe: Any) -> Any:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Content of all files by name, without times."""
+    """Content of all files by name, without times and without what libraries said of the stop."""
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = {path for path in folder.rglob("*") if path.is_file()} - {*folder.glob(MESSAGES)}
+    for path in sorted(files):
         content = path.read_bytes()
         if path.name == "comparison.json":
             result = json.loads(content)

@@ -7,6 +7,7 @@ and to its process group.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from flux_jax.errors import PreemptedError
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds within which signals count as one.
 TOGETHER = 1.0
+# Seconds after which a signal is sent again that came where Python ignores errors.
+AGAIN = 0.02
 # A run cannot resume before its first checkpoint.
 GOES_ON = "the same command resumes from what was saved, or starts anew if nothing was"
 # Of commands that save nothing.
@@ -69,6 +72,9 @@ class Stop:
         """
         if self.asked:
             return
+        if not self.deferring and _ignores_errors(frame):
+            threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
+            return
         self.asked = signal.Signals(number).name
         if self.deferring:
             _say(
@@ -76,6 +82,16 @@ class Stop:
             )
         else:
             raise PreemptedError(f"{self.asked}: stopped; {self.goes_on}")
+
+
+def _ignores_errors(frame: FrameType | None) -> bool:
+    """Whether Python prints errors of this frame and goes on: callbacks of gc, and `__del__`."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in callbacks or frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 # The state of the context that handles signals, or None.
@@ -123,6 +139,10 @@ def listening() -> Iterator[Stop]:
 
     Yields:
         State of a requested stop.
+
+    Raises:
+        PreemptedError: also in place of other errors that come after a signal: they may be what a
+            library made of the stop.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Stop()
@@ -141,6 +161,12 @@ def listening() -> Iterator[Stop]:
     _listening.append(stop)
     try:
         yield stop
+    except PreemptedError:
+        raise
+    except Exception as error:
+        if not stop.asked:
+            raise
+        raise PreemptedError(f"{stop.asked}: stopped; {stop.goes_on}") from error
     finally:
         _listening.remove(stop)
         signal.set_wakeup_fd(waker)

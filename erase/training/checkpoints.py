@@ -270,14 +270,18 @@ def moved(record: Mapping[str, Any], now: dict[str, Any]) -> str | None:
     before = record.get("place")
     if not before or before == now:
         return None
-    there, here = (
-        f"{each['devices']} x {each['kind']}"
-        + (f" ({each['cores']} core{'s' * (each['cores'] > 1)})" if each["cores"] else "")
-        for each in (before, now)
-    )
+    there, here = (_described(each) for each in (before, now))
     return (
         f"computed on {there} so far, now on {here}: the result will be the same up to rounding, "
         "not bit for bit"
+    )
+
+
+def _described(place: Mapping[str, Any]) -> str:
+    # Other versions may know less of the hardware.
+    cores = place.get("cores")
+    return f"{place.get('devices', '?')} x {place.get('kind', 'unknown devices')}" + (
+        f" ({cores} core{'s' * (cores != 1)})" if cores else ""
     )
 
 
