@@ -199,7 +199,7 @@ STUDIES = {
             TITLES[row]: {"lower": without(LOWER, row), "upper": without(UPPER, row)}
             for row in LOSSES
         },
-        seeds=(0, 1),
+        seeds=(0, 1, 2),
     ),
     "once": Study(
         question="Do noises that are sampled once, or features of the frozen model, erase as well?",
