@@ -71,6 +71,11 @@ class VAEConfig:
         """Pixels along one side of a latent cell."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def decoder(self) -> "VAEConfig":
+        """Sizes of the decoder; FLUX.1's are the encoder's."""
+        return self
+
 
 def group_norm(config: VAEConfig, name: str) -> nn.GroupNorm:
     """Group norm in float32 with two-pass variance, which agrees with PyTorch's."""
@@ -246,7 +251,7 @@ class AutoencoderKL(nn.Module):
         """Creates the parts under diffusers' names."""
         config = self.config
         self.encoder = Encoder(config, self.dtype)
-        self.decoder = Decoder(config, self.dtype)
+        self.decoder = Decoder(config.decoder, self.dtype)
         if config.use_quant_conv:
             self.quant_conv = nn.Conv(2 * config.latent_channels, (1, 1), dtype=self.dtype)
         if config.use_post_quant_conv:

@@ -203,6 +203,48 @@ def _vae() -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _flux2_vae() -> tuple[Row, ...]:
+    """Names of diffusers' AutoencoderKLFlux2."""
+    return (
+        *_vae(),
+        Row("bn.running_mean", ("bn/mean",), VECTOR),
+        Row("bn.running_var", ("bn/var",), VECTOR),
+    )
+
+
+def _qwen3() -> tuple[Row, ...]:
+    """Names of transformers' Qwen3Model."""
+    block = "layers.{i}"
+    rows = [
+        *_embedding("embed_tokens", "token_embedder"),
+        *_scale(f"{block}.input_layernorm", "blocks/attn_norm"),
+        *_scale(f"{block}.post_attention_layernorm", "blocks/mlp_norm"),
+    ]
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        rows += _kernel(f"{block}.self_attn.{name}", f"blocks/attn/{name}")
+    for name in ("q_norm", "k_norm"):
+        rows += _scale(f"{block}.self_attn.{name}", f"blocks/attn/{name}")
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        rows += _kernel(f"{block}.mlp.{name}", f"blocks/mlp/{name}")
+    return tuple(rows)
+
+
+def qwen3(blocks: int, used: int) -> Table:
+    """Names of a Qwen3 model of so many blocks, of which FLUX.2 uses the first ones alone.
+
+    It uses neither the last norm nor the head of the language model.
+    """
+    rows = _qwen3()
+    unused = ["norm.weight", "lm_head.weight"] + [
+        row.torch.replace("{i}", str(index))
+        for row in rows
+        for index in range(used, blocks)
+        if "{i}" in row.torch
+    ]
+    ignored = frozenset(f"model.{name}" for name in unused)
+    return Table(rows, "model.", ignored=ignored, stem="model")
+
+
 TRANSFORMER = Table(_transformer())
 FLUX2_TRANSFORMER = Table(_flux2_transformer())
 T5 = Table(_t5(), copies={"encoder.embed_tokens.weight": "shared.weight"}, stem="model")
@@ -220,6 +262,8 @@ CLIP_MODEL = Table(
     stem="model",
 )
 VAE = Table(_vae())
+# The number of training batches behind the statistics is not used.
+FLUX2_VAE = Table(_flux2_vae(), ignored=frozenset({"bn.num_batches_tracked"}))
 
 # The sub-folders of a pipeline that hold weights.
 COMPONENTS: Mapping[str, Table] = {
