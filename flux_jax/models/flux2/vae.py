@@ -7,7 +7,7 @@ Axis letters: B batch, S tokens, P = 4 Z channels of a token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flux_jax.models.config import require
 from flux_jax.models.vae import FILE, AutoencoderKL, VAEConfig
 
 PATCH = 2
+V = TypeVar("V", bound=VAEConfig)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Flux2VAEConfig(VAEConfig):
     batch_norm_eps: float = 1e-4
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "Flux2VAEConfig":
+    def from_dict(cls: type[V], config: Mapping[str, Any]) -> V:
         """Reads the fields from a parsed `config.json`.
 
         Raises:
@@ -44,9 +45,7 @@ class Flux2VAEConfig(VAEConfig):
         """
         patch = config.get("patch_size", (PATCH, PATCH))
         require({"patch_size": tuple(patch)}, FILE, patch_size=((PATCH, PATCH),))
-        read = super().from_dict(config)
-        assert isinstance(read, cls)
-        return read
+        return super().from_dict(config)
 
     @property
     def decoder(self) -> "Flux2VAEConfig":
