@@ -6,6 +6,7 @@ Axis letters: B batch, N tokens, C channels, K modulation vectors, R rank.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,31 @@ light = functools.partial(jax.checkpoint, prevent_cse=False)
 
 NORM_EPS = 1e-6
 SINUSOID_CHANNELS = 256
+
+
+def scanned(
+    block: type[nn.Module],
+    length: int,
+    unroll: bool = False,
+    collections: tuple[str, ...] = ("params",),
+) -> Any:
+    """Applies a block again and again, over weights that are stacked along their first axis.
+
+    Args:
+        block: takes the carry, then inputs that all blocks share; returns carry and output.
+        length: number of blocks.
+        unroll: whether they are compiled one by one instead of as the body of a loop.
+        collections: the stacked collections of variables.
+    """
+    return nn.scan(
+        block,
+        variable_axes=dict.fromkeys(collections, 0),
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+        length=length,
+        check_constancy_invariants=False,
+        unroll=length if unroll else 1,
+    )
 
 
 class Dense(nn.Module):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from flux_jax.errors import InputError
 from flux_jax.models.config import read_fields, require
-from flux_jax.models.layers import NORM_EPS, RMSNorm
+from flux_jax.models.layers import NORM_EPS, RMSNorm, scanned
 
 FILE = "text_encoder/config.json"
 # The layers after which [klein] reads hidden states, counted from 1.
@@ -178,15 +178,6 @@ class Qwen3Encoder(nn.Module):
         """
         config = self.config
         words = nn.Embed(config.vocab_size, config.hidden_size, name="token_embedder")
-        depth = max(config.layers)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            check_constancy_invariants=False,
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=depth,
-            unroll=depth if self.unroll else 1,
-        )
+        blocks = scanned(Block, max(config.layers), self.unroll)
         _, states = blocks(config, self.dtype, name="blocks")(words(ids).astype(self.dtype), mask)
         return jnp.concatenate([states[layer - 1] for layer in config.layers], axis=-1)

@@ -28,7 +28,16 @@ from flux_jax.models.attention import (
 )
 from flux_jax.models.blocks import JointAttention, Shared, split_heads
 from flux_jax.models.config import read_fields, require
-from flux_jax.models.layers import MLP, Dense, Modulation, RMSNorm, light, modulate, sinusoid
+from flux_jax.models.layers import (
+    MLP,
+    Dense,
+    Modulation,
+    RMSNorm,
+    light,
+    modulate,
+    scanned,
+    sinusoid,
+)
 
 FILE = "transformer/config.json"
 AXES = 4
@@ -246,16 +255,9 @@ class Flux2Transformer(nn.Module):
         width = config.width
         sizes = (config.num_attention_heads, config.hidden, attention, self.dtype)
 
-        def scanned(block: type[nn.Module], length: int) -> Any:
-            return nn.scan(
-                nn.remat(block, prevent_cse=False) if self.remat else block,
-                variable_axes={"params": 0, "lora": 0, "seen": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-                length=length,
-                check_constancy_invariants=False,
-                unroll=length if self.unroll else 1,
-            )
+        def repeated(block: type[nn.Module], length: int) -> Any:
+            block = nn.remat(block, prevent_cse=False) if self.remat else block
+            return scanned(block, length, self.unroll, ("params", "lora", "seen"))
 
         def embedder(name: str) -> MLP:
             return MLP(width, width, "silu", self.dtype, bias=False, name=name)
@@ -281,7 +283,7 @@ class Flux2Transformer(nn.Module):
 
         image_stream = Dense(width, self.dtype, bias=False, name="x_embedder")(latents)
         text_stream = Dense(width, self.dtype, bias=False, name="context_embedder")(text)
-        dual = scanned(Flux2DualStreamBlock, config.num_layers)
+        dual = repeated(Flux2DualStreamBlock, config.num_layers)
         (image_stream, text_stream), seen = dual(*sizes, name="dual_blocks")(
             (image_stream, text_stream), shared
         )
@@ -290,7 +292,7 @@ class Flux2Transformer(nn.Module):
             return None, out
 
         joined = jnp.concatenate([text_stream, image_stream], axis=1)
-        single = scanned(Flux2SingleStreamBlock, config.num_single_layers)
+        single = repeated(Flux2SingleStreamBlock, config.num_single_layers)
         joined, seen = single(*sizes, name="single_blocks")(joined, shared)
         out |= {} if seen is None else {"single_attention": seen}
         image_stream = joined[:, text.shape[1] :]
