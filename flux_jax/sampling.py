@@ -5,7 +5,7 @@ Axis letters: K noise levels, one more than the number of steps.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ def euler(
 
 
 FILE = "scheduler/scheduler_config.json"
+S = TypeVar("S", bound="Schedule")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Schedule:
     shift_terminal: float | None = None
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "Schedule":
+    def from_dict(cls: type[S], config: Mapping[str, Any]) -> S:
         """Reads the fields from a parsed `scheduler_config.json`.
 
         Raises:
@@ -119,13 +120,20 @@ class Schedule:
         Raises:
             InputError: steps is below 1, or below 2 for a schedule with a terminal shift.
         """
+        return self.shifted(steps, self.mu(image_tokens))
+
+    def shifted(self, steps: int, mu: float) -> Float[np.ndarray, "{steps}+1"]:
+        """Noise levels with a dynamic shift of strength mu, where it is switched on.
+
+        Raises:
+            InputError: as for `sigmas`.
+        """
         fewest = 2 if self.shift_terminal else 1
         if steps < fewest:
             raise InputError(f"steps = {steps} must be at least {fewest}")
         sigmas = np.linspace(1.0, 1.0 / steps, steps)
         factor = self.shift
         if self.use_dynamic_shifting:
-            mu = self.mu(image_tokens)
             factor = np.exp(mu) if self.time_shift_type == "exponential" else mu
         sigmas = factor / (factor + (1.0 / sigmas - 1.0))
         if self.shift_terminal:

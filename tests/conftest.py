@@ -87,6 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     jax.config.update("jax_compilation_cache_dir", None)
     config.pluginmanager.import_plugin("helpers.flux_case")
+    config.pluginmanager.import_plugin("helpers.flux2_case")
     config.pluginmanager.import_plugin("helpers.browser")
 
 

@@ -45,12 +45,15 @@ ORDER = (
 )
 PACKAGES = ("flux_jax", "convert", "erase", "recipes", "configs", "benchmarks")
 MOST_ENTRIES = 14
-# A folder for each package of `erase`, and a file for each of its commands.
-MORE_ENTRIES = {"erase": 20, "erase/cli": 20}
+# A folder for each package of `erase`, and a file for each of its commands; FLUX.2's models.
+MORE_ENTRIES = {"erase": 20, "erase/cli": 20, "flux_jax/models": 15}
 # Lines of a file; lines of a function, with its signature and docstring; arguments of a function.
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
 # The transformer's forward pass, kept in one piece for comparison with diffusers'.
-WHOLE = {("flux_jax/models/transformer.py", "__call__")}
+WHOLE = {
+    ("flux_jax/models/transformer.py", "__call__"),
+    ("flux_jax/models/flux2/transformer.py", "__call__"),
+}
 
 
 MODULES = [

@@ -19,13 +19,14 @@ ROPE_BASE = 10_000.0
 
 
 def rope_tables(
-    ids: Float[Array, "N A"], axes_dims: Sequence[int]
+    ids: Float[Array, "N A"], axes_dims: Sequence[int], base: float = ROPE_BASE
 ) -> tuple[Float[Array, "N P"], Float[Array, "N P"]]:
     """Cosines and sines of rotary position embedding, in float32.
 
     Args:
         ids: position of each token on each axis.
         axes_dims: how many of the D channels each axis rotates; their sum is D.
+        base: of the frequencies; FLUX.1's by default.
 
     Returns:
         Tables for adjacent channel pairs: pair i of axis a is rotated by
@@ -33,7 +34,7 @@ def rope_tables(
     """
     angles = [
         ids[:, axis, None].astype(jnp.float32)
-        * jnp.asarray(ROPE_BASE ** -(np.arange(0, dim, 2) / max(dim, 1)), jnp.float32)
+        * jnp.asarray(base ** -(np.arange(0, dim, 2) / max(dim, 1)), jnp.float32)
         for axis, dim in enumerate(axes_dims)
     ]
     angle = jnp.concatenate(angles, axis=-1)

@@ -38,6 +38,7 @@ class JointAttention(nn.Module):
     heads: int
     attention: Literal["weights"] | None
     dtype: DTypeLike
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -46,7 +47,7 @@ class JointAttention(nn.Module):
         """Returns the image's part, the text's part, and weights or masses on request."""
 
         def project(name: str, x: Array) -> Array:
-            return split_heads(Dense(x.shape[-1], self.dtype, name=name)(x), self.heads)
+            return split_heads(Dense(x.shape[-1], self.dtype, self.bias, name=name)(x), self.heads)
 
         q = jnp.concatenate(
             [
@@ -74,8 +75,8 @@ class JointAttention(nn.Module):
             seen = attention_mass(q, k, shared.token_masks)
 
         tokens = text.shape[1]
-        image = Dense(image.shape[-1], self.dtype, name="to_out")(mixed[:, tokens:])
-        text = Dense(text.shape[-1], self.dtype, name="to_add_out")(mixed[:, :tokens])
+        image = Dense(image.shape[-1], self.dtype, self.bias, name="to_out")(mixed[:, tokens:])
+        text = Dense(text.shape[-1], self.dtype, self.bias, name="to_add_out")(mixed[:, :tokens])
         return image, text, seen
 
 

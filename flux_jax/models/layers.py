@@ -6,6 +6,7 @@ Axis letters: B batch, N tokens, C channels, K modulation vectors, R rank.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,31 @@ NORM_EPS = 1e-6
 SINUSOID_CHANNELS = 256
 
 
+def scanned(
+    block: type[nn.Module],
+    length: int,
+    unroll: bool = False,
+    collections: tuple[str, ...] = ("params",),
+) -> Any:
+    """Applies a block again and again, over weights that are stacked along their first axis.
+
+    Args:
+        block: takes the carry, then inputs that all blocks share; returns carry and output.
+        length: number of blocks.
+        unroll: whether they are compiled one by one instead of as the body of a loop.
+        collections: the stacked collections of variables.
+    """
+    return nn.scan(
+        block,
+        variable_axes=dict.fromkeys(collections, 0),
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+        length=length,
+        check_constancy_invariants=False,
+        unroll=length if unroll else 1,
+    )
+
+
 class Dense(nn.Module):
     """x W + b, plus the changes of an adapter.
 
@@ -31,24 +57,27 @@ class Dense(nn.Module):
     [C, features], which adds x D; `gain` [features], which adds gain * (x W); and b [features],
     which is added to the bias. See `flux_jax.lora`.
     If the parameters also contain a `scale` [features], W is kernel * scale, see
-    `flux_jax.models.quantize`.
+    `flux_jax.models.quantize`. FLUX.2's layers have no b.
     """
 
     features: int
     dtype: DTypeLike = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... features"]:
         """Applies the layer in `dtype`."""
         x = x.astype(self.dtype)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.has_variable("params", "scale"):
             scale = self.get_variable("params", "scale")
             base = (apart(product(x, kernel)) * scale).astype(self.dtype)
         else:
             base = apart(x @ kernel.astype(self.dtype))
-        y = base + bias.astype(self.dtype)
+        y = base
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)
         change = {
             name: self.get_variable("lora", name).astype(self.dtype)
             for name in ("A", "B", "D", "gain", "b")
@@ -125,12 +154,13 @@ class Modulation(nn.Module):
 
     vectors: int
     dtype: DTypeLike = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, conditioning: Float[Array, "B C"]) -> tuple[Float[Array, "B C"], ...]:
         """linear(silu(conditioning)), split into K vectors."""
         width = conditioning.shape[-1]
-        y = Dense(self.vectors * width, self.dtype, name="linear")(nn.silu(conditioning))
+        y = Dense(self.vectors * width, self.dtype, self.bias, name="linear")(nn.silu(conditioning))
         return tuple(jnp.split(y, self.vectors, axis=-1))
 
 
@@ -141,13 +171,14 @@ class MLP(nn.Module):
     features: int
     activation: str
     dtype: DTypeLike = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... features"]:
         """Applies both layers."""
-        y = Dense(self.hidden, self.dtype, name="linear_1")(x)
+        y = Dense(self.hidden, self.dtype, self.bias, name="linear_1")(x)
         y = gelu(y) if self.activation == "gelu" else nn.silu(y)
-        return Dense(self.features, self.dtype, name="linear_2")(y)
+        return Dense(self.features, self.dtype, self.bias, name="linear_2")(y)
 
 
 def sinusoid(value: Float[Array, "B"]) -> Float[Array, "B 256"]:

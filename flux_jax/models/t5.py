@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from flux_jax.errors import InputError
 from flux_jax.models.config import read_fields, require
-from flux_jax.models.layers import NORM_EPS, RMSNorm
+from flux_jax.models.layers import NORM_EPS, RMSNorm, scanned
 
 FILE = "text_encoder_2/config.json"
 
@@ -168,14 +168,6 @@ class T5Encoder(nn.Module):
         # In the table's dtype, because its gradient sums over tokens, many of them padding:
         # bfloat16 would lose small terms, and GPUs have no fast bfloat16 atomics.
         words = nn.Embed(config.vocab_size, config.d_model, name="token_embedder")
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            check_constancy_invariants=False,
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=config.num_layers,
-            unroll=config.num_layers if self.unroll else 1,
-        )
+        blocks = scanned(Block, config.num_layers, self.unroll)
         x, _ = blocks(config, self.dtype, name="blocks")(words(ids).astype(self.dtype), bias)
         return RMSNorm(name="final_norm")(x)

@@ -44,7 +44,7 @@ def _without_advice() -> Iterator[None]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("CLIPTokenizer", "PreTrainedTokenizerBase", "T5Tokenizer"):
+    if name not in ("CLIPTokenizer", "PreTrainedTokenizerBase", "Qwen2Tokenizer", "T5Tokenizer"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with _without_advice():
         import transformers
@@ -75,6 +75,8 @@ KINDS = {
     "tokenizer": Kind("CLIPTokenizer", (("tokenizer.json",), ("vocab.json", "merges.txt")), 77),
     "tokenizer_2": Kind("T5Tokenizer", (("tokenizer.json",), ("spiece.model",)), 512),
 }
+# FLUX.2's; transformers has one class for Qwen2 and Qwen3.
+CHAT = Kind("Qwen2Tokenizer", (("tokenizer.json",), ("vocab.json", "merges.txt")), 512)
 # Longer than any input: transformers sets an unspecified length to 1e30.
 UNSAID = 1 << 20
 # Limit on each of its files, several times those of FLUX.1.
@@ -122,6 +124,37 @@ def read_tokenizer(
     said = read.model_max_length
     most = encoder.max_position_embeddings if isinstance(encoder, CLIPTextConfig) else UNSAID
     read.model_max_length = min(said if 0 < said < UNSAID else kind.tokens, most)
+    return read
+
+
+def read_chat_tokenizer(root: Path, name: str, most: int) -> "PreTrainedTokenizerBase":
+    """Reads FLUX.2's tokenizer, which has a chat template.
+
+    Args:
+        root: the pipeline's folder.
+        name: the tokenizer's folder in it.
+        most: the text encoder's number of tokens.
+
+    Raises:
+        InputError: it is missing or damaged, has no chat template, or more tokens than the encoder.
+    """
+    folder = root / name
+    if not any(all((folder / file).is_file() for file in files) for files in CHAT.files):
+        raise InputError(
+            f"{folder}: no vocabulary; it must hold tokenizer.json or vocab.json with merges.txt: "
+            f"copy {name} of FLUX.2 [klein] there"
+        )
+    read = _tried(folder, CHAT, most)
+    if len(read) > most:
+        raise InputError(
+            f"{folder}: {len(read)} tokens, more than the text encoder's vocab_size = {most}; take "
+            "the tokenizer of the same model"
+        )
+    if not read.chat_template:
+        raise InputError(
+            f"{folder}: no chat template, which FLUX.2's prompts stand in; copy {name} of FLUX.2 "
+            "[klein] there"
+        )
     return read
 
 
@@ -227,3 +260,33 @@ def t5_ids(
                 f"prompt = {prompt!r} has {len(ids)} tokens, over the limit of {limit}: shorten it"
             )
     return np.array([ids + [tokenizer.pad_token_id] * (limit - len(ids)) for ids in rows], np.int32)
+
+
+def chat_ids(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], limit: int
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+    """Token ids of prompts as a user's message without thinking, padded; and 0 where padded.
+
+    Args:
+        tokenizer: FLUX.2's.
+        prompts: the texts.
+        limit: T, the length that all are padded to.
+
+    Raises:
+        InputError: a prompt has more tokens with its template, whose end would be cut off.
+    """
+    rows = []
+    for prompt in prompts:
+        message = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        rows.append(str(text))
+    for prompt, ids in zip(prompts, tokenizer(rows).input_ids, strict=True):
+        if len(ids) > limit:
+            raise InputError(
+                f"prompt = {prompt!r} has {len(ids)} tokens with its template, over the limit of "
+                f"{limit}: shorten it"
+            )
+    encoded = tokenizer(rows, padding="max_length", max_length=limit)
+    return np.array(encoded.input_ids, np.int32), np.array(encoded.attention_mask, np.int32)

@@ -9,7 +9,7 @@ cells), P = 4 Z channels of a token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ from flux_jax.models.config import read_fields, require
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 FILE = "vae/config.json"
+V = TypeVar("V", bound="VAEConfig")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class VAEConfig:
     mid_block_add_attention: bool = True
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "VAEConfig":
+    def from_dict(cls: type[V], config: Mapping[str, Any]) -> V:
         """Reads the fields from a parsed `config.json`.
 
         Raises:
@@ -70,6 +71,11 @@ class VAEConfig:
     def spatial_factor(self) -> int:
         """Pixels along one side of a latent cell."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def decoder(self) -> "VAEConfig":
+        """Sizes of the decoder; FLUX.1's are the encoder's."""
+        return self
 
 
 def group_norm(config: VAEConfig, name: str) -> nn.GroupNorm:
@@ -246,7 +252,7 @@ class AutoencoderKL(nn.Module):
         """Creates the parts under diffusers' names."""
         config = self.config
         self.encoder = Encoder(config, self.dtype)
-        self.decoder = Decoder(config, self.dtype)
+        self.decoder = Decoder(config.decoder, self.dtype)
         if config.use_quant_conv:
             self.quant_conv = nn.Conv(2 * config.latent_channels, (1, 1), dtype=self.dtype)
         if config.use_post_quant_conv:

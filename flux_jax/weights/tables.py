@@ -71,6 +71,42 @@ def _transformer() -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _flux2_transformer() -> tuple[Row, ...]:
+    """Names of diffusers' Flux2Transformer2DModel."""
+    rows = []
+    for name in ("x_embedder", "context_embedder", "norm_out.linear", "proj_out"):
+        rows += _kernel(name, name.replace(".", "/"))
+    for name in (
+        "double_stream_modulation_img",
+        "double_stream_modulation_txt",
+        "single_stream_modulation",
+    ):
+        rows += _kernel(f"{name}.linear", f"{name}/linear")
+    for torch, flax in (
+        ("timestep_embedder", "time_embedder"),
+        ("guidance_embedder", "guidance_embedder"),
+    ):
+        for layer in ("linear_1", "linear_2"):
+            rows += _kernel(f"time_guidance_embed.{torch}.{layer}", f"{flax}/{layer}")
+
+    dual = {"attn.to_out.0": "attn/to_out"}
+    for part in ("ff", "ff_context"):
+        dual |= {f"{part}.{name}": f"{part}/{name}" for name in ("linear_in", "linear_out")}
+    for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+        dual[f"attn.{name}"] = f"attn/{name}"
+    for torch, flax in dual.items():
+        rows += _kernel(f"transformer_blocks.{{i}}.{torch}", f"dual_blocks/{flax}")
+    for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        rows += _scale(f"transformer_blocks.{{i}}.attn.{name}", f"dual_blocks/attn/{name}")
+
+    single = "single_transformer_blocks.{i}.attn"
+    for name in ("to_qkv_mlp_proj", "to_out"):
+        rows += _kernel(f"{single}.{name}", f"single_blocks/attn/{name}")
+    for name in ("norm_q", "norm_k"):
+        rows += _scale(f"{single}.{name}", f"single_blocks/attn/{name}")
+    return tuple(rows)
+
+
 def _t5() -> tuple[Row, ...]:
     """Names of transformers' T5EncoderModel."""
     first, block = "encoder.block.0.layer.0", "encoder.block.{i}"
@@ -167,7 +203,50 @@ def _vae() -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _flux2_vae() -> tuple[Row, ...]:
+    """Names of diffusers' AutoencoderKLFlux2."""
+    return (
+        *_vae(),
+        Row("bn.running_mean", ("bn/mean",), VECTOR),
+        Row("bn.running_var", ("bn/var",), VECTOR),
+    )
+
+
+def _qwen3() -> tuple[Row, ...]:
+    """Names of transformers' Qwen3Model."""
+    block = "layers.{i}"
+    rows = [
+        *_embedding("embed_tokens", "token_embedder"),
+        *_scale(f"{block}.input_layernorm", "blocks/attn_norm"),
+        *_scale(f"{block}.post_attention_layernorm", "blocks/mlp_norm"),
+    ]
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        rows += _kernel(f"{block}.self_attn.{name}", f"blocks/attn/{name}")
+    for name in ("q_norm", "k_norm"):
+        rows += _scale(f"{block}.self_attn.{name}", f"blocks/attn/{name}")
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        rows += _kernel(f"{block}.mlp.{name}", f"blocks/mlp/{name}")
+    return tuple(rows)
+
+
+def qwen3(blocks: int, used: int) -> Table:
+    """Names of a Qwen3 model of so many blocks, of which FLUX.2 uses the first ones alone.
+
+    It uses neither the last norm nor the head of the language model.
+    """
+    rows = _qwen3()
+    unused = ["norm.weight", "lm_head.weight"] + [
+        row.torch.replace("{i}", str(index))
+        for row in rows
+        for index in range(used, blocks)
+        if "{i}" in row.torch
+    ]
+    ignored = frozenset(f"model.{name}" for name in unused)
+    return Table(rows, "model.", ignored=ignored, stem="model")
+
+
 TRANSFORMER = Table(_transformer())
+FLUX2_TRANSFORMER = Table(_flux2_transformer())
 T5 = Table(_t5(), copies={"encoder.embed_tokens.weight": "shared.weight"}, stem="model")
 # transformers 4 writes this prefix and 5 does not; both read files with it.
 CLIP = Table(
@@ -183,6 +262,8 @@ CLIP_MODEL = Table(
     stem="model",
 )
 VAE = Table(_vae())
+# The number of training batches behind the statistics is not used.
+FLUX2_VAE = Table(_flux2_vae(), ignored=frozenset({"bn.num_batches_tracked"}))
 
 # The sub-folders of a pipeline that hold weights.
 COMPONENTS: Mapping[str, Table] = {
