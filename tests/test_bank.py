@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -191,6 +192,28 @@ def test_banks_of_runs_are_stacked_with_fillers(pipe: Pipeline, made: Bank):
     fewer = made.replace(pictures=made.pictures[:2])
     with pytest.raises(InputError, match=r"equally many pictures, not \{2, 3\}"):
         stack_banks([made, fewer])
+
+
+def test_few_velocities_are_computed_in_batches_of_the_same_size_as_many(
+    pipe: Pipeline, planned: Plan, monkeypatch: pytest.MonkeyPatch
+):
+    """So that a run that is extended has the same bits."""
+    compute, sizes = Pipeline.velocity, []
+
+    def velocity(self: Pipeline, latents: Any, *given: Any) -> Any:
+        sizes.append(len(latents))
+        return compute(self, latents, *given)
+
+    monkeypatch.setattr(Pipeline, "velocity", velocity)
+    points = np.array([[0, 0], [1, 1], [1, 0]])
+    few, many = (make_bank(CONFIG, pipe, planned, points[:n]).velocities for n in (1, 3))
+    assert set(sizes) == {CONFIG.bank.batch}
+    assert few is not None
+    assert many is not None
+    np.testing.assert_array_equal(few[0, 0], many[0, 0])
+    # The trajectories have those of the concept.
+    assert np.isinf(few[1, 1, 1:]).all()
+    assert np.isfinite(many[1, :2]).all()
 
 
 def test_without_contrast_other_words_are_not_prepared(pipe: Pipeline):

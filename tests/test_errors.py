@@ -1,6 +1,8 @@
 """Error messages of commands, and their exit codes."""
 
 import logging
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -172,6 +174,60 @@ def test_an_error_names_the_file_of_libraries_messages(capsys):
     first, last = capsys.readouterr().err.splitlines()
     assert first == "error: it was not written"
     assert "of a callback" in saved_by(last)
+
+
+# Programs that print, or end, in the ways that commands do.
+PRINTS = {
+    "much": "say('x' * 100_000)",
+    "little": "say('x')",
+    "help": "say('x'); sys.exit(0)",
+    "a note": "say('x', sys.stderr)",
+}
+
+
+def unread(program: str) -> tuple[int, str]:
+    """Exit code and stderr of a command whose stdout nobody reads; of a note, nor its stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = (
+        "import os, sys; from flux_jax.errors import InputError, exits_cleanly, say\n"
+        f"@exits_cleanly\ndef main():\n    {program}\nmain()"
+    )
+    stderr = writer if "sys.stderr" in program else subprocess.PIPE
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=writer,
+        stderr=stderr,
+        text=True,
+        check=False,
+        # Otherwise nothing is left to write when the command ends.
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+    )
+    os.close(writer)
+    return ended.returncode, ended.stderr or ""
+
+
+@pytest.mark.parametrize("what", PRINTS)
+def test_a_command_whose_reader_goes_away_ends_quietly(what: str):
+    assert unread(PRINTS[what]) == (141, "")
+
+
+def test_an_error_is_told_where_nobody_reads_the_output():
+    code, said = unread("say('x'); raise InputError('it says why')")
+    assert (code, said) == (2, "error: it says why\n")
+    # Another pipe's reader has gone, and stdout is read.
+    program = "r, w = os.pipe(); os.close(r); os.write(w, b'x')"
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import os; from flux_jax.errors import exits_cleanly\n"
+            f"@exits_cleanly\ndef main():\n    {program}\nmain()",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "error: [Errno 32] Broken pipe\n")
 
 
 def test_an_error_of_a_full_disk_names_the_file(tmp_path: Path):

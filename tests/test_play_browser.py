@@ -149,6 +149,21 @@ def test_two_visitors_have_their_own_pictures(browser: Any, address: str, out: P
         assert all(Path(file).parent == out and Path(file).is_file() for file in saved)
 
 
+def test_a_cancelled_drawing_says_so_and_the_next_one_is_drawn(browser: Any, address: str):
+    page = opened(browser, address)
+    page.get_by_label("number input for Steps").fill("100")
+    page.get_by_label("Seeds").fill("0 1 2 3")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    status(page, "step")
+    page.get_by_role("button", name="Cancel").click()
+    status(page, "cancelled")
+    # No step of the drawing comes after it.
+    page.wait_for_timeout(1500)
+    assert page.get_by_label("Status").input_value() == "cancelled"
+    page.get_by_label("number input for Steps").fill("3")
+    draw(page, "a photo of a cat")
+
+
 def test_strip_and_attention(browser: Any, address: str):
     page = opened(browser, address)
     draw(page, "a photo of a cat")

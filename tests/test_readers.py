@@ -17,6 +17,7 @@ from PIL import Image
 from typing_extensions import TypedDict
 
 from benchmarks.torture import files as torture
+from benchmarks.torture import samples
 from benchmarks.torture.weights import write_orbax
 from convert.adapters.files import read_layers
 from erase.data import captioned_folder
@@ -43,6 +44,9 @@ SHORT = {
     "shards and their index": 0.1,
     "an adapter (diffusers)": 0.1,
     "an adapter (peft)": 0.1,
+    "an adapter (LoKr)": 0.1,
+    "an adapter (LoHa)": 0.1,
+    "an adapter (XLabs)": 0.1,
     "a model in one file": 0.1,
     "GGUF": 0.1,
     "NF4, FP4, int8 and fp8": 0.1,
@@ -320,6 +324,14 @@ def test_damaged_checkpoints_are_read_or_refused(tmp_path: Path):
     )
     done = warm.run("-c", code, repr(ORBAX), str(tmp_path))
     assert done.stdout.endswith("all held\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("layout", samples.READ_ONLY)
+def test_adapters_are_read_before_they_are_damaged(layout: str, tmp_path: Path):
+    samples.write_adapter(tmp_path, layout)
+    read = read_layers(tmp_path)
+    assert layout.lower() in read.described.lower()
+    assert len(read.layers) >= 2
 
 
 def test_the_short_test_finds_errors_of_other_kinds(tmp_path: Path):

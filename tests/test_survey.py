@@ -122,6 +122,23 @@ def test_a_key_is_not_overwritten(made: tuple[Path, Key], tmp_path: Path):
         result.make({"base": tmp_path / "base", "ours": tmp_path / "ours"}, "cat", 0, made[0])
 
 
+def test_the_size_of_the_page_is_told_and_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    methods = {name: draw(tmp_path, name) for name in ("base", "ours")}
+    result.make(methods, "cat", 0, tmp_path / "small")
+    assert capsys.readouterr().err == ""
+    size = (tmp_path / "small" / result.PAGE).stat().st_size
+    monkeypatch.setattr(result, "LARGE_PAGE", 100)
+    result.make(methods, "cat", 0, tmp_path / "large")
+    assert "MB of study.html: too large for most mail" in capsys.readouterr().err
+    monkeypatch.setattr(result, "MOST_PAGE", 200)
+    with pytest.raises(InputError, match=r"MB of study.html, at most 0: give fewer pictures"):
+        result.make(methods, "cat", 0, tmp_path / "refused")
+    assert size > 200
+    assert not (tmp_path / "refused").exists()
+
+
 def test_pictures_must_pair(tmp_path: Path):
     pictures = {method: read_pictures(draw(tmp_path, method)) for method in METHODS}
     other = dict(pictures["ours"])

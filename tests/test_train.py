@@ -352,6 +352,37 @@ def test_a_choice_of_velocities_may_be_spelt_out_or_left_out(
             assert now == there
 
 
+def test_a_length_that_changes_the_choice_of_velocities_is_noted(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def resume(before: int, after: int, teacher: str | None = None) -> str:
+        given = [
+            {"": replace(config, iterations=each, bank=replace(config.bank, teacher=teacher))}
+            for each in (before, after)
+        ]
+        there, now = (resolve_runs(each)[""].description("python") for each in given)
+        (tmp_path / "config.json").write_text(json.dumps(there))
+        resume_check.keep_teacher(tmp_path, {"": now}, given[1])
+        resume_check.check(tmp_path, {"": now}, overwrite=False)
+        return capsys.readouterr().err
+
+    needs = method_of(config).needs(config, listed(config), None)
+    short, long = (
+        next(n for n in steps if stores_velocities(replace(config, iterations=n), needs) == stores)
+        for stores, steps in ((False, range(1, 100)), (True, range(1, 1000)))
+    )
+    # Without a checkpoint it begins again.
+    assert resume(short, long) == ""
+    for name in ("manifest.json", "_CHECKPOINT_METADATA"):
+        file = tmp_path / "checkpoints" / "1" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    said = resume(short, long)
+    assert f"iterations = {long}, {short} before" in said
+    assert "give --config.bank.teacher=computed at every start" in said
+    assert resume(long, long + 1) == resume(short, long, "computed") == ""
+
+
 @pytest.mark.slow
 def test_a_run_from_before_the_packages_goes_on(config: Config, finished: Path, tmp_path: Path):
     workdir = tmp_path / "run"

@@ -127,6 +127,11 @@ def test_a_checkpoint_of_a_stop_is_not_the_best_one(tmp_path: Path):
     assert Page.of(tmp_path, [""]).best() == {"step": 10, "loss": 0.3}
 
 
+def test_the_last_checkpoint_counts_though_its_interval_is_not_full(folder: Path):
+    write_checkpoint(folder, 40, loss=0.1, of_interval=False)
+    assert Page.of(folder, [""]).state(0)["best"] == {"step": 40, "loss": 0.1}
+
+
 # The server, in a process of its own.
 
 
@@ -194,7 +199,9 @@ def test_the_server_ends_with_the_training(folder: Path, capfd: pytest.CaptureFi
 def test_a_port_in_use_is_an_error_of_a_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=rf"^watch = {port}: .*in use.*--watch=0.*$") as caught:
+        with pytest.raises(
+            InputError, match=rf"^watch = {port}: .*\(.*in use\).*--watch=0.*$"
+        ) as caught:
             serving.listen(port)
     assert len(str(caught.value)) < 200
 

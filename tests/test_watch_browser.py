@@ -85,7 +85,12 @@ def test_the_end_is_told(browser: Any, folder: Path):
     listener = serving.listen(0)
     with serving.served(listener, folder, NAMES):
         page, _ = opened(browser, listener.address)
-    page.get_by_text("The training has ended").wait_for()
+        assert "Training is done" not in page.locator("#status").inner_text()
+        write_metrics(folder / NAMES[0], range(1, 41), loss=1e-3)
+        page.get_by_text("Iteration 40 of 40. Training is done; its evaluation").wait_for()
+        # The smallest value is not cut off at the page's edge.
+        assert page.locator("#charts text").all_text_contents().count("2.5e-5") == 1
+    page.get_by_text("The command has ended").wait_for()
     assert page.locator("#charts svg").count() == 2
 
 

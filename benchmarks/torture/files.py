@@ -153,7 +153,7 @@ READERS = (
             lambda folder, layout=layout: samples.write_adapter(folder, layout),
             _read_adapter,
         )
-        for layout in ("diffusers", "kohya", "original", "flax", "peft")
+        for layout in ("diffusers", "kohya", "original", "flax", "peft", *samples.READ_ONLY)
     ),
     Reader("a model in one file", 500, weights.write_single, weights.read_single),
     Reader("GGUF", 500, weights.write_gguf, weights.read_gguf),

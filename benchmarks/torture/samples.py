@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,60 @@ def layers() -> Layers:
     }
 
 
+def lokr() -> dict[str, np.ndarray]:
+    """Tensors of LyCORIS' LoKr: both factors whole, the second a product, both products."""
+    whole: dict[str, tuple[int, ...]] = {"lokr_w1": (2, 2), "lokr_w2": (4, 4)}
+    first = {"lokr_w1_a": (2, 2), "lokr_w1_b": (2, 2)}
+    second = {"lokr_w2_a": (4, 2), "lokr_w2_b": (2, 4)}
+    forms = (whole, {"lokr_w1": (2, 2), **second, "dora_scale": (8, 1)}, {**first, **second})
+    return _tensors({_lycoris(block): form | {"alpha": ()} for block, form in enumerate(forms)})
+
+
+def loha() -> dict[str, np.ndarray]:
+    """Tensors of LyCORIS' LoHa on two blocks, the second with a magnitude."""
+    shapes: dict[str, tuple[int, ...]] = {
+        **{"hada_w1_a": (8, 2), "hada_w1_b": (2, 8)},
+        **{"hada_w2_a": (8, 2), "hada_w2_b": (2, 8), "alpha": ()},
+    }
+    return _tensors({_lycoris(0): shapes, _lycoris(1): shapes | {"dora_scale": (8, 1)}})
+
+
+def _lycoris(block: int) -> str:
+    return f"lycoris_transformer_blocks_{block}_attn_add_q_proj"
+
+
+def xlabs() -> dict[str, np.ndarray]:
+    """Tensors of XLabs' layout, on blocks of both kinds."""
+    widths = {
+        **{"double_blocks.0.processor.qkv_lora2": 24, "double_blocks.1.processor.proj_lora2": 8},
+        "single_blocks.0.processor.qkv_lora": 24,
+    }
+    return _tensors(
+        {
+            stem: {"down.weight": (2, 8), "up.weight": (outputs, 2)}
+            for stem, outputs in widths.items()
+        }
+    )
+
+
+def _tensors(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    """Random tensors by layer and part; the layer's name and the part's are joined by a dot."""
+    rng = np.random.default_rng(0)
+    return {
+        f"{stem}.{part}": np.asarray(rng.random(shape), np.float32)
+        for stem, parts in shapes.items()
+        for part, shape in parts.items()
+    }
+
+
+# Layouts that are read and not written.
+READ_ONLY: Mapping[str, Callable[[], dict[str, np.ndarray]]] = {
+    "LoKr": lokr,
+    "LoHa": loha,
+    "XLabs": xlabs,
+}
+
+
 def write_adapter(folder: Path, layout: str) -> None:
     """An adapter in a layout, with PEFT's configuration in its header and beside it."""
     peft = json.dumps({"r": 2, "lora_alpha": 2, "alpha_pattern": {"to_q": 4}})
@@ -141,6 +195,8 @@ def write_adapter(folder: Path, layout: str) -> None:
         file = write_layers(folder / "adapter_model.safetensors", "diffusers", layers(), header)
         assert file.is_file()
         (folder / "adapter_config.json").write_text(peft)
+    elif layout in READ_ONLY:
+        write_file(folder / "adapter.safetensors", READ_ONLY[layout](), {"format": "pt", **header})
     else:
         write_layers(folder, layout, layers(), header)
 

@@ -56,10 +56,13 @@ def add_velocities(
     forms = np.tile(np.arange(first, width), len(points))
 
     def inputs(batch: list[int]) -> tuple[Array, Conditioning, Array]:
-        at, sentences = (rows[batch], steps[batch]), bank.trajectory_sentences[rows[batch]]
-        return bank.trajectories[at], prompts[sentences, forms[batch]], bank.times[steps[batch]]
+        chosen = np.minimum(batch, len(rows) - 1)
+        at, sentences = (rows[chosen], steps[chosen]), bank.trajectory_sentences[rows[chosen]]
+        return bank.trajectories[at], prompts[sentences, forms[chosen]], bank.times[steps[chosen]]
 
-    stored[rows, steps, forms] = evaluate(config, pipe, len(rows), inputs, guidance)
+    # A batch of few points is filled up: one of another size may differ in the last bits.
+    count = max(len(rows), config.bank.batch)
+    stored[rows, steps, forms] = evaluate(config, pipe, count, inputs, guidance)[: len(rows)]
     return bank.replace(velocities=stored)
 
 

@@ -149,6 +149,11 @@ def unrelated(request: Request) -> Layout:
     """
     _unrelated(request)
     most = len(request.adapters)
+    if most < 2:
+        raise InputError(
+            f"adapter = {str(request.adapters[0].path)!r:.200}: this figure adds adapters up; name "
+            "two or more with --adapter"
+        )
     counts = request.counts or [count for count in COUNTS if count <= most] or [most]
     if wrong := [count for count in counts if not 2 <= count <= most]:
         raise InputError(

@@ -25,7 +25,8 @@ from erase.play.request import (
 )
 from erase.play.request import Request as Wanted
 from erase.play.studio import Pair, Step, Studio, adapter_names, overlay
-from flux_jax.errors import InputError
+from erase.runtime.memory import explains_memory
+from flux_jax.errors import EraseError, InputError
 
 # The system's fonts: Gradio's default asks another host for its own.
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
@@ -51,8 +52,8 @@ HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 DRAWS: dict[str, Any] = HIDDEN | {"concurrency_id": "model", "concurrency_limit": 1}
 # Seconds: how often pictures that were shown are removed from the disk, and from which age.
 CLEARED = (600, 3600)
-# Requests that wait; more are refused.
-WAITING = 32
+# Requests that wait; more are refused at once, so that nobody waits for many drawings of others.
+WAITING = 4
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,45 @@ class Last:
     pair: Pair
 
 
-def refused(error: InputError) -> gr.Error:
+class Blocks(gr.Blocks):
+    """Blocks that say in a line that a request has values that no control sends."""
+
+    # The names and types are Gradio's.
+    async def preprocess_data(self, *given: Any, **named: Any) -> Any:
+        """Convert a request's values to those of the controls.
+
+        Raises:
+            gr.Error: one has another type than its control, or one is missing.
+        """
+        try:
+            return await super().preprocess_data(*given, **named)
+        except gr.Error as error:
+            raise refused(InputError(str(error.message))) from None
+        # Whatever the controls' code raises: the values may be anything.
+        except Exception:
+            raise refused(
+                InputError(
+                    "a value has another type than its control, or is missing; reload the page"
+                )
+            ) from None
+
+
+def refused(error: EraseError) -> gr.Error:
     """An error for the page; its text may quote a visitor's."""
     return gr.Error(html.escape(str(error)), print_exception=False)
 
 
 def says(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Show an `InputError` of a generator on the page."""
+    """Show an error of a generator on the page, in a line."""
 
     # Unchecked, since a check would hide from Gradio that this is a generator.
     @no_type_check
     @functools.wraps(function)
     def wrapped(*values: Any) -> Iterator[Any]:
         try:
-            yield from function(*values)
-        except InputError as error:
+            with explains_memory("Draw fewer seeds, or smaller pictures"):
+                yield from function(*values)
+        except EraseError as error:
             raise refused(error) from None
 
     return wrapped
@@ -219,7 +244,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """The page."""
         judged = self.studio.judge is not None
-        with gr.Blocks(
+        with Blocks(
             title="EraseAnything playground", analytics_enabled=False, delete_cache=CLEARED
         ) as page:
             gr.Markdown("# Playground\nThe base model on the left, the erased one on the right.")
@@ -256,9 +281,10 @@ class Page:
                 **DRAWS,
             )
             striping = self._panels(controls, status, last)
-            # Afterwards: a step of what is cancelled may arrive until then.
+            # Afterwards: a step of what is cancelled may arrive until then. Not in the queue, which
+            # may be full.
             stopped = stop.click(None, cancels=[drawing, striping], **HIDDEN)
-            stopped.then(lambda: "cancelled", None, status, **HIDDEN)
+            stopped.then(lambda: "cancelled", None, status, queue=False, **HIDDEN)
         page.queue(default_concurrency_limit=1, max_size=WAITING)
         return page
 

@@ -11,25 +11,46 @@ from erase.survey import page
 from erase.survey.analysis import Mean, Result, analyse
 from erase.survey.answers import join, read_key
 from erase.survey.chart import radar
-from erase.survey.questions import QUESTIONS, questionnaire, read_pictures
+from erase.survey.questions import QUESTIONS, Trial, questionnaire, read_pictures
 from flux_jax.errors import InputError, note
 
 PAGE, KEY = "study.html", "key.json"
+# Bytes of a page: most, since browsers on phones fail with more, and those from which a note says
+# the size, since mail programs refuse larger files.
+MOST_PAGE, LARGE_PAGE = 200_000_000, 20_000_000
 
 
 def make(methods: Mapping[str, Path], concept: str, seed: int, out: Path) -> list[Path]:
     """Write a questionnaire and its key.
 
     Raises:
-        InputError: pictures cannot be used, or a key is there, whose answers would be lost.
+        InputError: pictures cannot be used or are too large, or a key is there, whose answers
+            would be lost.
     """
     if (out / KEY).exists():
         raise InputError(f"{out / KEY} is there already; its answers need it: choose another --out")
     pictures = {method: read_pictures(folder) for method, folder in methods.items()}
     trials, key = questionnaire(pictures, concept)
+    _check_size(trials)
     write(out / KEY, json.dumps(key, indent=1) + "\n")
     write(out / PAGE, page.render(trials, key, seed))
     return [out / PAGE, out / KEY]
+
+
+def _check_size(trials: Sequence[Trial]) -> None:
+    """Check the size of a page, most of which are its pictures; a note says it if it is large.
+
+    Raises:
+        InputError: it is too large.
+    """
+    size = sum(len(each) for t in trials for item in t["items"] for each in item["pictures"])
+    said = f"pictures take {size / 1e6:,.0f} MB of {PAGE}"
+    if size > MOST_PAGE:
+        raise InputError(
+            f"{said}, at most {MOST_PAGE / 1e6:.0f}: give fewer pictures, or draw smaller ones"
+        )
+    if size > LARGE_PAGE:
+        note(f"{said}: too large for most mail; fewer or smaller pictures make it smaller")
 
 
 def analyse_folder(folder: Path, key_file: Path, out: Path) -> Result:

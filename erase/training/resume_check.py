@@ -109,7 +109,7 @@ def keep_teacher(
     """Write `bank.teacher` as the earlier start did, where both starts choose the same.
 
     It may be given by one and left to the automatic choice by the other, and the adapter is the
-    same.
+    same. If the number of iterations changed the automatic choice, a note says so.
 
     Args:
         workdir: the folder.
@@ -123,13 +123,21 @@ def keep_teacher(
         if not isinstance(bank, dict) or not isinstance(iterations, int):
             continue
         teacher, config = bank.get("teacher"), configs[name]
-        if teacher not in (None, "stored", "computed") or teacher == config.bank.teacher:
+        if teacher not in (None, "stored", "computed"):
             continue
         before = replace(config, iterations=iterations, bank=replace(config.bank, teacher=teacher))
         needs = method_of(config).needs(config, listed(config), None)
         if stores_velocities(before, needs) == stores_velocities(config, needs):
             fields: dict[str, Any] = dict(now)
             fields["bank"]["teacher"] = teacher
+        elif teacher == config.bank.teacher and checkpoints.has_checkpoints(workdir):
+            chosen = ("computed", "stored")[stores_velocities(before, needs)]
+            note(
+                f"iterations = {config.iterations}, {iterations} before: the default of "
+                f"bank.teacher is no longer {chosen}, so the adapter equals that of "
+                f"{config.iterations} iterations at once only up to rounding; for equal bytes "
+                f"give --config.bank.teacher={chosen} at every start"
+            )
 
 
 def check_files(folder: Path, now: FileRecords) -> None:

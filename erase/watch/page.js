@@ -2,7 +2,11 @@
 // Asks for the numbers every few seconds and draws them; all text is set as text.
 const EVERY = 3000, WIDTH = 320, HEIGHT = 170, LEFT = 48, RIGHT = 8, TOP = 8, BOTTOM = 22;
 const at = (id) => document.getElementById(id);
-const short = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString());
+// Small numbers in powers of ten: a chart's margin has room for seven characters.
+const short = (value) => {
+  const [number, power] = value.toExponential(2).split("e").map(Number);
+  return value && power < -3 ? `${number}e${power}` : Number(value.toPrecision(3)).toString();
+};
 let run = 0, shownSamples = "", ended = false;
 
 function svg(name, attributes, text) {
@@ -77,7 +81,8 @@ function status({ step, total, seconds }) {
   if (!step) return "Preparing: no iteration is done yet.";
   const of = total ? ` of ${total}` : "";
   const left = total && seconds && step < total ? `, ${short(seconds)} s each, about ${time((total - step) * seconds)} left` : "";
-  return `Iteration ${step}${of}${left}.`;
+  const after = step === total ? " Training is done; its evaluation, if there is one, follows." : "";
+  return `Iteration ${step}${of}${left}.${after}`;
 }
 
 function best({ best: found, adapter }) {
@@ -115,7 +120,7 @@ async function refresh() {
     if (asked === run) show(state);
     ended = false;
   } catch {
-    if (!ended) at("status").textContent += " The training has ended, or this page lost it.";
+    if (!ended) at("status").textContent += " The command has ended, or this page lost it.";
     ended = true;
   }
 }

@@ -5,6 +5,7 @@ Only the server's process reads the run's folder, so that training waits for not
 
 import contextlib
 import json
+import os
 import socket
 import subprocess  # nosec B404
 import sys
@@ -57,8 +58,10 @@ def listen(port: int) -> Listener:
             # It may be the port of a page that has just ended.
             opened.append(socket.create_server((HOST, port)))
         except OSError as error:
+            # Without the address, which the socket module adds to the text.
+            reason = os.strerror(error.errno) if error.errno else str(error)
             raise InputError(
-                f"watch = {port}: the port cannot be used ({error.strerror}); give another one, "
+                f"watch = {port}: the port cannot be used ({reason}); give another one, "
                 "or --watch=0 for any free one"
             ) from None
         return opened[0].getsockname()[1]

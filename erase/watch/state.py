@@ -174,14 +174,18 @@ class Page:
             "step": log.step,
             "total": total if isinstance(total, int) else None,
             "seconds": mean,
-            "best": self.best(),
+            "best": self.best(total if isinstance(total, int) else None),
             "adapter": checkpoints.get("adapter") if isinstance(checkpoints, dict) else None,
             "charts": log.charts(),
             "samples": run.samples(),
         }
 
-    def best(self) -> dict[str, float] | None:
-        """Iteration and loss of the best checkpoint so far, as the training compares them."""
+    def best(self, last: int | None = None) -> dict[str, float] | None:
+        """Iteration and loss of the best checkpoint so far, as the training compares them.
+
+        Args:
+            last: the last iteration, if it is known.
+        """
         folder = self.workdir / run_folder.CHECKPOINTS
         metrics = {}
         for step in steps_in(folder):
@@ -191,7 +195,7 @@ class Page:
             except (InputError, OSError, ValueError):
                 # It was removed meanwhile.
                 continue
-        step = run_folder.best_step(metrics)
+        step = run_folder.best_step(metrics, last)
         return None if step is None else {"step": step, "loss": metrics[step][run_folder.LOSS]}
 
     def picture(self, index: int, step: int, number: int) -> bytes | None:

@@ -6,12 +6,14 @@
 | 1 | the run failed (`RunError`; or an error of the system, such as a full disk) |
 | 2 | invalid input (`InputError`) |
 | 75 | interrupted from outside, everything is saved: the same command resumes (`PreemptedError`) |
+| 141 | nobody reads the output any more, as after `| head -1`; nothing is printed |
 """
 
 import contextlib
 import difflib
 import functools
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -52,6 +54,8 @@ __all__ = [
 
 # Characters of the line that names the file of libraries' messages.
 LONGEST_FILE = 120
+# Exit code of a command whose output nobody reads: that of programs that SIGPIPE ends.
+UNREAD = 141
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -152,13 +156,13 @@ def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         count = saved_count()
         try:
-            with bounded_messages():
-                result = main(*args, **kwargs)
-                with names_file("stdout"):
-                    sys.stdout.flush()
-                return result
+            with bounded_messages(), _flushes_stdout():
+                return main(*args, **kwargs)
         except (EraseError, OSError) as error:
-            _close_stdout()
+            if isinstance(error, BrokenPipeError) and _is_unread():
+                _close_unwritable()
+                sys.exit(UNREAD)
+            _close_unwritable()
             _print(f"error: {error.whole if isinstance(error, EraseError) else error}", count)
             sys.exit(error.exit_code if isinstance(error, EraseError) else 1)
         except KeyboardInterrupt:
@@ -183,7 +187,9 @@ def _print(message: str, count: int) -> None:
     file = file_since(count)
     if file and str(file) not in message:
         message += f"\nmessages of libraries: {printable(str(file))}"[:LONGEST_FILE]
-    print(message, file=sys.stderr)
+    # The exit code says the same where nobody reads it.
+    with contextlib.suppress(BrokenPipeError):
+        print(message, file=sys.stderr)
 
 
 def _print_unexpected(
@@ -201,9 +207,34 @@ def _print_unexpected(
     )
 
 
-def _close_stdout() -> None:
-    """Closes a stdout that cannot be written, so that Python does not report it a second time."""
+@contextlib.contextmanager
+def _flushes_stdout() -> Iterator[None]:
+    """Writes out what a command printed at its end, also where it exits early, as after help."""
     try:
+        yield
+    except SystemExit:
+        with names_file("stdout"):
+            sys.stdout.flush()
+        raise
+    with names_file("stdout"):
         sys.stdout.flush()
-    except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def _is_unread() -> bool:
+    """Whether stdout or stderr is a pipe whose reader has gone."""
+    streams = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        # It may have no file.
+        with contextlib.suppress(OSError, ValueError):
+            streams.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in streams.poll(0))
+
+
+def _close_unwritable() -> None:
+    """Closes stdout and stderr if they cannot be written: Python would report it a second time."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError):
+            # Until the process ends.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
