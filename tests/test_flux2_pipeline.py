@@ -5,17 +5,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline, compute_empirical_mu
 from helpers.tiny_flux2 import make_klein
+from safetensors.numpy import load_file, save_file
 
 import flux_jax
 from flux_jax.errors import InputError
 from flux_jax.models.flux2.pipeline import Flux2Pipeline, load
 from flux_jax.models.flux2.schedule import empirical_mu, latent_ids
 from flux_jax.models.tokenizers import chat_ids
+from flux_jax.weights import original
+from flux_jax.weights.mapping import to_torch
 
 Both = tuple[Flux2KleinPipeline, Flux2Pipeline, Path]
 PROMPTS = ["a happy dog below a slice of pizza", "two cats"]
@@ -130,6 +135,22 @@ def test_pictures_go_to_tokens_and_back(klein: Both):
     close(ours.encode_pictures(pictures), theirs._pack_latents(patches))
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_transformer_in_the_original_names_is_the_same(klein: Both, tmp_path: Path, prefix: str):
+    theirs, ours, folder = klein
+    written = to_torch(original.FLUX2_TRANSFORMER, ours.params["transformer"])
+    state = {name: torch.tensor(np.ascontiguousarray(tensor)) for name, tensor in written.items()}
+    back = convert_flux2_transformer_checkpoint_to_diffusers(dict(state))
+    wanted = theirs.transformer.state_dict()
+    assert sorted(back) == sorted(wanted)
+    assert all(torch.equal(back[name], wanted[name]) for name in wanted)
+
+    file = tmp_path / "flux-2-klein.safetensors"
+    save_file({f"{prefix}{name}": tensor.numpy() for name, tensor in state.items()}, file)
+    read = load(folder, transformer=file).params["transformer"]
+    jax.tree.map(np.testing.assert_array_equal, read, ours.params["transformer"])
+
+
 def test_overlong_prompts_are_refused(klein: Both):
     _, ours, _ = klein
     # diffusers cuts them, and with them the end of the template.
@@ -193,8 +214,6 @@ def test_other_parts_are_refused_in_one_line(
 
 
 def test_an_autoencoder_without_statistics_is_refused(klein: Both, tmp_path: Path):
-    from safetensors.numpy import load_file, save_file
-
     copy = tmp_path / "model"
     shutil.copytree(klein[2], copy)
     file = copy / "vae" / "diffusion_pytorch_model.safetensors"

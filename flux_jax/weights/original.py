@@ -83,7 +83,50 @@ def _head_norms(torch: str, flax: str) -> Iterable[Row]:
         yield Row(f"{torch}.{name}.scale", (flax.format(letter),), VECTOR)
 
 
+def _flux2_transformer() -> Iterable[Row]:
+    """FLUX.2's layers have no biases, and its blocks no modulation of their own."""
+
+    def row(torch: str, *flax: str, rule: Rule = LINEAR) -> Row:
+        return Row(f"{torch}.weight", tuple(f"{name}/kernel" for name in flax), rule)
+
+    yield row("img_in", "x_embedder")
+    yield row("txt_in", "context_embedder")
+    for torch, flax in (("time_in", "time_embedder"), ("guidance_in", "guidance_embedder")):
+        yield row(f"{torch}.in_layer", f"{flax}/linear_1")
+        yield row(f"{torch}.out_layer", f"{flax}/linear_2")
+    for name in (
+        "double_stream_modulation_img",
+        "double_stream_modulation_txt",
+        "single_stream_modulation",
+    ):
+        yield row(f"{name}.lin", f"{name}/linear")
+    for stream, projections, out, ff, head_norm in (
+        ("img", ("to_q", "to_k", "to_v"), "to_out", "ff", "norm_{}"),
+        (
+            "txt",
+            ("add_q_proj", "add_k_proj", "add_v_proj"),
+            "to_add_out",
+            "ff_context",
+            "norm_added_{}",
+        ),
+    ):
+        torch, flax = f"double_blocks.{{i}}.{stream}", "dual_blocks"
+        joined = (f"{flax}/attn/{name}" for name in projections)
+        yield row(f"{torch}_attn.qkv", *joined, rule=Joined(LINEAR))
+        yield row(f"{torch}_attn.proj", f"{flax}/attn/{out}")
+        yield row(f"{torch}_mlp.0", f"{flax}/{ff}/linear_in")
+        yield row(f"{torch}_mlp.2", f"{flax}/{ff}/linear_out")
+        yield from _head_norms(f"{torch}_attn.norm", f"{flax}/attn/{head_norm}/scale")
+    torch, flax = "single_blocks.{i}", "single_blocks/attn"
+    yield row(f"{torch}.linear1", f"{flax}/to_qkv_mlp_proj")
+    yield row(f"{torch}.linear2", f"{flax}/to_out")
+    yield from _head_norms(f"{torch}.norm", f"{flax}/norm_{{}}/scale")
+    yield row("final_layer.adaLN_modulation.1", "norm_out/linear", rule=Swapped(LINEAR))
+    yield row("final_layer.linear", "proj_out")
+
+
 TRANSFORMER = Table(tuple(_transformer()), stem="flux1")
+FLUX2_TRANSFORMER = Table(tuple(_flux2_transformer()), stem="flux2")
 
 
 def vae_table(levels: int) -> Table:

@@ -26,7 +26,7 @@ from flux_jax.models.tokenizers import chat_ids, read_chat_tokenizer
 from flux_jax.models.vae import pack, unpack
 from flux_jax.sampling import denoise as integrate
 from flux_jax.settings import check_sampling
-from flux_jax.weights import family
+from flux_jax.weights import family, original
 from flux_jax.weights.hub import find_model
 from flux_jax.weights.mapping import to_flax
 from flux_jax.weights.safetensors_files import find_weights, read_weights
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 PIPELINE = "Flux2KleinPipeline"
 # Tokens of the text, padding included; the pipeline of diffusers fixes it.
 TEXT_TOKENS = 512
+# A tensor of files in the original names alone.
+ORIGINAL = "double_blocks.0.img_attn.qkv.weight"
 
 
 @dataclass(frozen=True)
@@ -286,12 +288,18 @@ def _encode_pictures(
     return cast(Array, vae.apply({"params": params}, tokens, method="normalise"))
 
 
-def load(path: str | Path, dtype: DTypeLike | None = None) -> Flux2Pipeline:
+def load(
+    path: str | Path,
+    dtype: DTypeLike | None = None,
+    transformer: str | Path | None = None,
+) -> Flux2Pipeline:
     """Opens a FLUX.2 [klein] pipeline in diffusers' layout, on the first device.
 
     Args:
         path: its folder, or its name on the Hugging Face hub.
         dtype: dtype of parameters and matrix products; by default float32 on CPU, else bfloat16.
+        transformer: file with other weights of the transformer, in diffusers' names or in the
+            original ones, also behind ComfyUI's prefix.
 
     Raises:
         InputError: a file is missing or damaged, or does not fit the model.
@@ -309,7 +317,10 @@ def load(path: str | Path, dtype: DTypeLike | None = None) -> Flux2Pipeline:
     configs = {name: COMPONENTS[name].config(file) for name, file in files.items()}
     check_widths(configs)
     tokenizer = read_chat_tokenizer(root, "tokenizer", configs["text_encoder"].vocab_size)
-    params = {name: _params(root / name, name, configs[name], chosen) for name in COMPONENTS}
+    found = {name: find_weights(root / name) for name in COMPONENTS}
+    if transformer is not None:
+        found["transformer"] = Path(transformer)
+    params = {name: _params(found[name], name, configs[name], chosen) for name in COMPONENTS}
     modules = {name: COMPONENTS[name].module(configs[name], dtype=chosen) for name in COMPONENTS}
     return Flux2Pipeline(
         **modules,
@@ -339,13 +350,18 @@ def check_widths(configs: Mapping[str, Any]) -> None:
             )
 
 
-def _params(folder: Path, name: str, config: Any, dtype: DTypeLike) -> PyTree:
+def _params(found: Path, name: str, config: Any, dtype: DTypeLike) -> PyTree:
     """Reads the parameters of one model, key by key, with a progress bar."""
+    tensors = read_weights(found)
     if name == "text_encoder":
         table = qwen3(config.num_hidden_layers, max(config.layers))
+    elif name == "vae":
+        table = FLUX2_VAE
+    elif any(ORIGINAL in key for key in tensors):
+        table = original.FLUX2_TRANSFORMER
+        tensors = {key.removeprefix(original.BUNDLED): each for key, each in tensors.items()}
     else:
-        table = {"transformer": FLUX2_TRANSFORMER, "vae": FLUX2_VAE}[name]
-    tensors = read_weights(find_weights(folder))
+        table = FLUX2_TRANSFORMER
     shapes = abstract_params(name, config)
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     title = {"desc": f"loading {name}", "total": 2 * size, "unit": "B", "unit_scale": True}
@@ -354,7 +370,7 @@ def _params(folder: Path, name: str, config: Any, dtype: DTypeLike) -> PyTree:
             table,
             tensors,
             shapes,
-            source=folder,
+            source=found,
             place=lambda path, leaf: jnp.asarray(np.asarray(leaf), dtype),
             advance=bar.update,
         )
