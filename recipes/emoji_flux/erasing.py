@@ -100,6 +100,8 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "eap": {"eap": {"learning_rate": 1e-3, "trajectories": "teacher"}},
     "meta_unlearning": {"meta_unlearning": {"learning_rate": 3e-4, "trajectories": "teacher"}},
     "attention_erasure": {},
+    "gem": {},
+    "eraseflow": {"eraseflow": {"points": 8}},
 }
 # At half strength a relation's adapter still erases and preserves other relations better. Full
 # strength is for the methods other than EraseAnything.
