@@ -129,22 +129,17 @@ def test_eraseflow_learns_log_z_and_teaches_the_anchor():
     np.testing.assert_allclose(run(after).own["log_z"][0], 0.01, rtol=1e-5)
     np.testing.assert_allclose(metrics["log_z"], 0.01, rtol=1e-5)
 
-    run_inputs = inputs(settings)
+    def balance(lora: Any) -> float:
+        """δ on all points of some trajectories, whose noise training does not use."""
+        given = inputs(replace(settings, points=99))
+        found = jax.jit(lambda lora: eraseflow.losses(lora, given, KEY, jnp.zeros(())))(lora)
+        return float(found[1]["residual"])
 
-    @jax.jit
-    def apart(lora: Any) -> jax.Array:
-        """Squared error of the concept's velocity to the anchor's, at the second step."""
-        prompts = BANK.sentences[BANK.trajectory_sentences]
-        x, t = BANK.trajectories[:, 1], BANK.times[1]
-        wanted = run_inputs.frozen.velocity(x, prompts[:, ANCHOR], t)
-        found = run_inputs.adapted(lora).velocity(x, prompts[:, CONCEPT], t)
-        return jnp.mean(jnp.square(found - wanted))
-
-    first = float(apart(LORA))
+    first = balance(LORA)
     for step in range(30):
         keys = jax.random.fold_in(KEY, step)[None]
         after, metrics = eraseflow.STEP.update(after, PARAMS, bank, keys, context=context)
-    assert float(apart(run(after).lora)) < 0.985 * first
+    assert balance(run(after).lora) > first + 0.1
     assert set(metrics) == {"balance", "residual", "log_z", "eraseflow_gradient"}
 
 
