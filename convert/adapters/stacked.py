@@ -244,7 +244,11 @@ def unstack(source: Path, lora: Lora, alpha: float, dtype: Any = None) -> dict[P
     flat = {path: np.asarray(leaf) for path, leaf in flatten(lora).items()}
     check(source, flat)
     whole = {path: leaf for path, leaf in flat.items() if path not in TEXT_HALVES}
-    text = {path.replace(f"/{TEXT_ONLY}/", "/"): flat[path] for path in flat.keys() - whole}
+    text = {
+        path.replace(f"/{TEXT_ONLY}/", "/"): leaf
+        for path, leaf in flat.items()
+        if path not in whole
+    }
     on_text = {(f"{target}/{TEXT_ONLY}", block): h for (target, block), h in _halves(text).items()}
     return {
         place: Pair(**half, alpha=typed(alpha, dtype or half["down"].dtype))
