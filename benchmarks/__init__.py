@@ -8,7 +8,7 @@ moved.announce(
         "attention_sizes": "benchmarks.speed.attention_sizes",
         "compositions": "benchmarks.experiments.compositions",
         "concepts_at_once": "benchmarks.experiments.concepts_at_once",
-        "flops": "erase.methods.flops",
+        "flops": "erase.methods.planning.flops",
         "flux": "benchmarks.speed.flux",
         "flux_ours": "benchmarks.speed.flux_ours",
         "flux_torch": "benchmarks.speed.flux_torch",

@@ -40,7 +40,7 @@ def _chosen(name: str) -> dict[str, Any]:
     return {
         "prompts": (*ENTITY_PROMPTS, f"a {{}} and a {beside}"),
         "irrelevant": (*(word for word in _FAR if word != name), *near),
-        "concept_ablation": {"anchor": near[0]},
+        **{name: {"anchor": near[0]} for name in ("concept_ablation", "gem", "eraseflow")},
         "mace": {"stand_in": near[0]},
         "uce": {"guide": near[0]},
     }

@@ -41,6 +41,8 @@ moved.announce(
         "loop": "erase.training.loop erase.training.make_adapters",
         "losses": "erase.methods.parts.losses",
         "memory": "erase.training.memory_plan",
+        "methods.configured": "erase.methods.planning.configured",
+        "methods.flops": "erase.methods.planning.flops",
         "methods.method": "erase.methods.base",
         "moments": "erase.methods.parts.least_squares",
         "new": "erase.cli.new",

@@ -2,7 +2,8 @@
 
 A tree is passed to a model as the variable collection `lora`; the base is not modified. A target's
 leaves are documented in `convert.adapters.stacked`; `flux_jax.models.dora` replaces M by the gain
-that follows from it and the model's weights. All are linear in the strength.
+that follows from it and the model's weights. All are linear in the strength. A target that ends in
+"/text", in layers of single-stream blocks, has an A and a B that apply to text tokens only.
 Axis letters: L blocks, I inputs, O outputs, R rank.
 """
 
@@ -17,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from flux_jax.errors import InputError, counted, nearest
-from flux_jax.settings import BLOCKS, TEXT_QUERY_KEY
+from flux_jax.settings import BLOCKS, JOINED_LAYERS, TEXT_ONLY, TEXT_QUERY_KEY
 from flux_jax.tree import flatten, nest
 
 
@@ -77,6 +78,16 @@ def kernels(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def targets_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Kernels by the targets that adapters may have: all layers, and some for text tokens only.
+
+    Args:
+        params: the transformer's parameters (or their shapes).
+    """
+    known = kernels(params)
+    return known | {f"{path}/{TEXT_ONLY}": known[path] for path in JOINED_LAYERS if path in known}
+
+
 def stacked(params: Mapping[str, Any]) -> dict[str, Any]:
     """The kernels that are in blocks."""
     return {path: leaf for path, leaf in kernels(params).items() if len(leaf.shape) == 3}
@@ -93,7 +104,7 @@ def init(
     Args:
         key: random key.
         params: the transformer's parameters (or their shapes).
-        targets: paths of dense layers in `params`, joined by "/".
+        targets: paths of dense layers in `params`, joined by "/", or names in `targets_of`.
         rank: R.
 
     Raises:
@@ -101,7 +112,7 @@ def init(
     """
     if rank < 1:
         raise InputError(f"rank = {rank} must be at least 1")
-    known = kernels(params)
+    known = targets_of(params)
     unknown = sorted(set(targets) - set(known))
     if unknown or not targets:
         named = unknown[0] if unknown else ""
@@ -152,7 +163,7 @@ def check_extents(
     Raises:
         InputError: a layer is missing in the model, is beyond its last block, or has another shape.
     """
-    known, problems, beyond = kernels(params), [], set()
+    known, problems, beyond = targets_of(params), [], set()
     for target, extent in sorted(extents.items()):
         wanted = list(known[target].shape) if target in known else []
         fits = len(extent) == len(wanted) and list(extent[-2:]) == wanted[-2:]
@@ -187,7 +198,7 @@ def fitted(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
         InputError: the adapter does not fit, see `check`.
     """
     check(adapter.lora, params)
-    known, leaves = kernels(params), flatten(adapter.lora)
+    known, leaves = targets_of(params), flatten(adapter.lora)
     for path, leaf in leaves.items():
         target, _, name = path.rpartition("/")
         *depth, _, _ = known[target].shape

@@ -8,6 +8,12 @@ from flux_jax.errors import InputError
 
 # Query and key projections of the text stream in dual-stream blocks.
 TEXT_QUERY_KEY = ("dual_blocks/attn/add_q_proj", "dual_blocks/attn/add_k_proj")
+# Last part of a target whose change applies to text tokens only, and the layers that have such.
+TEXT_ONLY = "text"
+JOINED_LAYERS = tuple(
+    f"single_blocks/{name}"
+    for name in ("attn/to_q", "attn/to_k", "attn/to_v", "proj_mlp", "proj_out")
+)
 # Names of blocks in messages, by the first part of a target's path, and their number in FLUX.1.
 BLOCKS = {"dual_blocks": "double block", "single_blocks": "single block"}
 MOST_BLOCKS = {"dual_blocks": 19, "single_blocks": 38}
@@ -33,6 +39,11 @@ class SamplingOptions:
     height: int | None = None
     width: int | None = None
     batch: int = 16
+
+
+def layer_of(target: str) -> str:
+    """The dense layer of a target; that of `single_blocks/attn/to_q/text` is without the end."""
+    return target.removesuffix(f"/{TEXT_ONLY}")
 
 
 def check_seeds(seeds: Iterable[int], name: str = "seed") -> None:

@@ -14,7 +14,7 @@ from erase.data.make_bank import make_bank
 from erase.data.plan import CONCEPT, FILLER, POOL, SYNONYM, Plan
 from erase.data.words.irrelevant import Words
 from erase.methods import erase_anything
-from erase.methods.configured import plan_of
+from erase.methods.planning.configured import plan_of
 from erase.methods.settings.erase_anything import Lower, Upper
 from erase.model.draw import png
 from erase.runs import RunConfig

@@ -14,7 +14,7 @@ from benchmarks.experiments.concepts_at_once import timed
 from benchmarks.experiments.relation_tokens import swap_tokens
 from erase.data.make_bank import make_bank
 from erase.data.words.irrelevant import listed
-from erase.methods.configured import plan_of
+from erase.methods.planning.configured import plan_of
 from erase.methods.settings.erase_anything import Lower
 from flux_jax import load
 from flux_jax.programs import Conditioning

@@ -31,8 +31,8 @@ from benchmarks.speed.cases import (
     merged,
     read,
 )
-from erase.methods.flops import Pass, iteration
 from erase.methods.parts.losses import squared_error
+from erase.methods.planning.flops import Pass, iteration
 from flux_jax.errors import InputError
 from flux_jax.lora import init
 from flux_jax.models.transformer import FluxConfig, FluxTransformer

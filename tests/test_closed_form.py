@@ -17,10 +17,10 @@ from erase.data.words.irrelevant import listed
 from erase.data.words.word_tokens import marks
 from erase.methods import mace, uce
 from erase.methods.base import Method
-from erase.methods.configured import plan_of, shapes_of, start
 from erase.methods.parts import closed_form
 from erase.methods.parts.closed_form import Ridge
 from erase.methods.parts.layer_inputs import kernels, text_inputs
+from erase.methods.planning.configured import plan_of, shapes_of, start
 from erase.methods.settings.uce import kept_prompts
 from erase.model.attention_maps import concept_mass
 from erase.model.open import open_model

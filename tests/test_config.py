@@ -229,6 +229,22 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
         "meta": 0.1,
         "inner_rate": 1e-5,
     },
+    "gem": {
+        "learning_rate": 1e-3,
+        "clip": None,
+        "eta": 1.0,
+        "gamma": 100.0,
+        "early": 10,
+        "points": 6,
+    },
+    "eraseflow": {
+        "learning_rate": 3e-4,
+        "weight_decay": 1e-4,
+        "clip": None,
+        "noise": 0.7,
+        "log_reward": 1000.0,
+        "flow_rate": 5e-4,
+    },
 }
 
 

@@ -19,7 +19,7 @@ from erase.data.words.irrelevant import listed
 from erase.data.words.spelling import mentions, same
 from erase.data.words.templates import as_template, phrase
 from erase.judges.named import Classes
-from erase.methods.configured import plan_of
+from erase.methods.planning.configured import plan_of
 from erase.report.benchmarks import PAPER, as_markdown, join
 from erase.runs import load_config
 from erase.runtime.files import write

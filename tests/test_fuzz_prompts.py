@@ -16,7 +16,7 @@ from erase.data.words.irrelevant import listed
 from erase.data.words.templates import as_template, leave_out, phrase
 from erase.data.words.word_tokens import marks
 from erase.evaluation.emoji_judge import NetworkJudge
-from erase.methods.configured import plan_of
+from erase.methods.planning.configured import plan_of
 from erase.model.sample import file_names
 from erase.runs import EACH, configure, load_runs
 from erase.training import run

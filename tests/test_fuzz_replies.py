@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from erase.data.words import irrelevant, language_model, sentences
 from erase.data.words.language_model import describe, read_kept
 from erase.data.words.templates import as_template
-from erase.methods.configured import irrelevant_words
+from erase.methods.planning.configured import irrelevant_words
 from erase.runs import RunConfig
 from erase.runtime.run_folder import SENTENCES
 from flux_jax.errors import InputError

@@ -11,7 +11,7 @@ from helpers.endpoint import SECRET, Endpoint, hangs, says, sends
 from erase.data.words import irrelevant, language_model
 from erase.data.words.irrelevant import COMMON, Words, ask, check, question
 from erase.data.words.language_model import describe, read_kept
-from erase.methods.configured import irrelevant_words
+from erase.methods.planning.configured import irrelevant_words
 from erase.methods.settings.erase_anything import Upper
 from erase.runs import RunConfig
 from erase.runtime.run_folder import IRRELEVANT

@@ -12,7 +12,8 @@ from helpers import tiny, warm
 from configs import nudity
 from erase.config.schema import Config, Evaluation
 from erase.data.words.irrelevant import listed
-from erase.methods import erase_anything, flops
+from erase.methods import erase_anything
+from erase.methods.planning import flops
 from erase.methods.settings.erase_anything import Upper
 from erase.model.open import open_model
 from erase.runs import load_config

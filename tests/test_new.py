@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from erase.cli import commands, new
 from erase.config.schema import Config
-from erase.methods.configured import with_synonyms
+from erase.methods.planning.configured import with_synonyms
 from erase.runs import configure, load_config
 from flux_jax.errors import InputError
 

@@ -15,7 +15,7 @@ OWN = re.compile(r"f\"[^\"\n]*\{[^}\n]*(\b100 \*|\* 100\b)[^}\n]*:[^}\n]*\}|:\.\
 ALLOWED = {
     "convert/inspect.py",
     "erase/evaluation/percent.py",
-    "erase/methods/flops.py",
+    "erase/methods/planning/flops.py",
     "recipes/emoji_flux/card.py",
     "benchmarks/speed/flux.py",
 }

@@ -14,8 +14,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, 
 
 from erase.data.bank import bank_shapes, stack_banks
 from erase.data.plan import Needs
-from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_update
+from erase.methods.planning.configured import context_of, start
 from flux_jax import sharding
 from flux_jax.models import attention, splash_attention
 from flux_jax.models.transformer import FluxConfig, FluxTransformer

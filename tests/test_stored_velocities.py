@@ -35,10 +35,10 @@ from erase.data.plan import Needs, stores_velocities
 from erase.data.velocities import noise_steps
 from erase.data.words.irrelevant import listed
 from erase.methods import eap, erase_anything, esd, meta_unlearning, method_of
-from erase.methods.configured import plan_of, shapes_of
 from erase.methods.parts.contrast import early_steps, word_features
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.levels import both_losses, lower_losses, upper_losses
+from erase.methods.planning.configured import plan_of, shapes_of
 from erase.methods.settings.erase_anything import Lower, Upper
 from erase.runs import load_config
 from erase.training import make_adapters

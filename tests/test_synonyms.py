@@ -12,7 +12,7 @@ from erase.config.schema import PARTS_OF_SPEECH
 from erase.data.words import synonyms
 from erase.data.words.irrelevant import listed
 from erase.methods import method_of
-from erase.methods.configured import with_synonyms
+from erase.methods.planning.configured import with_synonyms
 from erase.runs import configure, load_config
 from flux_jax.errors import InputError
 from recipes.emoji_flux.erasing import KNOWN

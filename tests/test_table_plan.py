@@ -9,7 +9,8 @@ from configs.flux import concepts, cost, plan
 from configs.flux.tables import TABLES, Part
 from erase.config.schema import Config
 from erase.data.words.irrelevant import listed
-from erase.methods import flops, method_of
+from erase.methods import method_of
+from erase.methods.planning import flops
 from erase.model.open import open_model
 from erase.runs import load_runs
 from erase.training import memory_plan

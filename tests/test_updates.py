@@ -30,8 +30,8 @@ from helpers.small import (
 
 from erase.config.schema import MeshConfig
 from erase.data.bank import stack_banks
-from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import joint_update, lower_update, upper_update
+from erase.methods.planning.configured import context_of, shapes_of, start
 from erase.runs import load_config
 from erase.runtime.mesh import make_mesh
 from flux_jax import sharding

@@ -45,8 +45,8 @@ from erase.evaluation.eval_prompts import (
 from erase.evaluation.evaluate import by_concept, concepts_to_keep, evaluation_cells
 from erase.evaluation.judge import Judge, open_judge
 from erase.evaluation.percent import percent
-from erase.methods.configured import with_synonyms
 from erase.methods.parts.least_squares import Moments
+from erase.methods.planning.configured import with_synonyms
 from erase.model.open import open_model
 from erase.report.tables import NOTHING, cell_side
 from erase.runs import load_runs

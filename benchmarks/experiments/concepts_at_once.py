@@ -24,7 +24,7 @@ from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.make_bank import make_bank
 from erase.data.words.irrelevant import listed
-from erase.methods.configured import plan_of
+from erase.methods.planning.configured import plan_of
 from erase.model.open import open_model
 from erase.runs import load_runs
 from erase.runtime.files import write

@@ -30,10 +30,10 @@ from erase.config.schema import Config
 from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, meta_unlearning
 from erase.methods.base import Method
-from erase.methods.configured import plan_of
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.keys import keys_of
 from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
+from erase.methods.planning.configured import plan_of
 from erase.model.open import open_model
 from erase.runtime.files import write
 from erase.runtime.memory import explains_memory

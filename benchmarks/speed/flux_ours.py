@@ -44,10 +44,11 @@ from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
-from erase.methods import erase_anything, flops
-from erase.methods.configured import context_of, shapes_of, start
+from erase.methods import erase_anything
 from erase.methods.erase_anything import lower_update, upper_update
 from erase.methods.parts.losses import squared_error
+from erase.methods.planning import flops
+from erase.methods.planning.configured import context_of, shapes_of, start
 from erase.runs import load_config
 from erase.runtime.mesh import make_mesh
 from flux_jax import programs, progress

@@ -30,8 +30,9 @@ from benchmarks.speed.flux_ours import Program, random_bank, random_params
 from convert import tables
 from erase.cli.flags import FLAG, begin, configured, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.methods import flops, method_of
-from erase.methods.configured import context_of, start
+from erase.methods import method_of
+from erase.methods.planning import flops
+from erase.methods.planning.configured import context_of, start
 from erase.model.open import open_model
 from erase.runs import load_config, merge_fields
 from erase.runtime.files import write

@@ -33,8 +33,8 @@ from configs import nudity
 from convert.arguments import Parser
 from convert.tables import Table, show
 from erase.config.schema import Config, MeshConfig
-from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.erase_anything import lower_update, upper_update
+from erase.methods.planning.configured import context_of, shapes_of, start
 from erase.runs import load_config
 from erase.runtime.files import read_json, write
 from erase.runtime.mesh import RUNS, make_mesh

@@ -39,8 +39,8 @@ from configs import nudity
 from convert.tables import Table, show
 from erase.cli.flags import begin, parse_flags
 from erase.config.schema import Config
-from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_update, upper_update
+from erase.methods.planning.configured import context_of, start
 from erase.runs import load_config
 from erase.runtime.files import write
 from erase.runtime.mesh import RUNS, SAMPLES

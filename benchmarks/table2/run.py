@@ -1,5 +1,7 @@
 """The paper's Table 2 and Figure 5 on the small model: erase "car" by every method, draw, judge.
 
+The rows are the paper's, and GEM and EraseFlow.
+
     python -m benchmarks.table2.run
 
 Every method trains with configs/emoji_table2.py. `erase-anything benchmark` draws and judges the

@@ -1,8 +1,8 @@
 """GPU time of adapters and pictures, from operations and two measurements on one H100.
 
-Operations are those of `erase.methods.flops.Pass`. A step that denoises to a random step of the
-adapted model's trajectory passes half of the steps on average. The frozen model counts in every
-update, although the bank may store what it says: the hours are the most that a run takes. The
+Operations are those of `erase.methods.planning.flops.Pass`. A step that denoises to a random step
+of the adapted model's trajectory passes half of the steps on average. The frozen model counts in
+every update, although the bank may store what it says: the hours are the most that a run takes. The
 products of adapters, optimisers and closed-form solutions are left out, as are compilation, reading
 weights and judging.
 Letters: S image tokens, T text tokens.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from erase.config.schema import Config
 from erase.data.words.irrelevant import listed
 from erase.methods import METHODS, method_of
-from erase.methods.flops import MEASURED, Pass
+from erase.methods.planning.flops import MEASURED, Pass
 from erase.methods.settings import concept_ablation, eap, erase_anything, esd, meta_unlearning
 from flux_jax.models.transformer import FluxConfig
 from flux_jax.pipeline import Pipeline

@@ -14,7 +14,7 @@ from convert import tables
 from erase.config.schema import Config
 from erase.data.words.irrelevant import listed
 from erase.methods import method_of
-from erase.methods.configured import context_of
+from erase.methods.planning.configured import context_of
 from erase.model.open import open_model
 from erase.training import memory_plan
 from flux_jax.errors import say

@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from convert.adapters.files import read_layers
-from convert.adapters.layers import Full, Layers, Pair
+from convert.adapters.layers import Full, Layers, Pair, on_text_only
 from convert.adapters.names import Place
 from convert.adapters.paths import find_adapter, split_strength
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, counted
 from flux_jax.weights.mapping import Slot
 
 
@@ -61,6 +61,11 @@ def read_adapters(given: Sequence[str]) -> list[Adapter]:
         try:
             path, strength = split_strength(text)
             layers = read_layers(find_adapter(path)).layers
+            if text := on_text_only(layers):
+                raise InputError(
+                    f"{path}: it changes {text[0]} ({counted(len(text), 'layer')} in all), which "
+                    "weights cannot do; apply it with flux_jax.Pipeline or erase-anything sample"
+                )
         except InputError as error:
             problems.append(str(error))
             continue

@@ -10,7 +10,7 @@ import numpy as np
 from convert.adapters.joined import FLOATS
 from convert.adapters.kinds import listed, refuse_content
 from convert.adapters.layers import Full, Layers, Pair, number, typed
-from convert.adapters.names import FLAX, Place, label
+from convert.adapters.names import FLAX, TEXT_HALVES, Place, label
 from convert.adapters.parts import pair_problem, settled
 from convert.adapters.peft import PEFT_FILE
 from convert.adapters.stacked import Lora, check, stack, stack_evenly, unstack
@@ -165,8 +165,10 @@ def write_layers(
 
 def write_lora(
     path: str | Path, lora: Lora, alpha: float, metadata: Mapping[str, str] | None = None
-) -> None:
+) -> Path:
     """Writes diffusers' layout, for `FluxPipeline.load_lora_weights`.
+
+    Changes of text tokens only, which it cannot hold, are written in this project's layout.
 
     Args:
         path: a file that ends in .safetensors or .sft, or a folder.
@@ -174,11 +176,15 @@ def write_lora(
         alpha: the change is alpha / R * (x A) B.
         metadata: entries for the file's header.
 
+    Returns:
+        The file.
+
     Raises:
         InputError: an A or B is missing, ranks differ, or a target is not a layer of the model.
     """
-    file = named_file(Path(path), "diffusers")
-    write_layers(file, "diffusers", unstack(file, lora, alpha), metadata)
+    layout = FLAX if TEXT_HALVES & flatten(lora).keys() else "diffusers"
+    file = named_file(Path(path), layout)
+    return write_layers(file, layout, unstack(file, lora, alpha), metadata)
 
 
 def named_file(path: Path, layout: str) -> Path:

@@ -3,14 +3,15 @@
 Axis letters: I inputs, O outputs, R rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from convert.adapters.names import Place
+from convert.adapters.names import Place, label
+from flux_jax.settings import TEXT_ONLY
 from flux_jax.weights.safetensors_files import is_float
 
 # Smallest and largest alpha: their product with any rank is within float32's range.
@@ -51,6 +52,11 @@ class Pair:
     def scale(self) -> Fraction:
         """Alpha / R, exact for alpha's decimals."""
         return Fraction(text(self.alpha)) / self.rank
+
+
+def on_text_only(layers: Iterable[Place]) -> list[str]:
+    """Names of the layers that change text tokens only, for messages."""
+    return [label(place) for place in layers if place[0].endswith(f"/{TEXT_ONLY}")]
 
 
 @dataclass(frozen=True)

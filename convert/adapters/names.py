@@ -8,6 +8,7 @@ and others for reading only, because some programs write them.
 import re
 from dataclasses import dataclass
 
+from flux_jax.settings import JOINED_LAYERS, TEXT_ONLY, layer_of
 from flux_jax.weights import original
 from flux_jax.weights.rules import LINEAR, Row, Swapped, Table, placeholders
 from flux_jax.weights.tables import TRANSFORMER
@@ -305,7 +306,8 @@ _NAMES = {layer.targets[0]: layer.name for layer in SPLIT}
 def label(place: Place) -> str:
     """Diffusers' name of a layer, for messages."""
     target, block = place
-    return _NAMES[target].format(i=block)
+    ending = " on text tokens only" if target.endswith(f"/{TEXT_ONLY}") else ""
+    return _NAMES[layer_of(target)].format(i=block) + ending
 
 
 def _halves() -> Table:
@@ -324,3 +326,7 @@ TABLE = _halves()
 
 # Paths of the leaves that stack a layer over all blocks.
 STACKED = {row.flax[0] for row in TABLE.rows if placeholders(row.torch)}
+
+
+# The same of targets on text tokens only, which no table has, because only one layout has them.
+TEXT_HALVES = {f"{path}/{TEXT_ONLY}/{letter}" for path in JOINED_LAYERS for letter in "AB"}

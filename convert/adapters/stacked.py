@@ -5,6 +5,7 @@ A target is a path of the Flax tree; its leaves are
 - D [L, I, O]: a full difference, x D;
 - b [L, O]: a difference of the bias;
 - M [L, O]: DoRA's length of each output's weights, NaN where a layer is not DoRA.
+A target that ends in "/text" has an A and a B that apply to text tokens only.
 Outside the blocks there is no L. Layers of one rank and one alpha, in all blocks, are stacked
 unchanged. Others are padded with zeros, in ranks and in blocks, and each scale is folded into B.
 
@@ -20,11 +21,14 @@ from typing import Any
 import numpy as np
 
 from convert.adapters.layers import Full, Layers, Pair, kind, number, typed
-from convert.adapters.names import STACKED, TABLE, Place, label, parse
+from convert.adapters.names import STACKED, TABLE, TEXT_HALVES, Place, label, parse
 from flux_jax.errors import InputError, counted
+from flux_jax.settings import TEXT_ONLY
 from flux_jax.tree import flatten, nest
 from flux_jax.weights.mapping import differences, refuse, to_torch
 
+# Leaves with an axis of blocks.
+IN_BLOCKS = STACKED | TEXT_HALVES
 MEND = "every target needs A and B of one rank in every block"
 # Maximum number of elements in a leaf: more than the kernels of all blocks of any FLUX.1.
 LARGEST_LEAF = 1 << 32
@@ -167,7 +171,7 @@ def _as_they_are(layers: Layers) -> tuple[dict[str, Any], np.ndarray]:
         leaves.setdefault(f"{target}/B", {})[block] = pair.up.T
     tree = {
         path: np.stack([parts[block] for block in range(len(parts))])
-        if path in STACKED
+        if path in IN_BLOCKS
         else parts[None]
         for path, parts in leaves.items()
     }
@@ -239,16 +243,28 @@ def unstack(source: Path, lora: Lora, alpha: float, dtype: Any = None) -> dict[P
     """
     flat = {path: np.asarray(leaf) for path, leaf in flatten(lora).items()}
     check(source, flat)
+    whole = {path: leaf for path, leaf in flat.items() if path not in TEXT_HALVES}
+    text = {
+        path.replace(f"/{TEXT_ONLY}/", "/"): leaf
+        for path, leaf in flat.items()
+        if path not in whole
+    }
+    on_text = {(f"{target}/{TEXT_ONLY}", block): h for (target, block), h in _halves(text).items()}
+    return {
+        place: Pair(**half, alpha=typed(alpha, dtype or half["down"].dtype))
+        for place, half in (_halves(whole) | on_text).items()
+    }
+
+
+def _halves(flat: Mapping[str, np.ndarray]) -> dict[Place, dict[str, np.ndarray]]:
+    """Each layer's matrices in PyTorch's orientation, by the names of `Pair`."""
     halves: dict[Place, dict[str, np.ndarray]] = {}
     for name, tensor in to_torch(TABLE, nest(flat)).items():
         key = parse(name)
         assert key is not None, "the table's names are diffusers'"
         (place,) = key.layer.places(key.block)
         halves.setdefault(place, {})[key.part] = tensor
-    return {
-        place: Pair(**half, alpha=typed(alpha, dtype or half["down"].dtype))
-        for place, half in halves.items()
-    }
+    return halves
 
 
 def _expected(
@@ -265,7 +281,7 @@ def _expected(
     ranks: Counter[int] = Counter()
     widths: dict[str, Counter[int]] = {}
     for path, shape in seen:
-        if len(shape) == (3 if path in STACKED else 2):
+        if len(shape) == (3 if path in IN_BLOCKS else 2):
             stack, (*blocks, rows, columns) = path.split("/")[0], shape
             depth[stack] = max(depth[stack], *blocks, 0)
             rank, width = (columns, rows) if path.endswith("/A") else (rows, columns)
@@ -281,14 +297,14 @@ def _expected(
     for path in wanted:
         width = widths[path].most_common(1)[0][0]
         last = (width, rank) if path.endswith("/A") else (rank, width)
-        blocks = (depth[path.split("/")[0]],) if path in STACKED else ()
+        blocks = (depth[path.split("/")[0]],) if path in IN_BLOCKS else ()
         shapes[path] = (*blocks, *last)
     return shapes, rank
 
 
 def check(source: Path, flat: Mapping[str, Any]) -> None:
     """Refuses a stacked tree that is incomplete, uneven or empty, or has unknown targets."""
-    known = {row.flax[0] for row in TABLE.rows}
+    known = {row.flax[0] for row in TABLE.rows} | TEXT_HALVES
     seen = [(path, tuple(leaf.shape)) for path, leaf in flat.items() if path in known]
     shapes, _ = _expected(source, seen) if seen else ({}, 0)
     refuse(source, MEND, differences(flat, shapes))

@@ -13,7 +13,7 @@ import numpy as np
 
 from convert.adapters.joined import PartRecord
 from convert.adapters.kinds import is_norm, listed, refuse_unknown, split_encoders
-from convert.adapters.layers import Full, Layers, Pair, implied, number, same_bits
+from convert.adapters.layers import Full, Layers, Pair, implied, number, on_text_only, same_bits
 from convert.adapters.names import (
     ALPHA,
     BIAS,
@@ -299,6 +299,11 @@ def _refuse_flux_2(file: Path, stem: str, layer: Layer, parts: Mapping[str, np.n
 
 def _refuse_unheld(file: Path, layout: str, layers: Layers) -> None:
     """Refuses changes that a layout has no keys for, or only keys that its programs ignore."""
+    if text := on_text_only(layers):
+        raise InputError(
+            f"{file}: it changes {text[0]} ({counted(len(text), 'layer')} in all), which no "
+            "PyTorch layout can express; use --to flax, and draw with erase-anything sample"
+        )
     whole = any(isinstance(each, Full) for each in layers.values())
     lengths = [each for each in layers.values() if each.magnitude is not None]
     biases = any(each.bias is not None for each in layers.values())

@@ -47,13 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for text in options.adapters:
         find_adapter(split_strength(text)[0])
-    from convert.adapters.files import TORCH_FILE
+    from convert.adapters.files import FLAX_FILE, TORCH_FILE
     from erase.compose.combine import check, compose, read_part
 
     begin([])
-    file = options.out / TORCH_FILE
-    if file.exists():
-        raise InputError(f"{file} exists; choose another --out or remove it")
+    for name in (TORCH_FILE, FLAX_FILE):
+        if (file := options.out / name).exists():
+            raise InputError(f"{file} exists; choose another --out or remove it")
     parts = [read_part(text) for text in options.adapters]
     check(parts)
     say(compose(parts, options.method, options.out, options))

@@ -80,7 +80,7 @@ def compose(changes: dict[str, Any]) -> tuple[Config, str, list[str]]:
         )
     config = load_runs(configure(**changes))[""]
     # Imports JAX, so it comes after the quick checks.
-    from erase.methods.configured import with_synonyms
+    from erase.methods.planning.configured import with_synonyms
 
     config, source = with_synonyms(config)
     return config, source, list(missing(config))

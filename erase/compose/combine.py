@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from convert.adapters.files import TORCH_FILE, read_layers, write_layers
-from convert.adapters.layers import Layers, Pair, kind
-from convert.adapters.names import Place, label
+from convert.adapters.files import read_layers, write_layers
+from convert.adapters.layers import Layers, Pair, kind, on_text_only
+from convert.adapters.names import FLAX, Place, label
 from convert.adapters.paths import find_adapter, split_strength
 from convert.adapters.stacked import stack, unstack
 from convert.tables import Table, show
@@ -180,6 +180,19 @@ def apart(flat: Mapping[str, np.ndarray]) -> dict[Place, Pair]:
     return unstack(Path("composition"), nest(flat), float(rank))
 
 
+def even(layers: Mapping[Place, Pair]) -> dict[Place, Pair]:
+    """Pad layers of `plain` pairs with zeros to the largest rank."""
+    rank = max(pair.rank for pair in layers.values())
+    return {
+        place: plain(
+            np.pad(pair.down, [(0, rank - pair.rank), (0, 0)]),
+            np.pad(pair.up, [(0, 0), (0, rank - pair.rank)]),
+            pair.bias,
+        )
+        for place, pair in layers.items()
+    }
+
+
 def truncated(
     layers: Mapping[Place, Pair], rank: int
 ) -> tuple[dict[Place, Pair], dict[str, float]]:
@@ -238,6 +251,8 @@ def write(
 ) -> Path:
     """Write the adapter in diffusers' layout, with its parts and settings in the header.
 
+    Changes of text tokens only are written in this project's layout, which pads ranks.
+
     Raises:
         InputError: numbers exceed the range of the file's type.
     """
@@ -269,7 +284,8 @@ def write(
     for key in ("base_model", "version"):
         if key in parts[0].metadata:
             metadata[key] = parts[0].metadata[key]
-    write_layers(out, "diffusers", pairs, metadata)
+    layout = FLAX if on_text_only(pairs) else "diffusers"
+    file = write_layers(out, layout, even(pairs) if layout == FLAX else pairs, metadata)
     try:
         config = fusion.settings(str(parts[0].path), parts[0].metadata)
     except InputError as error:
@@ -278,7 +294,7 @@ def write(
     else:
         names = [part.metadata.get("concept", str(part.path)) for part in parts]
         card.of_composition(out, names, method, config)
-    return out / TORCH_FILE
+    return file
 
 
 def read_lines(file: Path) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ import numpy as np
 from flax.linen.module import Interceptor, InterceptorContext, NextGetter
 from jaxtyping import Array, Float, PyTree
 
+from convert.adapters.names import TEXT_HALVES
 from erase.config.schema import Config
 from erase.data.words.templates import SLOT, as_template, phrase
 from erase.data.words.word_tokens import concept_masks
@@ -187,6 +188,11 @@ def check(change: Mapping[str, np.ndarray], rank: int, preserve: float) -> None:
         raise InputError(
             f"fusion supports only layers of blocks, and {', '.join(outside)} are outside them; "
             "compose by sum or svd"
+        )
+    if text := sorted(TEXT_HALVES & change.keys()):
+        raise InputError(
+            f"fusion does not support changes of text tokens only, such as {text[0][:-2]}; compose "
+            "by sum or svd"
         )
     for path in change:
         most = min(change[path].shape[1], change[f"{path[:-1]}B"].shape[2])

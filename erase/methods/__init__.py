@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 
 class _Methods(MutableMapping[str, "Method[Any]"]):
-    """Methods by name; each is `METHOD` in this package's module of that name."""
+    """Methods by name; each is `METHOD` in a module of this package, named after the last dot."""
 
-    def __init__(self, *names: str):
-        self._methods: dict[str, Method[Any] | None] = dict.fromkeys(names)
+    def __init__(self, *modules: str):
+        self._modules = {module.rpartition(".")[2]: module for module in modules}
+        self._methods: dict[str, Method[Any] | None] = dict.fromkeys(self._modules)
 
     def __getitem__(self, name: str) -> "Method[Any]":
         method = self._methods[name]
         if method is None:
-            method = self[name] = importlib.import_module(f"{__name__}.{name}").METHOD
+            module = importlib.import_module(f"{__name__}.{self._modules[name]}")
+            method = self[name] = module.METHOD
         return method
 
     def __setitem__(self, name: str, method: "Method[Any]") -> None:
@@ -52,6 +54,8 @@ METHODS: "MutableMapping[str, Method[Any]]" = _Methods(
     "eap",
     "meta_unlearning",
     "attention_erasure",
+    "later.gem",
+    "later.eraseflow",
 )
 
 

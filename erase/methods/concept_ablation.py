@@ -65,9 +65,7 @@ def drawn(key: PRNGKeyArray, context: StepContext[Settings], counts: Counts) -> 
 def needs(config: Config, words: Words, pipe: Pipeline | None) -> Needs:
     """Request sentences with the anchor in the concept's place, for the trajectories."""
     del pipe
-    anchor = config.method_settings(Settings).anchor or next(
-        word for pool in words.pools for word in pool
-    )
+    anchor = config.method_settings(Settings).anchor or words.first
     return Needs(pools=((), (anchor,)), drawn=ANCHOR)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pydantic
 
-from convert.adapters.files import read_layers
+from convert.adapters.files import FLAX_FILE, read_layers
 from erase.config.schema import Config
 from erase.data.words.templates import phrase
 from erase.evaluation.notes import left_out_note, mean_note
@@ -304,6 +304,7 @@ def _write(folder: Path, card: Card) -> Path:
             base_model=model if hub else None,
             licence=BASE_LICENCES.get(model),
             folder=str(folder),
+            own_format=(folder / FLAX_FILE).is_file(),
         )
     )
     write(folder / FILE, text)

@@ -311,7 +311,7 @@ def _anchors(place: str, instead: str) -> Fields:
     values: Fields = {}
     if place:
         values |= {
-            "concept_ablation": {"anchor": place},
+            **{name: {"anchor": place} for name in ("concept_ablation", "gem", "eraseflow")},
             "mace": {"stand_in": place},
             "uce": {"guide": place},
         }

@@ -41,6 +41,10 @@ ATTENTION = (
     *(f"dual_blocks/attn/to_{name}" for name in ("q", "k", "v", "out", "add_out")),
     *(f"single_blocks/attn/to_{name}" for name in "qkv"),
 )
+# Queries and keys of both streams in dual-stream blocks.
+QUERY_KEY = tuple(
+    f"dual_blocks/attn/{name}" for name in ("add_q_proj", "add_k_proj", "to_q", "to_k")
+)
 # The authors' values that differ from the defaults in `erase.methods.settings`, and the layers that
 # they train. `stand_in` and `guide` are always set, since a model's words would replace them.
 AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
@@ -64,10 +68,24 @@ AUTHORS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
         },
         ATTENTION,
     ),
+    # 250 points of trajectories in all, six in each update.
+    "gem": ({"iterations": 42, "guidance": 3.0}, QUERY_KEY),
+    "eraseflow": (
+        {
+            "iterations": 40,
+            "steps": 40,
+            "guidance": 4.5,
+            "adapter": {"rank": 32, "alpha": 64.0},
+        },
+        ATTENTION,
+    ),
 }
-# Their batches of 8 and 10 exceed a GPU's memory with FLUX.1, without remat.
+# Larger batches exceed a GPU's memory with FLUX.1, without remat: their 8 and 10 samples, and the
+# points of a trajectory, of which there are as many in all as in the authors' updates.
 ONE_SAMPLE: Mapping[str, Mapping[str, Any]] = {
-    name: {"batch_size": 1} for name in ("concept_ablation", "meta_unlearning")
+    **{name: {"batch_size": 1} for name in ("concept_ablation", "meta_unlearning")},
+    "gem": {"iterations": 250, "gem": {"points": 1}},
+    "eraseflow": {"iterations": 1600, "eraseflow": {"points": 1}},
 }
 
 

@@ -49,7 +49,8 @@ ITEMS |= {"commit_success.txt", "_sharding", "descriptor"}
 PICTURE = re.compile(r"\.?Acc_(e|g|ir)-\d+-[a-z]+\.png(\.partial)?")
 # Parts of the cache, by their digest.
 CACHED = re.compile(r"\.?[0-9a-f]{32,64}(\.partial)?")
-WEIGHTS, CARD = "pytorch_lora_weights.safetensors", "README.md"
+WEIGHTS = ("pytorch_lora_weights.safetensors", "flax_lora.safetensors")
+CARD = "README.md"
 # A line of every model card.
 CARD_TAG = "concept-erasure"
 
@@ -142,11 +143,12 @@ def _foreign(folder: Path, of_several: bool) -> Iterator[Path]:
     if not of_several:
         if record.exists() and not is_record(record):
             yield record
-        card, weights = folder / ADAPTER / CARD, folder / ADAPTER / WEIGHTS
+        card = folder / ADAPTER / CARD
         if card.exists() and not _is_runs(card, ADAPTER):
             yield card
-        if weights.exists() and not record.exists():
-            yield weights
+        for name in WEIGHTS:
+            if (weights := folder / ADAPTER / name).exists() and not record.exists():
+                yield weights
     for name in (CHECKPOINTS, DAMAGED_CHECKPOINTS):
         place = folder / name
         if not place.exists():
@@ -182,7 +184,8 @@ def _is_runs(entry: Path, place: str) -> bool:
     if entry.name == CARD:
         with entry.open("rb") as file:
             return CARD_TAG.encode() in file.read(MOST)
-    return entry.name in (WEIGHTS, f".{WEIGHTS}.partial", f".{CARD}.partial")
+    name = entry.name.removeprefix(".").removesuffix(".partial")
+    return name in WEIGHTS or entry.name == f".{CARD}.partial"
 
 
 def _remove(path: Path) -> None:

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from convert.adapters.files import TORCH_FILE
 from erase.config.schema import Config
 from erase.evaluation import attack, evaluate, statistics
 from erase.evaluation.eval_prompts import (
@@ -34,7 +33,7 @@ from erase.model.open import open_model
 from erase.runtime.cache import Cache, digest_of
 from erase.runtime.files import write
 from erase.runtime.results import AdapterSize, ComparedRow, Comparison, MethodResult
-from erase.runtime.run_folder import ADAPTER, PICTURES
+from erase.runtime.run_folder import PICTURES
 from erase.training import memory_plan
 from erase.training.export import write_adapter
 from erase.training.prepare import runs_with_synonyms, shared_settings
@@ -293,6 +292,5 @@ def size_of(adapters: Mapping[str, Adapter], config: Config, folder: Path) -> Ad
     if not adapters:
         return {"parameters": 0, "bytes": 0}
     adapter = next(iter(adapters.values()))
-    write_adapter(adapter, config, folder)
-    size = (folder / ADAPTER / TORCH_FILE).stat().st_size
+    size = write_adapter(adapter, config, folder).stat().st_size
     return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter.lora)), "bytes": size}

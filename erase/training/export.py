@@ -1,4 +1,4 @@
-"""Export a run's adapter to a file that diffusers loads."""
+"""Export a run's adapter to a file that diffusers loads, where it can."""
 
 import dataclasses
 import importlib.metadata
@@ -17,8 +17,11 @@ from flux_jax.lora import Adapter
 PACKAGE = "erase-anything-jax"
 
 
-def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
-    """Write `adapter/pytorch_lora_weights.safetensors`, which diffusers loads."""
+def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> Path:
+    """Write `adapter/pytorch_lora_weights.safetensors`, which diffusers loads; return the file.
+
+    An adapter that changes text tokens only in some layers is `adapter/flax_lora.safetensors`.
+    """
     try:
         version = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -34,4 +37,4 @@ def write_adapter(adapter: Adapter, config: Config, workdir: Path) -> None:
         "settings": json.dumps(settings),
     }
     lora = jax.tree.map(np.asarray, adapter.lora)
-    write_lora(workdir / ADAPTER, lora, adapter.alpha, metadata)
+    return write_lora(workdir / ADAPTER, lora, adapter.alpha, metadata)

@@ -25,11 +25,11 @@ from erase.data.bank import Bank, stack_banks
 from erase.data.plan import Plan
 from erase.methods import method_of
 from erase.methods.base import Step
-from erase.methods.configured import context_of, start
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.keys import run_keys, update_keys
 from erase.methods.parts.samples import Counts
 from erase.methods.parts.step import State
+from erase.methods.planning.configured import context_of, start
 from erase.model.open import place_model
 from erase.runtime import processes
 from erase.runtime.memory import release

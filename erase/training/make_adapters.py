@@ -13,8 +13,8 @@ from erase.data.make_bank import make_bank
 from erase.data.plan import Plan
 from erase.evaluation import early_stop
 from erase.methods import method_of
-from erase.methods.configured import sampled_points, shapes_of, start
 from erase.methods.parts.step import State
+from erase.methods.planning.configured import sampled_points, shapes_of, start
 from erase.runtime.memory import host_memory, memory
 from erase.runtime.mesh import RUNS
 from erase.runtime.signals import Stop

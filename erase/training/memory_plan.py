@@ -22,11 +22,12 @@ from convert import tables
 from erase.config.schema import Config
 from erase.data import bank
 from erase.data.trajectories import trajectories
-from erase.methods import flops, method_of
+from erase.methods import method_of
 from erase.methods.base import Step
-from erase.methods.configured import context_of, shapes_of, start
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.step import State
+from erase.methods.planning import flops
+from erase.methods.planning.configured import context_of, shapes_of, start
 from erase.model.open import place_model
 from erase.runtime.memory import MENDS, memory
 from erase.runtime.mesh import RUNS

@@ -14,7 +14,7 @@ from erase.config.schema import Config
 from erase.data.plan import Plan
 from erase.data.words.irrelevant import Words
 from erase.data.words.sentences import Sentences, add_generated_prompts
-from erase.methods.configured import irrelevant_words, plan_of, with_synonyms
+from erase.methods.planning.configured import irrelevant_words, plan_of, with_synonyms
 from erase.runs import RunConfig
 from erase.runtime import processes
 from erase.runtime.results import RunRecord

@@ -9,13 +9,12 @@ from typing import Any
 
 import jax
 
-from convert.adapters.files import TORCH_FILE
 from erase.config.schema import Config
 from erase.data.words.language_model import describe
 from erase.evaluation import early_stop, evaluate, summary
 from erase.evaluation.eval_prompts import check_judge
 from erase.methods import method_of
-from erase.methods.configured import start
+from erase.methods.planning.configured import start
 from erase.model import digest
 from erase.model.adapters import read_adapter
 from erase.model.open import open_model
@@ -310,11 +309,11 @@ def write_adapters(
 
     def written(name: str, adapter: Adapter) -> None:
         folder = runs[name].folder
-        write_adapter(adapter, runs[name].config, folder)
+        path = write_adapter(adapter, runs[name].config, folder)
         # A restart reads the file instead of the checkpoint, so both must be the same.
         if digest.of_adapter(read_adapter(folder)) == digest.of_adapter(adapter):
             inputs = resume_check.adapter_inputs(descriptions[name])
-            file = f"{run_folder.ADAPTER}/{TORCH_FILE}"
+            file = path.relative_to(folder).as_posix()
             finished.finish(folder, resume_check.RESULT, inputs, [file])
 
     for name, adapter in adapters.items():

@@ -121,12 +121,13 @@ class SingleAttention(nn.Module):
 
     heads: int
     dtype: DTypeLike
+    text: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N C"], shared: Shared) -> Float[Array, "B N C"]:
         """Attends over the joined tokens."""
         q, k, v = (
-            split_heads(Dense(x.shape[-1], self.dtype, name=name)(x), self.heads)
+            split_heads(Dense(x.shape[-1], self.dtype, name=name)(x, self.text), self.heads)
             for name in ("to_q", "to_k", "to_v")
         )
         q = apply_rope(RMSNorm(name="norm_q")(q), shared.cos, shared.sin)
@@ -135,10 +136,17 @@ class SingleAttention(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Attention and MLP in parallel over the joined tokens (FluxSingleTransformerBlock)."""
+    """Attention and MLP in parallel over the joined tokens (FluxSingleTransformerBlock).
+
+    Attributes:
+        heads: H.
+        dtype: dtype of matrix products.
+        text: T, for adapters that change text tokens only.
+    """
 
     heads: int
     dtype: DTypeLike
+    text: int = 0
 
     @nn.compact
     def __call__(
@@ -148,7 +156,8 @@ class SingleStreamBlock(nn.Module):
         width = x.shape[-1]
         shift, scale, gate = Modulation(3, self.dtype, name="norm")(shared.conditioning)
         y = modulate(x, shift, scale)
-        hidden = gelu(Dense(MLP_RATIO * width, self.dtype, name="proj_mlp")(y))
-        mixed = SingleAttention(self.heads, self.dtype, name="attn")(y, shared)
-        y = Dense(width, self.dtype, name="proj_out")(jnp.concatenate([mixed, hidden], axis=-1))
+        hidden = gelu(Dense(MLP_RATIO * width, self.dtype, name="proj_mlp")(y, self.text))
+        mixed = SingleAttention(self.heads, self.dtype, self.text, name="attn")(y, shared)
+        joined = jnp.concatenate([mixed, hidden], axis=-1)
+        y = Dense(width, self.dtype, name="proj_out")(joined, self.text)
         return x + gate[:, None] * y, None

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
 from flux_jax.models.attention import compiled_for
+from flux_jax.settings import TEXT_ONLY
 
 # Rematerialisation for cheap functions: the backward pass keeps only the arguments and recomputes
 # the rest, which is faster than writing it to memory and reading it back.
@@ -55,7 +56,8 @@ class Dense(nn.Module):
 
     The collection `lora` may contain A [C, R] and B [R, features], which add (x A) B; D
     [C, features], which adds x D; `gain` [features], which adds gain * (x W); and b [features],
-    which is added to the bias. See `flux_jax.lora`.
+    which is added to the bias. `text` may contain another A and B, which apply to the first tokens
+    only, those of the text. See `flux_jax.lora`.
     If the parameters also contain a `scale` [features], W is kernel * scale, see
     `flux_jax.models.quantize`. FLUX.2's layers have no b.
     """
@@ -65,8 +67,8 @@ class Dense(nn.Module):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... features"]:
-        """Applies the layer in `dtype`."""
+    def __call__(self, x: Float[Array, "... C"], text: int = 0) -> Float[Array, "... features"]:
+        """Applies the layer in `dtype`; the first `text` tokens of x are the text's."""
         x = x.astype(self.dtype)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         if self.has_variable("params", "scale"):
@@ -91,6 +93,12 @@ class Dense(nn.Module):
             y = y + base * change["gain"]
         if "b" in change:
             y = y + change["b"]
+        if self.has_variable("lora", TEXT_ONLY):
+            half = jax.tree.map(
+                lambda leaf: leaf.astype(self.dtype), self.get_variable("lora", TEXT_ONLY)
+            )
+            changed = y[..., :text, :] + (x[..., :text, :] @ half["A"]) @ half["B"]
+            y = jnp.concatenate([changed, y[..., text:, :]], axis=-2)
         return y
 
 

@@ -167,7 +167,7 @@ class FluxTransformer(nn.Module):
 
         joined = jnp.concatenate([text_stream, image_stream], axis=1)
         single = scanned(SingleStreamBlock, config.num_single_layers)
-        joined, _ = single(heads, self.dtype, name="single_blocks")(joined, shared)
+        joined, _ = single(heads, self.dtype, text.shape[1], name="single_blocks")(joined, shared)
         image_stream = joined[:, text.shape[1] :]
 
         # Scale before shift, as diffusers stores them; in the blocks shift comes first.

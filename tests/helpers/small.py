@@ -15,11 +15,11 @@ import numpy as np
 from erase.config.schema import AdapterConfig, MeshConfig
 from erase.data.bank import Bank
 from erase.data.plan import CONCEPT, POOL, SYNONYM
-from erase.methods.configured import context_of, start
 from erase.methods.erase_anything import lower_losses, upper_losses
 from erase.methods.parts.compiled import StepContext
 from erase.methods.parts.forward import RunInputs
 from erase.methods.parts.step import State
+from erase.methods.planning.configured import context_of, start
 from erase.methods.settings.erase_anything import Lower, Upper
 from erase.runs import RunConfig
 from erase.runtime.mesh import make_mesh

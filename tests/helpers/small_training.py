@@ -11,7 +11,7 @@ import numpy as np
 
 from erase.config.schema import Checkpoints, Config, EarlyStop, MeshConfig
 from erase.data.bank import stack_banks
-from erase.methods.configured import context_of
+from erase.methods.planning.configured import context_of
 from erase.methods.settings.erase_anything import Lower, Upper
 from erase.runtime.mesh import make_mesh
 from erase.runtime.signals import Stop

@@ -63,6 +63,11 @@ class Words(Kept):
     pools: tuple[tuple[str, ...], ...]
     source: str
 
+    @property
+    def first(self) -> str:
+        """The first word of all; there must be one."""
+        return next(word for pool in self.pools for word in pool)
+
 
 def gather_irrelevant(config: Config, workdir: Path, needed: int) -> Words:
     """Find the words of a run: saved in its folder, else from a language model, else from lists.

@@ -18,9 +18,11 @@ from jaxtyping import Array, Float, Int
 from erase.config.schema import Config
 from flux_jax import sharding
 from flux_jax.errors import InputError, nearest
+from flux_jax.lora import targets_of
 from flux_jax.pipeline import Pipeline, batches
 from flux_jax.programs import Conditioning, Denoiser
 from flux_jax.sampling import euler
+from flux_jax.settings import BLOCKS, layer_of
 from flux_jax.tree import flatten
 
 # Latents, and sums of the layers' inputs by path.
@@ -45,8 +47,9 @@ def text_inputs(
     Args:
         pipe: the frozen model.
         config: provides the pictures' size, steps, guidance and batch size, and the noise's seed.
-        targets: layers of the text stream in dual-stream blocks, `context_embedder`, or
-            `pooled_embedder/linear_1`, whose input is one vector for any token.
+        targets: layers of the text stream in dual-stream blocks, layers of single-stream blocks on
+            text tokens only, `context_embedder`, or `pooled_embedder/linear_1`, whose input is one
+            vector for any token.
         prompts: one per picture.
         tokens: positions of the selected tokens of each prompt.
 
@@ -71,42 +74,41 @@ def text_inputs(
         encoded = pipe.encode([prompts[row] for row in rows])
         samples = sharding.share_out(pipe.mesh, (noise, encoded, tokens[rows]))
         with jax.set_mesh(pipe.mesh):
-            inputs = _means(model, *samples, sigmas, targets=targets)
+            inputs = _means(model, *samples, sigmas, layers=tuple(map(layer_of, targets)))
         parts.append(jax.device_get(sharding.gather(pipe.mesh, inputs)))
     return {
-        target: np.concatenate([part[target] for part in parts], axis=1)[:, : len(prompts)].astype(
-            np.float64
-        )
+        target: np.concatenate([part[layer_of(target)] for part in parts], axis=1)[
+            :, : len(prompts)
+        ].astype(np.float64)
         for target in targets
     }
 
 
 def kernels(pipe: Pipeline, target: str) -> Float[np.ndarray, "L I O"]:
-    """Return a layer's dequantized weights in every block; L = 1 outside the blocks."""
-    params = flatten(pipe.params["transformer"])
+    """Return a target's dequantized weights in every block; L = 1 outside the blocks."""
+    params, layer = flatten(pipe.params["transformer"]), layer_of(target)
     kernel, scale = (
         np.asarray(sharding.gather(pipe.mesh, params.get(path, jnp.ones(1))), np.float64)
-        for path in (f"{target}/kernel", f"{target}/scale")
+        for path in (f"{layer}/kernel", f"{layer}/scale")
     )
     kernel = kernel * scale[..., None, :]
     return kernel if kernel.ndim == 3 else kernel[None]
 
 
 def _text_layers(pipe: Pipeline) -> list[str]:
-    """Return the layers whose input is a prompt's tokens, or its pooled vector."""
-    kernels = [path for path in flatten(pipe.shapes) if path.endswith("/kernel")]
-    layers = [path.removesuffix("/kernel") for path in kernels]
+    """Return the targets whose input is a prompt's tokens, or its pooled vector."""
     endings = ("add_q_proj", "add_k_proj", "add_v_proj", "ff_context/linear_1")
     return [
         path
-        for path in layers
+        for path in targets_of(pipe.shapes)
         if path == "context_embedder"
         or path == f"{POOLED}/linear_1"
+        or path != layer_of(path)
         or (path.startswith("dual_blocks") and path.endswith(endings))
     ]
 
 
-@functools.partial(jax.jit, static_argnames="targets")
+@functools.partial(jax.jit, static_argnames="layers")
 def _means(
     model: Denoiser,
     noise: Float[Array, "B S C"],
@@ -114,12 +116,12 @@ def _means(
     tokens: Int[Array, "B K"],
     sigmas: Float[Array, "N"],
     *,
-    targets: tuple[str, ...],
+    layers: tuple[str, ...],
 ) -> dict[str, Float[Array, "L B K I"]]:
-    means = mean_over_steps(model, noise, conditioning, sigmas, _capture_inputs(targets, tokens))
+    means = mean_over_steps(model, noise, conditioning, sigmas, _capture_inputs(layers, tokens))
     return {
-        target: means[target] if target.startswith("dual_blocks") else means[target][None]
-        for target in targets
+        layer: means[layer] if layer.split("/")[0] in BLOCKS else means[layer][None]
+        for layer in layers
     }
 
 
@@ -160,14 +162,14 @@ def mean_over_steps(
     return jax.tree.map(lambda total: total / (len(sigmas) - 1), sums)
 
 
-def _capture_inputs(targets: Sequence[str], tokens: Int[Array, "B K"]) -> Interceptor:
+def _capture_inputs(layers: Sequence[str], tokens: Int[Array, "B K"]) -> Interceptor:
     """Return an interceptor that captures layers' inputs at some tokens, in float32."""
 
     def interceptor(
         call: NextGetter, args: tuple[Any, ...], kwargs: dict[str, Any], context: InterceptorContext
     ) -> object:
         layer = context.module
-        if context.method_name == "__call__" and "/".join(layer.path) in targets:
+        if context.method_name == "__call__" and "/".join(layer.path) in layers:
             x = args[0] if args[0].ndim == 3 else args[0][:, None]
             at = jnp.minimum(tokens, x.shape[1] - 1)[..., None]
             inputs = jnp.take_along_axis(x, at, axis=1)

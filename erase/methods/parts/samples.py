@@ -1,7 +1,7 @@
 """Random samples (x_t, t, prompt) from a run's bank.
 
-Axis letters: B batch, D denoising steps, V forms of a sentence, K irrelevant words, S image
-tokens, C latent channels.
+Axis letters: B batch, D denoising steps, V forms of a sentence, K irrelevant words or points of a
+trajectory, S image tokens, C latent channels.
 """
 
 from typing import NamedTuple
@@ -37,6 +37,24 @@ def sample_places(count: int, key: PRNGKeyArray, batch: int, steps: int) -> Plac
     row_key, step_key = jax.random.split(key)
     rows = jax.random.randint(row_key, (batch,), 0, count)
     return rows, jax.random.randint(step_key, (batch,), 0, steps)
+
+
+def sample_points(
+    count: int, key: PRNGKeyArray, batch: int, steps: int, points: int
+) -> tuple[Int[Array, "B"], Int[Array, "B K"]]:
+    """Sample rows of the bank and, for each, K different ones of the first `steps` steps.
+
+    Args:
+        count: number of rows.
+        key: random key.
+        batch: B.
+        steps: number of steps to sample among.
+        points: K, or more than `steps` for all of them.
+    """
+    row_key, step_key = jax.random.split(key)
+    rows = jax.random.randint(row_key, (batch,), 0, count)
+    order = jnp.argsort(jax.random.uniform(step_key, (batch, steps)), axis=1)
+    return rows, order[:, :points]
 
 
 def sample_pictures(

@@ -11,7 +11,9 @@ from erase.methods.settings import (
     concept_ablation,
     eap,
     erase_anything,
+    eraseflow,
     esd,
+    gem,
     mace,
     meta_unlearning,
     uce,
@@ -27,4 +29,6 @@ FIELDS: Mapping[str, MethodFields] = {
     "eap": eap.FIELDS,
     "meta_unlearning": meta_unlearning.FIELDS,
     "attention_erasure": attention_erasure.FIELDS,
+    "gem": gem.FIELDS,
+    "eraseflow": eraseflow.FIELDS,
 }

@@ -1,0 +1,1 @@
+"""Methods that were published after EraseAnything and are not in its paper's tables."""

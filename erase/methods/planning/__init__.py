@@ -1,0 +1,1 @@
+"""What a configuration means to its method before training: words, bank, first state, cost."""
