@@ -11,14 +11,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Float32, Float8e4m3fn, Int8, Shaped
 
 from flux_jax.models.attention import compiled_for
+from flux_jax.models.quantize import rounded
+from flux_jax.settings import STORAGE
 
 # Rematerialisation for cheap functions: the backward pass keeps only the arguments and recomputes
 # the rest, which is faster than writing it to memory and reading it back.
 light = functools.partial(jax.checkpoint, prevent_cse=False)
+
+# Types of a layer's inputs and of their gradient in a product with a float8_e4m3fn kernel.
+INPUTS = STORAGE["fp8"]
+GRADIENT = STORAGE["fp8"]
 
 NORM_EPS = 1e-6
 SINUSOID_CHANNELS = 256
@@ -44,8 +51,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.has_variable("params", "scale"):
-            scale = self.get_variable("params", "scale")
-            base = (apart(product(x, kernel)) * scale).astype(self.dtype)
+            base = quantized_product(x, kernel, self.get_variable("params", "scale"))
         else:
             base = apart(x @ kernel.astype(self.dtype))
         y = base + bias.astype(self.dtype)
@@ -65,6 +71,15 @@ class Dense(nn.Module):
         return y
 
 
+def quantized_product(
+    x: Float[Array, "... C"], kernel: Shaped[Array, "C K"], scale: Float32[Array, "K"]
+) -> Float[Array, "... K"]:
+    """x (kernel * scale) in x's dtype, for a kernel of `flux_jax.models.quantize`."""
+    if kernel.dtype == INPUTS.dtype:
+        return product_fp8(x, kernel, scale)
+    return (apart(product(x, kernel)) * scale).astype(x.dtype)
+
+
 @light
 def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array, "... K"]:
     """Matrix product in x's dtype.
@@ -73,6 +88,51 @@ def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array
     memory that quantisation saves.
     """
     return x @ kernel.astype(x.dtype)
+
+
+@jax.custom_vjp
+def product_fp8(
+    x: Float[Array, "... C"], kernel: Float8e4m3fn[Array, "C K"], scale: Float32[Array, "K"]
+) -> Float[Array, "... K"]:
+    """x (kernel * scale) in x's dtype, multiplied in float8 and summed in float32.
+
+    Each token's x is rounded to float8_e4m3fn with a scale of its own. The gradient of x is that
+    of the product without this rounding: the result's gradient times `scale` is rounded for each
+    token as `GRADIENT` says, and multiplied with the kernel. The kernel and its scale are frozen.
+
+    Raises:
+        TypeError: a gradient of the kernel or of its scale is asked for.
+    """
+    values, steps = rounded(x, *INPUTS)
+    return (_sum8(values, kernel) * steps[..., None] * scale).astype(x.dtype)
+
+
+def _forward(
+    x: CustomVJPPrimal, kernel: CustomVJPPrimal, scale: CustomVJPPrimal
+) -> tuple[Array, tuple[Array, Array]]:
+    if kernel.perturbed or scale.perturbed:
+        raise TypeError("float8 kernels are frozen: they and their scales have no gradient")
+    return product_fp8(x.value, kernel.value, scale.value), (kernel.value, scale.value)
+
+
+def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    kernel, scale = kept
+    values, steps = rounded(gradient.astype(jnp.float32) * scale, *GRADIENT)
+    return (_sum8(values, kernel.T) * steps[..., None]).astype(gradient.dtype), None, None
+
+
+product_fp8.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _sum8(x: Array, kernel: Array) -> Array:
+    """x @ kernel of float8 numbers, summed in float32.
+
+    XLA recognises the conversion to bfloat16, which is exact, and multiplies in float8 on GPUs that
+    can.
+    """
+    wide = jnp.float32 if compiled_for() == "cpu" else jnp.bfloat16
+    x, kernel = x.astype(wide), kernel.astype(wide)
+    return apart(jnp.matmul(x, kernel, preferred_element_type=jnp.float32))
 
 
 def apart(product: Float[Array, "... C"]) -> Float[Array, "... C"]:

@@ -131,7 +131,7 @@ class Weights(Mapping[str, Any]):
             sources: weights by the names in `COMPONENTS`.
             dtype: dtype of the loaded parameters.
             mesh: devices, see `flux_jax.sharding`.
-            quantize: "int8" quantises the transformer's large kernels, see
+            quantize: "int8" or "fp8" quantises the transformer's large kernels, see
                 `flux_jax.models.quantize`.
 
         Raises:
@@ -157,7 +157,7 @@ class Weights(Mapping[str, Any]):
         """
         if name not in self._read:
             self._read[name] = read_params(
-                self._sources[name], name, self._dtype, self._mesh, self._rounds(name)
+                self._sources[name], name, self._dtype, self._mesh, self._storage(name)
             )
         return self._read[name]
 
@@ -170,10 +170,11 @@ class Weights(Mapping[str, Any]):
     def shapes(self, name: str) -> PyTree:
         """A model's parameters as `jax.ShapeDtypeStruct`, with their shardings; reads nothing."""
         wanted = _wanted(self._sources[name], name, self._dtype, self._mesh)
-        return _in_place(self._mesh, rounding.shapes(wanted)) if self._rounds(name) else wanted
+        storage = self._storage(name)
+        return _in_place(self._mesh, rounding.shapes(wanted, storage)) if storage else wanted
 
-    def _rounds(self, name: str) -> bool:
-        return self._quantize is not None and name == "transformer"
+    def _storage(self, name: str) -> str | None:
+        return self._quantize if name == "transformer" else None
 
     def on(self, mesh: Mesh) -> "Weights":
         """The same weights, unread, for other devices."""
@@ -188,7 +189,7 @@ class Weights(Mapping[str, Any]):
 
 
 def read_params(
-    source: Source, name: str, dtype: DTypeLike, mesh: Mesh, quantize: bool = False
+    source: Source, name: str, dtype: DTypeLike, mesh: Mesh, quantize: str | None = None
 ) -> PyTree:
     """Reads the parameters of one model onto its devices, with a progress bar.
 
@@ -197,7 +198,8 @@ def read_params(
         name: a key of `COMPONENTS`.
         dtype: dtype of the parameters.
         mesh: devices; each receives only its own shards.
-        quantize: whether stacked dense kernels become int8, each before the next one is read.
+        quantize: storage type of stacked dense kernels, "int8" or "fp8"; each is quantised before
+            the next one is read.
 
     Raises:
         InputError: tensors are missing, surplus, misshapen or not finite, or a file is damaged.
@@ -206,7 +208,8 @@ def read_params(
     kernels = {f"{layer}/kernel" for layer in stacked(wanted)} if quantize else set()
 
     def rounded(leaf: jax.Array) -> rounding.Quantized:
-        placed = meshes.place_weights(mesh, rounding.quantized(leaf))
+        assert quantize is not None
+        placed = meshes.place_weights(mesh, rounding.quantized(leaf, quantize))
         # The leaf's memory is not freed before this is done.
         return jax.block_until_ready(placed)
 
