@@ -10,7 +10,7 @@ import pytest
 
 from flux_jax.models import layers
 from flux_jax.models.layers import product_fp8
-from flux_jax.models.quantize import quantized, quantized_params
+from flux_jax.models.quantize import quantized
 from flux_jax.settings import STORAGE, Storage
 
 

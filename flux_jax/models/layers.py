@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Float8e4m3fn, Int8, Shaped
+from jaxtyping import Array, Float, Float8e4m3fn, Float32, Int8, Shaped
 
 from flux_jax.models.attention import compiled_for
 from flux_jax.models.quantize import rounded
@@ -74,7 +74,7 @@ class Dense(nn.Module):
 def quantized_product(
     x: Float[Array, "... C"], kernel: Shaped[Array, "C K"], scale: Float32[Array, "K"]
 ) -> Float[Array, "... K"]:
-    """x (kernel * scale) in x's dtype, for a kernel of `flux_jax.models.quantize`."""
+    """Computes x (kernel * scale) in x's dtype for a kernel of `flux_jax.models.quantize`."""
     if kernel.dtype == INPUTS.dtype:
         return product_fp8(x, kernel, scale)
     return (apart(product(x, kernel)) * scale).astype(x.dtype)
@@ -94,7 +94,7 @@ def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array
 def product_fp8(
     x: Float[Array, "... C"], kernel: Float8e4m3fn[Array, "C K"], scale: Float32[Array, "K"]
 ) -> Float[Array, "... K"]:
-    """x (kernel * scale) in x's dtype, multiplied in float8 and summed in float32.
+    """Computes x (kernel * scale) in float8, summed in float32; the result has x's dtype.
 
     Each token's x is rounded to float8_e4m3fn with a scale of its own. The gradient of x is that
     of the product without this rounding: the result's gradient times `scale` is rounded for each
@@ -125,7 +125,7 @@ product_fp8.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _sum8(x: Array, kernel: Array) -> Array:
-    """x @ kernel of float8 numbers, summed in float32.
+    """Multiplies float8 numbers, x @ kernel, and sums in float32.
 
     XLA recognises the conversion to bfloat16, which is exact, and multiplies in float8 on GPUs that
     can.
