@@ -1,0 +1,161 @@
+"""Float8 product with one block of stacked weights on Hopper GPUs, by Pallas' Mosaic GPU.
+
+XLA copies a block's float8 weights out of the stacked ones before each product; this kernel reads
+them in place. Both operands lie with the summed axis last, as Hopper's float8 instructions need.
+Axis letters: L blocks, M tokens, K inputs, N outputs.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, BFloat16, Float8e4m3fn, Float32, Int32
+
+# Warpgroups that compute, along M, and blocks in flight: the streaming multiprocessors of an H100.
+GROUPS, BLOCKS = 2, 132
+# Tiles in flight, and the output's numbers that leave a warpgroup at once.
+STAGES, LEAVING = 4, 64 * 64
+# Tiles of N in a band of the snake through all tiles: neighbours share weights in the cache.
+BAND = 8
+
+
+class Tile(NamedTuple):
+    """Sizes of a warpgroup's tile."""
+
+    m: int
+    n: int
+    k: int
+
+
+TILE = Tile(64, 256, 128)
+
+
+def takes(tokens: int, inputs: int, outputs: int, tile: Tile = TILE) -> bool:
+    """Whether the kernel supports a product of these sizes."""
+    return not (tokens % (GROUPS * tile.m) or outputs % tile.n or inputs % tile.k)
+
+
+def matmul(
+    x: Float8e4m3fn[Array, "M K"],
+    steps: Float32[Array, "M"],
+    kernels: Float8e4m3fn[Array, "L N K"],
+    scale: Float32[Array, "N"],
+    block: Int32[Array, ""],
+    tile: Tile = TILE,
+    interpret: Any = None,
+) -> BFloat16[Array, "M N"]:
+    """Computes (x * steps) (kernels[block] * scale) transposed, summed in float32.
+
+    Args:
+        x: rounded inputs.
+        steps: their scales, one for each token.
+        kernels: rounded weights of all blocks, by output.
+        scale: the block's scales, one for each output.
+        block: the index of the block.
+        tile: sizes of a warpgroup's tile; see `takes`.
+        interpret: parameters of Pallas' interpreter, for tests.
+    """
+    (m, k), n = x.shape, kernels.shape[1]
+    run = plgpu.kernel(
+        functools.partial(_body, tile=tile, tiles=(m // (GROUPS * tile.m), n // tile.n)),
+        out_type=jax.ShapeDtypeStruct((m, n), jnp.bfloat16),
+        grid=(BLOCKS,),
+        grid_names=("blocks",),
+        num_threads=GROUPS + 1,
+        thread_name="group",
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        interpret=interpret,
+    )
+    assert takes(m, k, n, tile), (m, k, n)
+    return run(x, steps, kernels, scale, block[None])
+
+
+def _transforms(columns: int, bits: int) -> tuple[Any, ...]:
+    """Layout of a matrix in shared memory that is read without conflicts."""
+    swizzle = plgpu.find_swizzle(columns * bits)
+    return plgpu.TilingTransform((8, 8 * swizzle // bits)), plgpu.SwizzleTransform(swizzle)
+
+
+def _body(
+    x: Any, steps: Any, kernels: Any, scale: Any, block: Any, out: Any, *, tile: Tile, tiles: Any
+) -> None:
+    """One of `BLOCKS` blocks: every tile of the result whose turn it is."""
+    pipeline = functools.partial(_pipeline, tile, x.shape[1] // tile.k)
+    allocations = pipeline(lambda *_: None, lambda *_: None).get_allocations(x, kernels.at[0])
+    width = LEAVING // tile.m
+    leaving = plgpu.SMEM((GROUPS, 2, tile.m, width), out.dtype, transforms=_transforms(width, 16))
+
+    @functools.partial(
+        pl.run_scoped, allocations=allocations, leaving=leaving, collective_axes="group"
+    )
+    def _(allocations: Any, leaving: Any) -> None:
+        group, index = jax.lax.axis_index("group"), block[0]
+
+        @plgpu.nd_loop((tiles[0] * tiles[1],), collective_axes="blocks")
+        def _(loop: Any) -> None:
+            at_m, at_n = plgpu.planar_snake(loop.index[0], tiles, 1, BAND)
+            rows = pl.ds((at_m * GROUPS) * tile.m, GROUPS * tile.m)
+            columns = pl.ds(at_n * tile.n, tile.n)
+            own = pl.ds((at_m * GROUPS + group) * tile.m, tile.m)
+
+            def finish(run: Any) -> None:
+                @functools.partial(pl.run_scoped, total=plgpu.ACC((tile.m, tile.n), jnp.float32))
+                def _(total: Any) -> None:
+                    run(total)
+                    y = total[...] * jax.lax.broadcast_in_dim(
+                        plgpu.load(steps.at[own], optimized=False), (tile.m, tile.n), [0]
+                    )
+                    y = y * jax.lax.broadcast_in_dim(
+                        plgpu.load(scale.at[columns], optimized=False), (tile.m, tile.n), [1]
+                    )
+                    _store(y.astype(out.dtype), leaving.at[group], out.at[own, columns])
+
+            def multiply(_: Any, x: Any, weights: Any, total: Any) -> Any:
+                mine = x.at[pl.ds(group * tile.m, tile.m)]
+                plgpu.wgmma(total, mine, weights.transpose((1, 0)))
+                plgpu.wgmma_wait(0)
+                return total
+
+            pipeline(multiply, finish)(
+                x.at[rows, :], kernels.at[index].at[columns, :], allocations=allocations
+            )
+
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _pipeline(tile: Tile, count: int, multiply: Any, finish: Any) -> Any:
+    """Copies tiles of both operands along K while the previous ones are multiplied."""
+
+    def spec(rows: int) -> plgpu.BlockSpec:
+        return plgpu.BlockSpec(
+            (rows, tile.k),
+            lambda at: (0, at),
+            transforms=_transforms(tile.k, 8),
+            memory_space=plgpu.SMEM,
+        )
+
+    return plgpu.emit_pipeline_warp_specialized(
+        multiply,
+        grid=(count,),
+        memory_registers=40,
+        in_specs=[spec(GROUPS * tile.m), spec(tile.n)],
+        wg_axis="group",
+        num_compute_wgs=GROUPS,
+        max_concurrent_steps=STAGES,
+        compute_context=finish,
+    )
+
+
+def _store(y: Array, leaving: Any, out: Any) -> None:
+    """Writes a warpgroup's result through two buffers in shared memory."""
+    width = leaving.shape[-1]
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    for turn, start in enumerate(range(0, y.shape[1], width)):
+        part = slice(start, start + width)
+        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+        leaving[turn % 2] = y[:, part]
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(leaving.at[turn % 2], out.at[:, part])
