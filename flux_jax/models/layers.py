@@ -6,6 +6,7 @@ Axis letters: B batch, N tokens, C channels, K modulation vectors, R rank.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float8e4m3fn, Float32, Int8, Shaped
 
 from flux_jax.models.attention import compiled_for
+from flux_jax.models.kernels import fp8_hopper
 from flux_jax.models.quantize import rounded
 from flux_jax.settings import STORAGE
 
@@ -51,7 +53,10 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.has_variable("params", "scale"):
-            base = quantized_product(x, kernel, self.get_variable("params", "scale"))
+            stack = None
+            if self.has_variable("stack", "kernel"):
+                stack = self.get_variable("stack", "kernel"), self.get_variable("block", "index")
+            base = quantized_product(x, kernel, self.get_variable("params", "scale"), stack)
         else:
             base = apart(x @ kernel.astype(self.dtype))
         y = base + bias.astype(self.dtype)
@@ -72,11 +77,14 @@ class Dense(nn.Module):
 
 
 def quantized_product(
-    x: Float[Array, "... C"], kernel: Shaped[Array, "C K"], scale: Float32[Array, "K"]
+    x: Float[Array, "... C"],
+    kernel: Shaped[Array, "C K"],
+    scale: Float32[Array, "K"],
+    stack: tuple[Array, Array] | None = None,
 ) -> Float[Array, "... K"]:
     """Computes x (kernel * scale) in x's dtype for a kernel of `flux_jax.models.quantize`."""
     if kernel.dtype == INPUTS.dtype:
-        return product_fp8(x, kernel, scale)
+        return product_fp8(x, kernel, scale, stack)
     return (apart(product(x, kernel)) * scale).astype(x.dtype)
 
 
@@ -92,7 +100,10 @@ def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array
 
 @jax.custom_vjp
 def product_fp8(
-    x: Float[Array, "... C"], kernel: Float8e4m3fn[Array, "C K"], scale: Float32[Array, "K"]
+    x: Float[Array, "... C"],
+    kernel: Float8e4m3fn[Array, "C K"],
+    scale: Float32[Array, "K"],
+    stack: tuple[Array, Array] | None = None,
 ) -> Float[Array, "... K"]:
     """Computes x (kernel * scale) in float8, summed in float32; the result has x's dtype.
 
@@ -100,25 +111,37 @@ def product_fp8(
     of the product without this rounding: the result's gradient times `scale` is rounded for each
     token as `GRADIENT` says, and multiplied with the kernel. The kernel and its scale are frozen.
 
+    Args:
+        x: the layer's inputs.
+        kernel: the rounded kernel.
+        scale: its scales.
+        stack: the kernels of all blocks [L, K, C] and this block's index, where
+            `flux_jax.models.kernels.fp8_hopper` may read them in place (`hopper_kernels`).
+
     Raises:
         TypeError: a gradient of the kernel or of its scale is asked for.
     """
     values, steps = rounded(x, *INPUTS)
+    if stack and x.dtype == jnp.bfloat16 and fp8_hopper.takes(steps.size, *kernel.shape):
+        rows = values.reshape(-1, len(kernel))
+        y = fp8_hopper.matmul(rows, steps.reshape(-1), stack[0], scale, stack[1])
+        return y.reshape(*x.shape[:-1], -1)
     return (_sum8(values, kernel) * steps[..., None] * scale).astype(x.dtype)
 
 
 def _forward(
-    x: CustomVJPPrimal, kernel: CustomVJPPrimal, scale: CustomVJPPrimal
+    x: CustomVJPPrimal, *frozen: CustomVJPPrimal | Any
 ) -> tuple[Array, tuple[Array, Array]]:
-    if kernel.perturbed or scale.perturbed:
+    if any(leaf.perturbed for leaf in jax.tree.leaves(frozen)):
         raise TypeError("float8 kernels are frozen: they and their scales have no gradient")
-    return product_fp8(x.value, kernel.value, scale.value), (kernel.value, scale.value)
+    kernel, scale, stack = jax.tree.map(lambda leaf: leaf.value, frozen)
+    return product_fp8(x.value, kernel, scale, stack), (kernel, scale)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None, None]:
     kernel, scale = kept
     values, steps = rounded(gradient.astype(jnp.float32) * scale, *GRADIENT)
-    return (_sum8(values, kernel.T) * steps[..., None]).astype(gradient.dtype), None, None
+    return (_sum8(values, kernel.T) * steps[..., None]).astype(gradient.dtype), None, None, None
 
 
 product_fp8.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -133,6 +156,12 @@ def _sum8(x: Array, kernel: Array) -> Array:
     wide = jnp.float32 if compiled_for() == "cpu" else jnp.bfloat16
     x, kernel = x.astype(wide), kernel.astype(wide)
     return apart(jnp.matmul(x, kernel, preferred_element_type=jnp.float32))
+
+
+def hopper_kernels() -> bool:
+    """Whether float8 products of the traced function run in `fp8_hopper` where its sizes allow."""
+    alone = jax.sharding.get_abstract_mesh().size <= 1
+    return alone and compiled_for() == "gpu" and fp8_hopper.runs_on(jax.devices()[:1])
 
 
 def apart(product: Float[Array, "... C"]) -> Float[Array, "... C"]:

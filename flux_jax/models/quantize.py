@@ -91,6 +91,27 @@ def shapes(params: Mapping[str, Any], storage: str) -> PyTree:
     return jax.eval_shape(functools.partial(quantized_params, storage=storage), params)
 
 
+def by_output(params: Mapping[str, Any]) -> dict[str, PyTree]:
+    """Variable collections that give a layer the fp8 kernels of all blocks, and its block's index.
+
+    Returns:
+        `stack` with `kernel` [L, O, I] of every layer that is stored in fp8, and `block` with
+        `index` [L]; empty without such layers. The kernels are copied unless they lie so in memory
+        (`flux_jax.weights.loading`).
+    """
+    kernels = {
+        path: leaf for path, leaf in flatten(params).items() if leaf.dtype == STORAGE["fp8"].dtype
+    }
+    if not kernels:
+        return {}
+    indices = {
+        f"{path.removesuffix('kernel')}index": jnp.arange(len(leaf), dtype=jnp.int32)
+        for path, leaf in kernels.items()
+    }
+    turned = {path: leaf.swapaxes(1, 2) for path, leaf in kernels.items()}
+    return {"stack": nest(turned), "block": nest(indices)}
+
+
 def beside(params: Mapping[str, Any]) -> PyTree:
     """Splits `Quantized` kernels into the leaves `kernel` and `scale` of their layer."""
     flat: dict[str, Any] = {}

@@ -6,6 +6,7 @@ Axis letters: L blocks, M tokens, K inputs, N outputs.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,13 @@ class Tile(NamedTuple):
 TILE = Tile(64, 256, 128)
 
 
+def runs_on(devices: Sequence[Any]) -> bool:
+    """Whether the kernel can run: on one GPU of compute capability 9, with JAX 0.11 or later."""
+    if len(devices) != 1 or devices[0].platform != "gpu" or jax.__version_info__ < (0, 11):
+        return False
+    return devices[0].compute_capability.startswith("9.")
+
+
 def takes(tokens: int, inputs: int, outputs: int, tile: Tile = TILE) -> bool:
     """Whether the kernel supports a product of these sizes."""
     return not (tokens % (GROUPS * tile.m) or outputs % tile.n or inputs % tile.k)
@@ -45,7 +53,6 @@ def matmul(
     scale: Float32[Array, "N"],
     block: Int32[Array, ""],
     tile: Tile = TILE,
-    interpret: Any = None,
 ) -> BFloat16[Array, "M N"]:
     """Computes (x * steps) (kernels[block] * scale) transposed, summed in float32.
 
@@ -56,9 +63,26 @@ def matmul(
         scale: the block's scales, one for each output.
         block: the index of the block.
         tile: sizes of a warpgroup's tile; see `takes`.
-        interpret: parameters of Pallas' interpreter, for tests.
     """
+
+    @jax.custom_batching.custom_vmap
+    def run(x: Array, steps: Array, kernels: Array, scale: Array, block: Array) -> Array:
+        return _launch(x, steps, kernels, scale, block, tile)
+
+    @run.def_vmap
+    def _(size: int, batched: Sequence[bool], x: Array, steps: Array, *weights: Array) -> Any:
+        assert batched == [True, True, False, False, False], batched
+        y = run(x.reshape(-1, x.shape[-1]), steps.reshape(-1), *weights)
+        return y.reshape(size, -1, y.shape[-1]), True
+
+    return run(x, steps, kernels, scale, block)
+
+
+def _launch(
+    x: Array, steps: Array, kernels: Array, scale: Array, block: Array, tile: Tile
+) -> Array:
     (m, k), n = x.shape, kernels.shape[1]
+    assert takes(m, k, n, tile), (m, k, n)
     run = plgpu.kernel(
         functools.partial(_body, tile=tile, tiles=(m // (GROUPS * tile.m), n // tile.n)),
         out_type=jax.ShapeDtypeStruct((m, n), jnp.bfloat16),
@@ -67,9 +91,7 @@ def matmul(
         num_threads=GROUPS + 1,
         thread_name="group",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=interpret,
     )
-    assert takes(m, k, n, tile), (m, k, n)
     return run(x, steps, kernels, scale, block[None])
 
 
