@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.fp8 --out benchmarks/speed/fp8.json
 
-Products run in a loop over the 38 single-stream blocks' stacked weights, 1,280 tokens; a time is
-that of the whole loop. `rows` means weights that lie [L, N, K] instead of [L, K, N]. Then a forward
-pass and a gradient step of an adapter at 512 x 512, with random weights in each storage type.
+Products run in a loop over the stacked weights of 38 blocks; a time is that of the whole loop.
+`rows` means weights that lie [L, N, K] instead of [L, K, N]. Then a forward pass and a gradient
+step of an adapter at 512 x 512, with random weights in each storage type. `--parts` names some.
 A part that fails leaves its error in the file, and the others go on.
 """
 
@@ -30,17 +30,26 @@ from erase.cli.flags import begin, parse_flags
 from flux_jax.errors import InputError, exits_cleanly
 from flux_jax.lora import stacked
 from flux_jax.models.kernels import fp8_hopper
-from flux_jax.models.kernels.fp8_hopper import Tile
+from flux_jax.models.kernels.fp8_hopper import TILES, Tile
 from flux_jax.models.layers import INPUTS, apart, product, product_fp8
 from flux_jax.models.quantize import Quantized, beside, quantized, rounded
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.settings import STORAGE
+from flux_jax.sharding import make
 from flux_jax.tree import flatten, nest
+from flux_jax.weights.loading import quantized as quantized_on
 
 SIDE = "fp8"
-TOKENS, BLOCKS = 1280, 38
-PRODUCTS = ((3072, 12288), (3072, 3072), (15360, 3072), (12288, 3072))
-TILES = (Tile(64, 256, 128), Tile(128, 128, 128))
+BLOCKS = 38
+# Tokens, inputs and outputs.
+PRODUCTS = (
+    (1280, 3072, 12288),
+    (1280, 3072, 3072),
+    (1280, 15360, 3072),
+    (1024, 12288, 3072),
+    (256, 12288, 3072),
+    (256, 3072, 3072),
+)
 DOT = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 Step = Callable[[Any, Any, Array], Array]
 
@@ -87,20 +96,28 @@ def back_fp8(given: Array, weights: Quantized, index: Array) -> Array:
     return jax.vjp(lambda x: product_fp8(x, *own), x)[1](given)[0]
 
 
-def in_kernel(tile: Tile) -> Step:
+def in_kernel(tile: Tile | None) -> Step:
     """The kernel's product, with rounding of the inputs."""
 
     def one(x: Array, weights: Quantized, index: Array) -> Array:
         values, steps = rounded(x, *INPUTS)
         scale = at(weights.scale, index)
-        return fp8_hopper.matmul(values, steps, weights.kernel, scale, index, tile)
+        return fp8_hopper.matmul(values, steps, scale, weights.kernel, index, tile)
 
     return one
 
 
 def given_rounded(x: tuple[Array, Array], weights: Quantized, index: Array) -> Array:
     """The kernel's product of inputs that are rounded already."""
-    return fp8_hopper.matmul(*x, weights.kernel, at(weights.scale, index), index)
+    return fp8_hopper.matmul(*x, at(weights.scale, index), weights.kernel, index)
+
+
+def back_in_kernel(given: Array, weights: Quantized, index: Array) -> Array:
+    """The gradient of the inputs by the kernel, from a copy of the block's weights as [K, N]."""
+    kernel, scale = at(weights, index)
+    values, steps = rounded(given.astype(jnp.float32) * scale, *INPUTS)
+    ones = jnp.ones(kernel.shape[1])
+    return fp8_hopper.matmul(values, steps, ones, kernel.T[None], jnp.int32(0))
 
 
 def int8(x: Array, weights: Quantized, index: Array) -> Array:
@@ -141,10 +158,11 @@ def compared(one: Step, other: Step, x: PyTree, weights: PyTree, turned: PyTree)
     return {"largest_difference": float(difference.max()), "largest": float(largest.min())}
 
 
-def products(inputs: int, outputs: int, repeats: int) -> Iterator[tuple[str, Record]]:
+def products(tokens: int, inputs: int, outputs: int, repeats: int) -> Iterator[tuple[str, Record]]:
     """Measure a product in every way.
 
     Args:
+        tokens: M.
         inputs: K.
         outputs: N.
         repeats: of each.
@@ -153,8 +171,8 @@ def products(inputs: int, outputs: int, repeats: int) -> Iterator[tuple[str, Rec
         A way's name with its record.
     """
     keys = jax.random.split(jax.random.key(0), 3)
-    x = normal(keys[0], (TOKENS, inputs), dtype=jnp.bfloat16)
-    given = normal(keys[1], (TOKENS, outputs), dtype=jnp.bfloat16)
+    x = normal(keys[0], (tokens, inputs), dtype=jnp.bfloat16)
+    given = normal(keys[1], (tokens, outputs), dtype=jnp.bfloat16)
     kernel = normal(keys[2], (BLOCKS, inputs, outputs), 0.0, inputs**-0.5, jnp.bfloat16)
     narrow = {name: quantized(kernel, name) for name in STORAGE}
     fp8 = narrow["fp8"]
@@ -163,9 +181,11 @@ def products(inputs: int, outputs: int, repeats: int) -> Iterator[tuple[str, Rec
     def plain(x: Array, weights: Quantized, index: Array) -> Array:
         return product_fp8(x, *at(weights, index))
 
-    for tile in TILES:
+    fitting = [tile for tile in TILES if not (tokens % (2 * tile.m) or outputs % tile.n)]
+    for tile in fitting:
         one = in_kernel(tile)
         name = "x".join(map(str, tile))
+        name += " (chosen)" * (tile == fp8_hopper.tile_for(tokens, inputs, outputs))
         yield (
             f"kernel {name} = xla",
             attempt(functools.partial(compared, one, plain, x, fp8, turned)),
@@ -181,17 +201,18 @@ def products(inputs: int, outputs: int, repeats: int) -> Iterator[tuple[str, Rec
         "int8 gradient": (back_int8, given, narrow["int8"]),
         "fp8 gradient": (back_fp8, given, fp8),
         "fp8 rows gradient": (rows_back, given, turned),
+        "kernel gradient": (back_in_kernel, given, turned),
     }
     for name, (one, own, weights) in ways.items():
         yield name, attempt(functools.partial(measured, one, own, weights, repeats))
 
 
 def stored(params: PyTree, kind: str | None) -> PyTree:
-    """Parameters with kernels in a storage type; the given tree's large kernels are freed."""
+    """Parameters with the large kernels in a storage type."""
     if kind is None:
         return params
-    kernels = {f"{layer}/kernel": leaf for layer, leaf in stacked(params).items()}
-    narrow = {path: quantized(leaf, kind) for path, leaf in kernels.items()}
+    mesh, kernels = make({}), stacked(params).items()
+    narrow = {f"{layer}/kernel": quantized_on(leaf, kind, mesh) for layer, leaf in kernels}
     return beside(nest(flatten(params) | narrow))
 
 
@@ -209,10 +230,7 @@ def passes(kind: str | None, repeats: int) -> Iterator[tuple[str, Record]]:
     model = FluxTransformer(FluxConfig.from_dict(SIZES), jnp.bfloat16)
     for name, run in (("forward-512", forward), ("step-512", step)):
         work = WORKS[name]
-        yield (
-            f"{kind or 'bfloat16'} {name}",
-            attempt(functools.partial(run, model, params, work, repeats)),
-        )
+        yield name, attempt(functools.partial(run, model, params, work, repeats))
 
 
 @exits_cleanly
@@ -224,9 +242,12 @@ def main(argv: Sequence[str]) -> None:
     file, repeats = Path(flags.FLAGS.out), flags.FLAGS.repeats
     machine = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     began = time.monotonic()
-    parts = {f"{k} -> {n}": functools.partial(products, k, n) for k, n in PRODUCTS}
-    parts |= {str(kind): functools.partial(passes, kind) for kind in (None, *STORAGE)}
-    for part, measure in parts.items():
+    parts: dict[str, Any] = {
+        " ".join(map(str, sizes)): functools.partial(products, *sizes) for sizes in PRODUCTS
+    }
+    parts |= {kind or "bfloat16": functools.partial(passes, kind) for kind in (None, *STORAGE)}
+    for part in flags.FLAGS.parts or parts:
+        measure = parts[part]
 
         def run(part: str = part, measure: Any = measure) -> Record:
             for name, record in measure(repeats=repeats):
@@ -243,5 +264,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", None, "JSON file of the result.", required=True)
+    flags.DEFINE_list("parts", None, "Parts to measure, separated by commas; by default all.")
     flags.DEFINE_integer("repeats", 10, "Repeats of each, after warm-up.", lower_bound=10)
     app.run(main, flags_parser=parse_flags)

@@ -54,7 +54,7 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.has_variable("params", "scale"):
             stack = None
-            if self.has_variable("stack", "kernel"):
+            if self.has_variable("stack", "kernel") and self.dtype == jnp.bfloat16:
                 stack = self.get_variable("stack", "kernel"), self.get_variable("block", "index")
             base = quantized_product(x, kernel, self.get_variable("params", "scale"), stack)
         else:
@@ -122,40 +122,47 @@ def product_fp8(
         TypeError: a gradient of the kernel or of its scale is asked for.
     """
     values, steps = rounded(x, *INPUTS)
-    if stack and x.dtype == jnp.bfloat16 and fp8_hopper.takes(steps.size, *kernel.shape):
-        rows = values.reshape(-1, len(kernel))
-        y = fp8_hopper.matmul(rows, steps.reshape(-1), stack[0], scale, stack[1])
-        return y.reshape(*x.shape[:-1], -1)
-    return (_sum8(values, kernel) * steps[..., None] * scale).astype(x.dtype)
+    return _scaled_product(values, steps, kernel, scale, stack).astype(x.dtype)
 
 
 def _forward(
     x: CustomVJPPrimal, *frozen: CustomVJPPrimal | Any
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Array, tuple[Array, Array, Array | None]]:
     if any(leaf.perturbed for leaf in jax.tree.leaves(frozen)):
         raise TypeError("float8 kernels are frozen: they and their scales have no gradient")
     kernel, scale, stack = jax.tree.map(lambda leaf: leaf.value, frozen)
-    return product_fp8(x.value, kernel, scale, stack), (kernel, scale)
+    index = stack[1] if stack else None
+    return product_fp8(x.value, kernel, scale, stack), (kernel, scale, index)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None, None]:
-    kernel, scale = kept
+def _backward(
+    kept: tuple[Array, Array, Array | None], gradient: Array
+) -> tuple[Array, None, None, None]:
+    kernel, scale, index = kept
     values, steps = rounded(gradient.astype(jnp.float32) * scale, *GRADIENT)
-    return (_sum8(values, kernel.T) * steps[..., None]).astype(gradient.dtype), None, None, None
+    # A copy of this block's kernel in the other order.
+    stack = None if index is None else (kernel[None], jnp.zeros_like(index))
+    back = _scaled_product(values, steps, kernel.T, jnp.ones(len(kernel)), stack)
+    return back.astype(gradient.dtype), None, None, None
 
 
 product_fp8.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _sum8(x: Array, kernel: Array) -> Array:
-    """Multiplies float8 numbers, x @ kernel, and sums in float32.
+def _scaled_product(
+    x: Array, steps: Array, kernel: Array, scale: Array, stack: tuple[Array, Array] | None
+) -> Array:
+    """(x * steps) (kernel * scale) for float8 x and kernel, summed in float32.
 
-    XLA recognises the conversion to bfloat16, which is exact, and multiplies in float8 on GPUs that
-    can.
+    Without the Hopper kernel XLA recognises the conversion to bfloat16, which is exact, and
+    multiplies in float8 on GPUs that can.
     """
+    if stack and fp8_hopper.tile_for(steps.size, *kernel.shape):
+        y = fp8_hopper.matmul(x.reshape(-1, len(kernel)), steps.reshape(-1), scale, *stack)
+        return y.reshape(*x.shape[:-1], -1)
     wide = jnp.float32 if compiled_for() == "cpu" else jnp.bfloat16
-    x, kernel = x.astype(wide), kernel.astype(wide)
-    return apart(jnp.matmul(x, kernel, preferred_element_type=jnp.float32))
+    sums = jnp.matmul(x.astype(wide), kernel.astype(wide), preferred_element_type=jnp.float32)
+    return apart(sums) * steps[..., None] * scale
 
 
 def hopper_kernels() -> bool:

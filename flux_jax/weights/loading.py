@@ -212,10 +212,7 @@ def read_params(
 
     def rounded(leaf: jax.Array) -> rounding.Quantized:
         assert quantize is not None
-        kernel, scale = rounding.quantized(leaf, quantize)
-        placed = rounding.Quantized(
-            jax.device_put(kernel, _place(mesh, kernel)), meshes.place_weights(mesh, scale)
-        )
+        placed = quantized(leaf, quantize, mesh)
         # The leaf's memory is not freed before this is done.
         return jax.block_until_ready(placed)
 
@@ -238,6 +235,18 @@ def read_params(
         params = checkpoint.read_params(source.where, wanted, dict.fromkeys(kernels, rounded))
         bar.update(source.nbytes)
         return rounding.beside(params)
+
+
+def quantized(kernel: jax.Array, storage: str, mesh: Mesh) -> rounding.Quantized:
+    """Quantises a kernel and places it on its devices.
+
+    Args:
+        kernel: the kernel of a layer in every block.
+        storage: a key of `flux_jax.settings.STORAGE`.
+        mesh: the devices.
+    """
+    narrow = rounding.quantized(kernel, storage)
+    return jax.device_put(narrow, jax.tree.map(lambda leaf: _place(mesh, leaf), narrow))
 
 
 def _wanted(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:

@@ -31,7 +31,10 @@ class Tile(NamedTuple):
     k: int
 
 
-TILE = Tile(64, 256, 128)
+# In the order of preference where they take the same time.
+TILES = (Tile(128, 128, 128), *(Tile(64, n, 128) for n in (256, 192, 128, 64)))
+# Time of a tile beside its products, as columns of 64 rows.
+OVERHEAD = 32
 
 
 def runs_on(devices: Sequence[Any]) -> bool:
@@ -41,33 +44,45 @@ def runs_on(devices: Sequence[Any]) -> bool:
     return devices[0].compute_capability.startswith("9.")
 
 
-def takes(tokens: int, inputs: int, outputs: int, tile: Tile = TILE) -> bool:
-    """Whether the kernel supports a product of these sizes."""
-    return not (tokens % (GROUPS * tile.m) or outputs % tile.n or inputs % tile.k)
+def tile_for(tokens: int, inputs: int, outputs: int) -> Tile | None:
+    """The tile that should be fastest for a product of these sizes; None if none fits."""
+
+    def seconds(tile: Tile) -> int:
+        rounds = -(-(tokens // (GROUPS * tile.m)) * (outputs // tile.n) // BLOCKS)
+        return rounds * (tile.m * tile.n // 64 + OVERHEAD)
+
+    fitting = [
+        tile
+        for tile in TILES
+        if not (tokens % (GROUPS * tile.m) or inputs % tile.k or outputs % tile.n)
+    ]
+    return min(fitting, key=seconds, default=None)
 
 
 def matmul(
     x: Float8e4m3fn[Array, "M K"],
     steps: Float32[Array, "M"],
-    kernels: Float8e4m3fn[Array, "L N K"],
     scale: Float32[Array, "N"],
+    kernels: Float8e4m3fn[Array, "L N K"],
     block: Int32[Array, ""],
-    tile: Tile = TILE,
+    tile: Tile | None = None,
 ) -> BFloat16[Array, "M N"]:
     """Computes (x * steps) (kernels[block] * scale) transposed, summed in float32.
 
     Args:
         x: rounded inputs.
         steps: their scales, one for each token.
-        kernels: rounded weights of all blocks, by output.
         scale: the block's scales, one for each output.
+        kernels: rounded weights of all blocks, by output.
         block: the index of the block.
-        tile: sizes of a warpgroup's tile; see `takes`.
+        tile: sizes of a warpgroup's tile; by default those of `tile_for`.
     """
+    chosen = tile or tile_for(*x.shape, kernels.shape[1])
+    assert chosen, f"the kernel has no tile for {x.shape} and {kernels.shape}"
 
     @jax.custom_batching.custom_vmap
-    def run(x: Array, steps: Array, kernels: Array, scale: Array, block: Array) -> Array:
-        return _launch(x, steps, kernels, scale, block, tile)
+    def run(x: Array, steps: Array, scale: Array, kernels: Array, block: Array) -> Array:
+        return _launch(x, steps, scale, kernels, block, chosen)
 
     @run.def_vmap
     def _(size: int, batched: Sequence[bool], x: Array, steps: Array, *weights: Array) -> Any:
@@ -75,14 +90,13 @@ def matmul(
         y = run(x.reshape(-1, x.shape[-1]), steps.reshape(-1), *weights)
         return y.reshape(size, -1, y.shape[-1]), True
 
-    return run(x, steps, kernels, scale, block)
+    return run(x, steps, scale, kernels, block)
 
 
 def _launch(
-    x: Array, steps: Array, kernels: Array, scale: Array, block: Array, tile: Tile
+    x: Array, steps: Array, scale: Array, kernels: Array, block: Array, tile: Tile
 ) -> Array:
-    (m, k), n = x.shape, kernels.shape[1]
-    assert takes(m, k, n, tile), (m, k, n)
+    m, n = len(x), kernels.shape[1]
     run = plgpu.kernel(
         functools.partial(_body, tile=tile, tiles=(m // (GROUPS * tile.m), n // tile.n)),
         out_type=jax.ShapeDtypeStruct((m, n), jnp.bfloat16),
@@ -92,7 +106,7 @@ def _launch(
         thread_name="group",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )
-    return run(x, steps, kernels, scale, block[None])
+    return run(x, steps, scale, kernels, block[None])
 
 
 def _transforms(columns: int, bits: int) -> tuple[Any, ...]:
@@ -102,7 +116,7 @@ def _transforms(columns: int, bits: int) -> tuple[Any, ...]:
 
 
 def _body(
-    x: Any, steps: Any, kernels: Any, scale: Any, block: Any, out: Any, *, tile: Tile, tiles: Any
+    x: Any, steps: Any, scale: Any, kernels: Any, block: Any, out: Any, *, tile: Tile, tiles: Any
 ) -> None:
     """One of `BLOCKS` blocks: every tile of the result whose turn it is."""
     pipeline = functools.partial(_pipeline, tile, x.shape[1] // tile.k)
