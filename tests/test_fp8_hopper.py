@@ -45,7 +45,8 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
         ((256, 384, 512), Tile(64, 256, 128)),
         ((512, 256, 256), Tile(128, 128, 128)),
         ((128, 128, 192), Tile(64, 192, 128)),
-        ((128, 128, 128), Tile(64, 64, 128)),
+        # Tokens that fill no tile.
+        ((150, 128, 128), Tile(64, 64, 128)),
     ],
 )
 def test_the_kernel_multiplies_with_the_wanted_block(sizes: tuple[int, int, int], tile: Tile):
@@ -122,8 +123,9 @@ def test_tiles_fill_the_card():
     assert tile_for(1280, 3072, 12288) == Tile(64, 192, 128)
     assert tile_for(1280, 3072, 3072) == Tile(128, 128, 128)
     assert tile_for(256, 12288, 3072) == Tile(64, 64, 128)
-    # A token too many, and sizes of the small model.
-    assert tile_for(1281, 3072, 3072) is None
+    # A token too many, modulation, and sizes of the small model.
+    assert tile_for(1281, 3072, 3072) == Tile(64, 256, 128)
+    assert tile_for(4, 3072, 9216) is None
     assert tile_for(128, 96, 384) is None
 
 

@@ -136,8 +136,10 @@ def measured(one: Step, inputs: PyTree, weights: PyTree, repeats: int) -> Record
     """Times a loop; counts the kernels that its program calls."""
     program = Program.of(looped(one), inputs, weights)
     samples, _ = timed(lambda _: program.call(inputs, weights), None, repeats)
-    names = re.findall(r'custom_call_target="([^"]+)"', program.call.as_text())
-    fusions = len(re.findall(r"= \S+ fusion\(", program.call.as_text()))
+    compiled: Any = program.call
+    text = compiled.as_text()
+    names = re.findall(r'custom_call_target="([^"]+)"', text)
+    fusions = len(re.findall(r"= \S+ fusion\(", text))
     calls = dict(collections.Counter(names)) | {"fusions": fusions}
     return times(samples) | {"compile_seconds": program.seconds, "calls": calls}
 

@@ -267,7 +267,7 @@ def _in_place(mesh: Mesh, shapes: PyTree) -> PyTree:
 def _place(mesh: Mesh, leaf: Any) -> NamedSharding | Format:
     """A weight's sharding; with its inputs last in memory where `fp8_hopper` reads it."""
     sharding = meshes.of_weight(mesh, leaf.shape)
-    if leaf.dtype == STORAGE["fp8"].dtype and fp8_hopper.runs_on(mesh.devices.flat):
+    if leaf.dtype == STORAGE["fp8"].dtype and fp8_hopper.runs_on(mesh.devices.ravel().tolist()):
         return Format(Layout((0, 2, 1)), sharding)
     return sharding
 

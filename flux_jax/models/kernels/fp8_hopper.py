@@ -45,16 +45,20 @@ def runs_on(devices: Sequence[Any]) -> bool:
 
 
 def tile_for(tokens: int, inputs: int, outputs: int) -> Tile | None:
-    """The tile that should be fastest for a product of these sizes; None if none fits."""
+    """The tile that should be fastest for a product of these sizes; None if none fits.
+
+    Tokens are filled up to whole tiles; products of fewer tokens than a tile are left to XLA.
+    """
 
     def seconds(tile: Tile) -> int:
-        rounds = -(-(tokens // (GROUPS * tile.m)) * (outputs // tile.n) // BLOCKS)
+        tiles = -(-tokens // (GROUPS * tile.m)) * (outputs // tile.n)
+        rounds = -(-tiles // BLOCKS)
         return rounds * (tile.m * tile.n // 64 + OVERHEAD)
 
     fitting = [
         tile
         for tile in TILES
-        if not (tokens % (GROUPS * tile.m) or inputs % tile.k or outputs % tile.n)
+        if tokens >= GROUPS * tile.m and inputs % tile.k == outputs % tile.n == 0
     ]
     return min(fitting, key=seconds, default=None)
 
@@ -85,9 +89,12 @@ def matmul(
         return _launch(x, steps, scale, kernels, block, chosen)
 
     @run.def_vmap
-    def _(size: int, batched: Sequence[bool], x: Array, steps: Array, *weights: Array) -> Any:
+    def _(
+        size: int, batched: Sequence[bool], x: Array, steps: Array, *weights: Array
+    ) -> tuple[Array, bool]:
         assert batched == [True, True, False, False, False], batched
-        y = run(x.reshape(-1, x.shape[-1]), steps.reshape(-1), *weights)
+        scale, kernels, block = weights
+        y = run(x.reshape(-1, x.shape[-1]), steps.reshape(-1), scale, kernels, block)
         return y.reshape(size, -1, y.shape[-1]), True
 
     return run(x, steps, scale, kernels, block)
@@ -96,7 +103,8 @@ def matmul(
 def _launch(
     x: Array, steps: Array, scale: Array, kernels: Array, block: Array, tile: Tile
 ) -> Array:
-    m, n = len(x), kernels.shape[1]
+    extra = -len(x) % (GROUPS * tile.m)
+    m, n = len(x) + extra, kernels.shape[1]
     run = plgpu.kernel(
         functools.partial(_body, tile=tile, tiles=(m // (GROUPS * tile.m), n // tile.n)),
         out_type=jax.ShapeDtypeStruct((m, n), jnp.bfloat16),
@@ -106,7 +114,8 @@ def _launch(
         thread_name="group",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )
-    return run(x, steps, scale, kernels, block[None])
+    x, steps = jnp.pad(x, ((0, extra), (0, 0))), jnp.pad(steps, (0, extra))
+    return run(x, steps, scale, kernels, block[None])[: m - extra]
 
 
 def _transforms(columns: int, bits: int) -> tuple[Any, ...]:
@@ -138,15 +147,13 @@ def _body(
             own = pl.ds((at_m * GROUPS + group) * tile.m, tile.m)
 
             def finish(run: Any) -> None:
-                @functools.partial(pl.run_scoped, total=plgpu.ACC((tile.m, tile.n), jnp.float32))
+                @functools.partial(
+                    pl.run_scoped, total=plgpu.WGMMAAccumulatorRef((tile.m, tile.n), jnp.float32)
+                )
                 def _(total: Any) -> None:
                     run(total)
-                    y = total[...] * jax.lax.broadcast_in_dim(
-                        plgpu.load(steps.at[own], optimized=False), (tile.m, tile.n), [0]
-                    )
-                    y = y * jax.lax.broadcast_in_dim(
-                        plgpu.load(scale.at[columns], optimized=False), (tile.m, tile.n), [1]
-                    )
+                    y = total[...] * _spread(steps.at[own], (tile.m, tile.n), 0)
+                    y = y * _spread(scale.at[columns], (tile.m, tile.n), 1)
                     _store(y.astype(out.dtype), leaving.at[group], out.at[own, columns])
 
             def multiply(_: Any, x: Any, weights: Any, total: Any) -> Any:
@@ -183,6 +190,13 @@ def _pipeline(tile: Tile, count: int, multiply: Any, finish: Any) -> Any:
         max_concurrent_steps=STAGES,
         compute_context=finish,
     )
+
+
+def _spread(values: Any, shape: tuple[int, int], axis: int) -> Array:
+    """Reads scales from the GPU's memory, each for a row or a column of a tile."""
+    # JAX 0.10 asks for an index here, and does not get this far (`runs_on`).
+    read = plgpu.load(values, optimized=False)  # pyright: ignore[reportCallIssue]
+    return jax.lax.broadcast_in_dim(read, shape, [axis])
 
 
 def _store(y: Array, leaving: Any, out: Any) -> None:
