@@ -42,7 +42,7 @@ moved.announce(
         "mesh": "flux_jax.sharding",
         "quantize": "flux_jax.models.quantize",
         "schedule": "flux_jax.sampling",
-        "splash": "flux_jax.models.splash_attention",
+        "splash": "flux_jax.models.kernels.splash_attention",
         "t5": "flux_jax.models.t5",
         "tokenizers": "flux_jax.models.tokenizers",
         "targets": "flux_jax.settings",

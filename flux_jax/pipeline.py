@@ -363,7 +363,7 @@ def load(path: str | Path, dtype: DTypeLike | None = None, quantize: str | None 
         path: its folder, the transformer's folder or file in it, or its name on the Hugging Face
             hub.
         dtype: dtype of parameters and matrix products; by default float32 on CPU, else bfloat16.
-        quantize: "int8" stores the transformer's large kernels as int8, see
+        quantize: "int8" or "fp8" stores the transformer's large kernels in that type, see
             `flux_jax.models.quantize`.
 
     Raises:

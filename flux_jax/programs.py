@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from flux_jax.models.clip.text import CLIPTextEncoder
+from flux_jax.models.layers import hopper_kernels
+from flux_jax.models.quantize import by_output
 from flux_jax.models.t5 import T5Encoder
 from flux_jax.models.transformer import FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, pack, scale_latents, unpack, unscale_latents
@@ -126,7 +128,8 @@ class Denoiser(flax.struct.PyTreeNode):
 
     @property
     def _variables(self) -> Mapping[str, PyTree]:
-        return {"params": self.params} | ({} if self.lora is None else {"lora": self.lora})
+        own = {"params": self.params} | ({} if self.lora is None else {"lora": self.lora})
+        return own | (by_output(self.params) if hopper_kernels() else {})
 
     def _inputs(self, latents: Array, conditioning: Conditioning, timestep: Array) -> tuple:
         batch = latents.shape[:1]

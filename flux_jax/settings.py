@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flux_jax.errors import InputError
 
@@ -17,6 +18,17 @@ JOINED_LAYERS = tuple(
 # Names of blocks in messages, by the first part of a target's path, and their number in FLUX.1.
 BLOCKS = {"dual_blocks": "double block", "single_blocks": "single block"}
 MOST_BLOCKS = {"dual_blocks": 19, "single_blocks": 38}
+
+
+class Storage(NamedTuple):
+    """How quantised kernels are stored: the dtype, and its largest value, which a scale maps to."""
+
+    dtype: str
+    largest: float
+
+
+# By the value of `model.quantize`. int8 is symmetric, so that zero is represented exactly.
+STORAGE = {"int8": Storage("int8", 127.0), "fp8": Storage("float8_e4m3fn", 448.0)}
 
 # The largest seed of noise.
 MOST_SEED = 2**32 - 1

@@ -162,7 +162,7 @@ def test_strength_zero_of_any_kind_is_the_base_bit_for_bit(case):
 
 @pytest.mark.slow
 def test_on_int8_kernels_every_kind_changes_the_rounded_weights(case):
-    rounded = flatten(quantized_params(case.params))
+    rounded = flatten(quantized_params(case.params, "int8"))
     plain = {}
     for path, leaf in rounded.items():
         scale = rounded.get(path.replace("kernel", "scale"))

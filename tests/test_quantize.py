@@ -1,4 +1,4 @@
-"""Kernels as int8: rounding error, layers with int8 kernels, and whole runs."""
+"""Kernels as int8 and fp8: rounding error, layers with such kernels, and whole runs."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -28,10 +28,13 @@ from flux_jax.models.layers import Dense
 from flux_jax.models.quantize import Quantized, quantized, quantized_params
 from flux_jax.pipeline import load
 from flux_jax.programs import Denoiser
+from flux_jax.settings import STORAGE
 from flux_jax.tree import flatten, nest
 
 USABLE = {"concept": "cat", "synonyms": ("kitty",), "irrelevant": ("dog", "sun", "tree")}
-ROUNDED = quantized_params(PARAMS)
+ROUNDED = quantized_params(PARAMS, "int8")
+ROUNDED8 = quantized_params(PARAMS, "fp8")
+BOTH = pytest.mark.parametrize("kind", ["int8", "fp8"])
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -41,9 +44,10 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 def restored(params: dict) -> dict:
     """Floats again: each rounded kernel times its scale."""
     flat = flatten(params)
-    scales = {path for path, leaf in flat.items() if leaf.dtype == jnp.int8}
+    scales = {path for path, leaf in flat.items() if leaf.dtype in (jnp.int8, "float8_e4m3fn")}
     for path in scales:
-        flat[path] = flat[path] * flat.pop(path.removesuffix("kernel") + "scale")[:, None]
+        scale = flat.pop(path.removesuffix("kernel") + "scale")
+        flat[path] = flat[path].astype(jnp.float32) * scale[:, None]
     return nest(flat)
 
 
@@ -62,7 +66,7 @@ def off(ours: Any, reference: Any) -> float:
 def test_rounding_is_half_a_step_at_most():
     # Channels of very different magnitude: a single scale would lose the small ones.
     kernel = normal(2, 64, 5) * np.array([1e-3, 1.0, 30.0, 1e-8, 5.0], np.float32)
-    rounded = quantized(kernel)
+    rounded = quantized(kernel, "int8")
     assert rounded.kernel.dtype == jnp.int8
     assert rounded.scale.dtype == jnp.float32
     assert rounded.scale.shape == (2, 5)
@@ -75,10 +79,11 @@ def test_rounding_is_half_a_step_at_most():
     assert set(np.abs(rounded.kernel).max(1).ravel().tolist()) == {127}
 
 
-def test_a_channel_of_zeros_stays_zero():
+@BOTH
+def test_a_channel_of_zeros_stays_zero(kind: str):
     kernel = normal(1, 8, 3)
     kernel[..., 1] = 0
-    rounded = quantized(kernel)
+    rounded = quantized(kernel, kind)
     assert np.all(np.isfinite(rounded.scale))
     assert not np.any(np.asarray(rounded.kernel)[..., 1])
     assert np.any(rounded.kernel, axis=1).tolist() == [[True, False, True]]
@@ -88,7 +93,8 @@ def test_a_channel_of_zeros_stays_zero():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_layer_multiplies_with_what_the_numbers_mean(dtype: Any):
     x, layer = normal(4, 32), Dense(16, dtype)
-    rounded = quantized(normal(1, 32, 16, seed=1) * np.linspace(0.1, 3, 16, dtype=np.float32))
+    wide = normal(1, 32, 16, seed=1) * np.linspace(0.1, 3, 16, dtype=np.float32)
+    rounded = quantized(wide, "int8")
     kernel, scale = rounded.kernel[0], rounded.scale[0]
     adapter = {"A": jnp.asarray(normal(32, 2, seed=2)), "B": jnp.asarray(normal(2, 16, seed=3))}
     own = {"kernel": kernel, "scale": scale, "bias": jnp.asarray(normal(16, seed=4))}
@@ -112,12 +118,14 @@ def test_a_layer_multiplies_with_what_the_numbers_mean(dtype: Any):
     assert off(*(np.asarray(y, np.float32) for y in (unscaled, meant))) > 1
 
 
-def test_exactly_the_blocks_kernels_are_rounded():
+@BOTH
+def test_exactly_the_blocks_kernels_are_rounded(kind: str):
     kernels = {f"{layer}/kernel" for layer in stacked(PARAMS)}
     assert "single_blocks/norm/linear/kernel" in kernels
     assert "x_embedder/kernel" not in kernels
-    flat, old = flatten(ROUNDED), flatten(PARAMS)
-    assert {path for path, leaf in flat.items() if leaf.dtype == jnp.int8} == kernels
+    flat, old = flatten({"int8": ROUNDED, "fp8": ROUNDED8}[kind]), flatten(PARAMS)
+    narrow = {path for path, leaf in flat.items() if leaf.dtype == STORAGE[kind].dtype}
+    assert narrow == kernels
     scales = {path.removesuffix("kernel") + "scale" for path in kernels}
     assert flat.keys() == old.keys() | scales
     assert all(flat[path] is old[path] for path in old.keys() - kernels)
@@ -135,9 +143,12 @@ def test_velocities_are_those_of_the_rounded_weights():
 
 
 @pytest.mark.slow
-def test_gradients_keep_no_floats_of_all_blocks_kernels():
+@BOTH
+def test_gradients_keep_no_floats_of_all_blocks_kernels(kind: str):
+    params = {"int8": ROUNDED, "fp8": ROUNDED8}[kind]
+
     def loss(lora: dict) -> jax.Array:
-        return jnp.sum(jnp.square(velocity(ROUNDED, lora)))
+        return jnp.sum(jnp.square(velocity(params, lora)))
 
     kept = {
         leaf.aval.shape
@@ -164,29 +175,34 @@ def has_equations(value: Any) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["diffusers", "flax"])
+@pytest.mark.parametrize(
+    ("layout", "kind"), [("diffusers", "int8"), ("flax", "int8"), ("diffusers", "fp8")]
+)
 def test_loading_rounds_leaf_by_leaf(
-    tiny_folder: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, layout: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tiny_folder
     if layout == "flax":
         convert(tiny_folder, folder := tmp_path / "flax")
-    expected = quantized_params(load(folder).params["transformer"])
+    expected = quantized_params(load(folder).params["transformer"], kind)
     given: list[weakref.ref] = []
 
-    def watched(kernel: jax.Array) -> Quantized:
+    def watched(kernel: jax.Array, storage: str) -> Quantized:
         assert not any(earlier() is not None for earlier in given)
         given.append(weakref.ref(kernel))
-        return quantized(kernel)
+        return quantized(kernel, storage)
 
     monkeypatch.setattr(quantize, "quantized", watched)
-    pipe = load(folder, quantize="int8")
+    pipe = load(folder, quantize=kind)
     read = pipe.params["transformer"]
     assert len(given) == len(stacked(read)) > 10
     assert {path: leaf.dtype for path, leaf in flatten(read).items()} == {
         path: leaf.dtype for path, leaf in flatten(expected).items()
     }
     jax.tree.map(np.testing.assert_array_equal, read, expected)
+    assert jax.tree.map(jnp.shape, read) == jax.tree.map(
+        jnp.shape, pipe.params.shapes("transformer")
+    )
     other = pipe.params["text_encoder"]
     assert {leaf.dtype for leaf in jax.tree.leaves(other)} == {jnp.dtype("float32")}
     assert len(given) == len(stacked(read))
@@ -242,11 +258,11 @@ def test_the_configuration_reaches_the_model_and_its_bytes_are_counted(
         return make(wanted, runs, samples, nbytes)
 
     monkeypatch.setattr(open, "make_mesh", watched)
-    for kind in (None, "int8"):
+    for kind in (None, "int8", "fp8"):
         config = tiny.run_config(tiny_folder, model=Model(str(tiny_folder), quantize=kind))
         params = open.open_model(config).params["transformer"]
         types = {leaf.dtype for leaf in stacked(params).values()}
-        assert types == {jnp.dtype(kind or "float32")}
+        assert types == {jnp.dtype(STORAGE[kind].dtype if kind else "float32")}
         assert counted.pop() == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
@@ -267,7 +283,7 @@ def test_evaluation_opens_the_same_model(
 
 
 def test_other_types_are_refused(tiny_folder: Path):
-    with pytest.raises(InputError, match=r"model\.quantize = 'int4' must be int8"):
+    with pytest.raises(InputError, match=r"model\.quantize = 'int4' must be int8 or fp8"):
         load_config(configure(**USABLE, model={"quantize": "int4"}))
-    with pytest.raises(InputError, match="quantize = 'int4' must be int8"):
+    with pytest.raises(InputError, match="quantize = 'int4' must be int8 or fp8, or None"):
         load(tiny_folder, quantize="int4")

@@ -17,7 +17,8 @@ from erase.data.plan import Needs
 from erase.methods.erase_anything import lower_update
 from erase.methods.planning.configured import context_of, start
 from flux_jax import sharding
-from flux_jax.models import attention, splash_attention
+from flux_jax.models import attention
+from flux_jax.models.kernels import splash_attention
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.weights.loading import abstract_params
 

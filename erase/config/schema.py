@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from erase.config.fields import choice, number
-from flux_jax.settings import TEXT_QUERY_KEY
+from flux_jax.settings import STORAGE, TEXT_QUERY_KEY
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -29,14 +29,14 @@ class Model:
         path: folder in diffusers' layout or with Black Forest Labs' files, the transformer's
             single file in such a folder, or the name of a repository on the Hugging Face hub.
         dtype: type of weights and matrix products; by default float32 on CPU, else bfloat16.
-        quantize: storage type of the large kernels in the transformer's blocks, to save memory; by
-            default `dtype`.
+        quantize: storage type of the large kernels in the transformer's blocks, to save memory:
+            "int8", or "fp8", which also quantises the inputs of their products; by default `dtype`.
         remat: whether backward passes recompute each block: less memory, more time.
     """
 
     path: str = "models/emoji-flux"
     dtype: str | None = choice(None, "float32", "bfloat16")
-    quantize: str | None = choice(None, "int8")
+    quantize: str | None = choice(None, *STORAGE)
     remat: bool = False
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flux_jax.models import splash_attention
+from flux_jax.models.kernels import splash_attention
 from flux_jax.sharding import by_samples
 
 ROPE_BASE = 10_000.0

@@ -26,7 +26,7 @@ def resolve(adapter: Adapter, params: Mapping[str, Any]) -> Adapter:
 
     Args:
         adapter: an adapter fitted to the model.
-        params: the transformer's parameters, quantised to int8 or not.
+        params: the transformer's parameters, quantised or not.
     """
     leaves, weights = flatten(adapter.lora), flatten(params)
     for path in [path for path in leaves if path.endswith("/M")]:

@@ -12,15 +12,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Float8e4m3fn, Float32, Int8, Shaped
 
 from flux_jax.models.attention import compiled_for
-from flux_jax.settings import TEXT_ONLY
+from flux_jax.models.kernels import fp8_hopper
+from flux_jax.models.quantize import rounded
+from flux_jax.settings import STORAGE, TEXT_ONLY
 
 # Rematerialisation for cheap functions: the backward pass keeps only the arguments and recomputes
 # the rest, which is faster than writing it to memory and reading it back.
 light = functools.partial(jax.checkpoint, prevent_cse=False)
+
+# Types of a layer's inputs and of their gradient in a product with a float8_e4m3fn kernel.
+INPUTS = STORAGE["fp8"]
+GRADIENT = STORAGE["fp8"]
 
 NORM_EPS = 1e-6
 SINUSOID_CHANNELS = 256
@@ -72,8 +79,10 @@ class Dense(nn.Module):
         x = x.astype(self.dtype)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         if self.has_variable("params", "scale"):
-            scale = self.get_variable("params", "scale")
-            base = (apart(product(x, kernel)) * scale).astype(self.dtype)
+            stack = None
+            if self.has_variable("stack", "kernel") and self.dtype == jnp.bfloat16:
+                stack = self.get_variable("stack", "kernel"), self.get_variable("block", "index")
+            base = quantized_product(x, kernel, self.get_variable("params", "scale"), stack)
         else:
             base = apart(x @ kernel.astype(self.dtype))
         y = base
@@ -102,6 +111,18 @@ class Dense(nn.Module):
         return y
 
 
+def quantized_product(
+    x: Float[Array, "... C"],
+    kernel: Shaped[Array, "C K"],
+    scale: Float32[Array, "K"],
+    stack: tuple[Array, Array] | None = None,
+) -> Float[Array, "... K"]:
+    """Computes x (kernel * scale) in x's dtype for a kernel of `flux_jax.models.quantize`."""
+    if kernel.dtype == INPUTS.dtype:
+        return product_fp8(x, kernel, scale, stack)
+    return (apart(product(x, kernel)) * scale).astype(x.dtype)
+
+
 @light
 def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array, "... K"]:
     """Matrix product in x's dtype.
@@ -110,6 +131,79 @@ def product(x: Float[Array, "... C"], kernel: Int8[Array, "C K"]) -> Float[Array
     memory that quantisation saves.
     """
     return x @ kernel.astype(x.dtype)
+
+
+@jax.custom_vjp
+def product_fp8(
+    x: Float[Array, "... C"],
+    kernel: Float8e4m3fn[Array, "C K"],
+    scale: Float32[Array, "K"],
+    stack: tuple[Array, Array] | None = None,
+) -> Float[Array, "... K"]:
+    """Computes x (kernel * scale) in float8, summed in float32; the result has x's dtype.
+
+    Each token's x is rounded to float8_e4m3fn with a scale of its own. The gradient of x is that
+    of the product without this rounding: the result's gradient times `scale` is rounded for each
+    token as `GRADIENT` says, and multiplied with the kernel. The kernel and its scale are frozen.
+
+    Args:
+        x: the layer's inputs.
+        kernel: the rounded kernel.
+        scale: its scales.
+        stack: the kernels of all blocks [L, K, C] and this block's index, where
+            `flux_jax.models.kernels.fp8_hopper` may read them in place (`hopper_kernels`).
+
+    Raises:
+        TypeError: a gradient of the kernel or of its scale is asked for.
+    """
+    values, steps = rounded(x, *INPUTS)
+    return _scaled_product(values, steps, kernel, scale, stack).astype(x.dtype)
+
+
+def _forward(
+    x: CustomVJPPrimal, *frozen: CustomVJPPrimal | Any
+) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    if any(leaf.perturbed for leaf in jax.tree.leaves(frozen)):
+        raise TypeError("float8 kernels are frozen: they and their scales have no gradient")
+    kernel, scale, stack = jax.tree.map(lambda leaf: leaf.value, frozen)
+    index = stack[1] if stack else None
+    return product_fp8(x.value, kernel, scale, stack), (kernel, scale, index)
+
+
+def _backward(
+    kept: tuple[Array, Array, Array | None], gradient: Array
+) -> tuple[Array, None, None, None]:
+    kernel, scale, index = kept
+    values, steps = rounded(gradient.astype(jnp.float32) * scale, *GRADIENT)
+    # A copy of this block's kernel in the other order.
+    stack = None if index is None else (kernel[None], jnp.zeros_like(index))
+    back = _scaled_product(values, steps, kernel.T, jnp.ones(len(kernel)), stack)
+    return back.astype(gradient.dtype), None, None, None
+
+
+product_fp8.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _scaled_product(
+    x: Array, steps: Array, kernel: Array, scale: Array, stack: tuple[Array, Array] | None
+) -> Array:
+    """(x * steps) (kernel * scale) for float8 x and kernel, summed in float32.
+
+    Without the Hopper kernel XLA recognises the conversion to bfloat16, which is exact, and
+    multiplies in float8 on GPUs that can.
+    """
+    if stack and fp8_hopper.tile_for(steps.size, *kernel.shape):
+        y = fp8_hopper.matmul(x.reshape(-1, len(kernel)), steps.reshape(-1), scale, *stack)
+        return y.reshape(*x.shape[:-1], -1)
+    wide = jnp.float32 if compiled_for() == "cpu" else jnp.bfloat16
+    sums = jnp.matmul(x.astype(wide), kernel.astype(wide), preferred_element_type=jnp.float32)
+    return apart(sums) * steps[..., None] * scale
+
+
+def hopper_kernels() -> bool:
+    """Whether float8 products of the traced function run in `fp8_hopper` where its sizes allow."""
+    alone = jax.sharding.get_abstract_mesh().size <= 1
+    return alone and compiled_for() == "gpu" and fp8_hopper.runs_on(jax.devices()[:1])
 
 
 def apart(product: Float[Array, "... C"]) -> Float[Array, "... C"]:

@@ -135,7 +135,8 @@ class FluxTransformer(nn.Module):
                 # In a loop nothing merges the two passes, so preventing this would only cost time.
                 nn.remat(block, prevent_cse=False) if self.remat else block,
                 # "seen" holds what callers capture from a layer with `nn.intercept_methods`.
-                variable_axes={"params": 0, "lora": 0, "seen": 0},
+                variable_axes={"params": 0, "lora": 0, "seen": 0, "block": 0},
+                variable_broadcast="stack",
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=length,

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
@@ -20,9 +21,11 @@ from flux_jax.errors import InputError
 from flux_jax.lora import stacked
 from flux_jax.models import quantize as rounding
 from flux_jax.models.clip.text import CLIPTextConfig, CLIPTextEncoder
+from flux_jax.models.kernels import fp8_hopper
 from flux_jax.models.t5 import T5Config, T5Encoder
 from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.models.vae import AutoencoderKL, VAEConfig
+from flux_jax.settings import STORAGE
 from flux_jax.weights import checkpoint, mapping
 from flux_jax.weights.source import FlaxSource, Source, TorchSource
 
@@ -131,7 +134,7 @@ class Weights(Mapping[str, Any]):
             sources: weights by the names in `COMPONENTS`.
             dtype: dtype of the loaded parameters.
             mesh: devices, see `flux_jax.sharding`.
-            quantize: "int8" quantises the transformer's large kernels, see
+            quantize: "int8" or "fp8" quantises the transformer's large kernels, see
                 `flux_jax.models.quantize`.
 
         Raises:
@@ -157,7 +160,7 @@ class Weights(Mapping[str, Any]):
         """
         if name not in self._read:
             self._read[name] = read_params(
-                self._sources[name], name, self._dtype, self._mesh, self._rounds(name)
+                self._sources[name], name, self._dtype, self._mesh, self._storage(name)
             )
         return self._read[name]
 
@@ -170,10 +173,11 @@ class Weights(Mapping[str, Any]):
     def shapes(self, name: str) -> PyTree:
         """A model's parameters as `jax.ShapeDtypeStruct`, with their shardings; reads nothing."""
         wanted = _wanted(self._sources[name], name, self._dtype, self._mesh)
-        return _in_place(self._mesh, rounding.shapes(wanted)) if self._rounds(name) else wanted
+        storage = self._storage(name)
+        return _in_place(self._mesh, rounding.shapes(wanted, storage)) if storage else wanted
 
-    def _rounds(self, name: str) -> bool:
-        return self._quantize is not None and name == "transformer"
+    def _storage(self, name: str) -> str | None:
+        return self._quantize if name == "transformer" else None
 
     def on(self, mesh: Mesh) -> "Weights":
         """The same weights, unread, for other devices."""
@@ -188,7 +192,7 @@ class Weights(Mapping[str, Any]):
 
 
 def read_params(
-    source: Source, name: str, dtype: DTypeLike, mesh: Mesh, quantize: bool = False
+    source: Source, name: str, dtype: DTypeLike, mesh: Mesh, quantize: str | None = None
 ) -> PyTree:
     """Reads the parameters of one model onto its devices, with a progress bar.
 
@@ -197,7 +201,8 @@ def read_params(
         name: a key of `COMPONENTS`.
         dtype: dtype of the parameters.
         mesh: devices; each receives only its own shards.
-        quantize: whether stacked dense kernels become int8, each before the next one is read.
+        quantize: storage type of stacked dense kernels, "int8" or "fp8"; each is quantised before
+            the next one is read.
 
     Raises:
         InputError: tensors are missing, surplus, misshapen or not finite, or a file is damaged.
@@ -206,7 +211,8 @@ def read_params(
     kernels = {f"{layer}/kernel" for layer in stacked(wanted)} if quantize else set()
 
     def rounded(leaf: jax.Array) -> rounding.Quantized:
-        placed = meshes.place_weights(mesh, rounding.quantized(leaf))
+        assert quantize is not None
+        placed = quantized(leaf, quantize, mesh)
         # The leaf's memory is not freed before this is done.
         return jax.block_until_ready(placed)
 
@@ -231,6 +237,18 @@ def read_params(
         return rounding.beside(params)
 
 
+def quantized(kernel: jax.Array, storage: str, mesh: Mesh) -> rounding.Quantized:
+    """Quantises a kernel and places it on its devices.
+
+    Args:
+        kernel: the kernel of a layer in every block.
+        storage: a key of `flux_jax.settings.STORAGE`.
+        mesh: the devices.
+    """
+    narrow = rounding.quantized(kernel, storage)
+    return jax.device_put(narrow, jax.tree.map(lambda leaf: _place(mesh, leaf), narrow))
+
+
 def _wanted(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
     shapes = abstract_params(name, source.config)
     return _in_place(
@@ -241,11 +259,17 @@ def _wanted(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
 def _in_place(mesh: Mesh, shapes: PyTree) -> PyTree:
     """Adds the weights' shardings to their shapes."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=meshes.of_weight(mesh, leaf.shape)
-        ),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_place(mesh, leaf)),
         shapes,
     )
+
+
+def _place(mesh: Mesh, leaf: Any) -> NamedSharding | Format:
+    """A weight's sharding; with its inputs last in memory where `fp8_hopper` reads it."""
+    sharding = meshes.of_weight(mesh, leaf.shape)
+    if leaf.dtype == STORAGE["fp8"].dtype and fp8_hopper.runs_on(mesh.devices.ravel().tolist()):
+        return Format(Layout((0, 2, 1)), sharding)
+    return sharding
 
 
 def _placed(leaf: np.ndarray, dtype: DTypeLike, mesh: Mesh) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Kernels in Pallas, for one kind of accelerator each."""
