@@ -81,7 +81,7 @@ def matmul(
         block: the index of the block.
         tile: sizes of a warpgroup's tile; by default those of `tile_for`.
     """
-    chosen = tile or tile_for(*x.shape, kernels.shape[1])
+    chosen = tile or tile_for(x.shape[0], x.shape[1], kernels.shape[1])
     assert chosen, f"the kernel has no tile for {x.shape} and {kernels.shape}"
 
     @jax.custom_batching.custom_vmap
@@ -194,9 +194,9 @@ def _pipeline(tile: Tile, count: int, multiply: Any, finish: Any) -> Any:
 
 def _spread(values: Any, shape: tuple[int, int], axis: int) -> Array:
     """Reads scales from the GPU's memory, each for a row or a column of a tile."""
-    # JAX 0.10 asks for an index here, and does not get this far (`runs_on`).
-    read = plgpu.load(values, optimized=False)  # pyright: ignore[reportCallIssue]
-    return jax.lax.broadcast_in_dim(read, shape, [axis])
+    # JAX 0.10, which does not get this far (`runs_on`), declares another argument.
+    load: Any = plgpu.load
+    return jax.lax.broadcast_in_dim(load(values, optimized=False), shape, [axis])
 
 
 def _store(y: Array, leaving: Any, out: Any) -> None:
