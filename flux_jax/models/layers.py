@@ -45,11 +45,13 @@ def scanned(
         block: takes the carry, then inputs that all blocks share; returns carry and output.
         length: number of blocks.
         unroll: whether they are compiled one by one instead of as the body of a loop.
-        collections: the stacked collections of variables.
+        collections: the stacked collections of variables. The collection "stack" is passed to every
+            block whole.
     """
     return nn.scan(
         block,
         variable_axes=dict.fromkeys(collections, 0),
+        variable_broadcast="stack",
         split_rngs={"params": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=length,

@@ -17,7 +17,7 @@ from flux_jax.errors import InputError
 from flux_jax.models.attention import rope_tables
 from flux_jax.models.blocks import DualStreamBlock, Shared, SingleStreamBlock
 from flux_jax.models.config import read_fields, require
-from flux_jax.models.layers import MLP, Dense, Modulation, modulate, sinusoid
+from flux_jax.models.layers import MLP, Dense, Modulation, modulate, scanned, sinusoid
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,11 @@ class FluxTransformer(nn.Module):
         width = config.width
         heads = config.num_attention_heads
 
-        def scanned(block: type[nn.Module], length: int) -> Any:
-            return nn.scan(
-                # In a loop nothing merges the two passes, so preventing this would only cost time.
-                nn.remat(block, prevent_cse=False) if self.remat else block,
-                # "seen" holds what callers capture from a layer with `nn.intercept_methods`.
-                variable_axes={"params": 0, "lora": 0, "seen": 0, "block": 0},
-                variable_broadcast="stack",
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-                length=length,
-                check_constancy_invariants=False,
-                unroll=length if self.unroll else 1,
-            )
+        def repeated(block: type[nn.Module], length: int) -> Any:
+            # In a loop nothing merges the two passes, so preventing this would only cost time.
+            block = nn.remat(block, prevent_cse=False) if self.remat else block
+            # "seen" holds what callers capture from a layer with `nn.intercept_methods`.
+            return scanned(block, length, self.unroll, ("params", "lora", "seen", "block"))
 
         def embedder(name: str) -> MLP:
             return MLP(width, width, "silu", self.dtype, name=name)
@@ -158,7 +150,7 @@ class FluxTransformer(nn.Module):
 
         image_stream = Dense(width, self.dtype, name="x_embedder")(latents)
         text_stream = Dense(width, self.dtype, name="context_embedder")(text)
-        dual = scanned(DualStreamBlock, config.num_layers)
+        dual = repeated(DualStreamBlock, config.num_layers)
         (image_stream, text_stream), seen = dual(heads, attention, self.dtype, name="dual_blocks")(
             (image_stream, text_stream), shared
         )
@@ -167,7 +159,7 @@ class FluxTransformer(nn.Module):
             return None, out
 
         joined = jnp.concatenate([text_stream, image_stream], axis=1)
-        single = scanned(SingleStreamBlock, config.num_single_layers)
+        single = repeated(SingleStreamBlock, config.num_single_layers)
         joined, _ = single(heads, self.dtype, text.shape[1], name="single_blocks")(joined, shared)
         image_stream = joined[:, text.shape[1] :]
 
