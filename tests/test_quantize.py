@@ -200,12 +200,12 @@ def test_loading_rounds_leaf_by_leaf(
         path: leaf.dtype for path, leaf in flatten(expected).items()
     }
     jax.tree.map(np.testing.assert_array_equal, read, expected)
-    assert jax.tree.map(jnp.shape, read) == jax.tree.map(
-        jnp.shape, pipe.params.shapes("transformer")
-    )
     other = pipe.params["text_encoder"]
     assert {leaf.dtype for leaf in jax.tree.leaves(other)} == {jnp.dtype("float32")}
     assert len(given) == len(stacked(read))
+    monkeypatch.undo()
+    planned = pipe.params.shapes("transformer")
+    assert jax.tree.map(jnp.shape, read) == jax.tree.map(jnp.shape, planned)
 
 
 @pytest.mark.slow

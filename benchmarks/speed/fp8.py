@@ -37,7 +37,7 @@ from flux_jax.models.transformer import FluxConfig, FluxTransformer
 from flux_jax.settings import STORAGE
 from flux_jax.sharding import make
 from flux_jax.tree import flatten, nest
-from flux_jax.weights.loading import quantized as quantized_on
+from flux_jax.weights.loading import place_quantized
 
 SIDE = "fp8"
 BLOCKS = 38
@@ -214,7 +214,9 @@ def stored(params: PyTree, kind: str | None) -> PyTree:
     if kind is None:
         return params
     mesh, kernels = make({}), stacked(params).items()
-    narrow = {f"{layer}/kernel": quantized_on(leaf, kind, mesh) for layer, leaf in kernels}
+    narrow = {
+        f"{layer}/kernel": place_quantized(mesh, quantized(leaf, kind)) for layer, leaf in kernels
+    }
     return beside(nest(flatten(params) | narrow))
 
 

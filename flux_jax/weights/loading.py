@@ -212,7 +212,7 @@ def read_params(
 
     def rounded(leaf: jax.Array) -> rounding.Quantized:
         assert quantize is not None
-        placed = quantized(leaf, quantize, mesh)
+        placed = place_quantized(mesh, rounding.quantized(leaf, quantize))
         # The leaf's memory is not freed before this is done.
         return jax.block_until_ready(placed)
 
@@ -237,16 +237,9 @@ def read_params(
         return rounding.beside(params)
 
 
-def quantized(kernel: jax.Array, storage: str, mesh: Mesh) -> rounding.Quantized:
-    """Quantises a kernel and places it on its devices.
-
-    Args:
-        kernel: the kernel of a layer in every block.
-        storage: a key of `flux_jax.settings.STORAGE`.
-        mesh: the devices.
-    """
-    narrow = rounding.quantized(kernel, storage)
-    return jax.device_put(narrow, jax.tree.map(lambda leaf: _place(mesh, leaf), narrow))
+def place_quantized(mesh: Mesh, kernel: rounding.Quantized) -> rounding.Quantized:
+    """Places a quantised kernel on its devices, in the order in which they read it."""
+    return jax.device_put(kernel, jax.tree.map(lambda leaf: _place(mesh, leaf), kernel))
 
 
 def _wanted(source: Source, name: str, dtype: DTypeLike, mesh: Mesh) -> PyTree:
