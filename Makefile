@@ -17,7 +17,7 @@ test: .venv/test
 test-fast: .venv/test
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# The paper's Table 2 on the small model, in about 10 minutes on 2 idle cores; `make table2 FULL=1` is
+# The paper's Table 2 on the small model, in minutes on 2 idle cores; `make table2 FULL=1` is
 # the full set, for a GPU. Interrupted, it continues. The table is in runs/table2/table.md.
 table2: .venv/demo
 	$(BIN)/python -m benchmarks.table2.run $(if $(FULL),--full)

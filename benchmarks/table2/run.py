@@ -65,7 +65,8 @@ class Size:
 
 
 # One sample is the model's default for an entity; the methods were tuned on all kinds with four.
-SHORT = Size(1, {"erase_anything": 100, "eap": 150}, 48, 150, 72, steps=14, batch=25, lanes=2)
+FEWER = {"erase_anything": 100, "eap": 150, "gem": 100, "eraseflow": 150}
+SHORT = Size(1, FEWER, 48, 150, 72, steps=14, batch=25, lanes=2)
 STUDIED = prompts.STUDIED * prompts.STUDY_SEEDS
 FULL = Size(4, {}, prompts.PROMPTS, prompts.CAPTIONS, STUDIED, steps=28, batch=100, lanes=1)
 # Of the reference pictures: the captions' own seeds and this.
