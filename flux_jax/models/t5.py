@@ -149,8 +149,15 @@ class T5Encoder(nn.Module):
     unroll: bool = False
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """Returns the output for every token, padding included."""
+    def __call__(
+        self, ids: Int[Array, "B T"], embedded: Float[Array, "B T E"] | None = None
+    ) -> Float[Array, "B T E"]:
+        """Returns the output for every token, padding included.
+
+        Args:
+            ids: token ids.
+            embedded: the tokens' embeddings, if they are not those of the ids.
+        """
         config = self.config
         positions = np.arange(ids.shape[1])
         bucket = relative_position_bucket(
@@ -177,5 +184,6 @@ class T5Encoder(nn.Module):
             length=config.num_layers,
             unroll=config.num_layers if self.unroll else 1,
         )
-        x, _ = blocks(config, self.dtype, name="blocks")(words(ids).astype(self.dtype), bias)
+        x = words(ids) if embedded is None else embedded
+        x, _ = blocks(config, self.dtype, name="blocks")(x.astype(self.dtype), bias)
         return RMSNorm(name="final_norm")(x)
