@@ -98,10 +98,10 @@ def attack(
             f"family = {', '.join(wanted)}: the run has no prompts of it, for lack of synonyms or "
             "since its concept depends on the order of words; name another"
         )
-    check_prompts(pipe, judge, eval_prompts)
+    plain = evaluation_prompts(config, ()) if searches else []
+    check_prompts(pipe, judge, [*eval_prompts, *plain])
     if searches:
         check_access(pipe, adapter, searches)
-        check_prompts(pipe, judge, evaluation_prompts(config, ()))
     inputs, cache = "", None
     if files is not None:
         inputs = attack_inputs(files, adapter, config, pictures, wanted)
@@ -170,7 +170,7 @@ def _searched(
     """Run a family's searches, draw and judge, and add the shares to the result."""
     family, budget, pictures = asked
     attack, attempts = search_of(family), {}
-    hits: dict[str, dict[str, Bool[np.ndarray, B]]] = {}
+    hits: dict[str, dict[str, np.ndarray]] = {}
     for side in SEARCHED:
         adapters = [(adapter, config.evaluation.strength)] if side == "after" else []
         target = Target(pipe, adapters, config, side)

@@ -31,15 +31,25 @@ class InversionBudget:
 
 
 @dataclass(frozen=True)
-class TokensBudget(InversionBudget):
+class TokensBudget:
     """Budget of `erase.attacks.tokens`.
 
     Attributes:
+        restarts: searches from different starts, at once; the best by held-out error counts.
+        steps: steps along the gradient.
+        batch: points of the pictures per step and restart.
+        examples: pictures of the concept that the frozen model draws for the search.
+        candidates: candidates that each step rates.
         tokens: number of tokens in the concept's place.
         own_words: whether these may spell the concept or a synonym.
     """
 
-    tokens: int = number(4, least=1)
+    restarts: int = number(4, least=1)
+    steps: int = number(100, least=1)
+    batch: int = number(4, least=1)
+    examples: int = number(16, least=1)
+    candidates: int = number(8, least=1)
+    tokens: int = number(2, least=1)
     own_words: bool = False
 
 
@@ -83,7 +93,7 @@ class RelearnBudget:
     rate: float = number(1e-3, above=0)
 
 
-Budget = InversionBudget | RingABellBudget | RelearnBudget
+Budget = InversionBudget | TokensBudget | RingABellBudget | RelearnBudget
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Discrete prompt search: words of T5's vocabulary that make the erased model draw the concept.
 
-As in P4D (Chin et al. 2024) and UnlearnDiffAtk (Zhang et al. 2024), by projected gradients:
-continuous embeddings are projected to the nearest words in each step, the gradient of the error is
-computed at the words, and Adam applies it to the embeddings. The words of every step are rated at
-held-out noise. The texts of the best are then rated once more as both text encoders read them.
-UnlearnDiffAtk steps by the gradient's sign on a relaxed choice of words instead.
-Axis letters: R restarts, K tokens, V vocabulary, E text width, N steps, B points of a step.
+As in P4D (Chin et al. 2024) and UnlearnDiffAtk (Zhang et al. 2024), by projected gradients: the
+gradient of the error through the encoder and the attacked transformer, at the embeddings of the
+words so far, leads to a point that is projected to nearby words. A single projection is often no
+better, since the error is far from linear over the distance between two words. So each step rates
+several candidates at held-out noise, as in GCG (Zou et al. 2023): a random one of the words,
+replaced by one of the nearest to the point, at a random length of the step. The best is kept if its
+error is lower. The texts of the best are rated once more as both text encoders read them.
+Axis letters: R restarts, K tokens, V vocabulary, E text width, N steps, B points of a step,
+C candidates of a step, M nearest words.
 """
 
 import functools
@@ -17,11 +20,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from erase.attacks.families import TokensBudget
-from erase.attacks.inversion import random_words
 from erase.attacks.points import Points, make_points
 from erase.attacks.protocol import Attempt, Target
 from erase.attacks.search import run_search
@@ -35,42 +36,75 @@ from flux_jax.errors import RunError
 
 # Texts that are rated as both text encoders read them.
 RATED = 8
-# Held-out points at which the words of a step are rated.
-CHECKED = 16
+# Held-out points at which candidates are rated.
+CHECKED = 4
+# Words among which a candidate's is chosen, and lengths of a step relative to an embedding's.
+NEAREST, LENGTHS = 32, (0.5, 100.0)
+TINY = 1e-12
 
 
 class State(flax.struct.PyTreeNode):
     """State of the search.
 
     Attributes:
-        tokens: the continuous embeddings.
-        optimiser: Adam's state.
-        ids: words of every step so far.
-        errors: their errors at held-out noise; infinite for steps to come.
+        best: the best words so far.
+        error: their error at held-out noise.
+        ids: the best candidate of every step so far.
+        errors: their errors; infinite for steps to come.
     """
 
-    tokens: Float[Array, "R K E"]
-    optimiser: PyTree
+    best: Int[Array, "R K"]
+    error: Float[Array, "R"]
     ids: Int[Array, "N R K"]
     errors: Float[Array, "N R"]
 
 
 def project(
-    tokens: Float[Array, "K E"], table: Float[Array, "V E"], allowed: Bool[Array, "V"]
-) -> Int[Array, "K"]:
-    """Return the allowed word nearest to each embedding, by Euclidean distance.
+    point: Float[Array, "E"], table: Float[Array, "V E"], allowed: Bool[Array, "V"], count: int
+) -> Int[Array, "M"]:
+    """Return the allowed words nearest to a point by Euclidean distance, the nearest first.
 
     Args:
-        tokens: the embeddings.
+        point: any embedding.
         table: embeddings of the vocabulary.
         allowed: the words to choose from.
+        count: M.
     """
     # |e - w|² without |e|², which is the same for all words.
-    distances = jnp.sum(jnp.square(table), axis=-1) - 2 * tokens @ table.T
-    return jnp.argmin(jnp.where(allowed, distances, jnp.inf), axis=-1)
+    distances = jnp.sum(jnp.square(table), axis=-1) - 2 * table @ point
+    return jax.lax.top_k(jnp.where(allowed, -distances, -jnp.inf), count)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("rate", "batch"))
+def propose(
+    ids: Int[Array, "K"],
+    gradient: Float[Array, "K E"],
+    table: Float[Array, "V E"],
+    allowed: Bool[Array, "V"],
+    key: Key[Array, ""],
+) -> Int[Array, "K"]:
+    """Return the words with one of them replaced, by a projected step along the gradient.
+
+    Args:
+        ids: the words so far.
+        gradient: of the error, at their embeddings.
+        table: embeddings of the vocabulary.
+        allowed: the words to choose from.
+        key: random key.
+    """
+    at_key, length_key, which_key = jax.random.split(key, 3)
+    at = jax.random.randint(at_key, (), 0, len(ids))
+    low, high = np.log(LENGTHS)
+    length = jnp.exp(jax.random.uniform(length_key, (), minval=low, maxval=high))
+    size = jnp.linalg.norm(table[ids[at]]) / (jnp.linalg.norm(gradient[at]) + TINY)
+    point = table[ids[at]] - length * size * gradient[at]
+    others = allowed & (jnp.arange(len(table)) != ids[at])
+    near = project(point, table, others, min(NEAREST, len(table)))
+    chosen = near[jax.random.randint(which_key, (), 0, len(near))]
+    # With few allowed words, the last of the nearest are others.
+    return ids.at[at].set(jnp.where(others[chosen], chosen, near[0]))
+
+
+@functools.partial(jax.jit, static_argnames=("batch", "count"))
 def advance(
     model: TokenModel,
     parts: tuple[Points, Points, Bool[Array, "V"]],
@@ -78,8 +112,8 @@ def advance(
     state: State,
     span: tuple[int | Int[Array, ""], int | Int[Array, ""]],
     *,
-    rate: float,
     batch: int,
+    count: int,
 ) -> State:
     """Return the state after the steps of a span, of all restarts at once.
 
@@ -89,26 +123,31 @@ def advance(
         key: random key of the search.
         state: state before the first of these steps.
         span: the first step, and the one after the last.
-        rate: learning rate of Adam.
         batch: B.
+        count: C.
     """
-    (points, held_out, allowed), optimiser, table = parts, optax.adam(rate), model.table
+    (points, held_out, allowed), table = parts, model.table
     checked = jnp.arange(min(CHECKED, len(held_out.times)))
 
-    def one(tokens: Array, optimiser_state: PyTree, key: Key[Array, ""]) -> tuple:
-        ids = project(tokens, table, allowed)
-        rows = jax.random.randint(key, (batch,), 0, len(points.times))
-        gradient = jax.grad(model.error)(table[ids], points, rows)
-        changes, optimiser_state = optimiser.update(gradient, optimiser_state)
-        error = model.error(table[ids], held_out, checked)
-        return optax.apply_updates(tokens, changes), optimiser_state, ids, error
+    def rate(ids: Array) -> Array:
+        return model.error(table[ids], held_out, checked)
+
+    def one(best: Array, error: Array, key: Key[Array, ""]) -> tuple[Array, ...]:
+        rows_key, key = jax.random.split(key)
+        rows = jax.random.randint(rows_key, (batch,), 0, len(points.times))
+        gradient = jax.grad(model.error)(table[best], points, rows)
+        tried = jax.vmap(lambda each: propose(best, gradient, table, allowed, each))(
+            jax.random.split(key, count)
+        )
+        errors = jax.vmap(rate)(tried)
+        found, least = tried[jnp.argmin(errors)], jnp.min(errors)
+        better = least < error
+        return jnp.where(better, found, best), jnp.where(better, least, error), found, least
 
     def step(index: Int[Array, ""], state: State) -> State:
-        keys = jax.random.split(jax.random.fold_in(key, index), len(state.tokens))
-        tokens, following, ids, errors = jax.vmap(one)(state.tokens, state.optimiser, keys)
-        return State(
-            tokens, following, state.ids.at[index].set(ids), state.errors.at[index].set(errors)
-        )
+        keys = jax.random.split(jax.random.fold_in(key, index), len(state.best))
+        best, error, ids, errors = jax.vmap(one)(state.best, state.error, keys)
+        return State(best, error, state.ids.at[index].set(ids), state.errors.at[index].set(errors))
 
     return jax.lax.fori_loop(*span, step, state)
 
@@ -142,11 +181,9 @@ class Tokens:
         model = TokenModel.of(pipe, target.denoiser(), prompts)
         start, key = jax.random.split(jax.random.key(config.evaluation.seed))
         shape = budget.restarts, budget.tokens
-        tokens = random_words(model.table, np.flatnonzero(allowed).tolist(), shape, start)
-        rate = budget.rate * float(jnp.std(model.table))
         state = State(
-            tokens,
-            jax.vmap(optax.adam(rate).init)(tokens),
+            jax.random.choice(start, jnp.flatnonzero(allowed), shape),
+            jnp.full(budget.restarts, jnp.inf),
             jnp.zeros((budget.steps, *shape), jnp.int32),
             jnp.full((budget.steps, budget.restarts), jnp.inf),
         )
@@ -155,7 +192,7 @@ class Tokens:
         with jax.set_mesh(pipe.mesh):
             state = run_search(
                 lambda state, *span: advance(
-                    model, parts, key, state, span, rate=rate, batch=budget.batch
+                    model, parts, key, state, span, batch=budget.batch, count=budget.candidates
                 ),
                 state,
                 budget.steps,

@@ -46,6 +46,7 @@ def define_budgets() -> None:
         "steps": "Steps of the gradient.",
         "batch": "Points of the pictures per step and restart.",
         "examples": "Pictures of the concept that the base model draws to search with.",
+        "candidates": "Candidates that each step of a token search rates.",
         "tokens": "Tokens in the concept's place, or of a prompt.",
         "population": "Candidates of a genetic search.",
         "generations": "Generations of a genetic search.",
