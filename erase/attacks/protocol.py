@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class Attempt:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Attack(Protocol):
     """A family of attacks that searches.
 
