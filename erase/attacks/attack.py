@@ -86,22 +86,8 @@ def attack(
         PreemptedError: the system requested a stop; the searches and pictures so far are saved.
     """
     workdir = Path(workdir)
-    judge = configured_judge(config)
-    if judge is None:
-        raise InputError("evaluation.judge = None: attacks need a judge; name its folder")
-    ordered = judge.kind(config.concept) == "relation"
-    disguised = any(name not in SEARCHES for name in wanted)
-    eval_prompts = attacks(config, pictures, ordered, wanted) if disguised else []
     searches = {name: budget for name, budget in wanted.items() if name in SEARCHES}
-    if not eval_prompts and not searches:
-        raise InputError(
-            f"family = {', '.join(wanted)}: the run has no prompts of it, for lack of synonyms or "
-            "since its concept depends on the order of words; name another"
-        )
-    plain = evaluation_prompts(config, ()) if searches else []
-    check_prompts(pipe, judge, [*eval_prompts, *plain])
-    if searches:
-        check_access(pipe, adapter, searches)
+    judge, eval_prompts = _planned(pipe, adapter, config, pictures, wanted)
     inputs, cache = "", None
     if files is not None:
         inputs = attack_inputs(files, adapter, config, pictures, wanted)
@@ -110,18 +96,7 @@ def attack(
             pipe.remember([each.prompt for each in eval_prompts], config.evaluation.batch)
             return earlier
         cache = Cache.opened(workdir / CACHE, STEM, inputs)
-    result: AttackResult = {
-        "concept": config.concept,
-        "kind": judge.kind(config.concept),
-        "model": config.model.path,
-        "strength": config.evaluation.strength,
-        "seed": config.evaluation.seed,
-        "cells": {},
-        "prompts": {},
-        "access": {},
-        "budgets": {},
-        "found": {},
-    }
+    result = _empty(config, judge)
     if eval_prompts:
         _disguised(pipe, judge, eval_prompts, config, adapter, cache, result)
     for name, budget in searches.items():
@@ -133,6 +108,44 @@ def attack(
         cache.remove()
     _show(result)
     return result
+
+
+def _planned(
+    pipe: Pipeline, adapter: Adapter, config: Config, pictures: int, wanted: Families
+) -> tuple[Judge, list[EvalPrompt]]:
+    """Return the judge and the disguised prompts, after all checks; see `attack`."""
+    judge = configured_judge(config)
+    if judge is None:
+        raise InputError("evaluation.judge = None: attacks need a judge; name its folder")
+    ordered = judge.kind(config.concept) == "relation"
+    searches = [name for name in wanted if name in SEARCHES]
+    drawn = attacks(config, pictures, ordered, wanted) if len(searches) < len(wanted) else []
+    if not drawn and not searches:
+        raise InputError(
+            f"family = {', '.join(wanted)}: the run has no prompts of it, for lack of synonyms or "
+            "since its concept depends on the order of words; name another"
+        )
+    plain = evaluation_prompts(config, ()) if searches else []
+    check_prompts(pipe, judge, [*drawn, *plain])
+    if searches:
+        check_access(pipe, adapter, searches)
+    return judge, drawn
+
+
+def _empty(config: Config, judge: Judge) -> AttackResult:
+    """Return the content of `attacks.json` before any family is counted."""
+    return {
+        "concept": config.concept,
+        "kind": judge.kind(config.concept),
+        "model": config.model.path,
+        "strength": config.evaluation.strength,
+        "seed": config.evaluation.seed,
+        "cells": {},
+        "prompts": {},
+        "access": {},
+        "budgets": {},
+        "found": {},
+    }
 
 
 def _disguised(
@@ -223,7 +236,7 @@ def judged(
     return hits
 
 
-def check_access(pipe: Pipeline, adapter: Adapter, wanted: Families) -> None:
+def check_access(pipe: Pipeline, adapter: Adapter, wanted: Sequence[str]) -> None:
     """Check that the adapter leaves the families something to attack.
 
     Raises:

@@ -32,7 +32,10 @@ from erase.cli import evaluate
 from erase.cli.ending import ends
 from erase.cli.flags import begin, parse_flags
 from erase.runtime.signals import listening
-from flux_jax.errors import exits_cleanly, say
+from flux_jax.errors import InputError, exits_cleanly, say
+
+# A file of every model in diffusers' layout.
+MODEL = "model_index.json"
 
 
 def define_budgets() -> None:
@@ -86,6 +89,19 @@ def wanted_families(given: Any) -> Mapping[str, families.Budget | None]:
     return families.chosen(names, {n: v for n, v in values.items() if v is not None})
 
 
+def refuse_merged(path: str) -> None:
+    """Refuse a whole model in the adapter's place.
+
+    Raises:
+        InputError: the folder is a model, such as one with a merged adapter.
+    """
+    if (Path(path) / MODEL).is_file():
+        raise InputError(
+            f"adapter = {path!r:.100} is a whole model: an attack needs the base model and the "
+            "adapter apart, and a merged model has no base; name the adapter's file by --adapter"
+        )
+
+
 @exits_cleanly
 @listening()
 def main(argv: Sequence[str]) -> None:
@@ -93,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
     begin(argv)
     # Before a folder is locked.
     wanted_families(flags.FLAGS)
+    refuse_merged(flags.FLAGS.adapter or flags.FLAGS.workdir)
     attack_runs(argv)
 
 
