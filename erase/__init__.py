@@ -6,7 +6,7 @@ moved.announce(
     __name__,
     {
         "adapters": "erase.training.make_adapters",
-        "attack": "erase.cli.attack erase.evaluation.attack",
+        "attack": "erase.cli.attack erase.attacks.attack erase.attacks.disguises",
         "attention": "erase.model.attention_maps",
         "bank": "erase.data.bank erase.data.plan erase.data.make_bank",
         "calibrate": "erase.cli.calibrate erase.evaluation.calibrate",
@@ -22,6 +22,7 @@ moved.announce(
         "distributed": "erase.runtime.processes",
         "draws": "erase.methods.parts.samples erase.methods.parts.forward",
         "english": "erase.data.words.english",
+        "evaluation.attack": "erase.attacks.attack erase.attacks.disguises",
         "evaluate": "erase.cli.evaluate erase.evaluation.evaluate",
         "fields": "erase.config.fields",
         "figures": "benchmarks.results.figures",

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from erase.attacks.disguises import FAMILIES, affix, attacks, misspell, mix, repeat
 from erase.config.schema import Config, Evaluation
-from erase.evaluation.attack import FAMILIES, affix, attacks, misspell, mix, repeat
 from flux_jax.errors import InputError
 
 CONFIG = Config(

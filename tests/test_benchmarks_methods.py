@@ -12,6 +12,7 @@ import pytest
 from helpers import tiny
 
 from benchmarks.experiments import methods_full_size, relearning
+from erase.attacks import relearn
 from erase.config.schema import Config
 from erase.methods import METHODS
 from erase.model.open import open_model
@@ -139,7 +140,7 @@ def taught(config: Config, folder: Path) -> list[float]:
     pipe = open_model(config)
     runs = prepare(resolve_runs(configs), pipe, folder)
     errors: list[float] = []
-    teach = relearning.TEACH
+    teach = relearn.TEACH
 
     def noted(*given: Any, **settings: Any) -> Any:
         state, metrics = teach(*given, **settings)
@@ -148,6 +149,6 @@ def taught(config: Config, folder: Path) -> list[float]:
 
     erased = make_adapters(runs, pipe, folder)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(relearning, "TEACH", noted)
-        assert [steps for steps, _ in relearning.teach(erased, configs, pipe, [40], RATE)] == [40]
+        patched.setattr(relearn, "TEACH", noted)
+        assert [steps for steps, _ in relearn.teach(erased, configs, pipe, [40], RATE)] == [40]
     return errors

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from configs import emoji_cat
+from erase.attacks.attack import attack
+from erase.attacks.disguises import FAMILIES
 from erase.config.schema import Config, EarlyStop, Evaluation, Model
-from erase.evaluation.attack import FAMILIES, attack
 from erase.evaluation.emoji_judge import NetworkJudge
 from erase.evaluation.eval_prompts import EvalPrompt, draw_cases, evaluation_prompts, judge_pictures
 from erase.evaluation.evaluate import (
@@ -253,11 +254,11 @@ def test_attacks_are_counted_on_every_side_and_written_twice(
     assert json.loads((tmp_path / "attacks.json").read_text()) == result
     assert tuple(result["cells"]) == FAMILIES
     lines = (tmp_path / "attacks.csv").read_text().splitlines()
-    assert lines[0] == "family,side,found,of,share,low,high"
+    assert lines[0] == "family,side,access,budget,found,of,share,low,high"
     assert len(lines) == 1 + 3 * len(FAMILIES)
     for family, line in zip(FAMILIES, lines[3::3], strict=True):
         after = result["cells"][family]["after"]
-        assert line.startswith(f"{family},after,{after['found']},3,")
+        assert line.startswith(f"{family},after,prompts,,{after['found']},3,")
     # At strength 0 the adapter has no effect.
     still = replace(config, evaluation=replace(config.evaluation, strength=0.0))
     for sides in attack(pipe, adapter, still, tmp_path, pictures=3)["cells"].values():

@@ -28,11 +28,14 @@ ORDER = (
     "erase.methods",
     "erase.runs",
     "erase.evaluation",
+    "erase.attacks.families",
+    "erase.attacks.disguises",
     "erase.judges",
     "erase.benchmark",
     "erase.report",
     "erase.watch",
     "erase.training",
+    "erase.attacks",
     "erase.compose",
     "erase.figures",
     "erase.survey",
@@ -46,7 +49,7 @@ ORDER = (
 PACKAGES = ("flux_jax", "convert", "erase", "recipes", "configs", "benchmarks")
 MOST_ENTRIES = 14
 # A folder for each package of `erase`, and a file for each of its commands; FLUX.2's models.
-MORE_ENTRIES = {"erase": 20, "erase/cli": 20, "flux_jax/models": 15}
+MORE_ENTRIES = {"erase": 21, "erase/cli": 20, "flux_jax/models": 15}
 # Lines of a file; lines of a function, with its signature and docstring; arguments of a function.
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
 # The transformer's forward pass, kept in one piece for comparison with diffusers'.

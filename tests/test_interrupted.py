@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from helpers import tiny
 
+from erase.attacks.attack import attack
 from erase.config.schema import Config, Evaluation
-from erase.evaluation.attack import attack
 from erase.evaluation.evaluate import evaluate
 from erase.runs import configure, load_runs
 from erase.runtime.cache import Cache

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from erase.attacks.attack import attack
 from erase.config.schema import Config, EarlyStop, Evaluation, Model
 from erase.evaluation import early_stop
-from erase.evaluation.attack import attack
 from erase.evaluation.evaluate import evaluate
 from erase.evaluation.judge import JUDGES, Kind, open_judge
 from flux_jax import Adapter, load, lora

@@ -90,7 +90,7 @@ def test_report_says_what_the_files_say(run: Path):
         "adapter strength 0.75",
         "dog 3 → 1 of 3",
         "H12.3 %98.7 %",
-        "misspelt64 93.8 %46.9 %7.8 % 1.0 to 99.0 %",
+        "misspeltprompts64 93.8 %46.9 %7.8 % 1.0 to 99.0 %",
         "loss esd",
         "loss (no unit)",
         "iteration",

@@ -6,50 +6,34 @@ r"""Retrain erased concepts: how fast they return, and the effect on other conce
 Each method trains its adapters. They are then trained further by flow matching on pictures of the
 concept, which the frozen model generates from noise that erasing did not use, and evaluated after
 given numbers of steps. Meta-Unlearning (Gao et al., 2024) is designed to make relearning harder.
-Axis letter: R runs.
 """
 
-import itertools
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
 from benchmarks.experiments.study import count
 from benchmarks.results.schemas import RelearningResult
 from benchmarks.results.tables import relearning
+from erase.attacks.relearn import teach
 from erase.cli.flags import FLAG, begin, configured_for, define_flag, parse_flags
 from erase.config.schema import Config
-from erase.data.words.irrelevant import listed
-from erase.methods import METHODS, meta_unlearning
+from erase.methods import METHODS
 from erase.methods.base import Method
-from erase.methods.parts.compiled import StepContext
-from erase.methods.parts.keys import keys_of
-from erase.methods.parts.step import State, Update, adamw, gradient_of, jit_over_runs
-from erase.methods.planning.configured import plan_of
 from erase.model.open import open_model
 from erase.runtime.files import write
 from erase.runtime.memory import explains_memory
-from erase.training import loop
-from erase.training.make_adapters import banks_of
 from erase.training.prepare import runs_with_synonyms
 from erase.training.variants import resume_results, train_variant, unmeasured
 from flux_jax.errors import InputError, exits_cleanly, say
-from flux_jax.lora import Adapter
-from flux_jax.pipeline import Pipeline
 
 # Methods that export the trained adapter as it is (layers, rank, scale), so it can be trained on.
 AS_TRAINED = tuple(name for name, method in METHODS.items() if method.exports is Method.exports)
-# Added to a run's seed, so that relearning uses other pictures than erasing.
-APART = 1000
-TEACH = jit_over_runs(Update("teach", gradient_of(meta_unlearning.teaching), adamw, "teach"))
 
 
 def measure(
@@ -96,54 +80,6 @@ def measure(
         result["device"] = jax.devices()[0].device_kind or platform.machine()
         write(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
-
-
-def teach(
-    adapters: Mapping[str, Adapter],
-    erased: Mapping[str, Config],
-    pipe: Pipeline,
-    stops: Sequence[int],
-    rate: float,
-) -> Iterator[tuple[int, dict[str, Adapter]]]:
-    """Train adapters on pictures of their concepts.
-
-    Args:
-        adapters: by run.
-        erased: the runs' configurations.
-        pipe: the frozen model.
-        stops: numbers of steps.
-        rate: learning rate of AdamW.
-
-    Yields:
-        Each number of steps, and the adapters after that many.
-    """
-    # The bank and the compiled settings are Meta-Unlearning's, whichever method erased.
-    configs = {
-        name: replace(
-            config,
-            method="meta_unlearning",
-            seed=config.seed + APART,
-            # Of that method's losses, the one that looks velocities up is not used.
-            bank=replace(config.bank, teacher="computed"),
-        )
-        for name, config in runs_with_synonyms(erased).items()
-    }
-    plans = {name: plan_of(config, pipe, listed(config)) for name, config in configs.items()}
-    training = loop.place_on_devices(configs, pipe, banks_of(configs, pipe, plans), plans)
-    settings = training.context.settings
-    assert isinstance(settings, meta_unlearning.Settings), "the method's own"
-    settings = replace(settings, learning_rate=rate, weight_decay=0.0, clip=None)
-    context = cast(
-        StepContext[meta_unlearning.Settings], replace(training.context, settings=settings)
-    )
-    lora = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(adapters[n].lora for n in configs))
-    opt_states = {"teach": jax.vmap(adamw(settings).init)(lora)}
-    state = context.divided(State(lora, opt_states, jnp.ones(len(configs), bool)))
-    for done, following in itertools.pairwise((0, *stops)):
-        for step in range(done + 1, following + 1):
-            keys = keys_of(training.keys, step, 1)[:, 0]
-            state, _ = TEACH(state, training.params, training.bank, keys, context=context)
-        yield following, {name: training.adapter(name, state) for name in configs}
 
 
 @exits_cleanly

@@ -112,7 +112,7 @@ def begin(case: str, folder: str, ready: Any) -> None:
 
 def command(case: str, folder: Path) -> None:
     """Run an evaluation, an attack or a comparison of the shipped model."""
-    from erase.evaluation.attack import attack
+    from erase.attacks.attack import attack
     from erase.evaluation.evaluate import evaluate
     from erase.model import digest
     from erase.model.open import open_model

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -13,13 +13,13 @@ from erase.runtime.results import (
     IrrelevantRecord,
     RunRecord,
     SentencesRecord,
+    Sides,
 )
 from flux_jax.errors import InputError, shortened
 from flux_jax.system.json_files import checked, read_json, read_typed
 
 MEND = "evaluate the run again"
 SIDES = ("before", "after")
-ATTACKED_SIDES = ("before", "silenced", "after")
 
 
 # Keys of an evaluation, and those that reports need beside them.
@@ -27,9 +27,27 @@ NEEDED = {"pictures": ("concept",), "steps": ("guidance", "height", "width", "st
 
 
 class _Attacks(TypedDict):
-    """The part of `attacks.json` that a report shows."""
+    """The part of `attacks.json` that a report shows; files of earlier versions lack some."""
 
     cells: Cells
+    access: NotRequired[dict[str, str]]
+    budgets: NotRequired[dict[str, dict[str, float]]]
+
+
+class AttackRow(TypedDict):
+    """A family of attacks in a report.
+
+    Attributes:
+        family: its name.
+        access: what the attacker has.
+        budget: of its search.
+        sides: shares by side.
+    """
+
+    family: str
+    access: str
+    budget: str
+    sides: Sides
 
 
 def read_run(workdir: Path, *, complete: bool = True) -> RunRecord:
@@ -76,18 +94,33 @@ def read_evaluation(workdir: Path) -> EvaluationResult | None:
     return result
 
 
-def read_attacks(workdir: Path) -> Cells:
-    """Reads the cells of a run's `attacks.json`; empty if there is none.
+def read_attacks(workdir: Path) -> list[AttackRow]:
+    """Reads the families in a run's `attacks.json`; empty if there is none.
 
     Raises:
         InputError: the file is damaged, a value is of another type, or a family lacks a side.
     """
     path = workdir / f"{run_folder.ATTACKS_STEM}.json"
     if not path.is_file():
-        return {}
-    cells = read_typed(_Attacks, path, mend="attack the run again")["cells"]
-    _check_sides(path, cells, ATTACKED_SIDES)
-    return cells
+        return []
+    content = read_typed(_Attacks, path, mend="attack the run again")
+    _check_sides(path, content["cells"], SIDES)
+    access, budgets = content.get("access", {}), content.get("budgets", {})
+    return [
+        {
+            "family": family,
+            "access": access.get(family, "prompts"),
+            "budget": budget_text(budgets.get(family, {})),
+            "sides": sides,
+        }
+        for family, sides in content["cells"].items()
+    ]
+
+
+def budget_text(budget: Mapping[str, float]) -> str:
+    """Format a search's budget, without the number of pictures: "steps 100, restarts 4"."""
+    named = [f"{name} {value:g}" for name, value in budget.items() if name != "pictures"]
+    return ", ".join(named)
 
 
 def read_words(workdir: Path) -> tuple[SentencesRecord, IrrelevantRecord]:

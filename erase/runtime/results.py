@@ -203,7 +203,15 @@ class EvaluationResult(Counts, total=False):
 
 
 class AttackResult(TypedDict):
-    """Content of `attacks.json`: shares by family and side, and each family's prompts."""
+    """Content of `attacks.json`: shares by family and side, and each family's prompts.
+
+    Attributes:
+        cells: by family; those that search have the sides "before" and "after" only.
+        prompts: prompts of the pictures, by family.
+        access: what the attacker has, by family.
+        budgets: by family: number of judged pictures, and the budget of its search.
+        found: what searches found, by family and side: text, error at held-out points, prompts.
+    """
 
     concept: str
     kind: str
@@ -212,6 +220,9 @@ class AttackResult(TypedDict):
     seed: int
     cells: Cells
     prompts: dict[str, list[str]]
+    access: dict[str, str]
+    budgets: dict[str, dict[str, float]]
+    found: dict[str, dict[str, dict[str, Any]]]
 
 
 # Result of a command for one run.

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from erase.attacks import disguises
 from erase.config.schema import Config
-from erase.evaluation import attack, evaluate, statistics
+from erase.evaluation import evaluate, statistics
 from erase.evaluation.eval_prompts import (
     EvalPrompt,
     base_settings,
@@ -261,7 +262,7 @@ def count(
     judge, prompts = evaluate.plan_evaluation(config, pipe)
     assert judge is not None, "checked by compare"
     before, features = base[config.concept]
-    asked = attack.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
+    asked = disguises.attacks(config, attacks, ordered=judge.kind(config.concept) == "relation")
     pairs = [(adapter, config.evaluation.strength)] if adapter else []
     silenced = None if adapter else config.concept
     # All in one call, for few and full batches.

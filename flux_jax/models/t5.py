@@ -149,8 +149,15 @@ class T5Encoder(nn.Module):
     unroll: bool = False
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T E"]:
-        """Returns the output for every token, padding included."""
+    def __call__(
+        self, ids: Int[Array, "B T"], embedded: Float[Array, "B T E"] | None = None
+    ) -> Float[Array, "B T E"]:
+        """Returns the output for every token, padding included.
+
+        Args:
+            ids: token ids.
+            embedded: the tokens' embeddings, if they are not those of the ids.
+        """
         config = self.config
         positions = np.arange(ids.shape[1])
         bucket = relative_position_bucket(
@@ -169,5 +176,6 @@ class T5Encoder(nn.Module):
         # bfloat16 would lose small terms, and GPUs have no fast bfloat16 atomics.
         words = nn.Embed(config.vocab_size, config.d_model, name="token_embedder")
         blocks = scanned(Block, config.num_layers, self.unroll)
-        x, _ = blocks(config, self.dtype, name="blocks")(words(ids).astype(self.dtype), bias)
+        x = words(ids) if embedded is None else embedded
+        x, _ = blocks(config, self.dtype, name="blocks")(x.astype(self.dtype), bias)
         return RMSNorm(name="final_norm")(x)

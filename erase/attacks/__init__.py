@@ -1,0 +1,1 @@
+"""Attacks on an erased concept: disguised prompts, and searches with access to the model."""
