@@ -295,7 +295,7 @@ def test_too_many_tokens_are_refused(pipe: Pipeline, target: Target):
 @pytest.mark.parametrize(
     ("family", "given"),
     [
-        ("inversion", {"restarts": 2, "steps": 60}),
+        ("inversion", {"restarts": 3, "steps": 150}),
         ("tokens", {"restarts": 3, "steps": 12, "own_words": True}),
     ],
 )

@@ -10,6 +10,7 @@ Axis letters: R restarts, E text width, B points of a step.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import flax.struct
 import jax
@@ -71,7 +72,8 @@ def advance(
         rows = jax.random.randint(key, (batch,), 0, len(points.times))
         gradient = jax.grad(model.error)(state.tokens, points, rows)
         changes, following = optimiser.update(gradient, state.optimiser)
-        return State(optax.apply_updates(state.tokens, changes), following)  # pyright: ignore
+        tokens = cast(Array, optax.apply_updates(state.tokens, changes))
+        return State(tokens, following)
 
     def step(index: Int[Array, ""], state: State) -> State:
         keys = jax.random.split(jax.random.fold_in(key, index), len(state.tokens))

@@ -10,6 +10,7 @@ Axis letters: R searches, P population, K tokens, T text tokens, E text width, A
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ class RingABell:
         shape = budget.restarts, budget.population, budget.tokens
         population = jax.random.choice(start, jnp.asarray(allowed, jnp.int32), shape)
         population = sharding.gather(pipe.mesh, population)
-        ends = (int(tokenizer.eos_token_id), int(tokenizer.pad_token_id))  # pyright: ignore
+        ends = tuple(cast(int, each) for each in (tokenizer.eos_token_id, tokenizer.pad_token_id))
         params = pipe.params["text_encoder_2"]
 
         def part(population: Array, start: int, stop: int) -> Array:

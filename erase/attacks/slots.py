@@ -6,7 +6,7 @@ width, N points, S image tokens, C latent channels.
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -149,7 +149,7 @@ def encode(
     open_places = jnp.sum(prompts.slots, axis=-1, keepdims=True)
     put = jnp.einsum("btk,ke->bte", prompts.slots, tokens)
     embedded = words * (1 - open_places) + put
-    return encoder.apply({"params": params}, prompts.ids, embedded)  # pyright: ignore
+    return cast(Array, encoder.apply({"params": params}, prompts.ids, embedded))
 
 
 @jax.jit
