@@ -142,13 +142,18 @@ def taught(config: Config, folder: Path) -> list[float]:
     errors: list[float] = []
     teach = relearn.TEACH
 
-    def noted(*given: Any, **settings: Any) -> Any:
-        state, metrics = teach(*given, **settings)
-        errors.append(float(metrics["teach"][0]))
-        return state, metrics
+    class Noted:
+        """The step of an update, of which each error is kept."""
+
+        lower, trace = staticmethod(teach.lower), staticmethod(teach.trace)
+
+        def __call__(self, *given: Any, **settings: Any) -> Any:
+            state, metrics = teach(*given, **settings)
+            errors.append(float(metrics["teach"][0]))
+            return state, metrics
 
     erased = make_adapters(runs, pipe, folder)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(relearn, "TEACH", noted)
+        patched.setattr(relearn, "TEACH", Noted())
         assert [steps for steps, _ in relearn.teach(erased, configs, pipe, [40], RATE)] == [40]
     return errors
