@@ -120,7 +120,7 @@ def test_commands_have_known_flags_and_a_row_for_each_method(tmp_path: Path):
             assert all(f'"{flag[2:]}"' in source for flag in flags), flags
         rows = [str(tmp_path / name) for name in shape.ROWS]
         for command in then.values():
-            assert command.count("--adapter") == len(rows)
+            assert command.count("--adapter") == 8
             assert [part for part in command if part in rows] == rows
         # A Fréchet distance needs more pictures than the judge has features.
         widths = json.loads(Path(run.JUDGE, "config.json").read_text())["widths"]
@@ -183,7 +183,7 @@ def write_benchmarks(out: Path, names: Sequence[str]) -> None:
         (out / part / "results.json").write_text(json.dumps(content))
 
 
-def test_the_table_has_a_row_for_each_method_and_table_2s_columns(tmp_path: Path):
+def test_the_table_has_nine_rows_and_table_2s_columns(tmp_path: Path):
     write_benchmarks(tmp_path, ["", *shape.ROWS])
     table = join([read_result(path) for path in shape.write_results(tmp_path)])
     assert table.headings == [
@@ -192,7 +192,7 @@ def test_the_table_has_a_row_for_each_method_and_table_2s_columns(tmp_path: Path
     ]
     assert [row.cells[0] for row in table.rows] == [
         *("CA (model-based)", "CA (noise-based)", "ESD", "UCE", "MACE", "EAP"),
-        *("Meta-Unlearning", "EraseAnything", "GEM", "EraseFlow", "base model"),
+        *("Meta-Unlearning", "EraseAnything", "base model"),
     ]
     # The third of the paper's rows is the fourth of the benchmark's, after the base model's.
     assert table.rows[2].cells[1:] == [

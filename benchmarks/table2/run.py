@@ -1,7 +1,5 @@
 """The paper's Table 2 and Figure 5 on the small model: erase "car" by every method, draw, judge.
 
-The rows are the paper's, and GEM and EraseFlow.
-
     python -m benchmarks.table2.run
 
 Every method trains with configs/emoji_table2.py. `erase-anything benchmark` draws and judges the
@@ -65,8 +63,7 @@ class Size:
 
 
 # One sample is the model's default for an entity; the methods were tuned on all kinds with four.
-FEWER = {"erase_anything": 100, "eap": 150, "gem": 100, "eraseflow": 150}
-SHORT = Size(1, FEWER, 48, 150, 72, steps=14, batch=25, lanes=2)
+SHORT = Size(1, {"erase_anything": 100, "eap": 150}, 48, 150, 72, steps=14, batch=25, lanes=2)
 STUDIED = prompts.STUDIED * prompts.STUDY_SEEDS
 FULL = Size(4, {}, prompts.PROMPTS, prompts.CAPTIONS, STUDIED, steps=28, batch=100, lanes=1)
 # Of the reference pictures: the captions' own seeds and this.
