@@ -4,11 +4,13 @@ import json
 import socket
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from helpers import warm
+from helpers import tiny, warm
+from PIL import Image
 
 from convert.adapters.files import read_lora
 from erase.runs import load_runs
@@ -38,14 +40,17 @@ def get_config():
 """
 
 
-def start(workdir: Path, *flags: str) -> list[CompletedProcess[str]]:
-    """Run the command in two connected processes of one device each."""
+JUDGE = tiny.SHIPPED / "judge"
+
+
+def start(command: tuple[Any, ...], *flags: str) -> list[CompletedProcess[str]]:
+    """Run a command in two connected processes of one device each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     started = [
         warm.Command(
-            *("-m", "erase.train", "--workdir", workdir),
+            *("-m", *command),
             *(f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={index}"),
             *(flag.replace("INDEX", str(index)) for flag in flags),
         )
@@ -65,7 +70,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_checkpoint_and_resume(config: Path, tiny_folder: Path, tmp_path: Path):
     flags = (f"--config={config}", f"--config.model.path={tiny_folder}")
     for iterations, more in ((2, ("--config.evaluation.pictures=0",)), (4, ())):
-        done = start(tmp_path / "two", *flags, f"--config.iterations={iterations}", *more)
+        command = ("erase.train", "--workdir", tmp_path / "two")
+        done = start(command, *flags, f"--config.iterations={iterations}", *more)
         for process in done:
             assert process.returncode == 0, process.stderr[-3000:]
         # The first one alone speaks.
@@ -100,12 +106,48 @@ def test_processes_with_other_settings_end_with_a_message(
     config: Path, tiny_folder: Path, tmp_path: Path
 ):
     flags = (f"--config={config}", f"--config.model.path={tiny_folder}")
-    done = start(tmp_path / "run", *flags, "--config.seed=INDEX", "--config.lower.eta=1.INDEX")
+    command = ("erase.train", "--workdir", tmp_path / "run")
+    done = start(command, *flags, "--config.seed=INDEX", "--config.lower.eta=1.INDEX")
     for process in done:
         assert process.returncode == 2
         assert "error: seed, lower differ between the 2 processes" in process.stderr
         assert "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_out_a_benchmark_and_resume_it(tiny_folder: Path, tmp_path: Path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\ntwo cats\na tree\na red ball\n")
+    options = {
+        **{"model": str(tiny_folder), "prompts": str(prompts), "judge": f"emoji={JUDGE}"},
+        **{"find": "cat", "steps": "2", "height": "64", "width": "64", "batch": "2"},
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    command = ("erase", "benchmark", "--out", tmp_path / "two")
+    times = []
+    for _ in range(2):
+        done = start(command, *flags)
+        for process in done:
+            assert process.returncode == 0, process.stderr[-3000:]
+        assert "base model" not in done[1].stdout
+        pictures = sorted((tmp_path / "two").rglob("*.png"))
+        times.append([path.stat().st_mtime_ns for path in pictures])
+    # The second start drew nothing.
+    assert len(times[0]) == 5
+    assert times[0] == times[1]
+
+    alone = warm.run("-m", "erase", "benchmark", "--out", tmp_path / "one", *flags)
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    results = [
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")
+    ]
+    assert results[0]["rows"][0]["judges"] == results[1]["rows"][0]["judges"]
+    for one, two in zip(
+        *(sorted((tmp_path / name).rglob("*.png")) for name in ("one", "two")), strict=True
+    ):
+        difference = np.asarray(Image.open(one), int) - np.asarray(Image.open(two), int)
+        assert np.abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from erase.runs import RunConfig
 from erase.runtime.run_folder import WRITTEN
 from erase.training import checkpoints, resume_check, run
 from erase.training.prepare import resolve_runs
-from flux_jax.errors import InputError
+from flux_jax.errors import InputError, messages
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTER = Path("adapter") / "pytorch_lora_weights.safetensors"
@@ -356,6 +356,8 @@ def test_a_length_that_changes_the_choice_of_velocities_is_noted(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     def resume(before: int, after: int, teacher: str | None = None) -> str:
+        # A process says the same only once.
+        messages.note.cache_clear()
         given = [
             {"": replace(config, iterations=each, bank=replace(config.bank, teacher=teacher))}
             for each in (before, after)

@@ -39,12 +39,16 @@ class Stop:
         deferring: whether the running code checks `asked` itself, when it can stop.
         unit: what the running code finishes before it stops.
         goes_on: what the same command does after it was stopped at once.
+        again: sends a signal once more that came where Python ignores errors.
+        resent: how many were sent again.
     """
 
     asked: str | None = None
     deferring: bool = False
     unit: str = "iteration"
     goes_on: str = GOES_ON
+    again: threading.Timer | None = None
+    resent: int = 0
 
     @contextlib.contextmanager
     def deferred(self, unit: str = "iteration") -> Iterator[None]:
@@ -73,7 +77,9 @@ class Stop:
         if self.asked:
             return
         if not self.deferring and _ignores_errors(frame):
-            threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
+            self.again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+            self.resent += 1
+            self.again.start()
             return
         self.asked = signal.Signals(number).name
         if self.deferring:
@@ -168,6 +174,10 @@ def listening() -> Iterator[Stop]:
             raise
         raise PreemptedError(f"{stop.asked}: stopped; {stop.goes_on}") from error
     finally:
+        # Nobody would handle it any more.
+        if stop.again is not None:
+            stop.again.cancel()
+            stop.again.join()
         _listening.remove(stop)
         signal.set_wakeup_fd(waker)
         for number, handler in handlers.items():
@@ -178,12 +188,16 @@ def listening() -> Iterator[Stop]:
 
 
 def _end_at_the_second(reader: socket.socket) -> None:
-    first = None
+    first, same = None, 0
     while received := reader.recv(1):
         if received[0] not in SIGNALS:
             continue
         now = time.monotonic()
-        first = now if first is None else first
+        if first is None:
+            first = now
+        elif _listening and _listening[-1].resent > same:
+            # It is the first one still, however long garbage collection took.
+            first, same = now, same + 1
         if now - first > TOGETHER:
             goes_on = _listening[-1].goes_on if _listening else GOES_ON
             _say(f"a second signal: ended immediately; {goes_on}\n")
