@@ -16,7 +16,7 @@ HEADINGS = [
     "Results",
     "Pictures before and after",
     "Attention to “cat”",
-    "Disguised prompts",
+    "Attacks",
     "Training",
     "Other concepts",
     "Words",

@@ -24,6 +24,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TOGETHER = 1.0
 # Seconds after which a signal is sent again that came where Python ignores errors.
 AGAIN = 0.02
+# Modules whose functions run when an object is freed.
+WEAK = ("weakref", "_weakrefset")
 # A run cannot resume before its first checkpoint.
 GOES_ON = "the same command resumes from what was saved, or starts anew if nothing was"
 # Of commands that save nothing.
@@ -91,10 +93,11 @@ class Stop:
 
 
 def _ignores_errors(frame: FrameType | None) -> bool:
-    """Whether Python prints errors of this frame and goes on: callbacks of gc, and `__del__`."""
+    """Whether Python prints errors of this frame and goes on, as where garbage is collected."""
     callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
-        if frame.f_code in callbacks or frame.f_code.co_name == "__del__":
+        name = frame.f_globals.get("__name__")
+        if frame.f_code in callbacks or frame.f_code.co_name == "__del__" or name in WEAK:
             return True
         frame = frame.f_back
     return False
