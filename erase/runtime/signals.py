@@ -41,6 +41,7 @@ class Stop:
         deferring: whether the running code checks `asked` itself, when it can stop.
         unit: what the running code finishes before it stops.
         goes_on: what the same command does after it was stopped at once.
+        collecting: whether garbage is collected, where Python ignores errors.
         again: sends a signal once more that came where Python ignores errors.
         resent: how many were sent again.
     """
@@ -49,6 +50,7 @@ class Stop:
     deferring: bool = False
     unit: str = "iteration"
     goes_on: str = GOES_ON
+    collecting: bool = False
     again: threading.Timer | None = None
     resent: int = 0
 
@@ -78,7 +80,7 @@ class Stop:
         """
         if self.asked:
             return
-        if not self.deferring and _ignores_errors(frame):
+        if not self.deferring and (self.collecting or _ignores_errors(frame)):
             self.again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
             self.resent += 1
             self.again.start()
@@ -168,6 +170,12 @@ def listening() -> Iterator[Stop]:
     thread = threading.Thread(target=_end_at_the_second, args=(reader,), daemon=True)
     thread.start()
     _listening.append(stop)
+
+    def collects(phase: str, info: dict[str, int]) -> None:
+        del info
+        stop.collecting = phase == "start"
+
+    gc.callbacks.append(collects)
     try:
         yield stop
     except PreemptedError:
@@ -177,6 +185,7 @@ def listening() -> Iterator[Stop]:
             raise
         raise PreemptedError(f"{stop.asked}: stopped; {stop.goes_on}") from error
     finally:
+        gc.callbacks.remove(collects)
         # Nobody would handle it any more.
         if stop.again is not None:
             stop.again.cancel()
