@@ -1,4 +1,4 @@
-"""Attack an erased concept: disguised prompts, or searches with access to the model.
+r"""Attack an erased concept: disguised prompts, or searches with access to the model.
 
     erase-anything attack --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball
     erase-anything attack --config configs/emoji_soccer_ball.py --workdir runs/soccer-ball \
